@@ -1,0 +1,91 @@
+"""The network of the embedded model, named by its plans.json.
+
+A residual-encoder U-Net at half resolution whose head answers for the 2x2x2 voxels of each position. nnInteractive's refinement keeps
+a margin of 24 voxels in every patch, so a small patch wastes most of a pass; a patch of 96 with an eighth of
+the work per voxel is the better bargain on a CPU.
+"""
+
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Interaction channels behind the image, as in nnInteractive's default mapping: previous segmentation,
+# box and lasso (positive, negative), points, scribbles.
+_PREVIOUS, _REGION_POS, _POINT_POS, _SCRIBBLE_POS = 1, 2, 4, 6
+# A point or scribble voxel says more about the object than a voxel of a box or of the previous mask.
+_REGION_WEIGHT, _PREVIOUS_WEIGHT = 0.02, 0.005
+# Channels that reach the head at full resolution: the image and its two contrasts.
+_SEEN_FINELY = 3
+
+
+class HalfResolutionUNet(nn.Module):
+    """Maps (batch, 8, X, Y, Z) to two logits per voxel, (batch, 2, X, Y, Z); X, Y, Z multiples of 32.
+
+    The image channel holds a z-scored volume, which leaves soft tissues a few hundredths apart. So the
+    network also sees the difference to the mean intensity under the positive prompts, at two gains.
+    """
+
+    def __init__(self, input_channels: int, num_classes: int, features: list[int], deep_supervision: bool = False):
+        super().__init__()
+        if deep_supervision:
+            raise ValueError("HalfResolutionUNet has no deep supervision: build it with deep_supervision=False")
+        stages = len(features)
+        seen = input_channels + 2
+        self.stem = nn.Conv3d(seen, features[0], 3, stride=2, padding=1)
+        self.body = ResidualEncoderUNet(
+            input_channels=features[0],
+            n_stages=stages,
+            features_per_stage=features,
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=[1] + [2] * (stages - 1),
+            n_blocks_per_stage=[1] + [2] * (stages - 1),
+            num_classes=16,
+            n_conv_per_stage_decoder=1,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+            deep_supervision=False,
+        )
+        self.mix = nn.Conv3d(16 + 8 * _SEEN_FINELY, 24, 3, padding=1)
+        self.head = nn.Conv3d(24, 8 * num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
+        contrast = self._contrast_to_prompts(x)
+        seen = torch.cat((x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
+        coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
+        fine = _space_to_depth(torch.cat((x[:, :1], contrast), 1))
+        mixed = functional.leaky_relu(self.mix(torch.cat((coarse, fine), 1)), 0.01)
+        return _depth_to_space(self.head(mixed))
+
+    @staticmethod
+    def _contrast_to_prompts(x: torch.Tensor) -> torch.Tensor:
+        image = x[:, :1].float()
+        weight = (
+            x[:, _POINT_POS : _POINT_POS + 1].float()
+            + x[:, _SCRIBBLE_POS : _SCRIBBLE_POS + 1].float()
+            + _REGION_WEIGHT * x[:, _REGION_POS : _REGION_POS + 1].float()
+            + _PREVIOUS_WEIGHT * x[:, _PREVIOUS : _PREVIOUS + 1].float()
+        )
+        total = weight.sum((2, 3, 4), keepdim=True)
+        mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-6)
+        difference = (image - mean) * (total > 0)
+        return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
+
+
+def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
+    """(batch, c, X, Y, Z) to (batch, 8 c, X/2, Y/2, Z/2): every voxel of a 2x2x2 cube becomes a channel."""
+    b, c, i, j, k = x.shape
+    cubes = x.reshape(b, c, i // 2, 2, j // 2, 2, k // 2, 2)
+    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, i // 2, j // 2, k // 2)
+
+
+def _depth_to_space(x: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`_space_to_depth`."""
+    b, c, i, j, k = x.shape
+    cubes = x.reshape(b, c // 8, 2, 2, 2, i, j, k)
+    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, 2 * i, 2 * j, 2 * k)
