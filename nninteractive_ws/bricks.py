@@ -1,0 +1,191 @@
+"""The image as bricks: which there are, which come first, which have arrived; and its statistics.
+
+The volume is cut into cubes of 64 voxels, smaller at the far borders, numbered in C order of their grid.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+import itertools
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.geometry import Box, Index
+
+BRICK = 64
+
+#: How the voxels travel, by numpy dtype name. The network computes in float32, so wider types are cut to it.
+_WIRE_DTYPES = {
+    "bool": "uint8",
+    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32")},
+    **{name: "float32" for name in ("int64", "uint64", "float64", "float128", "float96", "longdouble")},
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The bricks of a volume of ``shape``."""
+
+    shape: Index
+
+    @property
+    def counts(self) -> Index:
+        """Bricks along each axis."""
+        i, j, k = (-(-n // BRICK) for n in self.shape)
+        return i, j, k
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def box(self, index: int) -> Box:
+        """The voxels of a brick. Raises IndexError where there is no such brick."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"brick {index} of {len(self)}")
+        _, nj, nk = self.counts
+        at = index // (nj * nk), index // nk % nj, index % nk
+        return Box.from_pairs([(BRICK * a, min(BRICK * (a + 1), n)) for a, n in zip(at, self.shape, strict=True)])
+
+    def within(self, box: Box) -> list[int]:
+        """The bricks that hold voxels of ``box``; parts of it outside the volume are ignored."""
+        clipped = box.clip(self.shape)
+        if clipped is None:
+            return []
+        _, nj, nk = self.counts
+        ranges = [range(a // BRICK, (b - 1) // BRICK + 1) for a, b in clipped.pairs]
+        return [(i * nj + j) * nk + k for i, j, k in itertools.product(*ranges)]
+
+    def nearest_first(self, focus: Index) -> list[int]:
+        """All bricks by the distance of their closest voxel to ``focus``; equal ones in grid order."""
+        axes = []
+        for n, count, f in zip(self.shape, self.counts, focus, strict=True):
+            low = np.arange(count) * BRICK
+            high = np.minimum(low + BRICK, n) - 1
+            axes.append(np.maximum(0, np.maximum(low - f, f - high)).astype(np.int64) ** 2)
+        distance = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]
+        return [int(i) for i in np.argsort(distance.ravel(), kind="stable")]
+
+
+class Presence:
+    """Which bricks of a grid are there."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._there = np.zeros(len(grid), bool)
+
+    def add(self, index: int) -> None:
+        self._there[index] = True
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        return [i for i in indices if not self._there[i]]
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._there[index])
+
+    @property
+    def count(self) -> int:
+        return int(np.count_nonzero(self._there))
+
+    def to_bytes(self) -> bytes:
+        """One bit a brick, the first in the lowest bit of the first byte."""
+        return np.packbits(self._there, bitorder="little").tobytes()
+
+    @classmethod
+    def from_bytes(cls, grid: Grid, data: bytes) -> "Presence":
+        """Raises ValueError where ``data`` has not one bit for each brick."""
+        if len(data) != -(-len(grid) // 8):
+            raise ValueError(f"{len(data)} bytes for {len(grid)} bricks")
+        presence = cls(grid)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=len(grid), bitorder="little")
+        presence._there = bits.astype(bool)
+        return presence
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the network's input is normalised with: (voxel - mean) / std, computed in float32."""
+
+    mean: float
+    std: float
+
+
+def checked_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """The image as an array that can be sent: 3-D, real, not empty. Not copied.
+
+    Raises BadImage with what is wrong.
+    """
+    volume = np.asarray(image)
+    if volume.ndim != 3:
+        raise BadImage(
+            f"The image has {volume.ndim} dimensions (shape {volume.shape}); a volume of 3 is needed. "
+            "Take one channel or time point of it."
+        )
+    if volume.dtype.name not in _WIRE_DTYPES:
+        raise BadImage(f"The image's voxels are of type {volume.dtype}; real numbers are needed.")
+    if volume.size == 0:
+        raise BadImage(f"The image is empty (shape {volume.shape}).")
+    return volume
+
+
+def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
+    """The dtype in which the voxels travel."""
+    return _WIRE_DTYPES[volume.dtype.name]
+
+
+def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statistics | None]:
+    """Mean and standard deviation of a volume, a slab of work between two ``next``; the last item has them.
+
+    As nnInteractive 2.6 normalises (``_background_set_image``): over the smallest box around the non-zero
+    voxels, the deviation with n - 1. Voxels outside that box are zero and add nothing to a sum, so one pass
+    serves. Sums are exact for integers and float64 otherwise: that is the protocol's definition.
+    Raises BadImage for NaN or infinite voxels and for a volume of one value.
+    """
+    integral = np.issubdtype(volume.dtype, np.integer) or volume.dtype == np.bool_
+    total: float = 0
+    squares: float = 0
+    occupied = [np.zeros(n, bool) for n in volume.shape]
+    low, high = np.inf, -np.inf
+    for i0 in range(0, volume.shape[0], BRICK):
+        for j0 in range(0, volume.shape[1], BRICK):
+            slab = volume[i0 : i0 + BRICK, j0 : j0 + BRICK]
+            values = np.asarray(slab, np.int64 if integral and volume.dtype.itemsize < 4 else np.float64)
+            part, part_squares = values.sum(), np.vdot(values, values)
+            if not np.isfinite(part_squares):
+                raise BadImage(_describe_not_finite(slab, (i0, j0)))
+            total, squares = total + part.item(), squares + part_squares.item()
+            low, high = min(low, values.min()), max(high, values.max())
+            nonzero = values != 0
+            occupied[0][i0 : i0 + BRICK] |= nonzero.any((1, 2))
+            occupied[1][j0 : j0 + BRICK] |= nonzero.any((0, 2))
+            occupied[2] |= nonzero.any((0, 1))
+            yield None
+    if low == high:
+        raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
+    n = math.prod(int(np.ptp(np.flatnonzero(o))) + 1 for o in occupied)
+    mean = total / n
+    variance = max(0.0, (squares - n * mean * mean) / max(1, n - 1))
+    if not 0 < variance < np.inf or float(np.float32(np.sqrt(variance))) == 0:
+        raise BadImage(f"The image's voxels differ too little to be normalised (from {low:g} to {high:g}).")
+    yield Statistics(float(mean), float(np.sqrt(variance)))
+
+
+def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
+    """Mean and standard deviation of a volume: see :func:`statistics_slab_by_slab`."""
+    found = None
+    for found in statistics_slab_by_slab(volume):
+        pass
+    assert found is not None
+    return found
+
+
+def _describe_not_finite(slab: npt.NDArray[np.generic], origin: tuple[int, int]) -> str:
+    bad = np.argwhere(~np.isfinite(slab))
+    if len(bad) == 0:
+        return "The image has voxels too large to be squared in float64; scale it down."
+    i, j, k = (int(x) for x in bad[0])
+    value = slab[i, j, k]
+    return (
+        f"The image has NaN or infinite voxels, the first at ({i + origin[0]}, {j + origin[1]}, {k}): {value}. "
+        "Replace them (numpy.nan_to_num) and set the image again."
+    )

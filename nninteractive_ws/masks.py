@@ -1,0 +1,118 @@
+"""Changes of a mask: what differs between two masks, as the exclusive or inside the smallest box around it.
+
+Applying a delta twice undoes it, and two of them compose into one, so the same object is the live preview,
+the result, undo, redo, the journal and the catching up of a slow client.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+from nninteractive_ws import arrays
+from nninteractive_ws.errors import BadMessage, OutOfBounds
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.messages import Bits, Encoding
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delta:
+    """The voxels of ``box`` to flip: ``flips`` is bool and of the box's shape. No box: nothing changes.
+
+    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask.
+    """
+
+    box: Box | None
+    flips: Mask
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels change."""
+        return int(np.count_nonzero(self.flips))
+
+
+NO_CHANGE = Delta(None, np.zeros((0, 0, 0), bool))
+
+
+def tight(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
+    """The delta of ``flips``, an array whose first voxel lies at ``origin``, cut to the smallest box."""
+    bounds = []
+    for axis in range(3):
+        occupied = np.flatnonzero(flips.any(axis=tuple(a for a in range(3) if a != axis)))
+        if len(occupied) == 0:
+            return NO_CHANGE
+        bounds.append((int(occupied[0]), int(occupied[-1]) + 1))
+    box = Box.from_pairs(bounds)
+    return Delta(box.shift(origin), np.ascontiguousarray(flips[box.slices]))
+
+
+def diff(before: Mask, after: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
+    """What turns ``before`` into ``after``, two arrays of one shape whose first voxel lies at ``origin``."""
+    return tight(before ^ after, origin)
+
+
+def apply(delta: Delta, mask: Mask) -> None:
+    """Flip the delta's voxels of ``mask`` in place. Raises OutOfBounds where the box is not inside."""
+    if delta.box is None:
+        return
+    if not delta.box.inside(mask.shape):
+        raise OutOfBounds(f"A change of the box {delta.box.pairs} does not fit a volume of shape {mask.shape}.")
+    view = mask[delta.box.slices]
+    np.logical_xor(view, delta.flips, out=view)
+
+
+def compose(first: Delta, second: Delta) -> Delta:
+    """The one delta that does what the two do in turn (in either order)."""
+    if first.box is None or second.box is None:
+        return second if first.box is None else first
+    frame = first.box.union(second.box)
+    flips = np.zeros(frame.shape, bool)
+    flips[first.box.within(frame).slices] = first.flips
+    view = flips[second.box.within(frame).slices]
+    np.logical_xor(view, second.flips, out=view)
+    return tight(flips, frame.start)
+
+
+def checksum(mask: Mask, box: Box) -> int:
+    """CRC-32 of the box's voxels in C order, packed eight to a byte, the first voxel in the lowest bit."""
+    return zlib.crc32(np.packbits(mask[box.slices], axis=None, bitorder="little"))
+
+
+def pack(delta: Delta, encoding: Encoding) -> Bits:
+    """A delta, or a mask, for the wire. Raises ValueError where it has no box: then nothing is to be sent."""
+    if delta.box is None:
+        raise ValueError("an empty delta has no box to send")
+    flat = delta.flips.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    ends = np.concatenate((edges, [flat.size]))
+    runs = np.diff(ends, prepend=0)
+    if flat[0]:
+        runs = np.concatenate(([0], runs))
+    packed = arrays.pack(runs.astype("<u4"), encoding)
+    return Bits(box=delta.box.pairs, runs=len(runs), encoding=encoding, data=packed)
+
+
+def unpack(bits: Bits, shape: Index) -> Delta:
+    """The delta, or mask, of a message about a volume of ``shape``; the box as sent, not cut.
+
+    Raises OutOfBounds where the box is not inside the volume, BadMessage where box and runs do not match,
+    and what :func:`arrays.unpack` raises.
+    """
+    try:
+        box = Box.from_pairs(bits.box)
+    except ValueError as e:
+        raise OutOfBounds(f"The box {bits.box} is empty: each range needs a stop greater than its start.") from e
+    if not box.inside(shape):
+        raise OutOfBounds(f"The box {bits.box} is not inside the volume of shape {shape}.")
+    if bits.runs > box.voxels + 1:
+        raise BadMessage(f"{bits.runs:,} runs were announced for a box of {box.voxels:,} voxels.")
+    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,))
+    if int(runs.sum(dtype=np.uint64)) != box.voxels:
+        raise BadMessage(f"The runs of a box of {box.voxels:,} voxels do not add up to it.")
+    is_set = np.arange(bits.runs) % 2 == 1
+    return Delta(box, np.repeat(is_set, runs).reshape(box.shape))
+
