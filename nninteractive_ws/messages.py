@@ -20,6 +20,11 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 RequestId = Annotated[int, Meta(ge=1, le=2**53)]
 Coordinate = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Checksum = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+# What float32 holds, the network's type: an image is normalised in it. NaN is outside too.
+_FLOAT32_MAX, _FLOAT32_MIN_NORMAL = (2 - 2.0**-23) * 2.0**127, 2.0**-126
+Real = Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
+Deviation = Annotated[float, Meta(ge=_FLOAT32_MIN_NORMAL, le=_FLOAT32_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 Words = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
@@ -115,8 +120,8 @@ class SetImage(Message, frozen=True, kw_only=True, tag="set_image"):
     image: Name
     shape: Shape
     dtype: DType
-    mean: float
-    std: Annotated[float, Meta(gt=0)]
+    mean: Real
+    std: Deviation
 
 
 class ImageBricks(Message, frozen=True, kw_only=True, tag="image_bricks"):
@@ -268,7 +273,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     secret: Text
     resumed: bool
     last_id: Count = 0
-    revisions: dict[str, int] = {}
+    revisions: dict[Name, Count] = {}
     image: Text | None = None
     bricks: bytes = b""
     limits: Limits
@@ -280,7 +285,7 @@ class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
     """Bricks that have arrived: an acknowledgement, and how many of all are there."""
 
     image: Name
-    received: list[Count]
+    received: Annotated[list[Count], Meta(max_length=100_000)]
     present: Count
     total: Count
 
@@ -304,7 +309,7 @@ class MaskDelta(Message, frozen=True, kw_only=True, tag="mask_delta"):
     base_rev: Count
     rev: Count
     change: Bits
-    checksum: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    checksum: Checksum
     voxels: Count
     final: bool
 
