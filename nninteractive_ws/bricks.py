@@ -3,10 +3,12 @@
 The volume is cut into cubes of 64 voxels, smaller at the far borders, numbered in C order of their grid.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 import itertools
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,11 +117,14 @@ def checked_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
 
     Raises BadImage with what is wrong.
     """
-    volume = np.asarray(image)
+    try:
+        volume = np.asarray(image)
+    except ValueError as e:
+        raise BadImage(f"The image is not an array ({e}).") from e
     if volume.ndim != 3:
+        advice = "Take one channel or time point of it." if volume.ndim > 3 else "A slice is image[:, :, None]."
         raise BadImage(
-            f"The image has {volume.ndim} dimensions (shape {volume.shape}); a volume of 3 is needed. "
-            "Take one channel or time point of it."
+            f"The image has {volume.ndim} dimensions (shape {volume.shape}); a volume of 3 is needed. {advice}"
         )
     if volume.dtype.name not in _WIRE_DTYPES:
         raise BadImage(f"The image's voxels are of type {volume.dtype}; real numbers are needed.")
@@ -136,25 +141,30 @@ def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
 def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statistics | None]:
     """Mean and standard deviation of a volume, a slab of work between two ``next``; the last item has them.
 
-    As nnInteractive 2.6 normalises (``_background_set_image``): over the smallest box around the non-zero
-    voxels, the deviation with n - 1. Voxels outside that box are zero and add nothing to a sum, so one pass
-    serves. Sums are exact for integers and float64 otherwise: that is the protocol's definition.
-    Raises BadImage for NaN or infinite voxels and for a volume of one value.
+    As nnInteractive 2.6 normalises (``_background_set_image``): of the voxels as they travel, over the smallest
+    box around those that are not zero, the deviation with n - 1. Voxels outside that box are zero and add
+    nothing to a sum, so one pass serves. Sums are exact for integers of one or two bytes and float64 otherwise.
+    Raises BadImage for voxels that are not finite in the wire's type and for a volume of (almost) one value.
     """
-    integral = np.issubdtype(volume.dtype, np.integer) or volume.dtype == np.bool_
+    wire = np.dtype(wire_dtype(volume))
     total: float = 0
     squares: float = 0
     occupied = [np.zeros(n, bool) for n in volume.shape]
-    low, high = np.inf, -np.inf
+    low, high = math.inf, -math.inf
     for i0 in range(0, volume.shape[0], BRICK):
         for j0 in range(0, volume.shape[1], BRICK):
             slab = volume[i0 : i0 + BRICK, j0 : j0 + BRICK]
-            values = np.asarray(slab, np.int64 if integral and volume.dtype.itemsize < 4 else np.float64)
-            part, part_squares = values.sum(), np.vdot(values, values)
-            if not np.isfinite(part_squares):
-                raise BadImage(_describe_not_finite(slab, (i0, j0)))
-            total, squares = total + part.item(), squares + part_squares.item()
-            low, high = min(low, values.min()), max(high, values.max())
+            exact = wire.kind in "iu" and wire.itemsize <= 2 and slab.size < 2**31
+            # What overflows or is not a number is looked for below.
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                sent = slab.astype(wire, copy=False)
+                # In C order whatever the volume's, so that the same voxels always give the same sums.
+                values: npt.NDArray[Any] = sent.astype(np.int64 if exact else np.float64, order="C")
+                part, part_squares = values.sum().item(), np.vdot(values, values).item()
+            if not math.isfinite(part_squares):
+                raise BadImage(_describe_not_finite(slab, sent, (i0, j0)))
+            total, squares = total + part, squares + part_squares
+            low, high = min(low, values.min().item()), max(high, values.max().item())
             nonzero = values != 0
             occupied[0][i0 : i0 + BRICK] |= nonzero.any((1, 2))
             occupied[1][j0 : j0 + BRICK] |= nonzero.any((0, 2))
@@ -163,11 +173,17 @@ def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statist
     if low == high:
         raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
     n = math.prod(int(np.ptp(np.flatnonzero(o))) + 1 for o in occupied)
-    mean = total / n
-    variance = max(0.0, (squares - n * mean * mean) / max(1, n - 1))
-    if not 0 < variance < np.inf or float(np.float32(np.sqrt(variance))) == 0:
-        raise BadImage(f"The image's voxels differ too little to be normalised (from {low:g} to {high:g}).")
-    yield Statistics(float(mean), float(np.sqrt(variance)))
+    # In fractions, so that the two sums are the only places where digits can be lost.
+    mean = Fraction(total) / n
+    variance = (Fraction(squares) - mean * Fraction(total)) / max(1, n - 1)
+    std = math.sqrt(max(float(variance), 0.0))
+    limits = np.finfo(np.float32)
+    if not float(limits.smallest_normal) <= std <= float(limits.max):
+        raise BadImage(
+            f"The image cannot be normalised: inside the box around its voxels that are not zero, the standard "
+            f"deviation is {std:g} (its voxels go from {low:g} to {high:g})."
+        )
+    yield Statistics(float(mean), std)
 
 
 def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
@@ -179,13 +195,12 @@ def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
     return found
 
 
-def _describe_not_finite(slab: npt.NDArray[np.generic], origin: tuple[int, int]) -> str:
-    bad = np.argwhere(~np.isfinite(slab))
-    if len(bad) == 0:
-        return "The image has voxels too large to be squared in float64; scale it down."
-    i, j, k = (int(x) for x in bad[0])
-    value = slab[i, j, k]
+def _describe_not_finite(slab: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: tuple[int, int]) -> str:
+    i, j, k = (int(x) for x in np.argwhere(~np.isfinite(sent.astype(np.float64)))[0])
+    value, at = slab[i, j, k], (i + origin[0], j + origin[1], k)
+    if np.isfinite(value):
+        return f"The image has voxels too large for {sent.dtype}, the first at {at}: {value}. Scale the image down."
     return (
-        f"The image has NaN or infinite voxels, the first at ({i + origin[0]}, {j + origin[1]}, {k}): {value}. "
+        f"The image has NaN or infinite voxels, the first at {at}: {value}. "
         "Replace them (numpy.nan_to_num) and set the image again."
     )
