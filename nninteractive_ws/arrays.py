@@ -47,9 +47,7 @@ def pack(array: npt.NDArray[np.generic], encoding: Encoding) -> bytes:
     return bytes(packed)
 
 
-def unpack(
-    data: bytes, encoding: Encoding, dtype: npt.DTypeLike, shape: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
+def unpack(data: bytes, encoding: Encoding, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
     """The array of ``shape`` and ``dtype`` that was packed; not writable.
 
     Raises TooLarge where the array would be over MAX_ARRAY_BYTES, and BadMessage where the bytes are not

@@ -4,9 +4,9 @@ Applying a delta twice undoes it, and two of them compose into one, so the same 
 the result, undo, redo, the journal and the catching up of a slow client.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ def compose(first: Delta, second: Delta) -> Delta:
 
 def checksum(mask: Mask, box: Box) -> int:
     """CRC-32 of the box's voxels in C order, packed eight to a byte, the first voxel in the lowest bit."""
-    return zlib.crc32(np.packbits(mask[box.slices], axis=None, bitorder="little"))
+    return zlib.crc32(np.packbits(mask[box.slices], axis=None, bitorder="little").tobytes())
 
 
 def pack(delta: Delta, encoding: Encoding) -> Bits:
@@ -110,9 +110,9 @@ def unpack(bits: Bits, shape: Index) -> Delta:
         raise OutOfBounds(f"The box {bits.box} is not inside the volume of shape {shape}.")
     if bits.runs > box.voxels + 1:
         raise BadMessage(f"{bits.runs:,} runs were announced for a box of {box.voxels:,} voxels.")
-    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,))
-    if int(runs.sum(dtype=np.uint64)) != box.voxels:
+    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,)).astype(np.int64)
+    if int(runs.sum()) != box.voxels:
         raise BadMessage(f"The runs of a box of {box.voxels:,} voxels do not add up to it.")
-    is_set = np.arange(bits.runs) % 2 == 1
+    is_set = np.zeros(bits.runs, bool)
+    is_set[1::2] = True
     return Delta(box, np.repeat(is_set, runs).reshape(box.shape))
-
