@@ -3,11 +3,11 @@
 The volume is cut into cubes of 64 voxels, smaller at the far borders, numbered in C order of their grid.
 """
 
-import itertools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ BRICK = 64
 _WIRE_DTYPES = {
     "bool": "uint8",
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32")},
-    **{name: "float32" for name in ("int64", "uint64", "float64", "float128", "float96", "longdouble")},
+    **dict.fromkeys(("int64", "uint64", "float64", "float128", "float96", "longdouble"), "float32"),
 }
 
 
@@ -188,9 +188,7 @@ def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statist
 
 def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
     """Mean and standard deviation of a volume: see :func:`statistics_slab_by_slab`."""
-    found = None
-    for found in statistics_slab_by_slab(volume):
-        pass
+    *_, found = statistics_slab_by_slab(volume)
     assert found is not None
     return found
 

@@ -1,8 +1,8 @@
 """Boxes of voxels."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+import math
 
 Index = tuple[int, int, int]
 #: ((i0, i1), (j0, j1), (k0, k1)): how a box is written by users and on the wire.

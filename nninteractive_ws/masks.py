@@ -4,9 +4,9 @@ Applying a delta twice undoes it, and two of them compose into one, so the same 
 the result, undo, redo, the journal and the catching up of a slow client.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+import zlib
 
 import numpy as np
 import numpy.typing as npt
