@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from nninteractive_ws.demo.network import HalfResolutionUNet
+from nninteractive_ws.engine.demo_network import HalfResolutionUNet
 from training.episodes import Episode, View
 from training.scenes import make_scene
 

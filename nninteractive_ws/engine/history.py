@@ -1,0 +1,110 @@
+"""A segment on the worker: its mask, its history, and its mask as shown while a prompt is predicted."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nninteractive_ws import masks
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.messages import Prompt, Reset, Run, SetMask, StepRequest
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request that is part of the history, and what it changed."""
+
+    request: StepRequest
+    change: Delta
+
+    @property
+    def predicted(self) -> bool:
+        """Whether a prediction followed, after which no prompt waited."""
+        return isinstance(self.request, Run) or (not isinstance(self.request, Reset) and self.request.run)
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether the prompts before it no longer count."""
+        return isinstance(self.request, SetMask | Reset)
+
+
+@dataclass
+class Segment:
+    """``mask``: bool, the shape of the image. The mask is the composition of the changes of all steps."""
+
+    name: str
+    mask: Mask
+    revision: int = 0
+    voxels: int = 0
+    steps: list[Step] = field(default_factory=list)
+    undone: list[Step] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, name: str, shape: Index) -> "Segment":
+        return cls(name, np.zeros(shape, bool))
+
+    @property
+    def extent(self) -> Box | None:
+        """A box outside which the mask is empty."""
+        extent: Box | None = None
+        for step in self.steps:
+            if step.change.box is not None:
+                extent = step.change.box.union(extent)
+        return extent
+
+    def since_anew(self) -> list[Step]:
+        """The steps whose prompts count, in order; the first may be the mask that they started from."""
+        for n in range(len(self.steps) - 1, -1, -1):
+            if self.steps[n].starts_anew:
+                return self.steps[n:]
+        return self.steps
+
+    def pending(self) -> list[Prompt]:
+        """The prompts that wait for a prediction."""
+        waiting: list[Prompt] = []
+        for step in self.since_anew():
+            if step.predicted or step.starts_anew:
+                waiting = []
+            else:
+                waiting.append(step.request)  # type: ignore[arg-type]
+        return waiting
+
+    def append(self, step: Step) -> None:
+        """Add a step whose change has been applied; what was undone before it is gone."""
+        self.steps.append(step)
+        self.undone.clear()
+
+
+class Shown:
+    """A mask while it is predicted: as before the prompt, as shown, and the change between two showings."""
+
+    def __init__(self, before: Mask) -> None:
+        self._before = before
+        self.overlay = NO_CHANGE
+
+    def replace(self, box: Box, values: Mask) -> Delta:
+        """Show ``values`` in ``box`` and the mask from before everywhere else. Returns what changed."""
+        overlay = masks.diff(self._before[box.slices], values, box.start)
+        change = masks.compose(self.overlay, overlay)
+        self.overlay = overlay
+        return change
+
+    def patch(self, box: Box, values: Mask) -> Delta:
+        """Show ``values`` in ``box`` and leave the rest as it is shown. Returns what changed."""
+        change = masks.diff(self.view(box), values, box.start)
+        self.overlay = masks.compose(self.overlay, change)
+        return change
+
+    def back(self) -> Delta:
+        """Show the mask from before. Returns what changed."""
+        change, self.overlay = self.overlay, NO_CHANGE
+        return change
+
+    def view(self, box: Box) -> Mask:
+        """The voxels of ``box`` as shown: a new array."""
+        shown: Mask = self._before[box.slices].copy()
+        common = self.overlay.box.intersection(box) if self.overlay.box is not None else None
+        if common is not None and self.overlay.box is not None:
+            part = shown[common.within(box).slices]
+            np.logical_xor(part, self.overlay.flips[common.within(self.overlay.box).slices], out=part)
+        return shown

@@ -1,0 +1,79 @@
+"""The image on the worker: bricks as they arrive, normalised, and waiting for those that a pass needs."""
+
+from collections.abc import Callable
+import threading
+import time
+
+import numpy as np
+import torch
+
+from nninteractive_ws import arrays
+from nninteractive_ws.bricks import Grid, Presence, Statistics
+from nninteractive_ws.errors import BadImage, BadMessage, Cancelled
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.messages import Brick, SetImage
+
+
+class BrickImage:
+    """A volume filled brick by brick.
+
+    ``voxels``: float32 tensor (1, X, Y, Z), (voxel - mean) / std where a brick has arrived, else 0.
+    """
+
+    def __init__(self, announced: SetImage, device: torch.device) -> None:
+        self.name, self.dtype = announced.image, announced.dtype
+        self.grid = Grid(announced.shape)
+        self.statistics = Statistics(announced.mean, announced.std)
+        self.voxels = torch.zeros((1, *announced.shape), dtype=torch.float32, device=device)
+        self.presence = Presence(self.grid)
+        self._arrived = threading.Condition()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.grid.shape
+
+    def put(self, brick: Brick) -> None:
+        """Unpack, normalise and store one brick; from any thread. Raises BadMessage, TooLarge or BadImage."""
+        if brick.index >= len(self.grid):
+            raise BadMessage(f"Brick {brick.index} was sent for an image of {len(self.grid)} bricks.")
+        box = self.grid.box(brick.index)
+        values = arrays.unpack(brick.data, brick.encoding, self.dtype, box.shape)
+        normalised = self._normalise(values)
+        if not np.isfinite(normalised).all():
+            raise BadImage(f"Brick {brick.index} of the image has NaN or infinite voxels.")
+        # No lock: bricks do not overlap, and no pass reads a brick before it is marked as present.
+        self.voxels[0][box.slices] = torch.from_numpy(normalised).to(self.voxels.device)
+        with self._arrived:
+            self.presence.add(brick.index)
+            self._arrived.notify_all()
+
+    def _normalise(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+        # In float32, first the difference and then the quotient: what nnInteractive does, bit for bit.
+        with np.errstate(over="ignore", invalid="ignore"):
+            normalised = values.astype(np.float32)
+            normalised -= np.float32(self.statistics.mean)
+            normalised /= np.float32(self.statistics.std)
+        return normalised
+
+    def wait_for(self, box: Box, cancelled: Callable[[], bool], report: Callable[[int, int], None]) -> float:
+        """Block until every brick of ``box`` is there; returns the seconds waited.
+
+        ``report(present, needed)`` is called when it has to wait and whenever one more has come.
+        Raises Cancelled once ``cancelled()`` is true; :meth:`wake` makes it look.
+        """
+        needed = self.grid.within(box)
+        started, last = time.monotonic(), -1
+        with self._arrived:
+            while missing := len(self.presence.missing(needed)):
+                if cancelled():
+                    raise Cancelled("The request was cancelled while it waited for the image.")
+                if len(needed) - missing != last:
+                    last = len(needed) - missing
+                    report(last, len(needed))
+                self._arrived.wait()
+        return time.monotonic() - started if last >= 0 else 0.0
+
+    def wake(self) -> None:
+        """Let those who wait look whether they were cancelled."""
+        with self._arrived:
+            self._arrived.notify_all()

@@ -1,0 +1,58 @@
+"""Loading a model folder in nnInteractive's own format, and the device it runs on."""
+
+from dataclasses import dataclass
+import os
+from pathlib import Path
+from typing import Any
+
+from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
+import torch
+
+from nninteractive_ws.messages import Model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory. ``artifacts``: what upstream's sessions share, the network among them."""
+
+    description: Model
+    device: torch.device
+    threads: int
+    artifacts: dict[str, Any]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name as torch writes it, or of ``auto``: CUDA where there is a GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_model(name: str, folder: Path, device: torch.device) -> LoadedModel:
+    """Load the network of a model folder and warm it up on the calling thread.
+
+    Raises FileNotFoundError, RuntimeError or ValueError where the folder is not such a model.
+    """
+    threads = os.cpu_count() or 1
+    session = nnInteractiveInferenceSession(device=device, torch_n_threads=threads, enable_undo=False)
+    artifacts = session._load_model_artifacts_from_disk(str(folder))
+    artifacts["network"].eval()
+    session.initialize_from_loaded_artifacts(artifacts)
+    session.warmup()
+    return LoadedModel(_describe(name, session), device, threads, artifacts)
+
+
+def _describe(name: str, session: nnInteractiveInferenceSession) -> Model:
+    words = {"points": "point", "scribble": "scribble", "lasso": "lasso", "bbox2d": "bbox2d", "bbox3d": "bbox3d"}
+    prompts = [word for key, word in words.items() if session.supported_interactions.get(key)]
+    if session.supports_initial_label:
+        prompts.append("mask")
+    i, j, k = session.configuration_manager.patch_size
+    a, b, c = session.preferred_scribble_thickness
+    return Model(
+        name=name,
+        license=str(session.license),
+        patch_size=(int(i), int(j), int(k)),
+        prompts=prompts,
+        scribble_thickness=(float(a), float(b), float(c)),
+    )

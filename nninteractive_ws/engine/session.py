@@ -1,0 +1,574 @@
+"""A user's session on the worker: one image, its segments, their prompts and histories.
+
+:meth:`Session.handle` does one request on the session's own thread. Bricks and cancellations come in from
+other threads. Everything the client is to see goes through ``emit``, in the order in which it happens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from nninteractive_ws import masks
+from nninteractive_ws.bricks import Grid
+from nninteractive_ws.engine.device import DeviceThread, Seat
+from nninteractive_ws.engine.history import Segment, Shown, Step
+from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.engine.models import LoadedModel
+from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
+from nninteractive_ws.engine.upstream import UpstreamSession
+from nninteractive_ws.errors import (
+    AtCapacity,
+    BadImage,
+    BadMessage,
+    Cancelled,
+    NoImage,
+    NothingToUndo,
+    OutOfMemory,
+    TooLarge,
+    UnknownSegment,
+    UnsupportedPrompt,
+)
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.messages import (
+    AddBbox,
+    AddLasso,
+    AddPoint,
+    AddScribble,
+    Cancel,
+    Done,
+    Encoding,
+    GetMask,
+    ImageBricks,
+    ImageProgress,
+    Limits,
+    MaskDelta,
+    MaskSnapshot,
+    Message,
+    Progress,
+    Prompt,
+    Redo,
+    RemoveSegment,
+    Request,
+    Reset,
+    Restore,
+    Run,
+    SetImage,
+    SetMask,
+    SetOptions,
+    Timings,
+    Undo,
+)
+from nninteractive_ws.protocol import MAX_MESSAGE_BYTES
+
+_log = logging.getLogger(__name__)
+
+LIMITS = Limits(
+    message_bytes=MAX_MESSAGE_BYTES,
+    # 1024^3: such an image and its interaction channels take 19 GB.
+    image_voxels=2**30,
+    segments=256,
+    # 16 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
+    # enough that a prompt's message is never more than a blink behind them.
+    unacknowledged_bricks=16,
+)
+
+# Beyond the image and the interactions, a pass and the refinement's cache need room on a GPU.
+_DEVICE_HEADROOM_BYTES = 8 * 1024**3
+
+
+@dataclass
+class _Clock:
+    """Where the time of the request in hand goes; seconds."""
+
+    arrived: float
+    queued: float = 0.0
+    waiting_for_image: float = 0.0
+    network: float = 0.0
+    passes: int = 0
+
+    def timings(self) -> Timings:
+        total = time.monotonic() - self.arrived
+        return Timings(
+            queued=self.queued,
+            waiting_for_image=self.waiting_for_image,
+            network=self.network,
+            passes=self.passes,
+            total=total,
+        )
+
+
+@dataclass
+class _Prediction:
+    """A prompt being predicted."""
+
+    request: Request
+    segment: Segment
+    shown: Shown
+    results: list[tuple[Box, Mask]] = field(default_factory=list)
+
+
+class Session:
+    """See the module. ``encoding`` packs what is sent; what comes in says its own."""
+
+    def __init__(
+        self, model: LoadedModel, device: DeviceThread, emit: Callable[[Message], None], encoding: Encoding
+    ) -> None:
+        self._model, self._device, self._emit, self._encoding = model, device, emit, encoding
+        self._upstream = UpstreamSession(model.artifacts, model.device, model.threads, watcher=self)
+        self._seat = Seat(self._report_queue)
+        self._image: BrickImage | None = None
+        self._segments: dict[str, Segment] = {}
+        self._selected: Segment | None = None  # whose prompts are in the interaction channels now
+        self._previews = True
+        self._prediction: _Prediction | None = None
+        self._request: Request | None = None
+        self._clock = _Clock(0.0)
+        self._cancelled: set[int] = set()
+        self._cancelled_up_to = 0
+        self._lock = threading.Lock()
+
+    # ---- from any thread ----------------------------------------------------------------------------------
+
+    def put_bricks(self, message: ImageBricks) -> ImageProgress:
+        """Store bricks. Raises NoImage, BadMessage, TooLarge or BadImage."""
+        image = self._image
+        if image is None or image.name != message.image:
+            raise NoImage("Bricks came of an image that was not announced with set_image, or is no longer the image.")
+        for brick in message.bricks:
+            image.put(brick)
+        return ImageProgress(
+            image=image.name,
+            received=[b.index for b in message.bricks],
+            present=image.presence.count,
+            total=len(image.grid),
+        )
+
+    def cancel(self, message: Cancel, last_id: int) -> None:
+        """Cancel one request, or all up to ``last_id``. Those that are done already stay done."""
+        with self._lock:
+            if message.request is None:
+                self._cancelled_up_to = last_id
+            else:
+                self._cancelled.add(message.request)
+        if self._is_cancelled():
+            self._device.drop(self._seat, Cancelled("The request was cancelled while it waited for its turn."))
+        if self._image is not None:
+            self._image.wake()
+
+    # ---- requests -----------------------------------------------------------------------------------------
+
+    def handle(self, request: Request, arrived: float) -> Done:
+        """Do a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
+        self._request = request
+        self._clock = _Clock(arrived, queued=time.monotonic() - arrived)
+        try:
+            self._check_cancelled()
+            return self._HANDLERS[type(request)](self, request)
+        except (torch.OutOfMemoryError, MemoryError) as e:
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(
+                f"The server's memory was not enough for this request ({e}). The segment is as it was before; "
+                "a smaller image, a crop around the object for instance, needs less."
+            ) from e
+        finally:
+            self._request = None
+            with self._lock:
+                self._cancelled.discard(request.id)
+
+    def _set_image(self, request: SetImage) -> Done:
+        voxels = int(np.prod(request.shape, dtype=np.float64))
+        if voxels > LIMITS.image_voxels:
+            raise TooLarge(
+                f"The image has {voxels:,} voxels; this server takes at most {LIMITS.image_voxels:,}. "
+                "Send a crop around the object."
+            )
+        if not np.isfinite(request.mean) or not np.isfinite(request.std) or np.float32(request.std) == 0:
+            raise BadImage("The image's mean and standard deviation must be finite, and the latter above zero.")
+        known = self._image
+        if known is not None and known.name == request.image and known.shape == request.shape:
+            self._forget_segments()
+        else:
+            self._forget_segments()
+            self._image = None  # before the next one is allocated: the two may not fit side by side
+            self._image = BrickImage(request, self._place_for(request.shape))
+        self._upstream.open_image(self._image_or_raise())
+        self._announce_bricks()
+        return Done(id=request.id, timings=self._clock.timings())
+
+    def _announce_bricks(self) -> None:
+        """Tell which bricks need not be sent: those that are there from before."""
+        image = self._image_or_raise()
+        there = [i for i in range(len(image.grid)) if i in image.presence]
+        self._emit(ImageProgress(image=image.name, received=there, present=len(there), total=len(image.grid)))
+
+    def _place_for(self, shape: tuple[int, int, int]) -> torch.device:
+        """The model's GPU where image and interactions fit beside what a pass needs, else the CPU."""
+        device = self._model.device
+        if device.type != "cuda":
+            return torch.device("cpu")
+        needed = float(np.prod(shape, dtype=np.float64)) * (4 + 2 * self._upstream.num_interaction_channels)
+        free, _ = torch.cuda.mem_get_info(device)
+        return device if needed + _DEVICE_HEADROOM_BYTES <= free else torch.device("cpu")
+
+    def _add_prompt(self, request: Prompt) -> Done:
+        segment = self._segment_for(request.segment)
+        check_prompt(request, self._image_or_raise().shape, self._model.description.prompts)
+        self._select(segment)
+        return self._predict(segment, request, lambda: apply_prompt(self._upstream, request, request.run))
+
+    def _run(self, request: Run) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        if not segment.pending():
+            return self._done(request, segment, NO_CHANGE)
+        self._select(segment)
+        return self._predict(segment, request, self._upstream.predict_pending)
+
+    def _set_mask(self, request: SetMask) -> Done:
+        image = self._image_or_raise()
+        if "mask" not in self._model.description.prompts:
+            raise UnsupportedPrompt("The loaded model cannot start from a mask.")
+        given = masks.unpack(request.mask, image.shape)
+        segment = self._segment_for(request.segment)
+        assert given.box is not None
+        frame = given.box.union(segment.extent)
+        values = np.zeros(frame.shape, bool)
+        values[given.box.within(frame).slices] = given.flips
+        change = masks.diff(segment.mask[frame.slices], values, frame.start)
+        if not request.run:
+            return self._commit(Step(request, change), segment)
+        # Predicted on top of the given mask; history and journal see one step with the change of both.
+        masks.apply(change, segment.mask)
+        self._selected = None
+        self._upstream.clear()
+        self._upstream.write_previous(segment.mask, frame)
+        try:
+            return self._predict(
+                segment, request, lambda: self._upstream.predict_whole_mask(segment.mask), given=change
+            )
+        except BaseException:
+            masks.apply(change, segment.mask)
+            raise
+
+    def _reset(self, request: Reset) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        extent = segment.extent
+        change = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
+        return self._commit(Step(request, change), segment)
+
+    def _undo(self, request: Undo) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        if not segment.steps:
+            raise NothingToUndo(f'Segment "{segment.name}" has no prompt to undo.')
+        step = segment.steps.pop()
+        segment.undone.append(step)
+        return self._move_in_history(request, segment, step.change)
+
+    def _redo(self, request: Redo) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        if not segment.undone:
+            raise NothingToUndo(f'Segment "{segment.name}" has nothing to redo.')
+        step = segment.undone.pop()
+        segment.steps.append(step)
+        return self._move_in_history(request, segment, step.change)
+
+    def _move_in_history(self, request: Request, segment: Segment, change: Delta) -> Done:
+        self._selected = None if self._selected is segment else self._selected
+        masks.apply(change, segment.mask)
+        self._send(request, segment, change, segment.mask, final=True)
+        return self._done(request, segment, change)
+
+    def _restore(self, request: Restore) -> Done:
+        shape = self._image_or_raise().shape
+        segment = Segment.empty(request.segment, shape)
+        for sent, kept in ((request.steps, segment.steps), (request.undone, segment.undone)):
+            for step in sent:
+                change = NO_CHANGE if step.change is None else masks.unpack(step.change, shape)
+                if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
+                    check_prompt(step.request, shape, self._model.description.prompts)
+                kept.append(Step(step.request, change))
+        for kept_step in segment.steps:
+            masks.apply(kept_step.change, segment.mask)
+        extent = segment.extent
+        segment.voxels = 0 if extent is None else int(np.count_nonzero(segment.mask[extent.slices]))
+        segment.revision = request.revision
+        self._check_room_for(request.segment)
+        if self._selected is self._segments.get(request.segment):
+            self._selected = None
+        self._segments[request.segment] = segment
+        return self._done(request, segment, NO_CHANGE)
+
+    def _remove_segment(self, request: RemoveSegment) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        if self._selected is segment:
+            self._selected = None
+        del self._segments[request.segment]
+        return Done(id=request.id, segment=segment.name, timings=self._clock.timings())
+
+    def _get_mask(self, request: GetMask) -> Done:
+        segment = self._segment_or_raise(request.segment)
+        extent = segment.extent
+        mask = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
+        bits = None if mask.box is None else masks.pack(mask, self._encoding)
+        self._emit(
+            MaskSnapshot(segment=segment.name, request=request.id, rev=segment.revision, mask=bits, voxels=segment.voxels)
+        )
+        return self._done(request, segment, NO_CHANGE)
+
+    def _set_options(self, request: SetOptions) -> Done:
+        if request.autozoom is not None:
+            self._upstream.set_do_autozoom(request.autozoom)
+        if request.previews is not None:
+            self._previews = request.previews
+        return Done(id=request.id, timings=self._clock.timings())
+
+    _HANDLERS: dict[type, Callable[["Session", Any], Done]] = {
+        SetImage: _set_image,
+        SetMask: _set_mask,
+        AddPoint: _add_prompt,
+        AddBbox: _add_prompt,
+        AddScribble: _add_prompt,
+        AddLasso: _add_prompt,
+        Run: _run,
+        Undo: _undo,
+        Redo: _redo,
+        Reset: _reset,
+        Restore: _restore,
+        RemoveSegment: _remove_segment,
+        GetMask: _get_mask,
+        SetOptions: _set_options,
+    }
+
+    # ---- segments -----------------------------------------------------------------------------------------
+
+    def _image_or_raise(self) -> BrickImage:
+        if self._image is None:
+            raise NoImage("There is no image yet: call set_image before the first prompt.")
+        return self._image
+
+    def _segment_or_raise(self, name: str) -> Segment:
+        self._image_or_raise()
+        if name not in self._segments:
+            raise UnknownSegment(f'There is no segment "{name}" in this session; a prompt makes one.')
+        return self._segments[name]
+
+    def _segment_for(self, name: str) -> Segment:
+        """The segment of a name, made where it is not there."""
+        image = self._image_or_raise()
+        if name not in self._segments:
+            self._check_room_for(name)
+            self._segments[name] = Segment.empty(name, image.shape)
+        return self._segments[name]
+
+    def _check_room_for(self, name: str) -> None:
+        if name not in self._segments and len(self._segments) >= LIMITS.segments:
+            raise AtCapacity(f"This session has {LIMITS.segments} segments, which is the limit; remove one first.")
+
+    def _forget_segments(self) -> None:
+        self._segments.clear()
+        self._selected = None
+
+    def _select(self, segment: Segment) -> None:
+        """Put the segment's prompts and mask into the interaction channels, as prompting once more would.
+
+        Every prompt is written again without prediction, which repeats the decay and its renormalisation step
+        for step; then the mask becomes the previous segmentation, which is what it equals after any prompt.
+        """
+        if self._selected is segment:
+            return
+        self._selected = None
+        self._upstream.clear()
+        for step in segment.since_anew():
+            if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
+                apply_prompt(self._upstream, step.request, run=False)
+            if step.predicted:
+                self._upstream.clear_pending()
+        self._upstream.write_previous(segment.mask, segment.extent)
+        self._selected = segment
+
+    # ---- prediction ---------------------------------------------------------------------------------------
+
+    def _predict(
+        self, segment: Segment, request: Prompt | Run | SetMask, work: Callable[[], None], given: Delta = NO_CHANGE
+    ) -> Done:
+        """Do ``work``, which may call back below; then the segment has one more step, or is as it was.
+
+        ``given``: a change of the mask that is part of the step and has been made, but not been sent.
+        """
+        shown = Shown(segment.mask)
+        self._prediction = prediction = _Prediction(request, segment, shown)
+        try:
+            if given.box is not None:
+                self._send(request, segment, given, segment.mask, final=False)
+            self._emit_progress("predicting")
+            work()
+            final = self._final_overlay(prediction)
+        except BaseException:
+            self._selected = None
+            change = masks.compose(shown.back(), given)
+            if change.box is not None:
+                before = segment.mask.copy() if given.box is not None else segment.mask
+                masks.apply(given, before)
+                self._send(request, segment, change, before, final=True)
+            raise
+        finally:
+            self._prediction = None
+        change = masks.compose(shown.overlay, final)
+        masks.apply(final, segment.mask)
+        self._send(request, segment, change, segment.mask, final=True)
+        self._selected = segment
+        step = Step(request, masks.compose(given, final))
+        segment.append(step)
+        return self._done(request, segment, step.change)
+
+    @staticmethod
+    def _final_overlay(prediction: _Prediction) -> Delta:
+        """What the results change of the mask before the prompt; later results lie over earlier ones."""
+        if not prediction.results:
+            return NO_CHANGE
+        hull = prediction.results[0][0]
+        for box, _ in prediction.results[1:]:
+            hull = hull.union(box)
+        before = prediction.segment.mask[hull.slices]
+        after = before.copy()
+        for box, values in prediction.results:
+            after[box.within(hull).slices] = values
+        return masks.diff(before, after, hull.start)
+
+    def _commit(self, step: Step, segment: Segment) -> Done:
+        """Make a step that needs no prediction."""
+        self._selected = None if self._selected is segment else self._selected
+        masks.apply(step.change, segment.mask)
+        self._send(step.request, segment, step.change, segment.mask, final=True)
+        segment.append(step)
+        return self._done(step.request, segment, step.change)
+
+    # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
+
+    def need(self, box: Box) -> None:
+        image = self._image_or_raise()
+        clipped = box.clip(image.shape)
+        if clipped is None:
+            return
+
+        def report(present: int, needed: int) -> None:
+            self._emit_progress("waiting_for_image", present, needed, clipped)
+
+        self._clock.waiting_for_image += image.wait_for(clipped, self._is_cancelled, report)
+
+    def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
+        self._check_cancelled()
+        submitted = time.monotonic()
+        network = self._model.artifacts["network"]
+        cuda = self._model.device.type == "cuda"
+
+        def work() -> tuple[torch.Tensor, float, float]:
+            # Both modes are thread-local: the device thread has to enter them as upstream's caller did.
+            started = time.monotonic()
+            with torch.inference_mode(), torch.autocast(self._model.device.type, enabled=cuda):
+                logits: torch.Tensor = network(inputs)
+            if cuda:
+                torch.cuda.synchronize(self._model.device)
+            return logits, started, time.monotonic()
+
+        logits, started, ended = self._device.run(self._seat, work, refines=refines)
+        self._clock.queued += started - submitted
+        self._clock.network += ended - started
+        self._clock.passes += 1
+        self._check_cancelled()
+        return logits
+
+    def coarse(self, prediction: torch.Tensor, box: Box) -> None:
+        inside = box.clip(self._image_or_raise().shape)
+        if self._prediction is None or not self._previews or inside is None:
+            return
+        values = _resampled(prediction.cpu().numpy(), box, inside)
+        self._preview(self._prediction.shown.replace(inside, values))
+
+    def refined(self, prediction: torch.Tensor, box: Box, n: int, of: int) -> None:
+        self._emit_progress("refining", n, of)
+        inside = box.clip(self._image_or_raise().shape)
+        if self._prediction is None or not self._previews or inside is None:
+            return
+        values = prediction.cpu().numpy()[inside.within(box).slices]
+        self._preview(self._prediction.shown.patch(inside, values))
+
+    def result(self, prediction: torch.Tensor, box: Box) -> None:
+        inside = box.clip(self._image_or_raise().shape)
+        assert self._prediction is not None
+        if inside is not None:
+            values = prediction[inside.within(box).slices].cpu().numpy() > 0.5
+            self._prediction.results.append((inside, values))
+
+    def _preview(self, change: Delta) -> None:
+        assert self._prediction is not None
+        if change.box is not None:
+            p = self._prediction
+            self._send(p.request, p.segment, change, p.shown, final=False)
+
+    # ---- to the client ------------------------------------------------------------------------------------
+
+    def _send(self, request: Request, segment: Segment, change: Delta, after: Mask | Shown, final: bool) -> None:
+        """Send a change of a segment; ``after``: the mask once it is applied. Nothing where it is empty."""
+        if change.box is None:
+            return
+        values = after.view(change.box) if isinstance(after, Shown) else after[change.box.slices]
+        now_set = int(np.count_nonzero(values & change.flips))
+        segment.voxels += 2 * now_set - change.voxels
+        segment.revision += 1
+        self._emit(
+            MaskDelta(
+                segment=segment.name,
+                request=request.id,
+                base_rev=segment.revision - 1,
+                rev=segment.revision,
+                change=masks.pack(change, self._encoding),
+                checksum=masks.checksum(values, Box.whole(values.shape)),
+                voxels=segment.voxels,
+                final=final,
+            )
+        )
+
+    def _done(self, request: Request, segment: Segment, change: Delta) -> Done:
+        return Done(
+            id=request.id,
+            segment=segment.name,
+            revision=segment.revision,
+            changed=None if change.box is None else change.box.pairs,
+            voxels=segment.voxels,
+            timings=self._clock.timings(),
+        )
+
+    def _emit_progress(self, state: Any, n: int = 0, m: int = 0, box: Box | None = None) -> None:
+        if self._request is not None:
+            pairs = None if box is None else box.pairs
+            self._emit(Progress(id=self._request.id, state=state, n=n, m=m, box=pairs))
+
+    def _report_queue(self, ahead: int) -> None:
+        self._emit_progress("queued", ahead)
+
+    # ---- cancellation -------------------------------------------------------------------------------------
+
+    def _is_cancelled(self) -> bool:
+        request = self._request
+        with self._lock:
+            return request is not None and (request.id <= self._cancelled_up_to or request.id in self._cancelled)
+
+    def _check_cancelled(self) -> None:
+        if self._is_cancelled():
+            raise Cancelled("The request was cancelled; the segment is as it was before.")
+
+
+def _resampled(prediction: "np.ndarray[Any, Any]", box: Box, inside: Box) -> Mask:
+    """The nearest voxels of a patch-sized answer that stands for ``box``, for the part ``inside``: bool."""
+    picks = []
+    for n, (low, high), (a, b) in zip(prediction.shape, box, inside, strict=True):
+        picks.append((np.arange(a - low, b - low) * n + n // 2) // (high - low))
+    return np.asarray(prediction[np.ix_(*picks)] > 0.5)

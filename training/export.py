@@ -1,0 +1,96 @@
+"""Write the trained network as a model folder in nnInteractive's format: ``python -m training.export WORK [FOLDER]``."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from nninteractive_ws.engine.catalogue import MODEL_FOLDER
+from training.episodes import CHANNELS, DECAY, PATCH, POINT_RADIUS
+from training.train import FEATURES
+
+LICENSE = """Apache-2.0
+The weights of the embedded demonstration model of nninteractive-ws, trained only on volumes made by code.
+They are licensed as the project is. Not for clinical use.
+"""
+
+
+def plans() -> dict[str, object]:
+    """The plans of nnU-Net, as far as inference reads them; any importable network class may be named."""
+    architecture = {
+        "network_class_name": "nninteractive_ws.engine.demo_network.HalfResolutionUNet",
+        "arch_kwargs": {"features": FEATURES},
+        "_kw_requires_import": [],
+    }
+    configuration = {
+        "data_identifier": "nninteractive_ws_demo",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [PATCH] * 3,
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": architecture,
+    }
+    return {
+        "dataset_name": "nninteractive_ws_demo",
+        "plans_name": "nninteractive_ws_demo",
+        "image_reader_writer": "SimpleITKIO",
+        "configurations": {"3d_fullres": configuration},
+    }
+
+
+def capability() -> dict[str, object]:
+    return {
+        "inference_class": "nnInteractiveInferenceSession",
+        "inference_class_min_version": "2.6.0",
+        "point_radius": POINT_RADIUS,
+        "preferred_scribble_thickness": [2, 2, 2],
+        "interaction_decay": DECAY,
+        "pad_mode_image": "constant",
+        "supported_interactions": {"points": True, "scribble": True, "lasso": True, "bbox2d": True, "bbox3d": False},
+        "interaction_channels": 6,
+        "channel_mapping": {
+            "prev_seg": 0,
+            "bbox2d": CHANNELS["bbox"],
+            "bbox3d": CHANNELS["bbox"],
+            "lasso": CHANNELS["lasso"],
+            "points": CHANNELS["point"],
+            "scribble": CHANNELS["scribble"],
+        },
+    }
+
+
+def export(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the folder; weights in half precision, which the network widens again when it loads them."""
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    dataset = {"channel_names": {"0": "any"}, "labels": {"background": 0, "object": 1}, "file_ending": ".nii.gz"}
+    for name, content in (("plans", plans()), ("dataset", dataset), ("inference_info", capability())):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "LICENSE").write_text(LICENSE)
+    checkpoint = {
+        "trainer_name": "nnInteractiveTrainer_stub",
+        "init_args": {"configuration": "3d_fullres"},
+        "network_weights": _halved(state),
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+
+
+def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In half precision; a weight that the network holds under several names stays one."""
+    once = {tensor.data_ptr(): tensor.half() for tensor in state.values()}
+    return {key: once[tensor.data_ptr()] for key, tensor in state.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="the folder that training.train wrote")
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
+    args = parser.parse_args()
+    state = torch.load(args.work / "state.pth", weights_only=True)
+    export(state["average"], args.folder)
+
+
+if __name__ == "__main__":
+    main()
