@@ -17,10 +17,10 @@ import torch
 from nninteractive_ws import masks
 from nninteractive_ws.bricks import Grid
 from nninteractive_ws.engine.device import DeviceThread, Seat
-from nninteractive_ws.engine.history import Segment, Shown, Step
 from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
+from nninteractive_ws.engine.shown import Shown
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -35,6 +35,7 @@ from nninteractive_ws.errors import (
     UnsupportedPrompt,
 )
 from nninteractive_ws.geometry import Box
+from nninteractive_ws.history import Segment, Step
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
 from nninteractive_ws.messages import (
     AddBbox,

@@ -1,0 +1,42 @@
+"""A mask as it is shown while a prompt is predicted."""
+
+import numpy as np
+
+from nninteractive_ws import masks
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+
+
+class Shown:
+    """A mask while it is predicted: as before the prompt, as shown, and the change between two showings."""
+
+    def __init__(self, before: Mask) -> None:
+        self._before = before
+        self.overlay = NO_CHANGE
+
+    def replace(self, box: Box, values: Mask) -> Delta:
+        """Show ``values`` in ``box`` and the mask from before everywhere else. Returns what changed."""
+        overlay = masks.diff(self._before[box.slices], values, box.start)
+        change = masks.compose(self.overlay, overlay)
+        self.overlay = overlay
+        return change
+
+    def patch(self, box: Box, values: Mask) -> Delta:
+        """Show ``values`` in ``box`` and leave the rest as it is shown. Returns what changed."""
+        change = masks.diff(self.view(box), values, box.start)
+        self.overlay = masks.compose(self.overlay, change)
+        return change
+
+    def back(self) -> Delta:
+        """Show the mask from before. Returns what changed."""
+        change, self.overlay = self.overlay, NO_CHANGE
+        return change
+
+    def view(self, box: Box) -> Mask:
+        """The voxels of ``box`` as shown: a new array."""
+        shown: Mask = self._before[box.slices].copy()
+        common = self.overlay.box.intersection(box) if self.overlay.box is not None else None
+        if common is not None and self.overlay.box is not None:
+            part = shown[common.within(box).slices]
+            np.logical_xor(part, self.overlay.flips[common.within(self.overlay.box).slices], out=part)
+        return shown
