@@ -73,3 +73,20 @@ class Segment:
         """Add a step whose change has been applied; what was undone before it is gone."""
         self.steps.append(step)
         self.undone.clear()
+
+    def flip(self, change: Delta) -> None:
+        """Apply a change to the mask and keep count of its voxels."""
+        masks.apply(change, self.mask)
+        if change.box is not None:
+            now_set = int(np.count_nonzero(self.mask[change.box.slices] & change.flips))
+            self.voxels += 2 * now_set - change.voxels
+
+    def reconcile(self) -> None:
+        """Let the last step account for what a snapshot of the mask holds beyond the steps' changes."""
+        summed: Mask = np.zeros_like(self.mask)
+        for step in self.steps:
+            masks.apply(step.change, summed)
+        surplus = masks.diff(summed, self.mask)
+        if self.steps and surplus.box is not None:
+            last = self.steps.pop()
+            self.steps.append(Step(last.request, masks.compose(last.change, surplus)))

@@ -285,7 +285,7 @@ class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
     """Bricks that have arrived: an acknowledgement, and how many of all are there."""
 
     image: Name
-    received: Annotated[list[Count], Meta(max_length=100_000)]
+    received: Annotated[list[Count], Meta(max_length=2**20)]
     present: Count
     total: Count
 

@@ -97,6 +97,8 @@ class WorkerPool:
                 _log.info("the model %s is loaded on %s", message.model.name, message.device)
                 self.description = message
                 self._ready.set()
+        except ConnectionClosed:
+            pass  # run() sees the process end, and says so
         finally:
             self._control = None
             self._ready.clear()

@@ -1,0 +1,15 @@
+"""What commands say and how they end."""
+
+from typing import NoReturn
+
+from rich.console import Console
+import typer
+
+#: Results go to standard output, everything else here.
+stderr = Console(stderr=True, highlight=False)
+
+
+def fail(error: object) -> NoReturn:
+    """End the command with an error in words, and exit status 1."""
+    stderr.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+    raise typer.Exit(1)

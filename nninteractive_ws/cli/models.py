@@ -1,0 +1,6 @@
+"""stub"""
+import typer
+app = typer.Typer()
+@app.command()
+def x() -> None:
+    """x"""

@@ -1,0 +1,3 @@
+"""stub"""
+def segment() -> None:
+    """stub"""

@@ -1,0 +1,442 @@
+"""The client without I/O: commands and frames in, frames and events out; the clock is passed in.
+
+A driver calls :meth:`Core.start`, sends what :meth:`Core.next_control` and :meth:`Core.next_brick` give, in
+this order of preference, and passes every frame that comes to :meth:`Core.receive`. The core keeps the
+journal: of every segment the prompts in order, what each changed, and the mask. When a connection was lost,
+:meth:`Core.start` begins another one and brings a session that the server no longer has back by itself.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from nninteractive_ws import arrays, masks, protocol
+from nninteractive_ws import messages as wire
+from nninteractive_ws.client import events
+from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.upload import ImageSource, Upload
+from nninteractive_ws.errors import (
+    ConnectionFailed,
+    NoImage,
+    OutOfBounds,
+    UnsupportedPrompt,
+    error_from_wire,
+)
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.history import Segment, Step
+from nninteractive_ws.masks import NO_CHANGE, Delta
+from nninteractive_ws.messages import Encoding
+
+
+@dataclass
+class _Waiting:
+    """A request without its answer yet. ``number``: the id the user knows, also after it was sent again."""
+
+    number: int
+    request: wire.Request
+    change: Delta = NO_CHANGE
+
+
+class Core:
+    """See the module. ``encodings``: what this client can unpack, the preferred first."""
+
+    def __init__(
+        self, *, encodings: Sequence[Encoding] = arrays.ENCODINGS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._encodings, self._clock = tuple(encodings), clock
+        self._control: deque[bytes] = deque()
+        self._waiting: dict[int, _Waiting] = {}
+        self._last_id = 0
+        self._upload: Upload | None = None
+        self._stale: set[str] = set()
+        self.welcome: wire.Welcome | None = None
+        self.image: ImageSource | None = None
+        self.segments: dict[str, Segment] = {}
+
+    # ---- frames -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin a connection: the first, or another after one was lost."""
+        self._control.clear()
+        self.welcome = None
+        self._upload = None
+        self._stale.clear()
+        for waiting in self._waiting.values():
+            self._take_back(waiting)
+        hello = wire.Hello(
+            version=protocol.PROTOCOL_VERSION,
+            client=f"nninteractive-ws {version('nninteractive-ws')}",
+            features=list(protocol.FEATURES),
+            encodings=list(self._encodings),
+        )
+        self._control.append(protocol.encode(hello))
+
+    def next_control(self) -> bytes | None:
+        """The next frame that is not a part of the image, or None."""
+        return self._control.popleft() if self._control else None
+
+    def next_brick(self) -> Callable[[], bytes] | None:
+        """The making of the next frame with a part of the image, a few milliseconds of work, or None for now."""
+        index = self._upload.next() if self._upload is not None else None
+        if index is None or self.image is None or self.welcome is None:
+            return None
+        source, encoding = self.image, self.welcome.encoding
+        return lambda: protocol.encode(wire.ImageBricks(image=source.name, bricks=[source.brick(index, encoding)]))
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take a frame; what the user should know of it. Raises BadMessage or TooLarge."""
+        message = protocol.decode_server(data)
+        handle = None if message is None else self._HANDLERS.get(type(message))
+        return [] if handle is None else handle(self, message)
+
+    # ---- commands: each returns the request's number ------------------------------------------------------
+
+    def set_image(self, source: ImageSource) -> int:
+        """Announce an image; its bricks follow. All segments are forgotten."""
+        self.image = source
+        self.segments.clear()
+        self._upload = None
+        return self._request(self._announcement(source))
+
+    def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
+        """A click on the voxel ``point`` (i, j, k). Raises NoImage or OutOfBounds."""
+        shape = self._shape()
+        index = _index(point)
+        if not all(0 <= p < n for p, n in zip(index, shape, strict=True)):
+            raise OutOfBounds(f"The point {index} is outside the volume of shape {shape}.")
+        return self._prompt(
+            wire.AddPoint(id=self._next_id(), segment=segment, point=index, positive=positive, run=run), index
+        )
+
+    def add_bbox(
+        self, segment: str, box: Sequence[Sequence[int]] | Box, *, positive: bool = True, run: bool = True
+    ) -> int:
+        """A half-open box ((i0, i1), (j0, j1), (k0, k1)). Raises NoImage or OutOfBounds."""
+        checked = self._box(box)
+        message = wire.AddBbox(
+            id=self._next_id(), segment=segment, box=checked.pairs, positive=positive, run=run
+        )
+        return self._prompt(message, _middle(checked))
+
+    def add_scribble(
+        self,
+        segment: str,
+        mask: npt.ArrayLike,
+        *,
+        box: Sequence[Sequence[int]] | Box | None = None,
+        positive: bool = True,
+        run: bool = True,
+    ) -> int:
+        """Strokes: a mask of the volume's shape, or of ``box``'s. Raises NoImage, OutOfBounds, UnsupportedPrompt."""
+        bits, focus = self._strokes(mask, box, "scribble")
+        return self._prompt(
+            wire.AddScribble(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run), focus
+        )
+
+    def add_lasso(
+        self,
+        segment: str,
+        mask: npt.ArrayLike,
+        *,
+        box: Sequence[Sequence[int]] | Box | None = None,
+        positive: bool = True,
+        run: bool = True,
+    ) -> int:
+        """A filled outline: a mask of the volume's shape, or of ``box``'s. Raises as :meth:`add_scribble`."""
+        bits, focus = self._strokes(mask, box, "lasso")
+        return self._prompt(
+            wire.AddLasso(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run), focus
+        )
+
+    def set_mask(
+        self,
+        segment: str,
+        mask: npt.ArrayLike,
+        *,
+        box: Sequence[Sequence[int]] | Box | None = None,
+        run: bool = False,
+    ) -> int:
+        """Replace the segment's mask; empty outside ``box``. An empty mask is a reset. Raises as above."""
+        given = self._mask(mask, box)
+        if given.box is None:
+            return self.reset(segment)
+        bits = masks.pack(given, self._encoding())
+        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, run=run), _middle(given.box))
+
+    def run(self, segment: str) -> int:
+        """Predict from the prompts added with ``run`` false."""
+        return self._request(wire.Run(id=self._next_id(), segment=segment))
+
+    def undo(self, segment: str) -> int:
+        """Take back the last step."""
+        return self._request(wire.Undo(id=self._next_id(), segment=segment))
+
+    def redo(self, segment: str) -> int:
+        """Do again what was taken back last."""
+        return self._request(wire.Redo(id=self._next_id(), segment=segment))
+
+    def reset(self, segment: str) -> int:
+        """Empty the segment and forget its prompts; it can be undone."""
+        return self._request(wire.Reset(id=self._next_id(), segment=segment))
+
+    def remove_segment(self, segment: str) -> int:
+        """Forget a segment with its history."""
+        return self._request(wire.RemoveSegment(id=self._next_id(), segment=segment))
+
+    def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> int:
+        """Change how the session predicts; None leaves as it is."""
+        return self._request(wire.SetOptions(id=self._next_id(), autozoom=autozoom, previews=previews))
+
+    def cancel(self, request: int | None = None) -> None:
+        """Stop one request, or all. Each is answered: done, or an error that says it was cancelled."""
+        if request is None:
+            self._send(wire.Cancel())
+        for sent, waiting in self._waiting.items():
+            if waiting.number == request:
+                self._send(wire.Cancel(request=sent))
+
+    def bye(self) -> None:
+        """Tell the server that the session need not be kept."""
+        self._send(wire.Bye())
+
+    def segment(self, name: str) -> Segment:
+        """The segment of a name, made where it is not there. Raises NoImage."""
+        if name not in self.segments:
+            self.segments[name] = Segment.empty(name, self._shape())
+        return self.segments[name]
+
+    @property
+    def waiting(self) -> list[int]:
+        """The numbers of the requests that have no answer yet."""
+        return [w.number for w in self._waiting.values()]
+
+    # ---- making requests ----------------------------------------------------------------------------------
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _send(self, message: wire.Message) -> None:
+        if self.welcome is not None:
+            self._control.append(protocol.encode(message))
+
+    def _request(self, request: wire.Request, number: int | None = None) -> int:
+        if self.welcome is None:
+            raise ConnectionFailed("There is no connection to the server yet, or it was lost.")
+        number = request.id if number is None else number
+        self._waiting[request.id] = _Waiting(number, request)
+        self._send(request)
+        return number
+
+    def _prompt(self, request: wire.Request, focus: Index) -> int:
+        if self._upload is not None:
+            self._upload.look_at(focus)
+        return self._request(request)
+
+    def _announcement(self, source: ImageSource) -> wire.SetImage:
+        return wire.SetImage(
+            id=self._next_id(),
+            image=source.name,
+            shape=source.grid.shape,
+            dtype=source.dtype,  # type: ignore[arg-type]
+            mean=source.statistics.mean,
+            std=source.statistics.std,
+        )
+
+    def _encoding(self) -> Encoding:
+        return self.welcome.encoding if self.welcome is not None else self._encodings[0]
+
+    def _shape(self) -> Index:
+        if self.image is None:
+            raise NoImage("There is no image yet: call set_image before the first prompt.")
+        return self.image.grid.shape
+
+    def _box(self, box: Sequence[Sequence[int]] | Box) -> Box:
+        shape = self._shape()
+        try:
+            checked = box if isinstance(box, Box) else Box.from_pairs(box)
+        except (TypeError, ValueError) as e:
+            raise OutOfBounds(f"{box} is not a box ((i0, i1), (j0, j1), (k0, k1)) with stops above starts.") from e
+        if not checked.inside(shape):
+            raise OutOfBounds(f"The box {checked.pairs} is not inside the volume of shape {shape}.")
+        return checked
+
+    def _mask(self, mask: npt.ArrayLike, box: Sequence[Sequence[int]] | Box | None) -> Delta:
+        frame = Box.whole(self._shape()) if box is None else self._box(box)
+        values = np.asarray(mask)
+        if values.shape != frame.shape:
+            raise OutOfBounds(
+                f"The mask has the shape {values.shape} where {frame.shape} is needed: the volume's, or that of box=."
+            )
+        return masks.tight(values != 0, frame.start)
+
+    def _strokes(
+        self, mask: npt.ArrayLike, box: Sequence[Sequence[int]] | Box | None, kind: str
+    ) -> tuple[wire.Bits, Index]:
+        strokes = self._mask(mask, box)
+        if strokes.box is None:
+            raise UnsupportedPrompt(f"The {kind} is empty: it marks no voxel.")
+        return masks.pack(strokes, self._encoding()), _middle(strokes.box)
+
+    # ---- messages -----------------------------------------------------------------------------------------
+
+    def _on_welcome(self, message: wire.Welcome) -> list[Event]:
+        self.welcome = message
+        unanswered, self._waiting = list(self._waiting.values()), {}
+        if self.image is not None:
+            self._request(self._announcement(self.image))
+            for segment in self.segments.values():
+                self._request(self._restoration(segment))
+        for waiting in unanswered:
+            if not isinstance(waiting.request, wire.SetImage):
+                again = _renumbered(waiting.request, self._next_id())
+                self._request(again, waiting.number)
+        return [events.Connection("open", message)]
+
+    def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
+        if self.image is None or message.image != self.image.name or self.welcome is None:
+            return []
+        if self._upload is None or self._upload.grid != self.image.grid:
+            self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        self._upload.acknowledged(message.received)
+        return [events.ImageProgress(message.present, message.total)]
+
+    def _on_progress(self, message: wire.Progress) -> list[Event]:
+        waiting = self._waiting.get(message.id)
+        if waiting is None:
+            return []
+        if message.box is not None and self._upload is not None:
+            self._upload.need(Box.from_pairs(message.box))
+        segment = getattr(waiting.request, "segment", None)
+        return [events.Progress(waiting.number, segment, message.state, message.n, message.m)]
+
+    def _on_mask_delta(self, message: wire.MaskDelta) -> list[Event]:
+        segment = self.segment(message.segment)
+        if message.segment in self._stale:
+            return []
+        if message.base_rev != segment.revision:
+            return self._ask_for_snapshot(segment)
+        change = masks.unpack(message.change, self._shape())
+        assert change.box is not None
+        masks.apply(change, segment.mask)
+        if masks.checksum(segment.mask, change.box) != message.checksum:
+            return self._ask_for_snapshot(segment)
+        segment.revision, segment.voxels = message.rev, message.voxels
+        waiting = self._waiting.get(message.request)
+        if waiting is not None:
+            waiting.change = masks.compose(waiting.change, change)
+        return [self._mask_event(segment, message.request, change.box, message.final)]
+
+    def _on_mask_snapshot(self, message: wire.MaskSnapshot) -> list[Event]:
+        segment = self.segment(message.segment)
+        whole = Box.whole(self._shape())
+        segment.mask[...] = False
+        if message.mask is not None:
+            masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
+        segment.revision, segment.voxels = message.rev, message.voxels
+        segment.reconcile()
+        self._stale.discard(segment.name)
+        return [self._mask_event(segment, message.request, whole, final=True)]
+
+    def _ask_for_snapshot(self, segment: Segment) -> list[Event]:
+        self._stale.add(segment.name)
+        self._request(wire.GetMask(id=self._next_id(), segment=segment.name))
+        return []
+
+    def _mask_event(self, segment: Segment, request: int, box: Box, final: bool) -> Event:
+        waiting = self._waiting.get(request)
+        number = request if waiting is None else waiting.number
+        return events.MaskDelta(number, segment.name, box, segment.revision, segment.voxels, final)
+
+    def _on_done(self, message: wire.Done) -> list[Event]:
+        waiting = self._waiting.pop(message.id, None)
+        if waiting is None:
+            return []
+        self._record(waiting)
+        changed = None if message.changed is None else Box.from_pairs(message.changed)
+        result = events.Result(
+            waiting.number, message.segment, changed, message.voxels, message.revision, message.timings
+        )
+        return [events.Done(result)]
+
+    def _on_error(self, message: wire.ErrorMessage) -> list[Event]:
+        waiting = None if message.id is None else self._waiting.pop(message.id, None)
+        error = error_from_wire(message.code, message.message)
+        return [events.Failed(None if waiting is None else waiting.number, error)]
+
+    def _on_notice(self, message: wire.Notice) -> list[Event]:
+        return [events.Notice(message.code, message.message)]
+
+    _HANDLERS: dict[type, Callable[["Core", Any], list[Event]]] = {
+        wire.Welcome: _on_welcome,
+        wire.ImageProgress: _on_image_progress,
+        wire.Progress: _on_progress,
+        wire.MaskDelta: _on_mask_delta,
+        wire.MaskSnapshot: _on_mask_snapshot,
+        wire.Done: _on_done,
+        wire.ErrorMessage: _on_error,
+        wire.Notice: _on_notice,
+    }
+
+    # ---- the journal --------------------------------------------------------------------------------------
+
+    def _record(self, waiting: _Waiting) -> None:
+        """Make the history what the server's is after a request was done."""
+        request = waiting.request
+        if isinstance(request, wire.RemoveSegment):
+            self.segments.pop(request.segment, None)
+            return
+        if isinstance(request, wire.SetImage | wire.SetOptions | wire.Restore | wire.GetMask):
+            return
+        segment = self.segment(request.segment)
+        if isinstance(request, wire.Undo):
+            segment.undone.append(segment.steps.pop())
+        elif isinstance(request, wire.Redo):
+            segment.steps.append(segment.undone.pop())
+        elif not isinstance(request, wire.Run) or segment.pending():
+            segment.append(Step(request, waiting.change))
+
+    def _take_back(self, waiting: _Waiting) -> None:
+        """Undo what previews of an unanswered request have changed."""
+        segment = self.segments.get(getattr(waiting.request, "segment", ""))
+        if segment is not None:
+            segment.flip(waiting.change)
+        waiting.change = NO_CHANGE
+
+    def _restoration(self, segment: Segment) -> wire.Restore:
+        encoding = self._encoding()
+
+        def pack(step: Step) -> wire.Step:
+            change = None if step.change.box is None else masks.pack(step.change, encoding)
+            return wire.Step(request=step.request, change=change)
+
+        return wire.Restore(
+            id=self._next_id(),
+            segment=segment.name,
+            revision=segment.revision,
+            steps=[pack(s) for s in segment.steps],
+            undone=[pack(s) for s in segment.undone],
+        )
+
+
+def _index(point: Sequence[float]) -> Index:
+    if len(point) != 3:
+        raise OutOfBounds(f"A point has three indices (i, j, k), not {len(point)}.")
+    i, j, k = (round(float(p)) for p in point)
+    return i, j, k
+
+
+def _middle(box: Box) -> Index:
+    i, j, k = ((a + b - 1) // 2 for a, b in box)
+    return i, j, k
+
+
+def _renumbered(request: wire.Request, new: int) -> wire.Request:
+    return msgspec.structs.replace(request, id=new)

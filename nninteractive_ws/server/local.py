@@ -1,0 +1,42 @@
+"""A server of one's own for as long as a command runs: a process on loopback, on a free port."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import subprocess
+import sys
+
+#: What ``serve`` prints first, with the address behind it.
+LISTENING = "listening on "
+
+
+class ServerDidNotStart(Exception):
+    """``str()`` is what the server said."""
+
+
+@contextmanager
+def local_server(*arguments: str) -> Iterator[str]:
+    """Start ``nninteractive-ws serve`` with these arguments; yields its address, and ends it afterwards.
+
+    Raises ServerDidNotStart.
+    """
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True)
+    try:
+        yield _address(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _address(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(LISTENING):
+            return line.removeprefix(LISTENING).strip()
+    raise ServerDidNotStart(f"The server ended with status {process.wait()} before it listened.")
