@@ -13,7 +13,7 @@ DEMO = "demo"
 MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 
 
-class ModelNotFound(Exception):
+class ModelNotFound(Exception):  # noqa: N818 - named as the errors of the protocol are
     """No such model here, and it could not be downloaded. ``str()`` says what to do."""
 
 
@@ -71,7 +71,9 @@ def list_models(refresh: bool = False) -> list[Entry]:
     official = [_official_entry(m) for m in _manifest(refresh)]
     default_is_here = any(e.default and e.folder for e in official)
     official = [e if e.folder else Entry(e.name, e.title, e.license, None, False) for e in official]
-    demo = Entry(DEMO, "Embedded demonstration model (small, CPU)", read_license(MODEL_FOLDER), MODEL_FOLDER, not default_is_here)
+    demo = Entry(
+        DEMO, "Embedded demonstration model (small, CPU)", read_license(MODEL_FOLDER), MODEL_FOLDER, not default_is_here
+    )
     return [demo, *official]
 
 

@@ -1,8 +1,8 @@
 """The network of the embedded model, named by its plans.json.
 
-A residual-encoder U-Net at half resolution whose head answers for the 2x2x2 voxels of each position. nnInteractive's refinement keeps
-a margin of 24 voxels in every patch, so a small patch wastes most of a pass; a patch of 96 with an eighth of
-the work per voxel is the better bargain on a CPU.
+A residual-encoder U-Net at half resolution whose head answers for the 2x2x2 voxels of each position.
+nnInteractive's refinement keeps a margin of 24 voxels in every patch, so a small patch wastes most of a pass; a
+patch of 96 with an eighth of the work per voxel is the better bargain on a CPU.
 """
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet

@@ -5,6 +5,7 @@ import threading
 import time
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from nninteractive_ws import arrays
@@ -47,7 +48,7 @@ class BrickImage:
             self.presence.add(brick.index)
             self._arrived.notify_all()
 
-    def _normalise(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    def _normalise(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         # In float32, first the difference and then the quotient: what nnInteractive does, bit for bit.
         with np.errstate(over="ignore", invalid="ignore"):
             normalised = values.astype(np.float32)

@@ -23,7 +23,9 @@ def check_prompt(prompt: Prompt, shape: Index, supported: list[str]) -> None:
     elif not masks.unpack(prompt.mask, shape).flips.any():
         raise UnsupportedPrompt(f"The {kind} is empty: it marks no voxel.")
     if kind not in supported:
-        raise UnsupportedPrompt(f"The loaded model does not support {kind} prompts; it supports {', '.join(supported)}.")
+        raise UnsupportedPrompt(
+            f"The loaded model does not support {kind} prompts; it supports {', '.join(supported)}."
+        )
 
 
 _KINDS = {AddPoint: "point", AddBbox: "bbox2d", AddScribble: "scribble", AddLasso: "lasso"}
@@ -51,7 +53,7 @@ def apply_prompt(session: UpstreamSession, prompt: Prompt, run: bool) -> None:
             session.add_bbox_interaction(box.pairs, prompt.positive, run_prediction=False)
         session.add_bbox_interaction(last.pairs, prompt.positive, run_prediction=run)
     else:
-        strokes = masks.unpack(prompt.mask, session.original_image_shape[1:])
+        strokes = masks.unpack(prompt.mask, session.image_shape)
         assert strokes.box is not None
         add = session.add_scribble_interaction if isinstance(prompt, AddScribble) else session.add_lasso_interaction
         crop = strokes.flips.astype(np.uint8)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import logging
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from nninteractive_ws import masks
-from nninteractive_ws.bricks import Grid
 from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.engine.models import LoadedModel
@@ -25,7 +24,6 @@ from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
     AtCapacity,
     BadImage,
-    BadMessage,
     Cancelled,
     NoImage,
     NothingToUndo,
@@ -319,7 +317,9 @@ class Session:
         mask = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
         bits = None if mask.box is None else masks.pack(mask, self._encoding)
         self._emit(
-            MaskSnapshot(segment=segment.name, request=request.id, rev=segment.revision, mask=bits, voxels=segment.voxels)
+            MaskSnapshot(
+                segment=segment.name, request=request.id, rev=segment.revision, mask=bits, voxels=segment.voxels
+            )
         )
         return self._done(request, segment, NO_CHANGE)
 
@@ -330,7 +330,7 @@ class Session:
             self._previews = request.previews
         return Done(id=request.id, timings=self._clock.timings())
 
-    _HANDLERS: dict[type, Callable[["Session", Any], Done]] = {
+    _HANDLERS: ClassVar[dict[type, Callable[["Session", Any], Done]]] = {
         SetImage: _set_image,
         SetMask: _set_mask,
         AddPoint: _add_prompt,

@@ -22,7 +22,7 @@ from nninteractive_ws.masks import Mask
 _log = logging.getLogger(__name__)
 
 # Upstream reports on standard output with print; a name of its own module's shadows the builtin.
-upstream_module.print = lambda *words: _log.debug("%s", " ".join(map(str, words)))  # type: ignore[attr-defined]
+upstream_module.print = lambda *words: _log.debug("%s", " ".join(map(str, words)))
 
 # numpy's global generator decides upstream's fallback plan: one plan at a time, each from the same seed.
 _PLAN_LOCK = threading.Lock()
@@ -57,6 +57,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self._refined = 0
         self._written: set[tuple[int, Box]] = set()
         self._image_device = torch.device("cpu")
+        self._point_radius = artifacts["point_interaction"].point_radius
         self.initialize_from_loaded_artifacts({**artifacts, "network": self._run_network})
 
     # ---- the image ----------------------------------------------------------------------------------------
@@ -69,11 +70,15 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self._image_device = image.voxels.device
         on_device = self._image_device.type != "cpu"
         self.interactions_storage = "tensor" if on_device else "auto"
-        radius = self.point_interaction.point_radius
-        self.point_interaction = (_PointOnDevice if on_device else PointInteraction_stub)(radius, True)
+        self.point_interaction = (_PointOnDevice if on_device else PointInteraction_stub)(self._point_radius, True)
         self.preprocessed_image = image.voxels
-        self.original_image_shape = tuple(image.voxels.shape)
+        self.original_image_shape = (1, *image.shape)
         self._initialize_interactions(image.voxels)
+
+    @property
+    def image_shape(self) -> Index:
+        i, j, k = self.original_image_shape[1:]
+        return i, j, k
 
     def _new_interactions_array(self, shape: Sequence[int], compression_nthreads: int) -> Any:
         if self._image_device.type == "cpu":
@@ -97,14 +102,14 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         for channel, box in self._written:
             self.interactions[(channel, *box.slices)] = 0
         self._written.clear()
-        self._dirty_channels = set()
+        self._dirty_channels: set[int] = set()
         self.current_interaction_intensity = 1.0
         self.clear_pending()
 
     def clear_pending(self) -> None:
         """Let no prompt wait for a prediction."""
-        self.new_interaction_centers = []
-        self.new_interaction_zoom_out_factors = []
+        self.new_interaction_centers: list[Any] = []
+        self.new_interaction_zoom_out_factors: list[float] = []
 
     def write_previous(self, mask: Mask, box: Box | None) -> None:
         """Make ``mask``, empty outside ``box``, the previous segmentation."""
@@ -175,9 +180,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self._refining = boxes
         super()._refine_coarse_with_local_cache(bboxes_ordered, *args, **kwargs)
 
-    def _paste_prediction_to_target_buffer(
-        self, prediction: torch.Tensor, bbox: Any, record_undo: bool = True
-    ) -> None:
+    def _paste_prediction_to_target_buffer(self, prediction: torch.Tensor, bbox: Any, record_undo: bool = True) -> None:
         # There is no target buffer: the session above keeps a mask for each segment.
         self._watcher.result(prediction, Box.from_pairs(bbox))
 
@@ -193,7 +196,7 @@ class _PointOnDevice(PointInteraction_stub):  # type: ignore[misc]
         where = (channel, *around.slices)
         before_write(where, None)
         crop = interaction_map[where].cpu()[None]
-        local: Index = tuple(p - o for p, o in zip(position, around.start, strict=True))  # type: ignore[assignment]
+        local: Index = tuple(p - o for p, o in zip(position, around.start, strict=True))
         super().place_point(local, crop, channel_idx=0, **kwargs)
         interaction_map[where] = crop[0].to(interaction_map.device)
         return interaction_map

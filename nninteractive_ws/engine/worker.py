@@ -8,6 +8,7 @@ import argparse
 import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import logging
 from pathlib import Path
 import sys
@@ -33,7 +34,9 @@ _ANSWERS_KEPT = 1024
 class SessionServer:
     """Messages of one session's connection to its engine, and back."""
 
-    def __init__(self, model: LoadedModel, device: DeviceThread, encoding: Encoding, connection: ClientConnection) -> None:
+    def __init__(
+        self, model: LoadedModel, device: DeviceThread, encoding: Encoding, connection: ClientConnection
+    ) -> None:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
@@ -128,7 +131,9 @@ class Worker:
             thread = DeviceThread(str(device))
             try:
                 # On the thread that will run it: cuDNN keeps what the warm-up finds per thread.
-                model = await asyncio.to_thread(thread.run, Seat(lambda _: None), lambda: load_model(name, folder, device))
+                model = await asyncio.to_thread(
+                    thread.run, Seat(lambda _: None), lambda: load_model(name, folder, device)
+                )
             except Exception as e:
                 _log.exception("the model in %s could not be loaded", folder)
                 await control.send(link.encode(link.Failed(f"The model {name} in {folder} could not be loaded: {e}")))
@@ -188,10 +193,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=args.log_level, format="%(asctime)s worker %(levelname)s %(name)s: %(message)s")
     secret = sys.stdin.readline().strip()
-    try:
+    # Ctrl-C in the terminal reaches the gateway too, which says what there is to say.
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_main(args, secret))
-    except KeyboardInterrupt:
-        pass  # Ctrl-C in the terminal reaches the gateway too, which says what there is to say
 
 
 if __name__ == "__main__":
