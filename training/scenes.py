@@ -17,16 +17,16 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A new scene: mostly phantoms (half of them as the demo shows them), the rest random shapes."""
+    """A new scene: mostly phantoms (two thirds as the demo shows them), the rest random shapes."""
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.65:
         phantom = make_phantom(int(rng.integers(1_000_000, 2**31)), *_crop_of_demo(rng))
-    elif kind < 0.75:
+    elif kind < 0.85:
         phantom = _varied_phantom(rng)
     else:
         phantom = _random_shapes(rng)
     image = phantom.image.astype(np.float32)
-    if kind >= 0.45:
+    if kind >= 0.65:
         image = _vary_intensities(image, rng)
     image -= image.mean()
     image /= image.std()
