@@ -10,40 +10,22 @@ from collections.abc import Iterator
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import ndimage
 import SimpleITK as sitk
 
 import nninteractive_ws as nni
+from nninteractive_ws.demo import user
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.server.local import local_server
 
 PROMPTS = 5
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b)))
-
-
-def middle(mask: np.ndarray) -> tuple[int, int, int]:
-    """The voxel of the largest part that is farthest from its border."""
-    parts, n = ndimage.label(mask)
-    if n > 1:
-        mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
-    i, j, k = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(i), int(j), int(k)
-
-
 def prompted(segment: nni.Segment, truth: np.ndarray) -> Iterator[float]:
     """The Dice after each of PROMPTS points."""
     for _ in range(PROMPTS):
-        error = truth ^ segment.mask
-        if not error.any():
-            yield 1.0
-            continue
-        point = middle(error)
-        segment.add_point(point, positive=bool(truth[point]))
-        yield dice(segment.mask, truth)
+        if (next_point := user.correction(truth, segment.mask)) is not None:
+            segment.add_point(next_point[0], positive=next_point[1])
+        yield user.dice(segment.mask, truth)
 
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:

@@ -1,3 +1,98 @@
-"""stub"""
-def doctor() -> None:
-    """stub"""
+"""``nninteractive-ws doctor``: can this server be used from here, and if not, what is wrong."""
+
+import asyncio
+from dataclasses import dataclass
+import os
+import statistics
+import time
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+import typer
+from websockets.asyncio.client import connect as websocket_connect
+
+from nninteractive_ws import protocol
+from nninteractive_ws.cli.segment import TOKEN_VARIABLE
+from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address
+from nninteractive_ws.client.aio import OPEN_WITHIN_S, aconnect
+from nninteractive_ws.errors import Error
+
+_PINGS = 5
+
+
+@dataclass
+class Finding:
+    """One step: what was looked at, what was found, how long it took; and whether all is well."""
+
+    step: str
+    found: str
+    seconds: float
+    fine: bool = True
+
+
+def doctor(
+    url: Annotated[str, typer.Argument(help="The address of a server.")] = f"127.0.0.1:{DEFAULT_PORT}",
+) -> None:
+    """Say in words whether a server can be used from here: address, connection, version, model, latency.
+
+    The first step that fails ends the list, with what to do; the exit status is then 1.
+    """
+    findings = asyncio.run(_examine(url))
+    table = Table("step", "found", "seconds")
+    for f in findings:
+        table.add_row(f.step, f.found if f.fine else f"[bold red]{f.found}[/]", f"{f.seconds:.3f}")
+    Console().print(table)
+    if not all(f.fine for f in findings):
+        raise typer.Exit(1)
+
+
+async def _examine(url: str) -> list[Finding]:
+    findings: list[Finding] = []
+    started = time.monotonic()
+    try:
+        address = parse_address(url)
+        findings.append(Finding("address", str(address), time.monotonic() - started))
+        for step, look in (("name and connection", _reach), ("round trip", _round_trip), ("session", _session)):
+            started = time.monotonic()
+            findings.append(Finding(step, await look(address), time.monotonic() - started))
+    except Error as e:
+        steps = ("address", "name and connection", "round trip", "session")
+        findings.append(Finding(steps[len(findings)], str(e), time.monotonic() - started, fine=False))
+    return findings
+
+
+async def _reach(address: Address) -> str:
+    try:
+        async with asyncio.timeout(OPEN_WITHIN_S):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+    except OSError as e:
+        raise explain(e, address) from e
+    peer = writer.get_extra_info("peername")
+    writer.close()
+    await writer.wait_closed()
+    return f"{peer[0]} port {peer[1]} accepts connections"
+
+
+async def _round_trip(address: Address) -> str:
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    proxy = None if address.is_loopback else True
+    try:
+        async with websocket_connect(
+            address.url, compression=None, open_timeout=OPEN_WITHIN_S, additional_headers=headers, proxy=proxy
+        ) as websocket:
+            times = [await (await websocket.ping()) for _ in range(_PINGS)]
+    except Exception as e:
+        raise explain(e, address) from e
+    return f"WebSocket; {1000 * statistics.median(times):.1f} ms (median of {_PINGS})"
+
+
+async def _session(address: Address) -> str:
+    async with await aconnect(address.url, token=os.environ.get(TOKEN_VARIABLE)) as session:
+        server = session.server
+    model = server.model
+    return (
+        f"{server.server}, protocol {protocol.PROTOCOL_VERSION}, model {model.name} (licence {model.license}) on "
+        f"{server.device}, patch {' x '.join(map(str, model.patch_size))}, prompts: {', '.join(model.prompts)}"
+    )

@@ -45,6 +45,8 @@ class AsyncSession:
         self._opened: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._to_write = asyncio.Event()
         self._failure: Error | None = None
+        #: Bytes of the messages so far, each way.
+        self.bytes_sent = self.bytes_received = 0
         core.start()
         self._to_write.set()
         self._tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())]
@@ -133,7 +135,9 @@ class AsyncSession:
     async def _write(self) -> None:
         try:
             while True:
-                await self._websocket.send(await self._next_frame())
+                frame = await self._next_frame()
+                await self._websocket.send(frame)
+                self.bytes_sent += len(frame)
         except ConnectionClosed:
             pass  # the reader sees it too, with the reason
 
@@ -150,6 +154,7 @@ class AsyncSession:
         try:
             async for data in self._websocket:
                 if isinstance(data, bytes):
+                    self.bytes_received += len(data)
                     for event in self._core.receive(data):
                         self._handle(event)
                     self._to_write.set()

@@ -79,6 +79,16 @@ class Session:
         """The names of the segments there are."""
         return self._async.segments
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the messages to the server so far."""
+        return self._async.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of the messages from the server so far."""
+        return self._async.bytes_received
+
     def cancel(self) -> None:
         """Stop what runs and what waits, from any thread; each of the requests ends with Cancelled."""
         self._thread.call(self._async.cancel)
