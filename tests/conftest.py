@@ -1,0 +1,43 @@
+"""What all tests share."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+import pytest
+
+# No deadline and no health check of the speed of generating: a busy machine is not a failed test.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+# torch and the engine are imported inside: without them, the tests of the client still run.
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """The embedded model on the CPU, loaded once. What it answers is not tested: it may be trained again."""
+    import torch
+
+    from nninteractive_ws.engine.catalogue import DEMO, MODEL_FOLDER
+    from nninteractive_ws.engine.models import load_model
+
+    return load_model(DEMO, MODEL_FOLDER, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def quick_model(demo_model):
+    """The embedded model with a network that takes milliseconds and has habits of its own."""
+    from engine_helpers import quick
+
+    return quick(demo_model)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The one thread that runs networks."""
+    from nninteractive_ws.engine.device import DeviceThread
+
+    thread = DeviceThread("cpu")
+    yield thread
+    thread.close()
