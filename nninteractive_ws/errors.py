@@ -27,9 +27,8 @@
     └── ConnectionFailed             connection_failed (client only, never on the wire)
         └── BadAddress               bad_address (client only)
 
-After any :class:`InvalidRequest`, :class:`Cancelled` or :class:`OutOfMemory` the session goes on and the
-segment is as it was before the request. After a :class:`ProtocolError` or :class:`Refused` the connection is
-closed.
+An error that answers a request concerns that request alone: the session goes on and the segment is as it was
+before. After an error that names no request the connection is closed.
 """
 
 from typing import ClassVar
