@@ -29,6 +29,15 @@ class BrickImage:
         self.presence = Presence(self.grid)
         self._arrived = threading.Condition()
 
+    def is_of(self, announced: SetImage) -> bool:
+        """Whether an announcement is of this very image, so that the bricks that are here serve again."""
+        return (self.name, self.dtype, self.shape, self.statistics) == (
+            announced.image,
+            announced.dtype,
+            announced.shape,
+            Statistics(announced.mean, announced.std),
+        )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.grid.shape

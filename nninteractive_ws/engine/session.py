@@ -135,11 +135,14 @@ class Session:
 
     # ---- from any thread ----------------------------------------------------------------------------------
 
-    def put_bricks(self, message: ImageBricks) -> ImageProgress:
-        """Store bricks. Raises NoImage, BadMessage, TooLarge or BadImage."""
+    def put_bricks(self, message: ImageBricks) -> ImageProgress | None:
+        """Store bricks; those of an image that is no longer the session's are ignored, and then it is None.
+
+        Raises BadMessage, TooLarge or BadImage.
+        """
         image = self._image
         if image is None or image.name != message.image:
-            raise NoImage("Bricks came of an image that was not announced with set_image, or is no longer the image.")
+            return None
         for brick in message.bricks:
             image.put(brick)
         return ImageProgress(
@@ -191,11 +194,8 @@ class Session:
             )
         if not np.isfinite(request.mean) or not np.isfinite(request.std) or np.float32(request.std) == 0:
             raise BadImage("The image's mean and standard deviation must be finite, and the latter above zero.")
-        known = self._image
-        if known is not None and known.name == request.image and known.shape == request.shape:
-            self._forget_segments()
-        else:
-            self._forget_segments()
+        self._forget_segments()
+        if self._image is None or not self._image.is_of(request):
             self._image = None  # before the next one is allocated: the two may not fit side by side
             self._image = BrickImage(request, self._place_for(request.shape))
         self._upstream.open_image(self._image_or_raise())

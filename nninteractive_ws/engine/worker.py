@@ -48,35 +48,44 @@ class SessionServer:
 
     async def serve(self) -> None:
         """Until the connection closes; then whatever runs is cancelled."""
-        tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._work())]
+        write, work = asyncio.ensure_future(self._write()), asyncio.ensure_future(self._work())
         try:
             async for data in self._connection:
-                if isinstance(data, bytes) and not await self._receive(data):
+                if not await self._receive(data):
                     break
         except ConnectionClosed:
             pass  # the gateway, or the client behind it, went; what follows is the same
         finally:
             self._session.cancel(Cancel(), self._last_id)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            work.cancel()
             await asyncio.to_thread(self._thread.shutdown)
+            # The client may still be there, and be told what was wrong with its last message.
+            sent = asyncio.ensure_future(self._outgoing.join())
+            await asyncio.wait({write, sent}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (write, sent):
+                task.cancel()
+            await asyncio.gather(write, work, sent, return_exceptions=True)
             await self._connection.close()
 
-    async def _receive(self, data: bytes) -> bool:
-        """Take one message; False where the client is done."""
+    async def _receive(self, data: str | bytes) -> bool:
+        """Take one message; False where the connection is to be closed."""
         try:
+            if isinstance(data, str):
+                raise BadMessage("A text message came; messages are msgpack in binary frames.")
             message = protocol.decode_client(data)
             if isinstance(message, Bye):
                 return False
             if isinstance(message, Cancel):
                 self._session.cancel(message, self._last_id)
             elif isinstance(message, ImageBricks):
-                self._emit(await asyncio.to_thread(self._session.put_bricks, message))
+                if (progress := await asyncio.to_thread(self._session.put_bricks, message)) is not None:
+                    self._emit(progress)
             elif isinstance(message, Request):
                 self._enqueue(message)
         except Error as e:
-            self._emit(protocol.to_error_message(e, protocol.request_id(data)))
+            request = protocol.request_id(data) if isinstance(data, bytes) else None
+            self._emit(protocol.to_error_message(e, request))
+            return request is not None
         return True
 
     def _enqueue(self, request: Request) -> None:
@@ -115,6 +124,7 @@ class SessionServer:
     async def _write(self) -> None:
         while True:
             await self._connection.send(await self._outgoing.get())
+            self._outgoing.task_done()
 
 
 class Worker:
