@@ -20,8 +20,9 @@ from training.scenes import Scene
 PATCH = 96
 POINT_RADIUS = 4
 DECAY = 0.9
-MAX_STEPS = 7
+MAX_STEPS = 5
 CHANNELS = {"bbox": (1, 2), "lasso": (1, 2), "point": (3, 4), "scribble": (5, 6)}
+THIN = {*CHANNELS["point"], *CHANNELS["scribble"]}
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Episode:
         self.image = scene.image
         self.truth = _choose_object(scene.labels, rng)
         self.channels = np.zeros((7, *scene.image.shape), np.float32)
+        self.written = {0}  # the channels that are not all zero
         self.step = 0
         self.refinements = 0
         self.coarse: np.ndarray | None = None
@@ -94,8 +96,10 @@ class Episode:
         positive = bool(self.truth[tuple(place)])
         kinds = ("point", "scribble", "lasso", "bbox")
         kind = str(rng.choice(kinds, p=(0.6, 0.15, 0.13, 0.12)))
-        self.channels[1:] *= DECAY
+        for written in self.written - {0}:
+            self.channels[written] *= DECAY
         channel = CHANNELS[kind][0 if positive else 1]
+        self.written.add(channel)
         if kind == "point":
             self._write_point(channel, place)
             box = tuple(slice(max(0, c - 3), c + 4) for c in place)
@@ -146,18 +150,21 @@ class Episode:
             weight[newest] += 4.0
         truth = self._cut(self.truth.astype(np.float32), centre, size)
         image = self._cut(self.image, centre, size)
-        channels = torch.stack([self._cut(c, centre, size) for c in self.channels])
+        channels = {c: self._cut(self.channels[c], centre, size) for c in self.written}
         weight_t = self._cut(weight, centre, size)
         if zoom > 1:
             image = _resize(image, "trilinear")
             truth = (_resize(truth, "area") >= 0.5).float()
             weight_t = _resize(weight_t, "area")
             kernel = round_to_nearest_odd(2 * zoom - 1)
-            for c in (3, 4, 5, 6):  # thin prompts are dilated before they are averaged, as in the session
-                if channels[c].any():
+            for c in channels:
+                if c in THIN:  # dilated before they are averaged, as in the session
                     channels[c] = iterative_3x3_same_padding_pool3d(channels[c][None, None], kernel)[0, 0]
-            channels = torch.stack([_resize(c, "area") if c.any() else torch.zeros(image.shape) for c in channels])
-        inputs = torch.cat((image[None], channels))
+            channels = {c: _resize(channel, "area") for c, channel in channels.items()}
+        inputs = torch.zeros((1 + len(self.channels), PATCH, PATCH, PATCH))
+        inputs[0] = image
+        for c, channel in channels.items():
+            inputs[1 + c] = channel
         return View(inputs, truth, weight_t, centre, zoom)
 
     def _cut(self, volume: np.ndarray, centre: np.ndarray, size: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from nninteractive_ws.engine.demo_network import HalfResolutionUNet
-from training.episodes import Episode, View
+from training.episodes import MAX_STEPS, Episode, View
 from training.scenes import make_scene
 
 FEATURES = [16, 32, 64, 96, 112]
@@ -122,7 +122,7 @@ class Trainer:
         partial = self.folder / "state.pth.part"
         torch.save(state, partial)
         partial.replace(self.folder / "state.pth")
-        by_stage = [np.mean([d for s, _, d in self.recent if s == k] or [np.nan]) for k in range(7)]
+        by_stage = [np.mean([d for s, _, d in self.recent if s == k] or [np.nan]) for k in range(MAX_STEPS)]
         row = [self.steps, round(self.spent_s), round(float(np.mean([r[1] for r in self.recent])), 4)]
         row += [round(float(d), 3) for d in by_stage]
         log = self.folder / "log.csv"
@@ -130,7 +130,7 @@ class Trainer:
         with log.open("a", newline="") as f:
             writer = csv.writer(f)
             if new:
-                writer.writerow(["steps", "seconds", "loss", *(f"dice_prompt_{k + 1}" for k in range(7))])
+                writer.writerow(["steps", "seconds", "loss", *(f"dice_prompt_{k + 1}" for k in range(MAX_STEPS))])
             writer.writerow(row)
         print(*row, flush=True)
         self.recent.clear()
