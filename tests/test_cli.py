@@ -73,7 +73,10 @@ def test_millimetres_name_the_same_voxel_as_indices(server: str, image: Path, tm
     x, y, z = volume.TransformIndexToPhysicalPoint((22, 28, 27))
     u, v, w = volume.TransformIndexToPhysicalPoint((50, 20, 27))
     by_index = segmented(
-        server, image, tmp_path / "a.nrrd", ["--bbox", "10:35,15:45,27:28", "--point", "22,28,27", "--negative-point", "50,20,27"]
+        server,
+        image,
+        tmp_path / "a.nrrd",
+        ["--bbox", "10:35,15:45,27:28", "--point", "22,28,27", "--negative-point", "50,20,27"],
     )
     by_place = segmented(
         server,

@@ -7,7 +7,8 @@ import pytest
 import nninteractive_ws as nni
 
 SESSION = {
-    "bytes_received", "bytes_sent", "cancel", "close", "on", "segment", "segments", "server", "set_image", "set_options",
+    "bytes_received", "bytes_sent", "cancel", "close", "on", "segment", "segments", "server", "set_image",
+    "set_options",
 }  # fmt: skip
 SEGMENT = {
     "add_bbox", "add_lasso", "add_point", "add_scribble", "can_redo", "can_undo", "mask", "name", "redo", "remove",

@@ -7,10 +7,10 @@ network learns from what it will meet.
 
 from dataclasses import dataclass
 
-import numpy as np
 from nnInteractive.interaction.point import build_point
 from nnInteractive.utils.erosion_dilation import iterative_3x3_same_padding_pool3d
 from nnInteractive.utils.rounding import round_to_nearest_odd
+import numpy as np
 from scipy import ndimage
 import torch
 from torch.nn import functional
@@ -74,7 +74,9 @@ class Episode:
                 self.step += 1
         elif view.zoom > 1:
             size = round(PATCH * view.zoom)
-            grown = functional.interpolate(torch.from_numpy(answer[None, None].astype(np.float32)), (size,) * 3, mode="trilinear")
+            grown = functional.interpolate(
+                torch.from_numpy(answer[None, None].astype(np.float32)), (size,) * 3, mode="trilinear"
+            )
             self.coarse = self.channels[0].copy()
             self._paste(self.coarse, grown[0, 0].numpy() >= 0.5, view.centre, size)
             self.refinements = int(self.rng.integers(1, 4))
@@ -91,7 +93,7 @@ class Episode:
         region = self.truth if first else _error_component(error, rng)
         if not region.any():
             region = self.truth
-        deepest = first and rng.random() < 0.4 or not first and rng.random() < 0.6
+        deepest = rng.random() < (0.4 if first else 0.6)
         place = _deepest_voxel(region) if deepest else _random_voxel(region, rng)
         positive = bool(self.truth[tuple(place)])
         kinds = ("point", "scribble", "lasso", "bbox")
@@ -112,11 +114,10 @@ class Episode:
         target = self.channels[(channel, *where)]
         np.maximum(target, drawn, out=target)
         ij = np.argwhere(drawn)
-        low, high = ij.min(0), ij.max(0) + 1
-        middle = np.insert(np.rint((low + high) / 2).astype(int), axis, place[axis])
-        size = np.insert(high - low, axis, 1)
-        obeyed = tuple(slice(int(a), int(b)) for a, b in zip(np.insert(low, axis, place[axis]), np.insert(high, axis, place[axis] + 1)))
-        return middle, size, obeyed if kind == "scribble" else None
+        low = np.insert(ij.min(0), axis, place[axis])
+        high = np.insert(ij.max(0), axis, place[axis]) + 1
+        obeyed = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        return (low + high) // 2, high - low, obeyed if kind == "scribble" else None
 
     def _write_point(self, channel: int, place: np.ndarray) -> None:
         ball = build_point((POINT_RADIUS,) * 3, True, False).numpy()

@@ -1,4 +1,4 @@
-"""Write the trained network as a model folder in nnInteractive's format: ``python -m training.export WORK [FOLDER]``."""
+"""Write the trained network as a model folder: ``python -m training.export WORK [FOLDER]``."""
 
 import argparse
 import json

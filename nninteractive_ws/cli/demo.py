@@ -31,7 +31,7 @@ def demo(
     try:
         from nninteractive_ws.demo.phantom import make_phantom
         from nninteractive_ws.demo.picture import draw
-        from nninteractive_ws.demo.tour import Stop, tour
+        from nninteractive_ws.demo.tour import tour
     except ModuleNotFoundError as e:
         fail(f"the demo needs the package {e.name}: pip install 'nninteractive-ws\\[server]'")
     started = time.monotonic()

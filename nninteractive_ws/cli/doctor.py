@@ -77,10 +77,13 @@ async def _reach(address: Address) -> str:
 async def _round_trip(address: Address) -> str:
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else None
-    proxy = None if address.is_loopback else True
     try:
         async with websocket_connect(
-            address.url, compression=None, open_timeout=OPEN_WITHIN_S, additional_headers=headers, proxy=proxy
+            address.url,
+            compression=None,
+            open_timeout=OPEN_WITHIN_S,
+            additional_headers=headers,
+            proxy=None if address.is_loopback else True,
         ) as websocket:
             times = [await (await websocket.ping()) for _ in range(_PINGS)]
     except Exception as e:

@@ -25,8 +25,8 @@ def models(
 
     try:
         entries = list_models(refresh=not offline)
-    except ModelNotFound as e:
-        stderr.print(f"[yellow]{e}[/]\nThese are known here:", soft_wrap=True)
+    except ModelNotFound as error:
+        stderr.print(f"[yellow]{error}[/]\nThese are known here:", soft_wrap=True)
         entries = list_models()
     if as_json:
         content = [
@@ -43,7 +43,8 @@ def models(
         return
     table = Table("name", "what", "licence", "folder")
     for e in entries:
-        table.add_row(f"{e.name}{' (default)' if e.default else ''}", e.title, e.license, str(e.folder or "not downloaded"))
+        name = f"{e.name} (default)" if e.default else e.name
+        table.add_row(name, e.title, e.license, str(e.folder or "not downloaded"))
     Console().print(table)
 
 

@@ -48,7 +48,9 @@ def segment(
     given several times. A token for the server is taken from the environment variable NNINTERACTIVE_WS_TOKEN.
     """
     boxes = [_box(text) for text in bbox or []]
-    clicks = [(_numbers(t, int), False, True) for t in point or []] + [(_numbers(t, float), True, True) for t in lps or []]
+    clicks = [(_numbers(t, int), False, True) for t in point or []] + [
+        (_numbers(t, float), True, True) for t in lps or []
+    ]
     clicks += [(_numbers(t, int), False, False) for t in negative_point or []]
     clicks += [(_numbers(t, float), True, False) for t in negative_lps or []]
     if not any(positive for _, _, positive in clicks) and not boxes:
@@ -73,13 +75,17 @@ def _segment(
     model: str | None,
 ) -> None:
     started = time.monotonic()
-    with session_progress() as progress, _server(server, model, progress) as address:
-        with connect(address, token=os.environ.get(TOKEN_VARIABLE), on=progress.callbacks) as session:
-            progress.say("looking at the image")
-            session.set_image(volume.voxels)
-            result = _prompt(session.segment(name), boxes, points)
-            mask = session.segment(name).mask
-            described = session.server.model
+    token = os.environ.get(TOKEN_VARIABLE)
+    with (
+        session_progress() as progress,
+        _server(server, model, progress) as address,
+        connect(address, token=token, on=progress.callbacks) as session,
+    ):
+        progress.say("looking at the image")
+        session.set_image(volume.voxels)
+        result = _prompt(session.segment(name), boxes, points)
+        mask = session.segment(name).mask
+        described = session.server.model
     write_segmentation(output, {name: mask}, volume)
     stderr.print(
         f"{output}: {result.voxels:,} voxels, {result.voxels * volume.voxel_ml:.1f} ml, "

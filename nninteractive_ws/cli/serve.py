@@ -17,8 +17,12 @@ def serve(
             "embedded one. Default: nnInteractive's default model where it has been downloaded, else 'demo'."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen at; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen at; 0 takes a free one.", min=0, max=65535)] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; the default is this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="The port to listen at; 0 takes a free one.", min=0, max=65535)
+    ] = DEFAULT_PORT,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...")] = "auto",
     max_sessions: Annotated[int, typer.Option(help="How many clients may be connected at once.", min=1)] = 16,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -37,9 +41,20 @@ def serve(
     try:
         name, folder = find_model(model)
         stderr.print(f"model [bold]{name}[/] ({folder}), licence: {read_license(folder)}", soft_wrap=True)
-        worker = ("--model-name", name, "--model-folder", str(folder), "--device", device, "--log-level", log_level.upper())
+        worker = (
+            "--model-name",
+            name,
+            "--model-folder",
+            str(folder),
+            "--device",
+            device,
+            "--log-level",
+            log_level.upper(),
+        )
         run_gateway(Settings(worker, name, host, port, max_sessions))
     except (ModelNotFound, WorkerFailed) as e:
         fail(e)
     except OSError as e:
-        fail(f"cannot listen at {host}:{port}: {e.strerror or e}. Is another server running? --port 0 takes a free port.")
+        fail(
+            f"cannot listen at {host}:{port}: {e.strerror or e}. Is another server running? --port 0 takes a free port."
+        )

@@ -229,7 +229,11 @@ def _draw_body(scene: Canvas) -> None:
     x, y, _ = scene.grid(box)
     wave = scene.bumps(box, 120.0)
     thickness = 0.04 * scene.rng.standard_normal()
-    for tissue, radii, shift in (("fat", _BODY_RADII, thickness), ("muscle", (150.0, 96.0, 0.0), 0.0), ("fat", _CAVITY_RADII, 0.0)):
+    for tissue, radii, shift in (
+        ("fat", _BODY_RADII, thickness),
+        ("muscle", (150.0, 96.0, 0.0), 0.0),
+        ("fat", _CAVITY_RADII, 0.0),
+    ):
         radius = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2) + 0.015 * wave - shift
         scene.paint(tissue, box, np.asarray((radius - 1) * radii[1], np.float32))
 
@@ -273,7 +277,9 @@ def _draw_organs(scene: Canvas) -> None:
     scene.tube("pancreas", [jitter((-28, -6, -26), 4), jitter((0, -2, -12), 4), jitter((34, 4, 0), 4), tail], 11)
     bend = 6 * rng.standard_normal()
     heights = np.linspace(-260, 260, 12)
-    scene.tube("aorta", [(12 + bend * np.sin(z / 110), 32 + 3 * np.cos(z / 70), z) for z in heights], rng.normal(11, 1.2))
+    scene.tube(
+        "aorta", [(12 + bend * np.sin(z / 110), 32 + 3 * np.cos(z / 70), z) for z in heights], rng.normal(11, 1.2)
+    )
     scene.tube("vena cava", [(-20 + bend * np.sin(z / 120), 26, z) for z in heights], rng.normal(12, 1.5))
     scene.ellipsoid("gallbladder", jitter((-44, -46, -24), 5), radii(15, 15, 25), tilt=0.3, bump=0.05)
     _draw_lesions(scene)

@@ -21,7 +21,8 @@ def draw(phantom: Phantom, stops: list[Stop], path: Path) -> None:
     for panel, axis in zip(panels, (2, 1, 0), strict=True):
         _view(panel, phantom, stops, axis)
     handles = [
-        Line2D([], [], color=c, linewidth=5, label=f"{s.organ}  {s.dice:.2f}") for s, c in zip(stops, _COLOURS, strict=False)
+        Line2D([], [], color=c, linewidth=5, label=f"{s.organ}  {s.dice:.2f}")
+        for s, c in zip(stops, _COLOURS, strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(stops), labelcolor="white", frameon=False)
     figure.suptitle("areas: what was segmented (Dice), white lines: the truth", color="white", fontsize=11)
@@ -45,7 +46,7 @@ def _view(panel: Any, phantom: Phantom, stops: list[Stop], axis: int) -> None:
     panel.set_axis_off()
     if axis == 2:
         panel.invert_yaxis()  # as radiologists look at it: the front at the top
-    panel.set_title(f"{'sagittal coronal axial'.split()[axis]} {at}", color="white", fontsize=9)
+    panel.set_title(f"{('sagittal', 'coronal', 'axial')[axis]} {at}", color="white", fontsize=9)
 
 
 def _busiest(stops: list[Stop], axis: int) -> int:

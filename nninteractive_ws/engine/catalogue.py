@@ -13,7 +13,7 @@ DEMO = "demo"
 MODEL_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 
 
-class ModelNotFound(Exception):  # noqa: N818 - named as the errors of the protocol are
+class ModelNotFound(Exception):
     """No such model here, and it could not be downloaded. ``str()`` says what to do."""
 
 

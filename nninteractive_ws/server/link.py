@@ -42,7 +42,8 @@ def encode(message: WorkerMessage | Open) -> bytes:
 
 
 def decode_worker(data: bytes) -> WorkerMessage:
-    return msgspec.msgpack.decode(data, type=WorkerMessage)
+    message: WorkerMessage = msgspec.msgpack.decode(data, type=WorkerMessage)
+    return message
 
 
 def decode_gateway(data: bytes) -> Open:

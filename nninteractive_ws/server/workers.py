@@ -6,6 +6,7 @@ import hmac
 import logging
 import secrets
 import sys
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -44,7 +45,8 @@ class WorkerPool:
             process = await self._start(port)
             ended = asyncio.ensure_future(process.wait())
             try:
-                await asyncio.wait({ended, failed}, return_when=asyncio.FIRST_COMPLETED)
+                watched: set[asyncio.Future[Any]] = {ended, failed}
+                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
                 if failed.done():
                     raise WorkerFailed(failed.result())
             finally:
