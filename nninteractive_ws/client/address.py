@@ -52,25 +52,36 @@ def parse_address(text: str) -> Address:
     given = text.strip()
     if not given:
         raise BadAddress("No server address was given. One looks like gpu-box:1528 or ws://127.0.0.1:1528.")
-    with_scheme = given if "://" in given else f"//{given}"
+    with_scheme = given if "://" in given else f"//[{given}]" if _is_ipv6(given) else f"//{given}"
     try:
         parts = urlsplit(with_scheme)
         host, port = parts.hostname, parts.port
     except ValueError as e:
         raise BadAddress(f'"{given}" is not an address: {e}. One looks like gpu-box:1528.') from e
     if parts.scheme == "ssh":
+        target = parts.netloc if port is None else f"-p {port} {parts.netloc.rpartition(':')[0]}"
         raise BadAddress(
-            f"This release does not open SSH tunnels by itself. Open one with "
-            f"`ssh -N -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} {parts.netloc}` and connect to 127.0.0.1:{DEFAULT_PORT}."
+            f"This release does not open SSH tunnels by itself. Open one with `ssh -N -L {DEFAULT_PORT}:127.0.0.1:"
+            f"{DEFAULT_PORT} {target}` and connect to 127.0.0.1:{DEFAULT_PORT}."
         )
-    if parts.scheme not in _SCHEMES or not host or any(c.isspace() for c in host):
-        raise BadAddress(f'"{given}" is not an address of a server. One looks like gpu-box:1528 or ws://127.0.0.1:1528.')
+    if parts.scheme not in _SCHEMES or not host or port == 0 or any(c.isspace() for c in host):
+        raise BadAddress(
+            f'"{given}" is not an address of a server. One looks like gpu-box:1528 or ws://127.0.0.1:1528.'
+        )
     if parts.username or parts.password:
         raise BadAddress("A token does not belong in the address: pass it as the token, which is not shown in logs.")
     secure = _SCHEMES[parts.scheme] == "wss"
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return Address(secure, host, port or (443 if secure else DEFAULT_PORT), parts.path or "/")
+
+
+def _is_ipv6(text: str) -> bool:
+    """Whether it is such an address as it stands, without the brackets that an address with a port needs."""
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def explain(error: BaseException, address: Address) -> Error:
@@ -86,7 +97,8 @@ def explain(error: BaseException, address: Address) -> Error:
         return ConnectionFailed(f"No secure connection to {where} could be made: {error}.")
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         return ConnectionFailed(f"{where} does not answer. A firewall may be in between, or the machine is off.")
-    if isinstance(error, ConnectionRefusedError) or "[Errno 111]" in str(error):
+    # Where a name has several addresses and all of them refuse, asyncio names the errors in one sentence.
+    if isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in str(error):
         return ConnectionFailed(
             f"Nothing listens at {where}. Start the server there (nninteractive-ws serve), or correct the port."
         )

@@ -39,7 +39,7 @@ class ImageSource:
         statistics = bricks.statistics_slab_by_slab(volume)
         for slab in _slabs(volume):
             next(statistics)
-            digest.update(_on_the_wire(slab))
+            digest.update(_on_the_wire(slab).data)
             yield None
         found = next(statistics)
         assert found is not None
@@ -48,9 +48,7 @@ class ImageSource:
     @classmethod
     def of(cls, image: npt.ArrayLike) -> "ImageSource":
         """The source, at once. Raises BadImage."""
-        source = None
-        for source in cls.prepare(image):
-            pass
+        *_, source = cls.prepare(image)
         assert source is not None
         return source
 
