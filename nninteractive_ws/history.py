@@ -6,7 +6,7 @@ import numpy as np
 
 from nninteractive_ws import masks
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.masks import Delta, Mask
 from nninteractive_ws.messages import Prompt, Reset, Run, SetMask, StepRequest
 
 
@@ -81,12 +81,21 @@ class Segment:
             now_set = int(np.count_nonzero(self.mask[change.box.slices] & change.flips))
             self.voxels += 2 * now_set - change.voxels
 
-    def reconcile(self) -> None:
-        """Let the last step account for what a snapshot of the mask holds beyond the steps' changes."""
+    def composed(self) -> Mask:
+        """What the changes of all steps add up to: a new array."""
         summed: Mask = np.zeros_like(self.mask)
         for step in self.steps:
             masks.apply(step.change, summed)
-        surplus = masks.diff(summed, self.mask)
+        return summed
+
+    def reconcile(self) -> None:
+        """Let the last step account for what the mask holds beyond the steps' changes."""
+        surplus = masks.diff(self.composed(), self.mask)
         if self.steps and surplus.box is not None:
             last = self.steps.pop()
             self.steps.append(Step(last.request, masks.compose(last.change, surplus)))
+
+    def rebuild(self) -> None:
+        """Let the mask be what the steps' changes add up to, where it can no longer be trusted."""
+        self.mask[...] = self.composed()
+        self.voxels = int(np.count_nonzero(self.mask))

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+import math
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -23,7 +24,11 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.upload import ImageSource, Upload
 from nninteractive_ws.errors import (
+    BadMessage,
+    Cancelled,
     ConnectionFailed,
+    Error,
+    InvalidRequest,
     NoImage,
     OutOfBounds,
     UnsupportedPrompt,
@@ -37,11 +42,17 @@ from nninteractive_ws.messages import Encoding
 
 @dataclass
 class _Waiting:
-    """A request without its answer yet. ``number``: the id the user knows, also after it was sent again."""
+    """A request without its answer yet.
 
-    number: int
+    ``number``: the id the user knows, also after it was sent again; None for the core's own requests.
+    ``image``: the image it is about.
+    """
+
+    number: int | None
     request: wire.Request
+    image: ImageSource | None
     change: Delta = NO_CHANGE
+    cancelled: bool = False
 
 
 class Core:
@@ -55,7 +66,8 @@ class Core:
         self._waiting: dict[int, _Waiting] = {}
         self._last_id = 0
         self._upload: Upload | None = None
-        self._stale: set[str] = set()
+        self._stale: set[str] = set()  # segments whose snapshot is awaited
+        self._options: wire.SetOptions | None = None
         self.welcome: wire.Welcome | None = None
         self.image: ImageSource | None = None
         self.segments: dict[str, Segment] = {}
@@ -67,9 +79,11 @@ class Core:
         self._control.clear()
         self.welcome = None
         self._upload = None
-        self._stale.clear()
         for waiting in self._waiting.values():
             self._take_back(waiting)
+        for name in self._stale:
+            self.segments[name].rebuild()
+        self._stale.clear()
         hello = wire.Hello(
             version=protocol.PROTOCOL_VERSION,
             client=f"nninteractive-ws {version('nninteractive-ws')}",
@@ -94,15 +108,19 @@ class Core:
         """Take a frame; what the user should know of it. Raises BadMessage or TooLarge."""
         message = protocol.decode_server(data)
         handle = None if message is None else self._HANDLERS.get(type(message))
-        return [] if handle is None else handle(self, message)
+        try:
+            return [] if handle is None else handle(self, message)
+        except (ValueError, InvalidRequest) as e:
+            raise BadMessage(f"The server sent a {type(message).__name__} that does not fit: {e}") from e
 
     # ---- commands: each returns the request's number ------------------------------------------------------
 
     def set_image(self, source: ImageSource) -> int:
-        """Announce an image; its bricks follow. All segments are forgotten."""
-        self.image = source
-        self.segments.clear()
-        self._upload = None
+        """Announce an image; its bricks follow. All segments are forgotten, and unanswered requests cancelled:
+        they may wait for bricks of an image that will never come."""
+        self._check_open()
+        self.cancel()
+        self._use(source)
         return self._request(self._announcement(source))
 
     def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
@@ -120,9 +138,7 @@ class Core:
     ) -> int:
         """A half-open box ((i0, i1), (j0, j1), (k0, k1)). Raises NoImage or OutOfBounds."""
         checked = self._box(box)
-        message = wire.AddBbox(
-            id=self._next_id(), segment=segment, box=checked.pairs, positive=positive, run=run
-        )
+        message = wire.AddBbox(id=self._next_id(), segment=segment, box=checked.pairs, positive=positive, run=run)
         return self._prompt(message, _middle(checked))
 
     def add_scribble(
@@ -196,10 +212,9 @@ class Core:
 
     def cancel(self, request: int | None = None) -> None:
         """Stop one request, or all. Each is answered: done, or an error that says it was cancelled."""
-        if request is None:
-            self._send(wire.Cancel())
         for sent, waiting in self._waiting.items():
-            if waiting.number == request:
+            if waiting.number is not None and request in (None, waiting.number):
+                waiting.cancelled = True
                 self._send(wire.Cancel(request=sent))
 
     def bye(self) -> None:
@@ -209,13 +224,14 @@ class Core:
     def segment(self, name: str) -> Segment:
         """The segment of a name, made where it is not there. Raises NoImage."""
         if name not in self.segments:
-            self.segments[name] = Segment.empty(name, self._shape())
+            # In one step, because another thread may look at the segment's mask for the first time.
+            self.segments.setdefault(name, Segment.empty(name, self._shape()))
         return self.segments[name]
 
     @property
     def waiting(self) -> list[int]:
-        """The numbers of the requests that have no answer yet."""
-        return [w.number for w in self._waiting.values()]
+        """The numbers of the user's requests that have no answer yet."""
+        return [w.number for w in self._waiting.values() if w.number is not None]
 
     # ---- making requests ----------------------------------------------------------------------------------
 
@@ -227,18 +243,34 @@ class Core:
         if self.welcome is not None:
             self._control.append(protocol.encode(message))
 
-    def _request(self, request: wire.Request, number: int | None = None) -> int:
+    def _check_open(self) -> None:
         if self.welcome is None:
             raise ConnectionFailed("There is no connection to the server yet, or it was lost.")
-        number = request.id if number is None else number
-        self._waiting[request.id] = _Waiting(number, request)
+
+    def _request(self, request: wire.Request) -> int:
+        self._check_open()
+        self._post(request, request.id)
+        return request.id
+
+    def _post(self, request: wire.Request, number: int | None) -> None:
+        self._waiting[request.id] = _Waiting(number, request, self.image)
         self._send(request)
-        return number
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
         if self._upload is not None:
             self._upload.look_at(focus)
         return self._request(request)
+
+    def _use(self, image: ImageSource | None) -> None:
+        self.image = image
+        self.segments.clear()
+        self._stale.clear()
+        self._begin_upload()
+
+    def _begin_upload(self) -> None:
+        self._upload = None
+        if self.image is not None and self.welcome is not None:
+            self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
 
     def _announcement(self, source: ImageSource) -> wire.SetImage:
         return wire.SetImage(
@@ -289,38 +321,61 @@ class Core:
 
     def _on_welcome(self, message: wire.Welcome) -> list[Event]:
         self.welcome = message
-        unanswered, self._waiting = list(self._waiting.values()), {}
+        unanswered, self._waiting = [w for w in self._waiting.values() if w.number is not None], {}
+        if self._options is not None:
+            self._post(_renumbered(self._options, self._next_id()), None)
         if self.image is not None:
-            self._request(self._announcement(self.image))
-            for segment in self.segments.values():
-                self._request(self._restoration(segment))
+            self._bring_back(self.image, unanswered)
+        happened: list[Event] = [events.Connection("open", message)]
         for waiting in unanswered:
-            if not isinstance(waiting.request, wire.SetImage):
-                again = _renumbered(waiting.request, self._next_id())
-                self._request(again, waiting.number)
-        return [events.Connection("open", message)]
+            if (error := self._why_not_again(waiting)) is not None:
+                happened.append(events.Failed(waiting.number, error))
+            elif not isinstance(waiting.request, wire.SetImage):
+                self._post(_renumbered(waiting.request, self._next_id()), waiting.number)
+        return happened
+
+    def _bring_back(self, image: ImageSource, unanswered: list[_Waiting]) -> None:
+        """Announce the image, for the ``set_image`` that has no answer yet if there is one, and restore."""
+        mine = (w for w in unanswered if isinstance(w.request, wire.SetImage) and not self._is_obsolete(w))
+        self._begin_upload()
+        self._post(self._announcement(image), next((w.number for w in mine), None))
+        for segment in self.segments.values():
+            self._post(self._restoration(segment), None)
+
+    def _is_obsolete(self, waiting: _Waiting) -> bool:
+        """Whether the request is about an image that has been replaced."""
+        return waiting.image is not self.image and not isinstance(waiting.request, wire.SetOptions)
+
+    def _why_not_again(self, waiting: _Waiting) -> Error | None:
+        """Why a request that was not answered before the connection was lost is not to be sent again."""
+        if self._is_obsolete(waiting):
+            return Cancelled("The connection was lost during the request, and its image has been replaced since.")
+        if waiting.cancelled and not isinstance(waiting.request, wire.SetImage):
+            return Cancelled("The request was cancelled, and the connection lost; the segment is as it was before.")
+        return None
 
     def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
-        if self.image is None or message.image != self.image.name or self.welcome is None:
+        if self.image is None or message.image != self.image.name or self._upload is None:
             return []
-        if self._upload is None or self._upload.grid != self.image.grid:
-            self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
         self._upload.acknowledged(message.received)
         return [events.ImageProgress(message.present, message.total)]
 
     def _on_progress(self, message: wire.Progress) -> list[Event]:
         waiting = self._waiting.get(message.id)
-        if waiting is None:
+        if waiting is None or self._is_obsolete(waiting):
             return []
         if message.box is not None and self._upload is not None:
             self._upload.need(Box.from_pairs(message.box))
+        if waiting.number is None:
+            return []
         segment = getattr(waiting.request, "segment", None)
         return [events.Progress(waiting.number, segment, message.state, message.n, message.m)]
 
     def _on_mask_delta(self, message: wire.MaskDelta) -> list[Event]:
-        segment = self.segment(message.segment)
-        if message.segment in self._stale:
+        waiting = self._waiting.get(message.request)
+        if waiting is None or self._is_obsolete(waiting) or message.segment in self._stale:
             return []
+        segment = self.segment(message.segment)
         if message.base_rev != segment.revision:
             return self._ask_for_snapshot(segment)
         change = masks.unpack(message.change, self._shape())
@@ -329,37 +384,34 @@ class Core:
         if masks.checksum(segment.mask, change.box) != message.checksum:
             return self._ask_for_snapshot(segment)
         segment.revision, segment.voxels = message.rev, message.voxels
-        waiting = self._waiting.get(message.request)
-        if waiting is not None:
-            waiting.change = masks.compose(waiting.change, change)
-        return [self._mask_event(segment, message.request, change.box, message.final)]
+        waiting.change = masks.compose(waiting.change, change)
+        return [_mask_event(segment, waiting, change.box, message.final)]
 
     def _on_mask_snapshot(self, message: wire.MaskSnapshot) -> list[Event]:
+        waiting = self._waiting.get(message.request)
+        if waiting is None or self._is_obsolete(waiting):
+            return []
         segment = self.segment(message.segment)
-        whole = Box.whole(self._shape())
         segment.mask[...] = False
         if message.mask is not None:
             masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
         segment.revision, segment.voxels = message.rev, message.voxels
         segment.reconcile()
         self._stale.discard(segment.name)
-        return [self._mask_event(segment, message.request, whole, final=True)]
+        return [_mask_event(segment, waiting, Box.whole(self._shape()), final=True)]
 
     def _ask_for_snapshot(self, segment: Segment) -> list[Event]:
         self._stale.add(segment.name)
-        self._request(wire.GetMask(id=self._next_id(), segment=segment.name))
+        self._post(wire.GetMask(id=self._next_id(), segment=segment.name), None)
         return []
-
-    def _mask_event(self, segment: Segment, request: int, box: Box, final: bool) -> Event:
-        waiting = self._waiting.get(request)
-        number = request if waiting is None else waiting.number
-        return events.MaskDelta(number, segment.name, box, segment.revision, segment.voxels, final)
 
     def _on_done(self, message: wire.Done) -> list[Event]:
         waiting = self._waiting.pop(message.id, None)
         if waiting is None:
             return []
         self._record(waiting)
+        if waiting.number is None:
+            return []
         changed = None if message.changed is None else Box.from_pairs(message.changed)
         result = events.Result(
             waiting.number, message.segment, changed, message.voxels, message.revision, message.timings
@@ -367,14 +419,23 @@ class Core:
         return [events.Done(result)]
 
     def _on_error(self, message: wire.ErrorMessage) -> list[Event]:
-        waiting = None if message.id is None else self._waiting.pop(message.id, None)
         error = error_from_wire(message.code, message.message)
-        return [events.Failed(None if waiting is None else waiting.number, error)]
+        if message.id is None:
+            return [events.Failed(None, error)]
+        waiting = self._waiting.pop(message.id, None)
+        if waiting is None:
+            return []
+        if isinstance(waiting.request, wire.GetMask):
+            self._stale.discard(waiting.request.segment)  # the next change of the segment asks again
+            return []
+        if isinstance(waiting.request, wire.SetImage) and not self._is_obsolete(waiting):
+            self._use(None)
+        return [events.Failed(waiting.number, error)]
 
     def _on_notice(self, message: wire.Notice) -> list[Event]:
         return [events.Notice(message.code, message.message)]
 
-    _HANDLERS: dict[type, Callable[["Core", Any], list[Event]]] = {
+    _HANDLERS: ClassVar[dict[type, Callable[["Core", Any], list[Event]]]] = {
         wire.Welcome: _on_welcome,
         wire.ImageProgress: _on_image_progress,
         wire.Progress: _on_progress,
@@ -390,23 +451,39 @@ class Core:
     def _record(self, waiting: _Waiting) -> None:
         """Make the history what the server's is after a request was done."""
         request = waiting.request
+        if self._is_obsolete(waiting) or isinstance(request, wire.SetImage | wire.Restore | wire.GetMask):
+            return
+        if isinstance(request, wire.SetOptions):
+            self._options = request if self._options is None else _merged(self._options, request)
+            return
         if isinstance(request, wire.RemoveSegment):
             self.segments.pop(request.segment, None)
-            return
-        if isinstance(request, wire.SetImage | wire.SetOptions | wire.Restore | wire.GetMask):
+            self._stale.discard(request.segment)
             return
         segment = self.segment(request.segment)
         if isinstance(request, wire.Undo):
-            segment.undone.append(segment.steps.pop())
+            self._move(segment, segment.steps, segment.undone, waiting.change)
         elif isinstance(request, wire.Redo):
-            segment.steps.append(segment.undone.pop())
+            self._move(segment, segment.undone, segment.steps, waiting.change)
         elif not isinstance(request, wire.Run) or segment.pending():
             segment.append(Step(request, waiting.change))
+
+    def _move(self, segment: Segment, source: list[Step], target: list[Step], change: Delta) -> None:
+        """Undo or redo a step. ``change``: what it did on the server, which counts where a snapshot has
+        credited one step with the change of several."""
+        if not source:
+            raise BadMessage("The server undid or redid a step that it never did.")
+        step = source.pop()
+        if segment.name in self._stale or masks.compose(step.change, change).box is None:
+            target.append(step)
+        else:
+            target.append(Step(step.request, change))
+            segment.reconcile()
 
     def _take_back(self, waiting: _Waiting) -> None:
         """Undo what previews of an unanswered request have changed."""
         segment = self.segments.get(getattr(waiting.request, "segment", ""))
-        if segment is not None:
+        if segment is not None and not self._is_obsolete(waiting):
             segment.flip(waiting.change)
         waiting.change = NO_CHANGE
 
@@ -429,6 +506,8 @@ class Core:
 def _index(point: Sequence[float]) -> Index:
     if len(point) != 3:
         raise OutOfBounds(f"A point has three indices (i, j, k), not {len(point)}.")
+    if not all(math.isfinite(p) for p in point):
+        raise OutOfBounds(f"The point {tuple(point)} is not a voxel: its indices must be finite.")
     i, j, k = (round(float(p)) for p in point)
     return i, j, k
 
@@ -440,3 +519,12 @@ def _middle(box: Box) -> Index:
 
 def _renumbered(request: wire.Request, new: int) -> wire.Request:
     return msgspec.structs.replace(request, id=new)
+
+
+def _merged(old: wire.SetOptions, new: wire.SetOptions) -> wire.SetOptions:
+    changed = {name: value for name in ("autozoom", "previews") if (value := getattr(new, name)) is not None}
+    return msgspec.structs.replace(old, **changed)
+
+
+def _mask_event(segment: Segment, waiting: _Waiting, box: Box, final: bool) -> Event:
+    return events.MaskDelta(waiting.number, segment.name, box, segment.revision, segment.voxels, final)

@@ -41,10 +41,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class MaskDelta:
-    """A segment's mask has changed inside ``box``; the mask holds it already. Not ``final``: a preview."""
+    """A segment's mask has changed inside ``box``; the mask holds it already. Not ``final``: a preview.
+    ``request`` is None where the whole mask was fetched again because a change was missing."""
 
     name: ClassVar = "mask_delta"
-    request: int
+    request: int | None
     segment: str
     box: Box
     revision: int
