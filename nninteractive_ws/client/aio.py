@@ -19,7 +19,7 @@ from nninteractive_ws.client.address import explain, parse_address
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event, EventName, Result
 from nninteractive_ws.client.upload import ImageSource
-from nninteractive_ws.errors import ConnectionFailed, Error, Refused, ServerError
+from nninteractive_ws.errors import ConnectionFailed, Error
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
@@ -33,6 +33,8 @@ Callback = Callable[[Any], object]
 OPEN_WITHIN_S = 15.0
 #: Long, because a process that computes may be late with its pong and is not dead for that.
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
+#: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
+FAREWELL_WITHIN_S = 2.0
 
 
 class AsyncSession:
@@ -67,8 +69,8 @@ class AsyncSession:
     async def set_image(self, image: npt.ArrayLike) -> None:
         """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
 
-        The voxels travel in the background, so the array must not change. All segments are forgotten.
-        Raises BadImage or TooLarge.
+        The voxels travel in the background, so the array must not change. All segments are forgotten, and
+        requests that are not done are cancelled. Raises BadImage or TooLarge; then there is no image.
         """
         source = await asyncio.to_thread(ImageSource.of, image)
         await self._ask(lambda: self._core.set_image(source))
@@ -94,10 +96,8 @@ class AsyncSession:
     async def close(self) -> None:
         """End the session on the server, and the connection."""
         if self._failure is None:
-            self._core.bye()
-            while (frame := self._core.next_control()) is not None:
-                with contextlib.suppress(ConnectionClosed):
-                    await self._websocket.send(frame)
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                await asyncio.wait_for(self._say_bye(), FAREWELL_WITHIN_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -113,6 +113,11 @@ class AsyncSession:
         await self.close()
 
     # ---- inside -------------------------------------------------------------------------------------------
+
+    async def _say_bye(self) -> None:
+        self._core.bye()
+        while (frame := self._core.next_control()) is not None:
+            await self._websocket.send(frame)
 
     async def wait_open(self) -> Welcome:
         """Wait until the server has said welcome, which it does once its model is loaded."""
@@ -140,6 +145,8 @@ class AsyncSession:
                 self.bytes_sent += len(frame)
         except ConnectionClosed:
             pass  # the reader sees it too, with the reason
+        except Exception as e:
+            self._fail_unexpectedly(e)
 
     async def _next_frame(self) -> bytes:
         while True:
@@ -153,16 +160,18 @@ class AsyncSession:
     async def _read(self) -> None:
         try:
             async for data in self._websocket:
-                if isinstance(data, bytes):
-                    self.bytes_received += len(data)
-                    for event in self._core.receive(data):
-                        self._handle(event)
-                    self._to_write.set()
+                self.bytes_received += len(data)
+                # A text message is an error of the server's; the core says so.
+                for event in self._core.receive(data if isinstance(data, bytes) else data.encode()):
+                    self._handle(event)
+                self._to_write.set()
             self._fail(ConnectionFailed("The server closed the connection."))
         except ConnectionClosed as e:
             self._fail(ConnectionFailed(f"The connection to the server was lost ({e})."))
         except Error as e:
             self._fail(e)
+        except Exception as e:
+            self._fail_unexpectedly(e)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, events.Connection) and event.welcome is not None and not self._opened.done():
@@ -172,7 +181,7 @@ class AsyncSession:
         elif isinstance(event, events.Failed):
             if event.request is not None:
                 self._settle(event.request, event.error)
-            elif isinstance(event.error, Refused | ServerError) or not self._opened.done():
+            else:
                 self._fail(event.error)
         self._tell(event)
 
@@ -192,6 +201,10 @@ class AsyncSession:
             future.exception()  # so that a waiter that left is not complained about
         else:
             future.set_result(outcome)
+
+    def _fail_unexpectedly(self, error: Exception) -> None:
+        _log.error("the client failed", exc_info=error)
+        self._fail(Error(f"The client failed, and the session with it ({error!r}); the log has the details."))
 
     def _fail(self, error: Error) -> None:
         """The session has ended: everybody who waits is told why, once."""
@@ -247,9 +260,7 @@ class AsyncSegment:
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Strokes: a mask of the volume's shape, or of ``box``'s; only the part around them travels."""
-        return await self._ask(
-            lambda: self._core.add_scribble(self.name, mask, box=box, positive=positive, run=run)
-        )
+        return await self._ask(lambda: self._core.add_scribble(self.name, mask, box=box, positive=positive, run=run))
 
     async def add_lasso(
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
@@ -305,14 +316,15 @@ async def aconnect(
             open_timeout=OPEN_WITHIN_S,
             ping_interval=PING_EVERY_S,
             ping_timeout=PONG_WITHIN_S,
+            close_timeout=FAREWELL_WITHIN_S,
             proxy=None if where.is_loopback else True,
         )
     except Exception as e:
         raise explain(e, where) from e
     session = AsyncSession(websocket, Core())
-    for name, callback in (on or {}).items():
-        session.on(name, callback)
     try:
+        for name, callback in (on or {}).items():
+            session.on(name, callback)
         await session.wait_open()
     except BaseException:
         await session.close()

@@ -1,7 +1,8 @@
 """The blocking API: the asyncio driver on one thread of its own, so that bricks travel while the caller computes."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
 import threading
 from types import TracebackType
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Boxlike, Callback, aconnect
 from nninteractive_ws.client.events import EventName, Result
+from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
 
@@ -17,30 +19,59 @@ T = TypeVar("T")
 
 
 class _IOThread:
-    """An event loop on a thread."""
+    """An event loop on a thread, until :meth:`stop`."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nninteractive-ws I/O", daemon=True)
+        # Held while work is handed over, so that none is after the loop was told to stop.
+        self._lock = threading.Lock()
+        self._stopped = False
+        running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(_run_until_stopped(running)), name="nninteractive-ws I/O", daemon=True
+        )
         self._thread.start()
+        self._loop, self._stop = running.result()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the loop and wait; an interrupted wait (Ctrl-C) cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run ``work`` on the loop and wait; an interrupted wait (Ctrl-C) cancels it there.
+
+        Raises ConnectionFailed once the thread was stopped.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("a callback runs on the I/O thread, where a blocking call would wait for itself")
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise ConnectionFailed("The session was closed.")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError as e:
+            raise ConnectionFailed("The session was closed.") from e
         except BaseException:
             future.cancel()
             raise
 
-    def call(self, function: Any, *args: Any) -> None:
-        self._loop.call_soon_threadsafe(function, *args)
+    def call(self, function: Callable[[], object]) -> None:
+        """Call ``function`` on the loop, soon; not any more once the thread was stopped."""
+        with self._lock:
+            if not self._stopped:
+                self._loop.call_soon_threadsafe(function)
 
     def stop(self) -> None:
-        self.wait(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """End the loop and the thread; what is still waited for ends with ConnectionFailed."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._loop.close()
+
+
+async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
+    stop = asyncio.Event()
+    running.set_result((asyncio.get_running_loop(), stop))
+    await stop.wait()
 
 
 class Session:
@@ -65,8 +96,8 @@ class Session:
     def set_image(self, image: npt.ArrayLike) -> None:
         """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
 
-        The voxels travel in the background, so the array must not change. All segments are forgotten.
-        Raises BadImage or TooLarge.
+        The voxels travel in the background, so the array must not change. All segments are forgotten, and
+        requests that are not done are cancelled. Raises BadImage or TooLarge; then there is no image.
         """
         self._thread.wait(self._async.set_image(image))
 
@@ -101,8 +132,10 @@ class Session:
         """End the session on the server, the connection and the thread. Closing twice does nothing more."""
         if not self._closed:
             self._closed = True
-            self._thread.wait(self._async.close())
-            self._thread.stop()
+            try:
+                self._thread.wait(self._async.close())
+            finally:
+                self._thread.stop()
 
     def __enter__(self) -> "Session":
         return self
@@ -192,9 +225,7 @@ class Segment:
         return self._thread.wait(self._async.remove())
 
 
-def connect(
-    address: str, *, token: str | None = None, on: "dict[EventName, Callback] | None" = None
-) -> Session:
+def connect(address: str, *, token: str | None = None, on: "dict[EventName, Callback] | None" = None) -> Session:
     """Connect to a server and wait for its welcome, however long it takes to load its model.
 
     ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://`` or ``https://``. ``on``: callbacks
