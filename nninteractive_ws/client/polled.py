@@ -6,20 +6,23 @@ ends soon after its budget: one brick is packed or one message taken at a time.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+import contextlib
 import errno
 import socket
 import time
 
 import numpy.typing as npt
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake
+from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from nninteractive_ws import protocol
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import explain, parse_address
+from nninteractive_ws.client.aio import OPEN_WITHIN_S, PING_EVERY_S, PONG_WITHIN_S
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.upload import ImageSource
@@ -48,6 +51,10 @@ class PolledSession:
         self._fragments: list[bytes] = []
         self._preparing: Iterator[ImageSource | None] | None = None
         self._connected = False
+        self._opened = False
+        self._open_by = clock() + OPEN_WITHIN_S
+        self._heard = clock()
+        self._asked: float | None = None
         self._said: list[Event] = []
         request = self._websocket.connect()
         if token:
@@ -60,8 +67,9 @@ class PolledSession:
     def set_image(self, image: npt.ArrayLike) -> None:
         """Use a volume; it is looked at slab by slab while polling, and then announced. Raises BadImage, here
         for its shape and type, and from :meth:`poll` for its voxels."""
-        self._preparing = ImageSource.prepare(image)
-        next(self._preparing)
+        preparing = ImageSource.prepare(image)
+        next(preparing)
+        self._preparing = preparing
 
     def poll(self, budget_s: float = BUDGET_S) -> list[Event]:
         """Do what can be done now, for about ``budget_s`` seconds; what has happened. Raises BadImage."""
@@ -69,7 +77,7 @@ class PolledSession:
         try:
             while not self.closed and self._step() and self._clock() < until:
                 pass
-        except (OSError, InvalidHandshake, EOFError) as e:
+        except (OSError, WebSocketException) as e:
             self._end(explain(e, self._address))
         happened, self._said = self._said, []
         return happened
@@ -81,18 +89,21 @@ class PolledSession:
     def close(self) -> None:
         """End the session and the connection; what can be sent at once of a farewell is sent."""
         if not self.closed:
-            self.core.bye()
-            self._websocket_frames()
-            self._websocket.send_close()
-            try:
+            if self._websocket.state is State.OPEN:
+                self.core.bye()
+                while (frame := self.core.next_control()) is not None:
+                    self._websocket.send_binary(frame)
+                self._websocket.send_close()
+                self._queue_bytes()
+            with contextlib.suppress(OSError):  # lost already is as good
                 self._flush()
-            except OSError:
-                pass  # it was lost already, which is as good
             self._end(ConnectionFailed("The session was closed."))
 
     # ---- one small thing at a time: each returns whether there may be more to do ---------------------------
 
     def _step(self) -> bool:
+        if not self._opened and self._clock() > self._open_by:
+            raise TimeoutError
         if not self._connected:
             self._connected = self._finish_connecting()
             return self._connected
@@ -130,7 +141,9 @@ class PolledSession:
         try:
             data = self._socket.recv(_CHUNK_BYTES)
         except BlockingIOError:
+            self._check_silence()
             return False
+        self._heard, self._asked = self._clock(), None
         if data:
             self._websocket.receive_data(data)
         else:
@@ -140,6 +153,8 @@ class PolledSession:
                 self._start()
             elif isinstance(item, Frame):
                 self._take(item)
+        if self._websocket.handshake_exc is not None:
+            raise self._websocket.handshake_exc
         self._queue_bytes()
         if not data:
             reason = self._websocket.close_reason
@@ -147,12 +162,24 @@ class PolledSession:
         return True
 
     def _start(self) -> None:
-        if self._websocket.handshake_exc is not None:
-            raise self._websocket.handshake_exc
-        self.core.start()
+        if self._websocket.handshake_exc is None:
+            self._opened = True
+            self.core.start()
+
+    def _check_silence(self) -> None:
+        """A network that is gone says nothing: ask now and then, and give up without an answer."""
+        now = self._clock()
+        if self._asked is not None:
+            if now - self._asked > PONG_WITHIN_S:
+                raise TimeoutError
+        elif now - self._heard > PING_EVERY_S:
+            self._websocket.send_ping(b"")  # raises where the server has said goodbye but does not hang up
+            self._queue_bytes()
+            self._asked = now
 
     def _take(self, frame: Frame) -> None:
-        if frame.opcode not in (Opcode.BINARY, Opcode.CONT):
+        # A text message is an error of the server's; the core says so.
+        if frame.opcode not in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
             return
         self._fragments.append(bytes(frame.data))
         if frame.fin:
@@ -175,6 +202,8 @@ class PolledSession:
         return True
 
     def _websocket_frames(self) -> bool:
+        if self._websocket.state is not State.OPEN:
+            return False
         frame = self.core.next_control()
         if frame is None:
             make = self.core.next_brick()
