@@ -7,6 +7,10 @@ from scipy import ndimage
 
 from nninteractive_ws.demo.phantom import TISSUE_HU, Canvas, Phantom, add_noise, make_phantom
 
+# Three quarters of the scenes are phantoms as the demo shows them, most of them as they stand; the rest of all
+# scenes are turned and mirrored.
+_SHARE_OF_DEMO, _SHARE_UPRIGHT = 0.75, 0.5
+
 
 @dataclass
 class Scene:
@@ -17,19 +21,21 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A new scene: mostly phantoms (two thirds as the demo shows them), the rest random shapes."""
+    """A new scene: mostly phantoms, the rest random shapes."""
     kind = rng.random()
-    if kind < 0.65:
+    if kind < _SHARE_OF_DEMO:
         phantom = make_phantom(int(rng.integers(1_000_000, 2**31)), *_crop_of_demo(rng))
-    elif kind < 0.85:
+    elif kind < 0.9:
         phantom = _varied_phantom(rng)
     else:
         phantom = _random_shapes(rng)
     image = phantom.image.astype(np.float32)
-    if kind >= 0.65:
+    if kind >= _SHARE_OF_DEMO:
         image = _vary_intensities(image, rng)
     image -= image.mean()
     image /= image.std()
+    if kind < _SHARE_UPRIGHT:
+        return Scene(image, phantom.labels)
     order = rng.permutation(3)
     flips = tuple(slice(None, None, int(s)) for s in rng.choice((-1, 1), 3))
     return Scene(
