@@ -41,3 +41,12 @@ def device():
     thread = DeviceThread("cpu")
     yield thread
     thread.close()
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The address of a real server with the embedded model, on loopback, for all tests of a run."""
+    from nninteractive_ws.server.local import local_server
+
+    with local_server("--model", "demo", "--log-level", "warning") as address:
+        yield address
