@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import gc
 import logging
 from pathlib import Path
 import sys
@@ -44,6 +45,7 @@ class SessionServer:
         self._thread = ThreadPoolExecutor(1, "session")
         self._session = Session(model, device, self._emit, encoding)
         self._last_id = 0
+        self._unanswered: set[int] = set()
         self._answers: OrderedDict[int, Message] = OrderedDict()
 
     async def serve(self) -> None:
@@ -93,16 +95,17 @@ class SessionServer:
             self._emit(self._answers[request.id])
         elif request.id > self._last_id:
             self._last_id = request.id
+            self._unanswered.add(request.id)
             self._requests.put_nowait((request, time.monotonic()))
-        elif request.id <= self._last_id - _ANSWERS_KEPT:
+        elif request.id not in self._unanswered:
             raise BadMessage(f"Request ids must grow: {request.id} came after {self._last_id}.")
-        # else it waits or runs, and will be answered
 
     async def _work(self) -> None:
         while True:
             request, arrived = await self._requests.get()
             answer = await self._loop.run_in_executor(self._thread, self._answer, request, arrived)
             self._answers[request.id] = answer
+            self._unanswered.discard(request.id)
             while len(self._answers) > _ANSWERS_KEPT:
                 self._answers.popitem(last=False)
             self._emit(answer)
@@ -148,6 +151,9 @@ class Worker:
                 _log.exception("the model in %s could not be loaded", folder)
                 await control.send(link.encode(link.Failed(f"The model {name} in {folder} could not be loaded: {e}")))
                 return
+            # What lives as long as the process need not be looked at whenever a session's memory is freed.
+            gc.collect()
+            gc.freeze()
             await control.send(link.encode(link.Ready(model.description, str(device), LIMITS)))
             async for data in control:
                 assert isinstance(data, bytes)
@@ -162,6 +168,8 @@ class Worker:
                 await SessionServer(model, device, order.encoding, connection).serve()
         except Exception:
             _log.exception("a session could not be served")
+        finally:
+            gc.collect()  # session and image refer to each other, and gigabytes must not wait for the next time
 
     def _dial(self, path: str, secret: str) -> connect:
         return connect(
