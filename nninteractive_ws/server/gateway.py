@@ -12,10 +12,11 @@ import secrets
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from nninteractive_ws import arrays, protocol
-from nninteractive_ws.errors import AtCapacity, BadMessage, Error, WorkerLost
+from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, WorkerLost
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.server.link import SESSION_PATH, WORKER_PATH, Ready
 from nninteractive_ws.server.workers import WorkerPool
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 HELLO_WITHIN_S = 10.0
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
+#: What a session said last is in this process already when its connection is closed.
+PASS_ON_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,11 @@ class Gateway:
             _log.info("session %s: opened by %s", session, hello.client or "a client")
             worker = await self._wait_for_worker(client)
             peer = await self._workers.open_session(encoding)
-            await _send(client, _welcome(session, encoding, worker))
-            await self._join(client, peer)
+            try:
+                await _send(client, _welcome(session, encoding, worker))
+                await self._join(client, peer)
+            finally:
+                await peer.close()
         except Error as e:
             await _say_goodbye(client, e)
         except ConnectionClosed:
@@ -160,17 +166,21 @@ class Gateway:
             gone.cancel()
 
     async def _join(self, client: ServerConnection, peer: ServerConnection) -> None:
-        """Pass every message on, both ways, until one side closes. Raises WorkerLost."""
+        """Pass every message on, both ways, until one side closes. Raises WorkerLost or ShuttingDown."""
         up, down = asyncio.ensure_future(_pump(client, peer)), asyncio.ensure_future(_pump(peer, client))
         try:
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            if not client.close_code and peer.close_code != 1000:
+            if client.close_code:
+                return
+            await asyncio.wait({down}, timeout=PASS_ON_WITHIN_S)
+            if self._workers.stopping:
+                raise ShuttingDown("The server is being stopped.")
+            if peer.close_code != CloseCode.NORMAL_CLOSURE:
                 raise WorkerLost("The process that computed for this session ended unexpectedly.")
         finally:
             up.cancel()
             down.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
-            await peer.close()
 
 
 async def _pump(source: ServerConnection, sink: ServerConnection) -> None:
@@ -202,17 +212,18 @@ async def _send(client: ServerConnection, message: Message) -> None:
 
 async def _say_goodbye(client: ServerConnection, error: Error) -> None:
     try:
-        if isinstance(error, WorkerLost):
-            await _send(client, Notice(code="worker_lost", message=str(error)))
+        if isinstance(error, WorkerLost | ShuttingDown):
+            await _send(client, Notice(code=error.code, message=str(error)))  # type: ignore[arg-type]
         await _send(client, protocol.to_error_message(error, None))
-        await client.close(1008 if not isinstance(error, WorkerLost) else 1012, error.code)
+        again = isinstance(error, ServerError | AtCapacity)
+        await client.close(CloseCode.TRY_AGAIN_LATER if again else CloseCode.POLICY_VIOLATION, error.code)
     except ConnectionClosed:
         pass  # it went by itself
 
 
 def _bearer(headers: Headers) -> str:
     scheme, _, secret = headers.get("Authorization", "").partition(" ")
-    return secret if scheme.lower() == "bearer" else ""
+    return secret if scheme.lower() == "bearer" and secret.isascii() else ""
 
 
 def _json(content: dict[str, object]) -> Response:

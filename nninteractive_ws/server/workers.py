@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 #: A worker that was asked for a session dials in at once; one that does not is stuck.
 DIAL_IN_S = 30.0
 RESTART_AFTER_S = 1.0
+#: A worker that ends while it loads its model may have had bad luck, with the memory for instance; but not for ever.
+MOST_ENDS_WHILE_LOADING = 3
 
 
 class WorkerFailed(Exception):
@@ -35,24 +37,41 @@ class WorkerPool:
         self._control: ServerConnection | None = None
         self._awaited: dict[str, asyncio.Future[ServerConnection]] = {}
         self._ready = asyncio.Event()
+        self._over: asyncio.Future[str | None] | None = None
         self.description: link.Ready | None = None
+        self.stopping = False
 
     async def run(self, port: int) -> None:
         """Keep a worker running that dials in at ``port``; for ever. Raises WorkerFailed."""
-        failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._failed = failed
+        ends_while_loading = 0
         while True:
-            process = await self._start(port)
-            ended = asyncio.ensure_future(process.wait())
-            try:
-                watched: set[asyncio.Future[Any]] = {ended, failed}
-                await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                if failed.done():
-                    raise WorkerFailed(failed.result())
-            finally:
-                await self._stop(process, ended)
-            _log.error("the worker ended with status %s; starting another", process.returncode)
+            was_ready, status = await self._run_one(port)
+            ends_while_loading = 0 if was_ready else ends_while_loading + 1
+            if ends_while_loading == MOST_ENDS_WHILE_LOADING:
+                raise WorkerFailed(
+                    f"The worker process ended {ends_while_loading} times while it loaded the model, the last time "
+                    f"with status {status}; what it said is above."
+                )
+            _log.error("the worker ended with status %s; starting another", status)
             await asyncio.sleep(RESTART_AFTER_S)
+
+    async def _run_one(self, port: int) -> tuple[bool, int | None]:
+        """Start a worker and wait for its end; whether it had loaded its model, and its exit status."""
+        self._over = over = asyncio.get_running_loop().create_future()
+        self._was_ready = False
+        process = await self._start(port)
+        ended = asyncio.ensure_future(process.wait())
+        waited_for: set[asyncio.Future[Any]] = {ended, over}
+        try:
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.stopping = True
+            raise
+        finally:
+            await self._stop(process, ended)
+        if over.done() and (reason := over.result()) is not None:
+            raise WorkerFailed(reason)
+        return self._was_ready, process.returncode
 
     async def _start(self, port: int) -> asyncio.subprocess.Process:
         self._secret = secrets.token_urlsafe(32)
@@ -87,29 +106,34 @@ class WorkerPool:
         return token in self._awaited and not self._awaited[token].done()
 
     async def serve_worker(self, connection: ServerConnection) -> None:
-        """The worker's own connection, as long as it lasts."""
-        self._control = connection
+        """The worker's own connection, as long as it lasts; the worker is not of use for longer."""
+        self._control, over, failure = connection, self._over, None
         try:
             async for data in connection:
                 assert isinstance(data, bytes)
                 message = link.decode_worker(data)
                 if isinstance(message, link.Failed):
-                    self._failed.set_result(message.message)
+                    failure = message.message
                     return
                 _log.info("the model %s is loaded on %s", message.model.name, message.device)
                 self.description = message
+                self._was_ready = True
                 self._ready.set()
         except ConnectionClosed:
-            pass  # run() sees the process end, and says so
+            pass  # run() says so
         finally:
             self._control = None
             self._ready.clear()
             self.description = None
+            if over is not None and not over.done():
+                over.set_result(failure)
 
     async def serve_session(self, connection: ServerConnection, token: str) -> None:
         """A session's connection, handed to whoever asked for it, until it closes."""
-        self._awaited.pop(token).set_result(connection)
-        await connection.wait_closed()
+        dialled = self._awaited.pop(token, None)
+        if dialled is not None and not dialled.done():
+            dialled.set_result(connection)
+            await connection.wait_closed()
 
     @property
     def ready(self) -> bool:
