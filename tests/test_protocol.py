@@ -4,7 +4,7 @@ import random
 import tracemalloc
 from typing import Any, get_args
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import msgpack
 import msgspec
@@ -310,6 +310,7 @@ def test_requests_are_the_clients_messages_with_a_required_id(kind: type[message
     has_id = any(f.name == "id" and f.required for f in msgspec.structs.fields(kind))
     assert (kind in get_args(messages.Request)) == has_id
 
+    @settings(max_examples=5)
     @given(values_of(kind))
     def check(message: messages.Message) -> None:
         assert protocol.is_request(message) == has_id
