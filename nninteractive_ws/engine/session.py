@@ -131,7 +131,7 @@ class Session:
         self._clock = _Clock(0.0)
         self._cancelled: set[int] = set()
         self._cancelled_up_to = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     # ---- from any thread ----------------------------------------------------------------------------------
 
@@ -159,16 +159,19 @@ class Session:
                 self._cancelled_up_to = last_id
             else:
                 self._cancelled.add(message.request)
-        if self._is_cancelled():
-            self._device.drop(self._seat, Cancelled("The request was cancelled while it waited for its turn."))
-        if self._image is not None:
-            self._image.wake()
+            # Under the lock that a next request needs to begin: else its pass might be the one that is dropped.
+            if self._is_cancelled():
+                self._device.drop(self._seat, Cancelled("The request was cancelled while it waited for its turn."))
+        image = self._image
+        if image is not None:
+            image.wake()
 
     # ---- requests -----------------------------------------------------------------------------------------
 
     def handle(self, request: Request, arrived: float) -> Done:
         """Do a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
-        self._request = request
+        with self._lock:
+            self._request = request
         self._clock = _Clock(arrived, queued=time.monotonic() - arrived)
         try:
             self._check_cancelled()
@@ -181,9 +184,10 @@ class Session:
                 "a smaller image, a crop around the object for instance, needs less."
             ) from e
         finally:
-            self._request = None
             with self._lock:
-                self._cancelled.discard(request.id)
+                self._request = None
+                # Ids grow, so what was cancelled before or at this one is done with.
+                self._cancelled = {i for i in self._cancelled if i > request.id}
 
     def _set_image(self, request: SetImage) -> Done:
         voxels = int(np.prod(request.shape, dtype=np.float64))
@@ -196,7 +200,9 @@ class Session:
             raise BadImage("The image's mean and standard deviation must be finite, and the latter above zero.")
         self._forget_segments()
         if self._image is None or not self._image.is_of(request):
-            self._image = None  # before the next one is allocated: the two may not fit side by side
+            # The old one goes before the next one is allocated: the two may not fit side by side.
+            self._image = None
+            self._upstream.close_image()
             self._image = BrickImage(request, self._place_for(request.shape))
         self._upstream.open_image(self._image_or_raise())
         self._announce_bricks()
@@ -218,8 +224,8 @@ class Session:
         return device if needed + _DEVICE_HEADROOM_BYTES <= free else torch.device("cpu")
 
     def _add_prompt(self, request: Prompt) -> Done:
-        segment = self._segment_for(request.segment)
         check_prompt(request, self._image_or_raise().shape, self._model.description.prompts)
+        segment = self._segment_for(request.segment)
         self._select(segment)
         return self._predict(segment, request, lambda: apply_prompt(self._upstream, request, request.run))
 
@@ -246,9 +252,9 @@ class Session:
         # Predicted on top of the given mask; history and journal see one step with the change of both.
         masks.apply(change, segment.mask)
         self._selected = None
-        self._upstream.clear()
-        self._upstream.write_previous(segment.mask, frame)
         try:
+            self._upstream.clear()
+            self._upstream.write_previous(segment.mask, frame)
             return self._predict(
                 segment, request, lambda: self._upstream.predict_whole_mask(segment.mask), given=change
             )
@@ -259,7 +265,8 @@ class Session:
     def _reset(self, request: Reset) -> Done:
         segment = self._segment_or_raise(request.segment)
         extent = segment.extent
-        change = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
+        # A copy: the change must not be a view of the mask that it is applied to.
+        change = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices].copy(), extent.start)
         return self._commit(Step(request, change), segment)
 
     def _undo(self, request: Undo) -> Done:
@@ -558,8 +565,8 @@ class Session:
     # ---- cancellation -------------------------------------------------------------------------------------
 
     def _is_cancelled(self) -> bool:
-        request = self._request
         with self._lock:
+            request = self._request
             return request is not None and (request.id <= self._cancelled_up_to or request.id in self._cancelled)
 
     def _check_cancelled(self) -> None:
