@@ -184,7 +184,7 @@ def test_serve_says_what_is_wrong(server: str, tmp_path: Path) -> None:
 def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
     done = run("demo", cwd=tmp_path, timeout=180)
     assert done.returncode == 0, done.stderr
-    for organ in ("liver", "right kidney", "left kidney", "spleen", "stomach", "aorta", "right lung"):
+    for organ in ("liver", "right kidney", "left kidney", "spleen", "stomach", "aorta", "right lung", "spine"):
         assert organ in done.stdout
     for prompt in ("point", "negative point", "box", "scribble", "lasso"):
         assert prompt in done.stdout
@@ -193,6 +193,6 @@ def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     labels = sitk.ReadImage(str(tmp_path / "demo-output" / "segments.nii.gz"))
     assert same_place(labels, sitk.ReadImage(str(tmp_path / "demo-output" / "phantom.nii.gz")))
-    assert len(np.unique(sitk.GetArrayFromImage(labels))) == 8
+    assert len(np.unique(sitk.GetArrayFromImage(labels))) == 9
     names = slicerio.segment_names(slicerio.read_segmentation(str(tmp_path / "demo-output" / "segments.seg.nrrd")))
     assert names[0] == "liver"

@@ -66,13 +66,18 @@ def _describe(session: Session) -> str:
 
 
 def _table(stops: list[Stop]) -> Table:
-    table = Table("organ", "prompts", title="from the first prompt of an organ on; bytes of all its messages")
-    for column in ("Dice", "previews", "first preview", "first result", "all prompts", "sent", "received"):
+    table = Table(
+        "organ",
+        "prompts",
+        caption="first preview and result: seconds from an organ's first prompt; bytes: all its messages, the image's too "
+        "while it was still on its way",
+    )
+    for column in ("Dice", "first preview", "first result", "sent", "received"):
         table.add_column(column, justify="right")
     for s in stops:
-        times = (f"{t:.2f} s" for t in (s.first_preview, s.final, s.seconds))
+        times = (f"{t:.2f} s" for t in (s.first_preview, s.first_result))
         sizes = (f"{n / 1000:,.1f} kB" for n in (s.sent, s.received))
-        table.add_row(s.organ, ", ".join(s.prompts), f"{s.dice:.3f}", str(s.previews), *times, *sizes)
+        table.add_row(s.organ, ", ".join(s.prompts), f"{s.dice:.3f}", *times, *sizes)
     return table
 
 

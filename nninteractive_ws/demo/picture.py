@@ -11,7 +11,7 @@ from nninteractive_ws.demo.phantom import Phantom
 from nninteractive_ws.demo.tour import Stop
 
 _WINDOW = {"vmin": -160, "vmax": 300, "cmap": "gray", "origin": "lower", "interpolation": "nearest"}
-_COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6")
+_COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45")
 
 
 def draw(phantom: Phantom, stops: list[Stop], path: Path) -> None:

@@ -22,21 +22,20 @@ ORGANS: dict[str, tuple[str, ...]] = {
     "stomach": ("point", "negative point", "correction"),
     "aorta": ("scribble", "correction", "correction"),
     "right lung": ("point", "correction"),
+    "spine": ("point", "correction"),
 }
 
 
 @dataclass
 class Stop:
-    """What one organ took. ``first_preview`` and ``final``: seconds from the first prompt; ``sent``, ``received``:
-    bytes, of the image too where it was still on its way."""
+    """What one organ took. ``first_preview`` and ``first_result``: seconds from its first prompt; ``sent``,
+    ``received``: bytes of all its messages, of the image too where it was still on its way."""
 
     organ: str
     prompts: list[str] = field(default_factory=list)
     dice: float = 0.0
     first_preview: float = 0.0
-    final: float = 0.0
-    seconds: float = 0.0
-    previews: int = 0
+    first_result: float = 0.0
     sent: int = 0
     received: int = 0
     mask: Mask = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
@@ -57,13 +56,10 @@ def tour(session: Session, phantom: Phantom, say: Callable[[str], None]) -> Iter
             started = time.monotonic()
             if (given := _give(prompt, segment, truth)) is None:
                 continue
-            took = time.monotonic() - started
-            stop.seconds += took
             if not stop.prompts:
-                stop.first_preview, stop.final = (watch.first_preview or took), took
+                stop.first_result = time.monotonic() - started
+                stop.first_preview = watch.first_preview or stop.first_result
             stop.prompts.append(given)
-        stop.previews = watch.previews
-        watch.previews = 0
         stop.sent, stop.received = session.bytes_sent - sent, session.bytes_received - received
         stop.mask = segment.mask.copy()
         stop.dice = user.dice(stop.mask, truth)
@@ -78,7 +74,6 @@ class _Watch:
         self._started = 0.0
         self._what = ""
         self.first_preview: float | None = None
-        self.previews = 0
 
     def start(self, organ: str, prompt: str) -> None:
         self._started, self._what, self.first_preview = time.monotonic(), f"{organ}: {prompt}", None
@@ -86,10 +81,8 @@ class _Watch:
 
     def on_delta(self, event: events.MaskDelta) -> None:
         elapsed = time.monotonic() - self._started
-        if not event.final:
-            self.previews += 1
-            if self.first_preview is None:
-                self.first_preview = elapsed
+        if not event.final and self.first_preview is None:
+            self.first_preview = elapsed
         kind = "result" if event.final else "preview"
         self._say(f"{self._what}: {kind} after {elapsed:.2f} s, {event.voxels:,} voxels")
 
