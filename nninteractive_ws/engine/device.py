@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Seat:
-    """A session's place at the device. ``on_position``: told how many passes are ahead of a waiting one."""
+    """A session's place at the device. ``on_position``: told how many waiting passes are ahead of its own."""
 
     on_position: Callable[[int], None]
     last_served: int = -1
@@ -65,6 +65,8 @@ class DeviceThread:
         with self._changed:
             dropped = [p for p in self._waiting if p.seat is seat]
             self._waiting = [p for p in self._waiting if p.seat is not seat]
+            if dropped:
+                self._report_positions()
         for item in dropped:
             item.result.set_exception(error)
 
@@ -74,7 +76,9 @@ class DeviceThread:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        for item in self._waiting:
+        with self._changed:
+            left, self._waiting = self._waiting, []
+        for item in left:
             item.result.set_exception(RuntimeError("the device thread was closed"))
 
     def _serve(self) -> None:
@@ -83,6 +87,7 @@ class DeviceThread:
                 item.result.set_result(item.work())
             except BaseException as e:
                 item.result.set_exception(e)
+            del item  # or a session that has ended would stay in memory until the next pass of another
 
     def _next(self) -> _Pass[object] | None:
         with self._changed:
