@@ -1,0 +1,832 @@
+"""The client's core without I/O: frames passed by hand, to and from the engine's real session, or made by hand."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from nninteractive_ws import arrays, errors, masks, protocol
+from nninteractive_ws import messages as wire
+from nninteractive_ws.bricks import Grid
+from nninteractive_ws.client import events
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.upload import ImageSource, Upload
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.history import Segment
+from nninteractive_ws.masks import Mask
+
+SHAPE = (96, 80, 72)
+LIMITS = wire.Limits(message_bytes=2**26, image_voxels=2**30, segments=256, unacknowledged_bricks=4)
+MODEL = wire.Model(name="m", license="l", patch_size=(8, 8, 8), prompts=["point"], scribble_thickness=(1.0, 1.0, 1.0))
+WELCOME = wire.Welcome(
+    version=1,
+    server="test",
+    features=[],
+    encoding="raw",
+    session="s",
+    secret="s",
+    resumed=False,
+    limits=LIMITS,
+    model=MODEL,
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSource:
+    return ImageSource.of(make_phantom(5, SHAPE, (3.5, 3.5, 3.5)).image)
+
+
+# ---- a server without I/O ---------------------------------------------------------------------------------
+
+
+class FakeServer:
+    """The engine's real session behind the dispatch of a worker, in this thread.
+
+    Frames from the client go in by :meth:`receive`; :meth:`work` does one request; what it says is in ``said``.
+    """
+
+    def __init__(self, model: Any, device: Any) -> None:
+        from nninteractive_ws.engine.session import Session
+
+        self.session = Session(model, device, self._say, "blosc2")
+        self.said: deque[bytes] = deque()
+        self.requests: deque[Any] = deque()
+        self.bricks: list[int] = []
+
+    def _say(self, message: wire.Message) -> None:
+        self.said.append(protocol.encode(message))
+
+    def receive(self, frame: bytes) -> None:
+        message = protocol.decode_client(frame)
+        if isinstance(message, wire.Hello):
+            self._say(msgspec.structs.replace(WELCOME, encoding="blosc2"))
+        elif isinstance(message, wire.ImageBricks):
+            self.bricks += [b.index for b in message.bricks]
+            if (progress := self.session.put_bricks(message)) is not None:
+                self._say(progress)
+        elif isinstance(message, wire.Cancel):
+            self.session.cancel(message, self.requests[-1].id if self.requests else 0)
+        elif protocol.is_request(message):
+            self.requests.append(message)
+
+    def work(self) -> bool:
+        """Do one request; whether there was one."""
+        if not self.requests:
+            return False
+        request = self.requests.popleft()
+        try:
+            self._say(self.session.handle(request, time.monotonic()))
+        except errors.Error as e:
+            self._say(protocol.to_error_message(e, request.id))
+        return True
+
+
+class Lost(Exception):
+    """The link broke, as it was told to."""
+
+
+class Link:
+    """Carries frames between a core and a server; breaks after ``frames`` frames to the client."""
+
+    def __init__(self, core: Core, server: FakeServer, frames: float = float("inf")) -> None:
+        self.core, self.server, self.frames = core, server, frames
+        self.happened: list[Event] = []
+        self.change_frame: Callable[[bytes], bytes | None] = lambda frame: frame
+
+    def settle(self) -> list[Event]:
+        """Until both ends are quiet. Raises Lost."""
+        before = len(self.happened)
+        while self._up() or self._down() or self.server.work():
+            pass
+        return self.happened[before:]
+
+    def _up(self) -> bool:
+        moved = False
+        while (frame := self.core.next_control()) is not None:
+            self.server.receive(frame)
+            moved = True
+        while (make := self.core.next_brick()) is not None:
+            self.server.receive(make())
+            moved = True
+        return moved
+
+    def _down(self) -> bool:
+        moved = bool(self.server.said)
+        while self.server.said:
+            if self.frames <= 0:
+                raise Lost
+            self.frames -= 1
+            frame = self.change_frame(self.server.said.popleft())
+            if frame is not None:
+                self.happened += self.core.receive(frame)
+        return moved
+
+
+@pytest.fixture
+def new_server(quick_model: Any, device: Any) -> Callable[[], FakeServer]:
+    return lambda: FakeServer(quick_model, device)
+
+
+@pytest.fixture
+def link(new_server: Callable[[], FakeServer], source: ImageSource) -> Link:
+    """A connection with the image on the server."""
+    core = Core()
+    core.start()
+    link = Link(core, new_server())
+    link.settle()
+    core.set_image(source)
+    link.settle()
+    return link
+
+
+def lasso(margin: int = 16, axis: int = 1) -> Mask:
+    """A filled outline through most of the volume: more than a patch, so that it is refined in several passes."""
+    drawn = np.zeros(SHAPE, bool)
+    inside = [slice(margin, n - margin) for n in SHAPE]
+    inside[axis] = slice(SHAPE[axis] // 2, SHAPE[axis] // 2 + 1)
+    drawn[tuple(inside)] = True
+    return drawn
+
+
+def ball(centre: tuple[int, int, int], radius: float) -> Mask:
+    grid = np.ogrid[tuple(slice(0, n) for n in SHAPE)]
+    return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2)
+
+
+Command = Callable[[Core], int]
+SCRIPT: list[Command] = [
+    lambda c: c.add_point("a", (30, 40, 36)),
+    lambda c: c.add_lasso("b", lasso()),
+    lambda c: c.add_point("a", (60, 40, 36), positive=False),
+    lambda c: c.undo("a"),
+    lambda c: c.add_bbox("a", ((20, 50), (30, 31), (20, 50)), run=False),
+    lambda c: c.add_scribble("a", ball((30, 40, 36), 4)),
+    lambda c: c.set_mask("b", ball((50, 40, 30), 12)),
+    lambda c: c.add_point("b", (50, 40, 30)),
+    lambda c: c.undo("a"),
+    lambda c: c.redo("a"),
+    lambda c: c.add_point("a", (32, 42, 30), run=False),
+    lambda c: c.run("a"),
+    lambda c: c.reset("b"),
+    lambda c: c.undo("b"),
+    lambda c: c.add_point("c", (30, 40, 40)),
+    lambda c: c.remove_segment("c"),
+    lambda c: c.set_mask("b", ball((40, 40, 36), 12), run=True),
+    lambda c: c.add_point("a", (34, 40, 36)),
+]
+
+# The same kinds of steps with less to compute, for playing it again and again.
+SHORT_SCRIPT = [*SCRIPT[:7], *SCRIPT[8:14], SCRIPT[17]]
+
+Snapshot = dict[str, tuple[bytes, int, int, int]]
+
+
+def snapshot(core: Core) -> Snapshot:
+    """Masks and lengths of the histories; revisions are left out, because an interrupted preview counts."""
+    return {
+        name: (np.packbits(s.mask).tobytes(), s.voxels, len(s.steps), len(s.undone))
+        for name, s in core.segments.items()
+    }
+
+
+def check_journal(core: Core, server: FakeServer) -> None:
+    """The client's journal is the server's history, and adds up to the mask."""
+    theirs = server.session._segments
+    assert set(core.segments) == set(theirs)
+    for name, mine in core.segments.items():
+        other = theirs[name]
+        assert np.array_equal(mine.mask, other.mask)
+        assert (mine.revision, mine.voxels) == (other.revision, other.voxels)
+        assert mine.voxels == int(mine.mask.sum())
+        assert np.array_equal(mine.composed(), mine.mask)
+        for a, b in ((mine.steps, other.steps), (mine.undone, other.undone)):
+            assert [type(s.request) for s in a] == [type(s.request) for s in b]
+            for x, y in zip(a, b, strict=True):
+                assert masks.compose(x.change, y.change).box is None
+
+
+# ---- against the engine -----------------------------------------------------------------------------------
+
+
+def test_journal_equals_the_servers_history(link: Link) -> None:
+    for command in SCRIPT:
+        number = command(link.core)
+        happened = link.settle()
+        done = happened[-1]
+        assert isinstance(done, events.Done)
+        assert done.result.request == number
+        assert link.core.waiting == []
+        check_journal(link.core, link.server)
+    assert any(isinstance(e, events.MaskDelta) and not e.final for e in link.happened), "no preview was seen"
+
+
+def test_commands_sent_at_once_give_what_they_give_one_by_one(link: Link, new_server: Any, source: ImageSource) -> None:
+    for command in SCRIPT:
+        command(link.core)
+        link.settle()
+    core = Core()
+    other = Link(core, new_server())
+    core.start()
+    other.settle()
+    core.set_image(source)
+    numbers = [command(core) for command in SCRIPT]
+    happened = other.settle()
+    assert numbers == sorted(numbers)
+    assert [e.result.request for e in happened if isinstance(e, events.Done)][1:] == numbers
+    assert snapshot(core) == snapshot(link.core)
+    check_journal(core, other.server)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[list[Snapshot], list[int]]:
+    """After each command of the short script: the journal, and how many frames had come from the server."""
+    core, server = Core(), FakeServer(quick_model, device)
+    link = Link(core, server, frames=10**6)
+    core.start()
+    link.settle()
+    core.set_image(source)
+    link.settle()
+    states, frames = [snapshot(core)], [int(10**6 - link.frames)]
+    for command in SHORT_SCRIPT:
+        command(core)
+        link.settle()
+        states.append(snapshot(core))
+        frames.append(int(10**6 - link.frames))
+    return states, frames
+
+
+def cuts(frames: list[int]) -> Iterator[int]:
+    """After how many frames to break the link: in the welcome, in the image, and within and between commands."""
+    yield from (0, 1, 2, frames[0] - 1, frames[0])
+    first, last = frames[1], frames[2]  # the lasso with its previews
+    yield from np.unique(np.linspace(first + 1, last - 1, 3).astype(int)).tolist()
+    yield from np.random.default_rng(1).integers(last, frames[-1], 3).tolist()
+
+
+def test_lost_at_any_moment(
+    undisturbed: tuple[list[Snapshot], list[int]], new_server: Callable[[], FakeServer], source: ImageSource
+) -> None:
+    states, frames = undisturbed
+    for cut in cuts(frames):
+        _play_with_a_loss(new_server, source, states, cut)
+
+
+def _play_with_a_loss(
+    new_server: Callable[[], FakeServer], source: ImageSource, states: list[Snapshot], cut: int
+) -> None:
+    core = Core()
+    link = Link(core, new_server(), frames=cut)
+    answered: list[Event] = []
+    core.start()
+
+    def settle() -> None:
+        nonlocal link
+        try:
+            link.settle()
+        except Lost:
+            unanswered = core.waiting
+            core.start()  # which takes previews back
+            for segment in core.segments.values():
+                assert np.array_equal(segment.composed(), segment.mask), f"a preview was left, cut {cut}"
+            answered.extend(link.happened)
+            link = Link(core, new_server())
+            link.settle()
+            done = [e.result.request for e in link.happened if isinstance(e, events.Done)]
+            assert done == unanswered, f"cut {cut}"
+        assert core.waiting == []
+
+    settle()
+    core.set_image(source)
+    settle()
+    assert snapshot(core) == states[0]
+    for command, state in zip(SHORT_SCRIPT, states[1:], strict=True):
+        number = command(core)
+        settle()
+        assert snapshot(core) == state, f"cut {cut}, request {number}"
+    check_journal(core, link.server)
+
+
+def test_lost_again_while_restoring(link: Link, new_server: Callable[[], FakeServer]) -> None:
+    core = link.core
+    for command in SCRIPT[:8]:
+        command(core)
+        link.settle()
+    before = snapshot(core)
+    for frames in range(6):
+        core.start()
+        with pytest.raises(Lost):
+            Link(core, new_server(), frames=frames).settle()
+    core.start()
+    last = Link(core, new_server())
+    last.settle()
+    assert snapshot(core) == before
+    check_journal(core, last.server)
+
+
+def test_options_are_restored(link: Link, new_server: Callable[[], FakeServer]) -> None:
+    core = link.core
+    core.set_options(previews=False)
+    core.set_options(autozoom=False)
+    link.settle()
+    core.start()
+    second = Link(core, new_server())
+    second.settle()
+    assert not second.server.session._previews
+    assert not second.server.session._upstream.do_autozoom
+    core.add_lasso("b", lasso())
+    assert not [e for e in second.settle() if isinstance(e, events.MaskDelta) and not e.final]
+
+
+def test_a_cancelled_request_is_not_sent_again(link: Link, new_server: Callable[[], FakeServer]) -> None:
+    core = link.core
+    first = core.add_point("a", (30, 40, 36))
+    second = core.add_point("a", (32, 40, 36))
+    core.cancel(first)
+    core.start()
+    again = Link(core, new_server())
+    happened = again.settle()
+    failed = [e for e in happened if isinstance(e, events.Failed)]
+    assert [(e.request, type(e.error)) for e in failed] == [(first, errors.Cancelled)]
+    assert [e.result.request for e in happened if isinstance(e, events.Done)] == [second]
+    assert len(core.segments["a"].steps) == 1
+    check_journal(core, again.server)
+
+
+@pytest.mark.parametrize("damage", ["missing", "checksum"])
+@pytest.mark.parametrize("at", [0, 1, -1])
+def test_a_snapshot_heals_mask_and_journal(link: Link, damage: str, at: int) -> None:
+    core = link.core
+    core.add_point("a", (30, 40, 36))
+    link.settle()
+    kept = core.segments["a"].mask
+    core.add_lasso("a", lasso())
+    core.add_point("a", (60, 40, 36), positive=False)  # waits while the lasso is done
+    seen: list[bytes] = []
+
+    def spoil(frame: bytes) -> bytes | None:
+        message = protocol.decode_server(frame)
+        if not isinstance(message, wire.MaskDelta):
+            return frame
+        seen.append(frame)
+        if len(seen) - 1 != (at if at >= 0 else 3):
+            return frame
+        spoiled = msgspec.structs.replace(message, checksum=message.checksum ^ 1)
+        return None if damage == "missing" else protocol.encode(spoiled)
+
+    link.change_frame = spoil
+    happened = link.settle()
+    assert any(isinstance(e, events.MaskDelta) and e.request is None for e in happened), "no snapshot came"
+    assert core.segments["a"].mask is kept
+    _check_masks(core, link.server)
+    for command in (core.undo, core.undo, core.redo, core.redo):
+        command("a")
+        link.settle()
+        check_journal(core, link.server)
+
+
+def _check_masks(core: Core, server: FakeServer) -> None:
+    for name, segment in core.segments.items():
+        assert np.array_equal(segment.mask, server.session._segments[name].mask)
+        assert np.array_equal(segment.composed(), segment.mask)
+
+
+def test_the_last_change_missing_is_noticed_with_the_next(link: Link) -> None:
+    core = link.core
+    link.change_frame = lambda f: None if isinstance(protocol.decode_server(f), wire.MaskDelta) else f
+    core.add_point("a", (30, 40, 36))
+    link.settle()
+    assert core.segments["a"].voxels == 0
+    link.change_frame = lambda f: f
+    core.add_point("a", (32, 40, 36))
+    link.settle()
+    _check_masks(core, link.server)
+
+
+def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], FakeServer]) -> None:
+    core = link.core
+    core.add_point("a", (30, 40, 36))
+    link.settle()
+    before = core.segments["a"].mask.copy()
+
+    def spoil(frame: bytes) -> bytes | None:
+        message = protocol.decode_server(frame)
+        if isinstance(message, wire.MaskSnapshot):
+            raise Lost
+        return (
+            protocol.encode(msgspec.structs.replace(message, checksum=1))
+            if isinstance(message, wire.MaskDelta)
+            else frame
+        )
+
+    core.add_point("a", (60, 40, 36))
+    link.change_frame = spoil
+    with pytest.raises(Lost):
+        link.settle()
+    core.start()
+    steps = core.segments["a"].steps
+    assert np.array_equal(core.segments["a"].mask, before)
+    assert len(steps) == 2
+    second = Link(core, new_server())
+    second.settle()
+    check_journal(core, second.server)
+
+
+# ---- messages made by hand --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_core(source: ImageSource) -> Core:
+    """A core with an image, whose frames so far were thrown away."""
+    core = Core()
+    core.start()
+    say(core, WELCOME)
+    number = core.set_image(source)
+    say(core, wire.ImageProgress(image=source.name, received=[], present=0, total=8))
+    say(core, wire.Done(id=number))
+    sent(core)
+    return core
+
+
+def say(core: Core, message: wire.Message) -> list[Event]:
+    return core.receive(protocol.encode(message))
+
+
+def sent(core: Core) -> list[Any]:
+    """The control messages that wait to be sent."""
+    frames = iter(core.next_control, None)
+    return [protocol.decode_client(frame) for frame in frames]
+
+
+def delta(request: int, base: int, box: Box, mask: Mask, segment: str = "a") -> wire.MaskDelta:
+    """A change that sets a box in ``mask``, which is changed."""
+    change = masks.Delta(box, ~mask[box.slices])
+    mask[box.slices] = True
+    return wire.MaskDelta(
+        segment=segment,
+        request=request,
+        base_rev=base,
+        rev=base + 1,
+        change=masks.pack(change, "raw"),
+        checksum=masks.checksum(mask, box),
+        voxels=int(mask.sum()),
+        final=False,
+    )
+
+
+def test_the_handshake(source: ImageSource) -> None:
+    core = Core(encodings=("deflate", "raw"))
+    core.start()
+    (hello,) = sent(core)
+    assert isinstance(hello, wire.Hello)
+    assert (hello.version, hello.encodings) == (protocol.PROTOCOL_VERSION, ["deflate", "raw"])
+    with pytest.raises(errors.ConnectionFailed):
+        core.set_image(source)
+    assert core.image is None
+    assert core.waiting == []
+    (opened,) = say(core, WELCOME)
+    assert opened == events.Connection("open", WELCOME)
+    assert core.welcome == WELCOME
+
+
+def test_ids_grow(open_core: Core) -> None:
+    numbers = [open_core.add_point("a", (1, 2, 3)), open_core.undo("a"), open_core.run("b"), open_core.set_options()]
+    requests = sent(open_core)
+    assert [r.id for r in requests] == numbers == sorted(set(numbers))
+    assert open_core.waiting == numbers
+
+
+def test_what_is_not_known_is_ignored(open_core: Core) -> None:
+    assert open_core.receive(msgspec.msgpack.encode({"type": "weather", "id": 7, "sun": True})) == []
+    with_more = {**msgspec.to_builtins(wire.Notice(code="warning", message="so")), "type": "notice", "more": 1}
+    assert open_core.receive(msgspec.msgpack.encode(with_more)) == [events.Notice("warning", "so")]
+    assert say(open_core, wire.Done(id=99)) == []
+    assert say(open_core, wire.ErrorMessage(code="internal", message="late", id=99)) == []
+    assert say(open_core, wire.Progress(id=99, state="queued")) == []
+
+
+def test_an_error_without_a_request_is_the_sessions(open_core: Core) -> None:
+    (failed,) = say(open_core, wire.ErrorMessage(code="worker_lost", message="gone"))
+    assert isinstance(failed, events.Failed)
+    assert failed.request is None
+    assert isinstance(failed.error, errors.WorkerLost)
+
+
+@pytest.mark.parametrize("box", [((0, 1), (0, 1), (0, 1000)), ((0, 1), (0, 1), (5, 5)), ((-1, 1), (0, 1), (0, 1))])
+def test_a_change_that_does_not_fit_is_the_servers_fault(open_core: Core, box: Any) -> None:
+    number = open_core.add_point("a", (1, 2, 3))
+    bits = wire.Bits(box=box, runs=1, encoding="raw", data=b"\0\0\0\0")
+    message = wire.MaskDelta(
+        segment="a", request=number, base_rev=0, rev=1, change=bits, checksum=0, voxels=0, final=True
+    )
+    with pytest.raises(errors.BadMessage):
+        say(open_core, message)
+    with pytest.raises(errors.BadMessage):
+        say(open_core, wire.Progress(id=number, state="waiting_for_image", box=((0, 1), (0, 1), (9, 9))))
+
+
+def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> None:
+    number = open_core.set_image(source)
+    prompt = open_core.add_point("a", (1, 2, 3))
+    (failed,) = say(open_core, wire.ErrorMessage(code="too_large", message="too many voxels", id=number))
+    assert isinstance(failed, events.Failed)
+    assert isinstance(failed.error, errors.TooLarge)
+    assert open_core.next_brick() is None
+    # What the server did for the prompt, it did on the image before.
+    assert say(open_core, delta(prompt, 0, Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool))) == []
+    assert len(say(open_core, wire.Done(id=prompt, segment="a"))) == 1
+    assert open_core.segments == {}
+    with pytest.raises(errors.NoImage):
+        open_core.add_point("a", (1, 2, 3))
+
+
+def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> None:
+    first = open_core.add_point("a", (1, 2, 3))
+    box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
+    say(open_core, delta(first, 0, box, mask))
+    sent(open_core)
+    other = ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10))
+    second = open_core.set_image(other)
+    cancel, announced = sent(open_core)
+    assert cancel == wire.Cancel(request=first)
+    assert isinstance(announced, wire.SetImage)
+    assert say(open_core, delta(first, 1, Box((50, 50, 50), (52, 52, 52)), mask)) == []
+    wait = wire.Progress(id=first, state="waiting_for_image", box=((0, 96), (0, 80), (0, 72)))
+    assert say(open_core, wait) == []
+    assert len(say(open_core, wire.ErrorMessage(code="cancelled", message="so", id=first))) == 1
+    assert open_core.segments == {}
+    prompt = open_core.add_point("a", (1, 2, 3))
+    small = np.zeros((10, 10, 10), bool)
+    assert len(say(open_core, delta(prompt, 0, box, small))) == 1
+    # The same before a loss of the connection: the new image is announced for the request that waits for it.
+    open_core.start()
+    happened = say(open_core, WELCOME)
+    assert happened == [events.Connection("open", WELCOME)]
+    assert open_core.waiting == [second, prompt]
+    assert not open_core.segments["a"].mask.any()
+
+
+def test_what_was_asked_about_an_image_before_is_not_sent_again(open_core: Core) -> None:
+    prompt = open_core.add_point("a", (1, 2, 3))
+    new = open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))
+    open_core.start()
+    sent(open_core)
+    _, failed = say(open_core, WELCOME)
+    assert isinstance(failed, events.Failed)
+    assert (failed.request, type(failed.error)) == (prompt, errors.Cancelled)
+    assert [type(m) for m in sent(open_core)] == [wire.SetImage]
+    assert open_core.waiting == [new]
+
+
+def test_a_snapshot_that_fails_is_asked_for_again(open_core: Core) -> None:
+    number = open_core.add_point("a", (1, 2, 3))
+    sent(open_core)
+    box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
+    assert say(open_core, delta(number, 7, box, mask)) == []
+    (asked,) = sent(open_core)
+    assert isinstance(asked, wire.GetMask)
+    assert say(open_core, delta(number, 8, Box((2, 2, 2), (3, 3, 3)), mask)) == []
+    assert sent(open_core) == [], "one snapshot is enough"
+    assert say(open_core, wire.ErrorMessage(code="cancelled", message="so", id=asked.id)) == []
+    assert say(open_core, delta(number, 9, Box((3, 3, 3), (4, 4, 4)), mask)) == []
+    (asked,) = sent(open_core)
+    found = masks.pack(masks.tight(mask), "raw")
+    (healed,) = say(
+        open_core, wire.MaskSnapshot(segment="a", request=asked.id, rev=10, mask=found, voxels=int(mask.sum()))
+    )
+    assert isinstance(healed, events.MaskDelta)
+    assert (healed.request, healed.revision, healed.voxels) == (None, 10, 10)
+    assert np.array_equal(open_core.segments["a"].mask, mask)
+    assert say(open_core, wire.Done(id=asked.id, segment="a")) == []
+    assert open_core.waiting == [number]
+
+
+def test_numbers_stay_when_requests_are_sent_again(open_core: Core) -> None:
+    point, undo = open_core.add_point("a", (1, 2, 3)), open_core.undo("b")
+    open_core.start()
+    sent(open_core)
+    say(open_core, WELCOME)
+    announced, again, undone = sent(open_core)
+    assert isinstance(announced, wire.SetImage)
+    assert isinstance(again, wire.AddPoint)
+    assert isinstance(undone, wire.Undo)
+    assert undone.id > again.id > announced.id > undo > point
+    assert open_core.waiting == [point, undo]
+    (done,) = say(open_core, wire.Done(id=again.id, segment="a"))
+    assert isinstance(done, events.Done)
+    assert done.result.request == point
+    open_core.cancel(undo)
+    assert sent(open_core) == [wire.Cancel(request=undone.id)]
+
+
+def test_cancel(open_core: Core) -> None:
+    a, b = open_core.add_point("a", (1, 2, 3)), open_core.add_point("b", (1, 2, 3))
+    sent(open_core)
+    open_core.cancel()
+    assert sent(open_core) == [wire.Cancel(request=a), wire.Cancel(request=b)]
+    open_core.cancel(b)
+    assert sent(open_core) == [wire.Cancel(request=b)]
+    open_core.cancel(99)
+    assert sent(open_core) == []
+    open_core.bye()
+    assert sent(open_core) == [wire.Bye()]
+
+
+def test_what_cannot_be_asked(open_core: Core) -> None:
+    out, empty = errors.OutOfBounds, errors.UnsupportedPrompt
+    i, _, k = SHAPE
+    cases: list[tuple[type[errors.Error], Callable[[], int]]] = [
+        (out, lambda: open_core.add_point("a", (i, 0, 0))),
+        (out, lambda: open_core.add_point("a", (0, -1, 0))),
+        (out, lambda: open_core.add_point("a", (0, 0, float(k) - 0.4))),
+        (out, lambda: open_core.add_point("a", (0, float("nan"), 0))),
+        (out, lambda: open_core.add_point("a", (0, float("inf"), 0))),
+        (out, lambda: open_core.add_point("a", (1, 2))),
+        (out, lambda: open_core.add_bbox("a", ((0, 1), (0, 1), (3, 3)))),
+        (out, lambda: open_core.add_bbox("a", ((0, 1), (0, 1), (0, k + 1)))),
+        (out, lambda: open_core.add_bbox("a", ((0, 1), (0, 1)))),
+        (out, lambda: open_core.add_bbox("a", Box((-1, 0, 0), (1, 1, 1)))),
+        (out, lambda: open_core.add_scribble("a", np.ones((2, 2, 2), bool))),
+        (out, lambda: open_core.add_lasso("a", np.ones(SHAPE, bool), box=((0, 2), (0, 2), (0, 2)))),
+        (out, lambda: open_core.set_mask("a", np.ones((1, 1, 1)), box=((0, 1), (0, 1), (k, k + 1)))),
+        (empty, lambda: open_core.add_scribble("a", np.zeros(SHAPE, bool))),
+        (empty, lambda: open_core.add_lasso("a", np.zeros((2, 2, 2)), box=((0, 2), (0, 2), (0, 2)))),
+    ]
+    for expected, command in cases:
+        with pytest.raises(expected):
+            command()
+    assert sent(open_core) == []
+    assert open_core.waiting == []
+
+
+def test_only_what_is_marked_travels(open_core: Core) -> None:
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[10:14, 20, 30:33] = 7
+    open_core.add_scribble("a", drawn)
+    open_core.add_lasso("a", drawn[8:20, 20:21, 29:40], box=((8, 20), (20, 21), (29, 40)))
+    open_core.set_mask("a", drawn)
+    for message in sent(open_core):
+        assert message.mask.box == ((10, 14), (20, 21), (30, 33))
+        assert masks.unpack(message.mask, SHAPE).voxels == 12
+    open_core.set_mask("a", np.zeros(SHAPE, bool))
+    assert [type(m) for m in sent(open_core)] == [wire.Reset]
+
+
+def test_a_point_of_floats_is_rounded(open_core: Core) -> None:
+    open_core.add_point("a", np.array([1.6, 2.4, 71.4], np.float32))
+    (message,) = sent(open_core)
+    assert message.point == (2, 2, 71)
+
+
+def test_segments_are_made_once(open_core: Core) -> None:
+    assert open_core.segment("a") is open_core.segment("a")
+    assert isinstance(open_core.segment("a"), Segment)
+    assert Core().segments == {}
+    with pytest.raises(errors.NoImage):
+        Core().segment("a")
+
+
+# ---- the image on its way ---------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that goes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+
+
+def uploading(shape: tuple[int, int, int] = (256, 192, 130), clock: Clock | None = None) -> tuple[Core, ImageSource]:
+    """A core whose image is announced; nothing is known of what the server has."""
+    source = ImageSource.of(noise(shape))
+    core = Core(clock=clock or Clock())
+    core.start()
+    say(core, WELCOME)
+    core.set_image(source)
+    return core, source
+
+
+def next_bricks(core: Core) -> list[int]:
+    """The bricks that may be sent now."""
+    made = [make() for make in iter(core.next_brick, None)]
+    return [b.index for frame in made for b in protocol.decode_client(frame).bricks]  # type: ignore[union-attr]
+
+
+def acknowledge(core: Core, source: ImageSource, indices: list[int]) -> list[Event]:
+    total = len(source.grid)
+    return say(core, wire.ImageProgress(image=source.name, received=indices, present=len(indices), total=total))
+
+
+def test_no_brick_before_the_server_has_said_what_it_has() -> None:
+    core, source = uploading()
+    assert next_bricks(core) == []
+    assert acknowledge(core, source, [0, 1, 2]) == [events.ImageProgress(3, len(source.grid))]
+    assert next_bricks(core)
+
+
+def test_every_missing_brick_is_sent_once() -> None:
+    core, source = uploading()
+    there = [0, 5, 17]
+    acknowledge(core, source, there)
+    seen: list[int] = []
+    while batch := next_bricks(core):
+        assert len(batch) <= LIMITS.unacknowledged_bricks
+        seen += batch
+        acknowledge(core, source, batch)
+    assert sorted(seen + there) == list(range(len(source.grid)))
+
+
+def test_bricks_carry_the_voxels() -> None:
+    core, source = uploading((70, 65, 64))
+    acknowledge(core, source, [])
+    rebuilt = np.zeros_like(source.volume)
+    while makes := list(iter(core.next_brick, None)):
+        for make in makes:
+            message = protocol.decode_client(make())
+            assert isinstance(message, wire.ImageBricks)
+            for brick in message.bricks:
+                box = source.grid.box(brick.index)
+                rebuilt[box.slices] = arrays.unpack(brick.data, brick.encoding, source.dtype, box.shape)
+                acknowledge(core, source, [brick.index])
+    assert np.array_equal(rebuilt, source.volume)
+
+
+def test_the_nearest_to_the_focus_come_first() -> None:
+    core, source = uploading()
+    core.add_point("a", (255, 191, 0))  # before anything is known of the upload
+    acknowledge(core, source, [])
+    expected = source.grid.nearest_first((255, 191, 0))
+    order = []
+    while batch := next_bricks(core):
+        order += batch
+        acknowledge(core, source, batch)
+        if len(order) == 4:
+            core.add_point("a", (0, 0, 129))
+            rest = [i for i in source.grid.nearest_first((0, 0, 129)) if i not in expected[:4]]
+            expected = expected[:4] + rest
+    assert order == expected
+
+
+def test_what_a_prompt_waits_for_comes_before_all_others() -> None:
+    core, source = uploading()
+    number = core.add_point("a", (0, 0, 0))
+    acknowledge(core, source, [])
+    box = Box((130, 70, 60), (250, 130, 70))
+    say(core, wire.Progress(id=number, state="waiting_for_image", n=0, m=8, box=box.pairs))
+    needed = source.grid.within(box)
+    nearest = source.grid.nearest_first((0, 0, 0))
+    order = []
+    while batch := next_bricks(core):
+        order += batch
+        acknowledge(core, source, batch)
+    assert order[: len(needed)] == [i for i in nearest if i in needed]
+    assert order[len(needed) :] == [i for i in nearest if i not in needed]
+
+
+def test_the_window_follows_the_delay_of_acknowledgements() -> None:
+    clock = Clock()
+    upload = Upload(Grid((640, 640, 64)), 6, clock)
+    upload.acknowledged([])
+
+    def under_way() -> list[int]:
+        return list(iter(upload.next, None))
+
+    sizes = []
+    for delay in (0.05, 0.05, 0.05, 0.5, 0.5, 0.05, 0.05):
+        batch = under_way()
+        sizes.append(len(batch))
+        clock.now += delay
+        upload.acknowledged(batch)
+    assert sizes == [2, 4, 6, 6, 2, 2, 4]
+
+
+def test_a_new_connection_has_no_brick_under_way() -> None:
+    core, source = uploading()
+    acknowledge(core, source, [])
+    first = next_bricks(core)
+    core.start()
+    assert core.next_brick() is None
+    say(core, WELCOME)
+    assert core.next_brick() is None
+    acknowledge(core, source, first[:1])
+    assert first[1] in next_bricks(core)
+
+
+def test_progress_of_another_image_changes_nothing() -> None:
+    core, _ = uploading()
+    assert say(core, wire.ImageProgress(image="other", received=[0], present=1, total=9)) == []
+    assert core.next_brick() is None
