@@ -1,0 +1,177 @@
+"""What the tests of the whole chain share: a small image, a client that speaks plain messages, a server's processes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+import json
+from pathlib import Path
+import subprocess
+import sys
+import time
+from typing import Any, TypeVar
+import urllib.request
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection, connect
+
+from nninteractive_ws import messages as wire
+from nninteractive_ws import protocol
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.masks import Mask
+from nninteractive_ws.server.local import LISTENING
+
+M = TypeVar("M")
+
+SHAPE = (72, 64, 56)
+#: Wider than the demo model's patch, so that a lasso over all of it takes many passes.
+WIDE_SHAPE = (130, 72, 64)
+
+
+@cache
+def phantom(seed: int = 5, shape: tuple[int, int, int] = SHAPE) -> npt.NDArray[np.int16]:
+    image = make_phantom(seed, shape, (4.0, 4.0, 4.0)).image
+    image.flags.writeable = False
+    return image
+
+
+def wide_lasso() -> Mask:
+    """A filled outline through all of a wide volume."""
+    drawn = np.zeros(WIDE_SHAPE, bool)
+    drawn[4:-4, WIDE_SHAPE[1] // 2, 4:-4] = True
+    return drawn
+
+
+def stroke(shape: tuple[int, int, int] = SHAPE) -> Mask:
+    drawn = np.zeros(shape, bool)
+    i, j, k = (n // 2 for n in shape)
+    drawn[i - 6 : i + 6, j : j + 2, k : k + 2] = True
+    return drawn
+
+
+def wait_until(true: Callable[[], object], timeout: float = 60) -> None:
+    """Raises TimeoutError."""
+    until = time.monotonic() + timeout
+    while not true():
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+# ---- over HTTP --------------------------------------------------------------------------------------------
+
+
+def http(address: str) -> str:
+    return address.replace("ws://", "http://")
+
+
+def health(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{http(address)}/healthz", timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+# ---- messages ---------------------------------------------------------------------------------------------
+
+
+def hello(**fields: Any) -> wire.Hello:
+    return wire.Hello(**{"version": protocol.PROTOCOL_VERSION, "encodings": ["blosc2"], **fields})
+
+
+class PlainClient:
+    """A connection on which the test says every message itself."""
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self.websocket = websocket
+
+    @classmethod
+    async def open(cls, address: str, **fields: Any) -> "PlainClient":
+        """Connect and shake hands."""
+        client = cls(await connect(address, compression=None, max_size=None, proxy=None))
+        await client.say(hello(**fields))
+        client.welcome = await client.hear_until(wire.Welcome)
+        return client
+
+    welcome: wire.Welcome
+
+    async def say(self, message: wire.Message) -> None:
+        await self.websocket.send(protocol.encode(message))
+
+    async def hear(self) -> Any:
+        data = await self.websocket.recv()
+        assert isinstance(data, bytes)
+        return protocol.decode_server(data)
+
+    async def hear_until(self, kind: type[M]) -> M:
+        """The next message of a kind; those before it are passed over."""
+        while True:
+            message = await self.hear()
+            if isinstance(message, kind):
+                return message
+
+    async def hear_answer(self, request: int) -> tuple[list[Any], Any]:
+        """What came before the answer of a request, and the answer."""
+        before = []
+        while True:
+            message = await self.hear()
+            if isinstance(message, wire.Done | wire.ErrorMessage) and message.id == request:
+                return before, message
+            before.append(message)
+
+    async def set_image(self, image: npt.NDArray[Any], name: str = "image", request: int = 1) -> None:
+        """Announce an image and send all of its bricks, some at a time."""
+        from nninteractive_ws import arrays, bricks
+
+        found, encoding = bricks.statistics(image), self.welcome.encoding
+        shape: Any = image.shape
+        grid = bricks.Grid(shape)
+        dtype: Any = image.dtype.name
+        await self.say(wire.SetImage(id=request, image=name, shape=shape, dtype=dtype, mean=found.mean, std=found.std))
+        await self.hear_answer(request)
+        for index in range(len(grid)):
+            data = arrays.pack(image[grid.box(index).slices], encoding)
+            await self.say(wire.ImageBricks(image=name, bricks=[wire.Brick(index=index, encoding=encoding, data=data)]))
+            await self.hear_until(wire.ImageProgress)
+
+    async def close(self) -> None:
+        await self.websocket.close()
+
+
+# ---- processes --------------------------------------------------------------------------------------------
+
+
+class ServerProcess:
+    """A server of the test's own, whose processes can be looked at and ended."""
+
+    def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
+        self.process, self.address = process, address
+
+    @property
+    def worker(self) -> int:
+        """The process id of the worker."""
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[ServerProcess]:
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith(LISTENING)
+            yield ServerProcess(process, line.removeprefix(LISTENING).strip())
+        finally:
+            process.terminate()
+            process.wait(20)
