@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 HELLO_WITHIN_S = 10.0
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
+#: A client that does not answer a goodbye does not hold up the end of the server.
+CLOSE_WITHIN_S = 5.0
 #: What a session said last is in this process already when its connection is closed.
 PASS_ON_WITHIN_S = 5.0
 
@@ -61,6 +63,7 @@ class Gateway:
             max_size=protocol.MAX_MESSAGE_BYTES,
             ping_interval=PING_EVERY_S,
             ping_timeout=PONG_WITHIN_S,
+            close_timeout=CLOSE_WITHIN_S,
             server_header=None,
         ) as server:
             port = _port(server)
