@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import math
 
+from nninteractive_ws.errors import OutOfBounds
+
 Index = tuple[int, int, int]
 #: ((i0, i1), (j0, j1), (k0, k1)): how a box is written by users and on the wire.
 Pairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -88,3 +90,19 @@ class Box:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self.pairs)
+
+
+def box_in_volume(pairs: Sequence[Sequence[int]], shape: Sequence[int]) -> Box:
+    """The box of ((i0, i1), (j0, j1), (k0, k1)) in a volume of ``shape``.
+
+    Raises OutOfBounds where it is no such box, empty, or not all inside.
+    """
+    try:
+        box = Box.from_pairs(pairs)
+    except (TypeError, ValueError) as e:
+        raise OutOfBounds(
+            f"{pairs} is not a box ((i0, i1), (j0, j1), (k0, k1)) in which each stop is greater than its start."
+        ) from e
+    if not box.inside(shape):
+        raise OutOfBounds(f"The box {box.pairs} is not inside the volume of shape {tuple(shape)}.")
+    return box

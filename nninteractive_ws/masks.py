@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nninteractive_ws import arrays
 from nninteractive_ws.errors import BadMessage, OutOfBounds
-from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.geometry import Box, Index, box_in_volume
 from nninteractive_ws.messages import Bits, Encoding
 
 Mask = npt.NDArray[np.bool_]
@@ -102,12 +102,7 @@ def unpack(bits: Bits, shape: Index) -> Delta:
     Raises OutOfBounds where the box is not inside the volume, BadMessage where box and runs do not match,
     and what :func:`arrays.unpack` raises.
     """
-    try:
-        box = Box.from_pairs(bits.box)
-    except ValueError as e:
-        raise OutOfBounds(f"The box {bits.box} is empty: each range needs a stop greater than its start.") from e
-    if not box.inside(shape):
-        raise OutOfBounds(f"The box {bits.box} is not inside the volume of shape {shape}.")
+    box = box_in_volume(bits.box, shape)
     if bits.runs > box.voxels + 1:
         raise BadMessage(f"{bits.runs:,} runs were announced for a box of {box.voxels:,} voxels.")
     runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,)).astype(np.int64)

@@ -69,8 +69,7 @@ def _table(stops: list[Stop]) -> Table:
     table = Table(
         "organ",
         "prompts",
-        caption="first preview and result: seconds from an organ's first prompt; bytes: all its messages, the image's too "
-        "while it was still on its way",
+        caption="times: from an organ's first prompt; bytes: of all its messages, and of the image while it travelled",
     )
     for column in ("Dice", "first preview", "first result", "sent", "received"):
         table.add_column(column, justify="right")

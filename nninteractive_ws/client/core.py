@@ -34,7 +34,7 @@ from nninteractive_ws.errors import (
     UnsupportedPrompt,
     error_from_wire,
 )
-from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.geometry import Box, Index, box_in_volume
 from nninteractive_ws.history import Segment, Step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
@@ -151,10 +151,7 @@ class Core:
         run: bool = True,
     ) -> int:
         """Strokes: a mask of the volume's shape, or of ``box``'s. Raises NoImage, OutOfBounds, UnsupportedPrompt."""
-        bits, focus = self._strokes(mask, box, "scribble")
-        return self._prompt(
-            wire.AddScribble(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run), focus
-        )
+        return self._add_strokes(wire.AddScribble, segment, mask, box, positive, run)
 
     def add_lasso(
         self,
@@ -166,10 +163,7 @@ class Core:
         run: bool = True,
     ) -> int:
         """A filled outline: a mask of the volume's shape, or of ``box``'s. Raises as :meth:`add_scribble`."""
-        bits, focus = self._strokes(mask, box, "lasso")
-        return self._prompt(
-            wire.AddLasso(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run), focus
-        )
+        return self._add_strokes(wire.AddLasso, segment, mask, box, positive, run)
 
     def set_mask(
         self,
@@ -291,14 +285,7 @@ class Core:
         return self.image.grid.shape
 
     def _box(self, box: Sequence[Sequence[int]] | Box) -> Box:
-        shape = self._shape()
-        try:
-            checked = box if isinstance(box, Box) else Box.from_pairs(box)
-        except (TypeError, ValueError) as e:
-            raise OutOfBounds(f"{box} is not a box ((i0, i1), (j0, j1), (k0, k1)) with stops above starts.") from e
-        if not checked.inside(shape):
-            raise OutOfBounds(f"The box {checked.pairs} is not inside the volume of shape {shape}.")
-        return checked
+        return box_in_volume(box.pairs if isinstance(box, Box) else box, self._shape())
 
     def _mask(self, mask: npt.ArrayLike, box: Sequence[Sequence[int]] | Box | None) -> Delta:
         frame = Box.whole(self._shape()) if box is None else self._box(box)
@@ -309,13 +296,21 @@ class Core:
             )
         return masks.tight(values != 0, frame.start)
 
-    def _strokes(
-        self, mask: npt.ArrayLike, box: Sequence[Sequence[int]] | Box | None, kind: str
-    ) -> tuple[wire.Bits, Index]:
+    def _add_strokes(
+        self,
+        kind: type[wire.AddScribble | wire.AddLasso],
+        segment: str,
+        mask: npt.ArrayLike,
+        box: Sequence[Sequence[int]] | Box | None,
+        positive: bool,
+        run: bool,
+    ) -> int:
         strokes = self._mask(mask, box)
         if strokes.box is None:
-            raise UnsupportedPrompt(f"The {kind} is empty: it marks no voxel.")
-        return masks.pack(strokes, self._encoding()), _middle(strokes.box)
+            raise UnsupportedPrompt("The scribble or lasso is empty: it marks no voxel.")
+        bits = masks.pack(strokes, self._encoding())
+        message = kind(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run)
+        return self._prompt(message, _middle(strokes.box))
 
     # ---- messages -----------------------------------------------------------------------------------------
 

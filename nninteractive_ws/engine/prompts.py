@@ -5,7 +5,7 @@ import numpy as np
 from nninteractive_ws import masks
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import OutOfBounds, UnsupportedPrompt
-from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.geometry import Box, Index, box_in_volume
 from nninteractive_ws.messages import AddBbox, AddLasso, AddPoint, AddScribble, Prompt
 
 
@@ -32,12 +32,7 @@ _KINDS = {AddPoint: "point", AddBbox: "bbox2d", AddScribble: "scribble", AddLass
 
 
 def _check_box(prompt: AddBbox, shape: Index, supported: list[str]) -> str:
-    try:
-        box = Box.from_pairs(prompt.box)
-    except ValueError as e:
-        raise OutOfBounds(f"The box {prompt.box} is empty: each range needs a stop greater than its start.") from e
-    if not box.inside(shape):
-        raise OutOfBounds(f"The box {prompt.box} is not inside the volume of shape {shape}.")
+    box = box_in_volume(prompt.box, shape)
     if 1 in box.shape:
         return "bbox2d" if "bbox2d" in supported else "bbox3d"
     return "bbox3d" if "bbox3d" in supported else "bbox2d"
