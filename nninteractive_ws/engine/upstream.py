@@ -62,11 +62,15 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
 
     # ---- the image ----------------------------------------------------------------------------------------
 
-    def open_image(self, image: BrickImage) -> None:
-        """Take an image whose bricks may still be missing, and no prompts yet."""
+    def close_image(self) -> None:
+        """Let go of the image and its interaction channels."""
         self._reset_session()
         self.clear_pending()
         self._written.clear()
+
+    def open_image(self, image: BrickImage) -> None:
+        """Take an image whose bricks may still be missing, and no prompts yet."""
+        self.close_image()
         self._image_device = image.voxels.device
         on_device = self._image_device.type != "cpu"
         self.interactions_storage = "tensor" if on_device else "auto"
@@ -156,7 +160,8 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
             self._refined += 1
             box = self._refining[self._refined - 1]
             self._watcher.refined(logits[0, 1] > logits[0, 0], box, self._refined, len(self._refining))
-        return logits
+        # Upstream's argmax follows; across two planes it takes a CPU as long as half of a small network's pass.
+        return logits.contiguous(memory_format=torch.channels_last_3d) if logits.device.type == "cpu" else logits
 
     def _detect_change_at_border(self, pred: torch.Tensor, prev_pred: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
         self._watcher.coarse(pred, self._view)
