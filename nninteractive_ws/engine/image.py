@@ -43,9 +43,14 @@ class BrickImage:
         return self.grid.shape
 
     def put(self, brick: Brick) -> None:
-        """Unpack, normalise and store one brick; from any thread. Raises BadMessage, TooLarge or BadImage."""
+        """Unpack, normalise and store one brick, from any thread; one that is there already is ignored.
+
+        Raises BadMessage, TooLarge or BadImage.
+        """
         if brick.index >= len(self.grid):
             raise BadMessage(f"Brick {brick.index} was sent for an image of {len(self.grid)} bricks.")
+        if brick.index in self.presence:
+            return
         box = self.grid.box(brick.index)
         values = arrays.unpack(brick.data, brick.encoding, self.dtype, box.shape)
         normalised = self._normalise(values)
