@@ -176,7 +176,9 @@ class Session:
         try:
             self._check_cancelled()
             return self._HANDLERS[type(request)](self, request)
-        except (torch.OutOfMemoryError, MemoryError) as e:
+        except (RuntimeError, MemoryError) as e:
+            if not _is_out_of_memory(e):
+                raise
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfMemory(
@@ -572,6 +574,12 @@ class Session:
     def _check_cancelled(self) -> None:
         if self._is_cancelled():
             raise Cancelled("The request was cancelled; the segment is as it was before.")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # For the machine's memory, torch has but a sentence; for a GPU's it has a class of RuntimeError.
+    sentences = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in sentences)
 
 
 def _resampled(prediction: "np.ndarray[Any, Any]", box: Box, inside: Box) -> Mask:
