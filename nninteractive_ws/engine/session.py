@@ -5,7 +5,7 @@ other threads. Everything the client is to see goes through ``emit``, in the ord
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import logging
 import threading
 import time
@@ -19,7 +19,7 @@ from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
-from nninteractive_ws.engine.shown import Shown
+from nninteractive_ws.engine.shown import Shown, resampled
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -110,7 +110,6 @@ class _Prediction:
     request: Request
     segment: Segment
     shown: Shown
-    results: list[tuple[Box, Mask]] = field(default_factory=list)
 
 
 class Session:
@@ -413,13 +412,13 @@ class Session:
         ``given``: a change of the mask that is part of the step and has been made, but not been sent.
         """
         shown = Shown(segment.mask)
-        self._prediction = prediction = _Prediction(request, segment, shown)
+        self._prediction = _Prediction(request, segment, shown)
         try:
             if given.box is not None:
                 self._send(request, segment, given, segment.mask, final=False)
             self._emit_progress("predicting")
             work()
-            final = self._final_overlay(prediction)
+            final = shown.final()
         except BaseException:
             self._selected = None
             change = masks.compose(shown.back(), given)
@@ -437,20 +436,6 @@ class Session:
         step = Step(request, masks.compose(given, final))
         segment.append(step)
         return self._done(request, segment, step.change)
-
-    @staticmethod
-    def _final_overlay(prediction: _Prediction) -> Delta:
-        """What the results change of the mask before the prompt; later results lie over earlier ones."""
-        if not prediction.results:
-            return NO_CHANGE
-        hull = prediction.results[0][0]
-        for box, _ in prediction.results[1:]:
-            hull = hull.union(box)
-        before = prediction.segment.mask[hull.slices]
-        after = before.copy()
-        for box, values in prediction.results:
-            after[box.within(hull).slices] = values
-        return masks.diff(before, after, hull.start)
 
     def _commit(self, step: Step, segment: Segment) -> Done:
         """Make a step that needs no prediction."""
@@ -499,7 +484,7 @@ class Session:
         inside = box.clip(self._image_or_raise().shape)
         if self._prediction is None or not self._previews or inside is None:
             return
-        values = _resampled(prediction.cpu().numpy(), box, inside)
+        values = resampled(prediction.cpu().numpy(), box, inside)
         self._preview(self._prediction.shown.replace(inside, values))
 
     def refined(self, prediction: torch.Tensor, box: Box, n: int, of: int) -> None:
@@ -515,7 +500,7 @@ class Session:
         assert self._prediction is not None
         if inside is not None:
             values = prediction[inside.within(box).slices].cpu().numpy() > 0.5
-            self._prediction.results.append((inside, values))
+            self._prediction.shown.add_result(inside, values)
 
     def _preview(self, change: Delta) -> None:
         assert self._prediction is not None
@@ -580,11 +565,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     # For the machine's memory, torch has but a sentence; for a GPU's it has a class of RuntimeError.
     sentences = ("can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in sentences)
-
-
-def _resampled(prediction: "np.ndarray[Any, Any]", box: Box, inside: Box) -> Mask:
-    """The nearest voxels of a patch-sized answer that stands for ``box``, for the part ``inside``: bool."""
-    picks = []
-    for n, (low, high), (a, b) in zip(prediction.shape, box, inside, strict=True):
-        picks.append((np.arange(a - low, b - low) * n + n // 2) // (high - low))
-    return np.asarray(prediction[np.ix_(*picks)] > 0.5)

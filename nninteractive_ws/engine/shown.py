@@ -1,6 +1,7 @@
-"""A mask as it is shown while a prompt is predicted."""
+"""A mask while a prompt is predicted: as it is shown, and what becomes of it."""
 
 import numpy as np
+import numpy.typing as npt
 
 from nninteractive_ws import masks
 from nninteractive_ws.geometry import Box
@@ -12,6 +13,7 @@ class Shown:
 
     def __init__(self, before: Mask) -> None:
         self._before = before
+        self._results: list[tuple[Box, Mask]] = []
         self.overlay = NO_CHANGE
 
     def replace(self, box: Box, values: Mask) -> Delta:
@@ -40,3 +42,28 @@ class Shown:
             part = shown[common.within(box).slices]
             np.logical_xor(part, self.overlay.flips[common.within(self.overlay.box).slices], out=part)
         return shown
+
+    def add_result(self, box: Box, values: Mask) -> None:
+        """Remember a part of the final answer; later parts lie over earlier ones."""
+        self._results.append((box, values))
+
+    def final(self) -> Delta:
+        """What all results change of the mask from before."""
+        if not self._results:
+            return NO_CHANGE
+        hull = self._results[0][0]
+        for box, _ in self._results[1:]:
+            hull = hull.union(box)
+        before = self._before[hull.slices]
+        after = before.copy()
+        for box, values in self._results:
+            after[box.within(hull).slices] = values
+        return masks.diff(before, after, hull.start)
+
+
+def resampled(prediction: npt.NDArray[np.generic], box: Box, inside: Box) -> Mask:
+    """The nearest voxels of a patch-sized answer that stands for ``box``, for the part ``inside``: bool."""
+    picks = []
+    for n, (low, high), (a, b) in zip(prediction.shape, box, inside, strict=True):
+        picks.append((np.arange(a - low, b - low) * n + n // 2) // (high - low))
+    return np.asarray(prediction[np.ix_(*picks)] != 0)
