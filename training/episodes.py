@@ -44,6 +44,8 @@ class Episode:
         self.image = scene.image
         self.truth = _choose_object(scene.labels, rng)
         self.channels = np.zeros((7, *scene.image.shape), np.float32)
+        # Many end early, so that first prompts are a third of all: they are what a user judges by.
+        self._steps = int(rng.integers(1, MAX_STEPS + 1))
         self.written = {0}  # the channels that are not all zero
         self.step = 0
         self.refinements = 0
@@ -51,7 +53,7 @@ class Episode:
 
     @property
     def over(self) -> bool:
-        return self.step >= MAX_STEPS
+        return self.step >= self._steps
 
     def next_view(self) -> View:
         """Place the next prompt, or look at the next part of a coarse answer that needs refinement."""
@@ -93,11 +95,11 @@ class Episode:
         region = self.truth if first else _error_component(error, rng)
         if not region.any():
             region = self.truth
-        deepest = rng.random() < (0.4 if first else 0.6)
+        deepest = rng.random() < (0.5 if first else 0.6)
         place = _deepest_voxel(region) if deepest else _random_voxel(region, rng)
         positive = bool(self.truth[tuple(place)])
         kinds = ("point", "scribble", "lasso", "bbox")
-        kind = str(rng.choice(kinds, p=(0.6, 0.15, 0.13, 0.12)))
+        kind = str(rng.choice(kinds, p=(0.68, 0.13, 0.1, 0.09)))
         for written in self.written - {0}:
             self.channels[written] *= DECAY
         channel = CHANNELS[kind][0 if positive else 1]
