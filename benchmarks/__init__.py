@@ -1,0 +1,1 @@
+"""Measurements of the whole chain; each module runs with ``python -m benchmarks.NAME``."""
