@@ -48,18 +48,32 @@ def find_model(name: str | None) -> tuple[str, Path]:
             f'and "{DEMO}" is the small embedded one.'
         )
     try:
-        return name, Path(model_management.ensure_model_available(name))
+        folder = Path(model_management.ensure_model_available(name))
     except (RuntimeError, ValueError) as e:
         raise ModelNotFound(str(e)) from e
+    if missing := _missing(folder):
+        raise ModelNotFound(
+            f"The model in {folder} is not complete, {', '.join(missing)} is missing: its download was "
+            "interrupted. Delete that folder and try again."
+        )
+    return name, folder
 
 
 def _checked(folder: Path) -> Path:
-    missing = [f for f in ("plans.json", "dataset.json") if not (folder / f).is_file()]
-    if not list(folder.glob("fold_*/checkpoint_final.pth")):
-        missing.append("fold_*/checkpoint_final.pth")
-    if missing:
+    if missing := _missing(folder):
         raise ModelNotFound(f"{folder} is not an nnInteractive model folder: {', '.join(missing)} is missing.")
     return folder
+
+
+def _missing(folder: Path) -> list[str]:
+    """What a model folder needs and this one has not."""
+    missing = [f for f in ("plans.json", "dataset.json") if not (folder / f).is_file()]
+    # The latter was its name before version 2 of nnInteractive.
+    if not any((folder / f).is_file() for f in ("inference_info.json", "inference_session_class.json")):
+        missing.append("inference_info.json")
+    if not list(folder.glob("fold_*/checkpoint_final.pth")):
+        missing.append("fold_*/checkpoint_final.pth")
+    return missing
 
 
 def list_models(refresh: bool = False) -> list[Entry]:
@@ -94,7 +108,8 @@ def _manifest(refresh: bool) -> list[dict[str, object]]:
 
 def _official_entry(entry: dict[str, object]) -> Entry:
     name = str(entry["id"])
-    folder = model_management.get_local_model_dir(name) if model_management.is_model_downloaded(name) else None
+    local = Path(model_management.get_local_model_dir(name))
+    folder = None if _missing(local) else local
     licence = read_license(folder) if folder else str(entry.get("license", "see the model's page"))
     return Entry(name, str(entry["display_name"]), licence, folder, bool(entry["default"]))
 
