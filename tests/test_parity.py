@@ -295,6 +295,7 @@ def test_zooming_out_in_two_steps(quick_model, device, monkeypatch):
     assert seen.refined >= 1
 
 
+@pytest.mark.timeout(300)
 def test_compressed_interactions(quick_model, device, monkeypatch):
     """Upstream keeps the interactions of large images compressed; here those of a small one."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "AUTO_TENSOR_MAX_VOXELS", 0)
