@@ -395,6 +395,12 @@ class Core:
         self._stale.discard(segment.name)
         return [_mask_event(segment, waiting, Box.whole(self._shape()), final=True)]
 
+    def _compare_revisions(self, done: wire.Done) -> None:
+        """Notice that the last change of all is missing, which no other change would show."""
+        segment = self.segments.get(done.segment or "")
+        if segment is not None and segment.revision != done.revision and segment.name not in self._stale:
+            self._ask_for_snapshot(segment)
+
     def _ask_for_snapshot(self, segment: Segment) -> list[Event]:
         self._stale.add(segment.name)
         self._post(wire.GetMask(id=self._next_id(), segment=segment.name), None)
@@ -405,6 +411,8 @@ class Core:
         if waiting is None:
             return []
         self._record(waiting)
+        if not self._is_obsolete(waiting):
+            self._compare_revisions(message)
         if waiting.number is None:
             return []
         changed = None if message.changed is None else Box.from_pairs(message.changed)
