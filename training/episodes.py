@@ -44,8 +44,8 @@ class Episode:
         self.image = scene.image
         self.truth = _choose_object(scene.labels, rng)
         self.channels = np.zeros((7, *scene.image.shape), np.float32)
-        # Many end early, so that first prompts are a third of all: they are what a user judges by.
-        self._steps = int(rng.integers(1, MAX_STEPS + 1))
+        # Some end early, so that first prompts are a fourth of all: they are what a user judges by.
+        self._steps = MAX_STEPS if rng.random() < 0.7 else int(rng.integers(1, MAX_STEPS + 1))
         self.written = {0}  # the channels that are not all zero
         self.step = 0
         self.refinements = 0
@@ -62,7 +62,7 @@ class Episode:
         error = self.truth != (self.channels[0] > 0.5)
         place, size, newest = self._prompt(error)
         zoom = max(1.0, float(((size + PATCH // 3) / PATCH).max()))
-        if self.rng.random() < 0.12 or (self._truth_leaves(place) and self.rng.random() < 0.5):
+        if self.rng.random() < 0.2 or (self._truth_leaves(place) and self.rng.random() < 0.5):
             zoom *= 1.5 ** int(self.rng.integers(1, 3))
         return self._view(place, min(zoom, 4.0), error, newest)
 
