@@ -151,6 +151,18 @@ def test_everything_once(session: nni.Session) -> None:
         a.add_scribble(np.zeros(SHAPE))
 
 
+def test_an_empty_mask_can_be_set(session: nni.Session) -> None:
+    session.set_image(phantom())
+    segment = session.segment("a")
+    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0  # of a segment that was not there before
+    cube = np.zeros(SHAPE, bool)
+    cube[3:9, 4:8, 5:7] = True
+    assert segment.set_mask(cube).voxels == 48
+    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0
+    segment.undo()
+    assert np.array_equal(segment.mask, cube)
+
+
 def test_bricks_travel_while_the_caller_computes(session: nni.Session) -> None:
     everything = threading.Event()
     session.on("image_progress", lambda e: e.present == e.total and everything.set())

@@ -31,11 +31,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
+from websockets.typing import Origin
 
 import nninteractive_ws as nni
 from nninteractive_ws import errors, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
+from nninteractive_ws.client.address import explain, parse_address
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.masks import Mask
@@ -232,6 +234,17 @@ def test_the_workers_paths_want_their_secret(server: str, path: str, secret: str
     with pytest.raises(InvalidStatus) as refused:
         run(dial())
     assert refused.value.response.status_code == 401
+
+
+def test_a_page_in_a_browser_is_refused(server: str) -> None:
+    async def dial() -> None:
+        async with connect(server, origin=Origin("https://example.org"), proxy=None):
+            pass
+
+    with pytest.raises(InvalidStatus) as refused:
+        run(dial())
+    assert refused.value.response.status_code == 403
+    assert isinstance(explain(refused.value, parse_address(server)), errors.ForbiddenOrigin)
 
 
 # ---- the handshake ----------------------------------------------------------------------------------------

@@ -173,10 +173,12 @@ class Core:
         box: Sequence[Sequence[int]] | Box | None = None,
         run: bool = False,
     ) -> int:
-        """Replace the segment's mask; empty outside ``box``. An empty mask is a reset. Raises as above."""
+        """Replace the segment's mask; empty outside ``box``. Raises as above."""
         given = self._mask(mask, box)
         if given.box is None:
-            return self.reset(segment)
+            # What is empty has no smallest box; any voxel says as much.
+            given = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
+        assert given.box is not None
         bits = masks.pack(given, self._encoding())
         return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, run=run), _middle(given.box))
 

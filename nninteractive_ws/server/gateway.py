@@ -59,6 +59,7 @@ class Gateway:
             self._settings.host,
             self._settings.port,
             process_request=self._process_request,
+            origins=[None],  # no page in a browser, which could reach a server on loopback too
             compression=None,  # what is large is packed already, and an inflate bomb is impossible
             max_size=protocol.MAX_MESSAGE_BYTES,
             ping_interval=PING_EVERY_S,
