@@ -673,7 +673,9 @@ def test_only_what_is_marked_travels(open_core: Core) -> None:
         assert message.mask.box == ((10, 14), (20, 21), (30, 33))
         assert masks.unpack(message.mask, SHAPE).voxels == 12
     open_core.set_mask("a", np.zeros(SHAPE, bool))
-    assert [type(m) for m in sent(open_core)] == [wire.Reset]
+    (emptied,) = sent(open_core)
+    assert isinstance(emptied, wire.SetMask)
+    assert masks.unpack(emptied.mask, SHAPE).voxels == 0
 
 
 def test_a_point_of_floats_is_rounded(open_core: Core) -> None:
