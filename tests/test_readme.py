@@ -3,8 +3,8 @@
 from pathlib import Path
 import re
 import shlex
-import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -31,10 +31,9 @@ def commands() -> list[str]:
 def test_the_options_of_a_command_exist(command: str) -> None:
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.endswith("nninteractive-ws"))
-    program = shutil.which("nninteractive-ws")
-    assert program is not None
     subcommands = [w for w in words[at + 1 : at + 3] if re.fullmatch(r"[a-z]+", w)]
-    helped = subprocess.run([program, *subcommands, "--help"], capture_output=True, text=True, check=True)
+    program = [sys.executable, "-m", "nninteractive_ws", *subcommands, "--help"]
+    helped = subprocess.run(program, capture_output=True, text=True, check=True)
     for option in (w for w in words[at + 1 :] if w.startswith("-")):
         assert re.search(rf"(^|\s){re.escape(option)}\b", helped.stdout), f"{option} is not an option of {subcommands}"
 
