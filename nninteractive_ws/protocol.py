@@ -16,7 +16,6 @@ from nninteractive_ws.messages import (
     ErrorMessage,
     Hello,
     Message,
-    Request,
     RequestId,
     ServerMessage,
 )
@@ -120,8 +119,3 @@ def agree_on_encoding(theirs: Sequence[str], ours: Sequence[Encoding]) -> Encodi
             if name == encoding:
                 return encoding
     raise UnsupportedVersion(f"The client offers the array encodings {list(theirs)}; the server has {list(ours)}.")
-
-
-def is_request(message: object) -> bool:
-    """Whether a client's message has an id and gets one answer."""
-    return isinstance(message, Request)

@@ -74,7 +74,7 @@ class FakeServer:
                 self._say(progress)
         elif isinstance(message, wire.Cancel):
             self.session.cancel(message, self.requests[-1].id if self.requests else 0)
-        elif protocol.is_request(message):
+        elif isinstance(message, wire.Request):
             self.requests.append(message)
 
     def work(self) -> bool:

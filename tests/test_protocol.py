@@ -4,7 +4,7 @@ import random
 import tracemalloc
 from typing import Any, get_args
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 import msgpack
 import msgspec
@@ -309,18 +309,6 @@ def test_a_message_with_a_field_of_any_value(message: messages.Message, data: st
 def test_requests_are_the_clients_messages_with_a_required_id(kind: type[messages.Message]) -> None:
     has_id = any(f.name == "id" and f.required for f in msgspec.structs.fields(kind))
     assert (kind in get_args(messages.Request)) == has_id
-
-    @settings(max_examples=5)
-    @given(values_of(kind))
-    def check(message: messages.Message) -> None:
-        assert protocol.is_request(message) == has_id
-
-    check()
-
-
-def test_what_a_server_sends_is_no_request() -> None:
-    assert not protocol.is_request(messages.Done(id=1))
-    assert not protocol.is_request(None)
 
 
 @given(values_of(messages.RequestId), st.dictionaries(st.text(max_size=5), st.integers() | st.text(), max_size=3))

@@ -132,7 +132,7 @@ class Gateway:
             worker = await self._wait_for_worker(client)
             peer = await self._workers.open_session(encoding)
             try:
-                await _send(client, _welcome(session, encoding, worker))
+                await _send(client, _welcome(session, hello, encoding, worker))
                 await self._join(client, peer)
             finally:
                 await peer.close()
@@ -195,11 +195,11 @@ async def _pump(source: ServerConnection, sink: ServerConnection) -> None:
         pass  # _join looks at both ends' close codes
 
 
-def _welcome(session: str, encoding: Encoding, worker: Ready) -> Welcome:
+def _welcome(session: str, hello: Hello, encoding: Encoding, worker: Ready) -> Welcome:
     return Welcome(
         version=protocol.PROTOCOL_VERSION,
         server=f"nninteractive-ws {version('nninteractive-ws')}",
-        features=list(protocol.FEATURES),
+        features=[feature for feature in protocol.FEATURES if feature in hello.features],
         encoding=encoding,
         session=session,
         secret=secrets.token_urlsafe(32),
