@@ -8,6 +8,7 @@ import time
 from typing import Any, TypeVar
 
 import msgspec
+from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +133,17 @@ def bar_in_a_box() -> npt.NDArray[np.int16]:
     volume = noise + j + 2 * k + 300 * ball(shape, (60, 56, 46), 11)
     volume[np.broadcast_to((j - 30) ** 2 + (k - 28) ** 2 <= 12**2, shape)] += 1000
     return volume.astype(np.int16)
+
+
+def set_official_image(session: nnInteractiveInferenceSession, volume: Volume) -> None:
+    """Give upstream's own session an image, and end its threads.
+
+    Its ``__del__`` joins them, from whatever thread and line the garbage collector runs at; within the lock that
+    a thread takes to start or end, that never returns (seen with Python 3.11).
+    """
+    session.set_image(volume[None])
+    session._finish_preprocessing_and_initialize_interactions()
+    session.executor.shutdown()
 
 
 def brick_message(volume: Volume, image: str, indices: Iterable[int], encoding: str = "blosc2") -> ImageBricks:

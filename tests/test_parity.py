@@ -25,6 +25,7 @@ from engine_helpers import (
     run,
     scribble,
     set_mask,
+    set_official_image,
     shape_of,
     stroke,
     torso,
@@ -65,8 +66,7 @@ class Official:
         if type(model.artifacts["network"]) is not type(self.session.network):
             self.session.network = model.artifacts["network"]
         self.session.configuration_manager = model.artifacts["configuration_manager"]
-        self.session.set_image(volume[None])
-        self.session._finish_preprocessing_and_initialize_interactions()
+        set_official_image(self.session, volume)
         self.buffer = np.zeros(volume.shape, np.uint8)
         self.session.set_target_buffer(self.buffer)
 

@@ -9,7 +9,18 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from engine_helpers import Client, ball, bar_in_a_box, bbox, lasso, point, scribble, shape_of, stroke
+from engine_helpers import (
+    Client,
+    ball,
+    bar_in_a_box,
+    bbox,
+    lasso,
+    point,
+    scribble,
+    set_official_image,
+    shape_of,
+    stroke,
+)
 from nnInteractive import model_management
 import nnInteractive.inference.inference_session as upstream_module
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
@@ -247,8 +258,7 @@ def session(quick_model, monkeypatch) -> Witness:
     made = Witness(device=torch.device("cpu"), torch_n_threads=quick_model.threads, enable_undo=False)
     made.initialize_from_loaded_artifacts(quick_model.artifacts)
     made.watch(quick_model.artifacts["network"])
-    made.set_image(bar_in_a_box()[None])
-    made._finish_preprocessing_and_initialize_interactions()
+    set_official_image(made, bar_in_a_box())
     made.set_target_buffer(np.zeros(SHAPE, np.uint8))
     return made
 
@@ -412,6 +422,13 @@ def test_clearing_leaves_nothing(quick_model, device, monkeypatch):
     upstream.clear()
     assert not upstream.interactions.any()
     assert tuple(upstream.interactions.shape[1:]) == shape_of(volume)
+
+
+def test_our_sessions_never_start_upstreams_threads(quick_model, device):
+    """Upstream's ``__del__`` joins them in the middle of whatever runs when the garbage collector comes by."""
+    client = Client(quick_model, device).set_image(bar_in_a_box())
+    client.send(point((42, 32, 26)))
+    assert not client.session._upstream.executor._threads, ADVICE
 
 
 def test_the_model_folder_of_the_package_is_one_that_upstream_loads(demo_model):
