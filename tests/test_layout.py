@@ -20,12 +20,12 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": ["events", "upload", "core", "address", "aio", "blocking", "polled"],
-    "server": ["link", "logs", "workers", "gateway", "local", "run"],
+    "server": ["link", "logs", "access", "workers", "gateway", "local", "run"],
     "engine": [
         "catalogue", "demo_network", "device", "image", "upstream", "shown", "models", "prompts", "session", "worker",
     ],
     "demo": ["phantom", "user", "tour", "picture"],
-    "cli": ["console", "images", "progress", "segment", "doctor", "models", "serve", "demo", "main"],
+    "cli": ["console", "images", "progress", "segment", "doctor", "models", "serve", "demo", "token", "main"],
 }  # fmt: skip
 
 # What may be imported only under engine/: the base install, and the gateway, have none of it.
