@@ -20,7 +20,7 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": ["events", "upload", "core", "address", "aio", "blocking", "polled"],
-    "server": ["link", "logs", "access", "workers", "gateway", "local", "run"],
+    "server": ["link", "logs", "access", "metrics", "workers", "gateway", "local", "run"],
     "engine": [
         "catalogue", "demo_network", "device", "image", "upstream", "shown", "models", "prompts", "session", "worker",
     ],
