@@ -24,8 +24,10 @@
     │   ├── WorkerLost               worker_lost
     │   ├── ShuttingDown             shutting_down
     │   └── InternalError            internal
+    ├── BadJournal                   bad_journal (client only)
     └── ConnectionFailed             connection_failed (client only, never on the wire)
-        └── BadAddress               bad_address (client only)
+        ├── BadAddress               bad_address (client only)
+        └── Untrusted                untrusted (client only)
 
 An error that answers a request concerns that request alone: the session goes on and the segment is as it was
 before. After an error that names no request the connection is closed.
@@ -158,6 +160,12 @@ class InternalError(ServerError):
     code = "internal"
 
 
+class BadJournal(Error):
+    """A file that is no journal, or a damaged one."""
+
+    code = "bad_journal"
+
+
 class ConnectionFailed(Error):
     """The client could not reach the server, or lost it."""
 
@@ -170,6 +178,12 @@ class BadAddress(ConnectionFailed):
     code = "bad_address"
 
 
+class Untrusted(ConnectionFailed):
+    """A server whose certificate does not prove that it is the one that was asked for."""
+
+    code = "untrusted"
+
+
 def _leaves(kind: type[Error]) -> list[type[Error]]:
     below = [leaf for child in kind.__subclasses__() for leaf in _leaves(child)]
     return [kind, *below] if "code" in vars(kind) and kind is not Error else below
@@ -177,7 +191,7 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
 
 #: The errors that may travel, by code.
 WIRE_ERRORS: dict[str, type[Error]] = {
-    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed)
+    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal)
 }
 
 

@@ -1,13 +1,15 @@
 """A segment: its mask and its history. Both ends keep one, and the client's can bring the server's back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nninteractive_ws import masks
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.masks import Delta, Mask
-from nninteractive_ws.messages import Prompt, Reset, Run, SetMask, StepRequest
+from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.messages import Encoding, Prompt, Reset, Run, SetMask, StepRequest
+from nninteractive_ws.messages import Step as WireStep
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,19 @@ class Step:
     def starts_anew(self) -> bool:
         """Whether the prompts before it no longer count."""
         return isinstance(self.request, SetMask | Reset)
+
+
+def pack_steps(steps: Sequence[Step], encoding: Encoding) -> list[WireStep]:
+    """Steps as they travel."""
+    return [
+        WireStep(request=s.request, change=None if s.change.box is None else masks.pack(s.change, encoding))
+        for s in steps
+    ]
+
+
+def unpack_steps(steps: Sequence[WireStep], shape: Index) -> list[Step]:
+    """Steps of a segment of an image of ``shape``. Raises what :func:`masks.unpack` does."""
+    return [Step(s.request, NO_CHANGE if s.change is None else masks.unpack(s.change, shape)) for s in steps]
 
 
 @dataclass

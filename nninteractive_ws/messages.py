@@ -13,7 +13,7 @@ from msgspec import Meta
 Encoding = Literal["blosc2", "deflate", "raw"]
 DType = Literal["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32"]
 ProgressState = Literal["queued", "waiting_for_image", "predicting", "refining"]
-NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "warning"]
+NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted", "warning"]
 
 # Bounds that a decoder checks by itself; those that depend on the image are the engine's.
 Count = Annotated[int, Meta(ge=0, le=2**53)]

@@ -20,6 +20,7 @@ from nninteractive_ws import arrays, bricks, masks, messages, protocol
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.device import DeviceThread
 from nninteractive_ws.engine.models import LoadedModel
+from nninteractive_ws.engine.room import Room
 from nninteractive_ws.engine.session import Session
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.history import Step
@@ -299,6 +300,11 @@ class Journal:
         return Restore(id=1, segment=segment, revision=self.revision, steps=sent(self.steps), undone=sent(self.undone))
 
 
+def boundless() -> list[Room]:
+    """Room for any image."""
+    return [Room(torch.device("cpu"), 2**60, lambda asker: False)]
+
+
 class Client:
     """One session of the engine and a client of it, without a network between; messages go through the codec.
 
@@ -306,7 +312,7 @@ class Client:
     """
 
     def __init__(self, model: LoadedModel, device: DeviceThread) -> None:
-        self.session = Session(model, device, self._receive, "blosc2")
+        self.session = Session(model, device, self, "blosc2", boundless())  # type: ignore[arg-type]
         self.received: list[messages.ServerMessage] = []
         self.journals: dict[str, Journal] = {}
         self.on_message: Callable[[messages.ServerMessage], None] = lambda message: None
@@ -415,6 +421,17 @@ class Client:
     def deltas(self) -> list[MaskDelta]:
         """What changed by the last request."""
         return [m for m in self.received if isinstance(m, MaskDelta) and m.request == self.last_id]
+
+    # ---- the session's outbox -----------------------------------------------------------------------------
+
+    def put(self, message: messages.Message) -> None:
+        self._receive(message)
+
+    def put_change(self, message: MaskDelta, change: Delta) -> None:
+        self._receive(message)
+
+    def withdraw_change(self, segment: str) -> None:
+        """Everything has been received at once."""
 
     # ---- inside -------------------------------------------------------------------------------------------
 

@@ -1,10 +1,9 @@
 """The client's core without I/O: frames passed by hand, to and from the engine's real session, or made by hand."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-import time
 from typing import Any
 
+from core_helpers import LIMITS, WELCOME, Link, Lost, MemoryServer
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +22,6 @@ from nninteractive_ws.history import Segment
 from nninteractive_ws.masks import Mask
 
 SHAPE = (96, 80, 72)
-LIMITS = wire.Limits(message_bytes=2**26, image_voxels=2**30, segments=256, unacknowledged_bricks=4)
-MODEL = wire.Model(name="m", license="l", patch_size=(8, 8, 8), prompts=["point"], scribble_thickness=(1.0, 1.0, 1.0))
-WELCOME = wire.Welcome(
-    version=1,
-    server="test",
-    features=[],
-    encoding="raw",
-    session="s",
-    secret="s",
-    resumed=False,
-    limits=LIMITS,
-    model=MODEL,
-    device="cpu",
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,99 +29,13 @@ def source() -> ImageSource:
     return ImageSource.of(make_phantom(5, SHAPE, (3.5, 3.5, 3.5)).image)
 
 
-# ---- a server without I/O ---------------------------------------------------------------------------------
-
-
-class FakeServer:
-    """The engine's real session behind the dispatch of a worker, in this thread.
-
-    Frames from the client go in by :meth:`receive`; :meth:`work` does one request; what it says is in ``said``.
-    """
-
-    def __init__(self, model: Any, device: Any) -> None:
-        from nninteractive_ws.engine.session import Session
-
-        self.session = Session(model, device, self._say, "blosc2")
-        self.said: deque[bytes] = deque()
-        self.requests: deque[Any] = deque()
-        self.bricks: list[int] = []
-
-    def _say(self, message: wire.Message) -> None:
-        self.said.append(protocol.encode(message))
-
-    def receive(self, frame: bytes) -> None:
-        message = protocol.decode_client(frame)
-        if isinstance(message, wire.Hello):
-            self._say(msgspec.structs.replace(WELCOME, encoding="blosc2"))
-        elif isinstance(message, wire.ImageBricks):
-            self.bricks += [b.index for b in message.bricks]
-            if (progress := self.session.put_bricks(message)) is not None:
-                self._say(progress)
-        elif isinstance(message, wire.Cancel):
-            self.session.cancel(message, self.requests[-1].id if self.requests else 0)
-        elif isinstance(message, wire.Request):
-            self.requests.append(message)
-
-    def work(self) -> bool:
-        """Do one request; whether there was one."""
-        if not self.requests:
-            return False
-        request = self.requests.popleft()
-        try:
-            self._say(self.session.handle(request, time.monotonic()))
-        except errors.Error as e:
-            self._say(protocol.to_error_message(e, request.id))
-        return True
-
-
-class Lost(Exception):
-    """The link broke, as it was told to."""
-
-
-class Link:
-    """Carries frames between a core and a server; breaks after ``frames`` frames to the client."""
-
-    def __init__(self, core: Core, server: FakeServer, frames: float = float("inf")) -> None:
-        self.core, self.server, self.frames = core, server, frames
-        self.happened: list[Event] = []
-        self.change_frame: Callable[[bytes], bytes | None] = lambda frame: frame
-
-    def settle(self) -> list[Event]:
-        """Until both ends are quiet. Raises Lost."""
-        before = len(self.happened)
-        while self._up() or self._down() or self.server.work():
-            pass
-        return self.happened[before:]
-
-    def _up(self) -> bool:
-        moved = False
-        while (frame := self.core.next_control()) is not None:
-            self.server.receive(frame)
-            moved = True
-        while (make := self.core.next_brick()) is not None:
-            self.server.receive(make())
-            moved = True
-        return moved
-
-    def _down(self) -> bool:
-        moved = bool(self.server.said)
-        while self.server.said:
-            if self.frames <= 0:
-                raise Lost
-            self.frames -= 1
-            frame = self.change_frame(self.server.said.popleft())
-            if frame is not None:
-                self.happened += self.core.receive(frame)
-        return moved
+@pytest.fixture
+def new_server(quick_model: Any, device: Any) -> Callable[[], MemoryServer]:
+    return lambda: MemoryServer(quick_model, device)
 
 
 @pytest.fixture
-def new_server(quick_model: Any, device: Any) -> Callable[[], FakeServer]:
-    return lambda: FakeServer(quick_model, device)
-
-
-@pytest.fixture
-def link(new_server: Callable[[], FakeServer], source: ImageSource) -> Link:
+def link(new_server: Callable[[], MemoryServer], source: ImageSource) -> Link:
     """A connection with the image on the server."""
     core = Core()
     core.start()
@@ -197,7 +96,7 @@ def snapshot(core: Core) -> Snapshot:
     }
 
 
-def check_journal(core: Core, server: FakeServer) -> None:
+def check_journal(core: Core, server: MemoryServer) -> None:
     """The client's journal is the server's history, and adds up to the mask."""
     theirs = server.session._segments
     assert set(core.segments) == set(theirs)
@@ -248,7 +147,7 @@ def test_commands_sent_at_once_give_what_they_give_one_by_one(link: Link, new_se
 @pytest.fixture(scope="module")
 def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[list[Snapshot], list[int]]:
     """After each command of the short script: the journal, and how many frames had come from the server."""
-    core, server = Core(), FakeServer(quick_model, device)
+    core, server = Core(), MemoryServer(quick_model, device)
     link = Link(core, server, frames=10**6)
     core.start()
     link.settle()
@@ -272,7 +171,7 @@ def cuts(frames: list[int]) -> Iterator[int]:
 
 
 def test_lost_at_any_moment(
-    undisturbed: tuple[list[Snapshot], list[int]], new_server: Callable[[], FakeServer], source: ImageSource
+    undisturbed: tuple[list[Snapshot], list[int]], new_server: Callable[[], MemoryServer], source: ImageSource
 ) -> None:
     states, frames = undisturbed
     for cut in cuts(frames):
@@ -280,7 +179,7 @@ def test_lost_at_any_moment(
 
 
 def _play_with_a_loss(
-    new_server: Callable[[], FakeServer], source: ImageSource, states: list[Snapshot], cut: int
+    new_server: Callable[[], MemoryServer], source: ImageSource, states: list[Snapshot], cut: int
 ) -> None:
     core = Core()
     link = Link(core, new_server(), frames=cut)
@@ -314,7 +213,7 @@ def _play_with_a_loss(
     check_journal(core, link.server)
 
 
-def test_lost_again_while_restoring(link: Link, new_server: Callable[[], FakeServer]) -> None:
+def test_lost_again_while_restoring(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     for command in SCRIPT[:8]:
         command(core)
@@ -331,7 +230,7 @@ def test_lost_again_while_restoring(link: Link, new_server: Callable[[], FakeSer
     check_journal(core, last.server)
 
 
-def test_options_are_restored(link: Link, new_server: Callable[[], FakeServer]) -> None:
+def test_options_are_restored(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     core.set_options(previews=False)
     core.set_options(autozoom=False)
@@ -345,7 +244,7 @@ def test_options_are_restored(link: Link, new_server: Callable[[], FakeServer]) 
     assert not [e for e in second.settle() if isinstance(e, events.MaskDelta) and not e.final]
 
 
-def test_a_cancelled_request_is_not_sent_again(link: Link, new_server: Callable[[], FakeServer]) -> None:
+def test_a_cancelled_request_is_not_sent_again(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     first = core.add_point("a", (30, 40, 36))
     second = core.add_point("a", (32, 40, 36))
@@ -392,7 +291,7 @@ def test_a_snapshot_heals_mask_and_journal(link: Link, damage: str, at: int) -> 
         check_journal(core, link.server)
 
 
-def _check_masks(core: Core, server: FakeServer) -> None:
+def _check_masks(core: Core, server: MemoryServer) -> None:
     for name, segment in core.segments.items():
         assert np.array_equal(segment.mask, server.session._segments[name].mask)
         assert np.array_equal(segment.composed(), segment.mask)
@@ -407,7 +306,7 @@ def test_a_last_change_that_is_missing_is_noticed_by_the_answer(link: Link) -> N
     check_journal(core, link.server)
 
 
-def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], FakeServer]) -> None:
+def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -484,13 +383,16 @@ def test_the_handshake(source: ImageSource) -> None:
     (hello,) = sent(core)
     assert isinstance(hello, wire.Hello)
     assert (hello.version, hello.encodings) == (protocol.PROTOCOL_VERSION, ["deflate", "raw"])
-    with pytest.raises(errors.ConnectionFailed):
-        core.set_image(source)
-    assert core.image is None
-    assert core.waiting == []
+    assert (hello.session, hello.secret) == (None, None)
+    # What is asked for before the welcome waits for it.
+    numbers = [core.set_image(source), core.add_point("a", (1, 2, 3))]
+    assert sent(core) == []
     (opened,) = say(core, WELCOME)
     assert opened == events.Connection("open", WELCOME)
     assert core.welcome == WELCOME
+    announced, point = sent(core)
+    assert (type(announced), type(point)) == (wire.SetImage, wire.AddPoint)
+    assert core.waiting == numbers
 
 
 def test_ids_grow(open_core: Core) -> None:
@@ -565,7 +467,10 @@ def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> 
     # The same before a loss of the connection: the new image is announced for the request that waits for it.
     open_core.start()
     happened = say(open_core, WELCOME)
-    assert happened == [events.Connection("open", WELCOME)]
+    (taken_back, opened) = happened
+    assert isinstance(taken_back, events.MaskDelta)
+    assert (taken_back.request, taken_back.box, taken_back.voxels) == (prompt, Box((0, 0, 0), (2, 2, 2)), 0)
+    assert opened == events.Connection("open", WELCOME)
     assert open_core.waiting == [second, prompt]
     assert not open_core.segments["a"].mask.any()
 

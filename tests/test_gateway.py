@@ -27,6 +27,7 @@ from chain_helpers import (
 )
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -222,18 +223,29 @@ def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
     assert "It speaks WebSocket, not plain HTTP" in said
 
 
-@pytest.mark.parametrize("path", ["/worker", "/worker/session", "/worker/session?token=x", "/workers"])
+@linux
+@pytest.mark.parametrize("path", ["/worker", "/worker/session", "/worker/session?token=x", "/workers", "/"])
 @pytest.mark.parametrize("secret", [None, "", "guess", "caf\u00e9"])
-def test_the_workers_paths_want_their_secret(server: str, path: str, secret: str | None) -> None:
+def test_the_workers_port_wants_their_secret(inside: str, path: str, secret: str | None) -> None:
     headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
 
     async def dial() -> None:
-        async with connect(server + path, additional_headers=headers, proxy=None):
+        async with connect(inside + path, additional_headers=headers, proxy=None):
             pass
 
     with pytest.raises(InvalidStatus) as refused:
         run(dial())
     assert refused.value.response.status_code == 401
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[str]:
+    """The address at which a server's workers dial in."""
+    with server_process("--log-level", "critical") as own:
+        wait_until(lambda: health(own.address)["status"] == "ready")
+        (connection,) = psutil.Process(own.worker).net_connections("tcp")
+        assert connection.raddr.ip == "127.0.0.1"
+        yield f"ws://127.0.0.1:{connection.raddr.port}"
 
 
 def test_a_page_in_a_browser_is_refused(server: str) -> None:

@@ -19,10 +19,15 @@ ORDER = [
     "client", "server", "engine", "demo", "cli",
 ]  # fmt: skip
 PARTS = {
-    "client": ["events", "upload", "core", "address", "aio", "blocking", "polled"],
-    "server": ["link", "logs", "access", "metrics", "workers", "gateway", "local", "run"],
+    "client": [
+        "events", "upload", "journal", "core", "address", "reconnect", "dial", "stream", "aio", "blocking", "polled",
+    ],
+    "server": [
+        "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",
+    ],
     "engine": [
-        "catalogue", "demo_network", "device", "image", "upstream", "shown", "models", "prompts", "session", "worker",
+        "catalogue", "demo_network", "device", "room", "image", "upstream", "shown", "models", "prompts", "session",
+        "dialogue", "hosted", "worker",
     ],
     "demo": ["phantom", "user", "tour", "picture"],
     "cli": ["console", "images", "progress", "segment", "doctor", "models", "serve", "demo", "token", "main"],

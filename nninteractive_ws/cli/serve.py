@@ -1,6 +1,6 @@
 """``nninteractive-ws serve``."""
 
-import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,36 +23,83 @@ def serve(
     port: Annotated[
         int, typer.Option(help="The port to listen at; 0 takes a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...")] = "auto",
-    max_sessions: Annotated[int, typer.Option(help="How many clients may be connected at once.", min=1)] = 16,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    device: Annotated[
+        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1.")
+    ] = "auto",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Let in only who has a token of this file; see the command token.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Speak TLS with this certificate (PEM, with those above it).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert (PEM).")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen elsewhere than on loopback although there are no tokens.")
+    ] = False,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="The origin of a web page that may use the server; may be repeated.")
+    ] = None,
+    max_sessions: Annotated[
+        int, typer.Option(help="How many sessions there may be, those that wait for their client included.", min=1)
+    ] = 16,
+    max_sessions_per_user: Annotated[
+        int | None, typer.Option(help="How many of them one user may have; default: all.", min=1)
+    ] = None,
+    linger: Annotated[
+        float, typer.Option(help="Seconds a session is kept after its connection was lost.", min=0)
+    ] = 600.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="Gigabytes of this machine's memory for images, for each worker; default: 80 %.", min=0.001),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning, error or critical.")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
+    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> None:
     """Serve nnInteractive to clients, until Ctrl-C."""
     try:
         from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
+        from nninteractive_ws.server.access import AccessError, check_listening, tls_context
+        from nninteractive_ws.server.gateway import Settings
+        from nninteractive_ws.server.logs import configure_logging
+        from nninteractive_ws.server.run import run_gateway
+        from nninteractive_ws.server.workers import WorkerFailed
     except ModuleNotFoundError as e:
         fail(f"serving needs the package {e.name}: pip install 'nninteractive-ws\\[server]'")
-    from nninteractive_ws.server.gateway import Settings
-    from nninteractive_ws.server.run import run_gateway
-    from nninteractive_ws.server.workers import WorkerFailed
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s gateway %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("websockets").setLevel(logging.WARNING)
+    if (tls_cert is None) != (tls_key is None):
+        fail("--tls-cert and --tls-key belong together: give both.")
     try:
+        configure_logging("gateway", log_level, log_json)
+    except ValueError as e:
+        fail(e)
+    try:
+        warning = check_listening(host, token_file is not None, tls_cert is not None, insecure)
+        if warning:
+            stderr.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         name, folder = find_model(model)
         stderr.print(f"model [bold]{name}[/] ({folder}), licence: {read_license(folder)}", soft_wrap=True)
-        worker = (
-            "--model-name",
-            name,
-            "--model-folder",
-            str(folder),
-            "--device",
-            device,
-            "--log-level",
-            log_level.upper(),
+        worker = ["--model-name", name, "--model-folder", str(folder), "--log-level", log_level]
+        worker += ["--log-json"] if log_json else []
+        worker += [] if memory is None else ["--memory", str(int(memory * 1e9))]
+        settings = Settings(
+            worker=tuple(worker),
+            model_name=name,
+            devices=tuple(part.strip() for part in device.split(",")),
+            host=host,
+            port=port,
+            max_sessions=max_sessions,
+            max_sessions_per_user=max_sessions_per_user or max_sessions,
+            linger=linger,
+            token_file=token_file,
+            tls=None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key),
+            origins=tuple(allow_origin or ()),
         )
-        run_gateway(Settings(worker, name, host, port, max_sessions))
-    except (ModelNotFound, WorkerFailed) as e:
+        run_gateway(settings, end_with_stdin)
+    except (ModelNotFound, WorkerFailed, AccessError) as e:
         fail(e)
     except OSError as e:
         fail(

@@ -3,7 +3,8 @@
 A driver calls :meth:`Core.start`, sends what :meth:`Core.next_control` and :meth:`Core.next_brick` give, in
 this order of preference, and passes every frame that comes to :meth:`Core.receive`. The core keeps the
 journal: of every segment the prompts in order, what each changed, and the mask. When a connection was lost,
-:meth:`Core.start` begins another one and brings a session that the server no longer has back by itself.
+:meth:`Core.start` begins another one: it takes the session up again, or brings one back that the server no
+longer has. Commands may be given at any time; without a connection they wait for the next one.
 """
 
 from collections import deque
@@ -22,37 +23,47 @@ from nninteractive_ws import arrays, masks, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
 from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.upload import ImageSource, Upload
 from nninteractive_ws.errors import (
     BadMessage,
     Cancelled,
-    ConnectionFailed,
     Error,
     InvalidRequest,
     NoImage,
     OutOfBounds,
     UnsupportedPrompt,
+    WorkerLost,
     error_from_wire,
 )
 from nninteractive_ws.geometry import Box, Index, box_in_volume
-from nninteractive_ws.history import Segment, Step
+from nninteractive_ws.history import Segment, Step, pack_steps
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
+
+#: A request during which the server's worker ended this often may be the reason, and is not sent again.
+_MOST_LOSSES = 2
 
 
 @dataclass
 class _Waiting:
     """A request without its answer yet.
 
-    ``number``: the id the user knows, also after it was sent again; None for the core's own requests.
-    ``image``: the image it is about.
+    ``number``: the id the user knows, also after it was sent again under another; None for the core's own
+    requests. ``image``: the image it is about. ``base``: the segment's revision before the first of its changes.
     """
 
     number: int | None
     request: wire.Request
     image: ImageSource | None
     change: Delta = NO_CHANGE
+    base: int | None = None
     cancelled: bool = False
+    losses: int = 0
+
+    @property
+    def segment(self) -> str | None:
+        return getattr(self.request, "segment", None)
 
 
 class Core:
@@ -68,6 +79,9 @@ class Core:
         self._upload: Upload | None = None
         self._stale: set[str] = set()  # segments whose snapshot is awaited
         self._options: wire.SetOptions | None = None
+        self._session: tuple[str, str] | None = None  # its name and secret, to take it up again
+        self._evicted = False
+        self._taken_back: list[Event] = []  # what the next welcome tells of masks that changed meanwhile
         self.welcome: wire.Welcome | None = None
         self.image: ImageSource | None = None
         self.segments: dict[str, Segment] = {}
@@ -79,18 +93,26 @@ class Core:
         self._control.clear()
         self.welcome = None
         self._upload = None
+        self._evicted = False
         for waiting in self._waiting.values():
-            self._take_back(waiting)
+            self._taken_back += self._take_back(waiting)
         for name in self._stale:
-            self.segments[name].rebuild()
-        self._stale.clear()
+            self._taken_back.append(self._rebuild(self.segments[name]))
+        session, secret = self._session or (None, None)
         hello = wire.Hello(
             version=protocol.PROTOCOL_VERSION,
             client=f"nninteractive-ws {version('nninteractive-ws')}",
             features=list(protocol.FEATURES),
             encodings=list(self._encodings),
+            session=session,
+            secret=secret,
         )
         self._control.append(protocol.encode(hello))
+
+    @property
+    def resting(self) -> bool:
+        """Whether no connection is needed before the next request: the server gave the session's room to another."""
+        return self._evicted and not self._waiting
 
     def next_control(self) -> bytes | None:
         """The next frame that is not a part of the image, or None."""
@@ -115,13 +137,29 @@ class Core:
 
     # ---- commands: each returns the request's number ------------------------------------------------------
 
-    def set_image(self, source: ImageSource) -> int:
+    def set_image(self, source: ImageSource, journal: Journal | None = None) -> int:
         """Announce an image; its bricks follow. All segments are forgotten, and unanswered requests cancelled:
-        they may wait for bricks of an image that will never come."""
-        self._check_open()
+        they may wait for bricks of an image that will never come. ``journal``: brings its segments back.
+
+        Raises BadImage where the journal is of another image, BadJournal where it is damaged.
+        """
+        kept = {} if journal is None else journal.segments_of(source)
         self.cancel()
         self._use(source)
-        return self._request(self._announcement(source))
+        number = self._request(self._announcement(source))
+        for segment in kept.values():
+            self.segments[segment.name] = segment
+            self._post(self._restoration(segment), None)
+        return number
+
+    def journal(self) -> Journal:
+        """What is needed to go on with this image another day, but for the image. Raises NoImage.
+
+        Requests that have no answer yet are not in it.
+        """
+        if self.image is None:
+            raise NoImage("There is no image yet, and so nothing to keep.")
+        return Journal.of(self.image, list(self.segments.values()))
 
     def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
         """A click on the voxel ``point`` (i, j, k). Raises NoImage or OutOfBounds."""
@@ -239,17 +277,12 @@ class Core:
         if self.welcome is not None:
             self._control.append(protocol.encode(message))
 
-    def _check_open(self) -> None:
-        if self.welcome is None:
-            raise ConnectionFailed("There is no connection to the server yet, or it was lost.")
-
     def _request(self, request: wire.Request) -> int:
-        self._check_open()
         self._post(request, request.id)
         return request.id
 
-    def _post(self, request: wire.Request, number: int | None) -> None:
-        self._waiting[request.id] = _Waiting(number, request, self.image)
+    def _post(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
+        self._waiting[request.id] = _Waiting(number, request, self.image, losses=losses)
         self._send(request)
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
@@ -318,17 +351,48 @@ class Core:
 
     def _on_welcome(self, message: wire.Welcome) -> list[Event]:
         self.welcome = message
+        self._session = message.session, message.secret
+        happened, self._taken_back = self._taken_back, []
+        happened.append(events.Connection("open", message))
+        return happened + (self._go_on(message) if message.resumed else self._start_anew())
+
+    def _go_on(self, welcome: wire.Welcome) -> list[Event]:
+        """Take up the session: what has no answer is sent again as it was, and what differs is put right."""
+        for sent, waiting in self._waiting.items():
+            self._send(waiting.request)
+            if waiting.cancelled:
+                self._send(wire.Cancel(request=sent))
+        self._begin_upload()
+        if self.image is None or welcome.image != self.image.name or self._upload is None:
+            return []  # the set_image that is on its way brings what is missing
+        self._upload.acknowledged(self._upload.bricks_in(welcome.bricks))
+        if not any(isinstance(w.request, wire.SetImage) for w in self._waiting.values()):
+            self._compare_segments(welcome.revisions)
+        return []
+
+    def _compare_segments(self, revisions: dict[str, int]) -> None:
+        """Where a request has no answer yet, the answer will tell."""
+        unsettled = {w.segment for w in self._waiting.values()} | self._stale
+        for segment in [s for s in self.segments.values() if s.name not in unsettled]:
+            if segment.name not in revisions:
+                self._post(self._restoration(segment), None)
+            elif revisions[segment.name] != segment.revision:
+                self._ask_for_snapshot(segment)
+
+    def _start_anew(self) -> list[Event]:
+        """Bring everything back into a new session, and then send what has no answer, under new ids."""
+        happened: list[Event] = []
+        self._stale.clear()
         unanswered, self._waiting = [w for w in self._waiting.values() if w.number is not None], {}
         if self._options is not None:
             self._post(_renumbered(self._options, self._next_id()), None)
         if self.image is not None:
             self._bring_back(self.image, unanswered)
-        happened: list[Event] = [events.Connection("open", message)]
         for waiting in unanswered:
             if (error := self._why_not_again(waiting)) is not None:
                 happened.append(events.Failed(waiting.number, error))
             elif not isinstance(waiting.request, wire.SetImage):
-                self._post(_renumbered(waiting.request, self._next_id()), waiting.number)
+                self._post(_renumbered(waiting.request, self._next_id()), waiting.number, waiting.losses)
         return happened
 
     def _bring_back(self, image: ImageSource, unanswered: list[_Waiting]) -> None:
@@ -349,6 +413,11 @@ class Core:
             return Cancelled("The connection was lost during the request, and its image has been replaced since.")
         if waiting.cancelled and not isinstance(waiting.request, wire.SetImage):
             return Cancelled("The request was cancelled, and the connection lost; the segment is as it was before.")
+        if waiting.losses >= _MOST_LOSSES and not isinstance(waiting.request, wire.SetImage):
+            return WorkerLost(
+                f"The server's computing process has ended {waiting.losses} times during this request, which may be "
+                "the reason; it is not tried again. The segment is as it was before."
+            )
         return None
 
     def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
@@ -365,8 +434,7 @@ class Core:
             self._upload.need(Box.from_pairs(message.box))
         if waiting.number is None:
             return []
-        segment = getattr(waiting.request, "segment", None)
-        return [events.Progress(waiting.number, segment, message.state, message.n, message.m)]
+        return [events.Progress(waiting.number, waiting.segment, message.state, message.n, message.m)]
 
     def _on_mask_delta(self, message: wire.MaskDelta) -> list[Event]:
         waiting = self._waiting.get(message.request)
@@ -380,6 +448,7 @@ class Core:
         masks.apply(change, segment.mask)
         if masks.checksum(segment.mask, change.box) != message.checksum:
             return self._ask_for_snapshot(segment)
+        waiting.base = segment.revision if waiting.base is None else waiting.base
         segment.revision, segment.voxels = message.rev, message.voxels
         waiting.change = masks.compose(waiting.change, change)
         return [_mask_event(segment, waiting, change.box, message.final)]
@@ -426,6 +495,8 @@ class Core:
     def _on_error(self, message: wire.ErrorMessage) -> list[Event]:
         error = error_from_wire(message.code, message.message)
         if message.id is None:
+            if isinstance(error, WorkerLost) and self._waiting:
+                next(iter(self._waiting.values())).losses += 1  # requests are done in turn: it was this one's
             return [events.Failed(None, error)]
         waiting = self._waiting.pop(message.id, None)
         if waiting is None:
@@ -433,11 +504,25 @@ class Core:
         if isinstance(waiting.request, wire.GetMask):
             self._stale.discard(waiting.request.segment)  # the next change of the segment asks again
             return []
+        if isinstance(waiting.request, wire.Restore):
+            return self._restore_the_mask(waiting, error)
         if isinstance(waiting.request, wire.SetImage) and not self._is_obsolete(waiting):
             self._use(None)
         return [events.Failed(waiting.number, error)]
 
+    def _restore_the_mask(self, waiting: _Waiting, error: Error) -> list[Event]:
+        """Another server may not know the prompts of a segment's history; its mask can be brought back anyway."""
+        segment = self.segments.get(waiting.segment or "")
+        if segment is None or self._is_obsolete(waiting) or not isinstance(error, UnsupportedPrompt):
+            return [events.Failed(None, error)]
+        self._flatten(segment)
+        # Before the requests that follow: they are about the segment, and wait for nothing.
+        self._post(self._restoration(segment), None)
+        sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({error}); its mask is kept.'
+        return [events.Notice("warning", sentence)]
+
     def _on_notice(self, message: wire.Notice) -> list[Event]:
+        self._evicted = self._evicted or message.code == "evicted"
         return [events.Notice(message.code, message.message)]
 
     _HANDLERS: ClassVar[dict[type, Callable[["Core", Any], list[Event]]]] = {
@@ -485,27 +570,40 @@ class Core:
             target.append(Step(step.request, change))
             segment.reconcile()
 
-    def _take_back(self, waiting: _Waiting) -> None:
-        """Undo what previews of an unanswered request have changed."""
-        segment = self.segments.get(getattr(waiting.request, "segment", ""))
-        if segment is not None and not self._is_obsolete(waiting):
-            segment.flip(waiting.change)
-        waiting.change = NO_CHANGE
+    def _take_back(self, waiting: _Waiting) -> list[Event]:
+        """Undo what previews of an unanswered request have changed: they come again."""
+        change, base, waiting.change, waiting.base = waiting.change, waiting.base, NO_CHANGE, None
+        segment = self.segments.get(waiting.segment or "")
+        if segment is None or base is None or self._is_obsolete(waiting):
+            return []
+        segment.flip(change)
+        segment.revision = base
+        return [] if change.box is None else [_mask_event(segment, waiting, change.box, final=True)]
+
+    def _rebuild(self, segment: Segment) -> Event:
+        """Let a mask that cannot be trusted be what its history adds up to."""
+        segment.rebuild()
+        whole = Box.whole(self._shape())
+        return events.MaskDelta(None, segment.name, whole, segment.revision, segment.voxels, True)
 
     def _restoration(self, segment: Segment) -> wire.Restore:
         encoding = self._encoding()
-
-        def pack(step: Step) -> wire.Step:
-            change = None if step.change.box is None else masks.pack(step.change, encoding)
-            return wire.Step(request=step.request, change=change)
-
         return wire.Restore(
             id=self._next_id(),
             segment=segment.name,
             revision=segment.revision,
-            steps=[pack(s) for s in segment.steps],
-            undone=[pack(s) for s in segment.undone],
+            steps=pack_steps(segment.steps, encoding),
+            undone=pack_steps(segment.undone, encoding),
         )
+
+    def _flatten(self, segment: Segment) -> None:
+        """Let the history be one step that sets the mask: what any server can restore."""
+        mask = masks.tight(segment.composed())
+        segment.undone.clear()
+        segment.steps.clear()
+        if mask.box is not None:
+            bits = masks.pack(mask, self._encoding())
+            segment.steps.append(Step(wire.SetMask(id=1, segment=segment.name, mask=bits), mask))
 
 
 def _index(point: Sequence[float]) -> Index:

@@ -106,6 +106,11 @@ class Upload:
         self._needed = set(self.grid.within(box))
         self._order()
 
+    def bricks_in(self, presence: bytes) -> list[int]:
+        """The bricks that a welcome says are there. Raises ValueError where it is of another grid."""
+        there = Presence.from_bytes(self.grid, presence)
+        return [index for index in range(len(self.grid)) if index in there]
+
     def acknowledged(self, received: list[int]) -> None:
         """The server has these bricks; its first acknowledgement says what it had before."""
         now = self._clock()

@@ -1,10 +1,10 @@
 """A user's session on the worker: one image, its segments, their prompts and histories.
 
 :meth:`Session.handle` does one request on the session's own thread. Bricks and cancellations come in from
-other threads. Everything the client is to see goes through ``emit``, in the order in which it happens.
+other threads. Everything the client is to see goes into the outbox, in the order in which it happens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import logging
 import threading
@@ -19,6 +19,7 @@ from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
+from nninteractive_ws.engine.room import Room, find_room
 from nninteractive_ws.engine.shown import Shown, resampled
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
@@ -33,7 +34,7 @@ from nninteractive_ws.errors import (
     UnsupportedPrompt,
 )
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.history import Segment, Step
+from nninteractive_ws.history import Segment, Step, unpack_steps
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
 from nninteractive_ws.messages import (
     AddBbox,
@@ -49,7 +50,6 @@ from nninteractive_ws.messages import (
     Limits,
     MaskDelta,
     MaskSnapshot,
-    Message,
     Progress,
     Prompt,
     Redo,
@@ -65,6 +65,7 @@ from nninteractive_ws.messages import (
     Undo,
 )
 from nninteractive_ws.protocol import MAX_MESSAGE_BYTES
+from nninteractive_ws.server.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +78,6 @@ LIMITS = Limits(
     # enough that a prompt's message is never more than a blink behind them.
     unacknowledged_bricks=16,
 )
-
-# Beyond the image and the interactions, a pass and the refinement's cache need room on a GPU.
-_DEVICE_HEADROOM_BYTES = 8 * 1024**3
 
 
 @dataclass
@@ -116,9 +114,10 @@ class Session:
     """See the module. ``encoding`` packs what is sent; what comes in says its own."""
 
     def __init__(
-        self, model: LoadedModel, device: DeviceThread, emit: Callable[[Message], None], encoding: Encoding
+        self, model: LoadedModel, device: DeviceThread, outbox: Outbox, encoding: Encoding, rooms: Sequence[Room]
     ) -> None:
-        self._model, self._device, self._emit, self._encoding = model, device, emit, encoding
+        self._model, self._device, self._outbox, self._encoding = model, device, outbox, encoding
+        self._rooms = rooms
         self._upstream = UpstreamSession(model.artifacts, model.device, model.threads, watcher=self)
         self._seat = Seat(self._report_queue)
         self._image: BrickImage | None = None
@@ -165,7 +164,16 @@ class Session:
         if image is not None:
             image.wake()
 
+    def state(self) -> tuple[BrickImage | None, dict[str, int]]:
+        """The image, and of every segment the revision."""
+        return self._image, {name: segment.revision for name, segment in list(self._segments.items())}
+
     # ---- requests -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of everything, while no request is done."""
+        self._forget_segments()
+        self._let_go_of_image()
 
     def handle(self, request: Request, arrived: float) -> Done:
         """Do a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
@@ -202,9 +210,9 @@ class Session:
         self._forget_segments()
         if self._image is None or not self._image.is_of(request):
             # The old one goes before the next one is allocated: the two may not fit side by side.
-            self._image = None
-            self._upstream.close_image()
-            self._image = BrickImage(request, self._place_for(request.shape))
+            self._let_go_of_image()
+            device = find_room(self._rooms, self, request.shape, self._upstream.num_interaction_channels)
+            self._image = BrickImage(request, device)
         self._upstream.open_image(self._image_or_raise())
         self._announce_bricks()
         return Done(id=request.id, timings=self._clock.timings())
@@ -213,16 +221,13 @@ class Session:
         """Tell which bricks need not be sent: those that are there from before."""
         image = self._image_or_raise()
         there = [i for i in range(len(image.grid)) if i in image.presence]
-        self._emit(ImageProgress(image=image.name, received=there, present=len(there), total=len(image.grid)))
+        self._outbox.put(ImageProgress(image=image.name, received=there, present=len(there), total=len(image.grid)))
 
-    def _place_for(self, shape: tuple[int, int, int]) -> torch.device:
-        """The model's GPU where image and interactions fit beside what a pass needs, else the CPU."""
-        device = self._model.device
-        if device.type != "cuda":
-            return torch.device("cpu")
-        needed = float(np.prod(shape, dtype=np.float64)) * (4 + 2 * self._upstream.num_interaction_channels)
-        free, _ = torch.cuda.mem_get_info(device)
-        return device if needed + _DEVICE_HEADROOM_BYTES <= free else torch.device("cpu")
+    def _let_go_of_image(self) -> None:
+        self._image = None
+        self._upstream.close_image()
+        for room in self._rooms:
+            room.leave(self)
 
     def _add_prompt(self, request: Prompt) -> Done:
         check_prompt(request, self._image_or_raise().shape, self._model.description.prompts)
@@ -294,13 +299,11 @@ class Session:
 
     def _restore(self, request: Restore) -> Done:
         shape = self._image_or_raise().shape
+        for step in (*request.steps, *request.undone):
+            if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
+                check_prompt(step.request, shape, self._model.description.prompts)
         segment = Segment.empty(request.segment, shape)
-        for sent, kept in ((request.steps, segment.steps), (request.undone, segment.undone)):
-            for step in sent:
-                change = NO_CHANGE if step.change is None else masks.unpack(step.change, shape)
-                if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
-                    check_prompt(step.request, shape, self._model.description.prompts)
-                kept.append(Step(step.request, change))
+        segment.steps, segment.undone = unpack_steps(request.steps, shape), unpack_steps(request.undone, shape)
         for kept_step in segment.steps:
             masks.apply(kept_step.change, segment.mask)
         extent = segment.extent
@@ -324,7 +327,7 @@ class Session:
         extent = segment.extent
         mask = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
         bits = None if mask.box is None else masks.pack(mask, self._encoding)
-        self._emit(
+        self._outbox.put(
             MaskSnapshot(
                 segment=segment.name, request=request.id, rev=segment.revision, mask=bits, voxels=segment.voxels
             )
@@ -511,25 +514,32 @@ class Session:
     # ---- to the client ------------------------------------------------------------------------------------
 
     def _send(self, request: Request, segment: Segment, change: Delta, after: Mask | Shown, final: bool) -> None:
-        """Send a change of a segment; ``after``: the mask once it is applied. Nothing where it is empty."""
+        """Send a change of a segment; ``after``: the mask once it is applied. Nothing where it is empty.
+
+        Where the change before this one has not been sent yet, the two are sent as one.
+        """
         if change.box is None:
             return
-        values = after.view(change.box) if isinstance(after, Shown) else after[change.box.slices]
-        now_set = int(np.count_nonzero(values & change.flips))
-        segment.voxels += 2 * now_set - change.voxels
+        base = segment.revision
+        segment.voxels += _gained(change, _values(after, change.box))
         segment.revision += 1
-        self._emit(
-            MaskDelta(
-                segment=segment.name,
-                request=request.id,
-                base_rev=segment.revision - 1,
-                rev=segment.revision,
-                change=masks.pack(change, self._encoding),
-                checksum=masks.checksum(values, Box.whole(values.shape)),
-                voxels=segment.voxels,
-                final=final,
-            )
+        if (unsent := self._outbox.withdraw_change(segment.name)) is not None:
+            base, change = unsent[0], masks.compose(unsent[1], change)
+        if change.box is None:
+            segment.revision = base  # nobody has heard of those in between
+            return
+        values = _values(after, change.box)
+        message = MaskDelta(
+            segment=segment.name,
+            request=request.id,
+            base_rev=base,
+            rev=segment.revision,
+            change=masks.pack(change, self._encoding),
+            checksum=masks.checksum(values, Box.whole(values.shape)),
+            voxels=segment.voxels,
+            final=final,
         )
+        self._outbox.put_change(message, change)
 
     def _done(self, request: Request, segment: Segment, change: Delta) -> Done:
         return Done(
@@ -544,7 +554,7 @@ class Session:
     def _emit_progress(self, state: Any, n: int = 0, m: int = 0, box: Box | None = None) -> None:
         if self._request is not None:
             pairs = None if box is None else box.pairs
-            self._emit(Progress(id=self._request.id, state=state, n=n, m=m, box=pairs))
+            self._outbox.put(Progress(id=self._request.id, state=state, n=n, m=m, box=pairs))
 
     def _report_queue(self, ahead: int) -> None:
         self._emit_progress("queued", ahead)
@@ -559,6 +569,15 @@ class Session:
     def _check_cancelled(self) -> None:
         if self._is_cancelled():
             raise Cancelled("The request was cancelled; the segment is as it was before.")
+
+
+def _values(mask: Mask | Shown, box: Box) -> Mask:
+    return mask.view(box) if isinstance(mask, Shown) else mask[box.slices]
+
+
+def _gained(change: Delta, after: Mask) -> int:
+    """How many more voxels are set after a change; ``after``: the values in its box."""
+    return 2 * int(np.count_nonzero(after & change.flips)) - change.voxels
 
 
 def _is_out_of_memory(error: Exception) -> bool:

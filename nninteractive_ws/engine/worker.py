@@ -6,146 +6,59 @@ with the gateway's secret as the first line of standard input. It ends when its 
 
 import argparse
 import asyncio
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 import contextlib
 import gc
 import logging
 from pathlib import Path
 import sys
 import time
+from typing import Any
 
+import torch
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws import protocol
 from nninteractive_ws.engine.device import DeviceThread, Seat
+from nninteractive_ws.engine.dialogue import Dialogue
+from nninteractive_ws.engine.hosted import HostedSession
 from nninteractive_ws.engine.models import LoadedModel, load_model, pick_device
-from nninteractive_ws.engine.session import LIMITS, Session
-from nninteractive_ws.errors import BadMessage, Error, InternalError
-from nninteractive_ws.messages import Bye, Cancel, Encoding, ImageBricks, Message, Request
+from nninteractive_ws.engine.room import Room, rooms_for, used_memory
+from nninteractive_ws.engine.session import LIMITS
 from nninteractive_ws.server import link
+from nninteractive_ws.server.logs import configure_logging
 
 _log = logging.getLogger(__name__)
 
-# Answers kept, so that a request that comes twice gets its answer twice and is done once.
-_ANSWERS_KEPT = 1024
-
-
-class SessionServer:
-    """Messages of one session's connection to its engine, and back."""
-
-    def __init__(
-        self, model: LoadedModel, device: DeviceThread, encoding: Encoding, connection: ClientConnection
-    ) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self._requests: asyncio.Queue[tuple[Request, float]] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "session")
-        self._session = Session(model, device, self._emit, encoding)
-        self._last_id = 0
-        self._unanswered: set[int] = set()
-        self._answers: OrderedDict[int, Message] = OrderedDict()
-
-    async def serve(self) -> None:
-        """Until the connection closes; then whatever runs is cancelled."""
-        write, work = asyncio.ensure_future(self._write()), asyncio.ensure_future(self._work())
-        try:
-            async for data in self._connection:
-                if not await self._receive(data):
-                    break
-        except ConnectionClosed:
-            pass  # the gateway, or the client behind it, went; what follows is the same
-        finally:
-            self._session.cancel(Cancel(), self._last_id)
-            work.cancel()
-            await asyncio.to_thread(self._thread.shutdown)
-            # The client may still be there, and be told what was wrong with its last message.
-            sent = asyncio.ensure_future(self._outgoing.join())
-            await asyncio.wait({write, sent}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (write, sent):
-                task.cancel()
-            await asyncio.gather(write, work, sent, return_exceptions=True)
-            await self._connection.close()
-
-    async def _receive(self, data: str | bytes) -> bool:
-        """Take one message; False where the connection is to be closed."""
-        try:
-            if isinstance(data, str):
-                raise BadMessage("A text message came; messages are msgpack in binary frames.")
-            message = protocol.decode_client(data)
-            if isinstance(message, Bye):
-                return False
-            if isinstance(message, Cancel):
-                self._session.cancel(message, self._last_id)
-            elif isinstance(message, ImageBricks):
-                if (progress := await asyncio.to_thread(self._session.put_bricks, message)) is not None:
-                    self._emit(progress)
-            elif isinstance(message, Request):
-                self._enqueue(message)
-        except Error as e:
-            request = protocol.request_id(data) if isinstance(data, bytes) else None
-            self._emit(protocol.to_error_message(e, request))
-            return request is not None
-        return True
-
-    def _enqueue(self, request: Request) -> None:
-        if request.id in self._answers:
-            self._emit(self._answers[request.id])
-        elif request.id > self._last_id:
-            self._last_id = request.id
-            self._unanswered.add(request.id)
-            self._requests.put_nowait((request, time.monotonic()))
-        elif request.id not in self._unanswered:
-            raise BadMessage(f"Request ids must grow: {request.id} came after {self._last_id}.")
-
-    async def _work(self) -> None:
-        while True:
-            request, arrived = await self._requests.get()
-            answer = await self._loop.run_in_executor(self._thread, self._answer, request, arrived)
-            self._answers[request.id] = answer
-            self._unanswered.discard(request.id)
-            while len(self._answers) > _ANSWERS_KEPT:
-                self._answers.popitem(last=False)
-            self._emit(answer)
-
-    def _answer(self, request: Request, arrived: float) -> Message:
-        try:
-            return self._session.handle(request, arrived)
-        except Error as e:
-            return protocol.to_error_message(e, request.id)
-        except Exception:
-            _log.exception("request %d of type %s failed", request.id, type(request).__name__)
-            error = InternalError("The server failed on this request; its log has the details. The session goes on.")
-            return protocol.to_error_message(error, request.id)
-
-    def _emit(self, message: Message) -> None:
-        """Queue a message for the client; from any thread, in the order of the calls of that thread."""
-        self._loop.call_soon_threadsafe(self._outgoing.put_nowait, protocol.encode(message))
-
-    async def _write(self) -> None:
-        while True:
-            await self._connection.send(await self._outgoing.get())
-            self._outgoing.task_done()
+#: A session that was used in this time is not given up for another's sake: two would take turns at it.
+IDLE_S = 30.0
 
 
 class Worker:
-    """One model on one device, and the sessions on it."""
+    """One model on one device, and the sessions on it. ``memory``: bytes for images on the host; None: a share of
+    what is free."""
 
-    def __init__(self, port: int, secret: str) -> None:
-        self._address, self._secret = f"ws://127.0.0.1:{port}", secret
-        self._sessions: set[asyncio.Task[None]] = set()
+    def __init__(self, port: int, secret: str, memory: int | None) -> None:
+        self._address, self._secret, self._memory = f"ws://127.0.0.1:{port}", secret, memory
+        self._sessions: dict[str, HostedSession] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._device: torch.device
+        self._model: LoadedModel
+        self._thread: DeviceThread
+        self._rooms: list[Room]
+        self._loop = asyncio.get_running_loop()
+        self._to_gateway: asyncio.Queue[link.WorkerMessage] = asyncio.Queue()
 
     async def run(self, name: str, folder: Path, device_name: str) -> None:
         """Serve until the gateway closes the connection."""
         async with self._dial(link.WORKER_PATH, self._secret) as control:
-            device = pick_device(device_name)
-            thread = DeviceThread(str(device))
+            self._device = pick_device(device_name)
+            self._thread = DeviceThread(str(self._device))
             try:
                 # On the thread that will run it: cuDNN keeps what the warm-up finds per thread.
-                model = await asyncio.to_thread(
-                    thread.run, Seat(lambda _: None), lambda: load_model(name, folder, device)
+                self._model = await asyncio.to_thread(
+                    self._thread.run, Seat(lambda _: None), lambda: load_model(name, folder, self._device)
                 )
             except Exception as e:
                 _log.exception("the model in %s could not be loaded", folder)
@@ -154,22 +67,78 @@ class Worker:
             # What lives as long as the process need not be looked at whenever a session's memory is freed.
             gc.collect()
             gc.freeze()
-            await control.send(link.encode(link.Ready(model.description, str(device), LIMITS)))
+            self._rooms = rooms_for(self._device, self._memory, self._make_room)
+            self._to_gateway.put_nowait(link.Ready(self._model.description, str(self._device), LIMITS))
+            self._keep(self._report(control))
             async for data in control:
                 assert isinstance(data, bytes)
-                order = link.decode_gateway(data)
-                task = asyncio.ensure_future(self._serve_session(model, thread, order))
-                self._sessions.add(task)
-                task.add_done_callback(self._sessions.discard)
+                self._obey(link.decode_gateway(data))
 
-    async def _serve_session(self, model: LoadedModel, device: DeviceThread, order: link.Open) -> None:
+    def _obey(self, order: link.GatewayMessage) -> None:
+        if isinstance(order, link.Open):
+            self._keep(self._serve_session(order))
+        elif (session := self._sessions.get(order.session)) is not None:
+            if order.idle:
+                self._keep(self._evict(session))
+            else:
+                self._keep(self._end(session))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task, and refer to it until it is done: the event loop does not."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report(self, control: ClientConnection) -> None:
+        try:
+            while True:
+                message = await self._to_gateway.get()
+                await control.send(link.encode(message))
+                if isinstance(message, link.Ready | link.Answered | link.Gone):
+                    await control.send(link.encode(link.Memory(used_memory(self._device))))
+        except ConnectionClosed:
+            pass  # the gateway went; run() ends too
+
+    async def _serve_session(self, order: link.Open) -> None:
+        """Carry one connection of a session, which is made where it is not there."""
         try:
             async with self._dial(link.SESSION_PATH, order.token) as connection:
-                await SessionServer(model, device, order.encoding, connection).serve()
+                session = self._sessions.get(order.session)
+                fresh = session is None
+                if session is None:
+                    session = self._sessions[order.session] = self._new_session(order)
+                if await session.serve(connection, fresh):
+                    await self._end(session)
+        except ConnectionClosed:
+            pass  # the client was gone before it could be told anything
         except Exception:
-            _log.exception("a session could not be served")
-        finally:
-            gc.collect()  # session and image refer to each other, and gigabytes must not wait for the next time
+            _log.exception("a connection could not be served", extra={"session": order.session})
+
+    def _new_session(self, order: link.Open) -> HostedSession:
+        def make(wake: Callable[[], None]) -> Dialogue:
+            return Dialogue(self._model, self._thread, order.encoding, self._rooms, wake)
+
+        return HostedSession(order.session, make, self._to_gateway.put_nowait)
+
+    async def _end(self, session: HostedSession, evicted: bool = False) -> None:
+        if self._sessions.pop(session.name, None) is not None:
+            self._to_gateway.put_nowait(link.Gone(session.name, evicted))
+            await session.end()
+
+    async def _evict(self, session: HostedSession) -> None:
+        if await asyncio.to_thread(session.close_if_idle):
+            await self._end(session, evicted=True)
+
+    def _make_room(self, asker: object) -> bool:
+        """Give up the session that was used longest ago, from any thread; whether there was one."""
+        now = time.monotonic()
+        sessions = list(self._sessions.values())  # other threads may add to them meanwhile
+        for session in sorted(sessions, key=lambda s: s.dialogue.last_used):
+            idle = now - session.dialogue.last_used >= IDLE_S and not session.dialogue.owns(asker)
+            if idle and session.close_if_idle():
+                asyncio.run_coroutine_threadsafe(self._end(session, evicted=True), self._loop)
+                return True
+        return False
 
     def _dial(self, path: str, secret: str) -> connect:
         return connect(
@@ -177,6 +146,7 @@ class Worker:
             additional_headers=link.bearer(secret),
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
+            max_queue=2,  # each may be as large as that
             ping_interval=None,  # the gateway pings
             proxy=None,
         )
@@ -190,7 +160,8 @@ async def _until_stdin_closes() -> None:
 
 
 async def _main(args: argparse.Namespace, secret: str) -> None:
-    work = asyncio.ensure_future(Worker(args.port, secret).run(args.model_name, args.model_folder, args.device))
+    worker = Worker(args.port, secret, args.memory)
+    work = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(_until_stdin_closes())
     await asyncio.wait({work, parent}, return_when=asyncio.FIRST_COMPLETED)
     for task in (work, parent):
@@ -207,9 +178,11 @@ def main() -> None:
     parser.add_argument("--model-name", required=True)
     parser.add_argument("--model-folder", type=Path, required=True)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--memory", type=int)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()
-    logging.basicConfig(level=args.log_level, format="%(asctime)s worker %(levelname)s %(name)s: %(message)s")
+    configure_logging(f"worker {args.device}", args.log_level, args.log_json)
     secret = sys.stdin.readline().strip()
     # Ctrl-C in the terminal reaches the gateway too, which says what there is to say.
     with contextlib.suppress(KeyboardInterrupt):

@@ -2,164 +2,286 @@
 
 import asyncio
 from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
 import json
 import logging
-import secrets
+from pathlib import Path
+import ssl
+import time
+from typing import Literal
+import uuid
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
+from websockets.typing import Origin
 
 from nninteractive_ws import arrays, protocol
-from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, WorkerLost
+from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, Unauthorized, WorkerLost
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
-from nninteractive_ws.server.link import SESSION_PATH, WORKER_PATH, Ready
-from nninteractive_ws.server.workers import WorkerPool
+from nninteractive_ws.server import link
+from nninteractive_ws.server.access import TokenFile, bearer_token
+from nninteractive_ws.server.metrics import Metrics, Now
+from nninteractive_ws.server.sessions import Entry, Registry
+from nninteractive_ws.server.workers import Worker, WorkerPool
 
 _log = logging.getLogger(__name__)
 
-#: A client that opens a connection says hello at once.
-HELLO_WITHIN_S = 10.0
+#: A client that opens a connection says hello at once, and no more than this before it is let in.
+HELLO_WITHIN_S, HELLO_BYTES = 10.0, 64 * 1024
+#: Connections that have not said hello yet.
+MOST_STRANGERS = 64
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
 #: A client that does not answer a goodbye does not hold up the end of the server.
-CLOSE_WITHIN_S = 5.0
+CLOSE_WITHIN_S = 3.0
 #: What a session said last is in this process already when its connection is closed.
-PASS_ON_WITHIN_S = 5.0
+PASS_ON_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve. ``port`` 0 takes a free one. ``worker``: arguments of the worker process."""
+    """How to serve. ``port`` 0 takes a free one. ``worker``: arguments of the worker processes, one for each of
+    ``devices``. ``linger``: seconds a session is kept without a connection. ``origins``: of the web pages that may
+    use the server."""
 
     worker: tuple[str, ...]
     model_name: str
+    devices: tuple[str, ...] = ("auto",)
     host: str = "127.0.0.1"
     port: int = 1528
     max_sessions: int = 16
+    max_sessions_per_user: int = 16
+    linger: float = 600.0
+    token_file: Path | None = None
+    tls: ssl.SSLContext | None = None
+    origins: tuple[str, ...] = ()
 
 
 class Gateway:
-    """See the module."""
+    """See the module. Raises BadTokenFile."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._workers = WorkerPool(settings.worker)
-        self._sessions: set[str] = set()
+        self._tokens = None if settings.token_file is None else TokenFile(settings.token_file)
+        self._metrics = Metrics(self._now)
+        self._workers = WorkerPool(
+            settings.devices, settings.worker, self._hear, self._lose, self._metrics.worker_restarted
+        )
+        self._sessions = Registry(
+            settings.max_sessions, settings.max_sessions_per_user, settings.linger, self._tell_to_forget
+        )
+        self._strangers = 0
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._dialling: dict[uuid.UUID, Worker] = {}
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled; ``started`` is told the port. Raises WorkerFailed or OSError."""
-        async with serve(
-            self._serve_connection,
-            self._settings.host,
-            self._settings.port,
-            process_request=self._process_request,
-            origins=[None],  # no page in a browser, which could reach a server on loopback too
-            compression=None,  # what is large is packed already, and an inflate bomb is impossible
-            max_size=protocol.MAX_MESSAGE_BYTES,
-            ping_interval=PING_EVERY_S,
-            ping_timeout=PONG_WITHIN_S,
-            close_timeout=CLOSE_WITHIN_S,
-            server_header=None,
-        ) as server:
-            port = _port(server)
-            started(port)
-            await self._workers.run(port)
+        async with (
+            serve(
+                self._serve_client,
+                self._settings.host,
+                self._settings.port,
+                ssl=self._settings.tls,
+                process_request=self._process_request,
+                # No page in a browser, which could reach a server on loopback too, unless it is named.
+                origins=[None, *(Origin(origin) for origin in self._settings.origins)],
+                compression=None,  # what is large is packed already, and an inflate bomb is impossible
+                max_size=HELLO_BYTES,
+                max_queue=2,  # each may be as large as a message may be
+                ping_interval=PING_EVERY_S,
+                ping_timeout=PONG_WITHIN_S,
+                close_timeout=CLOSE_WITHIN_S,
+                server_header=None,
+            ) as server,
+            serve(
+                self._serve_worker,
+                "127.0.0.1",
+                0,
+                process_request=self._admit_worker,
+                compression=None,
+                max_size=protocol.MAX_MESSAGE_BYTES,
+                ping_interval=PING_EVERY_S,
+                ping_timeout=PONG_WITHIN_S,
+                close_timeout=CLOSE_WITHIN_S,
+            ) as internal,
+        ):
+            started(_port(server))
+            try:
+                await self._workers.run(_port(internal))
+            finally:
+                # The workers have ended, and whoever was joined with one is being told.
+                if self._conversations:
+                    await asyncio.wait(self._conversations, timeout=CLOSE_WITHIN_S)
+
+    # ---- workers ------------------------------------------------------------------------------------------
+
+    def _admit_worker(self, connection: ServerConnection, request: Request) -> Response | None:
+        secret = bearer_token(request.headers)
+        if request.path == link.WORKER_PATH and (worker := self._workers.worker_of(secret)) is not None:
+            self._dialling[connection.id] = worker
+            return None
+        if request.path == link.SESSION_PATH and self._workers.admits_session(secret):
+            return None
+        return connection.respond(HTTPStatus.UNAUTHORIZED, "This port is for this server's own workers.\n")
+
+    async def _serve_worker(self, connection: ServerConnection) -> None:
+        worker = self._dialling.pop(connection.id, None)
+        if worker is not None:
+            await worker.serve(connection)
+        else:
+            assert connection.request is not None
+            await self._workers.serve_session(connection, bearer_token(connection.request.headers))
+
+    def _hear(self, message: link.WorkerMessage) -> None:
+        if isinstance(message, link.Answered):
+            self._metrics.answered(message.kind, message.code, message.timings)
+        elif isinstance(message, link.Gone):
+            _log.info("evicted" if message.evicted else "over", extra={"session": message.session})
+            if message.evicted:
+                self._metrics.evicted()
+            self._sessions.drop(message.session)
+
+    def _lose(self, worker: Worker) -> None:
+        self._sessions.drop_all_on(worker)
+
+    async def _tell_to_forget(self, entry: Entry, idle: bool) -> None:
+        if entry.worker is not None and entry.worker.description is not None:
+            with contextlib.suppress(WorkerLost):  # and the session with it
+                await entry.worker.send(link.Close(entry.name, idle))
+
+    def _now(self) -> Now:
+        connected = self._sessions.connected
+        loaded = self._workers.loaded
+        memory = {f"{n} {w.description.device}": w.memory for n, w in enumerate(loaded) if w.description is not None}
+        return Now(connected, len(self._sessions) - connected, len(loaded), memory)
 
     # ---- plain HTTP ---------------------------------------------------------------------------------------
 
+    def _user(self, request: Request) -> str | None:
+        """Who asks: "" where there are no tokens, None where there are and this is none."""
+        return "" if self._tokens is None else self._tokens.user_of(bearer_token(request.headers))
+
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
-        if path == WORKER_PATH and self._workers.admits_worker(_bearer(request.headers)):
-            return None
-        if path == SESSION_PATH and self._workers.admits_session(_bearer(request.headers)):
-            return None
-        if path.startswith(WORKER_PATH):
-            return connection.respond(HTTPStatus.UNAUTHORIZED, "This path is for this server's own workers.\n")
         if path == "/healthz":
-            return _json(self._health())
+            return _answer("application/json", (json.dumps(self._health()) + "\n").encode())
+        if self._user(request) is None:
+            _log.warning("refused: no token, or a wrong one", extra={"peer": _peer(connection)})
+            self._metrics.failed("unauthorized")
+            words = "This server wants a token: ask whoever runs it for one (nninteractive-ws token NAME).\n"
+            return connection.respond(HTTPStatus.UNAUTHORIZED, words)
+        if path == "/metrics":
+            body, content_type = self._metrics.render()
+            return _answer(content_type, body)
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return connection.respond(HTTPStatus.UPGRADE_REQUIRED, self._in_words())
+        if self._workers.stopping:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is being stopped.\n")
+        if self._strangers >= MOST_STRANGERS:
+            words = "Too many connections wait to be let in; try again in a moment.\n"
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, words)
         return None
 
     def _health(self) -> dict[str, object]:
-        worker = self._workers.description
+        loaded = self._workers.loaded
+        devices = [worker.description.device for worker in loaded if worker.description is not None]
         return {
-            "status": "ready" if worker else "loading",
+            "status": "ready" if loaded else "loading",
             "server": f"nninteractive-ws {version('nninteractive-ws')}",
             "protocol": protocol.PROTOCOL_VERSION,
             "model": self._settings.model_name,
-            "device": worker.device if worker else None,
+            "device": ", ".join(devices) or None,
             "sessions": len(self._sessions),
             "max_sessions": self._settings.max_sessions,
         }
 
     def _in_words(self) -> str:
-        state = "is ready" if self._workers.ready else "is loading its model"
+        state = "is ready" if self._workers.loaded else "is loading its model"
         return (
             f"This is an nninteractive-ws server, and it {state}. It speaks WebSocket, not plain HTTP: "
             "enter this address in the nninteractive-ws module of 3D Slicer or in the Python client. "
             "GET /healthz answers whether it is ready.\n"
         )
 
-    # ---- WebSocket ----------------------------------------------------------------------------------------
-
-    async def _serve_connection(self, connection: ServerConnection) -> None:
-        assert connection.request is not None
-        path = connection.request.path.partition("?")[0]
-        if path == WORKER_PATH:
-            await self._workers.serve_worker(connection)
-        elif path == SESSION_PATH:
-            await self._workers.serve_session(connection, _bearer(connection.request.headers))
-        else:
-            await self._serve_client(connection)
+    # ---- clients ------------------------------------------------------------------------------------------
 
     async def _serve_client(self, client: ServerConnection) -> None:
-        session = secrets.token_hex(8)
+        assert client.request is not None
+        user = self._user(client.request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
         try:
             hello, encoding = await self._shake_hands(client)
-            if len(self._sessions) >= self._settings.max_sessions:
-                raise AtCapacity(
-                    f"The server has all of its {self._settings.max_sessions} sessions in use; try again later."
-                )
-            self._sessions.add(session)
-            _log.info("session %s: opened by %s", session, hello.client or "a client")
-            worker = await self._wait_for_worker(client)
-            peer = await self._workers.open_session(encoding)
-            try:
-                await _send(client, _welcome(session, hello, encoding, worker))
-                await self._join(client, peer)
-            finally:
-                await peer.close()
+            if user is None:
+                raise Unauthorized("The token was withdrawn at this very moment.")
+            await self._serve_session(client, hello, encoding, user)
         except Error as e:
+            self._metrics.failed(e.code)
             await _say_goodbye(client, e)
         except ConnectionClosed:
             pass  # the client went; there is nobody to tell
         finally:
-            self._sessions.discard(session)
-            _log.info("session %s: closed", session)
+            self._conversations.discard(task)
 
     async def _shake_hands(self, client: ServerConnection) -> tuple[Hello, Encoding]:
+        self._strangers += 1
         try:
             first = await asyncio.wait_for(client.recv(), HELLO_WITHIN_S)
         except TimeoutError as e:
             raise BadMessage(f"No hello came within {HELLO_WITHIN_S:g} seconds of connecting.") from e
+        finally:
+            self._strangers -= 1
         hello = protocol.decode_client(first) if isinstance(first, bytes) else None
         if not isinstance(hello, Hello):
             raise BadMessage('The first message must be "hello", in msgpack in a binary frame.')
         protocol.check_version(hello)
+        client.protocol.max_message_size = protocol.MAX_MESSAGE_BYTES
         return hello, protocol.agree_on_encoding(hello.encodings, arrays.ENCODINGS)
 
-    async def _wait_for_worker(self, client: ServerConnection) -> Ready:
-        if not self._workers.ready:
+    async def _serve_session(self, client: ServerConnection, hello: Hello, encoding: Encoding, user: str) -> None:
+        """Take up the session that the client names, or open one."""
+        entry = self._sessions.find(hello.session, hello.secret, user, encoding)
+        while True:
+            if entry is None:
+                entry = await self._sessions.open(user, encoding)
+                words = f"opened by {hello.client or 'a client'}"
+                _log.info(words, extra={"session": entry.name, "user": user, "peer": _peer(client)})
+            held = entry
+
+            async def work(superseded: asyncio.Event, entry: Entry = held) -> None:
+                await self._serve_connection(client, hello, entry, superseded)
+
+            if await self._sessions.hold(entry, work):
+                return
+            entry = None
+
+    async def _serve_connection(
+        self, client: ServerConnection, hello: Hello, entry: Entry, superseded: asyncio.Event
+    ) -> None:
+        if entry.worker is None:
+            entry.worker = await self._wait_for_worker(client)
+        worker = entry.worker
+        peer, attached = await self._workers.open_session(worker, entry.name, entry.encoding)
+        try:
+            await _send(client, _welcome(entry, hello, worker, attached))
+            await self._join(client, peer, entry, superseded)
+        finally:
+            await peer.close()
+            _log.info("connection closed", extra={"session": entry.name, "code": client.close_code})
+
+    async def _wait_for_worker(self, client: ServerConnection) -> Worker:
+        if not self._workers.loaded:
             words = f"The server is loading the model {self._settings.model_name}; this takes from seconds to a minute."
             await _send(client, Notice(code="loading_model", message=words))
-        ready, gone = asyncio.ensure_future(self._workers.wait_ready()), asyncio.ensure_future(client.wait_closed())
+        ready = asyncio.ensure_future(self._workers.wait_ready(self._sessions.load))
+        gone = asyncio.ensure_future(client.wait_closed())
         try:
             await asyncio.wait({ready, gone}, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
@@ -169,12 +291,28 @@ class Gateway:
             ready.cancel()
             gone.cancel()
 
-    async def _join(self, client: ServerConnection, peer: ServerConnection) -> None:
-        """Pass every message on, both ways, until one side closes. Raises WorkerLost or ShuttingDown."""
-        up, down = asyncio.ensure_future(_pump(client, peer)), asyncio.ensure_future(_pump(peer, client))
+    async def _join(
+        self, client: ServerConnection, peer: ServerConnection, entry: Entry, superseded: asyncio.Event
+    ) -> None:
+        """Pass every message on, both ways, until one side closes or another connection takes this one's place.
+
+        Raises WorkerLost or ShuttingDown.
+        """
+
+        async def pump(source: ServerConnection, sink: ServerConnection, direction: Literal["up", "down"]) -> None:
+            try:
+                async for message in source:
+                    entry.last_used = time.monotonic()
+                    self._metrics.moved(direction, len(message))
+                    await sink.send(message)
+            except ConnectionClosed:
+                pass  # both ends' close codes are looked at below
+
+        up, down = asyncio.ensure_future(pump(client, peer, "up")), asyncio.ensure_future(pump(peer, client, "down"))
+        replaced = asyncio.ensure_future(superseded.wait())
         try:
-            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            if client.close_code:
+            await asyncio.wait({up, down, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if client.close_code or replaced.done():
                 return
             await asyncio.wait({down}, timeout=PASS_ON_WITHIN_S)
             if self._workers.stopping:
@@ -182,31 +320,30 @@ class Gateway:
             if peer.close_code != CloseCode.NORMAL_CLOSURE:
                 raise WorkerLost("The process that computed for this session ended unexpectedly.")
         finally:
-            up.cancel()
-            down.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            for task in (up, down, replaced):
+                task.cancel()
+            await asyncio.gather(up, down, replaced, return_exceptions=True)
 
 
-async def _pump(source: ServerConnection, sink: ServerConnection) -> None:
-    try:
-        async for message in source:
-            await sink.send(message)
-    except ConnectionClosed:
-        pass  # _join looks at both ends' close codes
-
-
-def _welcome(session: str, hello: Hello, encoding: Encoding, worker: Ready) -> Welcome:
+def _welcome(entry: Entry, hello: Hello, worker: Worker, attached: link.Attached) -> Welcome:
+    description = worker.description
+    if description is None:
+        raise WorkerLost("The process that computes has just ended; try again in a moment.")
     return Welcome(
         version=protocol.PROTOCOL_VERSION,
         server=f"nninteractive-ws {version('nninteractive-ws')}",
         features=[feature for feature in protocol.FEATURES if feature in hello.features],
-        encoding=encoding,
-        session=session,
-        secret=secrets.token_urlsafe(32),
-        resumed=False,
-        limits=worker.limits,
-        model=worker.model,
-        device=worker.device,
+        encoding=entry.encoding,
+        session=entry.name,
+        secret=entry.secret,
+        resumed=not attached.fresh,
+        last_id=attached.last_id,
+        revisions=attached.revisions,
+        image=attached.image,
+        bricks=attached.bricks,
+        limits=description.limits,
+        model=description.model,
+        device=description.device,
     )
 
 
@@ -225,15 +362,14 @@ async def _say_goodbye(client: ServerConnection, error: Error) -> None:
         pass  # it went by itself
 
 
-def _bearer(headers: Headers) -> str:
-    scheme, _, secret = headers.get("Authorization", "").partition(" ")
-    return secret if scheme.lower() == "bearer" and secret.isascii() else ""
-
-
-def _json(content: dict[str, object]) -> Response:
-    body = (json.dumps(content) + "\n").encode()
-    headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
+def _answer(content_type: str, body: bytes) -> Response:
+    headers = Headers({"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"})
     return Response(HTTPStatus.OK, "OK", headers, body)
+
+
+def _peer(connection: ServerConnection) -> str:
+    address = connection.remote_address
+    return str(address[0]) if address else "?"
 
 
 def _port(server: Server) -> int:

@@ -1,13 +1,15 @@
 """What gateway and worker say to each other beside the clients' messages.
 
-A worker dials in twice: once for itself, on ``WORKER_PATH`` with the secret it was started with, and then once
-for every session it is asked to open, on ``SESSION_PATH`` with that session's token. What travels on a
-session's connection is what the client and the session say, unchanged.
+A worker dials in twice, at a port of the gateway's that is on loopback and for workers alone: once for itself, on
+``WORKER_PATH`` with the secret it was started with, and then once for every connection of a client, on
+``SESSION_PATH`` with that connection's token. There its first message is :class:`Attached`; what follows is what the
+client and the session say, unchanged. It closes normally where the session is over, and is closed where the client
+went.
 """
 
 import msgspec
 
-from nninteractive_ws.messages import Encoding, Limits, Model
+from nninteractive_ws.messages import Encoding, Limits, Model, Timings
 
 WORKER_PATH = "/worker"
 SESSION_PATH = "/worker/session"
@@ -27,17 +29,58 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """Worker to gateway: a session is over. ``evicted``: in favour of another, while its client may come back."""
+
+    session: str
+    evicted: bool
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """Worker to gateway: a request of type ``kind`` was answered. ``code``: of the error; ``timings``: of a done."""
+
+    kind: str
+    code: str | None = None
+    timings: Timings | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, tag="memory"):
+    """Worker to gateway: bytes in use on its device."""
+
+    used: int
+
+
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """Gateway to worker: dial in for a session."""
+    """Gateway to worker: dial in for a session, which is made where there is none of that name."""
 
     token: str
+    session: str
     encoding: Encoding
 
 
-WorkerMessage = Ready | Failed
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """Gateway to worker: forget a session. ``idle``: only if no request of it waits or is being done, and then
+    for another's sake."""
+
+    session: str
+    idle: bool = False
 
 
-def encode(message: WorkerMessage | Open) -> bytes:
+class Attached(msgspec.Struct, frozen=True):
+    """Worker to gateway, first on a session's connection: what ``welcome`` says of the session."""
+
+    fresh: bool = False
+    last_id: int = 0
+    revisions: dict[str, int] = {}
+    image: str | None = None
+    bricks: bytes = b""
+
+
+WorkerMessage = Ready | Failed | Gone | Answered | Memory
+GatewayMessage = Open | Close
+
+
+def encode(message: WorkerMessage | GatewayMessage | Attached) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
@@ -46,8 +89,13 @@ def decode_worker(data: bytes) -> WorkerMessage:
     return message
 
 
-def decode_gateway(data: bytes) -> Open:
-    return msgspec.msgpack.decode(data, type=Open)
+def decode_gateway(data: bytes) -> GatewayMessage:
+    message: GatewayMessage = msgspec.msgpack.decode(data, type=GatewayMessage)
+    return message
+
+
+def decode_attached(data: bytes) -> Attached:
+    return msgspec.msgpack.decode(data, type=Attached)
 
 
 def bearer(secret: str) -> dict[str, str]:

@@ -19,8 +19,9 @@ def local_server(*arguments: str) -> Iterator[str]:
 
     Raises ServerDidNotStart.
     """
-    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True)
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--end-with-stdin", *arguments]
+    # Its standard input closes with this process, however that ends.
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True)
     try:
         yield _address(process)
     finally:
@@ -31,7 +32,9 @@ def local_server(*arguments: str) -> Iterator[str]:
             process.kill()
             process.wait()
         assert process.stdout is not None
+        assert process.stdin is not None
         process.stdout.close()
+        process.stdin.close()
 
 
 def _address(process: "subprocess.Popen[str]") -> str:

@@ -11,22 +11,37 @@ from nninteractive_ws.server.local import LISTENING
 _log = logging.getLogger(__name__)
 
 
-def run_gateway(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OSError where the port is taken, WorkerFailed where no model loads."""
-    asyncio.run(_run(settings))
+def run_gateway(settings: Settings, end_with_stdin: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM, or until standard input closes.
+
+    Raises OSError where the port is taken, WorkerFailed where no model loads, BadTokenFile.
+    """
+    asyncio.run(_run(settings, end_with_stdin))
 
 
-async def _run(settings: Settings) -> None:
-    serving = asyncio.ensure_future(Gateway(settings).run(lambda port: _announce(settings.host, port)))
+async def _run(settings: Settings, end_with_stdin: bool) -> None:
+    gateway = Gateway(settings)
+    serving = asyncio.ensure_future(gateway.run(lambda port: _announce(settings, port)))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, serving.cancel)
+    parent = asyncio.ensure_future(_until_stdin_closes(serving)) if end_with_stdin else None
     try:
         await serving
     except asyncio.CancelledError:
         _log.info("stopped")
+    finally:
+        if parent is not None:
+            parent.cancel()
 
 
-def _announce(host: str, port: int) -> None:
-    print(f"{LISTENING}ws://{host}:{port}", flush=True)
-    sys.stdout.flush()
+async def _until_stdin_closes(serving: "asyncio.Future[None]") -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    serving.cancel()
+
+
+def _announce(settings: Settings, port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"{LISTENING}{'wss' if settings.tls else 'ws'}://{host}:{port}", flush=True)

@@ -1,12 +1,11 @@
-"""Workers: started, watched, started again; and the sessions they are asked to open."""
+"""Workers: one for each device, started, watched, started again; and the sessions they are asked to open."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hmac
 import logging
 import secrets
 import sys
-from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -20,6 +19,8 @@ _log = logging.getLogger(__name__)
 #: A worker that was asked for a session dials in at once; one that does not is stuck.
 DIAL_IN_S = 30.0
 RESTART_AFTER_S = 1.0
+#: What a worker is given to end by itself.
+END_WITHIN_S = 3.0
 #: A worker that ends while it loads its model may have had bad luck, with the memory for instance; but not for ever.
 MOST_ENDS_WHILE_LOADING = 3
 
@@ -28,50 +29,49 @@ class WorkerFailed(Exception):
     """The worker cannot load its model; starting another one would not help."""
 
 
-class WorkerPool:
-    """The worker of this gateway. ``arguments``: of ``python -m nninteractive_ws.engine.worker``."""
+class Worker:
+    """The worker of a device: a process, and when it ended another one."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, device: str, arguments: Sequence[str], pool: "WorkerPool") -> None:
+        self.device = device
+        self._arguments, self._pool = [*arguments, "--device", device], pool
         self._secret: str | None = None
         self._control: ServerConnection | None = None
-        self._awaited: dict[str, asyncio.Future[ServerConnection]] = {}
-        self._ready = asyncio.Event()
         self._over: asyncio.Future[str | None] | None = None
+        self._was_ready = False
+        #: What it runs, once the model is loaded.
         self.description: link.Ready | None = None
-        self.stopping = False
+        #: Bytes in use on its device.
+        self.memory = 0
 
     async def run(self, port: int) -> None:
-        """Keep a worker running that dials in at ``port``; for ever. Raises WorkerFailed."""
+        """Keep a process running that dials in at ``port``; for ever. Raises WorkerFailed."""
         ends_while_loading = 0
         while True:
-            was_ready, status = await self._run_one(port)
-            ends_while_loading = 0 if was_ready else ends_while_loading + 1
+            status = await self._run_one(port)
+            ends_while_loading = 0 if self._was_ready else ends_while_loading + 1
             if ends_while_loading == MOST_ENDS_WHILE_LOADING:
                 raise WorkerFailed(
                     f"The worker process ended {ends_while_loading} times while it loaded the model, the last time "
                     f"with status {status}; what it said is above."
                 )
-            _log.error("the worker ended with status %s; starting another", status)
+            _log.error("the worker ended with status %s; starting another", status, extra={"worker": self.device})
+            self._pool.restarted()
             await asyncio.sleep(RESTART_AFTER_S)
 
-    async def _run_one(self, port: int) -> tuple[bool, int | None]:
-        """Start a worker and wait for its end; whether it had loaded its model, and its exit status."""
+    async def _run_one(self, port: int) -> int | None:
+        """Start a process and wait for its end; its exit status."""
         self._over = over = asyncio.get_running_loop().create_future()
         self._was_ready = False
         process = await self._start(port)
         ended = asyncio.ensure_future(process.wait())
-        waited_for: set[asyncio.Future[Any]] = {ended, over}
         try:
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self.stopping = True
-            raise
+            await asyncio.wait({ended, over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self._stop(process, ended)
         if over.done() and (reason := over.result()) is not None:
             raise WorkerFailed(reason)
-        return self._was_ready, process.returncode
+        return process.returncode
 
     async def _start(self, port: int) -> asyncio.subprocess.Process:
         self._secret = secrets.token_urlsafe(32)
@@ -89,24 +89,20 @@ class WorkerPool:
         if process.returncode is None:
             process.terminate()
         try:
-            await asyncio.wait_for(asyncio.shield(ended), 5)
+            await asyncio.wait_for(asyncio.shield(ended), END_WITHIN_S)
         except TimeoutError:
             process.kill()
             await ended
 
-    def admits_worker(self, secret: str) -> bool:
-        """Whether a dialling worker has the secret of the one that was started; it serves once."""
+    def admits(self, secret: str) -> bool:
+        """Whether a dialling worker has the secret of the process that was started; it serves once."""
         if self._secret is None or not hmac.compare_digest(self._secret.encode(), secret.encode()):
             return False
         self._secret = None
         return True
 
-    def admits_session(self, token: str) -> bool:
-        """Whether a session of this token is waited for."""
-        return token in self._awaited and not self._awaited[token].done()
-
-    async def serve_worker(self, connection: ServerConnection) -> None:
-        """The worker's own connection, as long as it lasts; the worker is not of use for longer."""
+    async def serve(self, connection: ServerConnection) -> None:
+        """The process's own connection, as long as it lasts; the process is not of use for longer."""
         self._control, over, failure = connection, self._over, None
         try:
             async for data in connection:
@@ -115,18 +111,96 @@ class WorkerPool:
                 if isinstance(message, link.Failed):
                     failure = message.message
                     return
-                _log.info("the model %s is loaded on %s", message.model.name, message.device)
-                self.description = message
-                self._was_ready = True
-                self._ready.set()
+                self._hear(message)
         except ConnectionClosed:
             pass  # run() says so
         finally:
-            self._control = None
-            self._ready.clear()
-            self.description = None
+            self._control = self.description = None
+            self._pool.lost(self)
             if over is not None and not over.done():
                 over.set_result(failure)
+
+    def _hear(self, message: link.WorkerMessage) -> None:
+        if isinstance(message, link.Ready):
+            _log.info("the model %s is loaded", message.model.name, extra={"worker": message.device})
+            self.description = message
+            self._was_ready = True
+            self._pool.ready.set()
+        elif isinstance(message, link.Memory):
+            self.memory = message.used
+        else:
+            self._pool.on_message(message)
+
+    async def send(self, message: link.GatewayMessage) -> None:
+        """Raises WorkerLost."""
+        if self._control is None:
+            raise WorkerLost("The process that computes has just ended; try again in a moment.")
+        try:
+            await self._control.send(link.encode(message))
+        except ConnectionClosed as e:
+            raise WorkerLost("The process that computes does not answer; try again in a moment.") from e
+
+
+class WorkerPool:
+    """The workers of a gateway. ``arguments``: of ``python -m nninteractive_ws.engine.worker``.
+
+    ``on_message`` is told what a worker says of its sessions, ``on_lost`` that a worker ended with all of its
+    sessions, ``on_restart`` that another is started in its place.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str],
+        arguments: Sequence[str],
+        on_message: Callable[[link.WorkerMessage], None],
+        on_lost: Callable[[Worker], None],
+        on_restart: Callable[[], None],
+    ) -> None:
+        self.workers = [Worker(device, arguments, self) for device in devices]
+        self.on_message, self._on_lost, self.restarted = on_message, on_lost, on_restart
+        self._awaited: dict[str, asyncio.Future[ServerConnection]] = {}
+        self.ready = asyncio.Event()
+        self.stopping = False
+
+    async def run(self, port: int) -> None:
+        """Keep the workers running; for ever. Raises WorkerFailed."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for worker in self.workers:
+                    tasks.create_task(worker.run(port))
+        except asyncio.CancelledError:
+            raise
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            self.stopping = True
+
+    def lost(self, worker: Worker) -> None:
+        """A worker's connection ended."""
+        if not self.loaded:
+            self.ready.clear()
+        self._on_lost(worker)
+
+    @property
+    def loaded(self) -> list[Worker]:
+        """The workers that have loaded the model."""
+        return [worker for worker in self.workers if worker.description is not None]
+
+    async def wait_ready(self, load: Callable[[Worker], int]) -> Worker:
+        """Wait for a worker that has loaded the model; of several the one with the least ``load``."""
+        while not self.loaded:
+            await self.ready.wait()
+        return min(self.loaded, key=load)
+
+    # ---- connections of workers ---------------------------------------------------------------------------
+
+    def worker_of(self, secret: str) -> Worker | None:
+        """The worker whose process dials in with this secret."""
+        return next((worker for worker in self.workers if worker.admits(secret)), None)
+
+    def admits_session(self, token: str) -> bool:
+        """Whether a session's connection with this token is waited for."""
+        return token in self._awaited and not self._awaited[token].done()
 
     async def serve_session(self, connection: ServerConnection, token: str) -> None:
         """A session's connection, handed to whoever asked for it, until it closes."""
@@ -135,25 +209,18 @@ class WorkerPool:
             dialled.set_result(connection)
             await connection.wait_closed()
 
-    @property
-    def ready(self) -> bool:
-        return self._ready.is_set()
-
-    async def wait_ready(self) -> link.Ready:
-        """Wait for the worker; what it runs."""
-        while self.description is None:
-            await self._ready.wait()
-        return self.description
-
-    async def open_session(self, encoding: Encoding) -> ServerConnection:
-        """A connection to a new session on the worker. Raises WorkerLost."""
+    async def open_session(
+        self, worker: Worker, session: str, encoding: Encoding
+    ) -> tuple[ServerConnection, link.Attached]:
+        """A connection to a session on a worker, and what the worker says of it. Raises WorkerLost."""
         token = secrets.token_urlsafe(32)
         self._awaited[token] = dialled = asyncio.get_running_loop().create_future()
         try:
-            if self._control is None:
-                raise WorkerLost("The process that computes has just ended; try again in a moment.")
-            await self._control.send(link.encode(link.Open(token, encoding)))
-            return await asyncio.wait_for(dialled, DIAL_IN_S)
+            await worker.send(link.Open(token, session, encoding))
+            connection = await asyncio.wait_for(dialled, DIAL_IN_S)
+            first = await connection.recv()
+            assert isinstance(first, bytes)
+            return connection, link.decode_attached(first)
         except (TimeoutError, ConnectionClosed) as e:
             raise WorkerLost("The process that computes does not answer; try again in a moment.") from e
         finally:

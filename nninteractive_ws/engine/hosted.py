@@ -1,0 +1,131 @@
+"""A session as the worker keeps it: longer than any of its client's connections."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+import gc
+import logging
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from nninteractive_ws.engine.dialogue import Dialogue
+from nninteractive_ws.messages import Notice
+from nninteractive_ws.server import link
+from nninteractive_ws.server.link import Answered
+
+_log = logging.getLogger(__name__)
+
+#: What was said last is sent before a connection is closed, to a client that reads.
+_FLUSH_WITHIN_S = 5.0
+
+
+class HostedSession:
+    """A dialogue, the thread that does its requests, and the connection there is, if any."""
+
+    def __init__(
+        self, name: str, make_dialogue: Callable[[Callable[[], None]], Dialogue], report: Callable[[Answered], None]
+    ) -> None:
+        self.name = name
+        self._loop = asyncio.get_running_loop()
+        self._report = report
+        self._to_send, self._to_do, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._over = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, f"session {name}")
+        self.dialogue = make_dialogue(self._wake)
+        self._work = asyncio.ensure_future(self._do_requests())
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._to_send.set)
+
+    async def serve(self, connection: ClientConnection, fresh: bool) -> bool:
+        """Carry the dialogue over a connection until it closes; whether the session is over with it."""
+        async with self._one_at_a_time:
+            await connection.send(link.encode(self.dialogue.attach(fresh)))
+            writing = asyncio.ensure_future(self._write(connection))
+            writing.add_done_callback(lambda _: self._room.set())
+            reading = asyncio.ensure_future(self._read(connection, writing))
+            over = asyncio.ensure_future(self._over.wait())
+            try:
+                await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
+                if self._over.is_set():
+                    await self._flush(writing)
+            finally:
+                for task in (reading, writing, over):
+                    task.cancel()
+                await asyncio.gather(reading, writing, over, return_exceptions=True)
+                self.dialogue.outbox.hang_up()
+                self._room.set()
+                await connection.close()
+        return self._over.is_set()
+
+    async def _read(self, connection: ClientConnection, writing: "asyncio.Future[None]") -> None:
+        try:
+            async for data in connection:
+                if not await asyncio.to_thread(self.dialogue.receive, data):
+                    self._over.set()
+                    return
+                self._to_do.set()
+                # Who does not read is not listened to either: what it asks for would only pile up.
+                while self.dialogue.outbox.full and not writing.done():
+                    await self._wait_for_room()
+        except ConnectionClosed:
+            pass  # the client went, or the gateway; the session waits for the next connection
+
+    async def _write(self, connection: ClientConnection) -> None:
+        try:
+            while True:
+                self._to_send.clear()
+                while (data := self.dialogue.outbox.take()) is not None:
+                    await connection.send(data)
+                    self._room.set()
+                await self._to_send.wait()
+        except ConnectionClosed:
+            pass  # the reader sees it too
+
+    async def _flush(self, writing: "asyncio.Future[None]") -> None:
+        async def until_empty() -> None:
+            while not self.dialogue.outbox.empty:
+                await self._wait_for_room()
+
+        empty = asyncio.ensure_future(until_empty())
+        await asyncio.wait({empty, writing}, timeout=_FLUSH_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        empty.cancel()
+
+    async def _wait_for_room(self) -> None:
+        self._room.clear()
+        await self._room.wait()
+
+    async def _do_requests(self) -> None:
+        while True:
+            self._to_do.clear()
+            if self.dialogue.outbox.full:
+                await self._wait_for_room()
+            elif self.dialogue.has_work:
+                answered = await self._loop.run_in_executor(self._thread, self.dialogue.work)
+                if answered is not None:
+                    self._report(answered)
+            else:
+                await self._to_do.wait()
+
+    def close_if_idle(self) -> bool:
+        """Give up the session's memory for another's sake unless it has something to do, from any thread; whether
+        it did. Its client is told, and the connection ends."""
+        if self._over.is_set() or not self.dialogue.close_if_idle():
+            return False
+        gc.collect()
+        words = "The server needs the room for others; the session comes back with the next request."
+        self.dialogue.outbox.put_aside(Notice(code="evicted", message=words))
+        self._loop.call_soon_threadsafe(self._over.set)
+        return True
+
+    async def end(self) -> None:
+        """Cancel what runs, and let go of everything."""
+        self._over.set()
+        self._work.cancel()
+        self.dialogue.stop()
+        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.gather(self._work, return_exceptions=True)
+        self.dialogue.close()
+        gc.collect()  # what refers to itself would stay in memory until the next time
