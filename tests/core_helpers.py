@@ -100,6 +100,12 @@ class MemoryServer:
     def _name(self) -> str:
         return f"{id(self)} {self.sessions}"
 
+    @property
+    def has_image(self) -> bool:
+        """Whether all of the image is there, so that a prompt waits for nothing."""
+        image = self.session._image
+        return image is not None and image.presence.count == len(image.grid)
+
     def work(self) -> bool:
         """Do one request; whether there was one."""
         return self.dialogue.work() is not None

@@ -507,7 +507,10 @@ class Core:
         if isinstance(waiting.request, wire.Restore):
             return self._restore_the_mask(waiting, error)
         if isinstance(waiting.request, wire.SetImage) and not self._is_obsolete(waiting):
-            self._use(None)
+            if waiting.number is None:
+                self._session = None  # it has no image and is of no use; the next may have room
+            else:
+                self._use(None)
         return [events.Failed(waiting.number, error)]
 
     def _restore_the_mask(self, waiting: _Waiting, error: Error) -> list[Event]:

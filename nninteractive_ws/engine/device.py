@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: A refining pass that yielded to this many others is in the queue as a first one: some clients click without pause.
+_MOST_OVERTAKEN = 4
+
 
 @dataclass(eq=False)
 class Seat:
@@ -28,17 +31,19 @@ class _Pass(Generic[T]):
     arrival: int
     work: Callable[[], T]
     result: Future[T] = field(default_factory=Future)
+    overtaken: int = 0
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        return self.refines, self.seat.last_served, self.arrival
+        yields = self.refines and self.overtaken < _MOST_OVERTAKEN
+        return yields, self.seat.last_served, self.arrival
 
 
 class DeviceThread:
     """A persistent thread with a queue that is fair pass by pass.
 
-    The first passes of a prompt go before refinement passes; among equals, the session that was served
-    longest ago goes first.
+    The first passes of a prompt go before refinement passes, though not for ever; among equals, the session that
+    was served longest ago goes first.
     """
 
     def __init__(self, name: str) -> None:
@@ -98,6 +103,8 @@ class DeviceThread:
             item = min(self._waiting, key=lambda p: p.order)
             self._waiting.remove(item)
             item.seat.last_served = next(self._served)
+            for other in self._waiting:
+                other.overtaken += other.arrival < item.arrival
             self._report_positions()
             return item
 

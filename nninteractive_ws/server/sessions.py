@@ -10,6 +10,7 @@ import time
 
 from nninteractive_ws.errors import AtCapacity
 from nninteractive_ws.messages import Encoding
+from nninteractive_ws.server.access import new_token
 from nninteractive_ws.server.workers import Worker
 
 #: A connected session that was used in this time keeps its place: two would take turns at it.
@@ -25,7 +26,7 @@ class Entry:
     user: str
     encoding: Encoding
     name: str = field(default_factory=lambda: secrets.token_hex(8))
-    secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    secret: str = field(default_factory=new_token)
     worker: Worker | None = None
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
