@@ -1,0 +1,330 @@
+"""A server that is sent nonsense: it answers what is documented, lives on, and other sessions notice nothing."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+import itertools
+from pathlib import Path
+import threading
+from urllib.parse import urlsplit
+
+from chain_helpers import PlainClient, health, wait_until
+from engine_helpers import ball, bar_in_a_box, stroke
+from fuzz_inputs import IMAGE, SEGMENT, SHAPE, Input, every_wrong_field, huge_inputs, inputs, with_id
+import numpy as np
+import pytest
+from quick_server import QuickServer, quick_server, resident_bytes
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.protocol import State
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors, protocol
+from nninteractive_ws import messages as wire
+
+#: Besides a thousand that have each field wrong; tests/soak has fifty times as many.
+INPUTS = 1000
+#: Connections that fuzz at a time.
+AT_ONCE = 3
+ANSWER_WITHIN_S = 30
+#: Between the rounds of the other client, who is not to take all of the machine.
+PAUSE_S = 0.5
+#: An internal error is none of them: it is a fault of the server.
+DOCUMENTED = {code for code in errors.WIRE_ERRORS if code != "internal"}
+#: By the server after an error or bye, by its WebSocket library for what is no frame, too large a message, or text
+#: that is not UTF-8.
+CLOSE_CODES = {
+    CloseCode.NORMAL_CLOSURE,
+    CloseCode.POLICY_VIOLATION,
+    CloseCode.TRY_AGAIN_LATER,
+    CloseCode.MESSAGE_TOO_BIG,
+    CloseCode.PROTOCOL_ERROR,
+    CloseCode.INVALID_DATA,
+}
+#: A message of 64 MiB is held a few times over while it is passed on and decoded.
+GATEWAY_MAY_GROW, WORKER_MAY_GROW = 512 * 2**20, 1024 * 2**20
+
+
+class Fuzzer:
+    """Feeds inputs to a server, over one connection for each state for as long as it lasts."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._open: dict[str, PlainClient] = {}
+        self._last_id = 0
+        self.seen: Counter[str] = Counter()
+
+    async def feed(self, item: Input) -> None:
+        """Send one input and check what comes back."""
+        if item.state == "tcp":
+            await self._feed_tcp(item)
+            return
+        client = await self._client(item.state)
+        closed = False
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                if item.state == "stranger":
+                    await self._feed_stranger(client, item)
+                else:
+                    await self._feed_session(client, item)
+        except ConnectionClosed:
+            closed = True
+        except TimeoutError as e:
+            raise AssertionError(f"no answer to {item}") from e
+        if closed or item.state == "stranger":
+            await client.websocket.wait_closed()
+            self._open.pop(item.state, None)
+            if closed:
+                self._check_close(client, item)
+
+    async def close(self) -> None:
+        for client in self._open.values():
+            with suppress(ConnectionClosed):
+                await client.say(wire.Bye())
+            await client.close()
+
+    # ---- connections --------------------------------------------------------------------------------------
+
+    async def _client(self, state: str) -> PlainClient:
+        if state == "stranger":
+            websocket = await connect(self._address, compression=None, max_size=None, proxy=None)
+            client = PlainClient(websocket)
+        elif state in self._open:
+            client = self._open[state]
+        else:
+            client = self._open[state] = await PlainClient.open(self._address)
+            if state == "image":
+                await self._set_image(client)
+        client.said = []
+        return client
+
+    async def _set_image(self, client: PlainClient) -> None:
+        image = np.random.default_rng(0).integers(-100, 100, SHAPE, np.int16)
+        await client.set_image(image, IMAGE, self._next_id())
+        await client.say(wire.AddPoint(id=self._next_id(), segment=SEGMENT, point=(20, 18, 16)))
+        _, answer = await client.hear_answer(self._last_id)
+        assert isinstance(answer, wire.Done), answer
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    # ---- inputs -------------------------------------------------------------------------------------------
+
+    async def _feed_tcp(self, item: Input) -> None:
+        parts = urlsplit(self._address)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        with suppress(ConnectionError):
+            for n, data in enumerate(item.frames):
+                if n:
+                    await reader.readuntil(b"\r\n\r\n")
+                assert isinstance(data, bytes)
+                writer.write(data)
+                await writer.drain()
+            with suppress(TimeoutError):
+                # Some are the beginning of what may still come; others are hung up on.
+                answer = await asyncio.wait_for(reader.read(4096), 0.05)
+                self.seen["answered below" if answer else "hung up below"] += 1
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def _feed_stranger(self, client: PlainClient, item: Input) -> None:
+        """The first message of all is answered by welcome, or by an error and the end."""
+        for frame in item.frames:
+            await self._send(client, frame)
+        message = await client.hear()
+        if isinstance(message, wire.Welcome):
+            self.seen["welcome"] += 1
+            assert not message.resumed
+            await client.say(wire.Bye())
+            await client.websocket.wait_closed()
+        else:
+            self._check(client, message, item)
+            await client.hear()
+            raise AssertionError(f"more than one answer to {item}")
+
+    async def _feed_session(self, client: PlainClient, item: Input) -> None:
+        """Then a request that is right, the answer of which comes after all others. What waits is cancelled."""
+        for frame in item.frames:
+            await self._send(client, with_id(frame, self._next_id()) if isinstance(frame, bytes) else frame)
+        probe = self._next_id()
+        await self._send(client, protocol.encode(wire.SetOptions(id=probe, autozoom=True)))
+        while True:
+            message = await client.hear()
+            if isinstance(message, wire.Done | wire.ErrorMessage) and message.id == probe:
+                break
+            self._check(client, message, item)
+            if isinstance(message, wire.Progress) and message.state == "waiting_for_image":
+                await client.say(wire.Cancel(request=message.id))
+        if isinstance(message, wire.ErrorMessage):
+            # An id of the input's may have been the greatest there is.
+            assert message.code == "bad_message", message
+            assert "must grow" in message.message, message
+            await self._leave(client, item)
+        elif any(isinstance(frame, bytes) and b"set_image" in frame for frame in item.frames):
+            await self._leave(client, item)
+        else:
+            self.seen["session goes on"] += 1
+
+    @staticmethod
+    async def _send(client: PlainClient, frame: bytes | str) -> None:
+        try:
+            await client.websocket.send(frame)
+        except AttributeError:
+            # Python 3.11's transports, aborted after they were hung up on while bytes waited.
+            assert client.websocket.state is State.CLOSED
+            raise client.websocket.protocol.close_exc from None
+
+    async def _leave(self, client: PlainClient, item: Input) -> None:
+        await client.say(wire.Bye())
+        await client.websocket.wait_closed()
+        del self._open[item.state]
+
+    # ---- checks -------------------------------------------------------------------------------------------
+
+    def _check(self, client: PlainClient, message: object, item: Input) -> None:
+        self.seen[type(message).__name__] += 1
+        if isinstance(message, wire.ErrorMessage):
+            assert message.code in DOCUMENTED, (message, item)
+            assert message.message
+            self.seen[f"{message.code}{'' if message.id is None else ' of a request'}"] += 1
+            if message.id is None:
+                client.said.append(message.code)
+        else:
+            assert not isinstance(message, wire.Welcome), item
+
+    def _check_close(self, client: PlainClient, item: Input) -> None:
+        code, reason = client.websocket.close_code, client.websocket.close_reason
+        assert code in CLOSE_CODES, (code, reason, client.said, item)
+        self.seen[f"closed with {code}"] += 1
+
+
+async def feed(address: str, items: Iterable[Input], at_once: int = AT_ONCE) -> Counter[str]:
+    """Feed all inputs, over some connections at a time; what came back."""
+    queue, fuzzers = iter(items), [Fuzzer(address) for _ in range(at_once)]
+
+    async def work(fuzzer: Fuzzer) -> None:
+        for item in queue:
+            try:
+                await fuzzer.feed(item)
+            except Exception as e:
+                e.add_note(f"while feeding {str(item)[:1000]}")
+                raise
+        await fuzzer.close()
+
+    await asyncio.gather(*map(work, fuzzers))
+    return sum((fuzzer.seen for fuzzer in fuzzers), Counter())
+
+
+# ---- somebody else ------------------------------------------------------------------------------------------
+
+
+class Neighbour:
+    """Another client of the server, whose masks must always be the same."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._expected = self._masks()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self.rounds = 0
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def _masks(self) -> list[bytes]:
+        found = []
+        with nni.connect(self._address) as session:
+            session.set_image(bar_in_a_box())
+            a, b = session.segment("a"), session.segment("b")
+            for prompt in (
+                lambda: a.add_point((42, 30, 28)),
+                lambda: b.add_scribble(ball(a.mask.shape, (60, 56, 46), 3)),
+                lambda: a.add_point((60, 30, 28), positive=False),
+                b.undo,
+                lambda: a.add_scribble(stroke(a.mask.shape, (30, 30, 28), (50, 34, 30))),
+                b.redo,
+            ):
+                prompt()
+                found.append(np.packbits(a.mask).tobytes() + np.packbits(b.mask).tobytes())
+        return found
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                assert self._masks() == self._expected, f"the masks of round {self.rounds} differ"
+                self.rounds += 1
+                self._stop.wait(PAUSE_S)
+        except BaseException as e:
+            self._failure = e
+
+    def leave(self) -> None:
+        """Stop; raises what went wrong."""
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+
+def peak_resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@contextmanager
+def undisturbed(server: QuickServer) -> Iterator[None]:
+    """Meanwhile processes live, their memory is bounded, the log tells of no fault, and a neighbour notices nothing."""
+    pids = {"gateway": (server.pid, GATEWAY_MAY_GROW), "worker": (server.worker, WORKER_MAY_GROW)}
+    neighbour = Neighbour(server.address)
+    before = {name: resident_bytes(pid) for name, (pid, _) in pids.items()}
+    for pid, _ in pids.values():
+        forget_peak(pid)
+    try:
+        yield
+    finally:
+        neighbour.leave()
+    for name, (pid, may_grow) in pids.items():
+        peak, after = peak_resident_bytes(pid), resident_bytes(pid)
+        grown = [(x - before[name]) / 2**20 for x in (peak, after)]
+        print(f"{name}: {before[name] / 2**20:.0f} MiB before, at most {grown[0]:+.0f}, {grown[1]:+.0f} afterwards")
+        assert peak - before[name] <= may_grow, name
+    print(f"{neighbour.rounds} rounds of the neighbour")
+    assert neighbour.rounds >= 2
+    assert server.process.poll() is None
+    assert server.worker == pids["worker"][0]
+    assert "Traceback" not in server.log.read_text(), server.log.read_text()[-5000:]
+    wait_until(lambda: health(server.address)["status"] == "ready")
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[QuickServer]:
+    with quick_server("--memory", "2") as server:
+        yield server
+
+
+def test_inputs_of_all_kinds(quick: QuickServer) -> None:
+    with undisturbed(quick):
+        seen = asyncio.run(feed(quick.address, itertools.islice(inputs(seed=1), INPUTS)))
+    print(dict(seen.most_common()))
+    # It was not all refused at the door.
+    assert seen["session goes on"] >= 0.3 * INPUTS
+    assert seen["Done"] >= 0.04 * INPUTS
+    assert seen["bad_message of a request"] >= 0.2 * INPUTS
+
+
+def test_every_field_wrong(quick: QuickServer) -> None:
+    with undisturbed(quick):
+        seen = asyncio.run(feed(quick.address, every_wrong_field()))
+    print(dict(seen.most_common()))
+
+
+def test_the_largest(quick: QuickServer) -> None:
+    with undisturbed(quick):
+        seen = asyncio.run(feed(quick.address, huge_inputs(), at_once=1))
+    print(dict(seen.most_common()))
