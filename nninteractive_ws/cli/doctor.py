@@ -1,8 +1,10 @@
 """``nninteractive-ws doctor``: can this server be used from here, and if not, what is wrong."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 import os
+from pathlib import Path
 import statistics
 import time
 from typing import Annotated
@@ -10,12 +12,14 @@ from typing import Annotated
 from rich.console import Console
 from rich.table import Table
 import typer
-from websockets.asyncio.client import connect as websocket_connect
+from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws import protocol
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE
-from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address
-from nninteractive_ws.client.aio import OPEN_WITHIN_S, aconnect
+from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca
+from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address, trust
+from nninteractive_ws.client.aio import aconnect
+from nninteractive_ws.client.dial import dial
+from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, why_closed
 from nninteractive_ws.errors import Error
 
 _PINGS = 5
@@ -33,12 +37,14 @@ class Finding:
 
 def doctor(
     url: Annotated[str, typer.Argument(help="The address of a server.")] = f"127.0.0.1:{DEFAULT_PORT}",
+    ca: Ca = None,
 ) -> None:
     """Say in words whether a server can be used from here: address, connection, version, model, latency.
 
-    The first step that fails ends the list, with what to do; the exit status is then 1.
+    The first step that fails ends the list, with what to do; the exit status is then 1. A token for the server
+    is taken from the environment variable NNINTERACTIVE_WS_TOKEN.
     """
-    findings = asyncio.run(_examine(url))
+    findings = asyncio.run(_examine(url, ca))
     table = Table("step", "found", "seconds")
     for f in findings:
         table.add_row(f.step, f.found if f.fine else f"[bold red]{f.found}[/]", f"{f.seconds:.3f}")
@@ -47,18 +53,23 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _examine(url: str) -> list[Finding]:
+async def _examine(url: str, ca: Path | None) -> list[Finding]:
     findings: list[Finding] = []
     started = time.monotonic()
     try:
         address = parse_address(url)
         findings.append(Finding("address", str(address), time.monotonic() - started))
-        for step, look in (("name and connection", _reach), ("round trip", _round_trip), ("session", _session)):
+        steps: dict[str, Callable[[], Awaitable[str]]] = {
+            "name and connection": lambda: _reach(address),
+            "round trip": lambda: _round_trip(address, ca),
+            "session": lambda: _session(address, ca),
+        }
+        for step, look in steps.items():
             started = time.monotonic()
-            findings.append(Finding(step, await look(address), time.monotonic() - started))
+            findings.append(Finding(step, await look(), time.monotonic() - started))
     except Error as e:
-        steps = ("address", "name and connection", "round trip", "session")
-        findings.append(Finding(steps[len(findings)], str(e), time.monotonic() - started, fine=False))
+        names = ("address", "name and connection", "round trip", "session")
+        findings.append(Finding(names[len(findings)], str(e), time.monotonic() - started, fine=False))
     return findings
 
 
@@ -74,25 +85,20 @@ async def _reach(address: Address) -> str:
     return f"{peer[0]} port {peer[1]} accepts connections"
 
 
-async def _round_trip(address: Address) -> str:
-    token = os.environ.get(TOKEN_VARIABLE)
-    headers = {"Authorization": f"Bearer {token}"} if token else None
+async def _round_trip(address: Address, ca: Path | None) -> str:
+    websocket = await dial(address, token=os.environ.get(TOKEN_VARIABLE), trusting=trust(address, ca))
     try:
-        async with websocket_connect(
-            address.url,
-            compression=None,
-            open_timeout=OPEN_WITHIN_S,
-            additional_headers=headers,
-            proxy=None if address.is_loopback else True,
-        ) as websocket:
-            times = [await (await websocket.ping()) for _ in range(_PINGS)]
-    except Exception as e:
-        raise explain(e, address) from e
-    return f"WebSocket; {1000 * statistics.median(times):.1f} ms (median of {_PINGS})"
+        times = [await (await websocket.ping()) for _ in range(_PINGS)]
+    except ConnectionClosed as e:
+        raise why_closed(e.rcvd, e.sent, e.__cause__) from e
+    finally:
+        await websocket.close()
+    secure = ", encrypted" if address.secure else ""
+    return f"WebSocket{secure}; {1000 * statistics.median(times):.1f} ms (median of {_PINGS})"
 
 
-async def _session(address: Address) -> str:
-    async with await aconnect(address.url, token=os.environ.get(TOKEN_VARIABLE)) as session:
+async def _session(address: Address, ca: Path | None) -> str:
+    async with await aconnect(address.url, token=os.environ.get(TOKEN_VARIABLE), ca=ca, reconnect_for=0) as session:
         server = session.server
     model = server.model
     return (

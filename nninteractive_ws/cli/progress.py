@@ -21,11 +21,20 @@ class SessionProgress:
 
     @property
     def callbacks(self) -> dict[EventName, Callback]:
-        return {"notice": self._notice, "image_progress": self._on_image, "progress": self._on_progress}
+        return {
+            "connection": self._on_connection,
+            "notice": self._notice,
+            "image_progress": self._on_image,
+            "progress": self._on_progress,
+        }
 
     def say(self, words: str) -> None:
         """What is being done, in words."""
         self._progress.update(self._work, description=words, total=None, completed=0)
+
+    def _on_connection(self, event: events.Connection) -> None:
+        if event.state == "lost":
+            self.say(f"{event.reason} Trying again.")
 
     def _notice(self, event: events.Notice) -> None:
         self.say(event.message)

@@ -25,6 +25,11 @@ Words = list[str] | None
 #: Where the token for a server is looked for: not an option, which everybody on the machine could read.
 TOKEN_VARIABLE = "NNINTERACTIVE_WS_TOKEN"
 
+Ca = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Certificates (PEM) to trust instead of the system's, for a wss:// address."),
+]
+
 
 def segment(
     image: Annotated[Path, typer.Argument(help="An image file that SimpleITK reads: NIfTI, NRRD, MetaImage, ...")],
@@ -40,6 +45,7 @@ def segment(
     ] = None,
     name: Annotated[str, typer.Option(help="The name of the segment.")] = "segment",
     server: Annotated[str | None, typer.Option(help="The address of a server; without it one is started here.")] = None,
+    ca: Ca = None,
     model: Annotated[str | None, typer.Option(help="What that one serves: see `serve --help`.")] = None,
 ) -> None:
     """Segment one object of an image: boxes are given first, then points, then negative points.
@@ -60,7 +66,7 @@ def segment(
     try:
         volume = read_volume(image)
         points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in clicks]
-        _segment(volume, boxes, points, output, name, server, model)
+        _segment(volume, boxes, points, output, name, server, ca, model)
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
 
@@ -72,6 +78,7 @@ def _segment(
     output: Path,
     name: str,
     server: str | None,
+    ca: Path | None,
     model: str | None,
 ) -> None:
     started = time.monotonic()
@@ -79,7 +86,7 @@ def _segment(
     with (
         session_progress() as progress,
         _server(server, model, progress) as address,
-        connect(address, token=token, on=progress.callbacks) as session,
+        connect(address, token=token, ca=ca, on=progress.callbacks) as session,
     ):
         progress.say("looking at the image")
         session.set_image(volume.voxels)

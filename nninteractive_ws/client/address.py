@@ -1,15 +1,28 @@
-"""Addresses as people write them, and why one could not be reached, in words."""
+"""Addresses as people write them, whom to trust behind one, and why one could not be reached, in words."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 import errno
 import ipaddress
+from pathlib import Path
 import socket
 import ssl
+import threading
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
 
-from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error, ForbiddenOrigin, Unauthorized
+from nninteractive_ws.errors import (
+    AtCapacity,
+    BadAddress,
+    ConnectionFailed,
+    Error,
+    ForbiddenOrigin,
+    ShuttingDown,
+    Unauthorized,
+    Untrusted,
+)
 
 DEFAULT_PORT = 1528
 # Where the official nnInteractive server listens; its clients and ours are easily mixed up.
@@ -33,11 +46,14 @@ class Address:
         return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}{self.path}"
 
     @property
+    def is_literal(self) -> bool:
+        """Whether ``host`` is an address as it stands, and no name."""
+        return _literal(self.host) is not None
+
+    @property
     def is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        literal = _literal(self.host)
+        return self.host == "localhost" if literal is None else literal.is_loopback
 
     def __str__(self) -> str:
         return self.url
@@ -76,12 +92,61 @@ def parse_address(text: str) -> Address:
     return Address(secure, host, port or (443 if secure else DEFAULT_PORT), parts.path or "/")
 
 
+def _literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 def _is_ipv6(text: str) -> bool:
     """Whether it is such an address as it stands, without the brackets that an address with a port needs."""
+    return isinstance(_literal(text), ipaddress.IPv6Address)
+
+
+def trust(address: Address, ca: str | Path | None) -> ssl.SSLContext | None:
+    """What a server's certificate is checked with; None for ``ws://``, which has none.
+
+    ``ca``: a file of certificates (PEM) to trust instead of the system's. Raises Untrusted where it cannot be
+    used, BadAddress where it would not be.
+    """
+    if not address.secure:
+        if ca is not None:
+            raise BadAddress(
+                f"Certificates to trust were given, but {address} is not encrypted. Write wss:// in front of the "
+                "address, or leave the certificates out."
+            )
+        return None
     try:
-        return ipaddress.ip_address(text).version == 6
-    except ValueError:
-        return False
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as e:  # ssl.SSLError is one
+        raise Untrusted(f"{ca} cannot be used as a file of certificates to trust, in PEM format: {e}.") from e
+    if ca is not None:
+        # The server's own certificate, or that of the authority right above it, is enough: it was given by hand.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+#: What :func:`socket.getaddrinfo` returns.
+Found = list[tuple[Any, ...]]
+
+
+def look_up(host: str, port: int, **hints: int) -> "Future[Found]":
+    """:func:`socket.getaddrinfo` on a thread that nobody has to wait for: without a network it can take a minute."""
+    found: Future[Found] = Future()
+    found.set_running_or_notify_cancel()  # whoever no longer waits just leaves
+
+    def work() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, **hints))
+        except Exception as e:
+            found.set_exception(e)
+
+    threading.Thread(target=work, name=f"looking up {host}", daemon=True).start()
+    return found
+
+
+# ---- why not ----------------------------------------------------------------------------------------------
 
 
 def explain(error: BaseException, address: Address) -> Error:
@@ -91,10 +156,15 @@ def explain(error: BaseException, address: Address) -> Error:
         return error
     if isinstance(error, InvalidStatus):
         return _explain_status(error, where)
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return ConnectionFailed(f'The name "{address.host}" is not known ({error}). Check its spelling, or the VPN.')
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _explain_certificate(error, address, where)
     if isinstance(error, ssl.SSLError):
-        return ConnectionFailed(f"No secure connection to {where} could be made: {error}.")
+        return ConnectionFailed(
+            f"No secure connection to {where} could be made: {error.reason or error}. If the server does not speak "
+            "TLS, write ws:// instead of wss://."
+        )
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         return ConnectionFailed(f"{where} does not answer. A firewall may be in between, or the machine is off.")
     # Where a name has several addresses and all of them refuse, asyncio names the errors in one sentence.
@@ -103,8 +173,37 @@ def explain(error: BaseException, address: Address) -> Error:
             f"Nothing listens at {where}. Start the server there (nninteractive-ws serve), or correct the port."
         )
     if isinstance(error, InvalidMessage | InvalidHandshake | EOFError):
-        return ConnectionFailed(f"What answers at {where} is not an nninteractive-ws server ({error}).")
+        hint = "" if address.secure else " If it is one that speaks TLS, write wss:// in front of the address."
+        return ConnectionFailed(f"What answers at {where} is not an nninteractive-ws server ({error}).{hint}")
     return ConnectionFailed(f"The connection to {where} failed: {error}.")
+
+
+# OpenSSL's X509_V_ERR_…
+_NOT_YET_VALID, _EXPIRED, _OTHER_HOST, _OTHER_IP = 9, 10, 62, 64
+
+
+def _explain_certificate(error: ssl.SSLCertVerificationError, address: Address, where: str) -> Error:
+    code, said = getattr(error, "verify_code", None), getattr(error, "verify_message", "") or str(error)
+    if code in (_OTHER_HOST, _OTHER_IP):
+        return Untrusted(
+            f'The certificate of the server at {where} was not made for the name "{address.host}". Connect by the '
+            "name that it was made for, or ask whoever runs the server for a certificate with this name."
+        )
+    if code == _EXPIRED:
+        return Untrusted(
+            f"The certificate of the server at {where} has expired: whoever runs the server has to renew it. "
+            "(Or the clock of this computer is wrong.)"
+        )
+    if code == _NOT_YET_VALID:
+        return Untrusted(
+            f"The certificate of the server at {where} is not valid yet. Check the date and time of this computer "
+            "and of the server."
+        )
+    return Untrusted(
+        f"The certificate of the server at {where} was not issued by an authority that is trusted here ({said}). If "
+        "your hospital or laboratory has its own authority, ask for its certificate as a PEM file and pass that as "
+        "ca (on the command line, --ca FILE). If not, somebody else may be answering in the server's place."
+    )
 
 
 def _explain_status(error: InvalidStatus, where: str) -> Error:
@@ -114,6 +213,9 @@ def _explain_status(error: InvalidStatus, where: str) -> Error:
         return Unauthorized(f"{where} wants a token, or does not know this one. {said}".strip())
     if status == 403 and "origin" in said.lower():
         return ForbiddenOrigin(said)
+    if status == 503 and error.response.headers.get("Content-Type", "").startswith("text/plain") and said:
+        # Of our own gateway; a proxy's is a page.
+        return ShuttingDown(said) if "stopp" in said else AtCapacity(said)
     if status in (502, 503, 504):
         return ConnectionFailed(
             f"A proxy answers at {where} (HTTP {status}) but reaches no server behind it; is the server running?"

@@ -4,20 +4,21 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 import contextlib
+from functools import partial
 import logging
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy.typing as npt
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as websocket_connect
 from websockets.exceptions import ConnectionClosed
 
-from nninteractive_ws import protocol
 from nninteractive_ws.client import events
-from nninteractive_ws.client.address import explain, parse_address
+from nninteractive_ws.client.address import parse_address, trust
 from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial
 from nninteractive_ws.client.events import Event, EventName, Result
+from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, why_closed
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import ConnectionFailed, Error
 from nninteractive_ws.geometry import Box
@@ -29,36 +30,33 @@ _log = logging.getLogger(__name__)
 Boxlike = Sequence[Sequence[int]] | Box
 Callback = Callable[[Any], object]
 
-#: A server that can be reached at all answers the handshake within this.
-OPEN_WITHIN_S = 15.0
-#: Long, because a process that computes may be late with its pong and is not dead for that.
-PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
-#: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
-FAREWELL_WITHIN_S = 2.0
-
 
 class AsyncSession:
     """A session on a server. Made by :func:`aconnect`; close it, or use it with ``async with``."""
 
-    def __init__(self, websocket: ClientConnection, core: Core) -> None:
-        self._websocket, self._core = websocket, core
+    def __init__(self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S) -> None:
+        loop = asyncio.get_running_loop()
+        self._dial, self._core = dialler, core
+        self._retries = Retries(reconnect_for, loop.time)
         self._callbacks: dict[str, list[Callback]] = defaultdict(list)
         self._results: dict[int, asyncio.Future[Result]] = {}
-        self._opened: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._welcome: Welcome | None = None
         self._to_write = asyncio.Event()
+        self._websocket: Connection | None = None
         self._failure: Error | None = None
+        self._closing: asyncio.Task[None] | None = None
         #: Bytes of the messages so far, each way.
         self.bytes_sent = self.bytes_received = 0
-        core.start()
-        self._to_write.set()
-        self._tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())]
+        self._life = asyncio.ensure_future(self._live())
 
     # ---- what a user meets --------------------------------------------------------------------------------
 
     @property
     def server(self) -> Welcome:
-        """What the server is: model, licence, device, limits."""
-        return self._opened.result()
+        """What the server is: model, licence, device, limits. After a reconnection, what it is now."""
+        assert self._welcome is not None
+        return self._welcome
 
     def on(self, name: EventName, callback: Callback) -> None:
         """Call ``callback(event)`` for every event of a kind, on the event loop; see ``client.events``."""
@@ -94,15 +92,10 @@ class AsyncSession:
         await self._ask(lambda: self._core.set_options(autozoom=autozoom, previews=previews))
 
     async def close(self) -> None:
-        """End the session on the server, and the connection."""
-        if self._failure is None:
-            with contextlib.suppress(ConnectionClosed, TimeoutError):
-                await asyncio.wait_for(self._say_bye(), FAREWELL_WITHIN_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._websocket.close()
-        self._fail(ConnectionFailed("The session was closed."))
+        """End the session on the server, and the connection, or the attempts to get one."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> "AsyncSession":
         return self
@@ -114,14 +107,24 @@ class AsyncSession:
 
     # ---- inside -------------------------------------------------------------------------------------------
 
-    async def _say_bye(self) -> None:
+    async def _close(self) -> None:
+        self._life.cancel()
+        await asyncio.gather(self._life, return_exceptions=True)
+        if self._websocket is not None:
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                await asyncio.wait_for(self._say_bye(self._websocket), FAREWELL_WITHIN_S)
+            await self._websocket.close()
+        self._fail(ConnectionFailed("The session was closed."))
+
+    async def _say_bye(self, websocket: Connection) -> None:
         self._core.bye()
         while (frame := self._core.next_control()) is not None:
-            await self._websocket.send(frame)
+            await websocket.send(frame)
 
     async def wait_open(self) -> Welcome:
         """Wait until the server has said welcome, which it does once its model is loaded."""
-        return await asyncio.shield(self._opened)
+        await asyncio.shield(self._opened)
+        return self.server
 
     async def _ask(self, command: Callable[[], int]) -> Result:
         """Give a command to the core and wait for its answer. Cancelling the waiting cancels the request."""
@@ -137,16 +140,63 @@ class AsyncSession:
             self._to_write.set()
             raise
 
-    async def _write(self) -> None:
+    async def _live(self) -> None:
+        """One connection after another, until trying again is no use."""
+        while True:
+            error = await self._have_a_connection()
+            delay = self._retries.after(error)
+            if delay is None:
+                break
+            await self._stay_away(error, delay)
+        self._tell(events.Failed(None, error))
+        self._fail(error)
+
+    async def _have_a_connection(self) -> Error:
+        """Make one, and use it as long as it lasts; why it ended."""
         try:
+            self._websocket = await self._dial()
+            await self._converse(self._websocket)
+        except Error as e:
+            error = e
+        except Exception as e:
+            _log.exception("the client failed")
+            error = Error(f"The client failed, and the session with it ({e!r}); the log has the details.")
+        if self._websocket is not None:
+            await self._websocket.close()
+            self._websocket = None
+        return error
+
+    async def _stay_away(self, error: Error, delay: float) -> None:
+        if not self._core.resting:
+            self._tell(events.Connection("lost", reason=str(error), retry_in=delay))
+            await asyncio.sleep(delay)
+            return
+        self._tell(events.Connection("lost", reason=str(error)))
+        while self._core.resting:
+            self._to_write.clear()
+            await self._to_write.wait()
+        self._retries.rested()
+
+    async def _converse(self, websocket: Connection) -> NoReturn:
+        """Raises the Error that ends the connection."""
+        self._core.start()
+        self._to_write.set()
+        works = (websocket.watch(), self._read(websocket), self._write(websocket))
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+        raise next(e for e in found if isinstance(e, Exception))
+
+    async def _write(self, websocket: Connection) -> None:
+        with contextlib.suppress(ConnectionClosed):  # the reader sees it too, with the reason
             while True:
                 frame = await self._next_frame()
-                await self._websocket.send(frame)
+                await websocket.send(frame)
                 self.bytes_sent += len(frame)
-        except ConnectionClosed:
-            pass  # the reader sees it too, with the reason
-        except Exception as e:
-            self._fail_unexpectedly(e)
 
     async def _next_frame(self) -> bytes:
         while True:
@@ -157,33 +207,34 @@ class AsyncSession:
                 return await asyncio.to_thread(make)
             await self._to_write.wait()
 
-    async def _read(self) -> None:
+    async def _read(self, websocket: Connection) -> NoReturn:
         try:
-            async for data in self._websocket:
+            while True:
+                data = await websocket.recv()
                 self.bytes_received += len(data)
                 # A text message is an error of the server's; the core says so.
                 for event in self._core.receive(data if isinstance(data, bytes) else data.encode()):
                     self._handle(event)
                 self._to_write.set()
-            self._fail(ConnectionFailed("The server closed the connection."))
         except ConnectionClosed as e:
-            self._fail(ConnectionFailed(f"The connection to the server was lost ({e})."))
-        except Error as e:
-            self._fail(e)
-        except Exception as e:
-            self._fail_unexpectedly(e)
+            raise why_closed(e.rcvd, e.sent, e.__cause__) from e
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, events.Connection) and event.welcome is not None and not self._opened.done():
-            self._opened.set_result(event.welcome)
+        """Raises the Error that ends the connection, where the server says that it does."""
+        if isinstance(event, events.Failed) and event.request is None:
+            raise event.error
+        if isinstance(event, events.Connection) and event.welcome is not None:
+            self._welcome = event.welcome
+            self._retries.opened()
+            if not self._opened.done():
+                self._opened.set_result(None)
         elif isinstance(event, events.Done):
             self._settle(event.result.request, event.result)
-        elif isinstance(event, events.Failed):
-            if event.request is not None:
-                self._settle(event.request, event.error)
-            else:
-                self._fail(event.error)
+        elif isinstance(event, events.Failed) and event.request is not None:
+            self._settle(event.request, event.error)
         self._tell(event)
+        if isinstance(event, events.Notice) and event.code == "evicted":
+            raise ConnectionFailed(event.message)
 
     def _tell(self, event: Event) -> None:
         for callback in self._callbacks[event.name]:
@@ -201,10 +252,6 @@ class AsyncSession:
             future.exception()  # so that a waiter that left is not complained about
         else:
             future.set_result(outcome)
-
-    def _fail_unexpectedly(self, error: Exception) -> None:
-        _log.error("the client failed", exc_info=error)
-        self._fail(Error(f"The client failed, and the session with it ({error!r}); the log has the details."))
 
     def _fail(self, error: Error) -> None:
         """The session has ended: everybody who waits is told why, once."""
@@ -298,30 +345,26 @@ class AsyncSegment:
 
 
 async def aconnect(
-    address: str, *, token: str | None = None, on: "dict[EventName, Callback] | None" = None
+    address: str,
+    *,
+    token: str | None = None,
+    ca: str | Path | None = None,
+    reconnect_for: float = RECONNECT_FOR_S,
+    on: "dict[EventName, Callback] | None" = None,
 ) -> AsyncSession:
     """Connect to a server and wait for its welcome, however long it takes to load its model.
 
-    ``address``: see :func:`~nninteractive_ws.client.address.parse_address`. ``on``: callbacks from the start,
-    for the notice that the model is loading for instance. Raises ConnectionFailed, Unauthorized, AtCapacity or
+    ``address``: see :func:`~nninteractive_ws.client.address.parse_address`. ``ca``: a PEM file of certificates
+    to trust instead of the system's, for ``wss://``. ``reconnect_for``: seconds for which a connection that is
+    lost later is tried again before the session is given up; 0: not at all, ``math.inf``: for ever. ``on``:
+    callbacks from the start, for the notice that the model is loading for instance.
+
+    Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
     UnsupportedVersion.
     """
     where = parse_address(address)
-    try:
-        websocket = await websocket_connect(
-            where.url,
-            additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-            compression=None,
-            max_size=protocol.MAX_MESSAGE_BYTES,
-            open_timeout=OPEN_WITHIN_S,
-            ping_interval=PING_EVERY_S,
-            ping_timeout=PONG_WITHIN_S,
-            close_timeout=FAREWELL_WITHIN_S,
-            proxy=None if where.is_loopback else True,
-        )
-    except Exception as e:
-        raise explain(e, where) from e
-    session = AsyncSession(websocket, Core())
+    dialler = partial(dial, where, token=token, trusting=trust(where, ca))
+    session = AsyncSession(dialler, Core(), reconnect_for)
     try:
         for name, callback in (on or {}).items():
             session.on(name, callback)

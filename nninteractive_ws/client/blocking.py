@@ -3,19 +3,29 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 import threading
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from nninteractive_ws.client.address import Found, look_up
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Boxlike, Callback, aconnect
 from nninteractive_ws.client.events import EventName, Result
+from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
 
 T = TypeVar("T")
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose end need not wait for a name that is being looked up, which without a network takes long."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Found:
+        return await asyncio.wrap_future(look_up(host, port, **hints))
 
 
 class _IOThread:
@@ -27,7 +37,7 @@ class _IOThread:
         self._stopped = False
         running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(_run_until_stopped(running)), name="nninteractive-ws I/O", daemon=True
+            target=_run_loop, args=(_run_until_stopped(running),), name="nninteractive-ws I/O", daemon=True
         )
         self._thread.start()
         self._loop, self._stop = running.result()
@@ -66,6 +76,11 @@ class _IOThread:
                 self._stopped = True
                 self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+
+def _run_loop(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.run(work)
 
 
 async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
@@ -225,16 +240,27 @@ class Segment:
         return self._thread.wait(self._async.remove())
 
 
-def connect(address: str, *, token: str | None = None, on: "dict[EventName, Callback] | None" = None) -> Session:
+def connect(
+    address: str,
+    *,
+    token: str | None = None,
+    ca: str | Path | None = None,
+    reconnect_for: float = RECONNECT_FOR_S,
+    on: "dict[EventName, Callback] | None" = None,
+) -> Session:
     """Connect to a server and wait for its welcome, however long it takes to load its model.
 
-    ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://`` or ``https://``. ``on``: callbacks
-    from the start, for the notice that the model is loading for instance. Raises ConnectionFailed,
-    Unauthorized, AtCapacity or UnsupportedVersion.
+    ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://`` or ``https://``. ``ca``: a PEM file of
+    certificates to trust instead of the system's, for ``wss://``. ``reconnect_for``: seconds for which a connection
+    that is lost later is tried again before the session is given up; 0: not at all, ``math.inf``: for ever.
+    ``on``: callbacks from the start, for the notice that the model is loading for instance.
+
+    Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
+    UnsupportedVersion.
     """
     thread = _IOThread()
     try:
-        return Session(thread, thread.wait(aconnect(address, token=token, on=on)))
+        return Session(thread, thread.wait(aconnect(address, token=token, ca=ca, reconnect_for=reconnect_for, on=on)))
     except BaseException:
         thread.stop()
         raise

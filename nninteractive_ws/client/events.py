@@ -10,12 +10,18 @@ from nninteractive_ws.messages import NoticeCode, ProgressState, Timings, Welcom
 
 @dataclass(frozen=True)
 class Connection:
-    """The connection opened (``welcome``: what the server is) or ended (``reason``: in words)."""
+    """What became of the connection.
+
+    ``open``: the server has said ``welcome``; its ``resumed`` says whether it still had the session, which is
+    brought back otherwise. ``lost``: for the ``reason``, and it is tried again in ``retry_in`` seconds (None:
+    with the next request). ``closed``: for the ``reason``, and for ever; the last event of a session.
+    """
 
     name: ClassVar = "connection"
-    state: Literal["open", "closed"]
+    state: Literal["open", "lost", "closed"]
     welcome: Welcome | None = None
     reason: str = ""
+    retry_in: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A request failed, or with no ``request`` the session."""
+    """A request failed, or with no ``request`` the session: it is closed next."""
 
     name: ClassVar = "error"
     request: int | None

@@ -6,9 +6,9 @@ ends soon after its budget: one brick is packed or one message taken at a time.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-import contextlib
-import errno
-import socket
+import logging
+from pathlib import Path
+import ssl
 import time
 
 import numpy.typing as npt
@@ -21,46 +21,174 @@ from websockets.uri import parse_uri
 
 from nninteractive_ws import protocol
 from nninteractive_ws.client import events
-from nninteractive_ws.client.address import explain, parse_address
-from nninteractive_ws.client.aio import OPEN_WITHIN_S, PING_EVERY_S, PONG_WITHIN_S
+from nninteractive_ws.client.address import Address, explain, parse_address, trust
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, RECONNECT_FOR_S, Retries, Silence, why_closed
+from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.upload import ImageSource
-from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error
+from nninteractive_ws.errors import ConnectionFailed, Error
+
+_log = logging.getLogger(__name__)
 
 #: A frame of Slicer's window at 60 Hz lasts 16 ms; half of it is left to everything else.
 BUDGET_S = 0.008
 _CHUNK_BYTES = 64 * 1024
+#: What has come and is not read makes the system say "reset" instead of goodbye; that much of it is read.
+_MOST_UNREAD_CHUNKS = 64
+
+
+class _Connection:
+    """A WebSocket, a small thing at a time. What fails is raised as it is: OSError or WebSocketException."""
+
+    def __init__(
+        self, address: Address, token: str | None, trusting: ssl.SSLContext | None, clock: Callable[[], float]
+    ) -> None:
+        self.opened = False
+        #: The end of it, where the other end has closed it.
+        self.ended: Error | None = None
+        self._clock = clock
+        self._stream = Stream(address, trusting, clock)
+        self._open_by = clock() + OPEN_WITHIN_S
+        self._silence = Silence(clock)
+        self._websocket = ClientProtocol(parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES)
+        self._unsent: deque[memoryview] = deque()
+        self._full = False  # whether the system took less than there was
+        self._fragments: list[bytes] = []
+        request = self._websocket.connect()
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        self._websocket.send_request(request)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether all that was sent is with the system, so that what comes next need not wait."""
+        return self._websocket.state is State.OPEN and not self._unsent
+
+    def advance(self) -> bool:
+        """Go on with the way there; whether something was done. ``ready`` when there is no more to do."""
+        self._check_time()
+        progress = self._stream.advance()
+        if self._stream.ready:
+            self._queue_bytes()
+        return progress
+
+    @property
+    def ready(self) -> bool:
+        return self._stream.ready
+
+    def receive(self) -> list[bytes] | None:
+        """The messages that the next bytes complete; None where there are no bytes."""
+        data = self._stream.receive(_CHUNK_BYTES)
+        if data is None:
+            self._check_time()
+            return None
+        self._silence.broken()
+        if data:
+            self._websocket.receive_data(data)
+        else:
+            self._websocket.receive_eof()
+        messages = [message for item in self._websocket.events_received() for message in self._take(item)]
+        if self._websocket.handshake_exc is not None:
+            raise self._websocket.handshake_exc
+        self._queue_bytes()
+        if not data or (self.opened and self._websocket.state is not State.OPEN):
+            self.ended = why_closed(self._websocket.close_rcvd, self._websocket.close_sent)
+        return messages
+
+    def _take(self, item: object) -> Iterator[bytes]:
+        if isinstance(item, Response):
+            self.opened = self._websocket.handshake_exc is None
+        # A text message is an error of the server's; the core says so.
+        elif isinstance(item, Frame) and item.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
+            self._fragments.append(bytes(item.data))
+            if item.fin:
+                yield b"".join(self._fragments)
+                self._fragments.clear()
+
+    def _check_time(self) -> None:
+        """Raises TimeoutError where it takes too long to open; ConnectionFailed where it has gone silent since."""
+        if not self.opened:
+            if self._clock() > self._open_by:
+                raise TimeoutError
+        elif self._silence.ask_now():
+            self._websocket.send_ping(b"")
+            self._queue_bytes()
+
+    def send(self, message: bytes) -> None:
+        self._websocket.send_binary(message)
+        self._queue_bytes()
+
+    def flush(self) -> bool:
+        """Hand over to the system what it takes; whether that was anything."""
+        was_full, handed_over = self._full, False
+        while self._unsent:
+            n = self._stream.send(self._unsent[0][:_CHUNK_BYTES])
+            if n == 0:
+                break
+            handed_over = True
+            self._unsent[0] = self._unsent[0][n:]
+            if not self._unsent[0]:
+                self._unsent.popleft()
+        self._full = bool(self._unsent)
+        if was_full and handed_over:
+            self._silence.broken()
+        return handed_over
+
+    def close(self, farewell: list[bytes]) -> None:
+        """End it; what can be sent at once is."""
+        try:
+            if self._websocket.state is State.OPEN:
+                for message in farewell:
+                    self._websocket.send_binary(message)
+                self._websocket.send_close()
+                self._queue_bytes()
+            if self.ready:
+                self.flush()
+                for _ in range(_MOST_UNREAD_CHUNKS):
+                    if not self._stream.receive(_CHUNK_BYTES):
+                        break
+        except OSError:
+            pass  # lost already is as good
+        finally:
+            self._stream.close()
+
+    def _queue_bytes(self) -> None:
+        self._unsent.extend(memoryview(part) for part in self._websocket.data_to_send() if part)
 
 
 class PolledSession:
     """A session on a server. ``core`` takes the commands; :meth:`poll` moves it on and returns what happened.
 
-    The first events are notices and ``Connection("open")``; ``Connection("closed")`` is the last.
+    ``address``, ``token``, ``ca``, ``reconnect_for``: as :func:`~nninteractive_ws.client.blocking.connect` takes
+    them. Raises BadAddress, and Untrusted where ``ca`` cannot be used; all else is told by events.
+
+    The first events are notices and ``Connection("open")``; ``Connection("closed")`` is the last, after
+    ``Failed(None, error)`` where it was not :meth:`close`. Commands may be given at any time.
     """
 
-    def __init__(self, address: str, *, token: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        reconnect_for: float = RECONNECT_FOR_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.core = Core(clock=clock)
         self.closed = False
         self._clock = clock
-        self._address = parse_address(address)
-        if self._address.secure:
-            raise BadAddress("The polled driver of this release does not speak TLS; use a ws:// address or a tunnel.")
-        self._websocket = ClientProtocol(parse_uri(self._address.url), max_size=protocol.MAX_MESSAGE_BYTES)
-        self._unsent: deque[memoryview] = deque()
-        self._fragments: list[bytes] = []
+        self._address, self._token = parse_address(address), token
+        self._trusting = trust(self._address, ca)
+        self._retries = Retries(reconnect_for, clock)
         self._preparing: Iterator[ImageSource | None] | None = None
-        self._connected = False
-        self._opened = False
-        self._open_by = clock() + OPEN_WITHIN_S
-        self._heard = clock()
-        self._asked: float | None = None
         self._said: list[Event] = []
-        request = self._websocket.connect()
-        if token:
-            request.headers["Authorization"] = f"Bearer {token}"
-        self._websocket.send_request(request)
-        self._socket = self._begin_connecting()
+        self._connection: _Connection | None = None
+        self._retry_at: float | None = clock()  # None: with the next request
 
     # ---- what a user meets --------------------------------------------------------------------------------
 
@@ -74,123 +202,45 @@ class PolledSession:
     def poll(self, budget_s: float = BUDGET_S) -> list[Event]:
         """Do what can be done now, for about ``budget_s`` seconds; what has happened. Raises BadImage."""
         until = self._clock() + budget_s
-        try:
-            while not self.closed and self._step() and self._clock() < until:
-                pass
-        except (OSError, WebSocketException) as e:
-            self._end(explain(e, self._address))
+        while not self.closed and self._step() and self._clock() < until:
+            pass
         happened, self._said = self._said, []
         return happened
 
     def fileno(self) -> int:
-        """The socket's, for a notifier."""
-        return self._socket.fileno()
+        """The socket's, for a notifier; another one after each reconnection, -1 while there is none."""
+        return -1 if self._connection is None else self._connection.fileno()
 
     def close(self) -> None:
         """End the session and the connection; what can be sent at once of a farewell is sent."""
-        if not self.closed:
-            if self._websocket.state is State.OPEN:
-                self.core.bye()
-                while (frame := self.core.next_control()) is not None:
-                    self._websocket.send_binary(frame)
-                self._websocket.send_close()
-                self._queue_bytes()
-            with contextlib.suppress(OSError):  # lost already is as good
-                self._flush()
-            self._end(ConnectionFailed("The session was closed."))
+        if self.closed:
+            return
+        farewell: list[bytes] = []
+        if self._connection is not None and self._connection.opened:
+            self.core.bye()
+            while (frame := self.core.next_control()) is not None:
+                farewell.append(frame)
+        self._hang_up(farewell)
+        self._end(ConnectionFailed("The session was closed."))
 
     # ---- one small thing at a time: each returns whether there may be more to do ---------------------------
 
     def _step(self) -> bool:
-        if not self._opened and self._clock() > self._open_by:
-            raise TimeoutError
-        if not self._connected:
-            self._connected = self._finish_connecting()
-            return self._connected
-        progress = self._receive()
-        progress = self._prepare() or progress
-        if not self._unsent:
-            progress = self._websocket_frames() or progress
-        return self._flush() or progress
-
-    def _begin_connecting(self) -> socket.socket:
+        progress = self._prepare()
         try:
-            found = socket.getaddrinfo(self._address.host, self._address.port, type=socket.SOCK_STREAM)
-        except OSError as e:
-            raise explain(e, self._address) from e
-        # "localhost" may name ::1 first, where a server on 127.0.0.1 does not listen.
-        family, _, _, _, where = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.connect_ex(where)
-        return connection
-
-    def _finish_connecting(self) -> bool:
-        failure = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failure:
-            raise OSError(failure, errno.errorcode.get(failure, "connecting failed"))
-        try:
-            self._socket.getpeername()
-        except OSError:
-            return False  # not yet
-        self._queue_bytes()
+            return self._move_on() or progress
+        except Error as e:
+            self._lose(e)
+        except (OSError, UnicodeError, WebSocketException) as e:
+            opened = self._connection is not None and self._connection.opened
+            self._lose(why_closed(None, None, e) if opened else explain(e, self._address))
+        except Exception as e:
+            _log.exception("the client failed")
+            self._lose(Error(f"The client failed, and the session with it ({e!r}); the log has the details."))
         return True
-
-    def _receive(self) -> bool:
-        try:
-            data = self._socket.recv(_CHUNK_BYTES)
-        except BlockingIOError:
-            self._check_silence()
-            return False
-        self._heard, self._asked = self._clock(), None
-        if data:
-            self._websocket.receive_data(data)
-        else:
-            self._websocket.receive_eof()
-        for item in self._websocket.events_received():
-            if isinstance(item, Response):
-                self._start()
-            elif isinstance(item, Frame):
-                self._take(item)
-        if self._websocket.handshake_exc is not None:
-            raise self._websocket.handshake_exc
-        self._queue_bytes()
-        if not data:
-            reason = self._websocket.close_reason
-            self._end(ConnectionFailed(f"The server closed the connection{f' ({reason})' if reason else ''}."))
-        return True
-
-    def _start(self) -> None:
-        if self._websocket.handshake_exc is None:
-            self._opened = True
-            self.core.start()
-
-    def _check_silence(self) -> None:
-        """A network that is gone says nothing: ask now and then, and give up without an answer."""
-        now = self._clock()
-        if self._asked is not None:
-            if now - self._asked > PONG_WITHIN_S:
-                raise TimeoutError
-        elif now - self._heard > PING_EVERY_S:
-            self._websocket.send_ping(b"")  # raises where the server has said goodbye but does not hang up
-            self._queue_bytes()
-            self._asked = now
-
-    def _take(self, frame: Frame) -> None:
-        # A text message is an error of the server's; the core says so.
-        if frame.opcode not in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
-            return
-        self._fragments.append(bytes(frame.data))
-        if frame.fin:
-            data, self._fragments = b"".join(self._fragments), []
-            try:
-                self._said += self.core.receive(data)
-            except Error as e:
-                self._end(e)
 
     def _prepare(self) -> bool:
-        if self._preparing is None or self.core.welcome is None:
+        if self._preparing is None:
             return False
         preparing = self._preparing
         self._preparing = None  # dropped where it raises
@@ -201,37 +251,74 @@ class PolledSession:
             self.core.set_image(source)
         return True
 
-    def _websocket_frames(self) -> bool:
-        if self._websocket.state is not State.OPEN:
+    def _move_on(self) -> bool:
+        """Raises what ends the connection."""
+        if self._connection is None:
+            return self._connect_when_due()
+        if not self._connection.ready:
+            return self._connection.advance()
+        return self._converse(self._connection)
+
+    def _connect_when_due(self) -> bool:
+        if self._retry_at is None:
+            if self.core.resting:
+                return False
+            self._retries.rested()
+        elif self._clock() < self._retry_at:
             return False
-        frame = self.core.next_control()
-        if frame is None:
-            make = self.core.next_brick()
-            frame = None if make is None else make()
-        if frame is None:
-            return False
-        self._websocket.send_binary(frame)
-        self._queue_bytes()
+        self._connection = _Connection(self._address, self._token, self._trusting, self._clock)
         return True
 
-    def _queue_bytes(self) -> None:
-        self._unsent.extend(memoryview(part) for part in self._websocket.data_to_send() if part)
+    def _converse(self, connection: _Connection) -> bool:
+        was_open = connection.opened
+        messages = connection.receive()
+        if connection.opened and not was_open:
+            self.core.start()
+        for message in messages or []:
+            self._take(message)
+        if connection.ended is not None:
+            raise connection.ended
+        progress = messages is not None
+        if connection.takes_more and (frame := self._next_frame()) is not None:
+            connection.send(frame)
+            progress = True
+        return connection.flush() or progress
 
-    def _flush(self) -> bool:
-        sent = False
-        while self._unsent:
-            try:
-                n = self._socket.send(self._unsent[0][:_CHUNK_BYTES])
-            except BlockingIOError:
-                return sent
-            sent = True
-            self._unsent[0] = self._unsent[0][n:]
-            if not self._unsent[0]:
-                self._unsent.popleft()
-        return sent
+    def _next_frame(self) -> bytes | None:
+        frame = self.core.next_control()
+        if frame is None and (make := self.core.next_brick()) is not None:
+            frame = make()
+        return frame
+
+    def _take(self, message: bytes) -> None:
+        """Raises the Error that ends the connection, where the server says that it does."""
+        for event in self.core.receive(message):
+            if isinstance(event, events.Failed) and event.request is None:
+                raise event.error
+            if isinstance(event, events.Connection):
+                self._retries.opened()
+            self._said.append(event)
+            if isinstance(event, events.Notice) and event.code == "evicted":
+                raise ConnectionFailed(event.message)
+
+    # ---- the end of a connection, and of the session --------------------------------------------------------
+
+    def _lose(self, error: Error) -> None:
+        self._hang_up([])
+        delay = self._retries.after(error)
+        if delay is None:
+            self._said.append(events.Failed(None, error))
+            self._end(error)
+            return
+        retry_in = None if self.core.resting else delay
+        self._retry_at = None if retry_in is None else self._clock() + delay
+        self._said.append(events.Connection("lost", reason=str(error), retry_in=retry_in))
+
+    def _hang_up(self, farewell: list[bytes]) -> None:
+        if self._connection is not None:
+            self._connection.close(farewell)
+            self._connection = None
 
     def _end(self, error: Error) -> None:
-        if not self.closed:
-            self.closed = True
-            self._socket.close()
-            self._said.append(events.Connection("closed", reason=str(error)))
+        self.closed = True
+        self._said.append(events.Connection("closed", reason=str(error)))

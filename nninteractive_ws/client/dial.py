@@ -1,0 +1,76 @@
+"""A WebSocket connection for the asyncio driver, which notices when the other end is gone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+import ssl
+from typing import Any, NoReturn
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websocket_connect
+from websockets.protocol import State
+
+from nninteractive_ws import protocol
+from nninteractive_ws.client import reconnect
+from nninteractive_ws.client.address import Address, explain
+from nninteractive_ws.client.reconnect import Silence
+from nninteractive_ws.errors import ConnectionFailed
+
+#: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
+FAREWELL_WITHIN_S = 2.0
+#: How often it is looked whether there were signs of life, of the time after which one is asked for.
+_LOOKS = 8
+
+
+class Connection(ClientConnection):
+    """A connection that knows when the other end was last heard. websockets' own keepalive knows only of pongs,
+    and a pong that waits behind a large mask on a slow link comes too late for it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._silence = Silence(self.loop.time)
+
+    def data_received(self, data: bytes) -> None:
+        self._silence.broken()
+        super().data_received(data)
+
+    async def watch(self) -> NoReturn:
+        """Wait until the other end is silent for too long, and then end the connection. Raises ConnectionFailed."""
+        unsent = 0
+        try:
+            while True:
+                await asyncio.sleep(reconnect.PING_EVERY_S / _LOOKS)
+                unsent, before = self.transport.get_write_buffer_size(), unsent
+                if unsent < before:
+                    self._silence.broken()
+                if self._silence.ask_now() and self.protocol.state is State.OPEN:
+                    # Not by ping(), which waits until the system takes the bytes. That may be never.
+                    self.protocol.send_ping(b"")
+                    self.send_data()
+        except ConnectionFailed:
+            self.transport.abort()  # a polite end would be waited for
+            raise
+
+
+async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLContext | None = None) -> Connection:
+    """Connect. ``trusting``: see :func:`~nninteractive_ws.client.address.trust`. Raises a sentence, as an Error."""
+    try:
+        connection = await websocket_connect(
+            where.url,
+            create_connection=Connection,
+            additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+            compression=None,
+            max_size=protocol.MAX_MESSAGE_BYTES,
+            open_timeout=reconnect.OPEN_WITHIN_S,
+            ping_interval=None,
+            close_timeout=FAREWELL_WITHIN_S,
+            proxy=None if where.is_loopback else True,
+            ssl=trusting,
+        )
+    except Exception as e:
+        raise explain(e, where) from e
+    assert isinstance(connection, Connection)
+    return connection
+
+
+#: Makes a session's next connection. Raises what :func:`dial` does.
+Dialler = Callable[[], Awaitable[Connection]]
