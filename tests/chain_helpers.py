@@ -1,6 +1,7 @@
 """What the tests of the whole chain share: a small image, a client that speaks plain messages, a server's processes."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 import subprocess
 import sys
 import time
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 import urllib.request
 
 import numpy as np
@@ -22,6 +23,7 @@ from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.local import LISTENING
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 SHAPE = (72, 64, 56)
 #: Wider than the demo model's patch, so that a lasso over all of it takes many passes.
@@ -82,8 +84,12 @@ def hello(**fields: Any) -> wire.Hello:
 class PlainClient:
     """A connection on which the test says every message itself."""
 
+    #: All there are, so that a test which fails does not leave some behind.
+    opened: ClassVar[list["PlainClient"]] = []
+
     def __init__(self, websocket: ClientConnection) -> None:
         self.websocket = websocket
+        self.opened.append(self)
 
     @classmethod
     async def open(cls, address: str, **fields: Any) -> "PlainClient":
@@ -136,6 +142,21 @@ class PlainClient:
 
     async def close(self) -> None:
         await self.websocket.close()
+
+
+def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
+    """Run a test's work, and close what it left open."""
+
+    async def timed() -> T:
+        try:
+            return await asyncio.wait_for(work, timeout)
+        finally:
+            for client in PlainClient.opened:
+                client.websocket.transport.abort()
+                await client.websocket.wait_closed()
+            PlainClient.opened.clear()
+
+    return asyncio.run(timed())
 
 
 # ---- processes --------------------------------------------------------------------------------------------

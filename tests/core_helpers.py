@@ -101,13 +101,16 @@ class MemoryServer:
         return f"{id(self)} {self.sessions}"
 
     @property
-    def has_image(self) -> bool:
-        """Whether all of the image is there, so that a prompt waits for nothing."""
+    def can_work(self) -> bool:
+        """Whether the next request waits for no brick: in this thread, it would wait for ever."""
+        waiting = self.dialogue._waiting
         image = self.session._image
-        return image is not None and image.presence.count == len(image.grid)
+        complete = image is not None and image.presence.count == len(image.grid)
+        return complete or not waiting or not isinstance(waiting[0][0], wire.Prompt | wire.Run | wire.SetMask)
 
     def work(self) -> bool:
         """Do one request; whether there was one."""
+        assert self.can_work, "bricks are missing, and none is on its way"
         return self.dialogue.work() is not None
 
 

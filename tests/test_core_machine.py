@@ -142,7 +142,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def work(self) -> None:
-        if self.server.has_image:  # else a prompt would wait for bricks, and this thread with it
+        if self.server.can_work:
             self.server.work()
 
     @rule()

@@ -1,13 +1,13 @@
 """The gateway as clients meet it: a real process with a real worker, over real sockets."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 import os
 from pathlib import Path
 import signal
 import sys
 import time
-from typing import Any, TypeVar
+from typing import Any
 import urllib.error
 import urllib.request
 
@@ -20,6 +20,7 @@ from chain_helpers import (
     http,
     is_running,
     phantom,
+    run,
     server_process,
     stroke,
     wait_until,
@@ -43,16 +44,7 @@ from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.masks import Mask
 
-T = TypeVar("T")
-
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
-
-
-def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
-    async def timed() -> T:
-        return await asyncio.wait_for(work, timeout)
-
-    return asyncio.run(timed())
 
 
 # ---- one server's life, in the order of the tests ----------------------------------------------------------

@@ -89,8 +89,9 @@ def test_taken_up_at_any_moment(
                 link.settle()
                 return
             except Lost:
-                for _ in range(away if server.has_image else 0):
-                    server.work()
+                for _ in range(away):
+                    if server.can_work:
+                        server.work()
                 cuts += 1
                 # Longer and longer: what a connection must carry at least is a request with its previews.
                 link = reconnect(link, int(rng.integers(1, 6)) + cuts)

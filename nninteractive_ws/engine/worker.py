@@ -148,6 +148,7 @@ class Worker:
             max_size=protocol.MAX_MESSAGE_BYTES,
             max_queue=2,  # each may be as large as that
             ping_interval=None,  # the gateway pings
+            close_timeout=1,  # on loopback; who has more to say than is listened to does not hold up the end
             proxy=None,
         )
 

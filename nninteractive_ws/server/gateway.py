@@ -106,6 +106,7 @@ class Gateway:
                 process_request=self._admit_worker,
                 compression=None,
                 max_size=protocol.MAX_MESSAGE_BYTES,
+                max_queue=2,
                 ping_interval=PING_EVERY_S,
                 ping_timeout=PONG_WITHIN_S,
                 close_timeout=CLOSE_WITHIN_S,

@@ -67,6 +67,9 @@ class Worker:
         ended = asyncio.ensure_future(process.wait())
         try:
             await asyncio.wait({ended, over}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._pool.stopping = True
+            raise
         finally:
             await self._stop(process, ended)
         if over.done() and (reason := over.result()) is not None:
@@ -172,8 +175,6 @@ class WorkerPool:
             raise
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        finally:
-            self.stopping = True
 
     def lost(self, worker: Worker) -> None:
         """A worker's connection ended."""

@@ -1,0 +1,586 @@
+"""Sessions on a real server: kept, taken up, given up for others, and guarded."""
+
+import asyncio
+from collections.abc import Iterator
+import contextlib
+import os
+from pathlib import Path
+import re
+import signal
+import ssl
+import sys
+import time
+from typing import Any
+import urllib.error
+import urllib.request
+
+from chain_helpers import (
+    SHAPE,
+    WIDE_SHAPE,
+    PlainClient,
+    ServerProcess,
+    health,
+    hello,
+    http,
+    phantom,
+    run,
+    server_process,
+    wait_until,
+    wide_lasso,
+)
+import numpy as np
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from nninteractive_ws import masks, protocol
+from nninteractive_ws import messages as wire
+from nninteractive_ws.masks import Mask
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+
+
+async def resume(address: str, welcome: wire.Welcome, **fields: Any) -> PlainClient:
+    return await PlainClient.open(address, **{"session": welcome.session, "secret": welcome.secret, **fields})
+
+
+async def mask_of(client: PlainClient, request: int, shape: tuple[int, int, int] = SHAPE) -> Mask:
+    await client.say(wire.GetMask(id=request, segment="a"))
+    snapshot = await client.hear_until(wire.MaskSnapshot)
+    await client.hear_answer(request)
+    mask = np.zeros(shape, bool)
+    if snapshot.mask is not None:
+        masks.apply(masks.unpack(snapshot.mask, shape), mask)
+    return mask
+
+
+# ---- taken up ---------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_taken_up(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        await client.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+        _, done = await client.hear_answer(2)
+        before = await mask_of(client, 3)
+        assert before.any()
+        client.websocket.transport.abort()
+        again = await resume(server, client.welcome)
+        welcome = again.welcome
+        assert welcome.resumed
+        assert (welcome.session, welcome.secret) == (client.welcome.session, client.welcome.secret)
+        assert (welcome.last_id, welcome.revisions, welcome.image) == (3, {"a": done.revision}, "image")
+        assert np.unpackbits(np.frombuffer(welcome.bricks, np.uint8)).sum() == 2, "of a volume of two bricks"
+        assert np.array_equal(await mask_of(again, 4), before)
+        await again.say(wire.Bye())
+        await again.websocket.wait_closed()
+        late = await resume(server, client.welcome)
+        assert not late.welcome.resumed, "after bye"
+        assert late.welcome.session != client.welcome.session
+        assert (late.welcome.revisions, late.welcome.image, late.welcome.bricks) == ({}, None, b"")
+        await late.say(wire.Bye())
+
+    run(work())
+
+
+def test_what_was_said_meanwhile_is_said_again(server: str) -> None:
+    """A prompt whose connection breaks goes on, and is had in full by whoever sends it again."""
+
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom(shape=WIDE_SHAPE))
+        drawn = masks.pack(masks.tight(wide_lasso()), "blosc2")
+        lasso = wire.AddLasso(id=2, segment="a", mask=drawn)
+        await client.say(lasso)
+        await client.hear_until(wire.MaskDelta)
+        client.websocket.transport.abort()
+        again = await resume(server, client.welcome)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(again.hear(), 0.5)  # nothing before it is asked for
+        await again.say(lasso)
+        before, done = await again.hear_answer(2)
+        assert isinstance(done, wire.Done)
+        mask, revision = np.zeros(WIDE_SHAPE, bool), 0
+        for delta in [m for m in before if isinstance(m, wire.MaskDelta)]:
+            assert delta.base_rev == revision
+            masks.apply(masks.unpack(delta.change, WIDE_SHAPE), mask)
+            revision = delta.rev
+        assert revision == done.revision
+        assert np.array_equal(mask, await mask_of(again, 3, WIDE_SHAPE))
+        await again.say(lasso)  # on the same connection: the answer alone
+        assert await again.hear() == done
+        await again.say(wire.Bye())
+
+    run(work())
+
+
+@pytest.mark.parametrize("wrong", ["secret", "no secret", "name", "encoding"])
+def test_a_session_is_not_anybodys(server: str, wrong: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        fields: dict[str, Any] = {
+            "secret": {"secret": client.welcome.secret[:-1] + "?"},
+            "no secret": {"secret": None},
+            "name": {"session": client.welcome.session[:-1] + "?"},
+            "encoding": {"encodings": ["raw"]},
+        }[wrong]
+        other = await resume(server, client.welcome, **fields)
+        assert not other.welcome.resumed
+        assert other.welcome.session != client.welcome.session
+        assert other.welcome.secret != client.welcome.secret
+        await client.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))  # and goes on undisturbed
+        _, done = await client.hear_answer(2)
+        assert isinstance(done, wire.Done)
+        await client.say(wire.Bye())
+        await other.say(wire.Bye())
+
+    run(work())
+
+
+def test_a_new_connection_takes_the_place_of_the_old_one(server: str) -> None:
+    async def work() -> None:
+        first = await PlainClient.open(server)
+        await first.set_image(phantom())
+        waiting = [asyncio.ensure_future(resume(server, first.welcome)) for _ in range(3)]
+        opened = await asyncio.gather(*waiting, return_exceptions=True)
+        # Of connections that come at once the last one to be let in stays; the others are closed.
+        alive = [c for c in opened if isinstance(c, PlainClient)]
+        assert alive
+        await first.websocket.wait_closed()
+        last = None
+        for client in alive:
+            try:
+                await client.say(wire.GetMask(id=9, segment="a"))
+                answer = await asyncio.wait_for(client.hear(), 5)
+                assert (answer.code, answer.id) == ("unknown_segment", 9)
+                assert last is None, "two connections of one session"
+                last = client
+            except (ConnectionClosed, TimeoutError):
+                continue
+        assert last is not None
+        await last.say(wire.Bye())
+
+    run(work())
+
+
+# ---- given up ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[ServerProcess]:
+    """A server of two sessions and memory for few images."""
+    with server_process("--max-sessions", "2", "--memory", "0.05", "--log-level", "critical") as server:
+        wait_until(lambda: health(server.address)["status"] == "ready")
+        yield server
+
+
+def test_who_left_makes_room(small: ServerProcess) -> None:
+    async def work() -> None:
+        first, second = await PlainClient.open(small.address), await PlainClient.open(small.address)
+        await first.close()
+        await asyncio.to_thread(wait_until, lambda: 'sessions{state="waiting"} 1.0' in _metrics(small.address))
+        assert health(small.address)["sessions"] == 2, "it is kept for a while"
+        third = await PlainClient.open(small.address)
+        again = PlainClient(await connect(small.address, proxy=None))
+        await again.say(hello(session=first.welcome.session, secret=first.welcome.secret))
+        refused = await again.hear()
+        assert (refused.code, refused.id) == ("at_capacity", None)
+        for client in (second, third):
+            await client.say(wire.Bye())
+            await client.websocket.wait_closed()
+
+    run(work())
+    wait_until(lambda: health(small.address)["sessions"] == 0)
+
+
+def test_an_image_too_large_for_the_memory_is_refused(small: ServerProcess) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(small.address)
+        await client.set_image(phantom())
+        await client.say(wire.SetImage(id=2, image="x", shape=(600, 600, 600), dtype="int16", mean=0.0, std=1.0))
+        _, refused = await client.hear_answer(2)
+        assert refused.code == "too_large"
+        assert "0.05 GB for images" in refused.message
+        assert re.search(r"crop of at most [\d,]+ voxels", refused.message)
+        await client.set_image(phantom(), request=3)
+        await client.say(wire.AddPoint(id=4, segment="a", point=(30, 30, 28)))
+        _, done = await client.hear_answer(4)
+        assert isinstance(done, wire.Done)
+        await client.say(wire.Bye())
+        await client.websocket.wait_closed()
+
+    run(work())
+
+
+def test_a_session_without_its_client_gives_up_its_memory(small: ServerProcess) -> None:
+    """Whose client was here a moment ago keeps it, though: then the image of the newcomer does not fit."""
+    shape = (120, 120, 120)  # two of these are more than the server has
+
+    async def work() -> None:
+        first = await PlainClient.open(small.address)
+        await first.set_image(phantom(shape=shape))
+        second = await PlainClient.open(small.address)
+        await second.say(wire.SetImage(id=1, image="x", shape=shape, dtype="int16", mean=0.0, std=1.0))
+        _, refused = await second.hear_answer(1)
+        assert refused.code == "out_of_memory"
+        assert "in use by sessions at work" in refused.message
+        await first.say(wire.Bye())
+        await first.websocket.wait_closed()
+        await asyncio.to_thread(wait_until, lambda: health(small.address)["sessions"] == 1)
+        await second.set_image(phantom(shape=shape), request=2)
+        await second.say(wire.AddPoint(id=3, segment="a", point=(60, 60, 60)))
+        _, done = await second.hear_answer(3)
+        assert isinstance(done, wire.Done)
+        await second.say(wire.Bye())
+        await second.websocket.wait_closed()
+
+    run(work())
+
+
+def test_sessions_are_kept_as_long_as_they_are_told_to() -> None:
+    with server_process("--linger", "1.5", "--log-level", "critical") as server:
+
+        async def work() -> None:
+            client = await PlainClient.open(server.address)
+            await client.close()
+            again = await resume(server.address, client.welcome)
+            assert again.welcome.resumed
+            await asyncio.sleep(2)  # connected: no clock runs
+            assert health(server.address)["sessions"] == 1
+            await again.close()
+            await asyncio.to_thread(wait_until, lambda: health(server.address)["sessions"] == 0, 10)
+            late = await resume(server.address, client.welcome)
+            assert not late.welcome.resumed
+            await late.close()
+
+        run(work())
+
+
+# ---- clients that misbehave -------------------------------------------------------------------------------
+
+
+@linux
+def test_a_client_that_does_not_read_costs_bounded_memory(server: str) -> None:
+    """It asks for snapshots without end and takes none; another client notices nothing."""
+
+    async def work() -> None:
+        greedy = PlainClient(await connect(server, compression=None, max_size=None, proxy=None, max_queue=1))
+        await greedy.say(hello(encodings=["raw"]))
+        greedy.welcome = await greedy.hear_until(wire.Welcome)
+        shape = (200, 160, 160)
+        noise = np.random.default_rng(0).integers(0, 9, shape).astype(np.int16)
+        await greedy.set_image(noise)
+        # A mask like noise: 2.5 million runs, 10 MB as it is.
+        given = masks.pack(masks.tight(noise > 4), "raw")
+        await greedy.say(wire.SetMask(id=2, segment="a", mask=given))
+        await greedy.hear_answer(2)
+        for request in range(3, 8):  # as long as it reads
+            await greedy.say(wire.GetMask(id=request, segment="a"))
+            await greedy.hear_answer(request)
+        other = await PlainClient.open(server)
+        await other.set_image(phantom())
+        await other.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+        await other.hear_answer(2)
+        before = _memory(server)
+        sending = asyncio.ensure_future(_ask_for_ever(greedy))
+        for request in range(3, 9):
+            started = time.monotonic()
+            await other.say(wire.AddPoint(id=request, segment="a", point=(30, 30, 28)))
+            await other.hear_answer(request)
+            assert time.monotonic() - started < 60
+        grown = _memory(server) - before
+        print(f"grown by {grown / 1e6:.0f} MB while {asked(sending)} snapshots of 10 MB were asked for")
+        assert grown < 150e6
+        sending.cancel()
+        greedy.websocket.transport.abort()
+        await other.say(wire.Bye())
+
+    run(work())
+
+
+async def _ask_for_ever(client: PlainClient) -> None:
+    for request in range(8, 400):
+        await client.say(wire.GetMask(id=request, segment="a"))
+        _ASKED.append(request)
+    await asyncio.sleep(1000)
+
+
+_ASKED: list[int] = []
+
+
+def asked(_: object) -> int:
+    return len(_ASKED)
+
+
+def _memory(address: str) -> int:
+    """Resident bytes of the server at an address and of its worker."""
+    port = int(address.rpartition(":")[2])
+    (gateway,) = {
+        c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN
+    }
+    process = psutil.Process(gateway)
+    return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+
+
+def test_too_many_requests_at_once_are_refused_one_by_one(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        # A prompt that waits for bricks which never come, and many behind it.
+        await client.say(wire.SetImage(id=1, image="x", shape=SHAPE, dtype="int16", mean=0.0, std=1.0))
+        last = 2 + 600
+        for request in range(2, last + 1):
+            await client.say(wire.AddPoint(id=request, segment="a", point=(1, 1, 1)))
+        answers = [await client.hear_until(wire.ErrorMessage) for _ in range(last - 1 - 512 - 1)]
+        assert {a.code for a in answers} == {"at_capacity"}
+        assert "wait already" in answers[0].message
+        await client.say(wire.Cancel())
+        cancelled = {(await client.hear_until(wire.ErrorMessage)).id for _ in range(513)}
+        assert cancelled | {a.id for a in answers} == set(range(2, last + 1))
+        await client.say(wire.AddPoint(id=last + 1, segment="a", point=(99, 1, 1)))
+        _, answer = await client.hear_answer(last + 1)
+        assert answer.code == "out_of_bounds"
+        await client.say(wire.Bye())
+
+    run(work())
+
+
+def test_a_stranger_has_one_small_message(server: str) -> None:
+    async def work() -> None:
+        stranger = await connect(server, compression=None, proxy=None)
+        await stranger.send(protocol.encode(hello()) + bytes(70_000))
+        with pytest.raises(ConnectionClosed) as closed:
+            await stranger.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+    run(work())
+
+
+# ---- several workers --------------------------------------------------------------------------------------
+
+
+@linux
+def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
+    with server_process("--device", "cpu,cpu", "--log-level", "critical") as server:
+        wait_until(lambda: len(_workers(server)) == 2 and "workers 2.0" in _metrics(server.address))
+
+        async def work() -> None:
+            clients = [await PlainClient.open(server.address) for _ in range(4)]
+            for client in clients:
+                await client.set_image(phantom())
+                await client.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+            snapshots = []
+            for client in clients:
+                await client.hear_answer(2)
+                snapshots.append(await mask_of(client, 3))
+            assert all(np.array_equal(snapshots[0], mask) for mask in snapshots)
+            victim = _workers(server)[0]
+            os.kill(victim, signal.SIGKILL)
+            ends = await asyncio.gather(*(_how_it_ends(client) for client in clients))
+            # Two were on it; the others notice nothing.
+            assert sorted(ends) == ["goes on", "goes on", "worker_lost", "worker_lost"]
+            opened = [await PlainClient.open(server.address) for _ in range(2)]  # at once, on the other
+            assert not any(client.welcome.resumed for client in opened)
+
+        run(work())
+        wait_until(lambda: len(_workers(server)) == 2)
+        assert "worker_restarts_total 1.0" in _metrics(server.address)
+
+
+async def _how_it_ends(client: PlainClient) -> str:
+    try:
+        message = await asyncio.wait_for(client.hear_until(wire.ErrorMessage), 5)
+    except TimeoutError:
+        assert (await mask_of(client, 5)).any()
+        return "goes on"
+    return str(message.code)
+
+
+def _workers(server: ServerProcess) -> list[int]:
+    return sorted(p.pid for p in psutil.Process(server.process.pid).children())
+
+
+def _metrics(address: str, token: str | None = None, context: ssl.SSLContext | None = None) -> str:
+    request = urllib.request.Request(f"{http(address)}/metrics")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=30, context=context) as answer:
+        found: str = answer.read().decode()
+        return found
+
+
+# ---- access -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    from nninteractive_ws.server.access import add_user
+
+    path = tmp_path_factory.mktemp("access") / "tokens"
+    return path, {name: add_user(path, name) for name in ("anna", "ben")}
+
+
+@pytest.fixture(scope="module")
+def guarded(tokens: tuple[Path, dict[str, str]]) -> Iterator[ServerProcess]:
+    with server_process("--token-file", str(tokens[0]), "--max-sessions-per-user", "2") as server:
+        wait_until(lambda: health(server.address)["status"] == "ready")
+        yield server
+
+
+async def open_as(address: str, token: str | None, **fields: Any) -> PlainClient:
+    headers = None if token is None else {"Authorization": f"Bearer {token}"}
+    client = PlainClient(await connect(address, additional_headers=headers, compression=None, proxy=None))
+    await client.say(hello(**fields))
+    client.welcome = await client.hear_until(wire.Welcome)
+    return client
+
+
+@pytest.mark.parametrize("token", [None, "", "nws_wrong", "{anna}x", "{anna-1}"])
+def test_without_the_right_token_nobody_gets_in(guarded: ServerProcess, tokens: Any, token: str | None) -> None:
+    anna = tokens[1]["anna"]
+    given = None if token is None else token.replace("{anna}", anna).replace("{anna-1}", anna[:-1])
+    with pytest.raises(InvalidStatus) as refused:
+        run(open_as(guarded.address, given))
+    assert refused.value.response.status_code == 401
+    assert b"wants a token" in bytes(refused.value.response.body or b"")
+    with pytest.raises(urllib.error.HTTPError) as closed:
+        _metrics(guarded.address, given)
+    with contextlib.closing(closed.value):
+        assert closed.value.code == 401
+    assert health(guarded.address)["status"] == "ready"
+
+
+def test_a_session_is_its_users_alone(guarded: ServerProcess, tokens: Any) -> None:
+    async def work() -> None:
+        anna = await open_as(guarded.address, tokens[1]["anna"])
+        await anna.set_image(phantom())
+        stolen = {"session": anna.welcome.session, "secret": anna.welcome.secret}
+        ben = await open_as(guarded.address, tokens[1]["ben"], **stolen)
+        assert not ben.welcome.resumed
+        assert ben.welcome.image is None
+        again = await open_as(guarded.address, tokens[1]["anna"], **stolen)
+        assert again.welcome.resumed
+        for client in (ben, again):
+            await client.say(wire.Bye())
+            await client.websocket.wait_closed()
+
+    run(work())
+    assert 'sessions{state="connected"} 0.0' in _metrics(guarded.address, tokens[1]["ben"])
+
+
+def test_a_user_does_not_fill_the_server(guarded: ServerProcess, tokens: Any) -> None:
+    async def work() -> None:
+        two = [await open_as(guarded.address, tokens[1]["anna"]) for _ in range(2)]
+        third = PlainClient(
+            await connect(
+                guarded.address, additional_headers={"Authorization": f"Bearer {tokens[1]['anna']}"}, proxy=None
+            )
+        )
+        await third.say(hello())
+        refused = await third.hear()
+        assert refused.code == "at_capacity"
+        assert "that a user may have" in refused.message
+        ben = await open_as(guarded.address, tokens[1]["ben"])
+        for client in (*two, ben):
+            await client.say(wire.Bye())
+            await client.websocket.wait_closed()
+
+    run(work())
+
+
+def test_a_token_taken_back_opens_nothing(guarded: ServerProcess, tokens: Any) -> None:
+    from nninteractive_ws.server.access import add_user, remove_user
+
+    token = add_user(tokens[0], "carl")
+    run(_come_and_go(guarded.address, token))
+    remove_user(tokens[0], "carl")
+    with pytest.raises(InvalidStatus):
+        run(open_as(guarded.address, token))
+
+
+async def _come_and_go(address: str, token: str) -> None:
+    client = await open_as(address, token)
+    await client.say(wire.Bye())
+    await client.websocket.wait_closed()
+
+
+@linux
+def test_no_secret_is_seen(tokens: Any) -> None:
+    """Not in the log, not in an error, not in a process list."""
+    import subprocess
+
+    from chain_helpers import LISTENING
+
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo"]
+    command += ["--token-file", str(tokens[0]), "--log-level", "debug", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix(LISTENING).strip()
+        secrets = list(tokens[1].values())
+
+        async def work() -> None:
+            client = await open_as(address, tokens[1]["anna"])
+            secrets.append(client.welcome.secret)
+            await client.set_image(phantom())
+            await client.websocket.send(protocol.encode(hello(secret=client.welcome.secret)))
+            client.websocket.transport.abort()
+            with pytest.raises(InvalidStatus):
+                await open_as(address, tokens[1]["ben"] + "x")
+
+        run(work())
+        lines = [" ".join(p.cmdline()) for p in psutil.process_iter()]
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert "refused: no token, or a wrong one" in log
+    for secret in secrets:
+        assert secret not in log
+        assert not any(secret in line for line in lines)
+
+
+def test_listening_elsewhere_without_tokens_is_refused() -> None:
+    import subprocess
+
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--host", "0.0.0.0", "--port", "0", "--model", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "without tokens would let everybody in" in " ".join(done.stderr.split())
+    assert "listening" not in done.stdout
+
+
+# ---- a stop -----------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_signal_ends_the_server_soon_whatever_its_clients_do(reads: bool) -> None:
+    with server_process("--log-level", "critical") as server:
+
+        async def work() -> tuple[list[Any], float]:
+            client = await PlainClient.open(server.address)
+            await client.set_image(phantom(shape=WIDE_SHAPE))
+            await client.say(wire.AddLasso(id=2, segment="a", mask=masks.pack(masks.tight(wide_lasso()), "blosc2")))
+            await client.hear_until(wire.MaskDelta)
+            started = time.monotonic()
+            server.process.terminate()
+            said: list[Any] = []
+            if reads:
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        said.append(await client.hear())
+            else:
+                client.websocket.transport.pause_reading()
+            await asyncio.to_thread(server.process.wait, 20)
+            took = time.monotonic() - started
+            client.websocket.transport.abort()
+            return said, took
+
+        said, took = run(work())
+        print(f"ended in {took:.1f} s")
+        assert server.process.returncode == 0
+        assert took < 10
+        if reads:
+            assert [m.code for m in said if isinstance(m, wire.Notice)] == ["shutting_down"]
+            assert said[-1].code == "shutting_down"
