@@ -23,8 +23,6 @@ from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 
 CLIENTS, PROMPTS = 8, 500
-#: Each client's last prompts look at all of the image and refine; a refining pass lets all first looks go ahead.
-SHORT = PROMPTS // CLIENTS - 1
 #: A turn of each other client, and as much again for what is not the device: two cores, and Python's lock, on which
 #: eight sessions prepare their prompts and pack their answers.
 MOST_OVERTAKEN = 4
@@ -52,7 +50,7 @@ async def prompt(segment: AsyncSegment, client: int, n: int) -> Result:
     rng = np.random.default_rng((client, n))
     i, j, k = at = tuple(int(x) for x in rng.integers((20, 20, 20), (64, 52, 46)))
     positive = bool(n % 3 != 2)
-    if n >= SHORT:
+    if n == 8 + 6 * client:  # seen zoomed out, and then refined in several passes
         return await segment.add_scribble(stroke(SHAPE, (4, j, k), (78, j, k)))
     if n % 4 == 1:
         return await segment.add_bbox(((i - 8, i + 8), (j - 8, j + 8), (k, k + 1)), positive=positive)
@@ -117,18 +115,24 @@ def overtaken(answers: list[Answer]) -> list[int]:
     return found
 
 
+def queued_a_pass(answers: list[Answer]) -> float:
+    """Milliseconds."""
+    timings = [a.result.timings for a in answers]
+    return 1000 * sum(t.queued for t in timings) / sum(t.passes for t in timings)
+
+
 def of_client(answers: list[Answer], client: int) -> list[Answer]:
     return [a for a in answers if a.client == client]
 
 
 def share_of_the_last(answers: list[Answer]) -> float:
-    """How much of its short prompts the last client has had when the first has had all of them."""
+    """How much of its prompts the last client has had when the first has had all of them."""
     counts = Counter[int]()
     for answer in answers:
         counts[answer.client] += 1
-        if counts[answer.client] == SHORT:
+        if counts[answer.client] == PROMPTS // CLIENTS:
             break
-    return min(counts[client] for client in range(CLIENTS)) / SHORT
+    return min(counts[client] for client in range(CLIENTS)) / (PROMPTS // CLIENTS)
 
 
 def test_eight_clients(quick: QuickServer) -> None:
@@ -139,15 +143,17 @@ def test_eight_clients(quick: QuickServer) -> None:
         masks, lone_masks = ([a.mask for a in of_client(x, client)] for x in (found, expected))
         assert masks == lone_masks, f"client {client}"
     assert len({a.mask for a in expected}) > PROMPTS / 2
-    assert all(sum(a.result.timings.passes > 1 for a in of_client(found, c)) >= 1 for c in range(CLIENTS))
+    long = [a for a in found if a.result.timings.passes > 1]
+    assert len({a.client for a in long}) == CLIENTS
 
     waits, share = overtaken(found), share_of_the_last(found)
-    queued = [1000 * np.mean([a.result.timings.queued for a in of_client(found, c)[:SHORT]]) for c in range(CLIENTS)]
+    short = [queued_a_pass([a for a in of_client(found, c) if a not in long]) for c in range(CLIENTS)]
     print(
-        f"queued on average {min(queued):.0f} to {max(queued):.0f} ms by client; overtaken by the luckiest other "
-        f"{dict(sorted(Counter(waits).items()))}; the last had {share:.0%} of its prompts when the first had them; "
+        f"queued {min(short):.0f} to {max(short):.0f} ms on average by client, {queued_a_pass(long):.0f} ms a pass "
+        f"where refined; overtaken by the luckiest other {dict(sorted(Counter(waits).items()))} times; "
+        f"the last had {share:.0%} of its prompts when the first had them; "
         f"ping p50 {1000 * np.percentile(pings, 50):.1f} p99 {1000 * np.percentile(pings, 99):.1f} ms ({len(pings)})"
     )
     assert max(waits) <= MOST_OVERTAKEN
     assert np.mean(waits) <= 2
-    assert share >= 0.7
+    assert share >= 0.3
