@@ -14,6 +14,7 @@
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, aconnect
 from nninteractive_ws.client.blocking import Segment, Session, connect
 from nninteractive_ws.client.events import Result
+from nninteractive_ws.client.journal import Journal, load
 from nninteractive_ws.client.polled import PolledSession
 from nninteractive_ws.errors import Error
 from nninteractive_ws.geometry import Box
@@ -23,10 +24,12 @@ __all__ = [
     "AsyncSession",
     "Box",
     "Error",
+    "Journal",
     "PolledSession",
     "Result",
     "Segment",
     "Session",
     "aconnect",
     "connect",
+    "load",
 ]

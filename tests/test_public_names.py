@@ -7,7 +7,7 @@ import pytest
 import nninteractive_ws as nni
 
 SESSION = {
-    "bytes_received", "bytes_sent", "cancel", "close", "on", "segment", "segments", "server", "set_image",
+    "bytes_received", "bytes_sent", "cancel", "close", "on", "save", "segment", "segments", "server", "set_image",
     "set_options",
 }  # fmt: skip
 SEGMENT = {
@@ -22,8 +22,8 @@ def public(kind: type) -> set[str]:
 
 def test_the_package() -> None:
     assert set(nni.__all__) == {
-        "AsyncSegment", "AsyncSession", "Box", "Error", "PolledSession", "Result", "Segment", "Session", "aconnect",
-        "connect",
+        "AsyncSegment", "AsyncSession", "Box", "Error", "Journal", "PolledSession", "Result", "Segment", "Session",
+        "aconnect", "connect", "load",
     }  # fmt: skip
     assert all(hasattr(nni, name) for name in nni.__all__)
 

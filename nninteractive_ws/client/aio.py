@@ -18,6 +18,7 @@ from nninteractive_ws.client.address import parse_address, trust
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial
 from nninteractive_ws.client.events import Event, EventName, Result
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, why_closed
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import ConnectionFailed, Error
@@ -64,14 +65,23 @@ class AsyncSession:
             raise ValueError(f'no event is called "{name}"; there are {", ".join(events.EVENT_NAMES)}')
         self._callbacks[name].append(callback)
 
-    async def set_image(self, image: npt.ArrayLike) -> None:
+    async def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
 
         The voxels travel in the background, so the array must not change. All segments are forgotten, and
-        requests that are not done are cancelled. Raises BadImage or TooLarge; then there is no image.
+        requests that are not done are cancelled. ``journal``: brings back the segments that :meth:`save` kept.
+        Raises BadImage, also where the journal is of another image, TooLarge or OutOfMemory; then there is no image.
         """
         source = await asyncio.to_thread(ImageSource.of, image)
-        await self._ask(lambda: self._core.set_image(source))
+        await self._ask(lambda: self._core.set_image(source, journal))
+
+    async def save(self, path: str | Path) -> None:
+        """Write prompts and masks to a file, but not the image, to go on another day: see :func:`load`.
+
+        Requests that are not done are not in it. Works without a connection too. Raises NoImage or OSError.
+        """
+        journal = self._core.journal()
+        await asyncio.to_thread(journal.save, path)
 
     def segment(self, name: str) -> "AsyncSegment":
         """The segment of a name; it is made with its first prompt."""

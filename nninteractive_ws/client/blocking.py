@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nninteractive_ws.client.address import Found, look_up
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Boxlike, Callback, aconnect
 from nninteractive_ws.client.events import EventName, Result
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.masks import Mask
@@ -108,13 +109,21 @@ class Session:
         """
         self._async.on(name, callback)
 
-    def set_image(self, image: npt.ArrayLike) -> None:
+    def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
 
         The voxels travel in the background, so the array must not change. All segments are forgotten, and
-        requests that are not done are cancelled. Raises BadImage or TooLarge; then there is no image.
+        requests that are not done are cancelled. ``journal``: brings back the segments that :meth:`save` kept.
+        Raises BadImage, also where the journal is of another image, TooLarge or OutOfMemory; then there is no image.
         """
-        self._thread.wait(self._async.set_image(image))
+        self._thread.wait(self._async.set_image(image, journal))
+
+    def save(self, path: str | Path) -> None:
+        """Write prompts and masks to a file, but not the image, to go on another day: see :func:`load`.
+
+        Requests that are not done are not in it. Works without a connection too. Raises NoImage or OSError.
+        """
+        self._thread.wait(self._async.save(path))
 
     def segment(self, name: str) -> "Segment":
         """The segment of a name; it is made with its first prompt."""

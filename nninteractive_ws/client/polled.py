@@ -24,6 +24,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.address import Address, explain, parse_address, trust
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, RECONNECT_FOR_S, Retries, Silence, why_closed
 from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.upload import ImageSource
@@ -186,18 +187,20 @@ class PolledSession:
         self._trusting = trust(self._address, ca)
         self._retries = Retries(reconnect_for, clock)
         self._preparing: Iterator[ImageSource | None] | None = None
+        self._journal: Journal | None = None  # for the image that is being prepared
         self._said: list[Event] = []
         self._connection: _Connection | None = None
         self._retry_at: float | None = clock()  # None: with the next request
 
     # ---- what a user meets --------------------------------------------------------------------------------
 
-    def set_image(self, image: npt.ArrayLike) -> None:
-        """Use a volume; it is looked at slab by slab while polling, and then announced. Raises BadImage, here
-        for its shape and type, and from :meth:`poll` for its voxels."""
+    def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
+        """Use a volume; it is looked at slab by slab while polling, and then announced. ``journal``: brings back
+        the segments of an earlier day (``core.journal()``). Raises BadImage, here for its shape and type, and from
+        :meth:`poll` for its voxels and where the journal is of another image."""
         preparing = ImageSource.prepare(image)
         next(preparing)
-        self._preparing = preparing
+        self._preparing, self._journal = preparing, journal
 
     def poll(self, budget_s: float = BUDGET_S) -> list[Event]:
         """Do what can be done now, for about ``budget_s`` seconds; what has happened. Raises BadImage."""
@@ -248,7 +251,8 @@ class PolledSession:
         if source is None:
             self._preparing = preparing
         else:
-            self.core.set_image(source)
+            journal, self._journal = self._journal, None
+            self.core.set_image(source, journal)
         return True
 
     def _move_on(self) -> bool:
