@@ -67,6 +67,13 @@ def http(address: str) -> str:
     return address.replace("ws://", "http://")
 
 
+def sessions(address: str, state: str) -> int:
+    """How many sessions are ``connected``, or ``waiting`` for their client."""
+    with urllib.request.urlopen(f"{http(address)}/metrics", timeout=30) as answer:
+        (line,) = [x for x in answer.read().decode().splitlines() if f'sessions{{state="{state}"}}' in x]
+        return int(float(line.split()[-1]))
+
+
 def health(address: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{http(address)}/healthz", timeout=30) as answer:
         assert answer.headers["Content-Type"] == "application/json"
@@ -152,7 +159,8 @@ def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
             return await asyncio.wait_for(work, timeout)
         finally:
             for client in PlainClient.opened:
-                client.websocket.transport.abort()
+                if not client.websocket.transport.is_closing():
+                    client.websocket.transport.abort()
                 await client.websocket.wait_closed()
             PlainClient.opened.clear()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 import os
 from pathlib import Path
 import signal
@@ -22,6 +23,7 @@ from chain_helpers import (
     phantom,
     run,
     server_process,
+    sessions,
     stroke,
     wait_until,
     wide_lasso,
@@ -42,6 +44,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.address import explain, parse_address
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import dial
 from nninteractive_ws.masks import Mask
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
@@ -122,43 +125,48 @@ def test_at_capacity_and_room_again(own: ServerProcess) -> None:
         await _second.close()
 
     run(fill())
-    wait_until(lambda: health(own.address)["sessions"] == 0)
+    wait_until(lambda: sessions(own.address, "connected") == 0)
 
 
 @linux
 def test_a_killed_worker(own: ServerProcess) -> None:
-    notices: list[events.Notice] = []
-    closed: list[events.Connection] = []
+    """Its sessions come back in the next one by themselves, and the prompt that ran is answered."""
+    told: list[Any] = []
 
-    async def lose() -> int:
-        session = await nni.aconnect(own.address, on={"notice": notices.append, "connection": closed.append})
+    async def lose() -> tuple[list[Mask], int]:
+        session = await nni.aconnect(own.address, on={"notice": told.append, "connection": told.append})
         await session.set_image(phantom(shape=WIDE_SHAPE))
-        await session.segment("a").add_point((60, 30, 30))
-        kept = session.segment("a").mask.copy()
+        segment, found = session.segment("a"), []
+        await segment.add_point((60, 30, 30))
+        found.append(segment.mask.copy())
         predicting = asyncio.Event()
         session.on("progress", lambda _: predicting.set())
-        waiting = asyncio.ensure_future(session.segment("a").add_lasso(wide_lasso()))
+        waiting = asyncio.ensure_future(segment.add_lasso(wide_lasso()))
         await predicting.wait()
         worker = own.worker
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(errors.WorkerLost, match="ended unexpectedly"):
-            await waiting
-        with pytest.raises(errors.WorkerLost):
-            await session.segment("a").add_point((60, 30, 30))
-        assert kept.shape == WIDE_SHAPE
+        await waiting
+        found.append(segment.mask.copy())
+        await segment.undo()
+        assert np.array_equal(segment.mask, found[0])
         await session.close()
-        return worker
+        return found, worker
 
-    killed = run(lose())
-    assert notices[-1].code == "worker_lost"
-    assert closed[-1].state == "closed"
-    assert "ended unexpectedly" in closed[-1].reason
-    assert health(own.address)["status"] in ("loading", "ready")
-    with nni.connect(own.address) as session:  # waits for the next worker
-        session.set_image(phantom())
-        assert session.segment("a").add_point((30, 30, 30)).timings.passes >= 1
+    found, killed = run(lose())
+    states = [(e.code if isinstance(e, events.Notice) else e.state) for e in told]
+    assert states == ["open", "worker_lost", "lost", "loading_model", "open", "closed"]
+    assert "ended unexpectedly" in told[2].reason
+    assert told[2].retry_in is not None
+    assert not told[4].welcome.resumed
     assert own.worker != killed
     assert own.process.poll() is None
+    with nni.connect(own.address) as session:
+        session.set_image(phantom(shape=WIDE_SHAPE))
+        segment = session.segment("a")
+        segment.add_point((60, 30, 30))
+        assert np.array_equal(segment.mask, found[0])
+        segment.add_lasso(wide_lasso())
+        assert np.array_equal(segment.mask, found[1])
 
 
 @linux
@@ -167,7 +175,7 @@ def test_a_signal_ends_gateway_and_worker(own: ServerProcess) -> None:
     notices: list[events.Notice] = []
 
     async def stop() -> None:
-        session = await nni.aconnect(own.address, on={"notice": notices.append})
+        session = await nni.aconnect(own.address, on={"notice": notices.append}, reconnect_for=0)
         await session.set_image(phantom(shape=WIDE_SHAPE))
         predicting = asyncio.Event()
         session.on("progress", lambda _: predicting.set())
@@ -350,8 +358,7 @@ def test_sessions_side_by_side(server: str, lone_masks: dict[int, list[Mask]]) -
 @pytest.mark.parametrize("encoding", ["deflate", "raw"])
 def test_other_encodings(server: str, lone_masks: dict[int, list[Mask]], encoding: Any) -> None:
     async def work() -> list[Mask]:
-        websocket = await connect(server, compression=None, max_size=None, proxy=None)
-        session = AsyncSession(websocket, Core(encodings=(encoding,)))
+        session = AsyncSession(partial(dial, parse_address(server)), Core(encodings=(encoding,)))
         assert (await session.wait_open()).encoding == encoding
         return await prompt_through(server, 5, session)
 
@@ -377,9 +384,9 @@ def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int
         victim.websocket.transport.abort()  # as a process that is killed leaves its socket
         return await other
 
-    before = health(server)["sessions"]
+    before = sessions(server, "connected")
     assert same(run(work()), lone_masks[5])
-    wait_until(lambda: health(server)["sessions"] == before)
+    wait_until(lambda: sessions(server, "connected") == before)
 
 
 def test_a_request_that_comes_twice_is_done_once(server: str) -> None:
