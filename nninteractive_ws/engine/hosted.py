@@ -36,6 +36,10 @@ class HostedSession:
         self.dialogue = make_dialogue(self._wake)
         self._work = asyncio.ensure_future(self._do_requests())
 
+    @property
+    def connected(self) -> bool:
+        return self._one_at_a_time.locked()
+
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._to_send.set)
 

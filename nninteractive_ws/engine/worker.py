@@ -31,16 +31,13 @@ from nninteractive_ws.server.logs import configure_logging
 
 _log = logging.getLogger(__name__)
 
-#: A session that was used in this time is not given up for another's sake: two would take turns at it.
-IDLE_S = 30.0
-
 
 class Worker:
     """One model on one device, and the sessions on it. ``memory``: bytes for images on the host; None: a share of
-    what is free."""
+    what is free. ``idle``: seconds after which a connected session that is not used may be given up for another."""
 
-    def __init__(self, port: int, secret: str, memory: int | None) -> None:
-        self._address, self._secret, self._memory = f"ws://127.0.0.1:{port}", secret, memory
+    def __init__(self, port: int, secret: str, memory: int | None, idle: float) -> None:
+        self._address, self._secret, self._memory, self._idle = f"ws://127.0.0.1:{port}", secret, memory, idle
         self._sessions: dict[str, HostedSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._device: torch.device
@@ -134,8 +131,8 @@ class Worker:
         now = time.monotonic()
         sessions = list(self._sessions.values())  # other threads may add to them meanwhile
         for session in sorted(sessions, key=lambda s: s.dialogue.last_used):
-            idle = now - session.dialogue.last_used >= IDLE_S and not session.dialogue.owns(asker)
-            if idle and session.close_if_idle():
+            used = session.connected and now - session.dialogue.last_used < self._idle
+            if not used and not session.dialogue.owns(asker) and session.close_if_idle():
                 asyncio.run_coroutine_threadsafe(self._end(session, evicted=True), self._loop)
                 return True
         return False
@@ -161,7 +158,7 @@ async def _until_stdin_closes() -> None:
 
 
 async def _main(args: argparse.Namespace, secret: str) -> None:
-    worker = Worker(args.port, secret, args.memory)
+    worker = Worker(args.port, secret, args.memory, args.idle)
     work = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(_until_stdin_closes())
     await asyncio.wait({work, parent}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,6 +177,7 @@ def main() -> None:
     parser.add_argument("--model-folder", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int)
+    parser.add_argument("--idle", type=float, default=30.0)
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()

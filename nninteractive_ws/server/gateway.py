@@ -27,7 +27,7 @@ from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.server import link
 from nninteractive_ws.server.access import TokenFile, bearer_token
 from nninteractive_ws.server.metrics import Metrics, Now
-from nninteractive_ws.server.sessions import Entry, Registry
+from nninteractive_ws.server.sessions import IDLE_S, Entry, Registry
 from nninteractive_ws.server.workers import Worker, WorkerPool
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ PASS_ON_WITHIN_S = 3.0
 @dataclass(frozen=True)
 class Settings:
     """How to serve. ``port`` 0 takes a free one. ``worker``: arguments of the worker processes, one for each of
-    ``devices``. ``linger``: seconds a session is kept without a connection. ``origins``: of the web pages that may
-    use the server."""
+    ``devices``. ``linger``: seconds a session is kept without a connection; ``idle``: seconds after which one that is
+    not used may be given up for another. ``origins``: of the web pages that may use the server."""
 
     worker: tuple[str, ...]
     model_name: str
@@ -58,6 +58,7 @@ class Settings:
     max_sessions: int = 16
     max_sessions_per_user: int = 16
     linger: float = 600.0
+    idle: float = IDLE_S
     token_file: Path | None = None
     tls: ssl.SSLContext | None = None
     origins: tuple[str, ...] = ()
@@ -71,10 +72,18 @@ class Gateway:
         self._tokens = None if settings.token_file is None else TokenFile(settings.token_file)
         self._metrics = Metrics(self._now)
         self._workers = WorkerPool(
-            settings.devices, settings.worker, self._hear, self._lose, self._metrics.worker_restarted
+            settings.devices,
+            (*settings.worker, "--idle", str(settings.idle)),
+            self._hear,
+            self._lose,
+            self._metrics.worker_restarted,
         )
         self._sessions = Registry(
-            settings.max_sessions, settings.max_sessions_per_user, settings.linger, self._tell_to_forget
+            settings.max_sessions,
+            settings.max_sessions_per_user,
+            settings.linger,
+            settings.idle,
+            self._tell_to_forget,
         )
         self._strangers = 0
         self._conversations: set[asyncio.Task[None]] = set()

@@ -13,8 +13,8 @@ from nninteractive_ws.messages import Encoding
 from nninteractive_ws.server.access import new_token
 from nninteractive_ws.server.workers import Worker
 
-#: A connected session that was used in this time keeps its place: two would take turns at it.
-IDLE_S = 60.0
+#: A connected session that was used in this time is not given up for another: two would take turns at it.
+IDLE_S = 30.0
 #: A worker that is asked to give up a session does so, or does not, within this.
 _GIVEN_UP_WITHIN_S = 2.0
 
@@ -39,20 +39,21 @@ class Entry:
     def connected(self) -> bool:
         return self._holder is not None
 
-    @property
-    def idle(self) -> bool:
-        """Whether another session may take its place."""
-        return not self.connected or time.monotonic() - self.last_used >= IDLE_S
-
 
 class Registry:
-    """See the module. ``forget(entry, idle)`` tells the session's worker; ``linger``: seconds a session is kept
-    without a connection."""
+    """See the module. ``linger``: seconds a session is kept without a connection; ``idle``: seconds after which one
+    that is not used may be given up for another; ``forget(entry, idle)`` tells the session's worker."""
 
     def __init__(
-        self, most: int, most_of_a_user: int, linger: float, forget: Callable[[Entry, bool], Awaitable[None]]
+        self,
+        most: int,
+        most_of_a_user: int,
+        linger: float,
+        idle: float,
+        forget: Callable[[Entry, bool], Awaitable[None]],
     ) -> None:
-        self._most, self._most_of_a_user, self._linger, self._forget = most, most_of_a_user, linger, forget
+        self._most, self._most_of_a_user, self._linger, self._idle = most, most_of_a_user, linger, idle
+        self._forget = forget
         self._entries: dict[str, Entry] = {}
         self._forgetting: set[asyncio.Future[None]] = set()
 
@@ -100,7 +101,8 @@ class Registry:
     async def _give_up_one(self, candidates: list[Entry]) -> bool:
         """Let go of the session that was used longest ago, those without a connection first; whether one went."""
         for entry in sorted(candidates, key=lambda e: (e.connected, e.last_used)):
-            if not entry.idle or entry.worker is None:
+            used = entry.connected and time.monotonic() - entry.last_used < self._idle
+            if used or entry.worker is None:
                 continue
             await self._forget(entry, True)
             try:

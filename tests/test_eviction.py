@@ -1,0 +1,124 @@
+"""Sessions that others push out, with the real client: it is told, and comes back with its next request."""
+
+import asyncio
+from collections.abc import Iterator
+import subprocess
+import sys
+from typing import Any
+
+from chain_helpers import LISTENING, health, phantom, run, sessions, wait_until
+import numpy as np
+import pytest
+
+import nninteractive_ws as nni
+from nninteractive_ws.client import events
+from nninteractive_ws.client.aio import AsyncSession
+
+# What the command line has no option for, because nobody should have to think of it.
+SERVE = """
+from nninteractive_ws.engine.catalogue import DEMO, MODEL_FOLDER
+from nninteractive_ws.server.gateway import Settings
+from nninteractive_ws.server.run import run_gateway
+worker = ("--model-name", DEMO, "--model-folder", str(MODEL_FOLDER), "--memory", "50000000")
+run_gateway(Settings(worker, DEMO, port=0, max_sessions=3, idle=1.0))
+"""
+SHAPE = (120, 120, 120)  # the memory holds one such image
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix(LISTENING).strip()
+        try:
+            wait_until(lambda: health(address)["status"] == "ready")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+class Watched:
+    """A session, and what it is told about its connection."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    async def open(self, address: str) -> AsyncSession:
+        return await nni.aconnect(address, on={"connection": self.told.append, "notice": self.told.append})
+
+    @property
+    def states(self) -> list[str]:
+        return [e.code if isinstance(e, events.Notice) else e.state for e in self.told]
+
+
+def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> None:
+    async def work() -> None:
+        first, second = Watched(), Watched()
+        async with await first.open(server) as idle, await second.open(server) as newcomer:
+            await idle.set_image(phantom(5, SHAPE))
+            segment = idle.segment("a")
+            await segment.add_point((60, 60, 60))
+            await segment.add_point((70, 60, 60), positive=False)
+            before = segment.mask.copy()
+            await asyncio.sleep(1.1)
+            await newcomer.set_image(phantom(6, SHAPE))
+            await newcomer.segment("a").add_point((60, 60, 60))
+            await asyncio.to_thread(wait_until, lambda: first.states[-1] == "lost")
+            assert first.states == ["open", "evicted", "lost"]
+            assert first.told[-1].retry_in is None
+            await asyncio.sleep(0.5)
+            assert first.states[-1] == "lost", "it came back without being needed"
+            assert np.array_equal(segment.mask, before)
+            await asyncio.sleep(0.6)
+            await segment.undo()  # and pushes the other one out
+            assert first.states == ["open", "evicted", "lost", "open"]
+            await segment.redo()
+            assert np.array_equal(segment.mask, before)
+            assert second.states[:2] == ["open", "evicted"]
+
+    run(work())
+
+
+def test_a_session_that_works_keeps_its_room(server: str) -> None:
+    async def work() -> None:
+        first = Watched()
+        async with await first.open(server) as busy, await Watched().open(server) as newcomer:
+            await busy.set_image(phantom(5, SHAPE))
+            drawn = np.zeros(SHAPE, bool)
+            drawn[4:-4, 60, 4:-4] = True
+            running = asyncio.ensure_future(busy.segment("a").add_lasso(drawn))
+            await asyncio.sleep(1.5)
+            if not running.done():
+                with pytest.raises(nni.Error) as refused:
+                    await newcomer.set_image(phantom(6, SHAPE))
+                assert refused.value.code == "out_of_memory"
+            assert (await running).voxels == busy.segment("a").mask.sum()
+            assert first.states == ["open"]
+
+    run(work())
+
+
+def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
+    async def work() -> None:
+        watched = [Watched() for _ in range(4)]
+        opened = [await w.open(server) for w in watched[:3]]
+        await opened[0].set_image(phantom(5))
+        await opened[0].segment("a").add_point((30, 30, 30))
+        before = opened[0].segment("a").mask.copy()
+        with pytest.raises(nni.Error) as refused:
+            await watched[3].open(server)
+        assert refused.value.code == "at_capacity"
+        await asyncio.sleep(1.1)
+        opened.append(await watched[3].open(server))
+        evicted = [w for w in watched if "evicted" in w.states]
+        assert evicted == [watched[1]], "not the one that was used longest ago"
+        assert sessions(server, "connected") <= 3
+        await asyncio.sleep(1.1)
+        await opened[0].segment("a").add_point((34, 30, 30))
+        await opened[0].segment("a").undo()
+        assert np.array_equal(opened[0].segment("a").mask, before)
+        for session in opened:
+            await session.close()
+
+    run(work())
