@@ -188,9 +188,10 @@ class Session:
                 raise
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
+            state = "There is no image now" if self._image is None else "The segment is as it was before"
             raise OutOfMemory(
-                f"The server's memory was not enough for this request ({e}). The segment is as it was before; "
-                "a smaller image, a crop around the object for instance, needs less."
+                f"The server's memory was not enough for this request ({e}). {state}; a smaller image, a crop around "
+                "the object for instance, needs less."
             ) from e
         finally:
             with self._lock:
@@ -212,8 +213,14 @@ class Session:
             # The old one goes before the next one is allocated: the two may not fit side by side.
             self._let_go_of_image()
             device = find_room(self._rooms, self, request.shape, self._upstream.num_interaction_channels)
-            self._image = BrickImage(request, device)
-        self._upstream.open_image(self._image_or_raise())
+            try:
+                self._image = BrickImage(request, device)
+                self._upstream.open_image(self._image)
+            except BaseException:
+                self._let_go_of_image()
+                raise
+        else:
+            self._upstream.open_image(self._image)
         self._announce_bricks()
         return Done(id=request.id, timings=self._clock.timings())
 

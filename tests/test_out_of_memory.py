@@ -1,0 +1,103 @@
+"""Memory that really runs out: the operating system refuses it to a process with an engine in it."""
+
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+PROCESS = '''
+import resource
+import sys
+
+import numpy as np
+import torch
+
+sys.path.insert(0, {tests!r})
+from engine_helpers import Client, torso
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.engine.catalogue import DEMO, MODEL_FOLDER
+from nninteractive_ws.engine.device import DeviceThread
+from nninteractive_ws.engine.models import load_model
+from nninteractive_ws.errors import OutOfMemory
+from nninteractive_ws.messages import AddLasso, AddPoint, SetImage, Undo
+from nninteractive_ws import masks
+
+torch.set_num_threads(1)
+SHAPE = (180, 170, 160)
+
+
+def held() -> int:
+    for line in open("/proc/self/status"):
+        if line.startswith("VmSize"):
+            return int(line.split()[1]) * 1024
+
+
+def limit(more: int | None) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if more is None else held() + more, resource.RLIM_INFINITY))
+
+
+device = DeviceThread("cpu")
+model = load_model(DEMO, MODEL_FOLDER, torch.device("cpu"))
+volume = torso(SHAPE)
+drawn = np.zeros(SHAPE, bool)
+drawn[8:-8, 85, 8:-8] = True
+lasso = AddLasso(id=1, segment="a", mask=masks.pack(masks.tight(drawn), "raw"))
+point = AddPoint(id=1, segment="a", point=(90, 85, 80))
+
+quiet = Client(model, device).set_image(volume)
+quiet.send(point)
+first = quiet.journals["a"].mask.copy()
+quiet.send(lasso)
+
+client = Client(model, device).set_image(volume)
+client.send(point)
+refused = 0
+for megabytes in (1, 8, 20, 40):
+    limit(megabytes * 2**20)
+    try:
+        client.send(lasso)
+        worked = True
+    except OutOfMemory as e:
+        worked, refused = False, refused + 1
+        print("refused:", e)
+    finally:
+        limit(None)
+    if worked:
+        client.send(Undo(id=1, segment="a"))
+    assert np.array_equal(client.journals["a"].mask, first), "the segment is not as it was"
+assert refused, "memory never ran out"
+client.send(lasso)
+assert np.array_equal(client.journals["a"].mask, quiet.journals["a"].mask)
+
+limit(200 * 2**20)
+client.journals.clear()
+try:
+    client.send(SetImage(id=1, image="large", shape=(700, 700, 700), dtype="int16", mean=0.0, std=1.0))
+except OutOfMemory as e:
+    print("refused:", e)
+else:
+    raise AssertionError("there was memory for gigabytes")
+finally:
+    limit(None)
+assert client.session._rooms[0].taken == 0, "what is not there takes room"
+client.set_image(volume)
+client.send(point)
+assert np.array_equal(client.journals["a"].mask, first)
+device.close()
+print("survived", refused)
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
+def test_a_request_without_enough_memory_changes_nothing() -> None:
+    code = PROCESS.replace("{tests!r}", repr(str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    assert "survived" in done.stdout
+    refusals = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
+    assert all("memory was not enough" in line for line in refusals)
+    assert "The segment is as it was" in refusals[0]
+    assert "There is no image now" in refusals[-1]
+    assert "1372000000 bytes" in refusals[-1]
