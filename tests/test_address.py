@@ -12,7 +12,16 @@ import pytest
 from websockets.asyncio.client import connect
 
 from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address
-from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error, ForbiddenOrigin, InternalError, Unauthorized
+from nninteractive_ws.errors import (
+    AtCapacity,
+    BadAddress,
+    ConnectionFailed,
+    Error,
+    ForbiddenOrigin,
+    InternalError,
+    ShuttingDown,
+    Unauthorized,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +87,7 @@ def test_no_address(written: str, said: str) -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert Address(False, host, 1).is_loopback is loopback
+    assert Address(False, host, 1).is_literal is (host not in ("localhost", "box"))
 
 
 # ---- why not ----------------------------------------------------------------------------------------------
@@ -173,6 +183,8 @@ def test_a_web_server() -> None:
     [
         (502, "Bad Gateway", ConnectionFailed, "A proxy answers at"),
         (503, "", ConnectionFailed, "reaches no server behind it"),
+        (503, "The server has all of its 16 sessions in use; try again later.\n", AtCapacity, "all of its 16 sessions"),
+        (503, "The server is being stopped.\n", ShuttingDown, "The server is being stopped."),
         (504, "", ConnectionFailed, "is the server running?"),
         (404, '{"detail":"Not Found"}', ConnectionFailed, "looks like the official nnInteractive server"),
         (404, "nothing here", ConnectionFailed, "is not an nninteractive-ws server: HTTP 404. nothing here"),
@@ -187,6 +199,13 @@ def test_an_http_status(status: int, body: str, kind: type[Error], said: str) ->
         error = why_not(address)
     assert type(error) is kind
     assert said in str(error)
+
+
+def test_a_proxys_own_page_is_not_the_servers_word() -> None:
+    with http_server(answers(503, "<html>Service Unavailable</html>", "text/html")) as address:
+        error = why_not(address)
+    assert type(error) is ConnectionFailed
+    assert "A proxy answers at" in str(error)
 
 
 @contextmanager
@@ -228,4 +247,6 @@ def test_other_errors() -> None:
     assert str(explain(OSError("the cable was eaten"), address)) == (
         "The connection to box:99 failed: the cable was eaten."
     )
-    assert "No secure connection" in str(explain(ssl.SSLCertVerificationError("self-signed"), address))
+    assert "box:99 could be made: handshake failure" in str(explain(ssl.SSLError(1, "handshake failure"), address))
+    assert str(explain(ssl.SSLCertVerificationError("odd"), address)).startswith("The certificate of the server")
+    assert 'The name "box" is not known' in str(explain(UnicodeError("label too long"), address))

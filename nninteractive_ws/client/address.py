@@ -162,8 +162,8 @@ def explain(error: BaseException, address: Address) -> Error:
         return _explain_certificate(error, address, where)
     if isinstance(error, ssl.SSLError):
         return ConnectionFailed(
-            f"No secure connection to {where} could be made: {error.reason or error}. If the server does not speak "
-            "TLS, write ws:// instead of wss://."
+            f"No secure connection to {where} could be made: {error}. Does the server speak TLS at this port? "
+            "One that does not is reached with ws://."
         )
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         return ConnectionFailed(f"{where} does not answer. A firewall may be in between, or the machine is off.")
