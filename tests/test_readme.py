@@ -17,8 +17,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_a_python_block_runs(code: str, server: str) -> None:
+def test_a_python_block_runs(code: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ADDRESS in code
+    monkeypatch.chdir(tmp_path)  # for the files it writes
     exec(compile(code.replace(ADDRESS, server), "README.md", "exec"), {"__name__": "readme"})
 
 
