@@ -1,0 +1,184 @@
+"""Long runs. By themselves some seconds; as many minutes as NNINTERACTIVE_WS_SOAK_MINUTES says.
+
+Clients come and go in every way there is, and leave nothing behind: no memory, no thread, no socket. Then the tests
+beside this folder with seeds and inputs that they do not have the time for.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+import itertools
+import os
+import random
+import statistics
+import time
+
+from chain_helpers import health, wait_until
+from engine_helpers import bar_in_a_box
+from faults import Fault, FaultProxy, fault_proxy
+from fuzz_inputs import inputs
+import numpy as np
+import pytest
+from quick_server import QuickServer, count_descriptors, count_threads, quick_server, resident_bytes
+from test_faults import SHAPE, blocking, cancel_through, concurrent, disturb, make_script, polled
+from test_faults import undisturbed as expect
+from test_fuzz import feed, undisturbed
+
+import nninteractive_ws as nni
+from nninteractive_ws.client import reconnect
+
+MINUTES = float(os.environ.get("NNINTERACTIVE_WS_SOAK_MINUTES", "0"))
+#: Of each of the three tests.
+SECONDS = 20 * MINUTES if MINUTES else 6
+#: Long enough for a server to have seen every kind of client several times.
+WARM_UP_S = min(120, SECONDS / 3)
+#: Memory that has been given back stays with the process in part, more or less of it: so the middle of several looks,
+#: as many before as after.
+MAY_GROW, LOOKS = 1.05, 8 if MINUTES else 1
+#: Of asyncio's own pool, in each process: they come when needed, and stay.
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+INPUTS = 50_000 if MINUTES else 100
+
+pytestmark = pytest.mark.timeout(60 * MINUTES + 120)
+
+
+@pytest.fixture(autouse=True)
+def _back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 0.1)
+
+
+@pytest.fixture(scope="module")
+def lingering() -> Iterator[QuickServer]:
+    """Sessions without a client are kept, as they are where nobody says otherwise."""
+    with quick_server("--memory", "2") as server:
+        yield server
+
+
+@pytest.fixture
+def quick() -> Iterator[QuickServer]:
+    """Sessions without a client are over after a second, so that what is left over can be told from what is kept."""
+    with quick_server("--linger", "1", "--memory", "2") as server:
+        yield server
+
+
+# ---- clients that come and go -------------------------------------------------------------------------------
+
+
+def come_and_go(address: str, proxy: FaultProxy, rng: random.Random) -> str:
+    """One client, for a few prompts or none; how it left."""
+    way = rng.choice(("bye", "bye", "cut off and back", "killed", "killed while it predicts", "hello and gone"))
+    if way == "bye":
+        with nni.connect(address) as session:
+            prompt(session, rng, rng.randint(0, 6))
+    elif way == "cut off and back":
+        with nni.connect(proxy.address) as session:
+            proxy.arm(Fault(rng.choice(("cut", "truncate")), "up", rng.randrange(200_000)))
+            prompt(session, rng, rng.randint(1, 6))
+        proxy.disarm()
+    else:
+        leave_without_a_word(proxy, rng, way)
+    return way
+
+
+def prompt(session: nni.Session, rng: random.Random, count: int) -> None:
+    session.set_image(bar_in_a_box())
+    for _ in range(count):
+        segment = session.segment(rng.choice("abc"))
+        segment.add_point(tuple(rng.randrange(n) for n in SHAPE), positive=rng.random() < 0.7)
+
+
+def leave_without_a_word(proxy: FaultProxy, rng: random.Random, way: str) -> None:
+    """As a process that is killed does. Its session is kept for a while."""
+
+    async def work() -> None:
+        session = await nni.aconnect(proxy.address, reconnect_for=0)
+        if way != "hello and gone":
+            await session.set_image(bar_in_a_box())
+            strokes = np.zeros(SHAPE, bool)
+            strokes[4:-4, 30, 28] = True
+            asked = asyncio.ensure_future(session.segment("a").add_scribble(strokes))
+            if way == "killed":
+                await asked
+            else:
+                await asyncio.sleep(rng.uniform(0, 0.3))
+        proxy.cut()
+        await session.close()
+        if way != "hello and gone":
+            await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(work())
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a process has once all sessions have ended."""
+
+    threads: int
+    descriptors: int
+    mebibytes: float
+
+    @classmethod
+    def at(cls, pid: int) -> "Look":
+        return cls(count_threads(pid), count_descriptors(pid), resident_bytes(pid) / 2**20)
+
+
+def middle(looks: Sequence[Look]) -> float:
+    return statistics.median(look.mebibytes for look in looks)
+
+
+def test_clients_come_and_go(quick: QuickServer) -> None:
+    rng, ways = random.Random(0), Counter[str]()
+    pids = {"gateway": quick.pid, "worker": quick.worker}
+    looks: dict[str, list[Look]] = {name: [] for name in pids}
+    with fault_proxy(quick.address) as proxy:
+        for n in range(2 * LOOKS):
+            until = time.monotonic() + (WARM_UP_S if n == 0 else (SECONDS - WARM_UP_S) / (2 * LOOKS - 1))
+            while time.monotonic() < until:
+                ways[come_and_go(quick.address, proxy, rng)] += 1
+            wait_until(lambda: health(quick.address)["sessions"] == 0, timeout=30)
+            for name, pid in pids.items():
+                looks[name].append(Look.at(pid))
+    print(dict(ways))
+    assert quick.worker == pids["worker"]
+    assert "Traceback" not in quick.log.read_text(), quick.log.read_text()[-5000:]
+    for name, found in looks.items():
+        first, last = found[0], found[-1]
+        before, after = middle(found[:LOOKS]), middle(found[LOOKS:])
+        print(f"{name}: {first}, in the end {last}; {before:.0f} MiB and then {after:.0f}")
+        assert last.descriptors <= first.descriptors + 2, name
+        assert last.threads <= first.threads + POOL_THREADS, name
+        if MINUTES:
+            assert after <= MAY_GROW * before, name
+
+
+# ---- more of the same ---------------------------------------------------------------------------------------
+
+
+def test_more_seeds(lingering: QuickServer) -> None:
+    """Networks that fail, for every kind of client."""
+    until = time.monotonic() + SECONDS
+    count, drivers = 30, [(concurrent, 4)]
+    if MINUTES:
+        count, drivers = 200, [(blocking, 1), (concurrent, 6), (polled, 4)]
+    for seed in itertools.count(100):
+        script, rng = make_script(seed, count), random.Random(seed)
+        try:
+            expected = expect(lingering.address, script)
+            for open_driver, at_once in drivers:
+                disturb(lingering, script, expected, rng, open_driver, at_once)
+            cancel_through(lingering, script, rng)
+        except BaseException as e:
+            e.add_note(f"with seed {seed}")
+            raise
+        if time.monotonic() > until:
+            break
+    print(f"{seed - 99} seeds of {count} prompts")
+    assert "Traceback" not in lingering.log.read_text()
+
+
+def test_more_inputs(lingering: QuickServer) -> None:
+    with undisturbed(lingering):
+        seen = asyncio.run(feed(lingering.address, itertools.islice(inputs(seed=2), INPUTS)))
+    print(dict(seen.most_common()))
