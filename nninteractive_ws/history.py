@@ -89,6 +89,30 @@ class Segment:
         self.steps.append(step)
         self.undone.clear()
 
+    def move(self, source: list[Step], target: list[Step], change: Delta, trusted: bool) -> None:
+        """Undo or redo a step: from the end of one list to that of the other, the mask being changed already.
+
+        ``change``: what it did on the other side, which counts, if it can be ``trusted``, where one step was credited
+        with the changes of several. Raises ValueError where there is no such step.
+        """
+        if not source:
+            raise ValueError("a step was undone or redone that was never done")
+        step = source.pop()
+        if not trusted or masks.compose(step.change, change).box is None:
+            target.append(step)
+        else:
+            target.append(Step(step.request, change))
+            self.reconcile()
+
+    def flatten(self, encoding: Encoding) -> None:
+        """Let the history be one step that sets the mask: what any server can restore."""
+        mask = masks.tight(self.composed())
+        self.undone.clear()
+        self.steps.clear()
+        if mask.box is not None:
+            bits = masks.pack(mask, encoding)
+            self.steps.append(Step(SetMask(id=1, segment=self.name, mask=bits), mask))
+
     def flip(self, change: Delta) -> None:
         """Apply a change to the mask and keep count of its voxels."""
         masks.apply(change, self.mask)

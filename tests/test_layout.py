@@ -20,7 +20,8 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "upload", "journal", "core", "address", "reconnect", "dial", "stream", "aio", "blocking", "polled",
+        "events", "given", "upload", "journal", "core", "address", "reconnect", "dial", "stream", "aio", "blocking",
+        "polled",
     ],
     "server": [
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",

@@ -18,17 +18,16 @@ from nninteractive_ws.client.address import parse_address, trust
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial
 from nninteractive_ws.client.events import Event, EventName, Result
+from nninteractive_ws.client.given import Boxlike
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, why_closed
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import ConnectionFailed, Error
-from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
 
 _log = logging.getLogger(__name__)
 
-Boxlike = Sequence[Sequence[int]] | Box
 Callback = Callable[[Any], object]
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from nninteractive_ws.client.address import Found, look_up
-from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Boxlike, Callback, aconnect
+from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
 from nninteractive_ws.client.events import EventName, Result
+from nninteractive_ws.client.given import Boxlike
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed

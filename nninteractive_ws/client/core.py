@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-import math
 import time
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from nninteractive_ws import arrays, masks, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
 from nninteractive_ws.client.events import Event
+from nninteractive_ws.client.given import Boxlike, box_inside, marked, middle, voxel
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.upload import ImageSource, Upload
 from nninteractive_ws.errors import (
@@ -31,12 +31,11 @@ from nninteractive_ws.errors import (
     Error,
     InvalidRequest,
     NoImage,
-    OutOfBounds,
     UnsupportedPrompt,
     WorkerLost,
     error_from_wire,
 )
-from nninteractive_ws.geometry import Box, Index, box_in_volume
+from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.history import Segment, Step, pack_steps
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
@@ -163,28 +162,22 @@ class Core:
 
     def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
         """A click on the voxel ``point`` (i, j, k). Raises NoImage or OutOfBounds."""
-        shape = self._shape()
-        index = _index(point)
-        if not all(0 <= p < n for p, n in zip(index, shape, strict=True)):
-            raise OutOfBounds(f"The point {index} is outside the volume of shape {shape}.")
-        return self._prompt(
-            wire.AddPoint(id=self._next_id(), segment=segment, point=index, positive=positive, run=run), index
-        )
+        index = voxel(point, self._shape())
+        message = wire.AddPoint(id=self._next_id(), segment=segment, point=index, positive=positive, run=run)
+        return self._prompt(message, index)
 
-    def add_bbox(
-        self, segment: str, box: Sequence[Sequence[int]] | Box, *, positive: bool = True, run: bool = True
-    ) -> int:
+    def add_bbox(self, segment: str, box: Boxlike, *, positive: bool = True, run: bool = True) -> int:
         """A half-open box ((i0, i1), (j0, j1), (k0, k1)). Raises NoImage or OutOfBounds."""
-        checked = self._box(box)
+        checked = box_inside(box, self._shape())
         message = wire.AddBbox(id=self._next_id(), segment=segment, box=checked.pairs, positive=positive, run=run)
-        return self._prompt(message, _middle(checked))
+        return self._prompt(message, middle(checked))
 
     def add_scribble(
         self,
         segment: str,
         mask: npt.ArrayLike,
         *,
-        box: Sequence[Sequence[int]] | Box | None = None,
+        box: Boxlike | None = None,
         positive: bool = True,
         run: bool = True,
     ) -> int:
@@ -196,7 +189,7 @@ class Core:
         segment: str,
         mask: npt.ArrayLike,
         *,
-        box: Sequence[Sequence[int]] | Box | None = None,
+        box: Boxlike | None = None,
         positive: bool = True,
         run: bool = True,
     ) -> int:
@@ -208,17 +201,17 @@ class Core:
         segment: str,
         mask: npt.ArrayLike,
         *,
-        box: Sequence[Sequence[int]] | Box | None = None,
+        box: Boxlike | None = None,
         run: bool = False,
     ) -> int:
         """Replace the segment's mask; empty outside ``box``. Raises as above."""
-        given = self._mask(mask, box)
+        given = marked(mask, box, self._shape())
         if given.box is None:
             # What is empty has no smallest box; any voxel says as much.
             given = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
         assert given.box is not None
         bits = masks.pack(given, self._encoding())
-        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, run=run), _middle(given.box))
+        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, run=run), middle(given.box))
 
     def run(self, segment: str) -> int:
         """Predict from the prompts added with ``run`` false."""
@@ -319,33 +312,21 @@ class Core:
             raise NoImage("There is no image yet: call set_image before the first prompt.")
         return self.image.grid.shape
 
-    def _box(self, box: Sequence[Sequence[int]] | Box) -> Box:
-        return box_in_volume(box.pairs if isinstance(box, Box) else box, self._shape())
-
-    def _mask(self, mask: npt.ArrayLike, box: Sequence[Sequence[int]] | Box | None) -> Delta:
-        frame = Box.whole(self._shape()) if box is None else self._box(box)
-        values = np.asarray(mask)
-        if values.shape != frame.shape:
-            raise OutOfBounds(
-                f"The mask has the shape {values.shape} where {frame.shape} is needed: the volume's, or that of box=."
-            )
-        return masks.tight(values != 0, frame.start)
-
     def _add_strokes(
         self,
         kind: type[wire.AddScribble | wire.AddLasso],
         segment: str,
         mask: npt.ArrayLike,
-        box: Sequence[Sequence[int]] | Box | None,
+        box: Boxlike | None,
         positive: bool,
         run: bool,
     ) -> int:
-        strokes = self._mask(mask, box)
+        strokes = marked(mask, box, self._shape())
         if strokes.box is None:
             raise UnsupportedPrompt("The scribble or lasso is empty: it marks no voxel.")
         bits = masks.pack(strokes, self._encoding())
         message = kind(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run)
-        return self._prompt(message, _middle(strokes.box))
+        return self._prompt(message, middle(strokes.box))
 
     # ---- messages -----------------------------------------------------------------------------------------
 
@@ -518,7 +499,7 @@ class Core:
         segment = self.segments.get(waiting.segment or "")
         if segment is None or self._is_obsolete(waiting) or not isinstance(error, UnsupportedPrompt):
             return [events.Failed(None, error)]
-        self._flatten(segment)
+        segment.flatten(self._encoding())
         # Before the requests that follow: they are about the segment, and wait for nothing.
         self._post(self._restoration(segment), None)
         sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({error}); its mask is kept.'
@@ -554,24 +535,13 @@ class Core:
             self._stale.discard(request.segment)
             return
         segment = self.segment(request.segment)
+        trusted = segment.name not in self._stale
         if isinstance(request, wire.Undo):
-            self._move(segment, segment.steps, segment.undone, waiting.change)
+            segment.move(segment.steps, segment.undone, waiting.change, trusted)
         elif isinstance(request, wire.Redo):
-            self._move(segment, segment.undone, segment.steps, waiting.change)
+            segment.move(segment.undone, segment.steps, waiting.change, trusted)
         elif not isinstance(request, wire.Run) or segment.pending():
             segment.append(Step(request, waiting.change))
-
-    def _move(self, segment: Segment, source: list[Step], target: list[Step], change: Delta) -> None:
-        """Undo or redo a step. ``change``: what it did on the server, which counts where a snapshot has
-        credited one step with the change of several."""
-        if not source:
-            raise BadMessage("The server undid or redid a step that it never did.")
-        step = source.pop()
-        if segment.name in self._stale or masks.compose(step.change, change).box is None:
-            target.append(step)
-        else:
-            target.append(Step(step.request, change))
-            segment.reconcile()
 
     def _take_back(self, waiting: _Waiting) -> list[Event]:
         """Undo what previews of an unanswered request have changed: they come again."""
@@ -598,29 +568,6 @@ class Core:
             steps=pack_steps(segment.steps, encoding),
             undone=pack_steps(segment.undone, encoding),
         )
-
-    def _flatten(self, segment: Segment) -> None:
-        """Let the history be one step that sets the mask: what any server can restore."""
-        mask = masks.tight(segment.composed())
-        segment.undone.clear()
-        segment.steps.clear()
-        if mask.box is not None:
-            bits = masks.pack(mask, self._encoding())
-            segment.steps.append(Step(wire.SetMask(id=1, segment=segment.name, mask=bits), mask))
-
-
-def _index(point: Sequence[float]) -> Index:
-    if len(point) != 3:
-        raise OutOfBounds(f"A point has three indices (i, j, k), not {len(point)}.")
-    if not all(math.isfinite(p) for p in point):
-        raise OutOfBounds(f"The point {tuple(point)} is not a voxel: its indices must be finite.")
-    i, j, k = (round(float(p)) for p in point)
-    return i, j, k
-
-
-def _middle(box: Box) -> Index:
-    i, j, k = ((a + b - 1) // 2 for a, b in box)
-    return i, j, k
 
 
 def _renumbered(request: wire.Request, new: int) -> wire.Request:
