@@ -34,7 +34,8 @@ def held() -> int:
 
 
 def limit(more: int | None) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if more is None else held() + more, resource.RLIM_INFINITY))
+    most = resource.RLIM_INFINITY if more is None else held() + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 device = DeviceThread("cpu")
