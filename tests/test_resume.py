@@ -196,6 +196,8 @@ def test_what_the_server_no_longer_keeps_is_fetched_whole(link: Link, monkeypatc
     again = reconnect(link)
     again.settle()
     assert any(isinstance(e, events.MaskDelta) and e.request is None for e in again.happened), "no snapshot came"
+    kinds = [type(e) for e in again.happened]
+    assert kinds.index(events.Done) > kinds.index(events.MaskDelta), "told before the mask is right"
     assert np.array_equal(core.segments["a"].mask, server.session._segments["a"].mask)
     for undo in range(2):
         core.undo("a")

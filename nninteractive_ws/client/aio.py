@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy.typing as npt
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address, trust
@@ -201,11 +202,18 @@ class AsyncSession:
         raise next(e for e in found if isinstance(e, Exception))
 
     async def _write(self, websocket: Connection) -> None:
-        with contextlib.suppress(ConnectionClosed):  # the reader sees it too, with the reason
-            while True:
-                frame = await self._next_frame()
+        while True:
+            frame = await self._next_frame()
+            try:
                 await websocket.send(frame)
-                self.bytes_sent += len(frame)
+            except ConnectionClosed:
+                return  # the reader sees it too, with the reason
+            except AttributeError:
+                # From asyncio in Python 3.11, where bytes waited when the end came.
+                if websocket.state is State.CLOSED:
+                    return
+                raise
+            self.bytes_sent += len(frame)
 
     async def _next_frame(self) -> bytes:
         while True:

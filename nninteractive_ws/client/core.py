@@ -80,7 +80,8 @@ class Core:
         self._options: wire.SetOptions | None = None
         self._session: tuple[str, str] | None = None  # its name and secret, to take it up again
         self._evicted = False
-        self._taken_back: list[Event] = []  # what the next welcome tells of masks that changed meanwhile
+        self._later: list[Event] = []  # what happened between two frames, to be told with the next
+        self._held: dict[str, list[Event]] = {}  # answers about segments whose snapshot is awaited
         self.welcome: wire.Welcome | None = None
         self.image: ImageSource | None = None
         self.segments: dict[str, Segment] = {}
@@ -94,9 +95,9 @@ class Core:
         self._upload = None
         self._evicted = False
         for waiting in self._waiting.values():
-            self._taken_back += self._take_back(waiting)
+            self._later += self._take_back(waiting)
         for name in self._stale:
-            self._taken_back.append(self._rebuild(self.segments[name]))
+            self._later.append(self._rebuild(self.segments[name]))
         session, secret = self._session or (None, None)
         hello = wire.Hello(
             version=protocol.PROTOCOL_VERSION,
@@ -130,9 +131,11 @@ class Core:
         message = protocol.decode_server(data)
         handle = None if message is None else self._HANDLERS.get(type(message))
         try:
-            return [] if handle is None else handle(self, message)
+            happened = [] if handle is None else handle(self, message)
         except (ValueError, InvalidRequest) as e:
             raise BadMessage(f"The server sent a {type(message).__name__} that does not fit: {e}") from e
+        earlier, self._later = self._later, []
+        return earlier + happened
 
     # ---- commands: each returns the request's number ------------------------------------------------------
 
@@ -286,7 +289,7 @@ class Core:
     def _use(self, image: ImageSource | None) -> None:
         self.image = image
         self.segments.clear()
-        self._stale.clear()
+        self._later += self._trust_all()
         self._begin_upload()
 
     def _begin_upload(self) -> None:
@@ -333,8 +336,7 @@ class Core:
     def _on_welcome(self, message: wire.Welcome) -> list[Event]:
         self.welcome = message
         self._session = message.session, message.secret
-        happened, self._taken_back = self._taken_back, []
-        happened.append(events.Connection("open", message))
+        happened: list[Event] = [events.Connection("open", message)]
         return happened + (self._go_on(message) if message.resumed else self._start_anew())
 
     def _go_on(self, welcome: wire.Welcome) -> list[Event]:
@@ -362,8 +364,7 @@ class Core:
 
     def _start_anew(self) -> list[Event]:
         """Bring everything back into a new session, and then send what has no answer, under new ids."""
-        happened: list[Event] = []
-        self._stale.clear()
+        happened = self._trust_all()
         unanswered, self._waiting = [w for w in self._waiting.values() if w.number is not None], {}
         if self._options is not None:
             self._post(_renumbered(self._options, self._next_id()), None)
@@ -444,8 +445,18 @@ class Core:
             masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
         segment.revision, segment.voxels = message.rev, message.voxels
         segment.reconcile()
-        self._stale.discard(segment.name)
-        return [_mask_event(segment, waiting, Box.whole(self._shape()), final=True)]
+        return [
+            _mask_event(segment, waiting, Box.whole(self._shape()), final=True),
+            *self._trust(segment.name),
+        ]
+
+    def _trust(self, segment: str) -> list[Event]:
+        """The mask of a segment is right again, or nobody asks for it: the answers that were held back."""
+        self._stale.discard(segment)
+        return self._held.pop(segment, [])
+
+    def _trust_all(self) -> list[Event]:
+        return [event for segment in list(self._stale) for event in self._trust(segment)]
 
     def _compare_revisions(self, done: wire.Done) -> None:
         """Notice that the last change of all is missing, which no other change would show."""
@@ -471,7 +482,11 @@ class Core:
         result = events.Result(
             waiting.number, message.segment, changed, message.voxels, message.revision, message.timings
         )
-        return [events.Done(result)]
+        done = events.Done(result)
+        if message.segment is not None and message.segment in self._stale:
+            self._held.setdefault(message.segment, []).append(done)  # who is told looks at the mask
+            return []
+        return [done]
 
     def _on_error(self, message: wire.ErrorMessage) -> list[Event]:
         error = error_from_wire(message.code, message.message)
@@ -483,8 +498,7 @@ class Core:
         if waiting is None:
             return []
         if isinstance(waiting.request, wire.GetMask):
-            self._stale.discard(waiting.request.segment)  # the next change of the segment asks again
-            return []
+            return self._trust(waiting.request.segment)  # the next change of the segment asks again
         if isinstance(waiting.request, wire.Restore):
             return self._restore_the_mask(waiting, error)
         if isinstance(waiting.request, wire.SetImage) and not self._is_obsolete(waiting):
@@ -532,7 +546,7 @@ class Core:
             return
         if isinstance(request, wire.RemoveSegment):
             self.segments.pop(request.segment, None)
-            self._stale.discard(request.segment)
+            self._later += self._trust(request.segment)
             return
         segment = self.segment(request.segment)
         trusted = segment.name not in self._stale
