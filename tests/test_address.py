@@ -11,7 +11,7 @@ import threading
 import pytest
 from websockets.asyncio.client import connect
 
-from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address
+from nninteractive_ws.client.address import Address, explain, parse_address
 from nninteractive_ws.errors import (
     AtCapacity,
     BadAddress,
@@ -70,8 +70,6 @@ def test_an_address(written: str, url: str) -> None:
         ("http://[::1", "not an address"),
         ("user:secret@gpu-box", "token"),
         ("ws://:secret@gpu-box:1528", "token"),
-        ("ssh://user@gpu-box", f"ssh -N -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} user@gpu-box`"),
-        ("ssh://user@gpu-box:22", f"ssh -N -L {DEFAULT_PORT}:127.0.0.1:{DEFAULT_PORT} -p 22 user@gpu-box`"),
     ],
 )
 def test_no_address(written: str, said: str) -> None:

@@ -20,8 +20,8 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "given", "upload", "journal", "core", "address", "reconnect", "dial", "stream", "aio", "blocking",
-        "polled",
+        "events", "given", "upload", "journal", "core", "address", "reconnect", "tunnel", "dial", "stream", "aio",
+        "blocking", "polled",
     ],
     "server": [
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import errno
 import ipaddress
 from pathlib import Path
+import re
 import socket
 import ssl
 import threading
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
 
@@ -32,18 +33,33 @@ _SCHEMES = {"": "ws", "ws": "ws", "http": "ws", "wss": "wss", "https": "wss"}
 
 
 @dataclass(frozen=True)
+class SshTarget:
+    """A machine that ssh knows. ``host``: as ssh takes it, with ``user@`` or not; ``port``: of its ssh server, None:
+    as ssh has it; ``server_port``: where our server listens on that machine's loopback."""
+
+    host: str
+    port: int | None = None
+    server_port: int = DEFAULT_PORT
+
+
+@dataclass(frozen=True)
 class Address:
-    """Where a server is. ``path`` begins with a slash."""
+    """Where a server is. ``path`` begins with a slash. ``ssh``: where it is only reached through a tunnel; ``host``
+    and ``port`` are then those on the other side."""
 
     secure: bool
     host: str
     port: int
     path: str = "/"
+    ssh: SshTarget | None = None
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}{self.path}"
+        if self.ssh is not None:
+            user, at, host = self.ssh.host.rpartition("@")
+            port = f":{self.ssh.port}" if self.ssh.port is not None else ""
+            return f"ssh://{user}{at}{_bracketed(host)}{port}/{self.ssh.server_port}"
+        return f"{'wss' if self.secure else 'ws'}://{_bracketed(self.host)}:{self.port}{self.path}"
 
     @property
     def is_literal(self) -> bool:
@@ -60,7 +76,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """An address from ``host``, ``host:port``, ``ws://…``, ``wss://…``, ``http://…`` or ``https://…``.
+    """An address from ``host``, ``host:port``, ``ws://…``, ``wss://…``, ``http://…``, ``https://…`` or
+    ``ssh://[user@]host[:ssh-port][/server-port]``, which is reached through OpenSSH.
 
     No scheme means ws; no port means 1528, or 443 behind https and wss without one; 0.0.0.0, which is where a
     server listens and not where it can be reached, means this machine. Raises BadAddress.
@@ -75,11 +92,8 @@ def parse_address(text: str) -> Address:
     except ValueError as e:
         raise BadAddress(f'"{given}" is not an address: {e}. One looks like gpu-box:1528.') from e
     if parts.scheme == "ssh":
-        target = parts.netloc if port is None else f"-p {port} {parts.netloc.rpartition(':')[0]}"
-        raise BadAddress(
-            f"This release does not open SSH tunnels by itself. Open one with `ssh -N -L {DEFAULT_PORT}:127.0.0.1:"
-            f"{DEFAULT_PORT} {target}` and connect to 127.0.0.1:{DEFAULT_PORT}."
-        )
+        target = _ssh_target(given, parts)
+        return Address(False, "127.0.0.1", target.server_port, ssh=target)
     if parts.scheme not in _SCHEMES or not host or port == 0 or any(c.isspace() for c in host):
         raise BadAddress(
             f'"{given}" is not an address of a server. One looks like gpu-box:1528 or ws://127.0.0.1:1528.'
@@ -90,6 +104,23 @@ def parse_address(text: str) -> Address:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return Address(secure, host, port or (443 if secure else DEFAULT_PORT), parts.path or "/")
+
+
+def _ssh_target(given: str, parts: SplitResult) -> SshTarget:
+    host, user, path = parts.hostname or "", parts.username or "", parts.path.strip("/")
+    # What begins with a hyphen would be an option of ssh's.
+    wrong = not host or parts.port == 0 or any(w.startswith("-") or re.search(r"\s", w) for w in (host, user))
+    if wrong or parts.password or not re.fullmatch(r"\d{0,5}", path) or int(path or 1) not in range(1, 65536):
+        raise BadAddress(
+            f'"{given if not parts.password else "ssh://…"}" is not an address of a server. Behind ssh one looks like '
+            f"ssh://user@gpu-box, or ssh://user@gpu-box:22/{DEFAULT_PORT} with the ports of ssh and of the server; a "
+            "password has no place in it."
+        )
+    return SshTarget(f"{user}@{host}" if user else host, parts.port, int(path or DEFAULT_PORT))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

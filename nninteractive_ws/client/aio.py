@@ -17,13 +17,14 @@ from websockets.protocol import State
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address, trust
 from nninteractive_ws.client.core import Core
-from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial
+from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial, dial_through
 from nninteractive_ws.client.events import Event, EventName, Result
 from nninteractive_ws.client.given import Boxlike
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, why_closed
+from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.client.upload import ImageSource
-from nninteractive_ws.errors import ConnectionFailed, Error
+from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
 
@@ -35,9 +36,11 @@ Callback = Callable[[Any], object]
 class AsyncSession:
     """A session on a server. Made by :func:`aconnect`; close it, or use it with ``async with``."""
 
-    def __init__(self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S) -> None:
+    def __init__(
+        self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
-        self._dial, self._core = dialler, core
+        self._dial, self._core, self._tunnel = dialler, core, tunnel
         self._retries = Retries(reconnect_for, loop.time)
         self._callbacks: dict[str, list[Callback]] = defaultdict(list)
         self._results: dict[int, asyncio.Future[Result]] = {}
@@ -124,6 +127,8 @@ class AsyncSession:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
                 await asyncio.wait_for(self._say_bye(self._websocket), FAREWELL_WITHIN_S)
             await self._websocket.close()
+        if self._tunnel is not None:
+            await asyncio.to_thread(self._tunnel.close)
         self._fail(ConnectionFailed("The session was closed."))
 
     async def _say_bye(self, websocket: Connection) -> None:
@@ -366,22 +371,31 @@ async def aconnect(
     *,
     token: str | None = None,
     ca: str | Path | None = None,
+    start: str | None = None,
     reconnect_for: float = RECONNECT_FOR_S,
     on: "dict[EventName, Callback] | None" = None,
 ) -> AsyncSession:
     """Connect to a server and wait for its welcome, however long it takes to load its model.
 
     ``address``: see :func:`~nninteractive_ws.client.address.parse_address`. ``ca``: a PEM file of certificates
-    to trust instead of the system's, for ``wss://``. ``reconnect_for``: seconds for which a connection that is
-    lost later is tried again before the session is given up; 0: not at all, ``math.inf``: for ever. ``on``:
-    callbacks from the start, for the notice that the model is loading for instance.
+    to trust instead of the system's, for ``wss://``. ``start``: for ``ssh://``, the command that starts a server over
+    there where none answers, such as ``nninteractive-ws serve``; it ends with the session. ``reconnect_for``: seconds
+    for which a connection that is lost later is tried again before the session is given up; 0: not at all,
+    ``math.inf``: for ever. ``on``: callbacks from the start, for the notice that the model is loading for instance.
 
     Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
     UnsupportedVersion.
     """
     where = parse_address(address)
-    dialler = partial(dial, where, token=token, trusting=trust(where, ca))
-    session = AsyncSession(dialler, Core(), reconnect_for)
+    tunnel = None if where.ssh is None else Tunnel(where.ssh)
+    trusting = trust(where, ca)
+    if tunnel is not None:
+        dialler = partial(dial_through, tunnel, start, token=token)
+    elif start is not None:
+        raise BadAddress(f"A server can only be started through ssh, and {where} is reached without it.")
+    else:
+        dialler = partial(dial, where, token=token, trusting=trusting)
+    session = AsyncSession(dialler, Core(), reconnect_for, tunnel)
     try:
         for name, callback in (on or {}).items():
             session.on(name, callback)

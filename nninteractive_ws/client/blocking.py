@@ -255,22 +255,26 @@ def connect(
     *,
     token: str | None = None,
     ca: str | Path | None = None,
+    start: str | None = None,
     reconnect_for: float = RECONNECT_FOR_S,
     on: "dict[EventName, Callback] | None" = None,
 ) -> Session:
     """Connect to a server and wait for its welcome, however long it takes to load its model.
 
-    ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://`` or ``https://``. ``ca``: a PEM file of
-    certificates to trust instead of the system's, for ``wss://``. ``reconnect_for``: seconds for which a connection
-    that is lost later is tried again before the session is given up; 0: not at all, ``math.inf``: for ever.
-    ``on``: callbacks from the start, for the notice that the model is loading for instance.
+    ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://``, ``https://`` or ``ssh://user@host``.
+    ``ca``: a PEM file of certificates to trust instead of the system's, for ``wss://``. ``start``: for ``ssh://``, the
+    command that starts a server over there where none answers, such as ``nninteractive-ws serve``; it ends with the
+    session. ``reconnect_for``: seconds for which a connection that is lost later is tried again before the session
+    is given up; 0: not at all, ``math.inf``: for ever. ``on``: callbacks from the start, for the notice that the
+    model is loading for instance.
 
     Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
     UnsupportedVersion.
     """
     thread = _IOThread()
     try:
-        return Session(thread, thread.wait(aconnect(address, token=token, ca=ca, reconnect_for=reconnect_for, on=on)))
+        opening = aconnect(address, token=token, ca=ca, start=start, reconnect_for=reconnect_for, on=on)
+        return Session(thread, thread.wait(opening))
     except BaseException:
         thread.stop()
         raise

@@ -13,10 +13,13 @@ from nninteractive_ws import protocol
 from nninteractive_ws.client import reconnect
 from nninteractive_ws.client.address import Address, explain
 from nninteractive_ws.client.reconnect import Silence
+from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed
 
 #: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
 FAREWELL_WITHIN_S = 2.0
+#: How often it is looked whether a tunnel is there, and a server that was started; and for how long for the latter.
+_LOOK_AGAIN_S, _START_WITHIN_S = 0.1, 60.0
 #: How often it is looked whether there were signs of life, of the time after which one is asked for.
 _LOOKS = 8
 
@@ -70,6 +73,24 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
         raise explain(e, where) from e
     assert isinstance(connection, Connection)
     return connection
+
+
+async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None = None) -> Connection:
+    """Connect through a tunnel, which is opened where it is not. ``start``: the command that starts a server on the
+    other side where none answers. Raises a sentence, as an Error."""
+    while not tunnel.ready():
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    until = asyncio.get_running_loop().time() + _START_WITHIN_S
+    while True:
+        try:
+            return await dial(tunnel.local, token=token)
+        except ConnectionFailed as e:
+            started = tunnel.server_runs()
+            if not started and start is not None and tunnel.nothing_listens:
+                tunnel.start_server(start)
+            elif not started or asyncio.get_running_loop().time() > until:
+                raise tunnel.explain(e) from e
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 #: Makes a session's next connection. Raises what :func:`dial` does.

@@ -27,6 +27,7 @@ from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, RECONNECT_FOR_S, Retries, Silence, why_closed
 from nninteractive_ws.client.stream import Stream
+from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import ConnectionFailed, Error
 
@@ -189,6 +190,7 @@ class PolledSession:
         self._preparing: Iterator[ImageSource | None] | None = None
         self._journal: Journal | None = None  # for the image that is being prepared
         self._said: list[Event] = []
+        self._tunnel = None if self._address.ssh is None else Tunnel(self._address.ssh)
         self._connection: _Connection | None = None
         self._retry_at: float | None = clock()  # None: with the next request
 
@@ -236,11 +238,17 @@ class PolledSession:
             self._lose(e)
         except (OSError, UnicodeError, WebSocketException) as e:
             opened = self._connection is not None and self._connection.opened
-            self._lose(why_closed(None, None, e) if opened else explain(e, self._address))
+            self._lose(why_closed(None, None, e) if opened else self._explained(e))
         except Exception as e:
             _log.exception("the client failed")
             self._lose(Error(f"The client failed, and the session with it ({e!r}); the log has the details."))
         return True
+
+    def _explained(self, error: Exception) -> Error:
+        if self._tunnel is None:
+            return explain(error, self._address)
+        explained = explain(error, self._tunnel.local)
+        return self._tunnel.explain(explained) if type(explained) is ConnectionFailed else explained
 
     def _prepare(self) -> bool:
         if self._preparing is None:
@@ -270,7 +278,10 @@ class PolledSession:
             self._retries.rested()
         elif self._clock() < self._retry_at:
             return False
-        self._connection = _Connection(self._address, self._token, self._trusting, self._clock)
+        if self._tunnel is not None and not self._tunnel.ready():
+            return False
+        where = self._address if self._tunnel is None else self._tunnel.local
+        self._connection = _Connection(where, self._token, self._trusting, self._clock)
         return True
 
     def _converse(self, connection: _Connection) -> bool:
@@ -325,4 +336,6 @@ class PolledSession:
 
     def _end(self, error: Error) -> None:
         self.closed = True
+        if self._tunnel is not None:
+            self._tunnel.close()
         self._said.append(events.Connection("closed", reason=str(error)))

@@ -1,0 +1,282 @@
+"""ssh:// addresses, through a real sshd on loopback with keys of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import getpass
+import os
+from pathlib import Path
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from chain_helpers import health, phantom, run, wait_until
+import numpy as np
+import psutil
+import pytest
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors
+from nninteractive_ws.client import events
+from nninteractive_ws.client.address import SshTarget, parse_address
+from nninteractive_ws.client.tunnel import Tunnel
+
+SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
+
+needs_sshd = pytest.mark.skipif(
+    SSHD is None or shutil.which("ssh") is None or sys.platform != "linux", reason="needs OpenSSH's client and server"
+)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+class Sshd:
+    """An sshd for this user alone. ``home``: what ssh takes for the user's home; in it, the client's configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        for name in ("host_key", "user_key", "stranger_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+        (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
+        (folder / "known_hosts").write_text(
+            f"[127.0.0.1]:{self.port} {' '.join((folder / 'host_key.pub').read_text().split()[:2])}\n"
+        )
+        (folder / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host_key'}\n"
+            f"AuthorizedKeysFile {folder / 'authorized_keys'}\nPidFile none\nStrictModes no\nUsePAM no\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
+        )
+        self.client()
+
+    def client(self, key: str = "user_key", known: str = "known_hosts") -> None:
+        """Write the client's configuration, which a test may have changed."""
+        (self.folder / "client").write_text(
+            f"Host gpu-box\n  HostName 127.0.0.1\n  Port {self.port}\n  User {getpass.getuser()}\n"
+            f"  IdentityFile {self.folder / key}\n  IdentitiesOnly yes\n  IdentityAgent none\n"
+            f"  UserKnownHostsFile {self.folder / known}\n  GlobalKnownHostsFile /dev/null\n"
+            "  StrictHostKeyChecking yes\n"
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd as root drops its privileges
+        command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        with (self.folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
+            try:
+                wait_until(lambda: _listens(self.port), 10)
+                yield
+            finally:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.terminate()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    made = Sshd(tmp_path)
+    # An ssh in front of the path that reads the test's configuration in the place of the user's.
+    front = tmp_path / "bin" / "ssh"
+    front.parent.mkdir()
+    front.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path / "client"} "$@"\n')
+    front.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{front.parent}{os.pathsep}{os.environ['PATH']}")
+    with made.running():
+        yield made
+
+
+def ssh_processes() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "-N" in p.cmdline()]
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+# ---- addresses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("ssh://gpu-box", SshTarget("gpu-box")),
+        ("ssh://anna@gpu-box", SshTarget("anna@gpu-box")),
+        ("ssh://anna@gpu-box:2222", SshTarget("anna@gpu-box", 2222)),
+        ("ssh://anna@gpu-box:2222/1600", SshTarget("anna@gpu-box", 2222, 1600)),
+        ("ssh://gpu-box/1600/", SshTarget("gpu-box", None, 1600)),
+        ("ssh://[::1]:22", SshTarget("::1", 22)),
+    ],
+)
+def test_addresses(text: str, target: SshTarget) -> None:
+    address = parse_address(text)
+    assert address.ssh == target
+    assert parse_address(str(address)).ssh == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://a b", "ssh://a@-b", "ssh://host/abc",
+     "ssh://host/70000", "ssh://anna:secret@host", "ssh://host:0"],
+)  # fmt: skip
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(errors.BadAddress) as refused:
+        parse_address(text)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_is_only_started_through_ssh() -> None:
+    with pytest.raises(errors.BadAddress, match="through ssh"):
+        nni.connect("127.0.0.1:1", start="nninteractive-ws serve")
+
+
+# ---- connections ------------------------------------------------------------------------------------------
+
+
+@needs_sshd
+def test_prompts_through_ssh_which_is_killed(sshd: Sshd, server: str) -> None:
+    told: list[Any] = []
+    address = f"ssh://gpu-box/{port_of(server)}"
+    with nni.connect(address, on={"connection": told.append}) as session:
+        session.set_image(phantom())
+        segment = session.segment("a")
+        segment.add_point((30, 30, 28))
+        first = segment.mask.copy()
+        (ssh,) = ssh_processes()
+        assert "secret" not in " ".join(ssh.cmdline())
+        ssh.kill()
+        segment.add_point((40, 30, 28), positive=False)
+        segment.undo()
+        assert np.array_equal(segment.mask, first)
+        assert [e.state for e in told] == ["open", "lost", "open"]
+        assert told[-1].welcome.resumed
+        (again,) = ssh_processes()
+        assert again.pid != ssh.pid
+    assert ssh_processes() == []
+
+
+@needs_sshd
+def test_the_polled_driver_through_ssh(sshd: Sshd, server: str) -> None:
+    session = nni.PolledSession(f"ssh://gpu-box/{port_of(server)}")
+    session.set_image(phantom())
+    happened: list[Any] = []
+    asked = False
+    until = time.monotonic() + 60
+    while not any(isinstance(e, events.Done) and e.result.segment for e in happened):
+        assert time.monotonic() < until
+        happened += session.poll()
+        if not asked and any(isinstance(e, events.ImageProgress) for e in happened):
+            asked = bool(session.core.add_point("a", (30, 30, 28)))
+            ssh_processes()[0].send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    assert session.core.segments["a"].mask.any()
+    session.close()
+    wait_until(lambda: not ssh_processes(), 10)
+
+
+@needs_sshd
+def test_a_server_is_started_and_ended(sshd: Sshd) -> None:
+    port = free_port()
+    command = f"{sys.executable} -m nninteractive_ws serve --model demo --log-level critical"
+    with nni.connect(f"ssh://gpu-box/{port}", start=command) as session:
+        assert health(f"ws://127.0.0.1:{port}")["model"] == "demo"
+        session.set_image(phantom())
+        assert session.segment("a").add_point((30, 30, 28)).voxels
+    wait_until(lambda: not _listens(port), 20)
+
+
+@needs_sshd
+def test_a_server_that_cannot_be_started(sshd: Sshd) -> None:
+    with pytest.raises(
+        errors.ConnectionFailed, match=r"could not be started on gpu-box \(status 127\).*no-such-command"
+    ):
+        nni.connect(f"ssh://gpu-box/{free_port()}", start="no-such-command serve")
+    assert ssh_processes() == []
+
+
+# ---- errors in words --------------------------------------------------------------------------------------
+
+
+def refusal(address: str) -> errors.ConnectionFailed:
+    """What the asyncio driver says; the polled one must say the same."""
+    with pytest.raises(errors.ConnectionFailed) as refused:
+        run(nni.aconnect(address))
+    polled = nni.PolledSession(address)
+    happened: list[Any] = []
+    wait_until(lambda: happened.extend(polled.poll()) or polled.closed, 30)
+    (failed,) = [e for e in happened if isinstance(e, events.Failed)]
+    assert type(failed.error) is type(refused.value)
+    assert str(failed.error) == str(refused.value)
+    assert ssh_processes() == []
+    return refused.value
+
+
+@needs_sshd
+def test_nothing_listens_there(sshd: Sshd) -> None:
+    port = free_port()
+    assert f"nothing listens at port {port} there" in str(refusal(f"ssh://gpu-box/{port}"))
+
+
+@needs_sshd
+def test_an_unknown_host_key(sshd: Sshd, server: str) -> None:
+    sshd.client(known="nobody")
+    refused = refusal(f"ssh://gpu-box/{port_of(server)}")
+    assert isinstance(refused, errors.Untrusted)
+    assert "Run `ssh gpu-box` once" in str(refused)
+
+
+@needs_sshd
+def test_permission_denied(sshd: Sshd, server: str) -> None:
+    sshd.client(key="stranger_key")
+    assert "does not let you in" in str(refusal(f"ssh://gpu-box/{port_of(server)}"))
+
+
+@needs_sshd
+def test_no_ssh_server_there(sshd: Sshd) -> None:
+    assert "No ssh server listens at 127.0.0.1" in str(refusal(f"ssh://127.0.0.1:{free_port()}"))
+
+
+@needs_sshd
+def test_a_name_that_nobody_knows(sshd: Sshd) -> None:
+    assert "not known to ssh" in str(refusal("ssh://no-such-machine.invalid"))
+
+
+def test_no_ssh_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no ssh on this machine" in str(refusal("ssh://gpu-box"))
+
+
+@needs_sshd
+def test_a_port_that_is_taken_is_chosen_again(sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = iter([taken.getsockname()[1]])
+        real = socket.create_server
+
+        class Taken:
+            def __enter__(self) -> socket.socket:
+                return taken
+
+            def __exit__(self, *_: object) -> None: ...
+
+        monkeypatch.setattr(
+            "nninteractive_ws.client.tunnel.socket.create_server",
+            lambda where: Taken() if next(chosen, None) else real(where),
+        )
+        tunnel = Tunnel(SshTarget("gpu-box", None, port_of(server)))
+        # Another program's port takes connections too: ssh ends a moment later.
+        wait_until(lambda: tunnel.ready() and tunnel.local.port != taken.getsockname()[1], 20)
+        tunnel.close()
