@@ -1,0 +1,189 @@
+"""Where things are in a volume: world and voxel coordinates, slice views, strokes and outlines as masks.
+
+One order of axes, everywhere in this module: **an array index is IJK**. ``volumeArray(volume)[i, j, k]`` is the voxel
+that Slicer calls (i, j, k), although Slicer's own arrays are KJI; it is a view of the same memory with its axes turned
+round, never a copy, and nninteractive_ws takes any order in memory. Voxel centres have whole coordinates. World
+coordinates are RAS, in millimetres.
+"""
+
+from collections.abc import Sequence
+
+from nninteractive_ws import Box
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+#: A slice is orthogonal to an axis where no index along that axis changes by more than this part of the others.
+_TILT = 1e-3
+
+
+def volumeArray(volume):
+    """The voxels of a volume node as (i, j, k): a view. Raises ValueError where it has none, or several components."""
+    image = volume.GetImageData()
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    if scalars is None or scalars.GetNumberOfTuples() == 0:
+        raise ValueError("The volume has no voxels.")
+    if scalars.GetNumberOfComponents() != 1:
+        raise ValueError("The volume has several values for each voxel (a colour image?); a scalar volume is needed.")
+    return vtk_to_numpy(scalars).reshape(image.GetDimensions()[::-1]).T
+
+
+def matrixArray(matrix):
+    """A vtkMatrix4x4 as a 4 x 4 float array: a copy."""
+    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+
+
+def ijkToLocal(volume):
+    """The 4 x 4 array from IJK to the volume's own coordinates, before any parent transform."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    return matrixArray(matrix)
+
+
+def transformBetween(source, target):
+    """From one node's parent transform to another's; None stands for the world. A vtkGeneralTransform."""
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, transform)
+    return transform
+
+
+def linearBetween(source, target):
+    """The same as a 4 x 4 array, or None where the way is not linear."""
+    for node in (source, target):
+        if node is not None and not node.IsTransformToWorldLinear():
+            return None
+    matrix = vtk.vtkMatrix4x4()
+    slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(source, target, matrix)
+    return matrixArray(matrix)
+
+
+def worldToIJK(volume, point):
+    """The voxel coordinates, floats, of a point of the world."""
+    local = transformBetween(None, volume.GetParentTransformNode()).TransformPoint(tuple(point))
+    return (np.linalg.inv(ijkToLocal(volume)) @ [*local, 1.0])[:3]
+
+
+def ijkToWorld(volume, ijk):
+    """The point of the world, floats, of voxel coordinates."""
+    local = (ijkToLocal(volume) @ [*ijk, 1.0])[:3]
+    return np.array(transformBetween(volume.GetParentTransformNode(), None).TransformPoint(tuple(local)))
+
+
+def voxelAt(volume, point):
+    """The voxel (i, j, k) at a point of the world, or None outside the volume."""
+    voxel = tuple(int(n) for n in np.floor(worldToIJK(volume, point) + 0.5))
+    return voxel if all(0 <= v < n for v, n in zip(voxel, volume.GetImageData().GetDimensions(), strict=True)) else None
+
+
+# ---- slice views ----------------------------------------------------------------------------------------------
+
+
+def xyToWorld(sliceNode, x, y):
+    """The point of the world at a pixel of a slice view, counted from its lower left corner."""
+    return (matrixArray(sliceNode.GetXYToRAS()) @ [x, y, 0.0, 1.0])[:3]
+
+
+def xyToIJK(sliceNode, volume, x, y):
+    """The voxel coordinates, floats, at a pixel of a slice view."""
+    return worldToIJK(volume, xyToWorld(sliceNode, x, y))
+
+
+def sliceAxis(sliceNode, volume):
+    """The axis (0, 1, 2) of the volume that a slice view is orthogonal to; None: it is oblique to all of them.
+
+    Also None where the volume is under a transform that is not linear: its slices are then not flat.
+    """
+    worldToLocal = linearBetween(None, volume.GetParentTransformNode())
+    if worldToLocal is None:
+        return None
+    toIJK = np.linalg.inv(ijkToLocal(volume)) @ worldToLocal @ matrixArray(sliceNode.GetXYToRAS())
+    right, up = np.abs(toIJK[:3, 0]), np.abs(toIJK[:3, 1])
+    for axis in range(3):
+        if right[axis] <= _TILT * right.max() and up[axis] <= _TILT * up.max():
+            return axis
+    return None
+
+
+# ---- prompts as boxes and masks in a slice ----------------------------------------------------------------------
+
+
+def boxBetween(shape, corner, opposite):
+    """The box of the voxels from one corner to another, two points in voxel coordinates; cut to the volume's shape,
+    None where nothing is left."""
+    a, b = (np.floor(np.asarray(p, float) + 0.5).astype(int) for p in (corner, opposite))
+    low, high = np.minimum(a, b), np.maximum(a, b) + 1
+    return Box.from_pairs(list(zip(low.tolist(), high.tolist(), strict=True))).clip(shape)
+
+
+def brushStroke(shape, axis, points, thickness: Sequence[float]):
+    """A stroke in the slice orthogonal to ``axis``: the mask, bool, of a box, and the box; None outside the volume.
+
+    ``points``: its path in voxel coordinates, (n, 3); all lie in the slice of the first. ``thickness``: in voxels along
+    each axis of the volume; along ``axis`` a stroke is one voxel thick. A stroke along a row is exactly that wide.
+    """
+    points = np.asarray(points, float)
+    across = [a for a in range(3) if a != axis]
+    width = np.array([max(1, round(thickness[a])) for a in across])
+    # The middle of an even number of voxels lies between two of them.
+    path = np.where(width % 2, np.floor(points[:, across] + 0.5), np.floor(points[:, across]) + 0.5)
+    start = np.floor(path.min(axis=0) - width / 2).astype(int)
+    plane = np.zeros(np.ceil(path.max(axis=0) + width / 2).astype(int) + 1 - start, bool)
+    ends = path if len(path) > 1 else np.repeat(path, 2, axis=0)
+    for a, b in zip(ends[:-1] - start, ends[1:] - start, strict=True):
+        _drawLine(plane, a, b, width / 2)
+    return _placed(shape, axis, points, plane, start)
+
+
+def filledOutline(shape, axis, points):
+    """The inside of an outline in the slice orthogonal to ``axis``: as :func:`brushStroke`. None also where it is so
+    small that it holds the centre of no voxel. Parts that the outline goes around twice are inside."""
+    points = np.asarray(points, float)
+    path = points[:, [a for a in range(3) if a != axis]]
+    start = np.floor(path.min(axis=0)).astype(int)
+    plane = _windings(path - start, np.ceil(path.max(axis=0)).astype(int) + 1 - start) != 0
+    return _placed(shape, axis, points, plane, start)
+
+
+def _drawLine(plane, a, b, reach):
+    """Set the pixels within an ellipse of the radii ``reach`` around the line from a to b."""
+    low = np.maximum(np.floor(np.minimum(a, b) - reach).astype(int), 0)
+    high = np.minimum(np.ceil(np.maximum(a, b) + reach).astype(int) + 1, plane.shape)
+    u = (np.arange(low[0], high[0])[:, None] - a[0]) / reach[0]
+    v = (np.arange(low[1], high[1])[None, :] - a[1]) / reach[1]
+    du, dv = (b - a) / reach
+    length = du * du + dv * dv
+    along = np.clip((u * du + v * dv) / length, 0, 1) if length else 0.0
+    distance = (u - along * du) ** 2 + (v - along * dv) ** 2
+    plane[low[0] : high[0], low[1] : high[1]] |= distance < 1
+
+
+def _windings(path, size):
+    """How often a closed path goes around the centre of each pixel."""
+    windings = np.zeros(size, int)
+    rows = np.arange(size[0])
+    columns = np.arange(size[1])
+    for (u0, v0), (u1, v1) in zip(path, np.roll(path, -1, axis=0), strict=True):
+        turn = 1 if u1 > u0 else -1
+        crossed = rows[(rows >= min(u0, u1)) & (rows < max(u0, u1))]
+        if len(crossed):
+            crossing = v0 + (crossed - u0) / (u1 - u0) * (v1 - v0)
+            windings[crossed] += turn * (columns[None, :] < crossing[:, None])
+    return windings
+
+
+def _placed(shape, axis, points, plane, start):
+    """A mask in a plane as a mask in the volume, cut to the volume and to what is set."""
+    index = int(np.floor(points[0, axis] + 0.5))
+    set_ = [np.flatnonzero(plane.any(axis=1 - a)) for a in range(2)]
+    if len(set_[0]) == 0:
+        return None
+    spans = [(int(s[0] + o), int(s[-1] + 1 + o)) for s, o in zip(set_, start, strict=True)]
+    spans.insert(axis, (index, index + 1))
+    box = Box.from_pairs(spans).clip(shape)
+    if box is None:
+        return None
+    inPlane = [slice(lo, hi) for lo, hi in box.pairs]
+    del inPlane[axis]
+    crop = plane[tuple(slice(s.start - o, s.stop - o) for s, o in zip(inPlane, start, strict=True))]
+    return (np.expand_dims(crop, axis), box) if crop.any() else None
