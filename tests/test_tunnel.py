@@ -200,6 +200,34 @@ def test_a_server_is_started_and_ended(sshd: Sshd) -> None:
 
 
 @needs_sshd
+def test_the_commands_through_ssh(sshd: Sshd, server: str, tmp_path: Path) -> None:
+    def doctor(address: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "nninteractive_ws", "doctor", address]
+        environment = {**os.environ, "COLUMNS": "200"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        return done.returncode, " ".join(done.stdout.split())
+
+    status, said = doctor(f"ssh://gpu-box/{port_of(server)}")
+    assert status == 0, said
+    assert "lets gpu-box be reached" in said
+    assert "model demo" in said
+    port = free_port()
+    status, said = doctor(f"ssh://gpu-box/{port}")
+    assert status == 1
+    assert f"nothing listens at port {port} there" in said
+    image = tmp_path / "image.nrrd"
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(phantom()), str(image))
+    command = [sys.executable, "-m", "nninteractive_ws", "segment", str(image), "--point", "28,30,30"]
+    command += ["-o", str(tmp_path / "mask.nrrd"), "--server", f"ssh://gpu-box/{port}"]
+    command += ["--start", f"{sys.executable} -m nninteractive_ws serve --model demo --log-level critical"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nrrd"))).any()
+
+
+@needs_sshd
 def test_a_server_that_cannot_be_started(sshd: Sshd) -> None:
     with pytest.raises(
         errors.ConnectionFailed, match=r"could not be started on gpu-box \(status 127\).*no-such-command"

@@ -20,7 +20,8 @@ from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, pars
 from nninteractive_ws.client.aio import aconnect
 from nninteractive_ws.client.dial import dial
 from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, why_closed
-from nninteractive_ws.errors import Error
+from nninteractive_ws.client.tunnel import Tunnel
+from nninteractive_ws.errors import ConnectionFailed, Error
 
 _PINGS = 5
 
@@ -55,25 +56,41 @@ def doctor(
 
 async def _examine(url: str, ca: Path | None) -> list[Finding]:
     findings: list[Finding] = []
-    started = time.monotonic()
+    step, started = "address", time.monotonic()
+    tunnel: Tunnel | None = None
     try:
         address = parse_address(url)
-        findings.append(Finding("address", str(address), time.monotonic() - started))
-        steps: dict[str, Callable[[], Awaitable[str]]] = {
-            "name and connection": lambda: _reach(address),
-            "round trip": lambda: _round_trip(address, ca),
-            "session": lambda: _session(address, ca),
+        findings.append(Finding(step, str(address), time.monotonic() - started))
+        if address.ssh is not None:
+            step, started, tunnel = "ssh", time.monotonic(), Tunnel(address.ssh)
+            findings.append(Finding(step, await _open(tunnel), time.monotonic() - started))
+            address = tunnel.local
+        steps: dict[str, Callable[[Address, Path | None], Awaitable[str]]] = {
+            "name and connection": _reach,
+            "round trip": _round_trip,
+            "session": _session,
         }
-        for step, look in steps.items():
-            started = time.monotonic()
-            findings.append(Finding(step, await look(), time.monotonic() - started))
+        for name, look in steps.items():
+            step, started = name, time.monotonic()
+            findings.append(Finding(step, await look(address, ca), time.monotonic() - started))
     except Error as e:
-        names = ("address", "name and connection", "round trip", "session")
-        findings.append(Finding(names[len(findings)], str(e), time.monotonic() - started, fine=False))
+        explained: Error = e
+        if tunnel is not None and step != "ssh" and isinstance(e, ConnectionFailed):
+            explained = tunnel.explain(e)
+        findings.append(Finding(step, str(explained), time.monotonic() - started, fine=False))
+    finally:
+        if tunnel is not None:
+            tunnel.close()
     return findings
 
 
-async def _reach(address: Address) -> str:
+async def _open(tunnel: Tunnel) -> str:
+    while not tunnel.ready():
+        await asyncio.sleep(0.05)
+    return f"lets {tunnel.target.host} be reached, and forwards a port to {tunnel.target.server_port} there"
+
+
+async def _reach(address: Address, _ca: Path | None) -> str:
     try:
         async with asyncio.timeout(OPEN_WITHIN_S):
             _, writer = await asyncio.open_connection(address.host, address.port)

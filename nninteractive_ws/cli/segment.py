@@ -44,8 +44,19 @@ def segment(
         Words, typer.Option(metavar="I:I,J:J,K:K", help="A box around the object in one slice; stops not included.")
     ] = None,
     name: Annotated[str, typer.Option(help="The name of the segment.")] = "segment",
-    server: Annotated[str | None, typer.Option(help="The address of a server; without it one is started here.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="The address of a server, also ssh://user@gpu-box; without it one is started here."),
+    ] = None,
     ca: Ca = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="For an ssh:// address: starts a server over there where none answers, and ends it afterwards; such "
+            "as 'nninteractive-ws serve'.",
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="What that one serves: see `serve --help`.")] = None,
 ) -> None:
     """Segment one object of an image: boxes are given first, then points, then negative points.
@@ -66,7 +77,7 @@ def segment(
     try:
         volume = read_volume(image)
         points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in clicks]
-        _segment(volume, boxes, points, output, name, server, ca, model)
+        _segment(volume, boxes, points, output, name, server, ca, start, model)
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
 
@@ -79,6 +90,7 @@ def _segment(
     name: str,
     server: str | None,
     ca: Path | None,
+    start: str | None,
     model: str | None,
 ) -> None:
     started = time.monotonic()
@@ -86,7 +98,7 @@ def _segment(
     with (
         session_progress() as progress,
         _server(server, model, progress) as address,
-        connect(address, token=token, ca=ca, on=progress.callbacks) as session,
+        connect(address, token=token, ca=ca, start=start, on=progress.callbacks) as session,
     ):
         progress.say("looking at the image")
         session.set_image(volume.voxels)
