@@ -17,6 +17,8 @@ NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted",
 
 # Bounds that a decoder checks by itself; those that depend on the image are the engine's.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+#: Of a segment that is restored: with room to grow from there.
+Revision = Annotated[int, Meta(ge=0, le=2**52)]
 RequestId = Annotated[int, Meta(ge=1, le=2**53)]
 Coordinate = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -213,7 +215,7 @@ class Restore(Message, frozen=True, kw_only=True, tag="restore"):
 
     id: RequestId
     segment: Name
-    revision: Count
+    revision: Revision
     steps: Annotated[list[Step], Meta(max_length=100_000)] = []
     undone: Annotated[list[Step], Meta(max_length=100_000)] = []
 

@@ -62,6 +62,7 @@ def number(text: str) -> float:
 WORDS: dict[str, Any] = {
     "id": messages.RequestId,
     "count": messages.Count,
+    "revision": messages.Revision,
     "coordinate": messages.Coordinate,
     "size": messages.Size,
     "checksum": messages.Checksum,

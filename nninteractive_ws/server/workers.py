@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 import hmac
 import logging
+import os
 import secrets
 import sys
 
@@ -23,6 +24,11 @@ RESTART_AFTER_S = 1.0
 END_WITHIN_S = 3.0
 #: A worker that ends while it loads its model may have had bad luck, with the memory for instance; but not for ever.
 MOST_ENDS_WHILE_LOADING = 3
+
+
+# glibc's malloc gives every thread an arena of its own, which keeps what was freed: with a thread for each session that
+# comes and goes, memory would grow by hundreds of megabytes.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class WorkerFailed(Exception):
@@ -80,7 +86,7 @@ class Worker:
         self._secret = secrets.token_urlsafe(32)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "nninteractive_ws.engine.worker", "--port", str(port), *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, env={**_ENVIRONMENT, **os.environ},
         )  # fmt: skip
         assert process.stdin is not None
         # Through the pipe, which stays open: the worker ends when it closes, however this process ends.
