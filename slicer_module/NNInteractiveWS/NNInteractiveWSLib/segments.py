@@ -1,0 +1,214 @@
+"""What the session computes becomes what the scene shows, and what a hand has changed there is found.
+
+The Segment Editor's settings are honoured: overwrite mode, masking, intensity range; and locked segments. So a segment
+may show less than the session's mask, and lose voxels to another one. A :class:`_Book` for each segment tells what it
+showed last, where that differs from the session's mask, and what it took from whom: a voxel that a segment gives up, by
+undo, a later prompt or a cancelled preview, goes back to the segment that it was taken from.
+"""
+
+from dataclasses import dataclass, field
+
+from nninteractive_ws.masks import tight
+import numpy as np
+import slicer
+
+from . import geometry
+from .sparse import SparseMask
+
+#: On a segment: its voxels are never taken by another one, and it takes no prompts.
+LOCKED_TAG = "NNInteractiveWS.locked"
+
+
+@dataclass
+class _Book:
+    """``known``: what the scene showed after the last change made here. ``withheld``: where that is not the session's
+    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps."""
+
+    known: SparseMask = field(default_factory=SparseMask)
+    withheld: SparseMask = field(default_factory=SparseMask)
+    taken: dict = field(default_factory=dict)
+    version: tuple | None = None
+
+
+class Segments:
+    """``labelmaps``: the segments' voxels. ``editorNode``: the vtkMRMLSegmentEditorNode whose settings count, or None
+    for its defaults (all other segments are overwritten, editing is allowed everywhere)."""
+
+    def __init__(self, labelmaps, editorNode=None):
+        self.labelmaps, self.editorNode = labelmaps, editorNode
+        self.books: dict[str, _Book] = {}
+
+    def apply(self, segmentID, box, mask, *, undoing=False):
+        """Show a change of the session's mask of a segment: ``mask`` is what it is now in ``box``, bool.
+
+        What did not change in the session is left alone, also where the scene shows something else.
+        ``undoing``: voxels may be given up where masking would not allow it. Returns the ids of the segments whose
+        voxels were written.
+        """
+        book = self._book(segmentID)
+        change = tight(book.known.read(box) ^ book.withheld.read(box) ^ mask, box.start)
+        if change.box is None:
+            return []
+        frame, flips = change.box, change.flips
+        mask = mask[frame.within(box).slices]
+        before = book.known.read(frame)
+        allowed = self._allowed(segmentID, frame)
+        appearing = flips & mask & ~before & allowed
+        leaving = flips & ~mask & before & (allowed | undoing)
+        with _VersionsKept(self):
+            written = self._write(segmentID, frame, appearing, leaving)
+        after = (before | appearing) & ~leaving
+        book.known.write(frame, after)
+        book.withheld.write(frame, after ^ mask)
+        self._passOn(segmentID, frame, flips & ~mask & ~before)
+        return written
+
+    def changedByHand(self, segmentID):
+        """What the scene shows and was not written here: a Delta to flip, or None. Takes no time unless the segment's
+        labelmap was touched; otherwise as long as it takes to read it once."""
+        book = self._book(segmentID)
+        version = self.labelmaps.version(segmentID)
+        if book.version == version:
+            return None
+        extent = self.labelmaps.extent(segmentID)
+        region = book.known.box if extent is None else extent.union(book.known.box)
+        book.version = version
+        if region is None:
+            return None
+        change = tight(self.labelmaps.read(segmentID, region) ^ book.known.read(region), region.start)
+        return None if change.box is None else change
+
+    def acceptByHand(self, segmentID, change):
+        """The session's mask is going to have this change that was made by hand: it is not to be written again."""
+        book = self._book(segmentID)
+        book.known.flip(change.box, change.flips)
+        for taken in book.taken.values():
+            taken.clear(change.box, change.flips)
+
+    def expect(self, segmentID, mask):
+        """Begin with a session's mask, bool, of the volume's shape, that the scene shows already but for what the book
+        withholds; what else differs was changed by hand."""
+        book = self._book(segmentID)
+        book.known = SparseMask.of(tight(mask))
+        if book.withheld.box is not None:
+            book.known.flip(book.withheld.box, book.withheld.bits)
+        book.version = None
+
+    def forget(self, segmentID):
+        """The segment is not there any more, or the session begins anew with it."""
+        self.books.pop(segmentID, None)
+        for book in self.books.values():
+            book.taken.pop(segmentID, None)
+
+    def mask(self, segmentID, box):
+        """The session's mask in a box, as far as it has been shown here."""
+        book = self._book(segmentID)
+        return book.known.read(box) ^ book.withheld.read(box)
+
+    def locked(self, segmentID):
+        segment = self.labelmaps.segmentation.GetSegment(segmentID)
+        return segment is not None and segment.HasTag(LOCKED_TAG)
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def _book(self, segmentID):
+        return self.books.setdefault(segmentID, _Book())
+
+    def _write(self, segmentID, box, appearing, leaving):
+        book, labelmaps = self._book(segmentID), self.labelmaps
+        written = [segmentID]
+        shown = labelmaps.read(segmentID, box) & leaving
+        labelmaps.erase(segmentID, box, leaving)
+        for other, taken in list(book.taken.items()):
+            back = taken.read(box) & shown
+            taken.clear(box, leaving)
+            if back.any() and labelmaps.has(other):
+                self._giveBack(other, box, back)
+                written.append(other)
+        for other in self._overwritten(segmentID):
+            theirs = labelmaps.read(other, box) & appearing
+            if theirs.any():
+                self._take(book, other, box, theirs)
+                written.append(other)
+        labelmaps.add(segmentID, box, appearing)
+        return written
+
+    def _take(self, book, other, box, theirs):
+        self.labelmaps.erase(other, box, theirs)
+        book.taken.setdefault(other, SparseMask()).set(box, theirs)
+        if other in self.books:
+            loser = self.books[other]
+            known = loser.known.read(box) & theirs
+            loser.known.flip(box, known)
+            loser.withheld.flip(box, known)
+
+    def _giveBack(self, other, box, back):
+        self.labelmaps.add(other, box, back)
+        if other in self.books:
+            owner = self.books[other]
+            # The rest was painted by hand and is not known to the session yet.
+            known = back & owner.withheld.read(box) & ~owner.known.read(box)
+            owner.known.flip(box, known)
+            owner.withheld.flip(box, known)
+
+    def _passOn(self, segmentID, box, gone):
+        """The segment gives up voxels that another one shows: they do not come back to it, but to whom it had them
+        from."""
+        book = self._book(segmentID)
+        for holder, other in self.books.items():
+            if segmentID not in other.taken or holder == segmentID:
+                continue
+            passed = other.taken[segmentID].read(box) & gone
+            other.taken[segmentID].clear(box, passed)
+            for first, taken in book.taken.items():
+                if first != holder and (taken.read(box) & passed).any():
+                    other.taken.setdefault(first, SparseMask()).set(box, taken.read(box) & passed)
+        for taken in book.taken.values():
+            taken.clear(box, gone)
+
+    # ---- the Segment Editor's settings --------------------------------------------------------------------------
+
+    def _overwritten(self, segmentID):
+        """The segments that lose the voxels that this one gains."""
+        others = [other for other in self.labelmaps.ids() if other != segmentID]
+        mode = slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments
+        if self.editorNode is not None:
+            mode = self.editorNode.GetOverwriteMode()
+        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
+            return []
+        display = self.labelmaps.node.GetDisplayNode()
+        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments and display is not None:
+            return [other for other in others if display.GetSegmentVisibility(other)]
+        return others
+
+    def _allowed(self, segmentID, box):
+        allowed = np.ones(box.shape, bool)
+        for other in self._overwritten(segmentID):
+            if self.locked(other):
+                allowed &= ~self.labelmaps.read(other, box)
+        node = self.editorNode
+        if node is None:
+            return allowed
+        if node.GetMaskMode() != slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
+            allowed &= self.labelmaps.editable(segmentID, box, node.GetMaskMode(), node.GetMaskSegmentID())
+        if node.GetSourceVolumeIntensityMask():
+            low, high = node.GetSourceVolumeIntensityMaskRange()
+            voxels = geometry.volumeArray(self.labelmaps.volume)[box.slices]
+            allowed &= (voxels >= low) & (voxels <= high)
+        return allowed
+
+
+class _VersionsKept:
+    """What is written inside is not taken for a change by hand, in any segment that was unchanged before."""
+
+    def __init__(self, segments):
+        self._segments = segments
+
+    def __enter__(self):
+        books, labelmaps = self._segments.books, self._segments.labelmaps
+        # A segment with which nothing was done yet is empty here, and its labelmap is looked at once.
+        self._current = [name for name, book in books.items() if book.version == labelmaps.version(name)]
+
+    def __exit__(self, *_):
+        for name in self._current:
+            self._segments.books[name].version = self._segments.labelmaps.version(name)
