@@ -6,6 +6,7 @@ is not installed, these tests are skipped.
 
 from pathlib import Path
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -47,7 +48,13 @@ def new_scene():
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
-    scene.kept = [application]
+    # Where a scene file is unpacked when it is read.
+    cache = slicer.vtkCacheManager()
+    cache.SetRemoteCacheDirectory(tempfile.mkdtemp(prefix="scene-"))
+    manager = slicer.vtkDataIOManager()
+    manager.SetCacheManager(cache)
+    scene.SetDataIOManager(manager)
+    scene.kept = [application, cache, manager]
     for name in (
         "vtkSlicerVolumesLogic",
         "vtkSlicerMarkupsLogic",
