@@ -123,8 +123,6 @@ def message_of(rng: random.Random, kind: type[msgspec.Struct]) -> dict[str, Any]
     elif kind is wire.SetImage:
         # One that fits, that is: hostile shapes are made elsewhere.
         found["shape"] = [rng.randint(1, 40) for _ in range(3)]
-    elif kind is wire.Restore:
-        found["revision"] = rng.randrange(100)  # with the greatest there is, the next change could not be told
     elif kind in (wire.Bits, wire.AddBbox):
         found["box"] = box = _box(rng)
         found |= bits(rng, box) if kind is wire.Bits else {}
