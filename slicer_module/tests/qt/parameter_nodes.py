@@ -1,0 +1,103 @@
+"""A stand-in for ``slicer.parameterNodeWrapper``: a class whose attributes live in a parameter node of the scene.
+
+Of the original's types it has bool, int, float, str and MRML nodes, of its widgets the plain Qt ones. A widget belongs
+to the parameter that its dynamic property ``SlicerParameterName`` names.
+"""
+
+import typing
+
+import qt
+import slicer
+import vtk
+
+_CONNECTORS = {
+    # type: for each widget class, its property and the signal that tells of a change
+    bool: {qt.QCheckBox: ("checked", "toggled(bool)"), qt.QPushButton: ("checked", "toggled(bool)")},
+    int: {qt.QSpinBox: ("value", "valueChanged(int)"), qt.QSlider: ("value", "valueChanged(int)")},
+    float: {qt.QDoubleSpinBox: ("value", "valueChanged(double)")},
+    str: {
+        qt.QLineEdit: ("text", "textChanged(QString)"),
+        qt.QComboBox: ("currentText", "currentTextChanged(QString)"),
+    },
+}
+
+
+def parameterNodeWrapper(cls):
+    """Make the annotated attributes of a class parameters: ``cls(parameterNode)`` reads and writes the node."""
+    types = typing.get_type_hints(cls)
+    for name, kind in types.items():
+        isNode = isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode)
+        setattr(cls, name, _nodeProperty(name) if isNode else _valueProperty(name, kind, getattr(cls, name, kind())))
+    cls.__init__ = _init
+    cls.allParameters = types
+    cls.connectGui = _connectGui
+    cls.disconnectGui = _disconnectGui
+    cls.AddObserver = lambda self, *arguments: self.parameterNode.AddObserver(*arguments)
+    cls.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
+    return cls
+
+
+def _init(self, parameterNode):
+    self.parameterNode = parameterNode
+    self._connections = {}
+
+
+def _nodeProperty(name):
+    return property(
+        lambda self: self.parameterNode.GetNodeReference(name),
+        lambda self, node: self.parameterNode.SetNodeReferenceID(name, node.GetID() if node else None),
+    )
+
+
+def _valueProperty(name, kind, default):
+    def read(self):
+        text = self.parameterNode.GetParameter(name) if self.parameterNode.HasParameter(name) else str(default)
+        return text == "True" if kind is bool else kind(text)
+
+    def write(self, value):
+        if type(value) is not kind:
+            raise TypeError(f"{name} is a {kind.__name__}, not {value!r}")
+        self.parameterNode.SetParameter(name, str(value))
+
+    return property(read, write)
+
+
+def _connectGui(self, ui):
+    """Keep widgets and parameters equal, both ways; ``ui`` as ``slicer.util.childWidgetVariables`` makes it."""
+    bound = []
+    for widget in vars(ui).values():
+        name = widget.property("SlicerParameterName")
+        if name:
+            prop, signal = _connector(self.allParameters[name], widget)
+            bound.append((widget, prop, signal, name))
+
+    def show(caller=None, event=None):
+        for widget, prop, _, name in bound:
+            if getattr(widget, prop) != getattr(self, name):
+                setattr(widget, prop, getattr(self, name))
+
+    show()
+    receivers = []
+    for widget, prop, signal, name in bound:
+
+        def store(_, widget=widget, prop=prop, name=name):
+            setattr(self, name, getattr(widget, prop))
+
+        widget.connect(signal, store)
+        receivers.append((widget, signal, store))
+    tag = self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, show)
+    self._connections[tag] = receivers
+    return tag
+
+
+def _disconnectGui(self, tag):
+    self.parameterNode.RemoveObserver(tag)
+    for widget, signal, receiver in self._connections.pop(tag):
+        widget.disconnect(signal, receiver)
+
+
+def _connector(kind, widget):
+    for cls, connector in _CONNECTORS[kind].items():
+        if isinstance(widget, cls):
+            return connector
+    raise TypeError(f"no {kind.__name__} can be shown in {widget.className()} {widget.objectName!r}")

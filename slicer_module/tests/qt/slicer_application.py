@@ -1,0 +1,252 @@
+"""A stand-in for the Slicer application around the real scene, logics and ``slicer.util`` of slicer-core.
+
+:func:`install` gives Python the modules that the application brings (``ctk``, ``slicer.ScriptedLoadableModule``,
+``slicer.i18n``, ``slicer.parameterNodeWrapper``); an :class:`Application` is one started Slicer.
+"""
+
+from pathlib import Path
+import sys
+import types
+import unittest
+
+import parameter_nodes
+import qt
+import slicer
+import standins
+import vtk
+
+
+class ScriptedLoadableModule:
+    """What a module says of itself. ``parent``: where it says it, see :meth:`Application.createModule`."""
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.moduleName = type(self).__name__
+        slicer.selfTests[self.moduleName] = self.runTest
+
+    def resourcePath(self, name):
+        return str(Path(self.parent.path).parent / "Resources" / name)
+
+    def runTest(self, msec=100, **kwargs):
+        test = getattr(sys.modules[self.__module__], f"{self.moduleName}Test")()
+        test.messageDelay = msec
+        test.runTest(**kwargs)
+
+
+class ScriptedLoadableModuleWidget:
+    """A module's panel, in ``parent``; the application calls ``setup()``, ``enter()``, ``exit()`` and ``cleanup()``."""
+
+    def __init__(self, parent):
+        self.moduleName = type(self).__name__.removesuffix("Widget")
+        self.developerMode = False
+        self.parent = parent
+        self.layout = parent.layout()
+        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
+
+    def resourcePath(self, name):
+        return str(Path(slicer.util.modulePath(self.moduleName)).parent / "Resources" / name)
+
+    def setup(self):
+        pass
+
+    def cleanup(self):
+        pass
+
+    def _onModuleAboutToBeUnloaded(self, moduleName):
+        if moduleName == self.moduleName:
+            self.cleanup()
+            slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
+
+
+class ScriptedLoadableModuleLogic:
+    """A module's logic: it has one parameter node in a scene."""
+
+    def __init__(self, parent=None):
+        self.moduleName = type(self).__name__.removesuffix("Logic")
+
+    def getParameterNode(self):
+        node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node is None:
+            node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
+            node.UnRegister(None)
+            node.SetSingletonTag(self.moduleName)
+            node.SetModuleName(self.moduleName)
+            node.SetName(slicer.mrmlScene.GenerateUniqueName(self.moduleName))
+            node = slicer.mrmlScene.AddNode(node)
+        node.SetAttribute("ModuleName", self.moduleName)
+        return node
+
+
+class ScriptedLoadableModuleTest(unittest.TestCase):
+    """A module's own test, run by the application. ``messages``: what it would have shown meanwhile."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.messageDelay = 0
+        self.messages = []
+
+    def delayDisplay(self, message, requestedDelay=None, msec=None):
+        self.messages.append(message)
+        slicer.app.processEvents()
+
+    def runTest(self):
+        pass
+
+
+class _ModuleManager(qt.QObject):
+    moduleAboutToBeUnloaded = qt.Signal("QString")
+
+
+class Application:
+    """What ``slicer.app`` answers. What is not here is asked of the real QApplication."""
+
+    applicationName = "Slicer"
+    majorVersion, minorVersion = 5, 12
+
+    def __init__(self, folder):
+        """``folder``: where the settings are kept."""
+        self._qApplication = qt.QApplication.instance()
+        self._qApplication.setOrganizationName("NA-MIC")
+        self._qApplication.setApplicationName("Slicer")
+        qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
+        qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(folder))
+        self.temporaryPath = str(folder)
+        self._moduleManager = _ModuleManager()
+        self._logic, self._moduleLogics = _applicationLogic()
+        self._scene = self._logic.GetMRMLScene()
+        self._layoutManager = standins.qSlicerLayoutManager(self._scene, self._logic)
+        self._window = qt.QMainWindow()
+        self._window.objectName = "qSlicerMainWindow"
+        self._window.setCentralWidget(self._layoutManager)
+        self._panel = qt.QDockWidget("Module", self._window)
+        self._window.addDockWidget(qt.Qt.LeftDockWidgetArea, self._panel)
+        self._modules = {}
+
+    def start(self):
+        """Be the application that the module ``slicer`` speaks of."""
+        slicer.app, slicer.mrmlScene, slicer.selfTests = self, self._scene, {}
+        slicer.modules = types.SimpleNamespace(
+            **{name: types.SimpleNamespace(logic=lambda x=logic: x) for name, logic in self._moduleLogics.items()}
+        )
+        standins.ctkMessageBox.answers.clear()
+        standins.ctkMessageBox.asked.clear()
+        self._window.show()
+        self._window.activateWindow()
+        self.processEvents()
+
+    def quit(self):
+        for name in list(self._modules):
+            self.unloadModule(name)
+        self._window.close()
+        self._scene.Clear(True)
+        self._window.deleteLater()
+        self._qApplication.sendPostedEvents(None, qt.QEvent.DeferredDelete)
+        self.processEvents()
+        for name in ("app", "mrmlScene", "selfTests", "modules"):
+            delattr(slicer, name)
+
+    def __getattr__(self, name):
+        return getattr(self._qApplication, name)
+
+    def applicationLogic(self):
+        return self._logic
+
+    def mrmlScene(self):
+        return self._scene
+
+    def layoutManager(self):
+        return self._layoutManager
+
+    def moduleManager(self):
+        return self._moduleManager
+
+    def mainWindow(self):
+        return self._window
+
+    def testingEnabled(self):
+        return False  # where it is true, slicer.util asks the user nothing
+
+    def settings(self):
+        return qt.QSettings()
+
+    def userSettings(self):
+        return qt.QSettings()
+
+    def processEvents(self):
+        self._qApplication.processEvents()
+
+    # ---- modules ------------------------------------------------------------------------------------------
+
+    def createModule(self, python):
+        """Load a module from its Python module; its widget after ``setup()``, in the window's panel, not entered.
+        ``python``: has ``__file__``, and the classes <name>, <name>Widget, where <name> is its own name."""
+        name = python.__name__
+        about = types.SimpleNamespace(path=python.__file__, title=name)
+        self._modules[name] = getattr(python, name)(about)
+        setattr(slicer.modules, name.lower(), about)
+        parent = standins.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        parent.setMRMLScene(self._scene)
+        self._panel.setWidget(parent)
+        widget = getattr(python, f"{name}Widget")(parent)
+        about.widgetRepresentation = lambda: types.SimpleNamespace(self=lambda: widget)
+        widget.setup()
+        self.processEvents()
+        return widget
+
+    def unloadModule(self, name):
+        self._moduleManager.moduleAboutToBeUnloaded.emit(name)
+        del self._modules[name]
+
+
+def _applicationLogic():
+    """The application's logic with its scene, and the logics of the modules that Slicer itself has, by name."""
+    scene = slicer.vtkMRMLScene()
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(scene)
+    application.GetColorLogic().SetMRMLScene(scene)
+    application.GetColorLogic().AddDefaultColorNodes()
+    application.SetSliceLogics(vtk.vtkCollection())
+    application.SetViewLogics(vtk.vtkCollection())
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
+    moduleLogics = {}
+    for name in ("Volumes", "Markups", "SubjectHierarchyModule", "SegmentationsModule"):
+        logic = getattr(slicer, f"vtkSlicer{name}Logic")()
+        logic.SetMRMLApplicationLogic(application)
+        logic.SetMRMLScene(scene)
+        application.SetModuleLogic(name.removesuffix("Module"), logic)
+        moduleLogics[name.removesuffix("Module").lower()] = logic
+    crosshair = slicer.vtkMRMLCrosshairNode()
+    crosshair.SetCrosshairName("default")
+    scene.AddNode(crosshair)
+    return application, moduleLogics
+
+
+def install():
+    """Put what the application brings where Python imports it from."""
+    qt.QUiLoader = standins.UiLoader
+    sys.modules["ctk"] = _module("ctk", **standins.CTK_WIDGETS)
+    for name, cls in standins.WIDGETS.items():
+        setattr(slicer, name, cls)
+    classes = (
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleWidget,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+    )
+    names = {cls.__name__: cls for cls in classes}
+    _submodule("ScriptedLoadableModule", **names, __all__=list(names))
+    _submodule("i18n", tr=lambda text: text, translate=lambda context, text: text)
+    _submodule("parameterNodeWrapper", parameterNodeWrapper=parameter_nodes.parameterNodeWrapper)
+
+
+def _submodule(name, **contents):
+    module = _module(f"slicer.{name}", **contents)
+    sys.modules[module.__name__] = module
+    setattr(slicer, name, module)
+
+
+def _module(name, **contents):
+    module = types.ModuleType(name, f"A stand-in for {name}.")
+    vars(module).update(contents)
+    return module
