@@ -42,7 +42,7 @@ _HARMLESS = "This plugin does not support"
 
 
 def pytest_report_header(config):
-    return f"slicer_module/tests/qt: {f'skipped, {_missing}' if _missing else 'on PythonQt'}"
+    return f"slicer_module/tests/widget: {f'skipped, {_missing}' if _missing else 'on PythonQt'}"
 
 
 class _Skipped(pytest.Module):
