@@ -191,9 +191,12 @@ def explain(error: BaseException, address: Address) -> Error:
         return ConnectionFailed(f'The name "{address.host}" is not known ({error}). Check its spelling, or the VPN.')
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(error, address, where)
-    if isinstance(error, ssl.SSLError):
+    # A server without TLS takes the beginning of it for nonsense, and hangs up.
+    hung_up = isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
+    if isinstance(error, ssl.SSLError) or (address.secure and hung_up):
+        said = str(error) or "the server hung up"
         return ConnectionFailed(
-            f"No secure connection to {where} could be made: {error}. Does the server speak TLS at this port? "
+            f"No secure connection to {where} could be made: {said}. Does the server speak TLS at this port? "
             "One that does not is reached with ws://."
         )
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
@@ -206,7 +209,7 @@ def explain(error: BaseException, address: Address) -> Error:
     if isinstance(error, InvalidMessage | InvalidHandshake | EOFError):
         hint = "" if address.secure else " If it is one that speaks TLS, write wss:// in front of the address."
         return ConnectionFailed(f"What answers at {where} is not an nninteractive-ws server ({error}).{hint}")
-    return ConnectionFailed(f"The connection to {where} failed: {error}.")
+    return ConnectionFailed(f"The connection to {where} failed: {str(error) or type(error).__name__}.")
 
 
 # OpenSSL's X509_V_ERR_…
