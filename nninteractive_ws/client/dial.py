@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+import socket
 import ssl
 from typing import Any, NoReturn
 
@@ -32,6 +33,11 @@ class Connection(ClientConnection):
         super().__init__(*arguments, **options)
         self._silence = Silence(self.loop.time)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, reconnect.SEND_BUFFER_BYTES)
+        super().connection_made(transport)
+
     def data_received(self, data: bytes) -> None:
         self._silence.broken()
         super().data_received(data)
@@ -42,13 +48,13 @@ class Connection(ClientConnection):
         try:
             while True:
                 await asyncio.sleep(reconnect.PING_EVERY_S / _LOOKS)
-                unsent, before = self.transport.get_write_buffer_size(), unsent
-                if unsent < before:
+                if self.transport.get_write_buffer_size() != unsent:
                     self._silence.broken()
                 if self._silence.ask_now() and self.protocol.state is State.OPEN:
                     # Not by ping(), which waits until the system takes the bytes. That may be never.
                     self.protocol.send_ping(b"")
                     self.send_data()
+                unsent = self.transport.get_write_buffer_size()
         except ConnectionFailed:
             self.transport.abort()  # a polite end would be waited for
             raise

@@ -25,6 +25,9 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 15.0
 STEADY_AFTER_S = 5.0
 #: The gateway computes nothing and answers at once, so that silence means that it cannot be reached.
 PING_EVERY_S, PONG_WITHIN_S = 10.0, 20.0
+#: What the system has taken and not yet delivered cannot be seen, and a ping waits behind it. So that is limited: to
+#: what a link of 250 kbit/s delivers before it is taken for dead. It is enough for 5 MB/s at a round trip of 100 ms.
+SEND_BUFFER_BYTES = 512 * 1024
 
 _NOT_UNDERSTOOD = (CloseCode.PROTOCOL_ERROR, CloseCode.UNSUPPORTED_DATA, CloseCode.INVALID_DATA)
 

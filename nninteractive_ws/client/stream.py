@@ -7,7 +7,7 @@ import socket
 import ssl
 
 from nninteractive_ws.client.address import Address, Found, look_up
-from nninteractive_ws.client.reconnect import OPEN_WITHIN_S
+from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, SEND_BUFFER_BYTES
 
 # What an operation that would have to wait says, without and with TLS.
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -96,6 +96,7 @@ class Stream:
             self._socket = socket.socket(family, socket.SOCK_STREAM)
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self._socket.connect(where)
         except BlockingIOError:
             pass
