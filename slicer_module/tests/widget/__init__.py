@@ -1,1 +1,1 @@
-"""A package, so that its conftest is another module than that of the folder above. Not called qt, which it would hide."""
+"""A package, so that its conftest is another module than the one above. Not called qt, because it would hide that."""

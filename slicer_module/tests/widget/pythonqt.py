@@ -20,9 +20,7 @@ def load() -> types.ModuleType:
     path = _extension_path()
     if not path.exists():
         raise NotBuilt(f"PythonQt is not built for this Python (run {BUILD_SCRIPT.name} in slicer_module/qt_host)")
-    # Windows that exist in memory only. Without these two, Qt wants a display, and warns of a missing folder.
-    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(path.parent))
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # windows in memory, no display needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PythonQt imports a deprecated module of Python's
         host = _import("_pythonqt_host", path)

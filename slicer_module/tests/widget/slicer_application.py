@@ -108,6 +108,7 @@ class Application:
         self._qApplication = qt.QApplication.instance()
         self._qApplication.setOrganizationName("NA-MIC")
         self._qApplication.setApplicationName("Slicer")
+        qt.QApplication.setFont(qt.QFont("DejaVu Sans", 9))  # of the size it has on a desktop
         qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
         qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(folder))
         self.temporaryPath = str(folder)
