@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PROCESS = '''
+PROCESS = """
 import resource
 import sys
 
@@ -87,7 +87,7 @@ client.send(point)
 assert np.array_equal(client.journals["a"].mask, first)
 device.close()
 print("survived", refused)
-'''
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
