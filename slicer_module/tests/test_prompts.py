@@ -124,6 +124,7 @@ def test_a_reset_hides_what_came_before(marks):
 def test_prompts_on_their_way(scene, marks):
     node = marks.place("point", "A", True, [(1, 2, 3)])
     marks.sync("A", 0, 0, 0)
+    marks.forgetAnswered()
     assert scene.IsNodePresent(node)
     marks.forgetUnanswered()
     assert not scene.IsNodePresent(node)
@@ -133,7 +134,7 @@ def test_segmentations_do_not_share_marks(scene, volume, marks):
     other = Prompts(scene, scene.AddNewNodeByClass("vtkMRMLSegmentationNode"), volume)
     placed(marks)
     placed(other, count=1)
-    other.forget()
+    other.forgetAnswered()
     assert len(marks.marks()) == 3
     assert other.marks() == []
 

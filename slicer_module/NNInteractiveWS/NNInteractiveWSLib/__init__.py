@@ -1,5 +1,15 @@
-"""What the module is made of. Only ``widget`` needs Qt; everything else works on MRML alone.
+"""What the module is made of. Only the widget needs Qt; everything here works on MRML alone.
 
-A module imports only what stands above it: ``geometry``, ``labelmaps``, ``segments``, ``prompts``, ``sceneState``,
-``logic``.
+A module imports only what stands above it:
+
+``geometry``      world and voxel coordinates, slice views, strokes and outlines as masks
+``labelmaps``     a segmentation's segments as arrays of a volume's voxels
+``sparse``        masks that are mostly empty
+``segments``      the session's masks in the scene, beside other segments; changes made by hand
+``prompts``       prompts as marks in the scene
+``sceneState``    what the scene keeps of a session
+``work``          these together, for one segmentation on one volume
+``status``        what happens, in words
+``conversation``  requests that wait, are sent and answered; the connection; the image
+``logic``         what the widget talks to
 """

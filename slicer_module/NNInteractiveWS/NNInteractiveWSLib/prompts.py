@@ -88,10 +88,16 @@ class Prompts:
                 node.SetAttribute(_PREFIX + "undone", None if first <= number < done else "1")
                 node.GetDisplayNode().SetVisibility(segmentID == self._selected and not _undone(node))
 
-    def forget(self, segmentID=None):
-        """Remove the marks of a segment, or of all."""
+    def forget(self, segmentID):
+        """Remove the marks of a segment."""
         for node in self.marks(segmentID):
             self.scene.RemoveNode(node)
+
+    def forgetAnswered(self):
+        """Remove all marks but those of prompts that are on their way."""
+        for node in self.marks():
+            if numberOf(node) != _WITHOUT_NUMBER:
+                self.scene.RemoveNode(node)
 
     def forgetUnanswered(self):
         """Remove the marks of prompts that were on their way, when the scene was saved or the session closed."""

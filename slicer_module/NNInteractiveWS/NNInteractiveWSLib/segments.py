@@ -1,7 +1,7 @@
 """What the session computes becomes what the scene shows, and what a hand has changed there is found.
 
 The Segment Editor's settings are honoured: overwrite mode, masking, intensity range; and locked segments. So a segment
-may show less than the session's mask, and lose voxels to another one. A :class:`_Book` for each segment tells what it
+may show less than the session's mask, and lose voxels to another one. A :class:`Book` for each segment tells what it
 showed last, where that differs from the session's mask, and what it took from whom: a voxel that a segment gives up, by
 undo, a later prompt or a cancelled preview, goes back to the segment that it was taken from.
 """
@@ -20,7 +20,7 @@ LOCKED_TAG = "NNInteractiveWS.locked"
 
 
 @dataclass
-class _Book:
+class Book:
     """``known``: what the scene showed after the last change made here. ``withheld``: where that is not the session's
     mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps."""
 
@@ -36,7 +36,7 @@ class Segments:
 
     def __init__(self, labelmaps, editorNode=None):
         self.labelmaps, self.editorNode = labelmaps, editorNode
-        self.books: dict[str, _Book] = {}
+        self.books: dict[str, Book] = {}
 
     def apply(self, segmentID, box, mask, *, undoing=False):
         """Show a change of the session's mask of a segment: ``mask`` is what it is now in ``box``, bool.
@@ -72,18 +72,26 @@ class Segments:
             return None
         extent = self.labelmaps.extent(segmentID)
         region = book.known.box if extent is None else extent.union(book.known.box)
+        if region is not None:
+            change = tight(self.labelmaps.read(segmentID, region) ^ book.known.read(region), region.start)
+            if change.box is not None:
+                return change
         book.version = version
-        if region is None:
-            return None
-        change = tight(self.labelmaps.read(segmentID, region) ^ book.known.read(region), region.start)
-        return None if change.box is None else change
+        return None
 
     def acceptByHand(self, segmentID, change):
         """The session's mask is going to have this change that was made by hand: it is not to be written again."""
         book = self._book(segmentID)
         book.known.flip(change.box, change.flips)
+        book.version = self.labelmaps.version(segmentID)
         for taken in book.taken.values():
             taken.clear(change.box, change.flips)
+
+    def refuseByHand(self, segmentID, change):
+        """The session did not take an accepted change after all: it is found again."""
+        book = self._book(segmentID)
+        book.known.flip(change.box, change.flips)
+        book.version = None
 
     def expect(self, segmentID, mask):
         """Begin with a session's mask, bool, of the volume's shape, that the scene shows already but for what the book
@@ -112,7 +120,7 @@ class Segments:
     # ---- writing ------------------------------------------------------------------------------------------------
 
     def _book(self, segmentID):
-        return self.books.setdefault(segmentID, _Book())
+        return self.books.setdefault(segmentID, Book())
 
     def _write(self, segmentID, box, appearing, leaving):
         book, labelmaps = self._book(segmentID), self.labelmaps

@@ -1,0 +1,338 @@
+"""The panel: what is pressed and drawn goes to the logic, what the logic says is shown. Nothing here waits."""
+
+import os
+
+import qt
+import slicer
+import vtk
+
+from .shortcuts import Shortcuts
+from .views import ViewTool
+
+try:
+    from slicer.i18n import tr as _
+except ImportError:
+
+    def _(text):
+        return text
+
+
+#: The tools' buttons, what the views call them, and the kinds of prompt of which a model must know one.
+_TOOLS = {
+    "pointButton": ("point", {"point"}),
+    "boundingBoxButton": ("box", {"bbox2d", "bbox3d"}),
+    "scribbleButton": ("scribble", {"scribble"}),
+    "lassoButton": ("lasso", {"lasso"}),
+}
+_POSITIVE, _NEGATIVE = (0.3, 0.9, 0.4), (1.0, 0.3, 0.3)
+_BUSY_MS, _IDLE_MS = 10, 100
+_KEPT_SERVERS = 10
+_SETTINGS = "NNInteractiveWS"
+
+
+class Panel:
+    """``ui``: the widgets of NNInteractiveWS.ui; ``editor``: the qMRMLSegmentEditorWidget, with its node.
+
+    ``enter()`` and ``exit()`` as the module is opened and left; ``close()`` at the end. Between the first and the last,
+    the logic is polled by a timer also while another module is open, so that work goes on there.
+    """
+
+    def __init__(self, ui, editor, logic):
+        self.ui, self.editor, self.logic = ui, editor, logic
+        self._actions = {
+            **{name.removesuffix("Button"): getattr(ui, name).click for name in _TOOLS},
+            "polarity": self._turnPolarity,
+            "nextSegment": ui.nextSegmentButton.click,
+            "resetSegment": ui.resetSegmentButton.click,
+            "visibility": ui.visibilityButton.click,
+            "undo": ui.undoButton.click,
+            "redo": ui.redoButton.click,
+            "run": ui.runButton.click,
+            "cancel": self._cancel,
+        }
+        self._captions = {name: self._captioned(name).text.rsplit(" (", 1)[0] for name in self._actions}
+        self._defaults = self._keys()
+        self._open = False
+        self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
+        self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn)
+        self._restoreSettings()
+        self._connect()
+        node = editor.mrmlSegmentEditorNode()
+        self._observer = node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)
+        self._timer = qt.QTimer()
+        self._timer.connect("timeout()", self.poll)
+        self._timer.start(_IDLE_MS)
+        self._fitTab()
+        self._setPolarity()
+        self._onServerChanged()
+        self._onEditorChanged()
+
+    def enter(self):
+        self._open = True
+        self.editor.setupViewObservations()
+        self._views.install()
+        self._setShortcuts()
+        self._onEditorChanged()
+
+    def exit(self):
+        self._open = False
+        self._useTool(None)
+        self._views.remove()
+        self._shortcuts.remove()
+        self.editor.removeViewObservations()
+
+    def close(self):
+        self.exit()
+        self._timer.stop()
+        node, tag = self._observer
+        node.RemoveObserver(tag)
+
+    def poll(self):
+        """Let the logic go on, and show what it says."""
+        self.logic.poll()
+        self._timer.setInterval(_BUSY_MS if self.logic.busy else _IDLE_MS)
+        self.refresh()
+
+    def refresh(self):
+        """Show what there is."""
+        ui, logic, status = self.ui, self.logic, self.logic.status
+        for name, (_tool, kinds) in _TOOLS.items():
+            supported = logic.model is None or bool(kinds & set(logic.model.prompts))
+            getattr(ui, name).enabled = logic.volume is not None and supported
+        ui.nextSegmentButton.enabled = logic.volume is not None
+        ui.resetSegmentButton.enabled = ui.visibilityButton.enabled = logic.segmentID is not None
+        ui.undoButton.enabled, ui.redoButton.enabled = logic.canUndo, logic.canRedo
+        ui.runButton.enabled = not logic.live and logic.segmentID is not None
+        ui.cancelButton.enabled = logic.busy
+        ui.statusLabel.text = status.words or _("Choose a prompt to begin.")
+        ui.progressBar.maximum = 0 if status.fraction is None and logic.busy else 100  # 0: how far is not known
+        if ui.progressBar.maximum:
+            ui.progressBar.value = round(100 * (status.fraction or 0.0))
+        if logic.model is None:
+            ui.modelLabel.text = _("No model loaded")
+        else:
+            words = _("{model}, licence {license}")
+            ui.modelLabel.text = words.format(model=logic.model.name, license=logic.model.license)
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _connect(self):
+        ui = self.ui
+        for name, (tool, _kinds) in _TOOLS.items():
+            getattr(ui, name).connect("toggled(bool)", lambda on, tool=tool: self._onToolToggled(tool, on))
+        ui.positiveButton.connect("toggled(bool)", lambda on: self._setPolarity())
+        ui.nextSegmentButton.connect("clicked()", self._nextSegment)
+        ui.resetSegmentButton.connect("clicked()", self._then(self.logic.reset))
+        ui.visibilityButton.connect("clicked()", self._turnVisibility)
+        ui.undoButton.connect("clicked()", self._then(self.logic.undo))
+        ui.redoButton.connect("clicked()", self._then(self.logic.redo))
+        ui.runButton.connect("clicked()", self._then(self.logic.run))
+        ui.cancelButton.connect("clicked()", self._then(self.logic.cancel))
+        ui.tabWidget.connect("currentChanged(int)", lambda index: self._fitTab())
+        for checkBox in (ui.livePreviewCheckBox, ui.runAutomaticallyCheckBox, ui.autoZoomCheckBox):
+            checkBox.connect("toggled(bool)", lambda on: self._setOptions())
+        ui.overwriteComboBox.connect("currentIndexChanged(int)", self._onOverwriteChosen)
+        ui.serverComboBox.lineEdit().connect("editingFinished()", self._onServerChanged)
+        ui.serverComboBox.connect("activated(int)", lambda index: self._onServerChanged())
+        ui.tokenLineEdit.connect("editingFinished()", self._onServerChanged)
+        ui.shortcutsCheckBox.connect("toggled(bool)", lambda on: self._onKeysChanged())
+        ui.defaultShortcutsButton.connect("clicked()", lambda: self._setKeys(self._defaults))
+        for name in self._actions:
+            self._keyEdit(name).connect("editingFinished()", self._onKeysChanged)
+        self._setOptions()
+
+    def _then(self, command):
+        """What a button does: a command, and at once what comes of it is shown."""
+
+        def act():
+            command()
+            self.poll()
+
+        return act
+
+    # ---- tools ----
+
+    def _onToolToggled(self, tool, on):
+        if on:
+            self._useTool(tool)
+        elif self._views.tool == tool:
+            self._useTool(None)
+
+    def _useTool(self, tool):
+        """One tool or none: its button is down, and an effect of the Segment Editor is put away."""
+        self._views.abandon()
+        self._views.tool = tool
+        for name, (each, _kinds) in _TOOLS.items():
+            getattr(self.ui, name).checked = each == tool
+        if tool is not None:
+            self.editor.setActiveEffectByName("")
+
+    def _onDrawn(self, tool, sliceNode, points):
+        logic, positive = self.logic, self.ui.positiveButton.checked
+        if tool == "point":
+            logic.addPoint(points[0], positive)
+        elif tool == "box":
+            logic.addBox(points[0], points[-1], positive, sliceNode)
+        elif tool == "scribble":
+            logic.addScribble(sliceNode, points, positive)
+        else:
+            logic.addLasso(sliceNode, points, positive)
+        self._selectInEditor()
+        self.poll()
+
+    def _turnPolarity(self):
+        (self.ui.negativeButton if self.ui.positiveButton.checked else self.ui.positiveButton).click()
+
+    def _setPolarity(self):
+        """The key is shown on the button that it would press."""
+        positive = self.ui.positiveButton.checked
+        self._views.color = _POSITIVE if positive else _NEGATIVE
+        key = self._shownKeys()["polarity"]
+        self.ui.positiveButton.text = _caption(_("Positive"), "" if positive else key)
+        self.ui.negativeButton.text = _caption(_("Negative"), key if positive else "")
+
+    def _cancel(self):
+        """What is being drawn; otherwise what is being predicted; otherwise the tool is put away."""
+        if self._views.abandon():
+            return
+        if self.logic.busy:
+            self.ui.cancelButton.click()
+        else:
+            self._useTool(None)
+
+    # ---- segments ----
+
+    def _nextSegment(self):
+        self.logic.nextSegment()
+        self._selectInEditor()
+        self.refresh()
+
+    def _selectInEditor(self):
+        """The logic makes segments and segmentations; the Segment Editor shows the one that is worked on."""
+        segmentation, segmentID = self.logic.segmentation, self.logic.segmentID
+        if segmentation is not None:
+            self.editor.setSegmentationNode(segmentation)
+            if segmentID is not None:
+                self.editor.setCurrentSegmentID(segmentID)
+
+    def _onEditorChanged(self, caller=None, event=None):
+        """The Segment Editor's volume and segment are the ones that are worked on."""
+        node = self.editor.mrmlSegmentEditorNode()
+        self.logic.selectVolume(node.GetSourceVolumeNode())
+        self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
+        self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
+        self._showVisibility()
+        self.refresh()
+
+    def _onOverwriteChosen(self, index):
+        self.editor.mrmlSegmentEditorNode().SetOverwriteMode(index)
+
+    def _turnVisibility(self):
+        display = self.logic.segmentation.GetDisplayNode()
+        segmentID = self.logic.segmentID
+        display.SetSegmentVisibility(segmentID, not display.GetSegmentVisibility(segmentID))
+        self._showVisibility()
+
+    def _showVisibility(self):
+        segmentation, segmentID = self.logic.segmentation, self.logic.segmentID
+        display = segmentation.GetDisplayNode() if segmentation is not None else None
+        visible = display is None or segmentID is None or display.GetSegmentVisibility(segmentID)
+        self._captions["visibility"] = _("Hide") if visible else _("Show")
+        self._showCaption("visibility")
+
+    # ---- settings ----
+
+    def _setOptions(self):
+        self.logic.live = self.ui.runAutomaticallyCheckBox.checked
+        self.logic.setOptions(previews=self.ui.livePreviewCheckBox.checked, autozoom=self.ui.autoZoomCheckBox.checked)
+
+    def _onServerChanged(self):
+        """The address becomes the first of the list. The token is in memory alone."""
+        box = self.ui.serverComboBox
+        address = box.currentText.strip()
+        if not address:
+            return
+        others = [box.itemText(i) for i in range(box.count) if box.itemText(i) != address]
+        known = [address, *others][:_KEPT_SERVERS]
+        box.clear()
+        box.addItems(known)
+        qt.QSettings().setValue(f"{_SETTINGS}/servers", known)
+        self.logic.setServer(address, self.ui.tokenLineEdit.text or os.environ.get("NNINTERACTIVE_WS_TOKEN"))
+
+    def _restoreSettings(self):
+        settings = qt.QSettings()
+        servers = settings.value(f"{_SETTINGS}/servers") or ["ws://127.0.0.1:1528"]
+        # A list of one comes back as a text.
+        self.ui.serverComboBox.addItems([servers] if isinstance(servers, str) else list(servers))
+        self.ui.serverComboBox.currentIndex = 0
+        self.ui.shortcutsCheckBox.checked = slicer.util.settingsValue(
+            f"{_SETTINGS}/shortcuts/enabled", True, converter=slicer.util.toBool
+        )
+        for name, key in self._defaults.items():
+            self._keyEdit(name).setKeySequence(qt.QKeySequence(settings.value(f"{_SETTINGS}/shortcuts/{name}", key)))
+        self._showKeys()
+
+    # ---- keys ----
+
+    def _keyEdit(self, name):
+        return getattr(self.ui, f"{name}ShortcutEdit")
+
+    def _keys(self):
+        return {name: self._keyEdit(name).keySequence.toString() for name in self._actions}
+
+    def _shownKeys(self):
+        return self._keys() if self.ui.shortcutsCheckBox.checked else dict.fromkeys(self._actions, "")
+
+    def _setKeys(self, keys):
+        for name, key in keys.items():
+            self._keyEdit(name).setKeySequence(qt.QKeySequence(key))
+        self._onKeysChanged()
+
+    def _onKeysChanged(self):
+        settings = qt.QSettings()
+        settings.setValue(f"{_SETTINGS}/shortcuts/enabled", self.ui.shortcutsCheckBox.checked)
+        for name, key in self._keys().items():
+            settings.setValue(f"{_SETTINGS}/shortcuts/{name}", key)
+        self._showKeys()
+        if self._open:
+            self._setShortcuts()
+
+    def _setShortcuts(self):
+        self._shortcuts.create(self._shownKeys())
+
+    def _showKeys(self):
+        for name in self._actions:
+            self._showCaption(name)
+        self._setPolarity()
+
+    def _showCaption(self, name):
+        if name != "polarity":  # on one of two buttons
+            self._captioned(name).text = _caption(self._captions[name], self._shownKeys()[name])
+
+    def _captioned(self, name):
+        return self.ui.positiveButton if name == "polarity" else getattr(self.ui, f"{name}Button")
+
+    def _fitTab(self):
+        """The tabs are as high as the open one needs, so that the Segment Editor is near."""
+        tabs = self.ui.tabWidget
+        for i in range(tabs.count):
+            vertical = qt.QSizePolicy.Preferred if i == tabs.currentIndex else qt.QSizePolicy.Ignored
+            tabs.widget(i).setSizePolicy(qt.QSizePolicy.Preferred, vertical)
+
+
+def _caption(text, key):
+    return f"{text} ({key})" if key else text
+
+
+def userAgrees(address):
+    """Whether images may be sent to the server at an address: asked once for each, and remembered."""
+    settings = qt.QSettings()
+    agreed = settings.value(f"{_SETTINGS}/agreedServers") or ()
+    agreed = [agreed] if isinstance(agreed, str) else list(agreed)
+    if address in agreed:
+        return True
+    question = _("The image will be sent to the server at {address}, and kept there in memory. Do you agree?")
+    if not slicer.util.confirmYesNoDisplay(question.format(address=address)):
+        return False
+    settings.setValue(f"{_SETTINGS}/agreedServers", [*agreed, address])
+    return True

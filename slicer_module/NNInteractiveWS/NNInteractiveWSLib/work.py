@@ -1,0 +1,88 @@
+"""What is worked on: the segments of one segmentation, on one volume, as the session changes them."""
+
+from nninteractive_ws.messages import Reset
+
+from . import sceneState
+from .labelmaps import Labelmaps
+from .prompts import Prompts
+from .segments import Segments
+
+#: A closed surface is made again when its segment has been quiet for so long.
+QUIET_S = 0.5
+#: How much of a segment's opacity in the slice views a preview has.
+_PREVIEW = 0.5
+
+
+class Work:
+    """``volume`` and ``segmentation``: nodes of ``scene``. Raises ValueError as :class:`Labelmaps` does."""
+
+    def __init__(self, scene, volume, segmentation, editorNode):
+        self.scene, self.volume, self.segmentation = scene, volume, segmentation
+        self.labelmaps = Labelmaps(segmentation, volume)
+        self.segments = Segments(self.labelmaps, editorNode)
+        self.prompts = Prompts(scene, segmentation, volume)
+        self.prompts.forgetUnanswered()
+        self._touched = {}  # when a segment was written last, where its surface is old
+        self._paled = {}  # the opacity of segments that show a preview
+
+    # ---- the session's changes ----------------------------------------------------------------------------------
+
+    def write(self, name, box, mask, now, *, undoing=False, preview=False):
+        """Show what a segment's mask is in a box."""
+        if self.labelmaps.has(name):
+            for written in self.segments.apply(name, box, mask, undoing=undoing):
+                self._touched[written] = now
+            self.showAsPreview(name, preview)
+
+    def showAsPreview(self, name, preview):
+        """A preview is paler in the slice views than a result."""
+        display = self.segmentation.GetDisplayNode()
+        if display is None or preview == (name in self._paled):
+            return
+        if preview:
+            self._paled[name] = display.GetSegmentOpacity2DFill(name)
+            display.SetSegmentOpacity2DFill(name, _PREVIEW * self._paled[name])
+        else:
+            display.SetSegmentOpacity2DFill(name, self._paled.pop(name))
+
+    def refreshSurface(self, now):
+        """Make one surface again that is old and whose segment is quiet; whether there was one."""
+        for name, touched in self._touched.items():
+            if now - touched > QUIET_S:
+                del self._touched[name]
+                self.labelmaps.refreshSurface(name)
+                return True
+        return False
+
+    def syncMarks(self, segment):
+        """Let the marks tell the history of one of the session's segments."""
+        resets = [n for n, step in enumerate(segment.steps) if isinstance(step.request, Reset)]
+        first = resets[-1] + 1 if resets else 0
+        self.prompts.sync(segment.name, first, len(segment.steps), len(segment.undone))
+
+    def forget(self, name):
+        """A segment is gone, with its prompts."""
+        self.segments.forget(name)
+        self.prompts.forget(name)
+        self._touched.pop(name, None)
+        self._paled.pop(name, None)
+
+    # ---- what the scene keeps -----------------------------------------------------------------------------------
+
+    def store(self, journal):
+        """Keep the prompts, and what they took from whom, in the scene."""
+        sceneState.store(self.scene, self.segmentation, self.volume, journal, self.segments.books)
+
+    def keptJournal(self):
+        """The journal that the scene keeps, or None; the books are taken up with it. Raises BadJournal."""
+        kept = sceneState.load(self.scene, self.segmentation, self.volume)
+        if kept is None:
+            return None
+        journal, self.segments.books = kept
+        return journal
+
+    def forgetPrompts(self):
+        """Begin anew with the segments as they are."""
+        sceneState.remove(self.scene, self.segmentation, self.volume)
+        self.prompts.forgetAnswered()
+        self.segments.books.clear()
