@@ -217,6 +217,83 @@ def test_addresses_that_cannot_be() -> None:
         nni.PolledSession("no address")
 
 
+def names(monkeypatch: pytest.MonkeyPatch, look_up: Callable[[int], list[tuple[str, int]]]) -> None:
+    """Let the machine's resolver find these addresses for the name gpu-box, by the port that is asked for."""
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *rest: Any, **hints: Any) -> Any:
+        if host != "gpu-box":
+            return real(host, port, *rest, **hints)
+        return [found for address, p in look_up(port) for found in real(address, p, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(port: int) -> list[tuple[str, int]]:
+        time.sleep(1)
+        return [("127.0.0.1", port)]
+
+    names(monkeypatch, slow)
+    started = time.monotonic()
+    with polled(server.replace("127.0.0.1", "gpu-box")) as timer:
+        timer.open()
+        assert time.monotonic() - started > 1
+        assert timer.longest < 0.5
+
+
+def test_a_name_that_is_never_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def never(port: int) -> list[tuple[str, int]]:
+        over.wait(30)
+        return []
+
+    names(monkeypatch, never)
+    now = [0.0]
+    timer = Timer(nni.PolledSession("gpu-box", clock=lambda: now[0]))
+    for _ in range(10):
+        timer.tick()
+    assert not timer.session.closed
+    now[0] += 16
+    assert "gpu-box:1528 does not answer" in timer.until_closed()
+    over.set()
+
+
+def test_one_address_after_the_other(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(server.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", 0)) as refusing:
+        nobody = refusing.getsockname()[1]
+    names(monkeypatch, lambda _: [("127.0.0.1", nobody), ("::1", nobody), ("127.0.0.1", port)])
+    with polled("gpu-box") as timer:
+        timer.open()
+        assert isinstance(timer.ask(timer.session.core.set_options(previews=False)), events.Result)
+    names(monkeypatch, lambda _: [("127.0.0.1", nobody), ("::1", nobody)])
+    assert "Nothing listens at gpu-box:1528" in reason("gpu-box")
+
+
+def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(server.rpartition(":")[2])
+    now = [0.0]
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
+        silent = full.getsockname()[1]
+        # The system takes no more than these, and lets others wait without a word.
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", silent))
+        names(monkeypatch, lambda _: [("127.0.0.1", silent), ("127.0.0.1", port)])
+        timer = Timer(nni.PolledSession("gpu-box", clock=lambda: now[0]))
+        for _ in range(50):
+            timer.tick()
+        assert timer.session.fileno() >= 0
+        assert not timer.events
+        now[0] += 8  # half of what there is
+        timer.open()
+        timer.session.close()
+
+
 @contextmanager
 def saying(greeting: bytes, hold: bool = False) -> Iterator[str]:
     """A server that says something to the first who comes, and hangs up or stays."""

@@ -3,19 +3,18 @@
 A real server with a network that takes milliseconds, and between it and the client a proxy that fails.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 import math
 from pathlib import Path
 import socket
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
-from chain_helpers import WIDE_SHAPE, phantom, stroke, wait_until
+from chain_helpers import WIDE_SHAPE, phantom, stroke
+from driver_helpers import Blocking, Driver, Polled, last, lost, mask, states
 from faults import Fault, FaultProxy, fault_proxy
 import numpy as np
-import numpy.typing as npt
 import pytest
 from quick_server import QuickServer, quick_server
 from relay import relay
@@ -26,129 +25,15 @@ import nninteractive_ws as nni
 from nninteractive_ws import errors, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events, reconnect
-from nninteractive_ws.client.core import Core
-from nninteractive_ws.client.events import EVENT_NAMES, Event, Result
 from nninteractive_ws.client.reconnect import Retries, Silence, delays, is_final, why_closed
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.access import add_user, remove_user
-
-Array = npt.NDArray[Any]
-Wait = Callable[[], Result]
-
-
-class Driver(Protocol):
-    """One session with one segment, whichever driver runs it. What is asked for may be waited for later."""
-
-    core: Core
-    events: list[Event]
-
-    def __init__(self, address: str, **options: Any) -> None: ...
-    def set_image(self, image: Array) -> Callable[[], object]: ...
-    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait: ...
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Blocking:
-    def __init__(self, address: str, **options: Any) -> None:
-        self.events: list[Event] = []
-        self._pool = ThreadPoolExecutor()
-        self._session = nni.connect(address, on=dict.fromkeys(EVENT_NAMES, self.events.append), **options)
-        self.core = self._session._async._core
-        self.cancel = self._session.cancel
-
-    def set_image(self, image: Array) -> Callable[[], object]:
-        return self._submit(self._session.set_image, image)
-
-    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait:
-        return self._submit(getattr(self._session.segment("a"), command), *arguments, **options)
-
-    def _submit(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], Any]:
-        before = len(self.core.waiting)
-        future: Future[Any] = self._pool.submit(call, *arguments, **options)
-        wait_until(lambda: future.done() or len(self.core.waiting) > before)
-        return lambda: future.result(60)
-
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
-        wait_until(true, timeout)
-
-    def close(self) -> None:
-        self._session.close()
-        self._pool.shutdown()
-
-
-class Polled:
-    def __init__(self, address: str, **options: Any) -> None:
-        self.events: list[Event] = []
-        self._session = nni.PolledSession(address, **options)
-        self.core = self._session.core
-        self.cancel = self.core.cancel
-        self.until(lambda: self.core.welcome)
-
-    def set_image(self, image: Array) -> Callable[[], object]:
-        before = len(self.core.waiting)
-        self._session.set_image(image)
-        self.until(lambda: len(self.core.waiting) > before)
-        return self._waiter(self.core.waiting[-1])
-
-    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait:
-        return self._waiter(getattr(self.core, command)("a", *arguments, **options))
-
-    def _waiter(self, number: int) -> Wait:
-        def wait() -> Result:
-            self.until(lambda: self._answer(number) is not None or self._session.closed)
-            answer = self._answer(number)
-            if isinstance(answer, Result):
-                return answer
-            raise answer or next(e.error for e in self.events if isinstance(e, events.Failed) and e.request is None)
-
-        return wait
-
-    def _answer(self, number: int) -> Result | errors.Error | None:
-        for event in self.events:
-            if isinstance(event, events.Done) and event.result.request == number:
-                return event.result
-            if isinstance(event, events.Failed) and event.request == number:
-                return event.error
-        return None
-
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
-        end = time.monotonic() + timeout
-        while True:
-            self.events += self._session.poll()
-            if true():
-                return
-            if time.monotonic() > end:
-                raise TimeoutError
-            time.sleep(0.001)
-
-    def close(self) -> None:
-        self._session.close()
-        self.events += self._session.poll()
 
 
 @pytest.fixture(params=[Blocking, Polled], ids=["blocking", "polled"])
 def driver(request: pytest.FixtureRequest) -> type[Driver]:
     kind: type[Driver] = request.param
     return kind
-
-
-def states(session: Driver) -> list[str]:
-    return [e.state for e in session.events if isinstance(e, events.Connection)]
-
-
-def lost(session: Driver, seen: int = 0) -> list[events.Connection]:
-    """What was told of losses since so many events."""
-    return [e for e in session.events[seen:] if isinstance(e, events.Connection) and e.state == "lost"]
-
-
-def last(session: Driver) -> events.Connection:
-    return next(e for e in reversed(session.events) if isinstance(e, events.Connection))
-
-
-def mask(session: Driver) -> Mask:
-    return session.core.segment("a").mask
 
 
 # ---- the server, and what it answers to whom is never cut off -----------------------------------------------

@@ -1,0 +1,128 @@
+"""One session with one segment, whichever driver runs it: the asyncio one below the blocking API, or the polled one."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from typing import Any, Protocol
+
+from chain_helpers import wait_until
+import numpy.typing as npt
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors
+from nninteractive_ws.client import events
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.events import EVENT_NAMES, Event, Result
+from nninteractive_ws.masks import Mask
+
+Array = npt.NDArray[Any]
+Wait = Callable[[], Result]
+
+
+class Driver(Protocol):
+    """What is asked for may be waited for later."""
+
+    core: Core
+    events: list[Event]
+
+    def __init__(self, address: str, **options: Any) -> None: ...
+    def set_image(self, image: Array) -> Callable[[], object]: ...
+    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait: ...
+    def until(self, true: Callable[[], object], timeout: float = 60) -> None: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Blocking:
+    def __init__(self, address: str, **options: Any) -> None:
+        self.events: list[Event] = []
+        self._pool = ThreadPoolExecutor()
+        self._session = nni.connect(address, on=dict.fromkeys(EVENT_NAMES, self.events.append), **options)
+        self.core = self._session._async._core
+        self.cancel = self._session.cancel
+
+    def set_image(self, image: Array) -> Callable[[], object]:
+        return self._submit(self._session.set_image, image)
+
+    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait:
+        return self._submit(getattr(self._session.segment("a"), command), *arguments, **options)
+
+    def _submit(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], Any]:
+        before = len(self.core.waiting)
+        future: Future[Any] = self._pool.submit(call, *arguments, **options)
+        wait_until(lambda: future.done() or len(self.core.waiting) > before)
+        return lambda: future.result(60)
+
+    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
+        wait_until(true, timeout)
+
+    def close(self) -> None:
+        self._session.close()
+        self._pool.shutdown()
+
+
+class Polled:
+    def __init__(self, address: str, **options: Any) -> None:
+        self.events: list[Event] = []
+        self._session = nni.PolledSession(address, **options)
+        self.core = self._session.core
+        self.cancel = self.core.cancel
+        self.until(lambda: self.core.welcome)
+
+    def set_image(self, image: Array) -> Callable[[], object]:
+        before = len(self.core.waiting)
+        self._session.set_image(image)
+        self.until(lambda: len(self.core.waiting) > before)
+        return self._waiter(self.core.waiting[-1])
+
+    def ask(self, command: str, *arguments: Any, **options: Any) -> Wait:
+        return self._waiter(getattr(self.core, command)("a", *arguments, **options))
+
+    def _waiter(self, number: int) -> Wait:
+        def wait() -> Result:
+            self.until(lambda: self._answer(number) is not None or self._session.closed)
+            answer = self._answer(number)
+            if isinstance(answer, Result):
+                return answer
+            raise answer or next(e.error for e in self.events if isinstance(e, events.Failed) and e.request is None)
+
+        return wait
+
+    def _answer(self, number: int) -> Result | errors.Error | None:
+        for event in self.events:
+            if isinstance(event, events.Done) and event.result.request == number:
+                return event.result
+            if isinstance(event, events.Failed) and event.request == number:
+                return event.error
+        return None
+
+    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
+        end = time.monotonic() + timeout
+        while True:
+            self.events += self._session.poll()
+            if true():
+                return
+            if time.monotonic() > end:
+                raise TimeoutError
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self._session.close()
+        self.events += self._session.poll()
+
+
+def states(session: Driver) -> list[str]:
+    return [e.state for e in session.events if isinstance(e, events.Connection)]
+
+
+def lost(session: Driver, seen: int = 0) -> list[events.Connection]:
+    """What was told of losses since so many events."""
+    return [e for e in session.events[seen:] if isinstance(e, events.Connection) and e.state == "lost"]
+
+
+def last(session: Driver) -> events.Connection:
+    return next(e for e in reversed(session.events) if isinstance(e, events.Connection))
+
+
+def mask(session: Driver) -> Mask:
+    return session.core.segment("a").mask
