@@ -102,7 +102,7 @@ class _Stroke:
         self._actor.GetProperty().SetColor(*color)
         self._actor.GetProperty().SetLineWidth(_TRAIL_WIDTH)
         self._renderer = view.renderWindow().GetRenderers().GetFirstRenderer()
-        self._renderer.AddActor2D(self._actor)
+        self._renderer.AddViewProp(self._actor)
 
     def extend(self, pixel):
         if self._path and self._path[-1] == pixel:
@@ -118,7 +118,7 @@ class _Stroke:
         return [self._path[0], self._path[-1]] if self.tool == "box" else self._path
 
     def erase(self):
-        self._renderer.RemoveActor2D(self._actor)
+        self._renderer.RemoveViewProp(self._actor)
         self.view.scheduleRender()
 
     def _draw(self):

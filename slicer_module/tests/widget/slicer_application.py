@@ -188,12 +188,16 @@ class Application:
         parent = standins.qMRMLWidget()
         parent.setLayout(qt.QVBoxLayout())
         parent.setMRMLScene(self._scene)
-        self._panel.setWidget(parent)
+        self.showModule(parent)
         widget = getattr(python, f"{name}Widget")(parent)
         about.widgetRepresentation = lambda: types.SimpleNamespace(self=lambda: widget)
         widget.setup()
         self.processEvents()
         return widget
+
+    def showModule(self, widget):
+        """Put a widget into the window's module panel."""
+        self._panel.setWidget(widget)
 
     def unloadModule(self, name):
         self._moduleManager.moduleAboutToBeUnloaded.emit(name)

@@ -204,6 +204,9 @@ class VTKWidget(qt.QWidget):
         qt.QWidget.__init__(self, parent)
         self.mouseTracking = True
         self.interactor = vtk.vtkGenericRenderWindowInteractor()
+        self.renderWindow = vtk.vtkRenderWindow()  # it is never drawn into
+        self.renderWindow.SetOffScreenRendering(True)
+        self.renderWindow.AddRenderer(vtk.vtkRenderer())
 
     def _tell(self, event, what):
         ratio = self.devicePixelRatioF()
@@ -249,6 +252,9 @@ class _View(qMRMLWidget):
 
     def interactor(self):
         return self._vtkWidget.interactor
+
+    def renderWindow(self):
+        return self._vtkWidget.renderWindow
 
     def scheduleRender(self):
         self.renders += 1
