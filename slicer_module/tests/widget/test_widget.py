@@ -1,0 +1,314 @@
+"""The panel on the real logic: what is pressed and drawn reaches it, and what it says is shown."""
+
+import gestures
+from nninteractive_ws.messages import Model
+from nninteractive_ws.server.local import local_server
+from NNInteractiveWSLib import geometry
+from NNInteractiveWSLib.logic import Logic
+from NNInteractiveWSLib.status import Status
+from NNInteractiveWSLib.widget import Panel, userAgrees
+import numpy as np
+import pytest
+import qt
+import slicer
+import standins
+from test_panel import UI_FILE
+
+SHAPE = (40, 30, 20)
+
+
+class Noted(Logic):
+    """The real logic, whose prompts and commands are noted and end here."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.calls = []
+
+    def addPoint(self, world, positive=True):
+        self.calls.append(("point", world, positive))
+
+    def addBox(self, corner, opposite, positive=True, sliceNode=None):
+        self.calls.append(("box", (corner, opposite), positive, sliceNode.GetLayoutName()))
+
+    def addScribble(self, sliceNode, points, positive=True):
+        self.calls.append(("scribble", points, positive, sliceNode.GetLayoutName()))
+
+    def addLasso(self, sliceNode, points, positive=True):
+        self.calls.append(("lasso", points, positive, sliceNode.GetLayoutName()))
+
+    def undo(self):
+        self.calls.append("undo")
+
+    def redo(self):
+        self.calls.append("redo")
+
+    def reset(self):
+        self.calls.append("reset")
+
+    def run(self):
+        self.calls.append("run")
+
+
+class Module:
+    """The panel with its parts, as the module's widget puts them together."""
+
+    def __init__(self, logicClass, agreed=lambda address: False):
+        self.window = slicer.util.mainWindow()
+        self.root = slicer.util.loadUI(str(UI_FILE))
+        self.root.setMRMLScene(slicer.mrmlScene)
+        slicer.app.showModule(self.root)
+        self.editorNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        self.editor = slicer.qMRMLSegmentEditorWidget()
+        self.editor.setMRMLSegmentEditorNode(self.editorNode)
+        self.logic = logicClass(slicer.mrmlScene, agreed, editorNode=self.editorNode)
+        self.ui = slicer.util.childWidgetVariables(self.root)
+        self.panel = Panel(self.ui, self.editor, self.logic)
+
+    def close(self):
+        self.panel.close()
+        self.logic.close()
+
+    def key(self, key, modifiers=gestures.NONE):
+        gestures.key(self.window, key, modifiers=modifiers)
+
+
+@pytest.fixture
+def volume(application, add_volume):
+    """Under the slice views, which show its middle."""
+    node = add_volume(np.zeros(SHAPE, np.int16), spacing=(1.0, 1.0, 2.0), directions=np.diag([-1.0, -1.0, 1.0]))
+    views = slicer.app.layoutManager()
+    for name in views.sliceViewNames():
+        widget = views.sliceWidget(name)
+        widget.sliceLogic().GetSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
+        widget.sliceLogic().FitSliceToAll(widget.sliceView().width, widget.sliceView().height)
+    return node
+
+
+@pytest.fixture
+def module(application):
+    made = Module(Noted)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def opened(module, volume):
+    module.editor.setSourceVolumeNode(volume)
+    module.panel.enter()
+    return module
+
+
+def view(name):
+    return slicer.app.layoutManager().sliceWidget(name).sliceView()
+
+
+def test_tools_want_a_volume_and_a_model_that_knows_them(module, volume):
+    tools = [module.ui.pointButton, module.ui.boundingBoxButton, module.ui.scribbleButton, module.ui.lassoButton]
+    assert [tool.enabled for tool in tools] == [False] * 4
+    module.editor.setSourceVolumeNode(volume)
+    assert [tool.enabled for tool in tools] == [True] * 4
+    known = Model(
+        name="m", license="L", patch_size=(8, 8, 8), prompts=("point", "bbox2d"), scribble_thickness=(1, 1, 1)
+    )
+    module.logic._conversation.model = known
+    module.panel.refresh()
+    assert [tool.enabled for tool in tools] == [True, True, False, False]
+    assert module.ui.modelLabel.text == "m, licence L"
+
+
+def test_one_tool_is_in_use_or_none(opened):
+    opened.ui.pointButton.click()
+    opened.ui.lassoButton.click()
+    assert (opened.ui.pointButton.checked, opened.ui.lassoButton.checked) == (False, True)
+    opened.ui.lassoButton.click()
+    assert not opened.ui.lassoButton.checked
+    gestures.click(view("Red").VTKWidget(), 50, 50)
+    assert opened.logic.calls == []
+
+
+@pytest.mark.parametrize("name", ["Red", "Yellow", "Green"])
+def test_a_click_is_at_the_voxel_under_the_mouse(opened, volume, name):
+    voxel = (12, 9, 6)
+    sliceNode = view(name).mrmlSliceNode()
+    world = geometry.ijkToWorld(volume, voxel)
+    sliceNode.JumpSliceByCentering(*world)
+    toXY = np.linalg.inv(geometry.matrixArray(sliceNode.GetXYToRAS()))
+    x, y, *_ = toXY @ [*world, 1.0]
+    opened.ui.pointButton.click()
+    opened.ui.negativeButton.click()
+    gestures.click(view(name).VTKWidget(), round(x), view(name).height - 1 - round(y))
+    ((kind, point, positive),) = opened.logic.calls
+    assert (kind, positive) == ("point", False)
+    assert geometry.voxelAt(volume, point) == voxel
+
+
+@pytest.mark.parametrize(
+    ("button", "kind", "count"),
+    [("boundingBoxButton", "box", 2), ("scribbleButton", "scribble", 4), ("lassoButton", "lasso", 4)],
+)
+def test_drags_become_boxes_strokes_and_outlines(opened, button, kind, count):
+    getattr(opened.ui, button).click()
+    green = view("Green")
+    renderer = green.renderWindow().GetRenderers().GetFirstRenderer()
+    path = [(60, 50), (90, 50), (90, 80), (60, 90)]
+    widget = green.VTKWidget()
+    gestures.press(widget, *path[0])
+    gestures.move(widget, *path[1], gestures.LEFT)
+    assert renderer.GetViewProps().GetNumberOfItems() == 1, "the drag leaves no trail"
+    gestures.move(widget, *path[2], gestures.LEFT)
+    gestures.release(widget, *path[3])
+    assert renderer.GetViewProps().GetNumberOfItems() == 0
+    ((got, points, positive, name),) = opened.logic.calls
+    assert (got, positive, name, len(points)) == (kind, True, "Green", count)
+    expected = [geometry.xyToWorld(green.mrmlSliceNode(), x, green.height - 1 - y) for x, y in (path[0], path[-1])]
+    np.testing.assert_allclose([points[0], points[-1]], expected)
+
+
+def test_other_buttons_and_keys_are_left_to_the_view(opened):
+    opened.ui.pointButton.click()
+    widget, got = view("Red").VTKWidget(), []
+    for event in ("LeftButtonPressEvent", "RightButtonPressEvent"):
+        view("Red").interactor().AddObserver(event, lambda caller, event: got.append(event))
+    gestures.click(widget, 50, 50)
+    gestures.click(widget, 50, 50, qt.Qt.RightButton)
+    gestures.click(widget, 50, 50, modifiers=qt.Qt.ShiftModifier)
+    assert got == ["RightButtonPressEvent", "LeftButtonPressEvent"]
+    assert len(opened.logic.calls) == 1
+
+
+def test_shortcuts_live_between_enter_and_exit(opened):
+    control, shift = qt.Qt.ControlModifier, qt.Qt.ShiftModifier
+    opened.editor.setSegmentationNode(None)
+    opened.key(qt.Qt.Key_E)
+    segmentation = opened.editor.segmentationNode()
+    assert segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    opened.key(qt.Qt.Key_B)
+    assert opened.ui.boundingBoxButton.checked
+    opened.key(qt.Qt.Key_T)
+    assert opened.ui.negativeButton.checked
+    opened.key(qt.Qt.Key_R)
+    assert opened.logic.calls == ["reset"]
+    opened.key(qt.Qt.Key_Z, control)  # nothing to take back: the button is not enabled
+    assert opened.logic.calls == ["reset"]
+    opened.ui.undoButton.enabled = opened.ui.redoButton.enabled = True
+    opened.key(qt.Qt.Key_Z, control)
+    opened.ui.redoButton.enabled = True
+    opened.key(qt.Qt.Key_Z, control | shift)
+    assert opened.logic.calls == ["reset", "undo", "redo"]
+    opened.key(qt.Qt.Key_V)
+    assert not segmentation.GetDisplayNode().GetSegmentVisibility(opened.logic.segmentID)
+    assert opened.ui.visibilityButton.text == "Show (V)"
+    opened.key(qt.Qt.Key_Escape)
+    assert not opened.ui.boundingBoxButton.checked
+    opened.panel.exit()
+    for key in (qt.Qt.Key_P, qt.Qt.Key_E, qt.Qt.Key_R):
+        opened.key(key)
+    assert not opened.ui.pointButton.checked
+    assert segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    assert opened.logic.calls == ["reset", "undo", "redo"]
+    opened.panel.enter()
+    opened.key(qt.Qt.Key_P)
+    assert opened.ui.pointButton.checked
+
+
+def test_escape_ends_a_drag_first(opened):
+    opened.ui.lassoButton.click()
+    widget = view("Red").VTKWidget()
+    gestures.press(widget, 50, 50)
+    gestures.move(widget, 80, 50, gestures.LEFT)
+    opened.key(qt.Qt.Key_Escape)
+    gestures.release(widget, 80, 90)
+    assert opened.logic.calls == []
+    assert opened.ui.lassoButton.checked
+
+
+def test_the_mouse_is_the_views_again_after_exit(opened):
+    opened.ui.pointButton.click()
+    opened.panel.exit()
+    gestures.click(view("Red").VTKWidget(), 50, 50)
+    assert opened.logic.calls == []
+
+
+def test_a_shortcut_is_changed_and_remembered(opened):
+    opened.ui.pointShortcutEdit.setKeySequence(qt.QKeySequence("Q"))
+    opened.panel._onKeysChanged()
+    assert opened.ui.pointButton.text == "Point (Q)"
+    opened.key(qt.Qt.Key_P)
+    assert not opened.ui.pointButton.checked
+    opened.key(qt.Qt.Key_Q)
+    assert opened.ui.pointButton.checked
+    opened.close()
+    again = Module(Noted)
+    assert again.ui.pointShortcutEdit.keySequence.toString() == "Q"
+    again.ui.defaultShortcutsButton.click()
+    assert again.ui.pointButton.text == "Point (P)"
+    again.ui.shortcutsCheckBox.click()
+    assert again.ui.pointButton.text == "Point"
+    assert not qt.QSettings().value("NNInteractiveWS/shortcuts/enabled")
+    again.close()
+
+
+def test_the_token_is_not_among_the_settings(module):
+    module.ui.serverComboBox.setEditText("ws://gpu-box:1528")
+    module.ui.tokenLineEdit.text = "nws_secret"
+    module.panel._onServerChanged()
+    assert module.logic._conversation.server["token"] == "nws_secret"
+    settings = qt.QSettings()
+    assert settings.value("NNInteractiveWS/servers") == ("ws://gpu-box:1528", "ws://127.0.0.1:1528")
+    assert not any("nws_secret" in str(settings.value(key)) for key in settings.allKeys())
+
+
+def test_options_reach_the_logic(module):
+    module.ui.runAutomaticallyCheckBox.click()
+    module.ui.livePreviewCheckBox.click()
+    assert not module.logic.live
+    assert module.logic._conversation.options == {"previews": False, "autozoom": True}
+    module.ui.overwriteComboBox.currentIndex = 2
+    assert module.editorNode.GetOverwriteMode() == module.editorNode.OverwriteNone
+    module.editorNode.SetOverwriteMode(module.editorNode.OverwriteVisibleSegments)
+    assert module.ui.overwriteComboBox.currentIndex == 1
+
+
+def test_the_status_is_shown(module):
+    module.logic._conversation.status = Status("predicting", "Refining 3 of 8", 3 / 8)
+    module.panel.refresh()
+    assert (module.ui.statusLabel.text, module.ui.progressBar.value) == ("Refining 3 of 8", 38)
+
+
+def test_images_go_where_the_user_agreed(application):
+    standins.ctkMessageBox.answers += [qt.QMessageBox.No, qt.QMessageBox.Yes]
+    assert not userAgrees("ws://a")
+    assert userAgrees("ws://a")
+    assert userAgrees("ws://a"), "asked once for each server"
+    assert len(standins.ctkMessageBox.asked) == 2
+    assert "ws://a" in standins.ctkMessageBox.asked[0]
+
+
+def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(application, add_volume, wait_until):
+    """All of it: the view, the panel, the logic, and a real server with the embedded model."""
+    i, j, k = np.indices((48, 48, 48))
+    ball = (i - 24) ** 2 + (j - 24) ** 2 + (k - 24) ** 2 < 10**2
+    node = add_volume(np.where(ball, 200, -100).astype(np.int16))
+    red = view("Red")
+    red.mrmlSliceNode().JumpSliceByCentering(24, 24, 24)
+    with local_server("--model", "demo", "--log-level", "warning") as address:
+        module = Module(Logic, agreed=lambda address: True)
+        module.ui.serverComboBox.setEditText(address)
+        module.panel._onServerChanged()
+        module.editor.setSourceVolumeNode(node)
+        module.panel.enter()
+        module.key(qt.Qt.Key_P)
+        x, y, *_ = np.linalg.inv(geometry.matrixArray(red.mrmlSliceNode().GetXYToRAS())) @ [24, 24, 24, 1]
+        gestures.click(red.VTKWidget(), round(x), red.height - 1 - round(y))
+        wait_until(lambda: module.logic.canUndo and not module.logic.busy, within=60)
+        segmentation, segmentID = module.editor.segmentationNode(), module.editor.currentSegmentID()
+
+        def voxels():
+            return int((slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segmentID, node) != 0).sum())
+
+        assert voxels() > 0
+        assert module.ui.statusLabel.text.startswith("Done in")
+        module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
+        wait_until(lambda: module.logic.canRedo and not module.logic.busy, within=60)
+        assert voxels() == 0
+        module.close()
