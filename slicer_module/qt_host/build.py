@@ -113,7 +113,8 @@ def _fetch_source() -> Path:
         return source
     apt = cache_folder() / "apt"
     (apt / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (apt / "sources.list").write_text(f"deb-src {_mirror()} unstable main\n")
+    mirror = _mirror() or _mirror_after_update()
+    (apt / "sources.list").write_text(f"deb-src {mirror} unstable main\n")
     options = [
         f"--option=Dir::Etc::sourcelist={apt / 'sources.list'}",
         "--option=Dir::Etc::sourceparts=/dev/null",
@@ -137,14 +138,27 @@ def _fetch_source() -> Path:
     return source
 
 
-def _mirror() -> str:
-    """The archive that this Debian takes its packages from."""
+def _mirror() -> str | None:
+    """The archive that this Debian takes its packages from, where it knows."""
     targets = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]
     for line in _output(targets).splitlines():
         origin, label, *address = line.split(" ")
         if (origin, label, len(address)) == ("Debian", "Debian", 1):
             return address[0]
-    raise Unavailable("no archive of Debian's is among this system's package sources")
+    return None
+
+
+def _mirror_after_update() -> str:
+    """A fresh system knows of its archives only after an update, which is root's to do."""
+    try:
+        if os.geteuid() == 0:
+            _run("apt-get", "update")
+    except subprocess.CalledProcessError as error:
+        raise Unavailable("apt-get update fails") from error
+    mirror = _mirror()
+    if mirror is None:
+        raise Unavailable("no archive of Debian's is among this system's package sources (apt-get update?)")
+    return mirror
 
 
 def _compile(source: Path, target: Path) -> Path:

@@ -1,11 +1,13 @@
 """That the harness is what it says: real PythonQt semantics, and stand-ins that behave as documented."""
 
+import subprocess
 import sys
 import types
 
 import gestures
 import numpy as np
 import pytest
+import pythonqt
 import qt
 import slicer
 import standins
@@ -142,6 +144,14 @@ def test_a_widget_is_grabbed_into_a_picture(tmp_path):
     greys = {qt.QColor(image.pixel(x, y)).red() for x in range(80) for y in range(40)}
     assert min(greys) < 64
     assert max(greys) == 255, "no text was drawn"
+
+
+def test_where_it_cannot_be_built_it_says_what_is_missing(tmp_path):
+    command = [sys.executable, str(pythonqt.BUILD_SCRIPT)]
+    environment = {"PATH": str(tmp_path), "NNINTERACTIVE_WS_PYTHONQT": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 77
+    assert "qtbase5-dev" in done.stderr
 
 
 # ---- the stand-ins ----------------------------------------------------------------------------------------
