@@ -6,7 +6,6 @@ is not installed, these tests are skipped.
 
 from pathlib import Path
 import sys
-import tempfile
 
 import numpy as np
 import pytest
@@ -43,14 +42,13 @@ def _register():
         factory.RegisterConverterRule(rule())
 
 
-def new_scene():
-    """A scene with the node classes and the logics that the application gives it."""
+def new_scene(folder):
+    """A scene with the node classes and the logics that the application gives it; files are unpacked in ``folder``."""
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
-    # Where a scene file is unpacked when it is read.
     cache = slicer.vtkCacheManager()
-    cache.SetRemoteCacheDirectory(tempfile.mkdtemp(prefix="scene-"))
+    cache.SetRemoteCacheDirectory(str(folder))
     manager = slicer.vtkDataIOManager()
     manager.SetCacheManager(cache)
     scene.SetDataIOManager(manager)
@@ -69,8 +67,8 @@ def new_scene():
 
 
 @pytest.fixture
-def scene():
-    made = new_scene()
+def scene(tmp_path):
+    made = new_scene(tmp_path)
     yield made
     made.Clear(True)
     made.kept.clear()

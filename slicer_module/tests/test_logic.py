@@ -535,7 +535,7 @@ def test_surfaces_wait_until_it_is_quiet(desk):
 
 @contextmanager
 def loaded(path):
-    scene = new_scene()
+    scene = new_scene(path.parent)
     assert scene.ReadFromMRB(str(path))
     yield scene
     scene.Clear(True)
@@ -605,6 +605,92 @@ def test_a_journal_of_another_image_or_a_damaged_one(scene, desk, sit):
         desk.check()
         assert (desk.shown() & shown).sum() > 0.5 * shown.sum()
         assert len(desk.marks()) == 1
+
+
+def caught_in_a_preview(desk):
+    """Click until a preview is seen whose answer is not there yet; how many steps were done before."""
+    for n in range(20):
+        done = len(desk.logic.session.core.segments[desk.logic.segmentID].steps)
+        assert desk.logic.addPoint(desk.at(14 + n % 12, 20 + n % 5, 20))
+        while desk.logic.busy:
+            previews = [e for e in desk.logic.poll(0) if isinstance(e, events.MaskDelta) and not e.final]
+            if previews and desk.logic.busy:
+                return done
+    raise AssertionError("no preview was seen before its answer")
+
+
+def test_a_scene_saved_while_it_predicts(scene, desk, sit, tmp_path):
+    """What was done is there; what was not done leaves nothing behind."""
+    name = desk.logic.segmentID
+    desk.click(20, 20, 20)
+    done = caught_in_a_preview(desk)
+    opacity = desk.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
+    assert opacity(name) < 1
+    desk.logic.storeState()
+    assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
+    desk.wait()
+    with loaded(tmp_path / "saved.mrb") as again:
+        late = sit(at=again)
+        volume, segmentation = (again.GetFirstNodeByClass(f"vtkMRML{n}Node") for n in ("ScalarVolume", "Segmentation"))
+        late.logic.selectVolume(volume)
+        late.logic.selectSegment(segmentation, name)
+        assert len(late.marks()) == done
+        assert segmentation.GetDisplayNode().GetSegmentOpacity2DFill(name) == 1
+        for _ in range(done):
+            late.logic.undo()
+        late.wait()
+        assert not late.shown().any()
+        late.logic.close()
+
+
+# ---- anything, in any order ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_user_does(scene, sit, add_volume, seed):
+    """The client's masks stay the server's; the scene shows them but for what other segments took."""
+    rng = np.random.default_rng(seed)
+    desk = sit()
+    desk.use(add_volume(blobs()), "A", "B", "C")
+    names = list(desk.logic.segmentation.GetSegmentation().GetSegmentIDs())
+    for _ in range(40):
+        desk.logic.selectSegment(desk.logic.segmentation, str(rng.choice(names)))
+        act = rng.choice(["point", "point", "point", "undo", "redo", "reset", "paint", "cancel", "wait"])
+        if act == "point":
+            assert desk.logic.addPoint(desk.at(*rng.integers(14, 27, 3)), bool(rng.random() < 0.7))
+        elif act == "paint":
+            low = rng.integers(10, 40, 3)
+            box = Box.from_pairs([(int(n), int(n) + 4) for n in low])
+            change = desk.maps.add if rng.random() < 0.5 else desk.maps.erase
+            change(desk.logic.segmentID, box, np.ones(box.shape, bool))
+        elif act == "wait":
+            desk.wait()
+        else:
+            getattr(desk.logic, act)()
+        desk.poll()
+    desk.wait()
+    for name in names:
+        desk.logic.selectSegment(desk.logic.segmentation, name)
+        desk.click(20, 20, 20)  # so that what was painted is with the server too
+    owners = sum(desk.shown(name).astype(int) for name in names)
+    books = desk.logic._work.segments
+    for name in names:
+        core = desk.logic.session.core
+        core._ask_for_snapshot(core.segments[name])
+        before = desk.mask(name).copy()
+        desk.wait(lambda name=name: name not in desk.logic.session.core._stale)
+        np.testing.assert_array_equal(desk.mask(name), before)
+        np.testing.assert_array_equal(books.mask(name, WHOLE), before)
+        assert not (desk.shown(name) & ~before & ~painted_since(desk, name)).any()
+        assert (owners[before] > 0).all() or not before.any()
+
+
+def painted_since(desk, name):
+    change = desk.logic._work.segments.changedByHand(name)
+    found = np.zeros(SHAPE, bool)
+    if change is not None:
+        found[change.box.slices] = change.flips
+    return found
 
 
 # ---- connections ---------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_marks_are_saved_with_the_scene(scene, volume, marks, tmp_path):
     marks.append("A", 4, marks.place("lasso", "A", False, [(3, 4, 5), (7, 9, 5), (3, 9, 5)]))
     marks.sync("A", 0, 4, 1)
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
-    loaded = new_scene()
+    loaded = new_scene(tmp_path)
     assert loaded.ReadFromMRB(str(tmp_path / "saved.mrb"))
     segmentation, image = (loaded.GetFirstNodeByClass(f"vtkMRML{n}Node") for n in ("Segmentation", "ScalarVolume"))
     again = Prompts(loaded, segmentation, image)

@@ -144,7 +144,9 @@ class Conversation:
     def storeState(self):
         """Keep prompts and journal in the scene."""
         if self.work is not None and self._begun:
-            self.work.store(self.session.core.journal())
+            core = self.session.core
+            names = {request.segment for request in self._requests.values()}
+            self.work.store(core.journal(), [core.segments[name] for name in names & core.segments.keys()])
             self._unstored = False
 
     def _whileQuiet(self):

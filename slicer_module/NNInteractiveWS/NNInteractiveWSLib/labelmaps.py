@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from nninteractive_ws import Box
+from nninteractive_ws.masks import tight
 import numpy as np
 import slicer
 import vtk
@@ -79,17 +80,25 @@ class Labelmaps:
         np.equal(voxels, value, out=found[common.within(box).slices])
         return found
 
-    def add(self, segmentID, box, mask):
-        """Let the voxels of ``mask`` belong to the segment too; other segments keep theirs."""
-        if mask.any():
-            self._merge(segmentID, box, mask, _Logic.MODE_MERGE_MASK)
+    def add(self, segmentID, box, mask, overwritten=()):
+        """Let the voxels of ``mask`` belong to the segment too. The segments of these ids lose them, if all that
+        share the segment's labelmap (see :meth:`sharing`) are among them; others keep theirs."""
+        cut = tight(mask, box.start)
+        if cut.box is not None:
+            self._merge(segmentID, cut.box, cut.flips, _Logic.MODE_MERGE_MASK, overwritten)
 
     def erase(self, segmentID, box, mask):
         """Take the voxels of ``mask`` away from the segment."""
-        now = self.read(segmentID, box)
-        if (now & mask).any():
+        cut = tight(mask, box.start)
+        now = self.read(segmentID, cut.box) if cut.box is not None else cut.flips
+        if (now & cut.flips).any():
             # 0 erases and the label keeps; elsewhere the smaller of both would win, so only its own voxels are kept.
-            self._merge(segmentID, box, now & ~mask, _Logic.MODE_MERGE_MIN)
+            self._merge(segmentID, cut.box, now & ~cut.flips, _Logic.MODE_MERGE_MIN)
+
+    def sharing(self, segmentID):
+        """The ids of the segments whose voxels are in the same labelmap, of which each voxel has one."""
+        labelmap = self._labelmap(segmentID)
+        return [other for other in self.ids() if other != segmentID and self._labelmap(other) is labelmap]
 
     def editable(self, segmentID, box, mode, maskSegmentID):
         """Where the Segment Editor's masking lets the segment be changed: bool, of the box's shape."""
@@ -111,13 +120,16 @@ class Labelmaps:
         segment = self.segmentation.GetSegment(segmentID)
         return None if segment is None else segment.GetRepresentation(BINARY)
 
-    def _merge(self, segmentID, box, mask, mode):
-        image = self._image(box)
-        image.AllocateScalars(vtk.VTK_SHORT, 1)
+    def _merge(self, segmentID, box, mask, mode, overwritten=()):
         # In a shared labelmap, 1 would be another segment.
-        _arrayOf(image)[...] = mask * np.int16(self.segmentation.GetSegment(segmentID).GetLabelValue())
+        label = self.segmentation.GetSegment(segmentID).GetLabelValue()
+        image = self._image(box)
+        # A wider type would make the whole labelmap wider.
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR if label < 256 else vtk.VTK_SHORT, 1)
+        np.multiply(mask, label, out=_arrayOf(image), casting="unsafe")
         with self._surfaceKept(segmentID):
-            if not _Logic.SetBinaryLabelmapToSegment(image, self.node, segmentID, mode, image.GetExtent(), False, []):
+            extent, losing = image.GetExtent(), list(overwritten)
+            if not _Logic.SetBinaryLabelmapToSegment(image, self.node, segmentID, mode, extent, False, losing):
                 raise RuntimeError(f"The segment {segmentID} could not be changed.")
 
     @contextmanager

@@ -25,8 +25,9 @@ def find(scene, segmentation, volume):
     return None
 
 
-def store(scene, segmentation, volume, journal, books):
-    """Keep a session's state in the scene, instead of what was kept before. ``books``: those of Segments."""
+def store(scene, segmentation, volume, journal, books, previews):
+    """Keep a session's state in the scene, instead of what was kept before. ``books``: those of Segments.
+    ``previews``: of segments whose mask is a preview, as SparseMask where that differs from the journal's mask."""
     node = find(scene, segmentation, volume)
     if node is None:
         node = scene.AddNewNodeByClass(_CLASS, "nnInteractive prompts")
@@ -38,7 +39,7 @@ def store(scene, segmentation, volume, journal, books):
         node.SetNodeReferenceID("volume", volume.GetID())
     kept = {
         "journal": b64encode(journal.to_bytes()).decode(),
-        "segments": {name: _packedBook(book) for name, book in books.items()},
+        "segments": {name: _packedBook(book, previews.get(name, SparseMask())) for name, book in books.items()},
     }
     node.SetText(json.dumps(kept))
 
@@ -65,11 +66,13 @@ def remove(scene, segmentation, volume):
         scene.RemoveNode(node)
 
 
-def _packedBook(book):
+def _packedBook(book, preview):
     taken = {other: mask.packed() for other, mask in book.taken.items()}
-    return {"withheld": book.withheld.packed(), "taken": {other: mask for other, mask in taken.items() if mask}}
+    taken = {other: mask for other, mask in taken.items() if mask}
+    return {"withheld": book.withheld.packed(), "taken": taken, "preview": preview.packed()}
 
 
 def _unpackedBook(packed):
     taken = {other: SparseMask.unpacked(mask) for other, mask in packed["taken"].items()}
-    return Book(withheld=SparseMask.unpacked(packed["withheld"]), taken=taken)
+    withheld, preview = (SparseMask.unpacked(packed[name]) for name in ("withheld", "preview"))
+    return Book(withheld=withheld, taken=taken, preview=preview)

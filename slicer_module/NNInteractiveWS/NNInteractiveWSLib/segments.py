@@ -22,12 +22,14 @@ LOCKED_TAG = "NNInteractiveWS.locked"
 @dataclass
 class Book:
     """``known``: what the scene showed after the last change made here. ``withheld``: where that is not the session's
-    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps."""
+    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps.
+    ``preview``: where a scene that was saved shows a preview whose result will not come."""
 
     known: SparseMask = field(default_factory=SparseMask)
     withheld: SparseMask = field(default_factory=SparseMask)
     taken: dict = field(default_factory=dict)
     version: tuple | None = None
+    preview: SparseMask = field(default_factory=SparseMask)
 
 
 class Segments:
@@ -98,9 +100,13 @@ class Segments:
         withholds; what else differs was changed by hand."""
         book = self._book(segmentID)
         book.known = SparseMask.of(tight(mask))
-        if book.withheld.box is not None:
-            book.known.flip(book.withheld.box, book.withheld.bits)
+        for differing in (book.withheld, book.preview):
+            if differing.box is not None:
+                book.known.flip(differing.box, differing.bits)
         book.version = None
+        box, book.preview = book.preview.box, SparseMask()
+        if box is not None:
+            self.apply(segmentID, box, mask[box.slices], undoing=True)
 
     def forget(self, segmentID):
         """The segment is not there any more, or the session begins anew with it."""
@@ -133,16 +139,22 @@ class Segments:
             if back.any() and labelmaps.has(other):
                 self._giveBack(other, box, back)
                 written.append(other)
-        for other in self._overwritten(segmentID):
+        overwritten, sharing, losing = self._overwritten(segmentID), labelmaps.sharing(segmentID), []
+        # To overlap one that keeps its voxels, the segment leaves the labelmap, and takes none there.
+        stays = set(sharing) <= set(overwritten)
+        for other in overwritten:
             theirs = labelmaps.read(other, box) & appearing
             if theirs.any():
                 self._take(book, other, box, theirs)
                 written.append(other)
-        labelmaps.add(segmentID, box, appearing)
+                if stays and other in sharing:
+                    losing.append(other)  # when the segment gets them
+                else:
+                    labelmaps.erase(other, box, theirs)
+        labelmaps.add(segmentID, box, appearing, losing)
         return written
 
     def _take(self, book, other, box, theirs):
-        self.labelmaps.erase(other, box, theirs)
         book.taken.setdefault(other, SparseMask()).set(box, theirs)
         if other in self.books:
             loser = self.books[other]

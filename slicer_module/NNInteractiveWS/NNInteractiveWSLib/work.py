@@ -1,16 +1,20 @@
 """What is worked on: the segments of one segmentation, on one volume, as the session changes them."""
 
+from nninteractive_ws.masks import tight
 from nninteractive_ws.messages import Reset
 
 from . import sceneState
 from .labelmaps import Labelmaps
 from .prompts import Prompts
 from .segments import Segments
+from .sparse import SparseMask
 
 #: A closed surface is made again when its segment has been quiet for so long.
 QUIET_S = 0.5
 #: How much of a segment's opacity in the slice views a preview has.
 _PREVIEW = 0.5
+#: On the display node, while a segment shows a preview: what its opacity is otherwise.
+_OPACITY = "NNInteractiveWS.opacity."
 
 
 class Work:
@@ -23,7 +27,8 @@ class Work:
         self.prompts = Prompts(scene, segmentation, volume)
         self.prompts.forgetUnanswered()
         self._touched = {}  # when a segment was written last, where its surface is old
-        self._paled = {}  # the opacity of segments that show a preview
+        for name in self.labelmaps.ids():
+            self.showAsPreview(name, False)  # the scene may have been saved with one
 
     # ---- the session's changes ----------------------------------------------------------------------------------
 
@@ -37,13 +42,15 @@ class Work:
     def showAsPreview(self, name, preview):
         """A preview is paler in the slice views than a result."""
         display = self.segmentation.GetDisplayNode()
-        if display is None or preview == (name in self._paled):
+        if display is None or preview == (display.GetAttribute(_OPACITY + name) is not None):
             return
         if preview:
-            self._paled[name] = display.GetSegmentOpacity2DFill(name)
-            display.SetSegmentOpacity2DFill(name, _PREVIEW * self._paled[name])
+            opacity = display.GetSegmentOpacity2DFill(name)
+            display.SetAttribute(_OPACITY + name, str(opacity))
+            display.SetSegmentOpacity2DFill(name, _PREVIEW * opacity)
         else:
-            display.SetSegmentOpacity2DFill(name, self._paled.pop(name))
+            display.SetSegmentOpacity2DFill(name, float(display.GetAttribute(_OPACITY + name)))
+            display.SetAttribute(_OPACITY + name, None)
 
     def refreshSurface(self, now):
         """Make one surface again that is old and whose segment is quiet; whether there was one."""
@@ -65,13 +72,15 @@ class Work:
         self.segments.forget(name)
         self.prompts.forget(name)
         self._touched.pop(name, None)
-        self._paled.pop(name, None)
 
     # ---- what the scene keeps -----------------------------------------------------------------------------------
 
-    def store(self, journal):
-        """Keep the prompts, and what they took from whom, in the scene."""
-        sceneState.store(self.scene, self.segmentation, self.volume, journal, self.segments.books)
+    def store(self, journal, unanswered):
+        """Keep the prompts, and what they took from whom, in the scene. ``unanswered``: segments of the session whose
+        masks are previews."""
+        previews = {s.name: SparseMask.of(tight(s.mask ^ s.composed())) for s in unanswered}
+        books = self.segments.books
+        sceneState.store(self.scene, self.segmentation, self.volume, journal, books, previews)
 
     def keptJournal(self):
         """The journal that the scene keeps, or None; the books are taken up with it. Raises BadJournal."""
