@@ -114,3 +114,44 @@ def add_transform(scene):
         return node
 
     return add
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server with a network that answers in milliseconds."""
+    quick = pytest.importorskip("quick_server", reason="the server's packages are not installed")
+    with quick.quick_server() as made:
+        yield made
+
+
+@pytest.fixture
+def sit(scene, server):
+    """Sit down at a desk, by default at the quick server's."""
+    from desk import Desk
+
+    desks = []
+
+    def make(address=None, at=None, **how):
+        desks.append(Desk(at or scene, address or server.address, **how))
+        return desks[-1]
+
+    yield make
+    for desk in desks:
+        desk.logic.close()
+
+
+@pytest.fixture
+def desk(sit, add_volume):
+    from desk import blobs
+
+    made = sit()
+    made.use(add_volume(blobs()), "A")
+    return made
+
+
+@pytest.fixture(scope="session")
+def demo():
+    from nninteractive_ws.server.local import local_server
+
+    with local_server("--model", "demo", "--log-level", "warning") as address:
+        yield address
