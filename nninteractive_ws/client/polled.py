@@ -49,11 +49,14 @@ class _Connection:
         self.opened = False
         #: The end of it, where the other end has closed it.
         self.ended: Error | None = None
+        #: Seconds that the answer to the last ping took.
+        self.round_trip: float | None = None
         self._clock = clock
         self._stream = Stream(address, trusting, clock)
         self._open_by = clock() + OPEN_WITHIN_S
         self._silence = Silence(clock)
         self._websocket = ClientProtocol(parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES)
+        self._pinged_at = 0.0
         self._unsent: deque[memoryview] = deque()
         self._full = False  # whether the system took less than there was
         self._fragments: list[bytes] = []
@@ -104,6 +107,8 @@ class _Connection:
     def _take(self, item: object) -> Iterator[bytes]:
         if isinstance(item, Response):
             self.opened = self._websocket.handshake_exc is None
+        elif isinstance(item, Frame) and item.opcode is Opcode.PONG:
+            self.round_trip = self._clock() - self._pinged_at
         # A text message is an error of the server's; the core says so.
         elif isinstance(item, Frame) and item.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
             self._fragments.append(bytes(item.data))
@@ -117,8 +122,13 @@ class _Connection:
             if self._clock() > self._open_by:
                 raise TimeoutError
         elif self._silence.ask_now():
-            self._websocket.send_ping(b"")
-            self._queue_bytes()
+            self.ping()
+
+    def ping(self) -> None:
+        """Ask for a sign of life, and measure how long it takes."""
+        self._pinged_at = self._clock()
+        self._websocket.send_ping(b"")
+        self._queue_bytes()
 
     def send(self, message: bytes) -> None:
         self._websocket.send_binary(message)
@@ -216,6 +226,12 @@ class PolledSession:
         """The socket's, for a notifier; another one after each reconnection, -1 while there is none."""
         return -1 if self._connection is None else self._connection.fileno()
 
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds from a ping to its answer, measured last on this connection; None while that is not known. What
+        comes is noticed by :meth:`poll` alone: where that is seldom called, it takes longer."""
+        return None if self._connection is None else self._connection.round_trip
+
     def close(self) -> None:
         """End the session and the connection; what can be sent at once of a farewell is sent."""
         if self.closed:
@@ -288,6 +304,7 @@ class PolledSession:
         was_open = connection.opened
         messages = connection.receive()
         if connection.opened and not was_open:
+            connection.ping()
             self.core.start()
         for message in messages or []:
             self._take(message)

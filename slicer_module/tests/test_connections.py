@@ -125,3 +125,27 @@ def test_a_real_ct(sit, demo, add_volume):
     desk.logic.undo()
     desk.wait()
     assert not desk.shown().any()
+
+
+def test_connecting_without_an_image(sit, server):
+    desk = sit(server.address)
+    desk.agrees = False
+    assert not desk.logic.connect()
+    assert desk.logic.session is None
+    desk.agrees = True
+    assert desk.logic.connect()
+    assert desk.logic.active
+    desk.wait(lambda: desk.logic.server is not None)
+    desk.wait(lambda: desk.logic.session.round_trip is not None)
+    assert 0 < desk.logic.session.round_trip < 60
+    assert desk.logic.model is desk.logic.server.model
+    assert desk.logic.connect()
+    assert len(desk.asked) == 2, "who has a connection is asked again"
+    desk.wait(lambda: not desk.logic.active)
+
+
+def test_the_image_travels_after_the_prompt_is_done(desk):
+    desk.click(20, 20, 20)
+    desk.wait(lambda: not desk.logic.active)
+    progress = [e for e in desk.seen if isinstance(e, events.ImageProgress)]
+    assert progress[-1].present == progress[-1].total

@@ -49,6 +49,7 @@ class Conversation:
         self._requests: dict[int, Request] = {}
         self._counts: dict[str, int] = {}  # of each segment's history, the steps whose answers have been taken
         self._image = None  # the volume's voxels that the session was given
+        self._uploading = False  # whether voxels are on their way
         self._begun = False  # whether the session knows them, and its segments are the scene's
         self._journal = None
         self._unstored = False
@@ -64,11 +65,26 @@ class Conversation:
         """Whether there is a session, connected or on the way, that works on the volume."""
         try:
             voxels = geometry.volumeArray(self.work.volume)
-            if self.session is None and not self._connect():
+            if not self.connect():
                 return False
             self._useImage(voxels)
         except (ValueError, Error) as e:
             return self.say("error", str(e))
+        return True
+
+    def connect(self):
+        """Whether there is a session, connected or on the way; the user may not agree to one."""
+        if self.session is not None:
+            return True
+        address = self.server["address"]
+        if not self._agreed(address):
+            return self.say("idle", _("Nothing was sent: images go to {a} once you agree.").format(a=address))
+        try:
+            self.session = PolledSession(clock=self._clock, **self.server)
+        except Error as e:
+            return self.say("error", str(e))
+        self.say("connecting", _("Connecting to {address}").format(address=address))
+        self.setOptions()
         return True
 
     def give(self, request):
@@ -120,6 +136,12 @@ class Conversation:
     @property
     def busy(self):
         return bool(self._queue or self._requests)
+
+    @property
+    def active(self):
+        """Whether there is something to do with each poll, asked for or not: the image travels by itself."""
+        connecting = self.session is not None and self.session.core.welcome is None
+        return self.busy or connecting or self._uploading
 
     # ---- the timer ----------------------------------------------------------------------------------------------
 
@@ -201,15 +223,6 @@ class Conversation:
 
     # ---- connecting ---------------------------------------------------------------------------------------------
 
-    def _connect(self):
-        address = self.server["address"]
-        if not self._agreed(address):
-            return self.say("idle", _("Nothing was sent: images go to {a} once you agree.").format(a=address))
-        self.session = PolledSession(clock=self._clock, **self.server)
-        self.say("connecting", _("Connecting to {address}").format(address=address))
-        self.setOptions()
-        return True
-
     def _useImage(self, voxels):
         """Let the session have the volume's voxels as they are now. Raises BadImage."""
         scalars = self.work.volume.GetImageData().GetPointData().GetScalars()
@@ -228,10 +241,10 @@ class Conversation:
             self.say("ready", str(e))
         self._before = self.session.core.image
         self.session.set_image(voxels, self._journal)
-        self._image = image
+        self._image, self._uploading = image, True
 
     def _onBadImage(self, error):
-        self._image = None
+        self._image, self._uploading = None, False
         if self._journal is None:
             self.cancel()
             self.say("error", str(error))
@@ -262,6 +275,8 @@ class Conversation:
             self.status = said
         if isinstance(event, events.Connection):
             self._onConnection(event)
+        elif isinstance(event, events.ImageProgress):
+            self._uploading = event.present < event.total
         elif isinstance(event, events.MaskDelta):
             self._onMaskDelta(event, changes)
         elif isinstance(event, events.Done):
@@ -328,7 +343,7 @@ class Conversation:
         request = self._requests.pop(number, None)
         if request is None:
             if self.session.core.image is None:  # it was refused
-                self._image, self._begun = None, False
+                self._image, self._begun, self._uploading = None, False, False
                 self.cancel()
         elif request.kind not in ("options", "remove"):
             self.work.showAsPreview(request.segment, False)

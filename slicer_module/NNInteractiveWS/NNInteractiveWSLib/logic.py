@@ -49,6 +49,11 @@ class Logic:
         return self._conversation.model
 
     @property
+    def server(self):
+        """What the server says of itself (nninteractive_ws.messages.Welcome), or None while there is no connection."""
+        return self.session.core.welcome if self.session is not None else None
+
+    @property
     def session(self):
         """The nninteractive_ws.PolledSession, or None; its ``fileno()`` is for a notifier."""
         return self._conversation.session
@@ -57,6 +62,11 @@ class Logic:
     def busy(self):
         """Whether something that was asked for is not done yet."""
         return self._conversation.busy
+
+    @property
+    def active(self):
+        """Whether each poll has something to do: more than :attr:`busy`, as the image travels by itself."""
+        return self._conversation.active
 
     @property
     def canUndo(self):
@@ -110,6 +120,11 @@ class Logic:
             node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
         self.selectSegment(node, node.GetSegmentation().AddEmptySegment(""))
         return self.segmentID
+
+    def connect(self):
+        """Connect, where that is not done yet, if the user agrees; whether there is a connection or one on the way.
+        Prompts do it themselves."""
+        return self._conversation.connect()
 
     def poll(self, budget_s=0.008):
         """Go on with everything, for about ``budget_s`` seconds and a write into the segments; the session's events."""

@@ -90,7 +90,7 @@ class Panel:
     def poll(self):
         """Let the logic go on, and show what it says."""
         self.logic.poll()
-        self._timer.setInterval(_BUSY_MS if self.logic.busy else _IDLE_MS)
+        self._timer.setInterval(_BUSY_MS if self.logic.active else _IDLE_MS)
         self.refresh()
 
     def refresh(self):
