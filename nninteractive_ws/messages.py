@@ -134,11 +134,15 @@ class ImageBricks(Message, frozen=True, kw_only=True, tag="image_bricks"):
 
 
 class SetMask(Message, frozen=True, kw_only=True, tag="set_mask"):
-    """Replace a segment's mask, empty outside the box; the prompts before it no longer count."""
+    """Replace a segment's mask, empty outside the box, or change it; the prompts before it no longer count.
+
+    ``flip``: the bits are what changes.
+    """
 
     id: RequestId
     segment: Name
     mask: Bits
+    flip: bool = False
     run: bool = False
 
 

@@ -181,8 +181,8 @@ def lasso(mask: Mask, positive: bool = True, run: bool = True, segment: str = "a
     return AddLasso(id=1, segment=segment, mask=bits_of(mask), positive=positive, run=run)
 
 
-def set_mask(mask: Mask, run: bool = False, segment: str = "a") -> SetMask:
-    return SetMask(id=1, segment=segment, mask=bits_of(mask), run=run)
+def set_mask(mask: Mask, run: bool = False, segment: str = "a", flip: bool = False) -> SetMask:
+    return SetMask(id=1, segment=segment, mask=bits_of(mask), run=run, flip=flip)
 
 
 def run(segment: str = "a") -> Run:
@@ -262,6 +262,8 @@ def prompts_for(shape: Index, seed: int) -> list[Request]:
         undo(),
         point(at(0.0, 0.1), positive=False),
         set_mask(ball(shape, at(0.4, 0.6), 0.25 * size), run=True),
+        point(at()),
+        set_mask(ball(shape, at(0.4, 0.6), 0.2 * size), flip=True),
         point(at()),
         reset(),
         lasso(disc(shape, at(0.4, 0.6), 0.4 * size, axis=0)),

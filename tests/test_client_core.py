@@ -577,6 +577,10 @@ def test_only_what_is_marked_travels(open_core: Core) -> None:
     for message in sent(open_core):
         assert message.mask.box == ((10, 14), (20, 21), (30, 33))
         assert masks.unpack(message.mask, SHAPE).voxels == 12
+    open_core.flip_mask("a", drawn[8:20, 20:21, 29:40], box=((8, 20), (20, 21), (29, 40)))
+    (flipped,) = sent(open_core)
+    assert flipped.flip
+    assert flipped.mask.box == ((10, 14), (20, 21), (30, 33))
     open_core.set_mask("a", np.zeros(SHAPE, bool))
     (emptied,) = sent(open_core)
     assert isinstance(emptied, wire.SetMask)

@@ -49,6 +49,7 @@ def commands(draw: st.DrawFn) -> Command:
         "scribble": lambda c: c.add_scribble(segment, _ball(at, 3), positive=positive, run=run),
         "lasso": lambda c: c.add_lasso(segment, _outline(at[2]), positive=positive, run=run),
         "mask": lambda c: c.set_mask(segment, _ball(at, 7), run=run),
+        "edit": lambda c: c.flip_mask(segment, _ball(at, 7)),
         "run": lambda c: c.run(segment),
         "undo": lambda c: c.undo(segment),
         "redo": lambda c: c.redo(segment),

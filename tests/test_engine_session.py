@@ -178,6 +178,21 @@ def test_a_run_with_nothing_to_predict_changes_nothing(client):
     assert not client.mask().any(), "the run made no step"
 
 
+def test_a_mask_is_changed_where_it_is_flipped(client):
+    first, second = ball(SHAPE, (42, 36, 33), 9), ball(SHAPE, (50, 36, 33), 9)
+    client.send(set_mask(first))
+    done = client.send(set_mask(second, flip=True))
+    np.testing.assert_array_equal(client.mask(), first ^ second)
+    assert done.voxels == np.count_nonzero(first ^ second)
+    client.send(set_mask(first, flip=True))
+    np.testing.assert_array_equal(client.mask(), second)
+    client.send(set_mask(second, flip=True, segment="b"))
+    np.testing.assert_array_equal(client.mask("b"), second)
+    for expected in (first ^ second, first):
+        client.send(undo())
+        np.testing.assert_array_equal(client.mask(), expected)
+
+
 def test_a_prompt_that_changes_nothing_is_a_step(client):
     client.send(set_mask(ball(SHAPE, (42, 36, 33), 9)))
     assert client.send(set_mask(ball(SHAPE, (42, 36, 33), 9))).changed is None
@@ -452,6 +467,8 @@ STORY: list[Request] = [
     POINTS[1],
     set_mask(ball(SHAPE, (44, 40, 30), 16), run=True),
     lasso(disc(SHAPE, (42, 36, 33), 9)),
+    set_mask(ball(SHAPE, (50, 40, 30), 12), flip=True),
+    point((44, 40, 30)),
     reset(),
     bbox([(30, 50), (20, 44), (33, 34)]),
     undo(),

@@ -106,7 +106,9 @@ class Official:
         self.session.add_lasso_interaction(whole, request.positive, run_prediction=request.run)
 
     def _set_mask(self, request: SetMask) -> None:
-        self.session.add_initial_seg_interaction(self._whole(request.mask), run_prediction=request.run)
+        given = self._whole(request.mask)
+        whole = given ^ (self.buffer > 0) if request.flip else given
+        self.session.add_initial_seg_interaction(whole, run_prediction=request.run)
 
     def _run(self, request: Run) -> None:
         self.session._predict()

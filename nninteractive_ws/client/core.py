@@ -208,13 +208,12 @@ class Core:
         run: bool = False,
     ) -> int:
         """Replace the segment's mask; empty outside ``box``. Raises as above."""
-        given = marked(mask, box, self._shape())
-        if given.box is None:
-            # What is empty has no smallest box; any voxel says as much.
-            given = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
-        assert given.box is not None
-        bits = masks.pack(given, self._encoding())
-        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, run=run), middle(given.box))
+        return self._set_mask(segment, mask, box, run=run)
+
+    def flip_mask(self, segment: str, flips: npt.ArrayLike, *, box: Boxlike | None = None) -> int:
+        """Change the segment's mask where ``flips`` is set, as somebody did by hand: only that travels. It is a step
+        as :meth:`set_mask` is, and changes the mask as it is after the requests before. Raises as above."""
+        return self._set_mask(segment, flips, box, flip=True)
 
     def run(self, segment: str) -> int:
         """Predict from the prompts added with ``run`` false."""
@@ -280,6 +279,15 @@ class Core:
     def _post(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
         self._waiting[request.id] = _Waiting(number, request, self.image, losses=losses)
         self._send(request)
+
+    def _set_mask(self, segment: str, mask: npt.ArrayLike, box: Boxlike | None, **how: bool) -> int:
+        given = marked(mask, box, self._shape())
+        if given.box is None:
+            # What is empty has no smallest box; any voxel says as much.
+            given = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
+        assert given.box is not None
+        bits = masks.pack(given, self._encoding())
+        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, **how), middle(given.box))
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
         if self._upload is not None:

@@ -257,8 +257,8 @@ class Session:
         segment = self._segment_for(request.segment)
         assert given.box is not None
         frame = given.box.union(segment.extent)
-        values = np.zeros(frame.shape, bool)
-        values[given.box.within(frame).slices] = given.flips
+        values = segment.mask[frame.slices].copy() if request.flip else np.zeros(frame.shape, bool)
+        values[given.box.within(frame).slices] ^= given.flips
         change = masks.diff(segment.mask[frame.slices], values, frame.start)
         if not request.run:
             return self._commit(Step(request, change), segment)
