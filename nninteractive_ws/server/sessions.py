@@ -21,7 +21,8 @@ _GIVEN_UP_WITHIN_S = 2.0
 
 @dataclass(eq=False)
 class Entry:
-    """A session. ``user``: who opened it, "" without tokens. ``worker``: where it is, once it is somewhere."""
+    """A session. ``user``: who opened it, "" without tokens. ``worker``: where it is, once it is somewhere.
+    ``connected``: whether it has a connection."""
 
     user: str
     encoding: Encoding
@@ -30,14 +31,10 @@ class Entry:
     worker: Worker | None = None
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    _holder: asyncio.Event | None = None  # of the connection it has; set when another takes its place
-    _next: asyncio.Event | None = None  # of the connection that came last
+    connected: bool = False
+    _next: asyncio.Event | None = None  # of the connection that came last; set when another takes its place
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _expiry: asyncio.TimerHandle | None = None
-
-    @property
-    def connected(self) -> bool:
-        return self._holder is not None
 
 
 class Registry:
@@ -115,15 +112,15 @@ class Registry:
     # ---- connections --------------------------------------------------------------------------------------
 
     @contextmanager
-    def _held(self, entry: Entry, superseded: asyncio.Event) -> Iterator[None]:
+    def _held(self, entry: Entry) -> Iterator[None]:
         if entry._expiry is not None:
             entry._expiry.cancel()
             entry._expiry = None
-        entry._holder = superseded
+        entry.connected = True
         try:
             yield
         finally:
-            entry._holder = None
+            entry.connected = False
             entry.last_used = time.monotonic()
             if entry.name in self._entries:
                 self._keep_for_a_while(entry)
@@ -141,7 +138,7 @@ class Registry:
                 return True
             if entry.name not in self._entries:
                 return False
-            with self._held(entry, superseded):
+            with self._held(entry):
                 await work(superseded)
         return True
 
