@@ -18,7 +18,7 @@ from nninteractive_ws import protocol
 from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca
 from nninteractive_ws.client.address import DEFAULT_PORT, Address, explain, parse_address, trust
 from nninteractive_ws.client.aio import aconnect
-from nninteractive_ws.client.dial import dial
+from nninteractive_ws.client.dial import dial, open_tunnel
 from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, why_closed
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed, Error
@@ -85,8 +85,7 @@ async def _examine(url: str, ca: Path | None) -> list[Finding]:
 
 
 async def _open(tunnel: Tunnel) -> str:
-    while not tunnel.ready():
-        await asyncio.sleep(0.05)
+    await open_tunnel(tunnel)
     return f"lets {tunnel.target.host} be reached, and forwards a port to {tunnel.target.server_port} there"
 
 

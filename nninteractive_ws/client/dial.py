@@ -81,11 +81,16 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
     return connection
 
 
+async def open_tunnel(tunnel: Tunnel) -> None:
+    """Wait until a tunnel is there; it is opened where it is not. Raises a sentence, as an Error."""
+    while not tunnel.ready():
+        await asyncio.sleep(_LOOK_AGAIN_S)
+
+
 async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None = None) -> Connection:
     """Connect through a tunnel, which is opened where it is not. ``start``: the command that starts a server on the
     other side where none answers. Raises a sentence, as an Error."""
-    while not tunnel.ready():
-        await asyncio.sleep(_LOOK_AGAIN_S)
+    await open_tunnel(tunnel)
     until = asyncio.get_running_loop().time() + _START_WITHIN_S
     while True:
         try:
