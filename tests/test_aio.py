@@ -9,6 +9,7 @@ import logging
 from typing import Any, TypeVar
 
 from chain_helpers import SHAPE, WIDE_SHAPE, phantom, stroke, wide_lasso
+from core_helpers import WELCOME
 import msgspec
 import numpy as np
 import pytest
@@ -281,20 +282,6 @@ def test_no_server() -> None:
         run(nni.aconnect("127.0.0.1:9"))
     with pytest.raises(errors.BadAddress):
         run(nni.aconnect("no address"))
-
-
-WELCOME = wire.Welcome(
-    version=1,
-    server="fake",
-    features=[],
-    encoding="raw",
-    session="s",
-    secret="s",
-    resumed=False,
-    limits=wire.Limits(message_bytes=2**26, image_voxels=2**30, segments=9, unacknowledged_bricks=4),
-    model=wire.Model(name="m", license="l", patch_size=(8, 8, 8), prompts=[], scribble_thickness=(1.0, 1.0, 1.0)),
-    device="cpu",
-)
 
 
 def said(message: wire.Message) -> bytes:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from chain_helpers import WIDE_SHAPE, phantom, stroke
+from core_helpers import WELCOME
 from driver_helpers import Blocking, Driver, Polled, last, lost, mask, states
 from faults import Fault, FaultProxy, fault_proxy
 import numpy as np
@@ -367,19 +368,6 @@ def test_a_slow_link_is_not_a_dead_one(
 
 
 # ---- a server that needs the room for others ----------------------------------------------------------------
-
-WELCOME = wire.Welcome(
-    version=1,
-    server="fake",
-    features=[],
-    encoding="raw",
-    session="s",
-    secret="s",
-    resumed=False,
-    limits=wire.Limits(message_bytes=2**26, image_voxels=2**30, segments=9, unacknowledged_bricks=4),
-    model=wire.Model(name="m", license="l", patch_size=(8, 8, 8), prompts=[], scribble_thickness=(1.0, 1.0, 1.0)),
-    device="cpu",
-)
 
 
 def test_an_evicted_session_rests(driver: type[Driver]) -> None:
