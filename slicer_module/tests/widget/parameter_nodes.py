@@ -1,7 +1,8 @@
 """A stand-in for ``slicer.parameterNodeWrapper``: a class whose attributes live in a parameter node of the scene.
 
 Of the original's types it has bool, int, float, str and MRML nodes, of its widgets the plain Qt ones. A widget belongs
-to the parameter that its dynamic property ``SlicerParameterName`` names.
+to the parameter that its dynamic property ``SlicerParameterName`` names. As in Slicer 5.10, what ``connectGui`` has
+connected cannot be told apart again: only ``connectParametersToGui`` returns a tag for ``disconnectGui``.
 """
 
 import typing
@@ -31,6 +32,7 @@ def parameterNodeWrapper(cls):
     cls.__init__ = _init
     cls.allParameters = types
     cls.connectGui = _connectGui
+    cls.connectParametersToGui = _connectParametersToGui
     cls.disconnectGui = _disconnectGui
     cls.AddObserver = lambda self, *arguments: self.parameterNode.AddObserver(*arguments)
     cls.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
@@ -63,13 +65,15 @@ def _valueProperty(name, kind, default):
 
 
 def _connectGui(self, ui):
-    """Keep widgets and parameters equal, both ways; ``ui`` as ``slicer.util.childWidgetVariables`` makes it."""
-    bound = []
-    for widget in vars(ui).values():
-        name = widget.property("SlicerParameterName")
-        if name:
-            prop, signal = _connector(self.allParameters[name], widget)
-            bound.append((widget, prop, signal, name))
+    """As below; ``ui`` as ``slicer.util.childWidgetVariables`` makes it."""
+    named = {widget.property("SlicerParameterName"): widget for widget in vars(ui).values()}
+    named.pop(None, None)
+    _connectParametersToGui(self, named)
+
+
+def _connectParametersToGui(self, widgets):
+    """Keep widgets and parameters equal, both ways; ``widgets``: by the parameters' names."""
+    bound = [(widget, *_connector(self.allParameters[name], widget), name) for name, widget in widgets.items()]
 
     def show(caller=None, event=None):
         for widget, prop, _, name in bound:
@@ -91,6 +95,8 @@ def _connectGui(self, ui):
 
 
 def _disconnectGui(self, tag):
+    if tag not in self._connections:
+        return
     self.parameterNode.RemoveObserver(tag)
     for widget, signal, receiver in self._connections.pop(tag):
         widget.disconnect(signal, receiver)

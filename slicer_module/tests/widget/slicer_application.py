@@ -1,14 +1,18 @@
 """A stand-in for the Slicer application around the real scene, logics and ``slicer.util`` of slicer-core.
 
 :func:`install` gives Python the modules that the application brings (``ctk``, ``slicer.ScriptedLoadableModule``,
-``slicer.i18n``, ``slicer.parameterNodeWrapper``); an :class:`Application` is one started Slicer.
+``slicer.i18n``, ``slicer.packaging``, ``slicer.parameterNodeWrapper``, ``SampleData``); an :class:`Application` is one
+started Slicer.
 """
 
+import importlib
+import importlib.metadata
 from pathlib import Path
 import sys
 import types
 import unittest
 
+from packaging.requirements import Requirement
 import parameter_nodes
 import qt
 import slicer
@@ -20,8 +24,12 @@ class ScriptedLoadableModule:
     """What a module says of itself. ``parent``: where it says it, see :meth:`Application.createModule`."""
 
     def __init__(self, parent):
+        super().__init__()
         self.parent = parent
         self.moduleName = type(self).__name__
+        icon = Path(self.resourcePath(f"Icons/{self.moduleName}.png"))
+        if icon.exists():
+            parent.icon = qt.QIcon(str(icon))
         slicer.selfTests[self.moduleName] = self.runTest
 
     def resourcePath(self, name):
@@ -37,6 +45,7 @@ class ScriptedLoadableModuleWidget:
     """A module's panel, in ``parent``; the application calls ``setup()``, ``enter()``, ``exit()`` and ``cleanup()``."""
 
     def __init__(self, parent):
+        super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Widget")
         self.developerMode = False
         self.parent = parent
@@ -52,6 +61,10 @@ class ScriptedLoadableModuleWidget:
     def cleanup(self):
         pass
 
+    def onReload(self):
+        """What the button Reload does, which developers have."""
+        slicer.util.reloadScriptedModule(self.moduleName)
+
     def _onModuleAboutToBeUnloaded(self, moduleName):
         if moduleName == self.moduleName:
             self.cleanup()
@@ -62,6 +75,7 @@ class ScriptedLoadableModuleLogic:
     """A module's logic: it has one parameter node in a scene."""
 
     def __init__(self, parent=None):
+        super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Logic")
 
     def getParameterNode(self):
@@ -97,14 +111,63 @@ class _ModuleManager(qt.QObject):
     moduleAboutToBeUnloaded = qt.Signal("QString")
 
 
+class _Startup(qt.QObject):
+    startupCompleted = qt.Signal()
+
+
+class qSlicerScriptedLoadableModuleWidget(standins.qMRMLWidget):  # noqa: N801 (the original's name)
+    """Where the application shows a module: makes the module's widget, enters and leaves it."""
+
+    def __init__(self, moduleName):
+        standins.qMRMLWidget.__init__(self)
+        self.moduleName = moduleName
+        self.isEntered = False
+        self._python = None
+        self.setLayout(qt.QVBoxLayout())
+        self.setMRMLScene(slicer.mrmlScene)
+
+    def self(self):
+        return self._python
+
+    def reload(self):
+        """Make the widget from what Python knows under the module's name now; ``enter()`` is not called again."""
+        self._python = getattr(sys.modules[self.moduleName], f"{self.moduleName}Widget")(self)
+        setattr(slicer.modules, f"{self.moduleName}Widget", self._python)
+        self._python.setup()
+
+    def enter(self):
+        self.isEntered = True
+        if hasattr(self._python, "enter"):
+            self._python.enter()
+
+    def exit(self):
+        self.isEntered = False
+        if hasattr(self._python, "exit"):
+            self._python.exit()
+
+
+class _ModuleSelector:
+    def __init__(self, select):
+        self.selectModule = select
+        self.selectedModule = ""
+
+
+class _MainWindow(qt.QMainWindow):
+    selector = None
+
+    def moduleSelector(self):
+        return self.selector
+
+
 class Application:
     """What ``slicer.app`` answers. What is not here is asked of the real QApplication."""
 
     applicationName = "Slicer"
     majorVersion, minorVersion = 5, 12
 
-    def __init__(self, folder):
-        """``folder``: where the settings are kept."""
+    def __init__(self, folder, testing=False):
+        """``folder``: where the settings are kept. ``testing``: as started with ``--testing``, when the user is asked
+        nothing."""
         self._qApplication = qt.QApplication.instance()
         self._qApplication.setOrganizationName("NA-MIC")
         self._qApplication.setApplicationName("Slicer")
@@ -112,11 +175,13 @@ class Application:
         qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
         qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(folder))
         self.temporaryPath = str(folder)
-        self._moduleManager = _ModuleManager()
+        self._testing = testing
+        self._moduleManager, self._startup = _ModuleManager(), _Startup()
         self._logic, self._moduleLogics = _applicationLogic()
         self._scene = self._logic.GetMRMLScene()
         self._layoutManager = standins.qSlicerLayoutManager(self._scene, self._logic)
-        self._window = qt.QMainWindow()
+        self._window = _MainWindow()
+        self._window.selector = _ModuleSelector(self._selectModule)
         self._window.objectName = "qSlicerMainWindow"
         self._window.setCentralWidget(self._layoutManager)
         self._panel = qt.QDockWidget("Module", self._window)
@@ -135,6 +200,10 @@ class Application:
         self._window.activateWindow()
         self.processEvents()
 
+    def completeStartup(self):
+        """Say that all modules are loaded and the window is there."""
+        self._startup.startupCompleted.emit()
+
     def quit(self):
         for name in list(self._modules):
             self.unloadModule(name)
@@ -148,6 +217,9 @@ class Application:
 
     def __getattr__(self, name):
         return getattr(self._qApplication, name)
+
+    def connect(self, signal, receiver):
+        return self._startup.connect(signal, receiver)
 
     def applicationLogic(self):
         return self._logic
@@ -165,7 +237,7 @@ class Application:
         return self._window
 
     def testingEnabled(self):
-        return False  # where it is true, slicer.util asks the user nothing
+        return self._testing  # where it is true, slicer.util asks the user nothing
 
     def settings(self):
         return qt.QSettings()
@@ -185,21 +257,32 @@ class Application:
         about = types.SimpleNamespace(path=python.__file__, title=name)
         self._modules[name] = getattr(python, name)(about)
         setattr(slicer.modules, name.lower(), about)
-        parent = standins.qMRMLWidget()
-        parent.setLayout(qt.QVBoxLayout())
-        parent.setMRMLScene(self._scene)
-        self.showModule(parent)
-        widget = getattr(python, f"{name}Widget")(parent)
-        about.widgetRepresentation = lambda: types.SimpleNamespace(self=lambda: widget)
-        widget.setup()
+        shown = qSlicerScriptedLoadableModuleWidget(name)
+        about.widgetRepresentation = lambda: shown
+        self.showModule(shown)
+        shown.reload()
         self.processEvents()
-        return widget
+        return shown.self()
+
+    def _selectModule(self, name):
+        """Leave the module that is open and enter this one, or none."""
+        selector = self._window.selector
+        if selector.selectedModule:
+            getattr(slicer.modules, selector.selectedModule.lower()).widgetRepresentation().exit()
+        selector.selectedModule = name
+        if name:
+            shown = getattr(slicer.modules, name.lower()).widgetRepresentation()
+            self.showModule(shown)
+            shown.enter()
+        self.processEvents()
 
     def showModule(self, widget):
         """Put a widget into the window's module panel."""
         self._panel.setWidget(widget)
 
     def unloadModule(self, name):
+        if self._window.selector.selectedModule == name:
+            self._selectModule("")
         self._moduleManager.moduleAboutToBeUnloaded.emit(name)
         del self._modules[name]
 
@@ -227,6 +310,65 @@ def _applicationLogic():
     return application, moduleLogics
 
 
+class SampleDataLogic:
+    """The module Sample Data: what is registered is in ``slicer.modules.sampleDataSources``, by category."""
+
+    @staticmethod
+    def registerCustomSampleDataSource(
+        category="Custom",
+        sampleName=None,
+        uris=None,
+        fileNames=None,
+        nodeNames=None,
+        customDownloader=None,
+        thumbnailFileName=None,
+    ):
+        for one in (uris, fileNames, nodeNames):
+            assert isinstance(one, str), "of these, the original wants as many of each"
+        source = types.SimpleNamespace(
+            sampleName=sampleName, customDownloader=customDownloader, thumbnailFileName=thumbnailFileName
+        )
+        if not hasattr(slicer.modules, "sampleDataSources"):
+            slicer.modules.sampleDataSources = {}
+        slicer.modules.sampleDataSources.setdefault(category, []).append(source)
+
+
+class Pip:
+    """``slicer.packaging`` of Slicer 5.12, without pip: ``installed`` has what it would have installed, and ``run``,
+    if it is set, is called with that."""
+
+    def __init__(self):
+        self.installed, self.requesters = [], []
+        self.run = None
+
+    def load_requirements(self, path):
+        lines = (line.strip() for line in Path(path).read_text().splitlines())
+        return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+
+    def pip_ensure(self, requirements, requester=None):
+        missing = [requirement for requirement in requirements if not self._isThere(requirement)]
+        if not missing or slicer.app.testingEnabled():
+            return
+        names = ", ".join(str(requirement) for requirement in missing)
+        if not slicer.util.confirmOkCancelDisplay(f"Install {names}?", requester, detailedText=names):
+            raise RuntimeError("User declined package installation")
+        self.requesters.append(requester)
+        self.pip_install([str(requirement) for requirement in missing])
+
+    def pip_install(self, requirements):
+        self.installed.append(requirements)
+        if self.run is not None:
+            self.run(requirements)
+            importlib.invalidate_caches()
+
+    @staticmethod
+    def _isThere(requirement):
+        try:
+            return importlib.metadata.version(requirement.name) in requirement.specifier
+        except importlib.metadata.PackageNotFoundError:
+            return False
+
+
 def install():
     """Put what the application brings where Python imports it from."""
     qt.QUiLoader = standins.UiLoader
@@ -243,6 +385,10 @@ def install():
     _submodule("ScriptedLoadableModule", **names, __all__=list(names))
     _submodule("i18n", tr=lambda text: text, translate=lambda context, text: text)
     _submodule("parameterNodeWrapper", parameterNodeWrapper=parameter_nodes.parameterNodeWrapper)
+    pip = Pip()
+    functions = {name: getattr(pip, name) for name in ("load_requirements", "pip_ensure", "pip_install")}
+    _submodule("packaging", **functions, pip=pip)
+    sys.modules["SampleData"] = _module("SampleData", SampleDataLogic=SampleDataLogic)
 
 
 def _submodule(name, **contents):

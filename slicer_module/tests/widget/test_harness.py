@@ -234,7 +234,7 @@ def test_parameters_and_widgets_follow_each_other(panel):
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
     parameters, again = Parameters(node), Parameters(node)
     ui = slicer.util.childWidgetVariables(panel)
-    tag = parameters.connectGui(ui)
+    tag = parameters.connectParametersToGui({"live": ui.liveCheckBox, "server": ui.serverEdit})
     assert ui.liveCheckBox.checked
     assert ui.serverEdit.text == "ws://127.0.0.1:1528"
     ui.liveCheckBox.click()
@@ -249,6 +249,10 @@ def test_parameters_and_widgets_follow_each_other(panel):
     parameters.disconnectGui(tag)
     ui.liveCheckBox.click()
     assert parameters.live
+    assert parameters.connectGui(ui) is None
+    assert ui.liveCheckBox.checked
+    ui.liveCheckBox.click()
+    assert not parameters.live
 
 
 def test_the_segment_editor_keeps_its_choices_in_its_node(application):
