@@ -333,6 +333,7 @@ class qSlicerLayoutManager(qt.QWidget):
         qt.QWidget.__init__(self)
         grid = qt.QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
+        self._applicationLogic = applicationLogic
         self._sliceWidgets = {}
         for i, (name, orientation) in enumerate(self._VIEWS):
             logic = slicer.vtkMRMLSliceLogic()
@@ -356,6 +357,9 @@ class qSlicerLayoutManager(qt.QWidget):
 
     def sliceWidget(self, name):
         return self._sliceWidgets[name]
+
+    def mrmlSliceLogics(self):
+        return self._applicationLogic.GetSliceLogics()
 
     threeDViewCount = property(lambda self: len(self._threeDWidgets))
 
