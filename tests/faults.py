@@ -5,8 +5,8 @@ at the same place for the same seed. It runs on a thread of its own.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 import random
 import socket
@@ -14,6 +14,8 @@ import struct
 import threading
 from typing import Literal
 from urllib.parse import urlsplit
+
+from threads import serving
 
 Direction = Literal["up", "down"]
 #: ``cut``: both ends get a reset. ``truncate``: the last bytes arrive, and then both ends are hung up on. ``stall``:
@@ -227,18 +229,9 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-@contextmanager
-def fault_proxy(server: str) -> Iterator[FaultProxy]:
+def fault_proxy(server: str) -> AbstractContextManager[FaultProxy]:
     """A proxy in front of a server."""
-    made, started = FaultProxy(server), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(made.serve(started)), name="fault proxy")
-    thread.start()
-    started.wait()
-    try:
-        yield made
-    finally:
-        made.stop()
-        thread.join()
+    return serving(FaultProxy(server))
 
 
 def handshake_faults(rng: random.Random, share: float) -> Callable[[], Fault | None]:

@@ -1,11 +1,12 @@
 """A TCP relay between a client and a server: as slow as a test wants it, and able to break."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 import socket
 import threading
 from urllib.parse import urlsplit
+
+from threads import serving
 
 _CHUNK_BYTES = 16 * 1024
 
@@ -68,15 +69,6 @@ class Relay:
         writer.close()
 
 
-@contextmanager
-def relay(server: str, bytes_per_second: float = float("inf")) -> Iterator[Relay]:
+def relay(server: str, bytes_per_second: float = float("inf")) -> AbstractContextManager[Relay]:
     """A relay to a server, on a thread of its own."""
-    made, started = Relay(server, bytes_per_second), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(made.serve(started)))
-    thread.start()
-    started.wait()
-    try:
-        yield made
-    finally:
-        made.stop()
-        thread.join()
+    return serving(Relay(server, bytes_per_second))

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 import pytest
+from threads import on_a_thread
 import trustme
 from websockets.datastructures import Headers
 
@@ -342,15 +343,9 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
         except ssl.SSLError:
             left.close()  # the client says what is wrong
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        with client.wrap_socket(right, server_hostname="localhost") as wrapped:
-            wrapped.recv(1)
-            return wrapped.version()
-    finally:
-        right.close()
-        thread.join()
+    with on_a_thread(serve, right.close), client.wrap_socket(right, server_hostname="localhost") as wrapped:
+        wrapped.recv(1)
+        return wrapped.version()
 
 
 def test_a_certificate_serves(tmp_path: Path, authority: trustme.CA) -> None:

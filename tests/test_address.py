@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 import socket
 import ssl
-import threading
 
 import pytest
+from threads import on_a_thread, saying
 from websockets.asyncio.client import connect
 
 from nninteractive_ws.client.address import Address, explain, parse_address
@@ -126,14 +126,11 @@ def answers(status: int, body: str, kind: str = "text/plain") -> type[BaseHTTPRe
 
 @contextmanager
 def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with (
+        HTTPServer(("127.0.0.1", 0), handler) as server,
+        on_a_thread(lambda: server.serve_forever(poll_interval=0.02), server.shutdown),
+    ):
+        yield f"127.0.0.1:{server.server_port}"
 
 
 @contextmanager
@@ -204,23 +201,6 @@ def test_a_proxys_own_page_is_not_the_servers_word() -> None:
         error = why_not(address)
     assert type(error) is ConnectionFailed
     assert "A proxy answers at" in str(error)
-
-
-@contextmanager
-def saying(greeting: bytes) -> Iterator[str]:
-    """A server that says something, whatever it is asked, and hangs up."""
-    with listening() as (server, address):
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(greeting)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield address
-        thread.join()
 
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"\x15\x03\x01\x00\x02\x02\x16"])

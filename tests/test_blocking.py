@@ -9,6 +9,7 @@ from chain_helpers import SHAPE, WIDE_SHAPE, health, phantom, stroke, wait_until
 import numpy as np
 import numpy.typing as npt
 import pytest
+from threads import on_a_thread
 from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
@@ -282,15 +283,11 @@ def test_the_token_travels_in_a_header() -> None:
         seen.append(connection.request.headers.get("Authorization"))
         assert isinstance(protocol.decode_client(connection.recv()), Hello)  # type: ignore[arg-type]
 
-    with serve(behave, "127.0.0.1", 0) as fake:
-        thread = threading.Thread(target=fake.serve_forever)
-        thread.start()
+    with serve(behave, "127.0.0.1", 0) as fake, on_a_thread(fake.serve_forever, fake.shutdown):
         address = f"127.0.0.1:{fake.socket.getsockname()[1]}"
         for token in ("secret", None):
             with pytest.raises(errors.ConnectionFailed, match="The server closed the connection"):
                 nni.connect(address, token=token)
-        fake.shutdown()
-        thread.join()
     assert seen == ["Bearer secret", None]
 
 

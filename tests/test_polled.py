@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from relay import relay
+from threads import saying, serving
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -294,29 +295,6 @@ def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
         timer.session.close()
 
 
-@contextmanager
-def saying(greeting: bytes, hold: bool = False) -> Iterator[str]:
-    """A server that says something to the first who comes, and hangs up or stays."""
-    done = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def work() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(greeting)
-                if hold:
-                    done.wait(30)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            done.set()
-            thread.join()
-
-
 @pytest.mark.parametrize(
     ("greeting", "hold", "words"),
     [
@@ -395,48 +373,49 @@ def test_close_at_any_moment(server: str) -> None:
 # ---- servers with habits ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def proxy(server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> Iterator[str]:
+class Proxy:
     """A WebSocket server in front of the real one; ``pass_down(message, connection)`` is awaited for each answer."""
-    ready: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
-    started = threading.Event()
 
-    async def up(client: ServerConnection, upstream: ClientConnection) -> None:
-        try:
-            async for message in client:
-                await upstream.send(message)
-        finally:
-            await upstream.close()
+    def __init__(self, server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> None:
+        self._server, self._pass_down = server, pass_down
 
-    async def behave(client: ServerConnection) -> None:
-        async with connect(server, compression=None, max_size=None, proxy=None) as upstream:
-            task = asyncio.ensure_future(up(client, upstream))
+    async def serve(self, started: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        options = {"compression": None, "max_size": None, "close_timeout": 1}
+        async with serve(self._behave, "127.0.0.1", 0, **options) as listening:
+            self.address = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            started.set()
+            await self._stop.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _behave(self, client: ServerConnection) -> None:
+        async with connect(self._server, compression=None, max_size=None, proxy=None) as upstream:
+            task = asyncio.ensure_future(self._up(client, upstream))
             try:
                 async for message in upstream:
                     assert isinstance(message, bytes)
-                    await pass_down(message, client)
+                    await self._pass_down(message, client)
             except ConnectionClosed:
                 pass
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def work() -> None:
-        stop = asyncio.Event()
-        async with serve(behave, "127.0.0.1", 0, compression=None, max_size=None, close_timeout=1) as listening:
-            ready.append((asyncio.get_running_loop(), stop, listening.sockets[0].getsockname()[1]))
-            started.set()
-            await stop.wait()
+    async def _up(self, client: ServerConnection, upstream: ClientConnection) -> None:
+        try:
+            async for message in client:
+                await upstream.send(message)
+        finally:
+            await upstream.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(work()))
-    thread.start()
-    started.wait()
-    loop, stop, port = ready[0]
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
+
+@contextmanager
+def proxy(server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> Iterator[str]:
+    """The address of a proxy in front of the real server, see there."""
+    with serving(Proxy(server, pass_down)) as made:
+        yield made.address
 
 
 def test_fragments(server: str, blocking_masks: list[Array]) -> None:

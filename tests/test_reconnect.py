@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from quick_server import QuickServer, quick_server
 from relay import relay
+from threads import on_a_thread
 from websockets.frames import Close
 from websockets.sync.server import ServerConnection, serve
 
@@ -388,9 +389,7 @@ def test_an_evicted_session_rests(driver: type[Driver]) -> None:
             if isinstance(request, wire.SetImage):
                 connection.send(protocol.encode(wire.Done(id=request.id)))
 
-    with serve(behave, "127.0.0.1", 0) as fake:
-        thread = threading.Thread(target=fake.serve_forever)
-        thread.start()
+    with serve(behave, "127.0.0.1", 0) as fake, on_a_thread(fake.serve_forever, fake.shutdown):
         session = driver(f"127.0.0.1:{fake.socket.getsockname()[1]}", reconnect_for=0.5)
         session.until(lambda: states(session) == ["open", "lost"])
         assert last(session) == events.Connection("lost", reason="Others need the room.")
@@ -401,8 +400,6 @@ def test_an_evicted_session_rests(driver: type[Driver]) -> None:
         session.set_image(phantom())()
         assert states(session) == ["open", "lost", "open"]
         session.close()
-        fake.shutdown()
-        thread.join()
 
 
 # ---- without a network --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from quick_server import quick_server
 import SimpleITK as sitk
+from threads import on_a_thread
 import trustme
 
 import nninteractive_ws as nni
@@ -77,12 +77,8 @@ def listening(certificate: trustme.LeafCert) -> Iterator[int]:
                 except OSError:
                     pass  # the client would have none of it
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
+        with on_a_thread(work):
             yield listener.getsockname()[1]
-        finally:
-            thread.join()
 
 
 def refuse_blocking(address: str, **options: Any) -> errors.Error:
