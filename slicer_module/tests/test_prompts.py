@@ -41,6 +41,8 @@ def point(node, n):
 def test_marks_lie_where_the_prompt_is(volume, marks, kind):
     path = [(3, 4, 5), (6, 4, 9), (3, 4, 12)][: 1 if kind == "point" else 3]
     node = marks.place(kind, "A", True, path)
+    if kind == "lasso":
+        path.append(path[0])
     assert node.GetNumberOfControlPoints() == len(path)
     for n, ijk in enumerate(path):
         np.testing.assert_allclose(point(node, n), geometry.ijkToWorld(volume, ijk), atol=1e-6)
@@ -48,11 +50,21 @@ def test_marks_lie_where_the_prompt_is(volume, marks, kind):
 
 def test_a_box_lies_around_its_voxels(volume, marks):
     node = marks.place("box", "A", True, [(3, 4, 5), (7, 9, 5)])
-    np.testing.assert_allclose(node.GetSize(), (5 * 0.5, 6 * 2, 1 * 3), atol=1e-6)
-    np.testing.assert_allclose(node.GetCenterWorld(), geometry.ijkToWorld(volume, (5, 6.5, 5)), atol=1e-6)
-    inside = [geometry.ijkToWorld(volume, ijk) for ijk in [(3, 4, 5), (7.4, 9.4, 5.4)]]
-    outside = [geometry.ijkToWorld(volume, ijk) for ijk in [(2.4, 4, 5), (7, 9.6, 5), (7, 9, 5.6)]]
-    assert [node.IsPointInROIWorld(p) for p in inside + outside] == [True, True, False, False, False]
+    line = np.array(
+        [geometry.worldToIJK(volume, p) for p in slicer.util.arrayFromMarkupsControlPoints(node, world=True)]
+    )
+    np.testing.assert_allclose(line.min(axis=0), (2.5, 3.5, 5), atol=1e-6)
+    np.testing.assert_allclose(line.max(axis=0), (7.5, 9.5, 5), atol=1e-6)
+    on = (np.abs(line - (2.5, 3.5, 9)) < 1e-6) | (np.abs(line - (7.5, 9.5, 9)) < 1e-6)
+    assert on.any(axis=1).all()
+    np.testing.assert_allclose(line[0], line[-1], atol=1e-6)
+
+
+def test_a_line_lies_in_the_middle_of_its_slice(volume, marks):
+    for path, axis in (([(3.2, 4.4, 5), (6, 4.4, 9), (3, 4.4, 12)], None), ([(3.2, 4.4, 5), (6, 4.4, 5)], 1)):
+        node = marks.place("scribble", "A", True, path, axis)
+        for n, (i, _j, k) in enumerate(path):
+            np.testing.assert_allclose(geometry.worldToIJK(volume, point(node, n)), (i, 4, k), atol=1e-6)
 
 
 def test_marks_follow_the_volume(volume, marks, add_transform):
@@ -64,9 +76,16 @@ def test_marks_follow_the_volume(volume, marks, add_transform):
 
 def test_polarity_is_seen_in_colour_and_shape(marks):
     for kind in ("point", "box", "scribble", "lasso"):
-        yes, no = (marks.place(kind, "A", p, [(3, 4, 5), (5, 4, 9), (3, 4, 9)]).GetDisplayNode() for p in (True, False))
-        assert yes.GetSelectedColor() == prompts.POSITIVE != prompts.NEGATIVE == no.GetSelectedColor()
-        assert yes.GetGlyphType() != no.GetGlyphType()
+        yes, no = (marks.place(kind, "A", p, [(3, 4, 5), (5, 4, 30), (3, 4, 9)]) for p in (True, False))
+        colours = [node.GetDisplayNode().GetSelectedColor() for node in (yes, no)]
+        assert colours == [prompts.POSITIVE, prompts.NEGATIVE]
+        assert shape(yes) != shape(no)
+
+
+def shape(node):
+    """The kind of the glyphs, and how many are seen."""
+    seen = sum(node.GetNthControlPointVisibility(n) for n in range(node.GetNumberOfControlPoints()))
+    return node.GetDisplayNode().GetGlyphType() if seen else None, seen
 
 
 def test_a_long_line_has_few_points(marks):
@@ -88,6 +107,16 @@ def test_only_the_selected_segments_marks_are_shown(marks):
     assert visible(marks) == [0, 1, 2]
     marks.select(None)
     assert visible(marks) == []
+
+
+def test_nothing_is_left_of_what_is_removed(scene, marks):
+    before = scene.GetNumberOfNodes()
+    marks.remove(marks.place("box", "A", True, [(3, 4, 5), (7, 9, 5)]))
+    placed(marks)
+    marks.append("A", 0)
+    placed(marks)
+    marks.forget("A")
+    assert scene.GetNumberOfNodes() == before
 
 
 def test_undo_and_redo(marks):

@@ -153,13 +153,16 @@ class Logic:
 
     def addBox(self, corner, opposite, positive=True, sliceNode=None):
         """A box between two points of the world; ``sliceNode``: the slice view that both lie in, if they do."""
-        if not self._hasVolume() or (sliceNode is not None and self._axis(sliceNode) is None):
+        if not self._hasVolume():
+            return False
+        axis = self._axis(sliceNode) if sliceNode is not None else None
+        if sliceNode is not None and axis is None:
             return False
         box = geometry.boxBetween(self._shape(), *self._inVoxels([corner, opposite]))
         if box is None:
             return self._outside()
         corners = [box.start, np.subtract(box.stop, 1)]
-        return self._prompt("box", positive, corners, lambda core, name, how: core.add_bbox(name, box, **how))
+        return self._prompt("box", positive, corners, lambda core, name, how: core.add_bbox(name, box, **how), axis)
 
     def addScribble(self, sliceNode, points, positive=True):
         """A stroke through points of the world in a slice view, as thick as the model prefers."""
@@ -175,7 +178,7 @@ class Logic:
             mask, box = geometry.brushStroke(shape, axis, path, self.model.scribble_thickness)
             return core.add_scribble(name, mask, box=box, **how)
 
-        return self._prompt("scribble", positive, path, send)
+        return self._prompt("scribble", positive, path, send, axis)
 
     def addLasso(self, sliceNode, points, positive=True):
         """The inside of an outline through points of the world in a slice view."""
@@ -187,7 +190,11 @@ class Logic:
         if filled is None:
             return self._say(_("The lasso holds no voxel of the volume; nothing was sent."))
         mask, box = filled
-        return self._prompt("lasso", positive, path, lambda core, name, how: core.add_lasso(name, mask, box=box, **how))
+
+        def send(core, name, how):
+            return core.add_lasso(name, mask, box=box, **how)
+
+        return self._prompt("lasso", positive, path, send, axis)
 
     def run(self):
         """Predict from the prompts given while ``live`` was false."""
@@ -218,13 +225,13 @@ class Logic:
     def _sessionSegment(self):
         return self.session.core.segments.get(self.segmentID) if self.session is not None else None
 
-    def _prompt(self, kind, positive, points, send):
+    def _prompt(self, kind, positive, points, send, axis=None):
         if self.segmentID is None:
             self.nextSegment()
         if not self._engage():
             return False
         name, how = self.segmentID, {"positive": positive, "run": self.live}
-        mark = self._work.prompts.place(kind, name, positive, points)
+        mark = self._work.prompts.place(kind, name, positive, points, axis)
         self._conversation.give(Request(kind, name, lambda core: send(core, name, how), mark))
         return True
 

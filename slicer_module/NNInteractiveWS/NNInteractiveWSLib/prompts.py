@@ -9,18 +9,25 @@ import vtk
 
 from . import geometry
 
-POSITIVE = (0.1, 0.8, 0.2)
-NEGATIVE = (0.9, 0.15, 0.1)
+#: Bright, so that they are told apart from segments too.
+POSITIVE = (0.2, 1.0, 0.3)
+NEGATIVE = (1.0, 0.2, 0.15)
 
 _PREFIX = "NNInteractiveWS."
 _NODES = {
     "point": "vtkMRMLMarkupsFiducialNode",
-    "box": "vtkMRMLMarkupsROINode",
+    # A closed curve would show its centre too, a region of interest its depth in the other views.
+    "box": "vtkMRMLMarkupsCurveNode",
     "scribble": "vtkMRMLMarkupsCurveNode",
-    "lasso": "vtkMRMLMarkupsClosedCurveNode",
+    "lasso": "vtkMRMLMarkupsCurveNode",
 }
 #: More points of a freehand line than can be told apart only make the views slow.
 _MOST_POINTS = 200
+#: From one bead of a negative line to the next.
+_BEADS = 10  # voxels
+#: Different for opposite edges: points that fall on each other, seen from the side, Slicer takes for one, and shows the
+#: edges there.
+_POINTS_PER_EDGE = (12, 12, 13, 13)
 _WITHOUT_NUMBER = -1
 
 
@@ -31,22 +38,34 @@ class Prompts:
         self.scene, self.segmentation, self.volume = scene, segmentation, volume
         self._selected = None
 
-    def place(self, kind, segmentID, positive, points):
+    def place(self, kind, segmentID, positive, points, axis=None):
         """Mark a prompt that is on its way: a node. ``kind``: point, box, scribble or lasso. ``points``: its path in
-        voxel coordinates, (n, 3); of a box the two corners."""
-        node = self.scene.AddNewNodeByClass(_NODES[kind])
+        voxel coordinates, (n, 3); of a box the two corners. ``axis``: across the slice that a line is drawn in; None:
+        the one along which its points differ least."""
+        points = np.asarray(points, float)
+        axis = int(np.argmin(np.ptp(points, axis=0))) if axis is None else axis
+        node = self.scene.CreateNodeByClass(_NODES[kind])
+        node.UnRegister(None)
         node.SetName(f"{kind} {'+' if positive else '-'}")
         node.SetHideFromEditors(True)
         node.SetLocked(True)
-        node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
-        node.SetNodeReferenceID(_PREFIX + "segmentation", self.segmentation.GetID())
-        node.SetNodeReferenceID(_PREFIX + "volume", self.volume.GetID())
         for name, value in {"segment": segmentID, "kind": kind, "positive": int(positive)}.items():
             node.SetAttribute(_PREFIX + name, str(value))
         node.SetAttribute(_PREFIX + "number", str(_WITHOUT_NUMBER))
-        self._draw(node, kind, np.asarray(points, float))
-        node.CreateDefaultDisplayNodes()
-        _dress(node, kind, positive)
+        # Before it is in the scene: there, all views would look at each single point.
+        if kind == "point":
+            self._draw(node, points, glyphs=[0])
+        else:
+            line = _line(kind, points, axis)
+            self._draw(node, line, glyphs=() if positive else _beads(line))
+            node.SetCurveTypeToLinear()
+        self.scene.AddNode(node)
+        node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
+        node.SetNodeReferenceID(_PREFIX + "segmentation", self.segmentation.GetID())
+        node.SetNodeReferenceID(_PREFIX + "volume", self.volume.GetID())
+        _dress(node, positive)
+        if kind != "point":
+            _dressLine(node, positive, self._reach(axis))
         node.GetDisplayNode().SetVisibility(segmentID == self._selected)
         return node
 
@@ -55,13 +74,15 @@ class Prompts:
         ``node``: its mark, if it has one."""
         for mark in self.marks(segmentID):
             if numberOf(mark) >= number:
-                self.scene.RemoveNode(mark)
+                self.remove(mark)
         if node is not None and self.scene.IsNodePresent(node):
             node.SetAttribute(_PREFIX + "number", str(number))
 
     def remove(self, node):
-        """Remove a mark, of a prompt that failed."""
+        """Remove a mark, if there is one: of a prompt that failed, say."""
         if node is not None and self.scene.IsNodePresent(node):
+            # Otherwise it would stay in the scene for ever, and in the views until they are drawn anew.
+            self.scene.RemoveNode(node.GetDisplayNode())
             self.scene.RemoveNode(node)
 
     def marks(self, segmentID=None):
@@ -83,7 +104,7 @@ class Prompts:
         for node in self.marks(segmentID):
             number = numberOf(node)
             if number >= done + undone:
-                self.scene.RemoveNode(node)
+                self.remove(node)
             elif number != _WITHOUT_NUMBER:
                 node.SetAttribute(_PREFIX + "undone", None if first <= number < done else "1")
                 node.GetDisplayNode().SetVisibility(segmentID == self._selected and not _undone(node))
@@ -91,19 +112,19 @@ class Prompts:
     def forget(self, segmentID):
         """Remove the marks of a segment."""
         for node in self.marks(segmentID):
-            self.scene.RemoveNode(node)
+            self.remove(node)
 
     def forgetAnswered(self):
         """Remove all marks but those of prompts that are on their way."""
         for node in self.marks():
             if numberOf(node) != _WITHOUT_NUMBER:
-                self.scene.RemoveNode(node)
+                self.remove(node)
 
     def forgetUnanswered(self):
         """Remove the marks of prompts that were on their way, when the scene was saved or the session closed."""
         for node in self.marks():
             if numberOf(node) == _WITHOUT_NUMBER:
-                self.scene.RemoveNode(node)
+                self.remove(node)
 
     def follow(self):
         """The volume may have been put under another transform."""
@@ -119,30 +140,43 @@ class Prompts:
         found = [nodes.GetItemAsObject(n) for n in range(nodes.GetNumberOfItems())]
         return [n for n in found if n.GetClassName() == name]
 
-    def _draw(self, node, kind, points):
-        if kind == "box":
-            self._drawBox(node, points)
-            return
-        if kind in ("scribble", "lasso"):
-            node.SetCurveTypeToLinear()
-            points = points[:: -(-len(points) // _MOST_POINTS)]
+    def _draw(self, node, points, glyphs):
+        """``glyphs``: the numbers of the points that are seen; of a line all are there."""
         toLocal = geometry.ijkToLocal(self.volume)
+        positions = vtk.vtkPoints()
+        positions.SetDataTypeToDouble()
         for point in points:
-            node.AddControlPoint(vtk.vtkVector3d(*(toLocal @ [*point, 1.0])[:3]))
+            positions.InsertNextPoint((toLocal @ [*point, 1.0])[:3])
+        # All at once, as each single one is looked at by the others. They are local: there is no transform yet.
+        node.SetControlPointPositionsWorld(positions)
+        for n in range(len(points)):
+            node.SetNthControlPointVisibility(n, n in glyphs)
 
-    def _drawBox(self, node, corners):
-        """A box along the volume's axes, around whole voxels."""
-        toLocal = geometry.ijkToLocal(self.volume)
-        spacing = np.linalg.norm(toLocal[:3, :3], axis=0)
-        low, high = corners.min(axis=0) - 0.5, corners.max(axis=0) + 0.5
-        frame = vtk.vtkMatrix4x4()
-        frame.Identity()
-        for r in range(3):
-            for c in range(3):
-                frame.SetElement(r, c, toLocal[r, c] / spacing[c])
-            frame.SetElement(r, 3, (toLocal @ [*((low + high) / 2), 1.0])[r])
-        node.SetAndObserveObjectToNodeMatrix(frame)
-        node.SetSize(*((high - low) * spacing))
+    def _reach(self, axis):
+        """How far from the middle of its slice a line is seen, in millimetres: within the voxels that it is in."""
+        return np.linalg.norm(geometry.ijkToLocal(self.volume)[:3, axis]) / 2
+
+
+def _line(kind, points, axis):
+    """The line that marks a prompt, (n, 3), in the middle of the voxels of its slice. Of a box: around its voxels."""
+    if kind == "box":
+        u, v = (a for a in range(3) if a != axis)
+        low, high = points.min(axis=0) - 0.5, points.max(axis=0) + 0.5
+        corners = np.repeat(low[None], 4, axis=0)
+        corners[1:3, u], corners[2:, v] = high[u], high[v]
+        edges = zip(corners, np.roll(corners, -1, axis=0), _POINTS_PER_EDGE, strict=True)
+        line = np.vstack([np.linspace(a, b, n, endpoint=False) for a, b, n in edges])
+    else:
+        line = points[:: -(-len(points) // _MOST_POINTS)].copy()
+    line[:, axis] = np.floor(points[:, axis].mean() + 0.5)
+    return line if kind == "scribble" else np.vstack([line, line[:1]])
+
+
+def _beads(line):
+    """The numbers of the points of a line that beads are at."""
+    steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    return set(np.searchsorted(along, np.arange(0.0, along[-1], _BEADS)).tolist())
 
 
 def segmentOf(node):
@@ -159,18 +193,27 @@ def _undone(node):
     return node.GetAttribute(_PREFIX + "undone") is not None
 
 
-def _dress(node, kind, positive):
+def _dress(node, positive):
+    """A point is a plus or a minus."""
+    node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     colour = POSITIVE if positive else NEGATIVE
     display.SetColor(*colour)
     display.SetSelectedColor(*colour)
     display.SetPointLabelsVisibility(False)
     display.SetPropertiesLabelVisibility(False)
-    display.SetGlyphType(display.StarBurst2D if positive else display.Diamond2D)
-    if kind != "point":
-        # A line is enough; a dashed one cannot be had, so a negative one is thinner.
-        display.SetGlyphScale(0.1)
-        display.SetCurveLineSizeMode(display.UseLineDiameter)
-        display.SetLineDiameter(1.0 if positive else 0.5)
-        display.SetFillVisibility(kind == "lasso")
-        display.SetHandlesInteractive(False)
+    display.SetGlyphType(display.ThickCross2D if positive else display.Dash2D)
+    display.SetGlyphScale(3.0)
+
+
+def _dressLine(node, positive, reach):
+    """A positive line is smooth, a negative one is thin and has beads."""
+    display = node.GetDisplayNode()
+    display.SetGlyphType(display.Diamond2D)
+    display.SetGlyphScale(1.5)
+    display.SetCurveLineSizeMode(display.UseLineThickness)
+    display.SetLineThickness(0.4 if positive else 0.2)
+    display.SetLineColorFadingStart(reach)
+    display.SetLineColorFadingEnd(1.01 * reach)
+    display.SetHandlesInteractive(False)
+    display.SetVisibility3D(False)
