@@ -391,9 +391,9 @@ def test_hand_painted_voxels_come_back_to_whom_they_were_taken_from(maps):
 
 def test_beginning_with_a_mask_that_is_there(maps):
     segments = Segments(maps)
-    segments.expect("A", A)
+    segments.expect("A", A, WHOLE)
     assert segments.changedByHand("A") is None
-    segments.expect("A", A & ~S)
+    segments.expect("A", A & ~S, WHOLE)
     np.testing.assert_array_equal(SparseMask.of(segments.changedByHand("A")).read(WHOLE), A & S)
 
 
@@ -401,18 +401,19 @@ def test_beginning_with_a_mask_that_is_there(maps):
 
 
 def test_sparse_masks_are_masks():
-    rng = np.random.default_rng(3)
-    sparse, dense = SparseMask(), np.zeros(SHAPE, bool)
+    shape = (70, 130, 66)  # of several bricks
+    rng, whole = np.random.default_rng(3), Box.whole(shape)
+    sparse, dense = SparseMask(), np.zeros(shape, bool)
     for _ in range(60):
-        start = rng.integers(0, [n - 1 for n in SHAPE])
-        stop = [int(rng.integers(a + 1, n + 1)) for a, n in zip(start, SHAPE, strict=True)]
+        start = rng.integers(0, [n - 1 for n in shape])
+        stop = [int(rng.integers(a + 1, n + 1)) for a, n in zip(start, shape, strict=True)]
         box = Box.from_pairs(list(zip(start.tolist(), stop, strict=True)))
         values = rng.random(box.shape) < 0.4
         kind = rng.choice(["write", "flip", "set", "clear"])
         getattr(sparse, kind)(box, values)
         was = dense[box.slices]
         dense[box.slices] = {"write": values, "flip": was ^ values, "set": was | values, "clear": was & ~values}[kind]
-        np.testing.assert_array_equal(sparse.read(WHOLE), dense)
+        np.testing.assert_array_equal(sparse.read(whole), dense)
     again = SparseMask.unpacked(sparse.packed())
-    np.testing.assert_array_equal(again.read(WHOLE), dense)
-    assert SparseMask.unpacked(SparseMask().packed()).box is None
+    np.testing.assert_array_equal(again.read(whole), dense)
+    assert SparseMask.unpacked(SparseMask().packed()).bounds() is None

@@ -90,7 +90,7 @@ class Conversation:
     def give(self, request):
         """Send a request as soon as it can be sent."""
         self._queue.append(request)
-        self._flush()
+        self._flush(more=lambda: False)
 
     def cancel(self):
         """Stop all that was asked for and is not done."""
@@ -135,7 +135,7 @@ class Conversation:
 
     @property
     def busy(self):
-        return bool(self._queue or self._requests)
+        return bool(self._queue or self._requests) or (self.work is not None and self.work.unwritten())
 
     @property
     def active(self):
@@ -149,8 +149,11 @@ class Conversation:
         if self.session is None:
             self._whileQuiet()
             return []
+        until = self._clock() + budget_s
+        unwritten = self.work is not None and self.work.unwritten()
         try:
-            happened = self.session.poll(budget_s)
+            # While there is something to be shown, each gets its half.
+            happened = self.session.poll(budget_s / 2 if unwritten else budget_s)
         except BadImage as e:
             self._onBadImage(e)
             return []
@@ -159,13 +162,19 @@ class Conversation:
         for event in happened:
             self._take(event, changes)
         self._write(changes)
-        self._flush()
+        self._goOn(lambda: self._clock() < until)
         self._whileQuiet()
         return happened
+
+    def _goOn(self, more):
+        if self.work is not None:
+            self.work.proceed(self._clock(), more)
+            self._flush(more)
 
     def storeState(self):
         """Keep prompts and journal in the scene."""
         if self.work is not None and self._begun:
+            self.work.proceed(self._clock())
             core = self.session.core
             names = {request.segment for request in self._requests.values()}
             self.work.store(core.journal(), [core.segments[name] for name in names & core.segments.keys()])
@@ -182,11 +191,11 @@ class Conversation:
 
     # ---- requests on their way ----------------------------------------------------------------------------------
 
-    def _flush(self):
+    def _flush(self, more):
         """Send what waits, as far as it can be sent now; changes by hand go before."""
         while self._queue and self._begun and self.model is not None:
             request = self._queue[0]
-            if not self._sendChangeByHand(request.segment):
+            if not self._sendChangeByHand(request.segment, more):
                 return
             self._queue.popleft()
             try:
@@ -195,20 +204,20 @@ class Conversation:
                 self.work.prompts.remove(request.mark)
                 self.say("error", str(e))
 
-    def _sendChangeByHand(self, name):
+    def _sendChangeByHand(self, name, more):
         """Whether the segment in the session is, or is becoming, what it is in the scene."""
-        change = self.work.segments.changedByHand(name)
-        if change is None:
+        segments = self.work.segments
+        if not segments.touchedByHand(name):
             return True
-        if any(request.segment == name for request in self._requests.values()):
+        if self.work.unwritten(name) or any(request.segment == name for request in self._requests.values()):
             return False  # what they do to the mask is not known yet
-        core = self.session.core
-        segment = core.segment(name)
-        region = change.box.union(segment.extent)
-        mask = segment.mask[region.slices].copy()
-        mask[change.box.within(region).slices] ^= change.flips
-        self._requests[core.set_mask(name, mask, box=region)] = Request("hand", name, change=change)
-        self.work.segments.acceptByHand(name, change)
+        if not segments.lookForHandEdits(name, more):
+            return False
+        change = segments.changedByHand(name)
+        if change is not None:
+            number = self.session.core.flip_mask(name, change.flips, box=change.box)
+            self._requests[number] = Request("hand", name, change=change)
+            segments.acceptByHand(name, change)
         return True
 
     def _settle(self):
@@ -217,9 +226,12 @@ class Conversation:
             segment = self.session.core.segments.get(name)
             if self._begun and segment is not None:
                 composed = segment.composed()
-                self.work.write(name, Box.whole(composed.shape), composed, self._clock(), undoing=True)
+                self.work.write(name, Box.whole(composed.shape), composed, undoing=True)
+        if self.work is not None:
+            self.work.proceed(self._clock())
         for request in [*self._queue, *self._requests.values()]:
-            self.work.prompts.remove(request.mark)
+            if request.mark is not None:
+                self.work.prompts.remove(request.mark)
 
     # ---- connecting ---------------------------------------------------------------------------------------------
 
@@ -262,7 +274,7 @@ class Conversation:
         self._begun = True
         for name, segment in list(core.segments.items()):
             if self.work.labelmaps.has(name):
-                self.work.segments.expect(name, segment.mask)
+                self.work.segments.expect(name, segment.mask, segment.extent)
                 self._syncMarks(name)
             else:
                 self._requests[core.remove_segment(name)] = Request("remove", name)
@@ -310,8 +322,7 @@ class Conversation:
         for name, (box, undoing, preview) in changes.items():
             segment = self.session.core.segments.get(name) if self._begun else None
             if segment is not None:
-                mask = segment.mask[box.slices]
-                self.work.write(name, box, mask, self._clock(), undoing=undoing, preview=preview)
+                self.work.write(name, box, segment.mask, undoing=undoing, preview=preview)
 
     def _onDone(self, request):
         if request is None or request.kind in ("options", "remove") or not self.work.labelmaps.has(request.segment):

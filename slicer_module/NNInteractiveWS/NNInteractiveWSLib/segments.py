@@ -6,14 +6,14 @@ showed last, where that differs from the session's mask, and what it took from w
 undo, a later prompt or a cancelled preview, goes back to the segment that it was taken from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nninteractive_ws.masks import tight
 import numpy as np
 import slicer
 
 from . import geometry
-from .sparse import SparseMask
+from .sparse import SparseMask, bricks
 
 #: On a segment: its voxels are never taken by another one, and it takes no prompts.
 LOCKED_TAG = "NNInteractiveWS.locked"
@@ -22,14 +22,25 @@ LOCKED_TAG = "NNInteractiveWS.locked"
 @dataclass
 class Book:
     """``known``: what the scene showed after the last change made here. ``withheld``: where that is not the session's
-    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps.
-    ``preview``: where a scene that was saved shows a preview whose result will not come."""
+    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps; what was
+    changed by hand up to then is known. ``preview``: where a scene that was saved shows a preview whose result will
+    not come."""
 
     known: SparseMask = field(default_factory=SparseMask)
     withheld: SparseMask = field(default_factory=SparseMask)
     taken: dict = field(default_factory=dict)
     version: tuple | None = None
     preview: SparseMask = field(default_factory=SparseMask)
+
+
+@dataclass
+class _Look:
+    """A look for changes by hand that is under way, at a version of the segment: the bricks that were not looked at
+    yet, and what was found."""
+
+    version: tuple
+    left: Iterator
+    found: SparseMask = field(default_factory=SparseMask)
 
 
 class Segments:
@@ -39,6 +50,7 @@ class Segments:
     def __init__(self, labelmaps, editorNode=None):
         self.labelmaps, self.editorNode = labelmaps, editorNode
         self.books: dict[str, Book] = {}
+        self._looks: dict[str, _Look] = {}
 
     def apply(self, segmentID, box, mask, *, undoing=False):
         """Show a change of the session's mask of a segment: ``mask`` is what it is now in ``box``, bool.
@@ -47,45 +59,44 @@ class Segments:
         ``undoing``: voxels may be given up where masking would not allow it. Returns the ids of the segments whose
         voxels were written.
         """
-        book = self._book(segmentID)
-        change = tight(book.known.read(box) ^ book.withheld.read(box) ^ mask, box.start)
-        if change.box is None:
-            return []
-        frame, flips = change.box, change.flips
-        mask = mask[frame.within(box).slices]
-        before = book.known.read(frame)
-        allowed = self._allowed(segmentID, frame)
-        appearing = flips & mask & ~before & allowed
-        leaving = flips & ~mask & before & (allowed | undoing)
-        with _VersionsKept(self):
-            written = self._write(segmentID, frame, appearing, leaving)
-        after = (before | appearing) & ~leaving
-        book.known.write(frame, after)
-        book.withheld.write(frame, after ^ mask)
-        self._passOn(segmentID, frame, flips & ~mask & ~before)
-        return written
+        written = {}
+        for _index, part in bricks(box):
+            written |= dict.fromkeys(self._applyInBrick(segmentID, part, mask[part.within(box).slices], undoing))
+        return list(written)
+
+    def lookForHandEdits(self, segmentID, more=lambda: True):
+        """Look for what the scene shows and was not written here, as long as ``more()``; whether all is looked at.
+        Takes no time unless the segment's labelmap was touched."""
+        version = self.labelmaps.version(segmentID)
+        look = self._looks.get(segmentID)
+        if self._book(segmentID).version == version:
+            return True
+        if look is None or look.version != version:
+            look = self._looks[segmentID] = _Look(version, self._partsToLookAt(segmentID))
+        for part in look.left:
+            look.found.set(part, self.labelmaps.read(segmentID, part) ^ self._book(segmentID).known.read(part))
+            if not more():
+                return False
+        if look.found.bounds() is None:
+            self._looked(segmentID)
+        return True
 
     def changedByHand(self, segmentID):
-        """What the scene shows and was not written here: a Delta to flip, or None. Takes no time unless the segment's
-        labelmap was touched; otherwise as long as it takes to read it once."""
-        book = self._book(segmentID)
-        version = self.labelmaps.version(segmentID)
-        if book.version == version:
-            return None
-        extent = self.labelmaps.extent(segmentID)
-        region = book.known.box if extent is None else extent.union(book.known.box)
-        if region is not None:
-            change = tight(self.labelmaps.read(segmentID, region) ^ book.known.read(region), region.start)
-            if change.box is not None:
-                return change
-        book.version = version
-        return None
+        """What the scene shows and was not written here: a Delta to flip, or None. See :meth:`lookForHandEdits`, by
+        which it can be looked for in small parts before."""
+        self.lookForHandEdits(segmentID)
+        look = self._looks.get(segmentID)
+        return None if look is None else look.found.delta()
+
+    def touchedByHand(self, segmentID):
+        """Whether the segment has, or for all that is known yet may have, changes made by hand."""
+        return self._book(segmentID).version != self.labelmaps.version(segmentID)
 
     def acceptByHand(self, segmentID, change):
         """The session's mask is going to have this change that was made by hand: it is not to be written again."""
         book = self._book(segmentID)
         book.known.flip(change.box, change.flips)
-        book.version = self.labelmaps.version(segmentID)
+        self._looked(segmentID)
         for taken in book.taken.values():
             taken.clear(change.box, change.flips)
 
@@ -95,22 +106,23 @@ class Segments:
         book.known.flip(change.box, change.flips)
         book.version = None
 
-    def expect(self, segmentID, mask):
-        """Begin with a session's mask, bool, of the volume's shape, that the scene shows already but for what the book
-        withholds; what else differs was changed by hand."""
+    def expect(self, segmentID, mask, extent):
+        """Begin with a session's mask that the scene shows already, but for what the book withholds; what else differs
+        was changed by hand. ``mask``: bool, of the volume's shape, empty outside ``extent``, a box or None."""
         book = self._book(segmentID)
-        book.known = SparseMask.of(tight(mask))
-        for differing in (book.withheld, book.preview):
-            if differing.box is not None:
-                book.known.flip(differing.box, differing.bits)
+        book.known, preview, book.preview = SparseMask(), book.preview, SparseMask()
+        if extent is not None:
+            book.known.write(extent, mask[extent.slices])
+        for differing in (book.withheld.delta(), preview.delta()):
+            book.known.flip(differing.box, differing.flips)
         book.version = None
-        box, book.preview = book.preview.box, SparseMask()
-        if box is not None:
-            self.apply(segmentID, box, mask[box.slices], undoing=True)
+        if (shown := preview.delta().box) is not None:
+            self.apply(segmentID, shown, mask[shown.slices], undoing=True)
 
     def forget(self, segmentID):
         """The segment is not there any more, or the session begins anew with it."""
         self.books.pop(segmentID, None)
+        self._looks.pop(segmentID, None)
         for book in self.books.values():
             book.taken.pop(segmentID, None)
 
@@ -128,31 +140,64 @@ class Segments:
     def _book(self, segmentID):
         return self.books.setdefault(segmentID, Book())
 
-    def _write(self, segmentID, box, appearing, leaving):
+    def _partsToLookAt(self, segmentID):
+        extent, bounds = self.labelmaps.extent(segmentID), self._book(segmentID).known.bounds()
+        region = extent if bounds is None else bounds.union(extent).clip(self.labelmaps.shape)
+        return iter(()) if region is None else (part for _index, part in bricks(region))
+
+    def _looked(self, segmentID):
+        self._looks.pop(segmentID, None)
+        self._book(segmentID).version = self.labelmaps.version(segmentID)
+
+    def _applyInBrick(self, segmentID, box, mask, undoing):
+        book = self._book(segmentID)
+        mask, before = np.asfortranarray(mask), book.known.read(box)
+        flips = before ^ book.withheld.read(box) ^ mask
+        if not flips.any():
+            return []
+        allowed = self._allowed(segmentID, box)
+        appearing = flips & mask & ~before & allowed
+        leaving = flips & ~mask & before & (allowed | undoing)
+        with _VersionsKept(self):
+            written = [segmentID, *self._leave(segmentID, box, leaving), *self._appear(segmentID, box, appearing)]
+        after = (before | appearing) & ~leaving
+        book.known.write(box, after)
+        book.withheld.write(box, after ^ mask)
+        self._passOn(segmentID, box, flips & ~mask & ~before)
+        return written
+
+    def _leave(self, segmentID, box, leaving):
+        """The segment gives up voxels; the other segments that get some back."""
+        if not leaving.any():
+            return
         book, labelmaps = self._book(segmentID), self.labelmaps
-        written = [segmentID]
         shown = labelmaps.read(segmentID, box) & leaving
-        labelmaps.erase(segmentID, box, leaving)
-        for other, taken in list(book.taken.items()):
+        labelmaps.erase(segmentID, box, shown)
+        for other, taken in book.taken.items():
             back = taken.read(box) & shown
             taken.clear(box, leaving)
             if back.any() and labelmaps.has(other):
                 self._giveBack(other, box, back)
-                written.append(other)
+                yield other
+
+    def _appear(self, segmentID, box, appearing):
+        """The segment gains voxels; the other segments that lose some."""
+        if not appearing.any():
+            return
+        book, labelmaps = self._book(segmentID), self.labelmaps
         overwritten, sharing, losing = self._overwritten(segmentID), labelmaps.sharing(segmentID), []
         # To overlap one that keeps its voxels, the segment leaves the labelmap, and takes none there.
         stays = set(sharing) <= set(overwritten)
-        for other in overwritten:
-            theirs = labelmaps.read(other, box) & appearing
-            if theirs.any():
-                self._take(book, other, box, theirs)
-                written.append(other)
-                if stays and other in sharing:
-                    losing.append(other)  # when the segment gets them
-                else:
-                    labelmaps.erase(other, box, theirs)
+        for other, theirs in labelmaps.owners(box, appearing).items():
+            if other not in overwritten:
+                continue
+            self._take(book, other, box, theirs)
+            yield other
+            if stays and other in sharing:
+                losing.append(other)  # when the segment gets them
+            else:
+                labelmaps.erase(other, box, theirs)
         labelmaps.add(segmentID, box, appearing, losing)
-        return written
 
     def _take(self, book, other, box, theirs):
         book.taken.setdefault(other, SparseMask()).set(box, theirs)
@@ -174,6 +219,8 @@ class Segments:
     def _passOn(self, segmentID, box, gone):
         """The segment gives up voxels that another one shows: they do not come back to it, but to whom it had them
         from."""
+        if not gone.any():
+            return
         book = self._book(segmentID)
         for holder, other in self.books.items():
             if segmentID not in other.taken or holder == segmentID:
@@ -202,7 +249,7 @@ class Segments:
         return others
 
     def _allowed(self, segmentID, box):
-        allowed = np.ones(box.shape, bool)
+        allowed = np.ones(box.shape, bool, order="F")
         for other in self._overwritten(segmentID):
             if self.locked(other):
                 allowed &= ~self.labelmaps.read(other, box)

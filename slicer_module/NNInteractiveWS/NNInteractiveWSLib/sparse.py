@@ -1,62 +1,93 @@
-"""A mask of a volume that is mostly empty: only a box around what was ever set is kept."""
+"""Masks of a volume that are mostly empty: only the bricks in which something is set are kept."""
 
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from itertools import product
 import zlib
 
 from nninteractive_ws import Box
-from nninteractive_ws.masks import Delta, tight
+from nninteractive_ws.masks import NO_CHANGE, Delta, tight
 import numpy as np
+
+#: Voxels along each edge of a brick: what is done with one takes a millisecond or so.
+EDGE = 64
+
+
+def bricks(box: Box) -> Iterator[tuple[tuple[int, int, int], Box]]:
+    """The bricks that a box has a part in: their indices, and the parts."""
+    for index in product(*(range(lo // EDGE, (hi - 1) // EDGE + 1) for lo, hi in box.pairs)):
+        yield index, box.intersection(brickBox(index))
+
+
+def brickBox(index):
+    """The voxels of a brick, beyond the volume too."""
+    return Box.from_pairs([(n * EDGE, (n + 1) * EDGE) for n in index])
 
 
 class SparseMask:
-    """``bits``: bool, the voxels of ``box``; outside, and where there is no box, the mask is empty."""
+    """An empty mask."""
 
     def __init__(self):
-        self.box: Box | None = None
-        self.bits = np.zeros((0, 0, 0), bool)
+        self._bricks = {}
 
     @classmethod
     def of(cls, delta: Delta):
-        """The mask that a change makes from the empty one; takes the change's array over."""
+        """The mask that a change makes from the empty one."""
         made = cls()
-        made.box, made.bits = delta.box, delta.flips
+        made.flip(delta.box, delta.flips)
         return made
 
+    def bounds(self):
+        """A box outside which nothing is set, or None."""
+        found = None
+        for index in self._bricks:
+            found = brickBox(index).union(found)
+        return found
+
+    def delta(self):
+        """The mask as the change that makes it from the empty one."""
+        bounds = self.bounds()
+        return NO_CHANGE if bounds is None else tight(self.read(bounds), bounds.start)
+
     def read(self, box):
-        """The voxels of a box: bool, of its shape, a copy."""
-        found = np.zeros(box.shape, bool)
-        common = None if self.box is None else self.box.intersection(box)
-        if common is not None:
-            found[common.within(box).slices] = self.bits[common.within(self.box).slices]
+        """The voxels of a box: bool, of its shape, a copy, in the order of Slicer's labelmaps in memory."""
+        found = np.zeros(box.shape, bool, order="F")
+        for index, there, inBrick in _pieces(box):
+            if (brick := self._bricks.get(index)) is not None:
+                found[there] = brick[inBrick]
         return found
 
     def write(self, box, values):
         """Let the voxels of a box be these."""
-        if self.box is not None and self.box.intersection(box) == box:
-            self.bits[box.within(self.box).slices] = values
-        elif values.any() or (self.box is not None and self.box.intersection(box) is not None):
-            frame = box.union(self.box)
-            bits = self.read(frame)
-            bits[box.within(frame).slices] = values
-            self.box, self.bits = frame, bits
+        self._combine(_second, box, values)
 
     def flip(self, box, flips):
-        """Turn the set voxels of ``flips`` round."""
-        self.write(box, self.read(box) ^ flips)
+        """Turn the set voxels of ``flips`` round; without a box, nothing."""
+        if box is not None:
+            self._combine(np.logical_xor, box, flips)
 
     def set(self, box, mask):
         """Set the voxels of ``mask``."""
-        self.write(box, self.read(box) | mask)
+        self._combine(np.logical_or, box, mask)
 
     def clear(self, box, mask):
         """Clear the voxels of ``mask``."""
-        if self.box is not None:
-            self.write(box, self.read(box) & ~mask)
+        self._combine(np.greater, box, mask)
+
+    def _combine(self, operation, box, values):
+        for index, there, inBrick in _pieces(box):
+            given, brick = values[there], self._bricks.get(index)
+            if brick is None:
+                if operation is np.greater or not given.any():
+                    continue
+                brick = self._bricks[index] = np.zeros((EDGE, EDGE, EDGE), bool, order="F")
+            view = brick[inBrick]
+            operation(view, given, out=view)
 
     def packed(self):
         """As what JSON can hold; None where nothing is set."""
-        cut = tight(self.bits, self.box.start) if self.box is not None else None
-        if cut is None or cut.box is None:
+        cut = self.delta()
+        if cut.box is None:
             return None
         data = zlib.compress(np.packbits(cut.flips.ravel()).tobytes(), 1)
         return {"box": cut.box.pairs, "bits": b64encode(data).decode()}
@@ -64,9 +95,26 @@ class SparseMask:
     @classmethod
     def unpacked(cls, packed):
         """What :meth:`packed` gave. Raises ValueError, KeyError or zlib.error where it is not that."""
-        made = cls()
-        if packed is not None:
-            made.box = Box.from_pairs(packed["box"])
-            bits = np.frombuffer(zlib.decompress(b64decode(packed["bits"])), np.uint8)
-            made.bits = np.unpackbits(bits, count=made.box.voxels).astype(bool).reshape(made.box.shape)
-        return made
+        if packed is None:
+            return cls()
+        box = Box.from_pairs(packed["box"])
+        bits = np.frombuffer(zlib.decompress(b64decode(packed["bits"])), np.uint8)
+        flips = np.unpackbits(bits, count=box.voxels).astype(bool)
+        return cls.of(Delta(box, flips.reshape(box.shape)))
+
+
+def _pieces(box):
+    """As :func:`bricks`, but as slices: of an array of the box's voxels, and of the brick's. It is called often."""
+    axes = []
+    for lo, hi in zip(box.start, box.stop, strict=True):
+        axis = []
+        for n in range(lo // EDGE, (hi - 1) // EDGE + 1):
+            a, b, origin = max(lo, n * EDGE), min(hi, (n + 1) * EDGE), n * EDGE
+            axis.append((n, slice(a - lo, b - lo), slice(a - origin, b - origin)))
+        axes.append(axis)
+    for i, j, k in product(*axes):
+        yield (i[0], j[0], k[0]), (i[1], j[1], k[1]), (i[2], j[2], k[2])
+
+
+def _second(_first, second, out):
+    out[...] = second

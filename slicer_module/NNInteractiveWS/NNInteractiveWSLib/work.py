@@ -1,5 +1,8 @@
 """What is worked on: the segments of one segmentation, on one volume, as the session changes them."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from nninteractive_ws.masks import tight
 from nninteractive_ws.messages import Reset
 
@@ -7,7 +10,7 @@ from . import sceneState
 from .labelmaps import Labelmaps
 from .prompts import Prompts
 from .segments import Segments
-from .sparse import SparseMask
+from .sparse import SparseMask, bricks
 
 #: A closed surface is made again when its segment has been quiet for so long.
 QUIET_S = 0.5
@@ -15,6 +18,17 @@ QUIET_S = 0.5
 _PREVIEW = 0.5
 #: On the display node, while a segment shows a preview: what its opacity is otherwise.
 _OPACITY = "NNInteractiveWS.opacity."
+
+
+@dataclass
+class _Unwritten:
+    """``mask``: the session's, which may go on changing. ``parts``: what is to be written, by brick; ``room``: a box
+    around it. ``undoing``: see Segments.apply."""
+
+    mask: Any
+    parts: dict = field(default_factory=dict)
+    room: Any = None
+    undoing: bool = False
 
 
 class Work:
@@ -26,18 +40,43 @@ class Work:
         self.segments = Segments(self.labelmaps, editorNode)
         self.prompts = Prompts(scene, segmentation, volume)
         self.prompts.forgetUnanswered()
+        self._unwritten: dict[str, _Unwritten] = {}
         self._touched = {}  # when a segment was written last, where its surface is old
         for name in self.labelmaps.ids():
             self.showAsPreview(name, False)  # the scene may have been saved with one
 
     # ---- the session's changes ----------------------------------------------------------------------------------
 
-    def write(self, name, box, mask, now, *, undoing=False, preview=False):
-        """Show what a segment's mask is in a box."""
-        if self.labelmaps.has(name):
-            for written in self.segments.apply(name, box, mask, undoing=undoing):
+    def write(self, name, box, mask, *, undoing=False, preview=False):
+        """Show what a segment's mask, bool, of the volume's shape, is in a box: by the next calls of
+        :meth:`proceed`."""
+        if not self.labelmaps.has(name):
+            return
+        unwritten = self._unwritten.pop(name, None) or _Unwritten(mask)
+        unwritten.mask, unwritten.undoing = mask, unwritten.undoing or undoing
+        for index, part in bricks(box):
+            unwritten.parts[index] = part.union(unwritten.parts.get(index))
+        unwritten.room = box.union(unwritten.room)
+        self._unwritten[name] = unwritten  # after what came before
+        self.showAsPreview(name, preview)
+
+    def unwritten(self, name=None):
+        """Whether the scene does not show all yet, of a segment or of any."""
+        return bool(self._unwritten) if name is None else name in self._unwritten
+
+    def proceed(self, now, more=lambda: True):
+        """Go on writing, a brick at a time, as long as ``more()``."""
+        while self._unwritten:
+            name, unwritten = next(iter(self._unwritten.items()))
+            self.labelmaps.reserve(name, unwritten.room)
+            _index, part = unwritten.parts.popitem()
+            if not unwritten.parts:
+                del self._unwritten[name]
+            mask = unwritten.mask[part.slices]
+            for written in self.segments.apply(name, part, mask, undoing=unwritten.undoing):
                 self._touched[written] = now
-            self.showAsPreview(name, preview)
+            if not more():
+                return
 
     def showAsPreview(self, name, preview):
         """A preview is paler in the slice views than a result."""
@@ -69,6 +108,7 @@ class Work:
 
     def forget(self, name):
         """A segment is gone, with its prompts."""
+        self._unwritten.pop(name, None)
         self.segments.forget(name)
         self.prompts.forget(name)
         self._touched.pop(name, None)
