@@ -2,11 +2,15 @@
 
 import os
 
+from nninteractive_ws.client import events
 import qt
 import slicer
 import vtk
 
+from .editorHistory import EditorHistory
+from .segments import LOCKED_TAG
 from .shortcuts import Shortcuts
+from .status import answerWords
 from .views import ViewTool
 
 try:
@@ -25,8 +29,14 @@ _TOOLS = {
     "lassoButton": ("lasso", {"lasso"}),
 }
 _POSITIVE, _NEGATIVE = (0.3, 0.9, 0.4), (1.0, 0.3, 0.3)
-_BUSY_MS, _IDLE_MS = 10, 100
+#: How often the logic is polled; while the time of an answer is measured, as often as Qt can.
+_TESTING_MS, _BUSY_MS, _IDLE_MS = 1, 10, 100
+#: Of words that are bad news, by the status's state. Readable on light and on dark.
+_COLORS = {"error": "color: #e53935", "lost": "color: #ef6c00"}
+#: The states in which something goes on of which a progress bar tells.
+_MOVING = ("connecting", "uploading", "predicting")
 _KEPT_SERVERS = 10
+_VOLUME = "vtkMRMLScalarVolumeNode"
 _SETTINGS = "NNInteractiveWS"
 
 
@@ -52,11 +62,17 @@ class Panel:
         }
         self._captions = {name: self._captioned(name).text.rsplit(" (", 1)[0] for name in self._actions}
         self._defaults = self._keys()
-        self._open = False
+        self._open = self._testing = False
+        self._server = None
+        self._shown = {}
+        self._history = EditorHistory(editor, logic)
         self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
         self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn)
         self._restoreSettings()
         self._connect()
+        size = ui.progressBar.sizePolicy
+        size.setRetainSizeWhenHidden(True)  # what is below does not jump
+        ui.progressBar.setSizePolicy(size)
         node = editor.mrmlSegmentEditorNode()
         self._observer = node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)
         self._timer = qt.QTimer()
@@ -69,6 +85,8 @@ class Panel:
 
     def enter(self):
         self._open = True
+        if self.editor.sourceVolumeNode() is None:
+            self.editor.setSourceVolumeNode(_volumeAtHand())
         self.editor.setupViewObservations()
         self._views.install()
         self._setShortcuts()
@@ -89,30 +107,75 @@ class Panel:
 
     def poll(self):
         """Let the logic go on, and show what it says."""
-        self.logic.poll()
-        self._timer.setInterval(_BUSY_MS if self.logic.active else _IDLE_MS)
+        happened = self.logic.poll()
+        if any(isinstance(event, events.MaskDelta) for event in happened):
+            self._history.forget()
+        interval = _TESTING_MS if self._testing else _BUSY_MS if self.logic.active else _IDLE_MS
+        if interval != self._timer.interval:
+            self._timer.setInterval(interval)
         self.refresh()
 
     def refresh(self):
-        """Show what there is."""
-        ui, logic, status = self.ui, self.logic, self.logic.status
-        for name, (_tool, kinds) in _TOOLS.items():
-            supported = logic.model is None or bool(kinds & set(logic.model.prompts))
-            getattr(ui, name).enabled = logic.volume is not None and supported
-        ui.nextSegmentButton.enabled = logic.volume is not None
-        ui.resetSegmentButton.enabled = ui.visibilityButton.enabled = logic.segmentID is not None
-        ui.undoButton.enabled, ui.redoButton.enabled = logic.canUndo, logic.canRedo
-        ui.runButton.enabled = not logic.live and logic.segmentID is not None
-        ui.cancelButton.enabled = logic.busy
-        ui.statusLabel.text = status.words or _("Choose a prompt to begin.")
-        ui.progressBar.maximum = 0 if status.fraction is None and logic.busy else 100  # 0: how far is not known
-        if ui.progressBar.maximum:
-            ui.progressBar.value = round(100 * (status.fraction or 0.0))
-        if logic.model is None:
-            ui.modelLabel.text = _("No model loaded")
-        else:
-            words = _("{model}, licence {license}")
-            ui.modelLabel.text = words.format(model=logic.model.name, license=logic.model.license)
+        """Show what there is. Only what has changed is set: each time costs more than all that is looked at."""
+        if self._testing:
+            self._followTest()
+        shown = {**self._buttons(), **self._segmentButtons(), **self._statusLine()}
+        for (name, what), value in shown.items():
+            if (name, what) not in self._shown or self._shown[name, what] != value:
+                setattr(getattr(self.ui, name), what, value)
+        self._shown = shown
+
+    # ---- what is shown: by widget and property --------------------------------------------------------------------
+
+    def _buttons(self):
+        logic = self.logic
+        hasVolume, hasSegment = logic.volume is not None, logic.segmentID is not None
+        known = None if logic.model is None else set(logic.model.prompts)
+        tools = {
+            (name, "enabled"): hasVolume and (known is None or bool(kinds & known))
+            for name, (_tool, kinds) in _TOOLS.items()
+        }
+        return {
+            **tools,
+            ("nextSegmentButton", "enabled"): hasVolume,
+            ("resetSegmentButton", "enabled"): hasSegment,
+            ("undoButton", "enabled"): logic.canUndo or getattr(logic, "paintedByHand", False),
+            ("redoButton", "enabled"): logic.canRedo or self._history.canRedo,
+            ("runButton", "enabled"): hasSegment and not logic.live,
+            ("cancelButton", "enabled"): logic.busy,
+        }
+
+    def _segmentButtons(self):
+        segment, segmentID = self._segment(), self.logic.segmentID
+        display = self.logic.segmentation.GetDisplayNode() if segment is not None else None
+        visible = display is None or display.GetSegmentVisibility(segmentID)
+        return {
+            ("visibilityButton", "enabled"): display is not None,
+            ("visibilityButton", "text"): _caption(_("Hide") if visible else _("Show"), self._keyTexts["visibility"]),
+            ("lockButton", "enabled"): segment is not None,
+            ("lockButton", "checked"): segment is not None and segment.HasTag(LOCKED_TAG),
+        }
+
+    def _statusLine(self):
+        logic, status = self.logic, self.logic.status
+        moving = status.state in _MOVING and logic.active
+        model = _("No model loaded")
+        if logic.model is not None:
+            model = _("{model}, licence {license}").format(model=logic.model.name, license=logic.model.license)
+        return {
+            ("statusLabel", "text"): self._words(),
+            ("statusLabel", "styleSheet"): _COLORS.get(status.state, ""),
+            ("progressBar", "visible"): moving,
+            ("progressBar", "maximum"): 0 if moving and status.fraction is None else 100,  # 0: how far is not known
+            ("progressBar", "value"): round(100 * (status.fraction or 0.0)) if moving else 0,
+            ("modelLabel", "text"): model,
+        }
+
+    def _words(self):
+        status = self.logic.status
+        if self.logic.volume is None and status.state in ("idle", "ready"):
+            return f"{status.words} {_('Select a volume in the Segment Editor below.')}".lstrip()
+        return status.words or _("Choose a prompt to begin.")
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
@@ -124,8 +187,9 @@ class Panel:
         ui.nextSegmentButton.connect("clicked()", self._nextSegment)
         ui.resetSegmentButton.connect("clicked()", self._then(self.logic.reset))
         ui.visibilityButton.connect("clicked()", self._turnVisibility)
-        ui.undoButton.connect("clicked()", self._then(self.logic.undo))
-        ui.redoButton.connect("clicked()", self._then(self.logic.redo))
+        ui.lockButton.connect("clicked(bool)", self._lock)
+        ui.undoButton.connect("clicked()", self._then(lambda: self._history.undo() or self.logic.undo()))
+        ui.redoButton.connect("clicked()", self._then(lambda: self._history.redo() or self.logic.redo()))
         ui.runButton.connect("clicked()", self._then(self.logic.run))
         ui.cancelButton.connect("clicked()", self._then(self.logic.cancel))
         ui.tabWidget.connect("currentChanged(int)", lambda index: self._fitTab())
@@ -135,6 +199,7 @@ class Panel:
         ui.serverComboBox.lineEdit().connect("editingFinished()", self._onServerChanged)
         ui.serverComboBox.connect("activated(int)", lambda index: self._onServerChanged())
         ui.tokenLineEdit.connect("editingFinished()", self._onServerChanged)
+        ui.testConnectionButton.connect("clicked()", self._testConnection)
         ui.shortcutsCheckBox.connect("toggled(bool)", lambda on: self._onKeysChanged())
         ui.defaultShortcutsButton.connect("clicked()", lambda: self._setKeys(self._defaults))
         for name in self._actions:
@@ -187,7 +252,7 @@ class Panel:
         """The key is shown on the button that it would press."""
         positive = self.ui.positiveButton.checked
         self._views.color = _POSITIVE if positive else _NEGATIVE
-        key = self._shownKeys()["polarity"]
+        key = self._keyTexts["polarity"]
         self.ui.positiveButton.text = _caption(_("Positive"), "" if positive else key)
         self.ui.negativeButton.text = _caption(_("Negative"), key if positive else "")
 
@@ -221,7 +286,6 @@ class Panel:
         self.logic.selectVolume(node.GetSourceVolumeNode())
         self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
-        self._showVisibility()
         self.refresh()
 
     def _onOverwriteChosen(self, index):
@@ -231,14 +295,21 @@ class Panel:
         display = self.logic.segmentation.GetDisplayNode()
         segmentID = self.logic.segmentID
         display.SetSegmentVisibility(segmentID, not display.GetSegmentVisibility(segmentID))
-        self._showVisibility()
+        self.refresh()
 
-    def _showVisibility(self):
+    def _lock(self, locked):
+        if locked:
+            self._segment().SetTag(LOCKED_TAG, "1")
+        else:
+            self._segment().RemoveTag(LOCKED_TAG)
+        self.refresh()
+
+    def _segment(self):
+        """The selected vtkSegment, or None."""
         segmentation, segmentID = self.logic.segmentation, self.logic.segmentID
-        display = segmentation.GetDisplayNode() if segmentation is not None else None
-        visible = display is None or segmentID is None or display.GetSegmentVisibility(segmentID)
-        self._captions["visibility"] = _("Hide") if visible else _("Show")
-        self._showCaption("visibility")
+        if segmentation is None or segmentID is None:
+            return None
+        return segmentation.GetSegmentation().GetSegment(segmentID)
 
     # ---- settings ----
 
@@ -250,14 +321,40 @@ class Panel:
         """The address becomes the first of the list. The token is in memory alone."""
         box = self.ui.serverComboBox
         address = box.currentText.strip()
-        if not address:
+        server = address, self.ui.tokenLineEdit.text or os.environ.get("NNINTERACTIVE_WS_TOKEN")
+        if not address or server == self._server:
             return
+        self._server = server
         others = [box.itemText(i) for i in range(box.count) if box.itemText(i) != address]
         known = [address, *others][:_KEPT_SERVERS]
         box.clear()
         box.addItems(known)
         qt.QSettings().setValue(f"{_SETTINGS}/servers", known)
-        self.logic.setServer(address, self.ui.tokenLineEdit.text or os.environ.get("NNINTERACTIVE_WS_TOKEN"))
+        self.logic.setServer(*server)
+        self._showTest("")
+
+    def _testConnection(self):
+        """Connect, where that is not done yet; what comes of it is told as soon as it is known."""
+        self._onServerChanged()  # a button does not take the focus from the address everywhere
+        self.logic.connect()
+        self._showTest(self.logic.status.words, testing=True)
+        self.poll()
+
+    def _followTest(self):
+        session, status = self.logic.session, self.logic.status
+        answered = None if session is None else session.round_trip
+        if answered is not None and self.logic.server is not None:
+            self._showTest(answerWords(self._server[0], self.logic.server, answered))
+        elif session is None or status.state == "lost":
+            self._showTest(status.words, _COLORS["error"])
+        else:
+            self._showTest(status.words, testing=True)
+
+    def _showTest(self, words, color="", testing=False):
+        self._testing = testing
+        label = self.ui.testResultLabel
+        if label.text != words or label.styleSheet != color:
+            label.text, label.styleSheet, label.visible = words, color, bool(words)
 
     def _restoreSettings(self):
         settings = qt.QSettings()
@@ -280,9 +377,6 @@ class Panel:
     def _keys(self):
         return {name: self._keyEdit(name).keySequence.toString() for name in self._actions}
 
-    def _shownKeys(self):
-        return self._keys() if self.ui.shortcutsCheckBox.checked else dict.fromkeys(self._actions, "")
-
     def _setKeys(self, keys):
         for name, key in keys.items():
             self._keyEdit(name).setKeySequence(qt.QKeySequence(key))
@@ -298,30 +392,39 @@ class Panel:
             self._setShortcuts()
 
     def _setShortcuts(self):
-        self._shortcuts.create(self._shownKeys())
+        self._shortcuts.create(self._keyTexts)
 
     def _showKeys(self):
-        for name in self._actions:
-            self._showCaption(name)
+        shown = self.ui.shortcutsCheckBox.checked
+        self._keyTexts = self._keys() if shown else dict.fromkeys(self._actions, "")
+        for name in self._actions.keys() - {"polarity", "visibility"}:  # whose captions change with what is selected
+            self._captioned(name).text = _caption(self._captions[name], self._keyTexts[name])
         self._setPolarity()
-
-    def _showCaption(self, name):
-        if name != "polarity":  # on one of two buttons
-            self._captioned(name).text = _caption(self._captions[name], self._shownKeys()[name])
+        self.refresh()
 
     def _captioned(self, name):
         return self.ui.positiveButton if name == "polarity" else getattr(self.ui, f"{name}Button")
 
     def _fitTab(self):
-        """The tabs are as high as the open one needs, so that the Segment Editor is near."""
+        """The tabs are as high as the open one needs, so that the Segment Editor is near: others have nothing in them,
+        as QTabWidget takes the largest."""
         tabs = self.ui.tabWidget
         for i in range(tabs.count):
-            vertical = qt.QSizePolicy.Preferred if i == tabs.currentIndex else qt.QSizePolicy.Ignored
-            tabs.widget(i).setSizePolicy(qt.QSizePolicy.Preferred, vertical)
+            for part in tabs.widget(i).children():
+                if part.isWidgetType():
+                    part.visible = i == tabs.currentIndex
+        tabs.updateGeometry()
 
 
 def _caption(text, key):
     return f"{text} ({key})" if key else text
+
+
+def _volumeAtHand():
+    """The active volume, or the first one; None where there is none that could be segmented."""
+    active = slicer.mrmlScene.GetNodeByID(slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() or "")
+    # Labelmaps and volumes of vectors are of classes of their own.
+    return next((v for v in (active, *slicer.util.getNodesByClass(_VOLUME)) if v and v.GetClassName() == _VOLUME), None)
 
 
 def userAgrees(address):

@@ -59,7 +59,10 @@ def _noted(name):
 
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
-    """What the Segment Editor's own choices are: kept, as in Slicer, in a ``vtkMRMLSegmentEditorNode``."""
+    """What the Segment Editor's own choices are: kept, as in Slicer, in a ``vtkMRMLSegmentEditorNode``.
+
+    Its undo is the real one: that of the ``vtkSlicerSegmentEditorLogic``, as in Slicer.
+    """
 
     nodeSignals = (
         *qMRMLWidget.nodeSignals,
@@ -72,7 +75,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         qMRMLWidget.__init__(self, parent)
         self.calls = []  # names of methods that do something in Slicer and nothing here
         self._node = None
-        self._maximumNumberOfUndoStates = 0
+        self._logic = slicer.vtkSlicerSegmentEditorLogic()
         layout = qt.QVBoxLayout(self)
         self._label = qt.QLabel("Segment Editor", self)
         self._label.enabled = False
@@ -83,6 +86,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def setMRMLSegmentEditorNode(self, node):
         self._node = node
+        self._logic.SetMRMLScene(node.GetScene())
+        self._logic.SetSegmentEditorNode(node)
 
     def segmentationNode(self):
         return self._node and self._node.GetSegmentationNode()
@@ -110,7 +115,22 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             self.currentSegmentIDChanged.emit(segmentID)
 
     def setMaximumNumberOfUndoStates(self, number):
-        self._maximumNumberOfUndoStates = number
+        self._logic.SetMaximumNumberOfUndoStates(number)
+
+    def _setUndoEnabled(self, enabled):
+        if enabled:
+            self._logic.ClearUndoState()
+
+    undoEnabled = qt.Property(bool, fget=lambda self: True, fset=lambda self, enabled: self._setUndoEnabled(enabled))
+
+    def saveStateForUndo(self):
+        self._logic.SaveStateForUndo()
+
+    def undo(self):
+        self._logic.Undo()
+
+    def redo(self):
+        self._logic.Redo()
 
     def activeEffect(self):
         return None
@@ -123,9 +143,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         "uninstallKeyboardShortcuts",
         "rotateSliceViewsToSegmentation",
         "updateWidgetFromMRML",
-        "saveStateForUndo",
-        "undo",
-        "redo",
     ):
         locals()[_name] = _noted(_name)
     del _name

@@ -1,11 +1,15 @@
 """The panel on the real logic: what is pressed and drawn reaches it, and what it says is shown."""
 
+import socket
+from types import SimpleNamespace
+
 import gestures
 from nninteractive_ws.messages import Model
 from nninteractive_ws.server.local import local_server
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.logic import Logic
-from NNInteractiveWSLib.status import Status
+from NNInteractiveWSLib.segments import LOCKED_TAG
+from NNInteractiveWSLib.status import Status, answerWords
 from NNInteractiveWSLib.widget import Panel, userAgrees
 import numpy as np
 import pytest
@@ -272,7 +276,182 @@ def test_options_reach_the_logic(module):
 def test_the_status_is_shown(module):
     module.logic._conversation.status = Status("predicting", "Refining 3 of 8", 3 / 8)
     module.panel.refresh()
-    assert (module.ui.statusLabel.text, module.ui.progressBar.value) == ("Refining 3 of 8", 38)
+    assert module.ui.statusLabel.text.startswith("Refining 3 of 8")
+
+
+def test_a_progress_bar_is_there_while_something_moves(module, monkeypatch):
+    bar, root = module.ui.progressBar, module.root
+    assert not bar.isVisibleTo(root)
+    monkeypatch.setattr(Noted, "active", True)
+    module.logic._conversation.status = Status("predicting", "Refining 3 of 8", 3 / 8)
+    module.panel.refresh()
+    assert (bar.isVisibleTo(root), bar.maximum, bar.value) == (True, 100, 38)
+    module.logic._conversation.status = Status("predicting", "Predicting")
+    module.panel.refresh()
+    assert (bar.isVisibleTo(root), bar.maximum) == (True, 0)
+    module.logic._conversation.status = Status("lost", "Connection lost")
+    module.panel.refresh()
+    assert not bar.isVisibleTo(root)
+    assert "color" in module.ui.statusLabel.styleSheet
+    module.logic._conversation.status = Status("ready", "Done in 0.4 s")
+    module.panel.refresh()
+    assert module.ui.statusLabel.styleSheet == ""
+
+
+def test_what_has_not_changed_is_not_set(module):
+    module.ui.statusLabel.text = "untouched"
+    module.panel.refresh()
+    assert module.ui.statusLabel.text == "untouched"
+    module.logic._conversation.status = Status("error", "That is outside the volume")
+    module.panel.refresh()
+    assert module.ui.statusLabel.text == "That is outside the volume"
+
+
+def test_the_timer_is_quick_while_there_is_something_to_do(module, monkeypatch):
+    module.panel.poll()
+    assert module.panel._timer.interval == 100
+    monkeypatch.setattr(Noted, "active", True)
+    module.panel.poll()
+    assert module.panel._timer.interval == 10
+
+
+# ---- the volume -------------------------------------------------------------------------------------------
+
+
+def test_without_a_volume_it_says_where_to_select_one(module, volume):
+    words = "Select a volume in the Segment Editor below."
+    assert module.ui.statusLabel.text == words
+    module.logic._conversation.status = Status("ready", "Connected.")
+    module.panel.refresh()
+    assert module.ui.statusLabel.text == f"Connected. {words}"
+    module.editor.setSourceVolumeNode(volume)
+    assert module.ui.statusLabel.text == "Connected."
+
+
+def test_entering_selects_the_active_volume_or_the_first(module, add_volume):
+    module.panel.enter()
+    assert module.logic.volume is None, "there is none"
+    module.panel.exit()
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    first, second = (add_volume(np.zeros(SHAPE, np.int16)) for _ in range(2))
+    module.panel.enter()
+    assert module.logic.volume is first
+    module.panel.exit()
+    slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(second.GetID())
+    module.panel.enter()
+    assert module.logic.volume is first, "what was selected stays"
+    module.panel.exit()
+    module.editor.setSourceVolumeNode(None)
+    module.panel.enter()
+    assert module.logic.volume is second
+
+
+# ---- locking ----------------------------------------------------------------------------------------------
+
+
+def test_a_locked_segment_is_shown_as_one(opened):
+    button = opened.ui.lockButton
+    assert not button.enabled
+    opened.ui.nextSegmentButton.click()
+    segments = opened.editor.segmentationNode().GetSegmentation()
+    first = opened.logic.segmentID
+    button.click()
+    assert segments.GetSegment(first).HasTag(LOCKED_TAG)
+    opened.ui.nextSegmentButton.click()
+    assert (button.enabled, button.checked) == (True, False)
+    opened.editor.setCurrentSegmentID(first)
+    assert button.checked
+    segments.GetSegment(first).RemoveTag(LOCKED_TAG)
+    opened.panel.refresh()
+    assert not button.checked
+    button.click()
+    button.click()
+    assert not segments.GetSegment(first).HasTag(LOCKED_TAG)
+
+
+# ---- Test connection --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tester(application):
+    """The panel without a volume, whose user agrees to each server; ``test(address)`` presses Test connection."""
+    module = Module(Logic, agreed=lambda address: True)
+
+    def test(address):
+        module.ui.serverComboBox.setEditText(address)
+        module.ui.testConnectionButton.click()
+
+    module.test = test
+    yield module
+    module.close()
+
+
+def test_a_connection_is_tested_without_a_volume(tester, server, wait_until):
+    tester.test(server.address)
+    wait_until(lambda: tester.ui.testResultLabel.text.startswith("Connected to"), within=60)
+    words = tester.ui.testResultLabel.text
+    welcome = tester.logic.server
+    assert f"Connected to {server.address}" in words
+    assert "on this computer" in words
+    assert " ms." in words
+    for said in (welcome.server, welcome.model.name, welcome.model.license, welcome.device):
+        assert said in words
+    assert tester.ui.testResultLabel.styleSheet == ""
+    wait_until(lambda: tester.panel._timer.interval == 100)
+    tester.ui.testConnectionButton.click()
+    assert tester.ui.testResultLabel.text.startswith("Connected to"), "there is one already"
+
+
+def test_a_test_that_fails_says_why(tester, wait_until):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    tester.test(f"127.0.0.1:{port}")
+    label = tester.ui.testResultLabel
+    wait_until(lambda: label.text.startswith("Not connected"))
+    assert "Nothing listens" in label.text
+    assert "color" in label.styleSheet
+    assert label.text == tester.logic.status.words
+    tester.test("ftp://gpu-box")
+    assert "is not an address" in label.text
+
+
+def test_a_test_says_that_it_is_under_way_until_another_address_is_given(tester):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tester.test(f"127.0.0.1:{silent.getsockname()[1]}")
+        tester.panel.poll()
+        assert tester.ui.testResultLabel.text.startswith("Connecting to")
+        tester.panel._onServerChanged()  # the focus has left the address
+        assert tester.ui.testResultLabel.text.startswith("Connecting to")
+        tester.ui.serverComboBox.setEditText("gpu-box")
+        tester.panel._onServerChanged()
+        tester.panel.poll()
+        assert tester.ui.testResultLabel.text == ""
+
+
+def test_a_server_that_the_user_does_not_agree_to_is_not_tested(module):
+    module.ui.testConnectionButton.click()
+    assert module.logic.session is None
+    assert module.ui.testResultLabel.text.startswith("Nothing was sent")
+
+
+@pytest.mark.parametrize(
+    ("address", "how"),
+    [
+        ("gpu-box", "ws://gpu-box:1528/, not encrypted;"),
+        ("localhost", "ws://localhost:1528/, on this computer;"),
+        ("https://gpu-box", "wss://gpu-box:443/, encrypted;"),
+        ("ssh://anna@gpu-box", "ssh://anna@gpu-box/1528, encrypted by ssh;"),
+    ],
+)
+def test_the_answer_tells_whether_others_could_read_it(address, how):
+    model = Model(
+        name="m", license="L", patch_size=(8, 8, 8), prompts=("point", "new kind"), scribble_thickness=(1, 1, 1)
+    )
+    welcome = SimpleNamespace(server="nninteractive-ws 1", version=1, model=model, device="cpu")
+    words = answerWords(address, welcome, 0.0123)
+    assert how in words
+    assert "answers in 12 ms" in words
+    assert "point, new kind" in words
 
 
 def test_images_go_where_the_user_agreed(application):
