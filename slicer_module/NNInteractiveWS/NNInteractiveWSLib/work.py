@@ -15,7 +15,7 @@ from .sparse import SparseMask, bricks
 #: A closed surface is made again when its segment has been quiet for so long.
 QUIET_S = 0.5
 #: How much of a segment's opacity in the slice views a preview has.
-_PREVIEW = 0.5
+_PREVIEW = 0.3
 #: On the display node, while a segment shows a preview: what its opacity is otherwise.
 _OPACITY = "NNInteractiveWS.opacity."
 
