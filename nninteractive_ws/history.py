@@ -18,6 +18,14 @@ class Step:
 
     request: StepRequest
     change: Delta
+    _packed: dict[Encoding, WireStep] = field(default_factory=dict, compare=False, repr=False)
+
+    def packed(self, encoding: Encoding) -> WireStep:
+        """As it travels. It is kept: a journal is written again after every step."""
+        if encoding not in self._packed:
+            change = None if self.change.box is None else masks.pack(self.change, encoding)
+            self._packed[encoding] = WireStep(request=self.request, change=change)
+        return self._packed[encoding]
 
     @property
     def predicted(self) -> bool:
@@ -32,10 +40,7 @@ class Step:
 
 def pack_steps(steps: Sequence[Step], encoding: Encoding) -> list[WireStep]:
     """Steps as they travel."""
-    return [
-        WireStep(request=s.request, change=None if s.change.box is None else masks.pack(s.change, encoding))
-        for s in steps
-    ]
+    return [step.packed(encoding) for step in steps]
 
 
 def unpack_steps(steps: Sequence[WireStep], shape: Index) -> list[Step]:
@@ -122,7 +127,7 @@ class Segment:
 
     def composed(self) -> Mask:
         """What the changes of all steps add up to: a new array."""
-        summed: Mask = np.zeros_like(self.mask)
+        summed: Mask = np.zeros(self.mask.shape, bool)  # unlike zeros_like, nothing is touched that stays empty
         for step in self.steps:
             masks.apply(step.change, summed)
         return summed

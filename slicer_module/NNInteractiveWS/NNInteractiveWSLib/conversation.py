@@ -170,6 +170,7 @@ class Conversation:
         if self.work is not None:
             self.work.proceed(self._clock(), more)
             self._flush(more)
+            self.work.lookForHandEdits(more)
 
     def storeState(self):
         """Keep prompts and journal in the scene."""

@@ -44,6 +44,12 @@ class Logic:
         return self._conversation.status
 
     @property
+    def paintedByHand(self):
+        """Whether the selected segment shows something that was painted since its last step; what was touched a moment
+        ago counts, until it has been looked at."""
+        return self._work is not None and self.segmentID is not None and self._work.touchedByHand(self.segmentID)
+
+    @property
     def model(self):
         """The server's model (nninteractive_ws.messages.Model); None before the first connection."""
         return self._conversation.model
@@ -105,7 +111,7 @@ class Logic:
             self._select(self.volume, segmentation)
         self.segmentID = segmentID
         if self._work is not None:
-            self._work.prompts.select(segmentID)
+            self._work.select(segmentID)
 
     def nextSegment(self):
         """Add an empty segment, and a segmentation where there is none, and select it; its id, or None without a

@@ -41,6 +41,7 @@ class Work:
         self.prompts = Prompts(scene, segmentation, volume)
         self.prompts.forgetUnanswered()
         self._unwritten: dict[str, _Unwritten] = {}
+        self._selected = None
         self._touched = {}  # when a segment was written last, where its surface is old
         for name in self.labelmaps.ids():
             self.showAsPreview(name, False)  # the scene may have been saved with one
@@ -90,6 +91,20 @@ class Work:
         else:
             display.SetSegmentOpacity2DFill(name, float(display.GetAttribute(_OPACITY + name)))
             display.SetAttribute(_OPACITY + name, None)
+
+    def select(self, segmentID):
+        """This segment, or none, is the one that is worked on."""
+        self._selected = segmentID
+        self.prompts.select(segmentID)
+
+    def touchedByHand(self, name):
+        """Whether a segment has changes made by hand that the session does not know of, or may have."""
+        return not self.unwritten(name) and self.segments.touchedByHand(name)
+
+    def lookForHandEdits(self, more):
+        """Look at the selected segment, as long as ``more()``, before somebody waits for it."""
+        if self._selected is not None and self.labelmaps.has(self._selected) and not self.unwritten():
+            self.segments.lookForHandEdits(self._selected, more)
 
     def refreshSurface(self, now):
         """Make one surface again that is old and whose segment is quiet; whether there was one."""
