@@ -50,3 +50,20 @@ def server():
 
     with local_server("--model", "demo", "--log-level", "warning") as address:
         yield address
+
+
+@pytest.fixture(params=["Blocking", "Polled"], ids=str.lower)
+def driver(request):
+    """Each of the two drivers of the client."""
+    import driver_helpers
+
+    return getattr(driver_helpers, request.param)
+
+
+@pytest.fixture
+def back_at_once(monkeypatch):
+    """A client that is cut off again and again would wait longer and longer."""
+    from nninteractive_ws.client import reconnect
+
+    monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 0.1)

@@ -1,6 +1,6 @@
 """One session with one segment, whichever driver runs it: the asyncio one below the blocking API, or the polled one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 import time
 from typing import Any, Protocol
@@ -80,21 +80,13 @@ class Polled:
 
     def _waiter(self, number: int) -> Wait:
         def wait() -> Result:
-            self.until(lambda: self._answer(number) is not None or self._session.closed)
-            answer = self._answer(number)
+            self.until(lambda: answer_of(self.events, number) is not None or self._session.closed)
+            answer = answer_of(self.events, number)
             if isinstance(answer, Result):
                 return answer
             raise answer or next(e.error for e in self.events if isinstance(e, events.Failed) and e.request is None)
 
         return wait
-
-    def _answer(self, number: int) -> Result | errors.Error | None:
-        for event in self.events:
-            if isinstance(event, events.Done) and event.result.request == number:
-                return event.result
-            if isinstance(event, events.Failed) and event.request == number:
-                return event.error
-        return None
 
     def until(self, true: Callable[[], object], timeout: float = 60) -> None:
         end = time.monotonic() + timeout
@@ -109,6 +101,16 @@ class Polled:
     def close(self) -> None:
         self._session.close()
         self.events += self._session.poll()
+
+
+def answer_of(told: Iterable[Event], number: int) -> Result | errors.Error | None:
+    """The answer of a request, if it has been told."""
+    for event in told:
+        if isinstance(event, events.Done) and event.result.request == number:
+            return event.result
+        if isinstance(event, events.Failed) and event.request == number:
+            return event.error
+    return None
 
 
 def states(session: Driver) -> list[str]:

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from chain_helpers import WIDE_SHAPE, PlainClient, phantom, stroke, wide_lasso
+from driver_helpers import answer_of
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -69,17 +70,8 @@ class Timer:
 
     def ask(self, number: int) -> events.Result | errors.Error:
         """Wait for the answer of a request."""
-
-        def answer() -> events.Result | errors.Error | None:
-            for event in self.events:
-                if isinstance(event, events.Done) and event.result.request == number:
-                    return event.result
-                if isinstance(event, events.Failed) and event.request == number:
-                    return event.error
-            return None
-
-        self.until(answer)
-        found = answer()
+        self.until(lambda: answer_of(self.events, number))
+        found = answer_of(self.events, number)
         assert found is not None
         return found
 

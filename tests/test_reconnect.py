@@ -13,7 +13,7 @@ from typing import Any
 
 from chain_helpers import WIDE_SHAPE, phantom, stroke
 from core_helpers import WELCOME
-from driver_helpers import Blocking, Driver, Polled, last, lost, mask, states
+from driver_helpers import Blocking, Driver, last, lost, mask, states
 from faults import Fault, FaultProxy, fault_proxy
 import numpy as np
 import pytest
@@ -30,13 +30,6 @@ from nninteractive_ws.client import events, reconnect
 from nninteractive_ws.client.reconnect import Retries, Silence, delays, is_final, why_closed
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.access import add_user, remove_user
-
-
-@pytest.fixture(params=[Blocking, Polled], ids=["blocking", "polled"])
-def driver(request: pytest.FixtureRequest) -> type[Driver]:
-    kind: type[Driver] = request.param
-    return kind
-
 
 # ---- the server, and what it answers to whom is never cut off -----------------------------------------------
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from chain_helpers import phantom
-from driver_helpers import Blocking, Driver, Polled, mask, states
+from driver_helpers import Driver, mask, states
 from faults import fault_proxy
 import numpy as np
 import pytest
@@ -52,12 +52,6 @@ def server(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
     with quick_server("--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem")) as server:
         assert server.address.startswith("wss://")
         yield server.address
-
-
-@pytest.fixture(params=[Blocking, Polled], ids=["blocking", "polled"])
-def driver(request: pytest.FixtureRequest) -> type[Driver]:
-    kind: type[Driver] = request.param
-    return kind
 
 
 @contextmanager

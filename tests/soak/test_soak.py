@@ -26,7 +26,6 @@ from test_faults import undisturbed as expect
 from test_fuzz import feed, undisturbed
 
 import nninteractive_ws as nni
-from nninteractive_ws.client import reconnect
 
 MINUTES = float(os.environ.get("NNINTERACTIVE_WS_SOAK_MINUTES", "0"))
 #: Of each of the three tests.
@@ -40,13 +39,7 @@ MAY_GROW, LOOKS = 1.05, 8 if MINUTES else 1
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 INPUTS = 50_000 if MINUTES else 100
 
-pytestmark = pytest.mark.timeout(60 * MINUTES + 120)
-
-
-@pytest.fixture(autouse=True)
-def _back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.02)
-    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 0.1)
+pytestmark = [pytest.mark.timeout(60 * MINUTES + 120), pytest.mark.usefixtures("back_at_once")]
 
 
 @pytest.fixture(scope="module")
