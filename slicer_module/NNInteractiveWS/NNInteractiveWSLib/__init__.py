@@ -1,5 +1,7 @@
 """What the module is made of. Only the widget needs Qt; everything here works on MRML alone.
 
+``packages`` comes first: it installs what the others need, and needs nothing of that itself.
+
 A module imports only what stands above it:
 
 ``geometry``      world and voxel coordinates, slice views, strokes and outlines as masks

@@ -26,9 +26,13 @@ _CONNECTORS = {
 def parameterNodeWrapper(cls):
     """Make the annotated attributes of a class parameters: ``cls(parameterNode)`` reads and writes the node."""
     types = typing.get_type_hints(cls)
+    cls.defaults = {}
     for name, kind in types.items():
-        isNode = isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode)
-        setattr(cls, name, _nodeProperty(name) if isNode else _valueProperty(name, kind, getattr(cls, name, kind())))
+        if isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode):
+            setattr(cls, name, _nodeProperty(name))
+        else:
+            cls.defaults[name] = getattr(cls, name, kind())
+            setattr(cls, name, _valueProperty(name, kind, cls.defaults[name]))
     cls.__init__ = _init
     cls.allParameters = types
     cls.connectGui = _connectGui
@@ -42,6 +46,9 @@ def parameterNodeWrapper(cls):
 def _init(self, parameterNode):
     self.parameterNode = parameterNode
     self._connections = {}
+    for name, default in self.defaults.items():
+        if not parameterNode.HasParameter(name):
+            parameterNode.SetParameter(name, str(default))
 
 
 def _nodeProperty(name):

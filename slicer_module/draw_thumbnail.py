@@ -1,0 +1,31 @@
+"""Draws the picture of the sample volume that Slicer's module Sample Data shows: ``python draw_thumbnail.py``."""
+
+from pathlib import Path
+
+import matplotlib.image
+from nninteractive_ws.demo.phantom import ORGANS, make_phantom
+import numpy as np
+from scipy import ndimage
+
+FILE = Path(__file__).parent / "NNInteractiveWS" / "Resources" / "Icons" / "NNInteractiveWSPhantom.png"
+HEIGHT = 62  # of the slice, in voxels from the feet
+WINDOW, LEVEL = 400, 60  # Hounsfield units
+ZOOM = 2
+COLORS = {"liver": (0.3, 0.9, 0.4), "spleen": (0.95, 0.6, 0.25), "stomach": (0.35, 0.6, 1.0)}
+
+
+def draw():
+    """RGB, rows from front to back, the patient's right on the left: floats in [0, 1]."""
+    phantom = make_phantom()
+    grey = np.clip((phantom.image[:, :, HEIGHT] - LEVEL) / WINDOW + 0.5, 0, 1)
+    picture = np.repeat(ndimage.zoom(grey, ZOOM, order=1)[..., None], 3, axis=2)
+    for organ, color in COLORS.items():
+        mask = ndimage.zoom((phantom.labels[:, :, HEIGHT] == ORGANS[organ]).astype(float), ZOOM, order=1) > 0.5
+        rim = mask & ~ndimage.binary_erosion(mask, iterations=2)
+        picture[mask] = 0.75 * picture[mask] + 0.25 * np.array(color)
+        picture[rim] = color
+    return picture.transpose(1, 0, 2)
+
+
+if __name__ == "__main__":
+    matplotlib.image.imsave(FILE, np.clip(draw(), 0, 1))

@@ -1,0 +1,339 @@
+"""The module as Slicer loads it, in the stand-in for the application."""
+
+import importlib
+import json
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+
+import bare_slicer
+import gestures
+from nninteractive_ws.server.local import local_server
+from NNInteractiveWSLib import geometry, packages
+import numpy as np
+from packaging.requirements import Requirement
+import pytest
+import qt
+import slicer
+
+EXTENSION = Path(__file__).parents[2]
+MODULE = EXTENSION / "NNInteractiveWS"
+CHOICES = ("livePreview", "runAutomatically", "autoZoom")
+
+
+@pytest.fixture
+def module(application):
+    """The module's widget; not open."""
+    return application.createModule(importlib.import_module("NNInteractiveWS"))
+
+
+@pytest.fixture
+def opened(module):
+    select("NNInteractiveWS")
+    return module
+
+
+def select(name):
+    slicer.util.selectModule(name)
+
+
+def choices():
+    """As somebody else's code would see them."""
+    node = slicer.mrmlScene.GetSingletonNode("NNInteractiveWS", "vtkMRMLScriptedModuleNode")
+    return {name: node.GetParameter(name) for name in CHOICES}
+
+
+def press(key):
+    gestures.key(slicer.util.mainWindow(), key)
+
+
+def add_ball():
+    i, j, k = np.indices((48, 48, 48))
+    ball = (i - 24) ** 2 + (j - 24) ** 2 + (k - 24) ** 2 < 10**2
+    return slicer.util.addVolumeFromArray(np.where(ball, 200, -100).astype(np.int16))
+
+
+# ---- the module -------------------------------------------------------------------------------------------
+
+
+def test_slicer_is_told_what_the_module_is(module):
+    about = slicer.modules.nninteractivews
+    assert (about.title, about.categories) == ("nnInteractive WS", ["Segmentation"])
+    assert not about.icon.isNull()
+    assert about.contributors == ["nninteractive-ws contributors"]
+
+
+def test_it_is_alive_while_it_is_open(opened):
+    opened.editor.setSourceVolumeNode(add_ball())
+    press(qt.Qt.Key_P)
+    assert opened.ui.pointButton.checked
+    select("")
+    assert not opened.ui.pointButton.checked
+    press(qt.Qt.Key_P)
+    assert not opened.ui.pointButton.checked
+    select("NNInteractiveWS")
+    press(qt.Qt.Key_P)
+    assert opened.ui.pointButton.checked
+
+
+def test_the_segment_editor_is_below_and_keeps_its_choices_apart(opened):
+    assert opened.editor.visible
+    assert opened.editor.parent().objectName == "segmentEditorCollapsibleButton"
+    node = opened.editor.mrmlSegmentEditorNode()
+    assert node is slicer.mrmlScene.GetSingletonNode("NNInteractiveWS", "vtkMRMLSegmentEditorNode")
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentEditorNode") == 1
+
+
+def test_choices_are_the_scenes(opened):
+    assert choices() == dict.fromkeys(CHOICES, "True")
+    opened.ui.runAutomaticallyCheckBox.click()
+    assert choices()["runAutomatically"] == "False"
+    assert not opened.logic.live
+    slicer.mrmlScene.GetSingletonNode("NNInteractiveWS", "vtkMRMLScriptedModuleNode").SetParameter("autoZoom", "False")
+    assert not opened.ui.autoZoomCheckBox.checked
+
+
+def test_a_module_that_is_not_open_puts_nothing_into_a_new_scene(opened):
+    select("")
+    slicer.mrmlScene.Clear(True)
+    for kind in ("vtkMRMLScriptedModuleNode", "vtkMRMLSegmentEditorNode"):
+        assert slicer.mrmlScene.GetNumberOfNodesByClass(kind) == 0
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_work_goes_on_after_the_scene_was_closed(opened, everything):
+    """``everything``: with the nodes that Slicer keeps, too."""
+    opened.editor.setSourceVolumeNode(add_ball())
+    opened.logic.nextSegment()
+    opened.ui.autoZoomCheckBox.click()
+    slicer.mrmlScene.Clear(everything)
+    assert choices() == dict.fromkeys(CHOICES, "True")
+    assert opened.ui.autoZoomCheckBox.checked
+    assert (opened.logic.volume, opened.logic.segmentation) == (None, None)
+    assert not opened.ui.pointButton.enabled
+    volume = add_ball()
+    opened.editor.setSourceVolumeNode(volume)
+    assert opened.logic.volume is volume
+    press(qt.Qt.Key_P)
+    assert opened.ui.pointButton.checked
+    opened.ui.autoZoomCheckBox.click()
+    assert choices()["autoZoom"] == "False"
+
+
+def test_a_scene_that_was_saved_is_taken_up(opened, tmp_path, capfd):
+    volume = add_ball()
+    opened.editor.setSourceVolumeNode(volume)
+    opened.logic.nextSegment()
+    opened.editor.setSegmentationNode(opened.logic.segmentation)
+    opened.ui.livePreviewCheckBox.click()
+    scene = slicer.mrmlScene
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    assert scene.Commit()
+    scene.Clear(False)
+    assert opened.ui.livePreviewCheckBox.checked
+    assert scene.Import()
+    assert not opened.ui.livePreviewCheckBox.checked
+    assert opened.logic.volume.GetID() == volume.GetID()
+    assert opened.logic.segmentation is slicer.util.getNodesByClass("vtkMRMLSegmentationNode")[0]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_it_is_reloaded(opened, monkeypatch):
+    """As the button Reload does it; what is in the Lib is read again."""
+    mine = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "NNInteractiveWSLib"}
+    for name, python in [*mine.items(), ("NNInteractiveWS", sys.modules["NNInteractiveWS"])]:
+        monkeypatch.setitem(sys.modules, name, python)  # they are put back afterwards
+    old = opened
+    old.editor.setSourceVolumeNode(add_ball())
+    monkeypatch.setattr(old.logic, "poll", lambda: pytest.fail("it is still polled"))
+    old.onReload()
+    new = slicer.modules.nninteractivews.widgetRepresentation().self()
+    assert new is not old
+    assert sys.modules["NNInteractiveWSLib.geometry"] is not geometry
+    assert old.logic is None
+    assert [w.name for w in slicer.util.findChildren(new.parent, name="tabWidget")] == ["tabWidget"]
+    assert new.logic.volume is not None
+    press(qt.Qt.Key_P)  # one shortcut: it would be turned off again by another
+    assert new.ui.pointButton.checked
+    for name in [name for name in sys.modules if name.partition(".")[0] == "NNInteractiveWSLib"]:
+        if name not in mine:
+            del sys.modules[name]
+
+
+def test_nothing_is_left_of_it_when_slicer_ends(application, opened, monkeypatch):
+    logic = opened.logic
+    monkeypatch.setattr(logic, "poll", lambda: pytest.fail("it is still polled"))
+    application.unloadModule("NNInteractiveWS")
+    assert opened.Observations == []
+    assert opened.logic is None
+    assert slicer.util.findChildren(opened.parent, name="tabWidget") == []
+    press(qt.Qt.Key_P)
+    slicer.mrmlScene.Clear(True)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 0
+
+
+# ---- sample data ------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_volume_to_try_things_on(application, module):
+    assert not hasattr(slicer.modules, "sampleDataSources"), "nothing is asked of Sample Data before all is loaded"
+    application.completeStartup()
+    ((category, (source,)),) = slicer.modules.sampleDataSources.items()
+    assert category == "nnInteractive WS"
+    picture = qt.QImage(source.thumbnailFileName)
+    assert 100 < picture.width() <= picture.height() * 2 < 1200
+    volume = source.customDownloader(source)
+    assert volume.GetName() == source.sampleName
+    from nninteractive_ws.demo.phantom import ORGANS, make_phantom
+
+    phantom = make_phantom()
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume).transpose(2, 1, 0), phantom.image)
+    liver, spine = (
+        geometry.ijkToWorld(volume, np.argwhere(phantom.labels == ORGANS[name]).mean(0)) for name in ("liver", "spine")
+    )
+    lungs = geometry.ijkToWorld(volume, np.argwhere(phantom.mask("right lung")).mean(0))
+    assert liver[0] > spine[0], "the liver is on the right"
+    assert liver[1] > spine[1], "the spine is behind"
+    assert lungs[2] > liver[2], "the lungs are above"
+    red = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetSliceCompositeNode()
+    assert red.GetBackgroundVolumeID() == volume.GetID()
+
+
+# ---- packages ---------------------------------------------------------------------------------------------
+
+
+def test_the_version_that_is_asked_for_is_this_one():
+    project = tomllib.loads((EXTENSION.parent / "pyproject.toml").read_text())["project"]
+    (line,) = packages.needed(MODULE / "Resources" / "requirements.txt")
+    requirement = Requirement(line)
+    assert requirement.name == project["name"]
+    assert project["version"] in requirement.specifier
+    assert "1.0" not in requirement.specifier
+
+
+def test_an_old_version_is_not_enough(tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text("# comment\n\nnninteractive-ws>=99\n")
+    assert packages.needed(path) == ["nninteractive-ws>=99"]
+    assert not packages.areInstalled(path)
+
+
+@pytest.mark.parametrize("case", bare_slicer.CASES)
+def test_where_packages_are_missing(case, tmp_path):
+    paths = [tmp_path, sysconfig.get_paths()["purelib"], EXTENSION.parent]
+    command = [sys.executable, "-S", bare_slicer.__file__, *map(str, paths), case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_that_cannot_be_used_is_said(application, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("NNInteractiveWSLib.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nninteractive_ws"]:
+        monkeypatch.delitem(sys.modules, name)
+    widget = application.createModule(importlib.import_module("NNInteractiveWS"))
+    assert widget.ui is None
+    (reason,) = slicer.util.findChildren(widget.parent, name="installReason")
+    assert "msgspec" in reason.text
+
+
+# ---- the self-test ----------------------------------------------------------------------------------------
+
+
+def own_settings():
+    settings = qt.QSettings()
+    return {key: settings.value(key) for key in settings.allKeys()}
+
+
+def test_the_self_test_without_a_server(module, monkeypatch):
+    monkeypatch.delenv("NNINTERACTIVE_WS_TEST_SERVER", raising=False)
+    qt.QSettings().setValue("NNInteractiveWS/agreedServers", ["ws://mine"])
+    qt.QSettings().setValue("NNInteractiveWS/servers", ["ws://mine", "ws://other"])
+    module.rebuild()
+    before = own_settings()
+    slicer.selfTests["NNInteractiveWS"]()
+    assert own_settings() == before
+    assert module.ui.serverComboBox.currentText == "ws://mine"
+
+
+def test_the_self_test_with_a_server(module, monkeypatch):
+    with local_server("--model", "demo", "--log-level", "warning") as address:
+        monkeypatch.setenv("NNINTERACTIVE_WS_TEST_SERVER", address)
+        slicer.selfTests["NNInteractiveWS"]()
+
+
+# ---- the extension ----------------------------------------------------------------------------------------
+
+
+def listed(name):
+    """The words of a list in the module's CMakeLists.txt."""
+    text = (MODULE / "CMakeLists.txt").read_text().replace("${MODULE_NAME}", "NNInteractiveWS")
+    return set(re.search(rf"set\({name}\s+([^)]*)\)", text).group(1).split())
+
+
+def test_cmake_knows_all_files():
+    scripts = {str(path.relative_to(MODULE)) for path in MODULE.rglob("*.py")}
+    assert listed("MODULE_PYTHON_SCRIPTS") == scripts
+    resources = {str(path.relative_to(MODULE)) for path in (MODULE / "Resources").rglob("*") if path.is_file()}
+    assert listed("MODULE_PYTHON_RESOURCES") == resources
+
+
+#: Of the schema of entries, version 1.0.1, which allows no others.
+CATALOG_KEYS = {
+    *("$schema", "category", "scm_url", "scm_revision", "scm_type"),
+    *("build_dependencies", "build_subdirectory", "enabled", "tier"),
+}
+
+
+def test_the_catalog_entry_fits_the_extension():
+    entry = json.loads((EXTENSION / "NNInteractiveWS.json").read_text())
+    assert {"$schema", "category", "scm_url"} <= entry.keys() <= CATALOG_KEYS
+    cmake = (EXTENSION / "CMakeLists.txt").read_text()
+    said = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]+)"\)', cmake))
+    assert re.search(r"project\((\w+)", cmake).group(1) == "NNInteractiveWS"
+    assert said["EXTENSION_CATEGORY"] == entry["category"]
+    assert (said["EXTENSION_DEPENDS"], entry["build_dependencies"]) == ("NA", [])
+    for name in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
+        assert said[name].startswith("https://")
+
+
+STUBS = """
+set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/Use.cmake)
+set(Slicer_EXTENSION_GENERATE_CONFIG ${CMAKE_CURRENT_LIST_DIR}/Empty.cmake)
+set(Slicer_EXTENSION_CPACK ${CMAKE_CURRENT_LIST_DIR}/Empty.cmake)
+"""
+USE = """
+set(BUILD_TESTING ON)
+macro(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MY "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  foreach(file ${MY_SCRIPTS} ${MY_RESOURCES} ${MY_UNPARSED_ARGUMENTS})
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+      message(FATAL_ERROR "there is no ${file}")
+    endif()
+  endforeach()
+  message(STATUS "module ${MY_NAME}")
+endmacro()
+macro(slicer_add_python_unittest)
+  cmake_parse_arguments(MY "" "TESTNAME_PREFIX;SCRIPT" "SLICER_ARGS" ${ARGN})
+  message(STATUS "test ${MY_SCRIPT}")
+endmacro()
+"""
+
+
+def test_cmake_configures_it_with_stubs_for_slicers_macros(tmp_path):
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    for name, text in (("SlicerConfig.cmake", STUBS), ("Use.cmake", USE), ("Empty.cmake", "")):
+        (tmp_path / name).write_text(text)
+    command = [cmake, "-S", str(EXTENSION), "-B", str(tmp_path / "build"), f"-DSlicer_DIR={tmp_path}", "-Wno-dev"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert "module NNInteractiveWS\n" in done.stdout
+    assert "test NNInteractiveWS.py" in done.stdout
