@@ -7,7 +7,7 @@ from nninteractive_ws.demo.phantom import ORGANS, make_phantom
 import numpy as np
 from scipy import ndimage
 
-FILE = Path(__file__).parent / "NNInteractiveWS" / "Resources" / "Icons" / "NNInteractiveWSPhantom.png"
+FILE = Path(__file__).parent / "NNInteractiveWS" / "Resources" / "Icons" / "TorsoPhantom.png"
 HEIGHT = 62  # of the slice, in voxels from the feet
 WINDOW, LEVEL = 400, 60  # Hounsfield units
 ZOOM = 2

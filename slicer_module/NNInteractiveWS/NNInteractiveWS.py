@@ -60,12 +60,12 @@ def registerSampleData():
 
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="nnInteractive WS",
-        sampleName="NNInteractiveWSPhantom",
-        thumbnailFileName=str(_RESOURCES / "Icons" / "NNInteractiveWSPhantom.png"),
+        sampleName="TorsoPhantom",
+        thumbnailFileName=str(_RESOURCES / "Icons" / "TorsoPhantom.png"),
         # It is computed here; Sample Data wants a name for where it comes from and for a file nevertheless.
         uris="urn:nninteractive-ws:phantom",
-        fileNames="NNInteractiveWSPhantom.nrrd",
-        nodeNames="NNInteractiveWSPhantom",
+        fileNames="TorsoPhantom.nrrd",
+        nodeNames="TorsoPhantom",
         customDownloader=addPhantom,
     )
 
@@ -86,7 +86,7 @@ def addPhantom(_source=None):
     # The phantom's axes go to the left, to the back and to the head.
     ijkToRAS = np.diag([*np.multiply(phantom.spacing, (-1, -1, 1)), 1.0])
     ijkToRAS[:3, 3] = -ijkToRAS[:3, :3] @ (np.subtract(phantom.image.shape, 1) / 2)
-    volume = slicer.util.addVolumeFromArray(phantom.image.transpose(2, 1, 0), ijkToRAS, "NNInteractiveWSPhantom")
+    volume = slicer.util.addVolumeFromArray(phantom.image.transpose(2, 1, 0), ijkToRAS, "TorsoPhantom")
     volume.GetDisplayNode().AutoWindowLevelOff()
     volume.GetDisplayNode().SetWindowLevel(400, 60)  # soft tissue
     slicer.util.setSliceViewerLayers(background=volume, fit=True)
@@ -146,7 +146,8 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Put the panel together anew, from the settings."""
         self._takeDown()
         self._build()
-        if self._panel is not None and self.parent.isEntered:  # so it is after a reload, when nobody says so again
+        # After a reload it is open, and nobody says so again.
+        if self._panel is not None and self._isOpen:
             self._enterPanel()
 
     def onSceneStartClose(self, caller=None, event=None):
@@ -157,7 +158,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneChanged(self, caller=None, event=None):
         """The scene was closed, or nodes have come into it from a file."""
-        if self._panel is not None and self.parent.isEntered:
+        if self._panel is not None and self._isOpen:
             self._enterPanel()
 
     def onInstall(self):
@@ -175,6 +176,11 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.onReload(self)
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _isOpen(self):
+        # A script may show the widget in a window of its own, which is no module panel.
+        return getattr(self.parent, "isEntered", False)
 
     def _build(self):
         if not packages.areInstalled(_REQUIREMENTS):
@@ -220,8 +226,10 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _takeDown(self):
         if self._panel is not None:
             self._disconnectParameters()
-            self._panel.close()
-            self.logic.close()
+            try:
+                self._panel.close()
+            finally:  # when Slicer ends, its views may be gone already; the session is ended nevertheless
+                self.logic.close()
         if self._root is not None:
             self._root.hide()
             self._root.setParent(None)

@@ -67,6 +67,15 @@ def test_slicer_is_told_what_the_module_is(module):
     assert about.contributors == ["nninteractive-ws contributors"]
 
 
+def test_a_script_shows_it_in_a_window_of_its_own(module):
+    window = slicer.qMRMLWidget()
+    window.setLayout(qt.QVBoxLayout())
+    widget = type(module)(window)
+    widget.setup()
+    assert widget.ui.tabWidget.parent().parent() is window
+    widget.cleanup()
+
+
 def test_it_is_alive_while_it_is_open(opened):
     opened.editor.setSourceVolumeNode(add_ball())
     press(qt.Qt.Key_P)
@@ -327,8 +336,8 @@ endmacro()
 
 def test_cmake_configures_it_with_stubs_for_slicers_macros(tmp_path):
     cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not installed")
+    if cmake is None or shutil.which("c++") is None:
+        pytest.skip("cmake or a compiler is not installed")
     for name, text in (("SlicerConfig.cmake", STUBS), ("Use.cmake", USE), ("Empty.cmake", "")):
         (tmp_path / name).write_text(text)
     command = [cmake, "-S", str(EXTENSION), "-B", str(tmp_path / "build"), f"-DSlicer_DIR={tmp_path}", "-Wno-dev"]
