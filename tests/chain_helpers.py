@@ -1,7 +1,7 @@
 """What the tests of the whole chain share: a small image, a client that speaks plain messages, a server's processes."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 import json
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 
+from nninteractive_ws import masks, protocol
 from nninteractive_ws import messages as wire
-from nninteractive_ws import protocol
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.local import LISTENING
@@ -51,6 +51,11 @@ def stroke(shape: tuple[int, int, int] = SHAPE) -> Mask:
     return drawn
 
 
+def ball(shape: tuple[int, int, int], centre: Sequence[float], radius: float) -> Mask:
+    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2)
+
+
 def wait_until(true: Callable[[], object], timeout: float = 60) -> None:
     """Raises TimeoutError."""
     until = time.monotonic() + timeout
@@ -67,11 +72,19 @@ def http(address: str) -> str:
     return address.replace("ws://", "http://")
 
 
-def sessions(address: str, state: str) -> int:
+def metrics(address: str, token: str | None = None) -> str:
+    request = urllib.request.Request(f"{http(address)}/metrics")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: str = answer.read().decode()
+        return found
+
+
+def sessions(address: str, state: str, token: str | None = None) -> int:
     """How many sessions are ``connected``, or ``waiting`` for their client."""
-    with urllib.request.urlopen(f"{http(address)}/metrics", timeout=30) as answer:
-        (line,) = [x for x in answer.read().decode().splitlines() if f'sessions{{state="{state}"}}' in x]
-        return int(float(line.split()[-1]))
+    (line,) = [x for x in metrics(address, token).splitlines() if f'sessions{{state="{state}"}}' in x]
+    return int(float(line.split()[-1]))
 
 
 def health(address: str) -> dict[str, Any]:
@@ -99,9 +112,10 @@ class PlainClient:
         self.opened.append(self)
 
     @classmethod
-    async def open(cls, address: str, **fields: Any) -> "PlainClient":
-        """Connect and shake hands."""
-        client = cls(await connect(address, compression=None, max_size=None, proxy=None))
+    async def open(cls, address: str, token: str | None = None, **fields: Any) -> "PlainClient":
+        """Connect and shake hands. ``fields``: of hello."""
+        headers = None if token is None else {"Authorization": f"Bearer {token}"}
+        client = cls(await connect(address, additional_headers=headers, compression=None, max_size=None, proxy=None))
         await client.say(hello(**fields))
         client.welcome = await client.hear_until(wire.Welcome)
         return client
@@ -146,6 +160,21 @@ class PlainClient:
             data = arrays.pack(image[grid.box(index).slices], encoding)
             await self.say(wire.ImageBricks(image=name, bricks=[wire.Brick(index=index, encoding=encoding, data=data)]))
             await self.hear_until(wire.ImageProgress)
+
+    async def mask(self, request: int, segment: str, shape: tuple[int, int, int] = SHAPE) -> Mask:
+        """A segment's mask, as the server has it."""
+        await self.say(wire.GetMask(id=request, segment=segment))
+        before, _ = await self.hear_answer(request)
+        (snapshot,) = [m for m in before if isinstance(m, wire.MaskSnapshot)]
+        mask = np.zeros(shape, bool)
+        if snapshot.mask is not None:
+            masks.apply(masks.unpack(snapshot.mask, shape), mask)
+        return mask
+
+    async def leave(self) -> None:
+        """Say that the session need not be kept, and wait until the server has hung up."""
+        await self.say(wire.Bye())
+        await self.websocket.wait_closed()
 
     async def close(self) -> None:
         await self.websocket.close()

@@ -36,6 +36,8 @@ SEGMENTS = ("liver", "left kidney", "Milz", "δ", "e")
 #: One in a minute; tests/soak has more.
 SEED = 1
 
+pytestmark = pytest.mark.usefixtures("back_at_once")
+
 # ---- scripts ------------------------------------------------------------------------------------------------
 
 
@@ -256,13 +258,6 @@ class Expected:
     refined: int
 
 
-@pytest.fixture(autouse=True)
-def _back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is cut off again and again would wait longer and longer."""
-    monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.02)
-    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 0.1)
-
-
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
     """A server of this module's own."""
@@ -361,13 +356,7 @@ async def _look(address: str, ours: wire.Welcome, expected: dict[str, masks.Mask
     request = client.welcome.last_id
     for name, mask in expected.items():
         request += 1
-        await client.say(wire.GetMask(id=request, segment=name))
-        before, _ = await client.hear_answer(request)
-        (snapshot,) = [m for m in before if isinstance(m, wire.MaskSnapshot)]
-        theirs = np.zeros(SHAPE, bool)
-        if snapshot.mask is not None:
-            masks.apply(masks.unpack(snapshot.mask, SHAPE), theirs)
-        assert np.array_equal(theirs, mask), f"the server's mask of {name}"
+        assert np.array_equal(await client.mask(request, name, SHAPE), mask), f"the server's mask of {name}"
         steps, code = -1, None
         while code is None:
             steps, request = steps + 1, request + 1

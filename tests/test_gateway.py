@@ -118,8 +118,7 @@ def test_at_capacity_and_room_again(own: ServerProcess) -> None:
         assert (third.websocket.close_code, third.websocket.close_reason) == (1013, "at_capacity")
         with pytest.raises(errors.AtCapacity):
             await nni.aconnect(own.address)
-        await first.say(wire.Bye())
-        await first.websocket.wait_closed()
+        await first.leave()
         await asyncio.to_thread(wait_until, lambda: health(own.address)["sessions"] == 1)
         await (await PlainClient.open(own.address)).close()
         await _second.close()

@@ -7,12 +7,10 @@ import os
 from pathlib import Path
 import re
 import signal
-import ssl
 import sys
 import time
 from typing import Any
 import urllib.error
-import urllib.request
 
 from chain_helpers import (
     SHAPE,
@@ -21,10 +19,11 @@ from chain_helpers import (
     ServerProcess,
     health,
     hello,
-    http,
+    metrics,
     phantom,
     run,
     server_process,
+    sessions,
     wait_until,
     wide_lasso,
 )
@@ -36,23 +35,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from nninteractive_ws import masks, protocol
 from nninteractive_ws import messages as wire
-from nninteractive_ws.masks import Mask
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
 
 
 async def resume(address: str, welcome: wire.Welcome, **fields: Any) -> PlainClient:
     return await PlainClient.open(address, **{"session": welcome.session, "secret": welcome.secret, **fields})
-
-
-async def mask_of(client: PlainClient, request: int, shape: tuple[int, int, int] = SHAPE) -> Mask:
-    await client.say(wire.GetMask(id=request, segment="a"))
-    snapshot = await client.hear_until(wire.MaskSnapshot)
-    await client.hear_answer(request)
-    mask = np.zeros(shape, bool)
-    if snapshot.mask is not None:
-        masks.apply(masks.unpack(snapshot.mask, shape), mask)
-    return mask
 
 
 # ---- taken up ---------------------------------------------------------------------------------------------
@@ -64,7 +52,7 @@ def test_a_session_is_taken_up(server: str) -> None:
         await client.set_image(phantom())
         await client.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
         _, done = await client.hear_answer(2)
-        before = await mask_of(client, 3)
+        before = await client.mask(3, "a")
         assert before.any()
         client.websocket.transport.abort()
         again = await resume(server, client.welcome)
@@ -73,9 +61,8 @@ def test_a_session_is_taken_up(server: str) -> None:
         assert (welcome.session, welcome.secret) == (client.welcome.session, client.welcome.secret)
         assert (welcome.last_id, welcome.revisions, welcome.image) == (3, {"a": done.revision}, "image")
         assert np.unpackbits(np.frombuffer(welcome.bricks, np.uint8)).sum() == 2, "of a volume of two bricks"
-        assert np.array_equal(await mask_of(again, 4), before)
-        await again.say(wire.Bye())
-        await again.websocket.wait_closed()
+        assert np.array_equal(await again.mask(4, "a"), before)
+        await again.leave()
         late = await resume(server, client.welcome)
         assert not late.welcome.resumed, "after bye"
         assert late.welcome.session != client.welcome.session
@@ -108,7 +95,7 @@ def test_what_was_said_meanwhile_is_said_again(server: str) -> None:
             masks.apply(masks.unpack(delta.change, WIDE_SHAPE), mask)
             revision = delta.rev
         assert revision == done.revision
-        assert np.array_equal(mask, await mask_of(again, 3, WIDE_SHAPE))
+        assert np.array_equal(mask, await again.mask(3, "a", WIDE_SHAPE))
         await again.say(lasso)  # on the same connection: the answer alone
         assert await again.hear() == done
         await again.say(wire.Bye())
@@ -181,7 +168,7 @@ def test_who_left_makes_room(small: ServerProcess) -> None:
     async def work() -> None:
         first, second = await PlainClient.open(small.address), await PlainClient.open(small.address)
         await first.close()
-        await asyncio.to_thread(wait_until, lambda: 'sessions{state="waiting"} 1.0' in _metrics(small.address))
+        await asyncio.to_thread(wait_until, lambda: sessions(small.address, "waiting") == 1)
         assert health(small.address)["sessions"] == 2, "it is kept for a while"
         third = await PlainClient.open(small.address)
         again = PlainClient(await connect(small.address, proxy=None))
@@ -189,8 +176,7 @@ def test_who_left_makes_room(small: ServerProcess) -> None:
         refused = await again.hear()
         assert (refused.code, refused.id) == ("at_capacity", None)
         for client in (second, third):
-            await client.say(wire.Bye())
-            await client.websocket.wait_closed()
+            await client.leave()
 
     run(work())
     wait_until(lambda: health(small.address)["sessions"] == 0)
@@ -209,8 +195,7 @@ def test_an_image_too_large_for_the_memory_is_refused(small: ServerProcess) -> N
         await client.say(wire.AddPoint(id=4, segment="a", point=(30, 30, 28)))
         _, done = await client.hear_answer(4)
         assert isinstance(done, wire.Done)
-        await client.say(wire.Bye())
-        await client.websocket.wait_closed()
+        await client.leave()
 
     run(work())
 
@@ -227,15 +212,13 @@ def test_a_session_without_its_client_gives_up_its_memory(small: ServerProcess) 
         _, refused = await second.hear_answer(1)
         assert refused.code == "out_of_memory"
         assert "in use by sessions at work" in refused.message
-        await first.say(wire.Bye())
-        await first.websocket.wait_closed()
+        await first.leave()
         await asyncio.to_thread(wait_until, lambda: health(small.address)["sessions"] == 1)
         await second.set_image(phantom(shape=shape), request=2)
         await second.say(wire.AddPoint(id=3, segment="a", point=(60, 60, 60)))
         _, done = await second.hear_answer(3)
         assert isinstance(done, wire.Done)
-        await second.say(wire.Bye())
-        await second.websocket.wait_closed()
+        await second.leave()
 
     run(work())
 
@@ -285,14 +268,15 @@ def test_a_client_that_does_not_read_costs_bounded_memory(server: str) -> None:
         await other.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
         await other.hear_answer(2)
         before = _memory(server)
-        sending = asyncio.ensure_future(_ask_for_ever(greedy))
+        asked: list[int] = []
+        sending = asyncio.ensure_future(_ask_for_ever(greedy, asked))
         for request in range(3, 9):
             started = time.monotonic()
             await other.say(wire.AddPoint(id=request, segment="a", point=(30, 30, 28)))
             await other.hear_answer(request)
             assert time.monotonic() - started < 60
         grown = _memory(server) - before
-        print(f"grown by {grown / 1e6:.0f} MB while {asked(sending)} snapshots of 10 MB were asked for")
+        print(f"grown by {grown / 1e6:.0f} MB while {len(asked)} snapshots of 10 MB were asked for")
         assert grown < 150e6
         sending.cancel()
         greedy.websocket.transport.abort()
@@ -301,18 +285,11 @@ def test_a_client_that_does_not_read_costs_bounded_memory(server: str) -> None:
     run(work())
 
 
-async def _ask_for_ever(client: PlainClient) -> None:
+async def _ask_for_ever(client: PlainClient, asked: list[int]) -> None:
     for request in range(8, 400):
         await client.say(wire.GetMask(id=request, segment="a"))
-        _ASKED.append(request)
+        asked.append(request)
     await asyncio.sleep(1000)
-
-
-_ASKED: list[int] = []
-
-
-def asked(_: object) -> int:
-    return len(_ASKED)
 
 
 def _memory(address: str) -> int:
@@ -365,7 +342,7 @@ def test_a_stranger_has_one_small_message(server: str) -> None:
 @linux
 def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
     with server_process("--device", "cpu,cpu", "--log-level", "critical") as server:
-        wait_until(lambda: len(_workers(server)) == 2 and "workers 2.0" in _metrics(server.address))
+        wait_until(lambda: len(_workers(server)) == 2 and "workers 2.0" in metrics(server.address))
 
         async def work() -> None:
             clients = [await PlainClient.open(server.address) for _ in range(4)]
@@ -375,7 +352,7 @@ def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
             snapshots = []
             for client in clients:
                 await client.hear_answer(2)
-                snapshots.append(await mask_of(client, 3))
+                snapshots.append(await client.mask(3, "a"))
             assert all(np.array_equal(snapshots[0], mask) for mask in snapshots)
             victim = _workers(server)[0]
             os.kill(victim, signal.SIGKILL)
@@ -387,29 +364,20 @@ def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
 
         run(work())
         wait_until(lambda: len(_workers(server)) == 2)
-        assert "worker_restarts_total 1.0" in _metrics(server.address)
+        assert "worker_restarts_total 1.0" in metrics(server.address)
 
 
 async def _how_it_ends(client: PlainClient) -> str:
     try:
         message = await asyncio.wait_for(client.hear_until(wire.ErrorMessage), 5)
     except TimeoutError:
-        assert (await mask_of(client, 5)).any()
+        assert (await client.mask(5, "a")).any()
         return "goes on"
     return str(message.code)
 
 
 def _workers(server: ServerProcess) -> list[int]:
     return sorted(p.pid for p in psutil.Process(server.process.pid).children())
-
-
-def _metrics(address: str, token: str | None = None, context: ssl.SSLContext | None = None) -> str:
-    request = urllib.request.Request(f"{http(address)}/metrics")
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
-    with urllib.request.urlopen(request, timeout=30, context=context) as answer:
-        found: str = answer.read().decode()
-        return found
 
 
 # ---- access -----------------------------------------------------------------------------------------------
@@ -430,24 +398,16 @@ def guarded(tokens: tuple[Path, dict[str, str]]) -> Iterator[ServerProcess]:
         yield server
 
 
-async def open_as(address: str, token: str | None, **fields: Any) -> PlainClient:
-    headers = None if token is None else {"Authorization": f"Bearer {token}"}
-    client = PlainClient(await connect(address, additional_headers=headers, compression=None, proxy=None))
-    await client.say(hello(**fields))
-    client.welcome = await client.hear_until(wire.Welcome)
-    return client
-
-
 @pytest.mark.parametrize("token", [None, "", "nws_wrong", "{anna}x", "{anna-1}"])
 def test_without_the_right_token_nobody_gets_in(guarded: ServerProcess, tokens: Any, token: str | None) -> None:
     anna = tokens[1]["anna"]
     given = None if token is None else token.replace("{anna}", anna).replace("{anna-1}", anna[:-1])
     with pytest.raises(InvalidStatus) as refused:
-        run(open_as(guarded.address, given))
+        run(PlainClient.open(guarded.address, given))
     assert refused.value.response.status_code == 401
     assert b"wants a token" in bytes(refused.value.response.body or b"")
     with pytest.raises(urllib.error.HTTPError) as closed:
-        _metrics(guarded.address, given)
+        metrics(guarded.address, given)
     with contextlib.closing(closed.value):
         assert closed.value.code == 401
     assert health(guarded.address)["status"] == "ready"
@@ -455,25 +415,24 @@ def test_without_the_right_token_nobody_gets_in(guarded: ServerProcess, tokens: 
 
 def test_a_session_is_its_users_alone(guarded: ServerProcess, tokens: Any) -> None:
     async def work() -> None:
-        anna = await open_as(guarded.address, tokens[1]["anna"])
+        anna = await PlainClient.open(guarded.address, tokens[1]["anna"])
         await anna.set_image(phantom())
         stolen = {"session": anna.welcome.session, "secret": anna.welcome.secret}
-        ben = await open_as(guarded.address, tokens[1]["ben"], **stolen)
+        ben = await PlainClient.open(guarded.address, tokens[1]["ben"], **stolen)
         assert not ben.welcome.resumed
         assert ben.welcome.image is None
-        again = await open_as(guarded.address, tokens[1]["anna"], **stolen)
+        again = await PlainClient.open(guarded.address, tokens[1]["anna"], **stolen)
         assert again.welcome.resumed
         for client in (ben, again):
-            await client.say(wire.Bye())
-            await client.websocket.wait_closed()
+            await client.leave()
 
     run(work())
-    assert 'sessions{state="connected"} 0.0' in _metrics(guarded.address, tokens[1]["ben"])
+    assert sessions(guarded.address, "connected", tokens[1]["ben"]) == 0
 
 
 def test_a_user_does_not_fill_the_server(guarded: ServerProcess, tokens: Any) -> None:
     async def work() -> None:
-        two = [await open_as(guarded.address, tokens[1]["anna"]) for _ in range(2)]
+        two = [await PlainClient.open(guarded.address, tokens[1]["anna"]) for _ in range(2)]
         third = PlainClient(
             await connect(
                 guarded.address, additional_headers={"Authorization": f"Bearer {tokens[1]['anna']}"}, proxy=None
@@ -483,10 +442,9 @@ def test_a_user_does_not_fill_the_server(guarded: ServerProcess, tokens: Any) ->
         refused = await third.hear()
         assert refused.code == "at_capacity"
         assert "that a user may have" in refused.message
-        ben = await open_as(guarded.address, tokens[1]["ben"])
+        ben = await PlainClient.open(guarded.address, tokens[1]["ben"])
         for client in (*two, ben):
-            await client.say(wire.Bye())
-            await client.websocket.wait_closed()
+            await client.leave()
 
     run(work())
 
@@ -498,13 +456,12 @@ def test_a_token_taken_back_opens_nothing(guarded: ServerProcess, tokens: Any) -
     run(_come_and_go(guarded.address, token))
     remove_user(tokens[0], "carl")
     with pytest.raises(InvalidStatus):
-        run(open_as(guarded.address, token))
+        run(PlainClient.open(guarded.address, token))
 
 
 async def _come_and_go(address: str, token: str) -> None:
-    client = await open_as(address, token)
-    await client.say(wire.Bye())
-    await client.websocket.wait_closed()
+    client = await PlainClient.open(address, token)
+    await client.leave()
 
 
 @linux
@@ -522,13 +479,13 @@ def test_no_secret_is_seen(tokens: Any) -> None:
         secrets = list(tokens[1].values())
 
         async def work() -> None:
-            client = await open_as(address, tokens[1]["anna"])
+            client = await PlainClient.open(address, tokens[1]["anna"])
             secrets.append(client.welcome.secret)
             await client.set_image(phantom())
             await client.websocket.send(protocol.encode(hello(secret=client.welcome.secret)))
             client.websocket.transport.abort()
             with pytest.raises(InvalidStatus):
-                await open_as(address, tokens[1]["ben"] + "x")
+                await PlainClient.open(address, tokens[1]["ben"] + "x")
 
         run(work())
         lines = [" ".join(p.cmdline()) for p in psutil.process_iter()]
