@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any, TypeVar
 
+from chain_helpers import ball
 import msgspec
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -203,11 +204,6 @@ def reset(segment: str = "a") -> Reset:
 
 def bits_of(mask: Mask) -> Bits:
     return masks.pack(masks.tight(mask), "blosc2")
-
-
-def ball(shape: Index, centre: Sequence[float], radius: float) -> Mask:
-    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
-    return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2)
 
 
 def disc(shape: Index, centre: Sequence[int], radius: float, axis: int = 2) -> Mask:

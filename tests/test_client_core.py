@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from chain_helpers import ball
 from core_helpers import LIMITS, WELCOME, Link, Lost, MemoryServer
 import msgspec
 import numpy as np
@@ -55,11 +56,6 @@ def lasso(margin: int = 16, axis: int = 1) -> Mask:
     return drawn
 
 
-def ball(centre: tuple[int, int, int], radius: float) -> Mask:
-    grid = np.ogrid[tuple(slice(0, n) for n in SHAPE)]
-    return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2)
-
-
 Command = Callable[[Core], int]
 SCRIPT: list[Command] = [
     lambda c: c.add_point("a", (30, 40, 36)),
@@ -67,8 +63,8 @@ SCRIPT: list[Command] = [
     lambda c: c.add_point("a", (60, 40, 36), positive=False),
     lambda c: c.undo("a"),
     lambda c: c.add_bbox("a", ((20, 50), (30, 31), (20, 50)), run=False),
-    lambda c: c.add_scribble("a", ball((30, 40, 36), 4)),
-    lambda c: c.set_mask("b", ball((50, 40, 30), 12)),
+    lambda c: c.add_scribble("a", ball(SHAPE, (30, 40, 36), 4)),
+    lambda c: c.set_mask("b", ball(SHAPE, (50, 40, 30), 12)),
     lambda c: c.add_point("b", (50, 40, 30)),
     lambda c: c.undo("a"),
     lambda c: c.redo("a"),
@@ -78,7 +74,7 @@ SCRIPT: list[Command] = [
     lambda c: c.undo("b"),
     lambda c: c.add_point("c", (30, 40, 40)),
     lambda c: c.remove_segment("c"),
-    lambda c: c.set_mask("b", ball((40, 40, 36), 12), run=True),
+    lambda c: c.set_mask("b", ball(SHAPE, (40, 40, 36), 12), run=True),
     lambda c: c.add_point("a", (34, 40, 36)),
 ]
 
@@ -266,7 +262,7 @@ def test_a_snapshot_heals_mask_and_journal(link: Link, damage: str, at: int) -> 
     core.add_point("a", (30, 40, 36))
     link.settle()
     kept = core.segments["a"].mask
-    core.set_mask("a", ball((30, 40, 36), 6), run=True)  # of two changes: what is given, and what becomes of it
+    core.set_mask("a", ball(SHAPE, (30, 40, 36), 6), run=True)  # of two changes: what is given, and what becomes of it
     core.add_point("a", (32, 40, 36))  # waits meanwhile
     seen: list[bytes] = []
 

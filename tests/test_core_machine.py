@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from chain_helpers import ball
 from core_helpers import MemoryServer
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -30,11 +31,6 @@ _indices = st.tuples(*(st.integers(0, n - 1) for n in SHAPE))
 _segments = st.sampled_from(["a", "b"])
 
 
-def _ball(at: tuple[int, int, int], radius: int) -> Any:
-    grid = np.ogrid[tuple(slice(0, n) for n in SHAPE)]
-    return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, at, strict=True)) <= radius**2)
-
-
 def _outline(k: int) -> Any:
     drawn = np.zeros(SHAPE, bool)
     drawn[8:-8, 8:-8, k] = True
@@ -46,10 +42,10 @@ def commands(draw: st.DrawFn) -> Command:
     segment, at, positive, run = draw(_segments), draw(_indices), draw(st.booleans()), draw(st.booleans())
     kinds: dict[str, Command] = {
         "point": lambda c: c.add_point(segment, at, positive=positive, run=run),
-        "scribble": lambda c: c.add_scribble(segment, _ball(at, 3), positive=positive, run=run),
+        "scribble": lambda c: c.add_scribble(segment, ball(SHAPE, at, 3), positive=positive, run=run),
         "lasso": lambda c: c.add_lasso(segment, _outline(at[2]), positive=positive, run=run),
-        "mask": lambda c: c.set_mask(segment, _ball(at, 7), run=run),
-        "edit": lambda c: c.flip_mask(segment, _ball(at, 7)),
+        "mask": lambda c: c.set_mask(segment, ball(SHAPE, at, 7), run=run),
+        "edit": lambda c: c.flip_mask(segment, ball(SHAPE, at, 7)),
         "run": lambda c: c.run(segment),
         "undo": lambda c: c.undo(segment),
         "redo": lambda c: c.redo(segment),

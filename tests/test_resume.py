@@ -4,11 +4,12 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+from chain_helpers import ball
 from core_helpers import WELCOME, Link, Lost, MemoryServer
 import msgspec
 import numpy as np
 import pytest
-from test_client_core import SCRIPT, SHAPE, SHORT_SCRIPT, Snapshot, ball, check_journal, lasso, say, sent, snapshot
+from test_client_core import SCRIPT, SHAPE, SHORT_SCRIPT, Snapshot, check_journal, lasso, say, sent, snapshot
 
 from nninteractive_ws import errors, protocol
 from nninteractive_ws import messages as wire
@@ -209,7 +210,7 @@ def test_what_the_server_no_longer_keeps_is_fetched_whole(link: Link, monkeypatc
 def test_a_segment_that_differs_is_put_right(link: Link) -> None:
     core, server = link.core, link.server
     for name in ("a", "b", "c"):
-        core.set_mask(name, ball((40, 40, 36), 8))
+        core.set_mask(name, ball(SHAPE, (40, 40, 36), 8))
     link.settle()
     del server.session._segments["b"]
     server.session._segments["c"].revision += 1
@@ -248,7 +249,7 @@ def test_changes_that_wait_are_composed(link: Link) -> None:
 def test_what_comes_to_nothing_is_not_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Previews that nobody saw, of a request that is cancelled."""
     core, server = link.core, link.server
-    core.set_mask("a", ball((40, 40, 36), 8))
+    core.set_mask("a", ball(SHAPE, (40, 40, 36), 8))
     link.settle()
     before = core.segments["a"].mask.copy()
     server.slow = True
@@ -360,7 +361,7 @@ def test_a_history_that_cannot_be_restored_leaves_its_mask(link: Link) -> None:
     """As on a server whose model was not trained for the prompts."""
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
-    core.add_scribble("a", ball((34, 40, 36), 3))
+    core.add_scribble("a", ball(SHAPE, (34, 40, 36), 3))
     core.undo("a")
     core.add_point("b", (60, 40, 36))
     link.settle()
