@@ -27,8 +27,8 @@ PARTS = {
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",
     ],
     "engine": [
-        "catalogue", "demo_network", "device", "room", "image", "upstream", "shown", "models", "prompts", "session",
-        "dialogue", "hosted", "worker",
+        "catalogue", "demo_network", "device", "room", "image", "upstream", "shown", "teller", "models", "prompts",
+        "session", "dialogue", "hosted", "worker",
     ],
     "demo": ["phantom", "user", "tour", "picture"],
     "cli": ["console", "images", "progress", "segment", "doctor", "models", "serve", "demo", "token", "main"],

@@ -21,6 +21,7 @@ from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
 from nninteractive_ws.engine.room import Room, find_room
 from nninteractive_ws.engine.shown import Shown, resampled
+from nninteractive_ws.engine.teller import Teller
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -35,7 +36,7 @@ from nninteractive_ws.errors import (
 )
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment, Step, unpack_steps
-from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import (
     AddBbox,
     AddLasso,
@@ -48,8 +49,6 @@ from nninteractive_ws.messages import (
     ImageBricks,
     ImageProgress,
     Limits,
-    MaskDelta,
-    MaskSnapshot,
     Progress,
     Prompt,
     Redo,
@@ -116,8 +115,8 @@ class Session:
     def __init__(
         self, model: LoadedModel, device: DeviceThread, outbox: Outbox, encoding: Encoding, rooms: Sequence[Room]
     ) -> None:
-        self._model, self._device, self._outbox, self._encoding = model, device, outbox, encoding
-        self._rooms = rooms
+        self._model, self._device, self._outbox, self._rooms = model, device, outbox, rooms
+        self._teller = Teller(outbox, encoding)
         self._upstream = UpstreamSession(model.artifacts, model.device, model.threads, watcher=self)
         self._seat = Seat(self._report_queue)
         self._image: BrickImage | None = None
@@ -301,7 +300,7 @@ class Session:
     def _move_in_history(self, request: Request, segment: Segment, change: Delta) -> Done:
         self._selected = None if self._selected is segment else self._selected
         masks.apply(change, segment.mask)
-        self._send(request, segment, change, segment.mask, final=True)
+        self._teller.change(request.id, segment, change, segment.mask, final=True)
         return self._done(request, segment, change)
 
     def _restore(self, request: Restore) -> Done:
@@ -331,14 +330,7 @@ class Session:
 
     def _get_mask(self, request: GetMask) -> Done:
         segment = self._segment_or_raise(request.segment)
-        extent = segment.extent
-        mask = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
-        bits = None if mask.box is None else masks.pack(mask, self._encoding)
-        self._outbox.put(
-            MaskSnapshot(
-                segment=segment.name, request=request.id, rev=segment.revision, mask=bits, voxels=segment.voxels
-            )
-        )
+        self._teller.snapshot(request.id, segment)
         return self._done(request, segment, NO_CHANGE)
 
     def _set_options(self, request: SetOptions) -> Done:
@@ -425,7 +417,7 @@ class Session:
         self._prediction = _Prediction(request, segment, shown)
         try:
             if given.box is not None:
-                self._send(request, segment, given, segment.mask, final=False)
+                self._teller.change(request.id, segment, given, segment.mask, final=False)
             self._emit_progress("predicting")
             work()
             final = shown.final()
@@ -435,13 +427,13 @@ class Session:
             if change.box is not None:
                 before = segment.mask.copy() if given.box is not None else segment.mask
                 masks.apply(given, before)
-                self._send(request, segment, change, before, final=True)
+                self._teller.change(request.id, segment, change, before, final=True)
             raise
         finally:
             self._prediction = None
         change = masks.compose(shown.overlay, final)
         masks.apply(final, segment.mask)
-        self._send(request, segment, change, segment.mask, final=True)
+        self._teller.change(request.id, segment, change, segment.mask, final=True)
         self._selected = segment
         step = Step(request, masks.compose(given, final))
         segment.append(step)
@@ -451,7 +443,7 @@ class Session:
         """Make a step that needs no prediction."""
         self._selected = None if self._selected is segment else self._selected
         masks.apply(step.change, segment.mask)
-        self._send(step.request, segment, step.change, segment.mask, final=True)
+        self._teller.change(step.request.id, segment, step.change, segment.mask, final=True)
         segment.append(step)
         return self._done(step.request, segment, step.change)
 
@@ -516,37 +508,9 @@ class Session:
         assert self._prediction is not None
         if change.box is not None:
             p = self._prediction
-            self._send(p.request, p.segment, change, p.shown, final=False)
+            self._teller.change(p.request.id, p.segment, change, p.shown, final=False)
 
     # ---- to the client ------------------------------------------------------------------------------------
-
-    def _send(self, request: Request, segment: Segment, change: Delta, after: Mask | Shown, final: bool) -> None:
-        """Send a change of a segment; ``after``: the mask once it is applied. Nothing where it is empty.
-
-        Where the change before this one has not been sent yet, the two are sent as one.
-        """
-        if change.box is None:
-            return
-        base = segment.revision
-        segment.voxels += _gained(change, _values(after, change.box))
-        segment.revision += 1
-        if (unsent := self._outbox.withdraw_change(segment.name)) is not None:
-            base, change = unsent[0], masks.compose(unsent[1], change)
-        if change.box is None:
-            segment.revision = base  # nobody has heard of those in between
-            return
-        values = _values(after, change.box)
-        message = MaskDelta(
-            segment=segment.name,
-            request=request.id,
-            base_rev=base,
-            rev=segment.revision,
-            change=masks.pack(change, self._encoding),
-            checksum=masks.checksum(values, Box.whole(values.shape)),
-            voxels=segment.voxels,
-            final=final,
-        )
-        self._outbox.put_change(message, change)
 
     def _done(self, request: Request, segment: Segment, change: Delta) -> Done:
         return Done(
@@ -576,15 +540,6 @@ class Session:
     def _check_cancelled(self) -> None:
         if self._is_cancelled():
             raise Cancelled("The request was cancelled; the segment is as it was before.")
-
-
-def _values(mask: Mask | Shown, box: Box) -> Mask:
-    return mask.view(box) if isinstance(mask, Shown) else mask[box.slices]
-
-
-def _gained(change: Delta, after: Mask) -> int:
-    """How many more voxels are set after a change; ``after``: the values in its box."""
-    return 2 * int(np.count_nonzero(after & change.flips)) - change.voxels
 
 
 def _is_out_of_memory(error: Exception) -> bool:
