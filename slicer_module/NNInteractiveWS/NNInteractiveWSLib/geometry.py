@@ -76,6 +76,17 @@ def voxelAt(volume, point):
     return voxel if all(0 <= v < n for v, n in zip(voxel, volume.GetImageData().GetDimensions(), strict=True)) else None
 
 
+def underSurface(volume, point, normal):
+    """The point of the world under a surface that is seen at a point, with its outward normal there.
+
+    A smoothed surface runs up to half a voxel outside or inside of its segment's voxels. Three quarters of a voxel
+    under it is inside, also where the segment is only one voxel thick.
+    """
+    at = worldToIJK(volume, point)
+    inward = worldToIJK(volume, np.subtract(point, normal)) - at
+    return ijkToWorld(volume, at + 0.75 * inward / np.linalg.norm(inward))
+
+
 # ---- slice views ----------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,15 @@ class Logic:
             return self._outside()
         return self._prompt("point", positive, [voxel], lambda core, name, how: core.add_point(name, voxel, **how))
 
+    def addPointInThreeD(self, point, normal, positive=True):
+        """A click in a 3-D view, at a point of the world; None: nothing was hit. ``normal``: that of the surface there,
+        outward; None: a slice was hit."""
+        if point is None:
+            return self._say(_("Nothing is there to click on; nothing was sent."))
+        if normal is not None and self._hasVolume():
+            point = geometry.underSurface(self.volume, point, normal)
+        return self.addPoint(point, positive)
+
     def addBox(self, corner, opposite, positive=True, sliceNode=None):
         """A box between two points of the world; ``sliceNode``: the slice view that both lie in, if they do."""
         if not self._hasVolume():

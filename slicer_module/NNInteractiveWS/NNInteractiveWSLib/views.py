@@ -1,9 +1,11 @@
-"""The mouse in the slice views: clicks and drags become points of the world.
+"""The mouse in the views: clicks and drags become points of the world.
 
-While a tool is in use, the left button is the tool's; everything else (other buttons, the wheel, Shift and moving)
-does what it does without it.
+While a tool is in use, the left button in the slice views is the tool's; everything else (other buttons, the wheel,
+Shift and moving) does what it does without it. In the 3-D views all of it does, and a click with the point tool is a
+point where it hits something.
 """
 
+import numpy as np
 import qt
 import vtk
 
@@ -11,6 +13,8 @@ from .geometry import xyToWorld
 
 #: What a drag leaves on the screen until the prompt is there.
 _TRAIL_WIDTH = 2  # pixels
+#: In a 3-D view, a click that moves further rotates it.
+_CLICK = 3  # pixels
 
 
 class _Filter(qt.QObject):
@@ -25,30 +29,37 @@ class _Filter(qt.QObject):
 
 
 class ViewTool:
-    """``done(tool, sliceNode, points)`` is called with the world points of each click or drag; ``tool``: the name of
-    the one in use, of point, box, scribble and lasso, or None."""
+    """``tool``: the name of the one in use, of point, box, scribble and lasso, or None. ``done(tool, sliceNode, points)``
+    is called with the world points of each click or drag in a slice view, ``picked(point, normal)`` with each click of
+    the point tool in a 3-D view: see :func:`pick`."""
 
-    def __init__(self, layoutManager, done):
-        self._layoutManager, self._done = layoutManager, done
+    def __init__(self, layoutManager, done, picked):
+        self._layoutManager, self._done, self._picked = layoutManager, done, picked
         self.tool = None
         self.color = (1.0, 1.0, 1.0)
         self._watched = []
         self._stroke = None
+        self._pressed = None  # where, in a 3-D view
 
     def install(self):
-        """Watch the slice views that there are."""
+        """Watch the views that there are."""
         self.remove()
-        for name in self._layoutManager.sliceViewNames():
-            view = self._layoutManager.sliceWidget(name).sliceView()
-            watching = _Filter(lambda event, view=view: self._onEvent(view, event))
-            view.VTKWidget().installEventFilter(watching)
-            self._watched.append((view, watching))
+        layout = self._layoutManager
+        for name in layout.sliceViewNames():
+            self._watch(layout.sliceWidget(name).sliceView(), self._onEvent)
+        for i in range(layout.threeDViewCount):
+            self._watch(layout.threeDWidget(i).threeDView(), self._onThreeDEvent)
 
     def remove(self):
         self.abandon()
         for view, watching in self._watched:
             view.VTKWidget().removeEventFilter(watching)
         self._watched.clear()
+
+    def _watch(self, view, handle):
+        watching = _Filter(lambda event: handle(view, event))
+        view.VTKWidget().installEventFilter(watching)
+        self._watched.append((view, watching))
 
     def abandon(self):
         """Forget a drag that is not finished; whether there was one."""
@@ -60,7 +71,9 @@ class ViewTool:
 
     def _onEvent(self, view, event):
         kind = event.type()
-        if kind == qt.QEvent.MouseButtonPress:
+        if kind == qt.QEvent.MouseButtonDblClick and self.tool == "point":
+            return _isPlainLeft(event)  # one point is meant, and no other layout
+        if kind in (qt.QEvent.MouseButtonPress, qt.QEvent.MouseButtonDblClick):
             return self._onPress(view, event)
         if self._stroke is None or self._stroke.view is not view:
             return False
@@ -74,12 +87,26 @@ class ViewTool:
         return False
 
     def _onPress(self, view, event):
-        if self.tool is None or event.button() != qt.Qt.LeftButton or event.modifiers() != qt.Qt.NoModifier:
+        if self.tool is None or not _isPlainLeft(event):
             return False
         self.abandon()
         self._stroke = _Stroke(view, self.tool, self.color)
         self._stroke.extend(_pixel(view, event))
         return True
+
+    def _onThreeDEvent(self, view, event):
+        """Also what becomes a point is left to the view: whether it is a click is known at its end."""
+        kind = event.type()
+        if kind == qt.QEvent.MouseButtonPress:
+            self._pressed = _pixel(view, event) if self.tool == "point" and _isPlainLeft(event) else None
+        elif self._pressed is None or kind not in (qt.QEvent.MouseMove, qt.QEvent.MouseButtonRelease):
+            return False
+        elif np.hypot(*np.subtract(_pixel(view, event), self._pressed)) > _CLICK:
+            self._pressed = None
+        elif kind == qt.QEvent.MouseButtonRelease:
+            pressed, self._pressed = self._pressed, None
+            self._picked(*pick(view, pressed))
+        return False
 
     def _finish(self):
         stroke = self._stroke
@@ -136,6 +163,23 @@ class _Stroke:
         self._lines.SetLines(line)
         self._points.Modified()
         self.view.scheduleRender()
+
+
+def pick(view, pixel):
+    """What is shown at a pixel of a 3-D view: a point of the world, and the normal of the surface there, both (3,). The
+    normal is None on a slice that is shown there; both are None where nothing is."""
+    picker = vtk.vtkCellPicker()
+    picker.SetTolerance(0)  # what is beside the pixel is not meant
+    if not picker.Pick(*pixel, 0, view.renderWindow().GetRenderers().GetFirstRenderer()):
+        return None, None
+    actor = picker.GetActor()
+    # Slices are drawn as textures on a plane.
+    onSlice = actor is not None and actor.GetTexture() is not None
+    return np.array(picker.GetPickPosition()), None if onSlice else np.array(picker.GetPickNormal())
+
+
+def _isPlainLeft(event):
+    return event.button() == qt.Qt.LeftButton and event.modifiers() == qt.Qt.NoModifier
 
 
 def _pixel(view, event):

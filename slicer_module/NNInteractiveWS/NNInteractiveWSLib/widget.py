@@ -8,6 +8,7 @@ import slicer
 import vtk
 
 from .editorHistory import EditorHistory
+from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
 from .shortcuts import Shortcuts
 from .status import answerWords
@@ -28,7 +29,6 @@ _TOOLS = {
     "scribbleButton": ("scribble", {"scribble"}),
     "lassoButton": ("lasso", {"lasso"}),
 }
-_POSITIVE, _NEGATIVE = (0.3, 0.9, 0.4), (1.0, 0.3, 0.3)
 #: How often the logic is polled; while the time of an answer is measured, as often as Qt can.
 _TESTING_MS, _BUSY_MS, _IDLE_MS = 1, 10, 100
 #: Of words that are bad news, by the status's state. Readable on light and on dark.
@@ -67,7 +67,7 @@ class Panel:
         self._shown = {}
         self._history = EditorHistory(editor, logic)
         self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
-        self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn)
+        self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn, self._onPicked)
         self._restoreSettings()
         self._connect()
         size = ui.progressBar.sizePolicy
@@ -245,13 +245,18 @@ class Panel:
         self._selectInEditor()
         self.poll()
 
+    def _onPicked(self, point, normal):
+        self.logic.addPointInThreeD(point, normal, self.ui.positiveButton.checked)
+        self._selectInEditor()
+        self.poll()
+
     def _turnPolarity(self):
         (self.ui.negativeButton if self.ui.positiveButton.checked else self.ui.positiveButton).click()
 
     def _setPolarity(self):
         """The key is shown on the button that it would press."""
         positive = self.ui.positiveButton.checked
-        self._views.color = _POSITIVE if positive else _NEGATIVE
+        self._views.color = POSITIVE if positive else NEGATIVE
         key = self._keyTexts["polarity"]
         self.ui.positiveButton.text = _caption(_("Positive"), "" if positive else key)
         self.ui.negativeButton.text = _caption(_("Negative"), key if positive else "")
