@@ -153,8 +153,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller=None, event=None):
         if self._panel is not None:
             self._disconnectParameters()
-            self.editor.setSegmentationNode(None)
-            self.editor.setSourceVolumeNode(None)
+            self.editor.setSegmentationNode(None)  # as Slicer's own module does
 
     def onSceneChanged(self, caller=None, event=None):
         """The scene was closed, or nodes have come into it from a file."""

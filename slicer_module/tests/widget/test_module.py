@@ -181,7 +181,9 @@ def test_nothing_is_left_of_it_when_slicer_ends(application, opened, monkeypatch
     assert opened.logic is None
     assert slicer.util.findChildren(opened.parent, name="tabWidget") == []
     press(qt.Qt.Key_P)
+    status = logic.status
     slicer.mrmlScene.Clear(True)
+    assert logic.status is status, "it does not hear of the scene any more"
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 0
 
 
