@@ -138,8 +138,8 @@ def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
     return _WIRE_DTYPES[volume.dtype.name]
 
 
-def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statistics | None]:
-    """Mean and standard deviation of a volume, a slab of work between two ``next``; the last item has them.
+def statistics_brick_by_brick(volume: npt.NDArray[np.generic]) -> Iterator[Statistics | None]:
+    """Mean and standard deviation of a volume, a brick of work between two ``next``; the last item has them.
 
     As nnInteractive 2.6 normalises (``_background_set_image``): of the voxels as they travel, over the smallest
     box around those that are not zero, the deviation with n - 1. Voxels outside that box are zero and add
@@ -151,25 +151,24 @@ def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statist
     squares: float = 0
     occupied = [np.zeros(n, bool) for n in volume.shape]
     low, high = math.inf, -math.inf
-    for i0 in range(0, volume.shape[0], BRICK):
-        for j0 in range(0, volume.shape[1], BRICK):
-            slab = volume[i0 : i0 + BRICK, j0 : j0 + BRICK]
-            exact = wire.kind in "iu" and wire.itemsize <= 2 and slab.size < 2**31
-            # What overflows or is not a number is looked for below.
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                sent = slab.astype(wire, copy=False)
-                # In C order whatever the volume's, so that the same voxels always give the same sums.
-                values: npt.NDArray[Any] = sent.astype(np.int64 if exact else np.float64, order="C")
-                part, part_squares = values.sum().item(), np.vdot(values, values).item()
-            if not math.isfinite(part_squares):
-                raise BadImage(_describe_not_finite(slab, sent, (i0, j0)))
-            total, squares = total + part, squares + part_squares
-            low, high = min(low, values.min().item()), max(high, values.max().item())
-            nonzero = values != 0
-            occupied[0][i0 : i0 + BRICK] |= nonzero.any((1, 2))
-            occupied[1][j0 : j0 + BRICK] |= nonzero.any((0, 2))
-            occupied[2] |= nonzero.any((0, 1))
-            yield None
+    exact = wire.kind in "iu" and wire.itemsize <= 2
+    grid = Grid(volume.shape)
+    for box in map(grid.box, range(len(grid))):
+        brick = volume[box.slices]
+        # What overflows or is not a number is looked for below.
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            sent = brick.astype(wire, copy=False)
+            # In C order whatever the volume's, so that the same voxels always give the same sums.
+            values: npt.NDArray[Any] = sent.astype(np.int64 if exact else np.float64, order="C")
+            part, part_squares = values.sum().item(), np.vdot(values, values).item()
+        if not math.isfinite(part_squares):
+            raise BadImage(_describe_not_finite(brick, sent, box.start))
+        total, squares = total + part, squares + part_squares
+        low, high = min(low, values.min().item()), max(high, values.max().item())
+        nonzero = values != 0
+        for axis, span in enumerate(box.slices):
+            occupied[axis][span] |= nonzero.any(axis=tuple(a for a in range(3) if a != axis))
+        yield None
     if low == high:
         raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
     n = math.prod(int(np.ptp(np.flatnonzero(o))) + 1 for o in occupied)
@@ -187,15 +186,15 @@ def statistics_slab_by_slab(volume: npt.NDArray[np.generic]) -> Iterator[Statist
 
 
 def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
-    """Mean and standard deviation of a volume: see :func:`statistics_slab_by_slab`."""
-    *_, found = statistics_slab_by_slab(volume)
+    """Mean and standard deviation of a volume: see :func:`statistics_brick_by_brick`."""
+    *_, found = statistics_brick_by_brick(volume)
     assert found is not None
     return found
 
 
-def _describe_not_finite(slab: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: tuple[int, int]) -> str:
-    i, j, k = (int(x) for x in np.argwhere(~np.isfinite(sent.astype(np.float64)))[0])
-    value, at = slab[i, j, k], (i + origin[0], j + origin[1], k)
+def _describe_not_finite(brick: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: Index) -> str:
+    first = tuple(int(x) for x in np.argwhere(~np.isfinite(sent.astype(np.float64)))[0])
+    value, at = brick[first], tuple(map(sum, zip(first, origin, strict=True)))
     if np.isfinite(value):
         return f"The image has voxels too large for {sent.dtype}, the first at {at}: {value}. Scale the image down."
     return (

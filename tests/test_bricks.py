@@ -274,9 +274,9 @@ def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
     assert (found.mean, found.std) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
 
 
-def test_work_is_handed_back_between_slabs() -> None:
+def test_work_is_handed_back_between_bricks() -> None:
     volume = sample("int16", (130, 70, 5), border=0)
-    items = list(bricks.statistics_slab_by_slab(volume))
+    items = list(bricks.statistics_brick_by_brick(volume))
     assert items[:-1] == [None] * (3 * 2)
     assert items[-1] == bricks.statistics(volume)
 

@@ -207,7 +207,7 @@ class PolledSession:
     # ---- what a user meets --------------------------------------------------------------------------------
 
     def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
-        """Use a volume; it is looked at slab by slab while polling, and then announced. ``journal``: brings back
+        """Use a volume; it is looked at brick by brick while polling, and then announced. ``journal``: brings back
         the segments of an earlier day (``core.journal()``). Raises BadImage, here for its shape and type, and from
         :meth:`poll` for its voxels and where the journal is of another image."""
         preparing = ImageSource.prepare(image)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws import arrays, bricks
-from nninteractive_ws.bricks import BRICK, Grid, Presence, Statistics
+from nninteractive_ws.bricks import Grid, Presence, Statistics
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.messages import Brick, Encoding
 
@@ -30,16 +30,17 @@ class ImageSource:
 
     @classmethod
     def prepare(cls, image: npt.ArrayLike) -> "Iterator[ImageSource | None]":
-        """Look at every voxel once, a slab of work between two ``next``; the last item is the source.
+        """Look at every voxel once, a brick of work between two ``next``; the last item is the source.
 
         Raises BadImage.
         """
         volume = bricks.checked_volume(image)
         digest = hashlib.blake2b(f"{bricks.wire_dtype(volume)} {volume.shape}".encode(), digest_size=16)
-        statistics = bricks.statistics_slab_by_slab(volume)
-        for slab in _slabs(volume):
+        grid = Grid(volume.shape)
+        statistics = bricks.statistics_brick_by_brick(volume)
+        for box in map(grid.box, range(len(grid))):
             next(statistics)
-            digest.update(_on_the_wire(slab).data)
+            digest.update(_on_the_wire(volume[box.slices]).data)
             yield None
         found = next(statistics)
         assert found is not None
@@ -69,12 +70,6 @@ class ImageSource:
 
 def _on_the_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return np.ascontiguousarray(voxels, np.dtype(bricks.wire_dtype(voxels)).newbyteorder("<"))
-
-
-def _slabs(volume: npt.NDArray[np.generic]) -> Iterator[npt.NDArray[np.generic]]:
-    for i in range(0, volume.shape[0], BRICK):
-        for j in range(0, volume.shape[1], BRICK):
-            yield volume[i : i + BRICK, j : j + BRICK]
 
 
 class Upload:
