@@ -21,7 +21,7 @@ class EditorHistory:
     def undo(self):
         """Take back what was painted last; whether there was anything."""
         before = self._current()
-        if not getattr(self._logic, "paintedByHand", False):
+        if not self._logic.paintedByHand:
             return False
         self._editor.undo()
         if self._current() == before:

@@ -62,7 +62,7 @@ class Panel:
         }
         self._captions = {name: self._captioned(name).text.rsplit(" (", 1)[0] for name in self._actions}
         self._defaults = self._keys()
-        self._open = self._testing = False
+        self._open = self._testing = self._writing = False
         self._server = None
         self._shown = {}
         self._history = EditorHistory(editor, logic)
@@ -108,8 +108,10 @@ class Panel:
     def poll(self):
         """Let the logic go on, and show what it says."""
         happened = self.logic.poll()
-        if any(isinstance(event, events.MaskDelta) for event in happened):
+        self._writing = self._writing or any(isinstance(event, events.MaskDelta) for event in happened)
+        if self._writing:
             self._history.forget()
+            self._writing = self.logic.busy  # it is written piece by piece
         interval = _TESTING_MS if self._testing else _BUSY_MS if self.logic.active else _IDLE_MS
         if interval != self._timer.interval:
             self._timer.setInterval(interval)
@@ -139,7 +141,7 @@ class Panel:
             **tools,
             ("nextSegmentButton", "enabled"): hasVolume,
             ("resetSegmentButton", "enabled"): hasSegment,
-            ("undoButton", "enabled"): logic.canUndo or getattr(logic, "paintedByHand", False),
+            ("undoButton", "enabled"): logic.canUndo or logic.paintedByHand,
             ("redoButton", "enabled"): logic.canRedo or self._history.canRedo,
             ("runButton", "enabled"): hasSegment and not logic.live,
             ("cancelButton", "enabled"): logic.busy,
@@ -188,8 +190,8 @@ class Panel:
         ui.resetSegmentButton.connect("clicked()", self._then(self.logic.reset))
         ui.visibilityButton.connect("clicked()", self._turnVisibility)
         ui.lockButton.connect("clicked(bool)", self._lock)
-        ui.undoButton.connect("clicked()", self._then(lambda: self._history.undo() or self.logic.undo()))
-        ui.redoButton.connect("clicked()", self._then(lambda: self._history.redo() or self.logic.redo()))
+        ui.undoButton.connect("clicked()", self._then(self._undo))
+        ui.redoButton.connect("clicked()", self._then(self._redo))
         ui.runButton.connect("clicked()", self._then(self.logic.run))
         ui.cancelButton.connect("clicked()", self._then(self.logic.cancel))
         ui.tabWidget.connect("currentChanged(int)", lambda index: self._fitTab())
@@ -269,6 +271,18 @@ class Panel:
             self.ui.cancelButton.click()
         else:
             self._useTool(None)
+
+    # ---- history ----
+
+    def _undo(self):
+        """What was painted by hand since the last step; then the steps. What the session has no step of, such as a
+        segment that was loaded, is not taken back to nothing."""
+        if not self._history.undo() and self.logic.canUndo:
+            self.logic.undo()
+
+    def _redo(self):
+        if not self._history.redo():
+            self.logic.redo()
 
     # ---- segments ----
 

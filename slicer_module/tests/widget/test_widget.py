@@ -3,10 +3,13 @@
 import socket
 from types import SimpleNamespace
 
+from desk import TISSUE, blobs
 import gestures
+from nninteractive_ws import Box
 from nninteractive_ws.messages import Model
 from nninteractive_ws.server.local import local_server
 from NNInteractiveWSLib import geometry
+from NNInteractiveWSLib.labelmaps import Labelmaps
 from NNInteractiveWSLib.logic import Logic
 from NNInteractiveWSLib.segments import LOCKED_TAG
 from NNInteractiveWSLib.status import Status, answerWords
@@ -180,7 +183,7 @@ def test_other_buttons_and_keys_are_left_to_the_view(opened):
     assert len(opened.logic.calls) == 1
 
 
-def test_shortcuts_live_between_enter_and_exit(opened):
+def test_shortcuts_live_between_enter_and_exit(opened, monkeypatch):
     control, shift = qt.Qt.ControlModifier, qt.Qt.ShiftModifier
     opened.editor.setSegmentationNode(None)
     opened.key(qt.Qt.Key_E)
@@ -192,11 +195,13 @@ def test_shortcuts_live_between_enter_and_exit(opened):
     assert opened.ui.negativeButton.checked
     opened.key(qt.Qt.Key_R)
     assert opened.logic.calls == ["reset"]
-    opened.key(qt.Qt.Key_Z, control)  # nothing to take back: the button is not enabled
-    assert opened.logic.calls == ["reset"]
-    opened.ui.undoButton.enabled = opened.ui.redoButton.enabled = True
     opened.key(qt.Qt.Key_Z, control)
-    opened.ui.redoButton.enabled = True
+    opened.key(qt.Qt.Key_Z, control | shift)
+    assert opened.logic.calls == ["reset"], "there is nothing to take back"
+    monkeypatch.setattr(Noted, "canUndo", True)
+    monkeypatch.setattr(Noted, "canRedo", True)
+    opened.panel.refresh()
+    opened.key(qt.Qt.Key_Z, control)
     opened.key(qt.Qt.Key_Z, control | shift)
     assert opened.logic.calls == ["reset", "undo", "redo"]
     opened.key(qt.Qt.Key_V)
@@ -367,6 +372,141 @@ def test_a_locked_segment_is_shown_as_one(opened):
     button.click()
     button.click()
     assert not segments.GetSegment(first).HasTag(LOCKED_TAG)
+
+
+# ---- undo in the Segment Editor and here ------------------------------------------------------------------
+
+
+class Hand:
+    """A user who clicks, and paints with the Segment Editor's brush: a bar of voxels along k with each stroke."""
+
+    def __init__(self, module, volume, wait_until):
+        self.module, self.volume, self._wait_until = module, volume, wait_until
+
+    def click(self, i, j, k):
+        assert self.module.logic.addPoint(geometry.ijkToWorld(self.volume, (i, j, k)))
+        self.module.panel._selectInEditor()
+        self.wait()
+
+    def paint(self, i, j):
+        self.module.editor.saveStateForUndo()
+        mask = self.shown()
+        mask[i, j] = True
+        logic = self.module.logic
+        # By the function that the Segment Editor's effects use, too: its history looks at what that marks as changed.
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            mask.T.astype(np.uint8), logic.segmentation, logic.segmentID, self.volume
+        )
+        self.wait()
+
+    def undo(self):
+        self.module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
+        self.wait()
+
+    def redo(self):
+        self.module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier | qt.Qt.ShiftModifier)
+        self.wait()
+
+    def wait(self):
+        self.module.panel.poll()
+        self._wait_until(lambda: not self.module.logic.active, within=60)
+        self.module.panel.poll()
+
+    def shown(self):
+        shape = self._maps().shape
+        return self._maps().read(self.module.logic.segmentID, Box.whole(shape))
+
+    def bars(self):
+        """Which of the bars at these (i, j) are there."""
+        return {(int(i), int(j)) for i, j in np.argwhere(self.shown().all(axis=2))}
+
+    def _maps(self):
+        return Labelmaps(self.module.logic.segmentation, self.volume)
+
+
+@pytest.fixture
+def hand(tester, server, add_volume, wait_until):
+    volume = add_volume(blobs())
+    tester.ui.serverComboBox.setEditText(server.address)
+    tester.panel._onServerChanged()
+    tester.panel.enter()
+    return Hand(tester, volume, wait_until)
+
+
+def test_strokes_are_taken_back_one_by_one_and_then_prompts(hand):
+    hand.click(*TISSUE["A"])
+    clicked = hand.shown()
+    assert clicked.any()
+    hand.paint(2, 2)
+    hand.paint(4, 4)
+    assert hand.bars() == {(2, 2), (4, 4)}
+    hand.undo()
+    assert hand.bars() == {(2, 2)}
+    hand.undo()
+    np.testing.assert_array_equal(hand.shown(), clicked)
+    hand.undo()
+    assert not hand.shown().any()
+    hand.redo()
+    np.testing.assert_array_equal(hand.shown(), clicked)
+
+
+def test_strokes_are_painted_again(hand):
+    hand.click(*TISSUE["A"])
+    hand.paint(2, 2)
+    hand.paint(4, 4)
+    for _ in range(2):
+        hand.undo()
+        hand.undo()
+        assert hand.bars() == set()
+        hand.redo()
+        hand.redo()
+        assert hand.bars() == {(2, 2), (4, 4)}
+    assert not hand.module.ui.redoButton.enabled
+    hand.undo()
+    hand.paint(6, 6)
+    assert not hand.module.ui.redoButton.enabled, "something else was painted"
+    assert hand.bars() == {(2, 2), (6, 6)}
+
+
+def test_the_segment_editors_undo_does_not_wipe_a_result(hand):
+    hand.click(*TISSUE["A"])
+    hand.paint(2, 2)
+    hand.click(*TISSUE["B"])
+    shown = hand.shown()
+    assert shown[TISSUE["B"]]
+    hand.module.editor.undo()
+    hand.wait()
+    np.testing.assert_array_equal(hand.shown(), shown)
+    hand.undo()
+    assert not hand.shown()[TISSUE["B"]]
+    assert hand.bars() == {(2, 2)}
+    hand.undo()
+    assert hand.bars() == set(), "what was painted is one step now"
+    assert hand.shown()[TISSUE["A"]]
+
+
+def test_a_segment_that_was_painted_before_is_not_taken_back_to_nothing(hand):
+    hand.module.ui.nextSegmentButton.click()
+    hand.paint(2, 2)
+    hand.paint(4, 4)
+    hand.module.editor.undoEnabled = True  # as if it had been loaded
+    hand.paint(6, 6)
+    for _ in range(3):
+        hand.undo()
+    assert hand.bars() == {(2, 2), (4, 4)}
+    assert hand.module.logic.session is None
+
+
+def test_what_was_changed_without_the_segment_editor_is_taken_back_too(hand):
+    hand.click(*TISSUE["A"])
+    clicked = hand.shown()
+    hand.paint(2, 2)
+    hand.module.editor.undoEnabled = True  # and it has forgotten that
+    assert hand.module.ui.undoButton.enabled
+    hand.undo()
+    np.testing.assert_array_equal(hand.shown(), clicked)
+    hand.redo()
+    assert hand.bars() == {(2, 2)}
 
 
 # ---- Test connection --------------------------------------------------------------------------------------
