@@ -19,7 +19,7 @@ import pytest
 import qt
 import slicer
 import standins
-from test_panel import UI_FILE
+from test_panel import UI_FILE, WIDTH
 
 SHAPE = (40, 30, 20)
 
@@ -318,6 +318,56 @@ def test_the_timer_is_quick_while_there_is_something_to_do(module, monkeypatch):
     monkeypatch.setattr(Noted, "active", True)
     module.panel.poll()
     assert module.panel._timer.interval == 10
+
+
+# ---- how it looks -----------------------------------------------------------------------------------------
+
+
+def laid_out(module):
+    """The panel at the width and height of Slicer's, when each text has been wrapped."""
+    area = qt.QScrollArea()
+    area.widgetResizable = True
+    area.setWidget(module.root)
+    area.resize(WIDTH, 900)
+    area.show()
+    for _ in range(30):  # what has changed is told one level up with each
+        slicer.app.processEvents()
+    return area
+
+
+@pytest.mark.parametrize("tested", ["", "Not connected: nothing listens there. " * 5])
+def test_the_tabs_are_as_high_as_the_open_one_needs(module, tested):
+    module.panel._showTest(tested)
+    heights = []
+    for tab in (module.ui.configurationTab, module.ui.promptsTab, module.ui.configurationTab):
+        module.ui.tabWidget.setCurrentWidget(tab)
+        area = laid_out(module)
+        assert tab.height - tab.childrenRect.bottom() <= 10, "there is nothing but the margin below"
+        frame, editor = module.ui.statusFrame, module.ui.segmentEditorCollapsibleButton
+        assert editor.y - (frame.y + frame.height) <= 6
+        assert module.root.height - (editor.y + editor.height) <= 6, "the Segment Editor has what is left"
+        heights.append(tab.height)
+        area.takeWidget()
+    assert heights[0] == heights[2]
+
+
+def test_long_sentences_are_not_cut_off(module):
+    words = "The image needs 31.2 GB where 22.1 GB are free on the server: crop it, or resample it, and try again. "
+    module.logic._conversation.status = Status("error", 2 * words)
+    module.panel.refresh()
+    module.ui.tabWidget.setCurrentWidget(module.ui.configurationTab)
+    module.panel._showTest(3 * words, "color: red")
+    area = laid_out(module)
+    for label in (module.ui.statusLabel, module.ui.testResultLabel):
+        assert label.height >= label.heightForWidth(label.width) > 2 * label.fontMetrics().height()
+        assert label.textInteractionFlags & qt.Qt.TextSelectableByMouse
+    area.takeWidget()
+
+
+def test_every_button_says_what_it_does(module):
+    buttons = [w for w in slicer.util.findChildren(module.root) if isinstance(w, qt.QPushButton)]
+    assert len(buttons) > 15
+    assert [button.name for button in buttons if not button.toolTip] == []
 
 
 # ---- the volume -------------------------------------------------------------------------------------------
