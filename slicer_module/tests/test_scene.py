@@ -290,7 +290,4 @@ def test_whatever_a_user_does(scene, sit, add_volume, seed):
 
 def painted_since(desk, name):
     change = desk.logic._work.segments.changedByHand(name)
-    found = np.zeros(SHAPE, bool)
-    if change is not None:
-        found[change.box.slices] = change.flips
-    return found
+    return np.zeros(SHAPE, bool) if change is None else change.read(WHOLE)

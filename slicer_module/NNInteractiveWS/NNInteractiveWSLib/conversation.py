@@ -216,7 +216,8 @@ class Conversation:
             return False
         change = segments.changedByHand(name)
         if change is not None:
-            number = self.session.core.flip_mask(name, change.flips, box=change.box)
+            flips = change.delta()
+            number = self.session.core.flip_mask(name, flips.flips, box=flips.box)
             self._requests[number] = Request("hand", name, change=change)
             segments.acceptByHand(name, change)
         return True

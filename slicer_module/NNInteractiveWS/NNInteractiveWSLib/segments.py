@@ -82,11 +82,11 @@ class Segments:
         return True
 
     def changedByHand(self, segmentID):
-        """What the scene shows and was not written here: a Delta to flip, or None. See :meth:`lookForHandEdits`, by
-        which it can be looked for in small parts before."""
+        """Where the scene shows something else than was written here: a SparseMask, or None. See
+        :meth:`lookForHandEdits`, by which it can be looked for in small parts before."""
         self.lookForHandEdits(segmentID)
         look = self._looks.get(segmentID)
-        return None if look is None else look.found.delta()
+        return None if look is None else look.found
 
     def touchedByHand(self, segmentID):
         """Whether the segment has, or for all that is known yet may have, changes made by hand."""
@@ -95,15 +95,17 @@ class Segments:
     def acceptByHand(self, segmentID, change):
         """The session's mask is going to have this change that was made by hand: it is not to be written again."""
         book = self._book(segmentID)
-        book.known.flip(change.box, change.flips)
         self._looked(segmentID)
-        for taken in book.taken.values():
-            taken.clear(change.box, change.flips)
+        for box, flips in change.parts():
+            book.known.flip(box, flips)
+            for taken in book.taken.values():
+                taken.clear(box, flips)
 
     def refuseByHand(self, segmentID, change):
         """The session did not take an accepted change after all: it is found again."""
         book = self._book(segmentID)
-        book.known.flip(change.box, change.flips)
+        for box, flips in change.parts():
+            book.known.flip(box, flips)
         book.version = None
 
     def expect(self, segmentID, mask, extent):
@@ -113,8 +115,9 @@ class Segments:
         book.known, preview, book.preview = SparseMask(), book.preview, SparseMask()
         if extent is not None:
             book.known.write(extent, mask[extent.slices])
-        for differing in (book.withheld.delta(), preview.delta()):
-            book.known.flip(differing.box, differing.flips)
+        for differing in (book.withheld, preview):
+            for box, flips in differing.parts():
+                book.known.flip(box, flips)
         book.version = None
         if (shown := preview.delta().box) is not None:
             self.apply(segmentID, shown, mask[shown.slices], undoing=True)

@@ -34,7 +34,8 @@ class SparseMask:
     def of(cls, delta: Delta):
         """The mask that a change makes from the empty one."""
         made = cls()
-        made.flip(delta.box, delta.flips)
+        if delta.box is not None:
+            made.set(delta.box, delta.flips)
         return made
 
     def bounds(self):
@@ -44,10 +45,20 @@ class SparseMask:
             found = brickBox(index).union(found)
         return found
 
+    def parts(self):
+        """What is kept: boxes, and the voxels of each."""
+        for index, brick in self._bricks.items():
+            yield brickBox(index), brick
+
     def delta(self):
         """The mask as the change that makes it from the empty one."""
         bounds = self.bounds()
-        return NO_CHANGE if bounds is None else tight(self.read(bounds), bounds.start)
+        if bounds is None:
+            return NO_CHANGE
+        whole = np.zeros(bounds.shape, bool)
+        for box, brick in self.parts():
+            whole[box.within(bounds).slices] = brick
+        return tight(whole, bounds.start)
 
     def read(self, box):
         """The voxels of a box: bool, of its shape, a copy, in the order of Slicer's labelmaps in memory."""
@@ -62,9 +73,8 @@ class SparseMask:
         self._combine(_second, box, values)
 
     def flip(self, box, flips):
-        """Turn the set voxels of ``flips`` round; without a box, nothing."""
-        if box is not None:
-            self._combine(np.logical_xor, box, flips)
+        """Turn the set voxels of ``flips`` round."""
+        self._combine(np.logical_xor, box, flips)
 
     def set(self, box, mask):
         """Set the voxels of ``mask``."""
