@@ -1,0 +1,15 @@
+"""Slicer's window goes on while a large image travels and prompts are computed: frozen.py is the benchmark."""
+
+import frozen
+from nninteractive_ws.server.local import local_server
+
+
+def test_nothing_is_frozen(application, capfd):
+    image, points = frozen.make_image()
+    with local_server("--model", "demo", "--log-level", "warning") as address:
+        gaps, steps = frozen.through_the_panel(address, image, points)
+    with capfd.disabled():
+        print(f" gaps between beats due every {frozen.EVERY_MS} ms: {frozen.in_words(gaps)} ", end="")
+    assert steps == ["AddPoint"] * len(points) + ["SetMask"]
+    # Each answer is waited for in Qt's own loop: who blocks it for as long as the server computes leaves a few.
+    assert len(gaps) > 200
