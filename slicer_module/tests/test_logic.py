@@ -1,8 +1,10 @@
 """From prompts in the scene to voxels in its segments, against a real server process with a network that answers in
 milliseconds: after each prompt the segment in the scene is the server's mask."""
 
+import time
+
 from conftest import OBLIQUE
-from desk import SHAPE, WHOLE, add_view, blobs
+from desk import SHAPE, TISSUE, WHOLE, add_view, blobs
 from nninteractive_ws.client import events
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.segments import LOCKED_TAG
@@ -251,6 +253,19 @@ def test_what_was_painted_by_hand_goes_before_the_next_prompt(desk):
     desk.wait()
     np.testing.assert_array_equal(desk.shown(), before & ~painted)
     desk.check()
+
+
+def test_a_preview_and_its_answer_at_once_are_a_result(sit, add_volume):
+    desk = sit()
+    desk.use(add_volume(blobs()), "A")
+    desk.click(*TISSUE["A"])
+    shown = desk.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
+    for offset in (1, 2):
+        assert desk.logic.addPoint(desk.at(*np.add(TISSUE["A"], offset)))
+        desk.logic.poll()  # it is sent
+        time.sleep(0.5)  # the window stands still, and all that comes of it comes at once
+        desk.wait()
+        assert shown(desk.logic.segmentID) == 1
 
 
 def test_painting_while_it_predicts_is_kept(desk):

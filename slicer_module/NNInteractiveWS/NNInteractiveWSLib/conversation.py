@@ -321,10 +321,13 @@ class Conversation:
         changes[event.segment] = event.box.union(box), undoing, not event.final
 
     def _write(self, changes):
+        unanswered = {request.segment for request in self._requests.values()}
         for name, (box, undoing, preview) in changes.items():
             segment = self.session.core.segments.get(name) if self._begun else None
             if segment is not None:
-                self.work.write(name, box, segment.mask, undoing=undoing, preview=preview)
+                # A preview that came together with its answer was the result.
+                isPreview = preview and name in unanswered
+                self.work.write(name, box, segment.mask, undoing=undoing, preview=isPreview)
 
     def _onDone(self, request):
         if request is None or request.kind in ("options", "remove") or not self.work.labelmaps.has(request.segment):
