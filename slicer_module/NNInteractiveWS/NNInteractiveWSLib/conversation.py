@@ -75,6 +75,8 @@ class Conversation:
     def connect(self):
         """Whether there is a session, connected or on the way; the user may not agree to one."""
         if self.session is not None:
+            if self.session.core.resting:
+                self.setOptions()  # it wakes for a request
             return True
         address = self.server["address"]
         if not self._agreed(address):
@@ -135,7 +137,8 @@ class Conversation:
 
     @property
     def busy(self):
-        return bool(self._queue or self._requests) or (self.work is not None and self.work.unwritten())
+        asked = any(request.kind != "options" for request in (*self._queue, *self._requests.values()))
+        return asked or (self.work is not None and self.work.unwritten())
 
     @property
     def active(self):
