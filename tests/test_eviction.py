@@ -15,12 +15,13 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 
 # What the command line has no option for, because nobody should have to think of it.
-SERVE = """
+IDLE_S = 2.0
+SERVE = f"""
 from nninteractive_ws.engine.catalogue import DEMO, MODEL_FOLDER
 from nninteractive_ws.server.gateway import Settings
 from nninteractive_ws.server.run import run_gateway
 worker = ("--model-name", DEMO, "--model-folder", str(MODEL_FOLDER), "--memory", "50000000")
-run_gateway(Settings(worker, DEMO, port=0, max_sessions=3, idle=1.0))
+run_gateway(Settings(worker, DEMO, port=0, max_sessions=3, idle={IDLE_S}))
 """
 SHAPE = (120, 120, 120)  # the memory holds one such image
 
@@ -61,7 +62,7 @@ def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> 
             await segment.add_point((60, 60, 60))
             await segment.add_point((70, 60, 60), positive=False)
             before = segment.mask.copy()
-            await asyncio.sleep(1.1)
+            await asyncio.sleep(IDLE_S + 0.1)
             await newcomer.set_image(phantom(6, SHAPE))
             await newcomer.segment("a").add_point((60, 60, 60))
             await asyncio.to_thread(wait_until, lambda: first.states[-1] == "lost")
@@ -70,7 +71,7 @@ def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> 
             await asyncio.sleep(0.5)
             assert first.states[-1] == "lost", "it came back without being needed"
             assert np.array_equal(segment.mask, before)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(IDLE_S - 0.4)
             await segment.undo()  # and pushes the other one out
             assert first.states == ["open", "evicted", "lost", "open"]
             await segment.redo()
@@ -106,15 +107,17 @@ def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
         await opened[0].set_image(phantom(5))
         await opened[0].segment("a").add_point((30, 30, 30))
         before = opened[0].segment("a").mask.copy()
+        for session in (opened[1], opened[2], opened[0]):  # all are used, a moment ago
+            await session.set_options(autozoom=True)
         with pytest.raises(nni.Error) as refused:
             await watched[3].open(server)
         assert refused.value.code == "at_capacity"
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(IDLE_S + 0.1)
         opened.append(await watched[3].open(server))
         evicted = [w for w in watched if "evicted" in w.states]
         assert evicted == [watched[1]], "not the one that was used longest ago"
         assert sessions(server, "connected") <= 3
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(IDLE_S + 0.1)
         await opened[0].segment("a").add_point((34, 30, 30))
         await opened[0].segment("a").undo()
         assert np.array_equal(opened[0].segment("a").mask, before)
