@@ -29,28 +29,45 @@ class _Filter(qt.QObject):
 
 
 class ViewTool:
-    """``tool``: the name of the one in use, of point, box, scribble and lasso, or None. ``done(tool, sliceNode, points)``
-    is called with the world points of each click or drag in a slice view, ``picked(point, normal)`` with each click of
-    the point tool in a 3-D view: see :func:`pick`."""
+    """``tool``: the name of the one in use, of point, box, scribble and lasso, or None.
+
+    ``done(tool, sliceNode, points)`` is called with the world points of each click or drag in a slice view,
+    ``picked(point, normal)`` with each click of the point tool in a 3-D view: see :func:`pick`."""
 
     def __init__(self, layoutManager, done, picked):
         self._layoutManager, self._done, self._picked = layoutManager, done, picked
         self.tool = None
         self.color = (1.0, 1.0, 1.0)
         self._watched = []
+        self._installed = False
         self._stroke = None
         self._pressed = None  # where, in a 3-D view
 
     def install(self):
-        """Watch the views that there are."""
+        """Watch the views that there are, and those that come with another layout."""
         self.remove()
+        self._layoutManager.connect("layoutChanged(int)", self._onLayoutChanged)
+        self._installed = True
+        self._watchViews()
+
+    def remove(self):
+        if self._installed:
+            self._layoutManager.disconnect("layoutChanged(int)", self._onLayoutChanged)
+            self._installed = False
+        self._unwatchViews()
+
+    def _onLayoutChanged(self, _layout):
+        self._unwatchViews()
+        self._watchViews()
+
+    def _watchViews(self):
         layout = self._layoutManager
         for name in layout.sliceViewNames():
             self._watch(layout.sliceWidget(name).sliceView(), self._onEvent)
         for i in range(layout.threeDViewCount):
             self._watch(layout.threeDWidget(i).threeDView(), self._onThreeDEvent)
 
-    def remove(self):
+    def _unwatchViews(self):
         self.abandon()
         for view, watching in self._watched:
             view.VTKWidget().removeEventFilter(watching)

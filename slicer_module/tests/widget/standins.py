@@ -342,31 +342,40 @@ class qMRMLThreeDWidget(qMRMLWidget):
 class qSlicerLayoutManager(qt.QWidget):
     """The views: Red, Yellow and Green, axial, sagittal and coronal, of 300 x 200 pixels, and one in 3-D."""
 
-    layoutChanged = qt.Signal(int)
+    layoutChanged = qt.Signal("int")  # Python's own int would be another type
     tableViewCount = plotViewCount = 0
     _VIEWS = (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal"))
 
     def __init__(self, scene, applicationLogic):
         qt.QWidget.__init__(self)
-        grid = qt.QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        self._applicationLogic = applicationLogic
+        self._grid = qt.QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._scene, self._applicationLogic = scene, applicationLogic
         self._sliceWidgets = {}
-        for i, (name, orientation) in enumerate(self._VIEWS):
-            logic = slicer.vtkMRMLSliceLogic()
-            logic.SetMRMLApplicationLogic(applicationLogic)
-            logic.SetMRMLScene(scene)
-            logic.AddSliceNode(name)
-            logic.GetSliceNode().SetOrientation(orientation)
-            applicationLogic.GetSliceLogics().AddItem(logic)
-            self._sliceWidgets[name] = self._add(qMRMLSliceWidget(logic, self), grid, i)
+        for name, orientation in self._VIEWS:
+            self._addSliceView(name, orientation)
         viewNode = scene.AddNewNodeByClass("vtkMRMLViewNode", "View1")
         viewNode.SetLayoutName("1")
-        self._threeDWidgets = [self._add(qMRMLThreeDWidget(viewNode, self), grid, len(self._VIEWS))]
+        self._threeDWidgets = [self._add(qMRMLThreeDWidget(viewNode, self))]
 
-    def _add(self, widget, grid, i):
+    def setLayout(self, layout):
+        """Another layout: as the larger ones of Slicer, it has a view more."""
+        self._addSliceView("Slice4", "Axial")
+        self.layoutChanged.emit(layout)
+
+    def _addSliceView(self, name, orientation):
+        logic = slicer.vtkMRMLSliceLogic()
+        logic.SetMRMLApplicationLogic(self._applicationLogic)
+        logic.SetMRMLScene(self._scene)
+        logic.AddSliceNode(name)
+        logic.GetSliceNode().SetOrientation(orientation)
+        self._applicationLogic.GetSliceLogics().AddItem(logic)
+        self._sliceWidgets[name] = self._add(qMRMLSliceWidget(logic, self))
+
+    def _add(self, widget):
         widget.setMinimumSize(300, 200)
-        grid.addWidget(widget, i // 2, i % 2)
+        n = self._grid.count()
+        self._grid.addWidget(widget, n // 2, n % 2)
         return widget
 
     def sliceViewNames(self):

@@ -238,6 +238,19 @@ def test_the_mouse_is_the_views_again_after_exit(opened):
     assert opened.logic.calls == []
 
 
+def test_views_of_another_layout_take_prompts_too(opened):
+    opened.ui.pointButton.click()
+    layout = slicer.app.layoutManager()
+    layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourOverFourView)
+    for name in ("Slice4", "Red"):
+        gestures.click(view(name).VTKWidget(), 50, 50)
+    assert len(opened.logic.calls) == 2
+    opened.panel.exit()
+    layout.layoutChanged.emit(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    gestures.click(view("Slice4").VTKWidget(), 50, 50)
+    assert len(opened.logic.calls) == 2
+
+
 def test_a_shortcut_is_changed_and_remembered(opened):
     opened.ui.pointShortcutEdit.setKeySequence(qt.QKeySequence("Q"))
     opened.panel._onKeysChanged()
