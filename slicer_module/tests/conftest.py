@@ -62,6 +62,7 @@ def new_scene(folder):
         logic = getattr(slicer, name)()
         logic.SetMRMLApplicationLogic(application)
         logic.SetMRMLScene(scene)
+        application.SetModuleLogic(name.removeprefix("vtkSlicer").removesuffix("Logic").removesuffix("Module"), logic)
         scene.kept.append(logic)
     return scene
 

@@ -120,8 +120,14 @@ class SliceView(_View):
 
     def show(self, volume):
         self.logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
-        self.logic.FitSliceToAll(*self.window.GetSize())
+        self.fit()
         self._mapper.SetInputConnection(self.logic.GetImageDataConnection())
+
+    def fit(self):
+        """Show all of the volume."""
+        offset = self.node.GetSliceOffset()
+        self.logic.FitSliceToAll(*self.window.GetSize())
+        self.node.SetSliceOffset(offset)
 
     def at(self, point):
         """The pixel (row, column) of :meth:`pixels` at a point of the world."""
@@ -138,7 +144,7 @@ class ThreeDView(_View):
     def __init__(self, node, size, window=None):
         super().__init__(node, size, _threeDFactory(), window)
 
-    def look(self, direction, up=(0.0, 0.0, 1.0)):
+    def look(self, direction, up=(0.0, 0.0, 1.0), zoom=1.0):
         """Let the camera look along a direction of the world at all there is."""
         camera = self.renderer.GetActiveCamera()
         self.renderer.ResetCamera()
@@ -146,6 +152,8 @@ class ThreeDView(_View):
         camera.SetPosition(*(centre - np.asarray(direction, float)))
         camera.SetViewUp(*up)
         self.renderer.ResetCamera()
+        camera.Dolly(zoom)
+        self.renderer.ResetCameraClippingRange()
 
 
 def _offscreenWindow():

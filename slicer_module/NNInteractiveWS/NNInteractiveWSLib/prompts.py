@@ -23,8 +23,9 @@ _NODES = {
 }
 #: More points of a freehand line than can be told apart only make the views slow.
 _MOST_POINTS = 200
-#: From one bead of a negative line to the next.
-_BEADS = 10  # voxels
+#: From one bead of a negative line to the next, about; a short line has some, too.
+_BETWEEN_BEADS = 10  # voxels
+_FEWEST_BEADS = 4
 #: Different for opposite edges: points that fall on each other, seen from the side, Slicer takes for one, and shows the
 #: edges there.
 _POINTS_PER_EDGE = (12, 12, 13, 13)
@@ -176,7 +177,8 @@ def _beads(line):
     """The numbers of the points of a line that beads are at."""
     steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)])
-    return set(np.searchsorted(along, np.arange(0.0, along[-1], _BEADS)).tolist())
+    count = max(_FEWEST_BEADS, round(along[-1] / _BETWEEN_BEADS) + 1)
+    return {int(np.abs(along - at).argmin()) for at in np.linspace(0.0, along[-1], count)}
 
 
 def segmentOf(node):
