@@ -18,6 +18,7 @@ from nninteractive_ws.client.journal import Journal, load
 from nninteractive_ws.client.polled import PolledSession
 from nninteractive_ws.errors import Error
 from nninteractive_ws.geometry import Box
+from nninteractive_ws.jobs.batch import batch
 
 __all__ = [
     "AsyncSegment",
@@ -30,6 +31,7 @@ __all__ = [
     "Segment",
     "Session",
     "aconnect",
+    "batch",
     "connect",
     "load",
 ]

@@ -25,6 +25,7 @@
     │   ├── ShuttingDown             shutting_down
     │   └── InternalError            internal
     ├── BadJournal                   bad_journal (client only)
+    ├── BadJobs                      bad_jobs (client only)
     └── ConnectionFailed             connection_failed (client only, never on the wire)
         ├── BadAddress               bad_address (client only)
         └── Untrusted                untrusted (client only)
@@ -166,6 +167,12 @@ class BadJournal(Error):
     code = "bad_journal"
 
 
+class BadJobs(Error):
+    """A table of jobs that is none, or a row or a file of prompts in it that cannot be used."""
+
+    code = "bad_jobs"
+
+
 class ConnectionFailed(Error):
     """The client could not reach the server, or lost it."""
 
@@ -191,7 +198,7 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
 
 #: The errors that may travel, by code.
 WIRE_ERRORS: dict[str, type[Error]] = {
-    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal)
+    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal | BadJobs)
 }
 
 

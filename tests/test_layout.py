@@ -16,7 +16,7 @@ NAME = "nninteractive_ws"
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
     "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
-    "client", "server", "engine", "demo", "cli",
+    "files", "client", "server", "engine", "demo", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
@@ -31,7 +31,9 @@ PARTS = {
         "session", "dialogue", "hosted", "worker",
     ],
     "demo": ["phantom", "user", "tour", "picture"],
-    "cli": ["console", "images", "progress", "segment", "doctor", "models", "serve", "demo", "token", "main"],
+    "files": ["dicom", "images", "markups"],
+    "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
+    "cli": ["console", "progress", "segment", "batch", "doctor", "models", "serve", "demo", "token", "main"],
 }  # fmt: skip
 
 # What may be imported only under engine/: the base install, and the gateway, have none of it.

@@ -23,7 +23,7 @@ def public(kind: type) -> set[str]:
 def test_the_package() -> None:
     assert set(nni.__all__) == {
         "AsyncSegment", "AsyncSession", "Box", "Error", "Journal", "PolledSession", "Result", "Segment", "Session",
-        "aconnect", "connect", "load",
+        "aconnect", "batch", "connect", "load",
     }  # fmt: skip
     assert all(hasattr(nni, name) for name in nni.__all__)
 

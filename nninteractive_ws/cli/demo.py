@@ -83,7 +83,7 @@ def _table(stops: list[Stop]) -> Table:
 def _write_volumes(phantom: Phantom, stops: list[Stop], folder: Path) -> None:
     import SimpleITK as sitk
 
-    from nninteractive_ws.cli.images import Volume, write_segmentation
+    from nninteractive_ws.files.images import Volume, write_segmentation
 
     image = sitk.GetImageFromArray(phantom.image.transpose())
     image.SetSpacing(phantom.spacing)

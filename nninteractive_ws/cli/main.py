@@ -2,7 +2,7 @@
 
 import typer
 
-from nninteractive_ws.cli import demo, doctor, models, segment, serve, token
+from nninteractive_ws.cli import batch, demo, doctor, models, segment, serve, token
 
 app = typer.Typer(
     name="nninteractive-ws",
@@ -10,6 +10,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for command in (serve.serve, demo.demo, segment.segment, doctor.doctor, token.token):
+for command in (serve.serve, demo.demo, segment.segment, batch.batch, doctor.doctor, token.token):
     app.command()(command)
 app.add_typer(models.app, name="models")

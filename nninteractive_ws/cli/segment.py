@@ -10,11 +10,11 @@ from typing import Annotated, TypeVar
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
-from nninteractive_ws.cli.images import SEGMENTATION_ENDINGS, Volume, read_volume, write_segmentation
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import Error
+from nninteractive_ws.files.images import SEGMENTATION_ENDINGS, Volume, read_volume, write_segmentation
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.server.local import ServerDidNotStart, local_server
 

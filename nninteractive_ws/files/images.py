@@ -1,0 +1,137 @@
+"""Image files: volumes in, segmentations out, with their place in the patient kept."""
+
+from collections.abc import Mapping
+import colorsys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import slicerio
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.geometry import Index
+from nninteractive_ws.masks import Mask
+
+#: File name endings that a segmentation may be written with; ``.dcm`` for DICOM series alone.
+SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
+
+#: Red, green and blue, from 0 to 1.
+Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """``voxels`` are indexed (i, j, k) as SimpleITK, ITK and Slicer count them: not as its numpy arrays.
+
+    ``image``: what was read, for its origin, spacing (mm) and direction in LPS. ``series``: the files of a DICOM
+    series, along k.
+    """
+
+    voxels: npt.NDArray[Any]
+    image: sitk.Image
+    series: tuple[str, ...] = ()
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel in millilitres."""
+        return float(np.prod(self.image.GetSpacing())) / 1000
+
+    def index_of(self, lps: tuple[float, float, float]) -> Index:
+        """The voxel at a position in LPS millimetres; it may lie outside."""
+        i, j, k = self.image.TransformPhysicalPointToIndex(lps)
+        return int(i), int(j), int(k)
+
+    @property
+    def ijk_to_lps(self) -> npt.NDArray[np.float64]:
+        """4 x 4."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.array(self.image.GetDirection()).reshape(3, 3) * self.image.GetSpacing()
+        matrix[:3, 3] = self.image.GetOrigin()
+        return matrix
+
+
+def read_volume(path: Path) -> Volume:
+    """Read an image of any format that SimpleITK knows, or the DICOM series in a folder. Raises BadImage."""
+    if not path.exists():
+        raise BadImage(f"There is no file {path}.")
+    if path.is_dir():
+        from nninteractive_ws.files.dicom import read_series  # its packages take half a second
+
+        image, series = read_series(path)
+    else:
+        image, series = _read_file(path), ()
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        n = image.GetNumberOfComponentsPerPixel()
+        raise BadImage(f"{path} has {n} values in every voxel (colour, or a vector field); one is needed.")
+    if image.GetDimension() != 3:
+        raise BadImage(f"{path} has {image.GetDimension()} dimensions; a volume of 3 is needed.")
+    return Volume(sitk.GetArrayFromImage(image).transpose(), image, series)
+
+
+def _read_file(path: Path) -> sitk.Image:
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise BadImage(f"{path} could not be read as an image: {reason}") from e
+
+
+def color_of(number: int) -> Color:
+    """A colour for the segment of a number from 0: neighbours differ much, and there is no last one."""
+    return colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.6, 0.9)
+
+
+def write_segmentation(
+    path: Path,
+    masks: Mapping[str, Mask],
+    volume: Volume,
+    colors: Mapping[str, Color] | None = None,
+    model: str = "nnInteractive",
+) -> None:
+    """Write segments with the geometry of their volume; the name's ending says the format.
+
+    ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, of a DICOM series) keep names, colours and overlaps; the others are label
+    maps, the first segment 1, later segments over earlier ones. ``colors``: of every segment; some are chosen where
+    none are given. ``model``: what a DICOM SEG names as its maker. Nothing half-written is left under ``path``, but
+    where the process is killed, :func:`partial_path` may be. Raises BadImage where it cannot be a DICOM SEG.
+    """
+    colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
+    partial = partial_path(path)
+    try:
+        if path.name.endswith(".dcm"):
+            _write_seg(partial, masks, volume, colors, model)
+        elif path.name.endswith(".seg.nrrd"):
+            segmentation = slicerio.create_segmentation(volume.voxels.shape, volume.ijk_to_lps)
+            for name, mask in masks.items():
+                slicerio.add_segment(segmentation, mask, {"id": name, "name": name, "color": list(colors[name])})
+            slicerio.write_segmentation(str(partial), segmentation)
+        else:
+            _write_label_map(partial, masks, volume)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f".partial-{path.name}")
+
+
+def _write_seg(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color], model: str) -> None:
+    from nninteractive_ws.files.dicom import write_seg  # its packages take half a second
+
+    if not volume.series:
+        raise BadImage("A DICOM SEG belongs to a DICOM series, and this image is none.")
+    write_seg(path, masks, volume.series, colors, model)
+
+
+def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> None:
+    labels = np.zeros(volume.voxels.shape, np.min_scalar_type(len(masks)))
+    for value, mask in enumerate(masks.values(), start=1):
+        labels[mask] = value
+    image = sitk.GetImageFromArray(labels.transpose())
+    image.CopyInformation(volume.image)
+    sitk.WriteImage(image, str(path), useCompression=True)

@@ -1,0 +1,1 @@
+"""Many volumes, prompted from a table."""

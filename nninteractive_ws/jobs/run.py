@@ -1,0 +1,190 @@
+"""A batch: which jobs are still to be done, and the results as they come."""
+
+import asyncio
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from functools import partial
+import hashlib
+import os
+from pathlib import Path, PurePath
+from queue import SimpleQueue
+import stat
+from typing import Any
+
+from nninteractive_ws.client.aio import AsyncSession, aconnect
+from nninteractive_ws.files.images import color_of, partial_path
+from nninteractive_ws.jobs.pipeline import Activity, Open, Task, process
+from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
+from nninteractive_ws.jobs.table import Job, read_table
+from nninteractive_ws.server.local import local_server
+
+FORMATS = ("seg.nrrd", "nii.gz", "dcm")
+
+
+class Batch(Iterator[VolumeResult]):
+    """The results of a table of jobs, as they are done; ``len()``: how many there will be. See :func:`batch`.
+
+    Work begins with the first ``next`` and stops, unfinished volumes forgotten, with :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        jobs: str | Path | Iterable[Mapping[str, object]],
+        output: str | Path,
+        *,
+        server: str | None,
+        format: str,
+        in_flight: int,
+        token: str | None,
+        ca: str | Path | None,
+        start: str | None,
+        model: str | None,
+        on_activity: Callable[[Activity], object] | None,
+    ) -> None:
+        if format not in FORMATS:
+            raise ValueError(f'there is no format "{format}"; there are {", ".join(FORMATS)}')
+        if in_flight < 1:
+            raise ValueError(f"{in_flight} volumes in flight; there must be one at least")
+        table = read_table(jobs)
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = ResultsFile(folder)
+        self._tasks = _plan(table.jobs, folder, format)
+        self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
+        names = dict.fromkeys(name for job in table.jobs for name in job.segments)
+        self._colors = {name: color_of(number) for number, name in enumerate(names)}
+        self._server, self._model, self._in_flight = server, model, in_flight
+        self._how: dict[str, Any] = {"token": token, "ca": ca, "start": start}
+        self._tell = on_activity or (lambda _activity: None)
+        self._results = self._run()
+
+    def __len__(self) -> int:
+        return len(self._tasks) + len(self._strays)
+
+    def __iter__(self) -> "Batch":
+        return self
+
+    def __next__(self) -> VolumeResult:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Stop: what is finished stays finished."""
+        self._results.close()
+
+    def _run(self) -> Generator[VolumeResult]:
+        known = self._file.load()
+        results = {task.key: known[task.key] for task in self._tasks if _is_done(task, known.get(task.key))}
+        todo = [task for task in self._tasks if task.key not in results]
+        for task in self._tasks:  # what a run that was killed may have left
+            partial_path(task.output).unlink(missing_ok=True)
+        self._file.rewrite(results.items())
+        yield from list(results.values())
+        yield from self._strays
+        try:
+            for task, result in self._do(todo) if todo else ():
+                results[task.key] = result
+                yield result
+        finally:
+            in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
+            self._file.rewrite([*in_order, *(("", stray) for stray in self._strays)])
+
+    def _do(self, todo: list[Task]) -> Iterator[tuple[Task, VolumeResult]]:
+        """On a thread with an event loop, while this one waits for results."""
+        results: SimpleQueue[tuple[Task, VolumeResult] | None] = SimpleQueue()
+        running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+        def finished(task: Task, result: VolumeResult) -> None:
+            self._file.append(task.key, result)
+            results.put((task, result))
+
+        async def work(open_session: Open) -> None:
+            main = asyncio.current_task()
+            assert main is not None
+            running.set_result((asyncio.get_running_loop(), main))
+            await process(todo, open_session, self._in_flight, self._colors, finished, self._tell)
+
+        with self._address() as address, ThreadPoolExecutor(1, "nninteractive-ws batch") as thread:
+            done = thread.submit(asyncio.run, work(partial(self._open, address)))
+            done.add_done_callback(lambda _: results.put(None))
+            try:
+                while (found := results.get()) is not None:
+                    yield found
+            finally:
+                loop, main = running.result()
+                with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                    loop.call_soon_threadsafe(main.cancel)
+            done.result()
+
+    def _address(self) -> contextlib.AbstractContextManager[str]:
+        if self._server is not None:
+            return contextlib.nullcontext(self._server)
+        self._tell(Activity("", "starting a server"))
+        return local_server("--log-level", "warning", *(("--model", self._model) if self._model else ()))
+
+    async def _open(self, address: str) -> AsyncSession:
+        self._tell(Activity("", f"connecting to {address}"))
+        notice = lambda event: self._tell(Activity("", event.message))  # noqa: E731
+        return await aconnect(address, on={"notice": notice}, **self._how)
+
+
+def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
+    """Where every job's segmentation goes; a job whose file would take another's place gets none."""
+    inputs = {path for job in jobs for path in (job.image, *(p.file.resolve() for p in job.prompts if p.file))}
+    taken: dict[Path, Job] = {}
+    tasks = []
+    for job in jobs:
+        output = folder / _output_name(job, format)
+        other = taken.setdefault(output, job)
+        wrong = ""
+        if output.resolve() in inputs:
+            wrong = f"{output} would be written over a file that is read; give another folder."
+        elif other is not job:
+            wrong = f"{output} is where the segments of {other.name} go; give one of the images another name."
+        if wrong:
+            job.faults = dict.fromkeys(job.segments, wrong)
+        tasks.append(Task(job, output, _key(job, format)))
+    return tasks
+
+
+def _output_name(job: Job, format: str) -> Path:
+    """The image's path as the table writes it, from its root, with another ending."""
+    written = PurePath(os.path.normpath(job.name))
+    *folders, name = (part for part in written.parts if part not in (written.anchor, "..", "."))
+    if not _is_folder(job.image):
+        name = name.removesuffix(".gz")
+        name = name.removesuffix(PurePath(name).suffix)
+    return Path(*folders, f"{name}.{format}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _key(job: Job, format: str) -> str:
+    """A digest of all that a result depends on, the server's model apart: rows, format, and the state of files."""
+    rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
+    files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
+    return hashlib.sha256(repr((job.name, job.segments, rows, format, files)).encode()).hexdigest()[:16]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of change; None where there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _is_done(task: Task, result: VolumeResult | None) -> bool:
+    return (
+        result is not None
+        and not result.errors
+        and result.output is not None
+        and result.output.exists()
+        and [s.name for s in result.segments] == task.job.segments
+    )

@@ -1,0 +1,251 @@
+"""The table of jobs, CSV or JSON Lines: a prompt in every row, read and checked without looking at any image."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import csv
+from dataclasses import dataclass, field
+import json
+import math
+from pathlib import Path
+import re
+from typing import Any, Literal, cast
+
+from nninteractive_ws.errors import BadJobs
+
+COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity")
+Kind = Literal["point", "bbox", "scribble", "markups"]
+KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "markups")
+
+#: Where the numbers of a prompt are, and what its cell must hold.
+_NUMBERS = {
+    ("point", "ijk"): "three numbers such as 60 50 12",
+    ("point", "lps"): "three numbers in millimetres such as -12.5 30 801",
+    ("bbox", "ijk"): "from and to of each axis such as 40:80 30:70 12:13, where each to is greater than its from",
+    ("bbox", "lps"): "two opposite corners in millimetres such as -60:-20 10:50 801:801",
+}
+#: What DICOM allows for the label of a segment.
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row that is in order. ``where``: file and line, for errors.
+
+    ``numbers``: three of a point; of a box (i0, i1, j0, j1, k0, k1), half-open in voxels, in millimetres (``lps``)
+    the pairs of two opposite corners. ``file``: what a scribble or markups are read from.
+    """
+
+    where: str
+    segment: str
+    kind: Kind
+    positive: bool
+    numbers: tuple[float, ...] = ()
+    lps: bool = False
+    file: Path | None = None
+
+
+@dataclass
+class Job:
+    """The rows of an image, in their order. ``name``: the image as the table first writes it.
+
+    ``faults``: the segments that cannot be made because of a bad row, and why.
+    """
+
+    image: Path
+    name: str
+    segments: list[str] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """``strays``: bad rows of which not even the image, or the segment, is known: (image or "", what is wrong)."""
+
+    jobs: list[Job]
+    strays: list[tuple[str, str]]
+
+
+def read_table(jobs: str | Path | Iterable[Mapping[str, object]]) -> Table:
+    """Read a file (.csv or .jsonl), or rows as a JSON Lines file holds them. Bad rows do not disturb the others.
+
+    Paths are relative to the file's folder, of rows to the working directory. Raises BadJobs where it is no such file.
+    """
+    if not isinstance(jobs, str | Path):
+        return _collect(Path(), ((f"row {n}", row) for n, row in enumerate(jobs, start=1)))
+    path = Path(jobs)
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    if path.suffix not in readers:
+        raise BadJobs(f"{path}: the name must end with .csv or .jsonl (JSON Lines).")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
+    except UnicodeDecodeError as e:
+        raise BadJobs(f"{path} is not a text file in UTF-8.") from e
+    rows = readers[path.suffix](path, text)
+    return _collect(path.parent, ((f"{path.name}, line {line}", row) for line, row in rows))
+
+
+Row = Mapping[str, object] | str  # a string says why there is no row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    # A line is a row, also where a quote is not closed: no cell needs a line break.
+    first, *lines = text.split("\n")
+    header = [cell.strip() for cell in first.split(",")]
+    if not set(header) <= set(COLUMNS) or "image" not in header or len(set(header)) < len(header):
+        raise BadJobs(
+            f"{path}, line 1: expected some of the columns {', '.join(COLUMNS)}, image among them and none twice; "
+            f"found {_shown(first)}."
+        )
+    for number, line in enumerate(lines, start=2):
+        if not line.strip(" ,"):
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error as e:
+            yield number, f"expected cells separated by commas, found something else ({e})."
+            continue
+        if len(cells) > len(header):
+            yield number, f"expected {len(header)} cells as in the header, found {len(cells)}."
+        else:
+            yield number, dict(zip(header, cells, strict=False))
+
+
+def _jsonl_rows(_path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            yield number, f"expected a JSON object, found something else ({e})."
+            continue
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {line.strip()[:40]}."
+
+
+def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
+    table = Table([], [])
+    jobs: dict[Path, Job] = {}
+    for where, row in rows:
+        if isinstance(row, str):
+            table.strays.append(("", f"{where}: {row}"))
+            continue
+        name = segment = ""
+        try:
+            name = _text(row, "image", "the path of an image")
+            segment = _segment(row)
+        except BadJobs as e:
+            table.strays.append((name, f"{where}, {e}"))
+            continue
+        image = (folder / name).resolve()
+        job = jobs.setdefault(image, Job(image, name))
+        if segment not in job.segments:
+            job.segments.append(segment)
+        try:
+            job.prompts.append(_prompt(row, where, segment, folder))
+        except BadJobs as e:
+            job.faults[segment] = f"{job.faults.get(segment, '')} {where}, {e}".strip()
+    table.jobs = list(jobs.values())
+    for job in table.jobs:
+        _check_positive(job)
+    return table
+
+
+def _check_positive(job: Job) -> None:
+    for segment in job.segments:
+        prompts = [p for p in job.prompts if p.segment == segment]
+        if segment not in job.faults and not any(p.positive for p in prompts):
+            job.faults[segment] = (
+                f'{prompts[0].where}, column polarity: expected positive in one row of the segment "{segment}" at '
+                "least, found negative in all."
+            )
+
+
+def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -> Prompt:
+    """Raises BadJobs, which names the column, what was found and what was expected."""
+    unknown = [name for name in row if name not in COLUMNS]
+    if unknown:
+        raise BadJobs(f"column {unknown[0]}: expected one of the columns {', '.join(COLUMNS)}.")
+    kind = _choice(row, "prompt", KINDS, "point")
+    positive = _choice(row, "polarity", ("positive", "negative"), "positive") == "positive"
+    used = [column for column in ("ijk", "lps", "file") if not _empty(row.get(column))]
+    wanted = ("ijk", "lps") if kind in ("point", "bbox") else ("file",)
+    for column in used:
+        if column not in wanted:
+            raise BadJobs(f"column {column}: expected nothing for a {kind}, found {_shown(row[column])}.")
+    if len(used) != 1:
+        found = "both" if used else "nothing"
+        raise BadJobs(f"column {wanted[0]}: expected a value here{' or in lps' * (len(wanted) - 1)}, found {found}.")
+    column = used[0]
+    if column == "file":
+        path = folder / _text(row, "file", "the path of a file")
+        return Prompt(where, segment, cast("Kind", kind), positive, file=path)
+    numbers = _numbers(row, kind, column)
+    return Prompt(where, segment, cast("Kind", kind), positive, numbers, column == "lps")
+
+
+def _segment(row: Mapping[str, object]) -> str:
+    if _empty(row.get("segment")):
+        return "segment"
+    expected = f"a name of at most {_LONGEST_NAME} printable characters without a backslash"
+    name = _text(row, "segment", expected)
+    if len(name) > _LONGEST_NAME or not name.isprintable() or "\\" in name:
+        raise BadJobs(f"column segment: expected {expected}, found {_shown(name)}.")
+    return name
+
+
+def _empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _shown(value: object) -> str:
+    return "nothing" if _empty(value) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _text(row: Mapping[str, object], column: str, expected: str) -> str:
+    value = row.get(column)
+    if isinstance(value, Path):
+        return str(value)
+    if _empty(value) or not isinstance(value, str) or "\0" in value:
+        raise BadJobs(f"column {column}: expected {expected}, found {_shown(value)}.")
+    return value.strip()
+
+
+def _choice(row: Mapping[str, object], column: str, choices: tuple[str, ...], default: str) -> str:
+    value = row.get(column)
+    if _empty(value):
+        return default
+    if not isinstance(value, str) or value.strip().lower() not in choices:
+        raise BadJobs(f"column {column}: expected one of {', '.join(choices)}, found {_shown(value)}.")
+    return value.strip().lower()
+
+
+def _numbers(row: Mapping[str, object], kind: str, column: str) -> tuple[float, ...]:
+    """Three of a point, six of a box; in a cell, or as a list of numbers, for a box of pairs."""
+    value = row[column]
+    try:
+        parts = _split(value) if isinstance(value, str) else cast("list[Any]", value)
+        if kind == "point":
+            pairs = [[float(n)] for n in parts]
+        else:
+            pairs = [[float(n) for n in (p.split(":") if isinstance(p, str) else p)] for p in parts]
+        _check_numbers(pairs, kind, column)
+    except (TypeError, ValueError):
+        expected = _NUMBERS[kind, column]
+        raise BadJobs(f"column {column}: expected {expected}, found {_shown(value)}.") from None
+    return tuple(n for pair in pairs for n in pair)
+
+
+def _split(cell: str) -> list[str]:
+    return re.split(r"\s*,\s*|\s+", cell.strip())
+
+
+def _check_numbers(pairs: list[list[float]], kind: str, column: str) -> None:
+    """Raises ValueError."""
+    if len(pairs) != 3 or any(len(pair) != (1 if kind == "point" else 2) for pair in pairs):
+        raise ValueError
+    if not all(math.isfinite(n) for pair in pairs for n in pair):
+        raise ValueError
+    if (kind, column) == ("bbox", "ijk") and any(a >= b or a % 1 or b % 1 for a, b in pairs):
+        raise ValueError
