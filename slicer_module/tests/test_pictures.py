@@ -1,5 +1,7 @@
 """What one sees: marks, previews and results in views that are really rendered, and the tutorial's pictures."""
 
+import re
+
 from desk import SHAPE, blobs
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.prompts import NEGATIVE, POSITIVE
@@ -177,3 +179,9 @@ def test_the_tutorials_pictures(tmp_path):
     assert has(after, NEGATIVE)
     for organ in ("liver", "stomach", "spleen", "left kidney", "right kidney"):
         assert blended(shown["segments"], pictures.COLORS[organ], 1000), organ
+
+
+def test_the_tutorial_shows_them_all():
+    readme = (pictures.FOLDER.parent / "README.md").read_text()
+    shown = set(re.findall(r"\]\(Screenshots/([^)]+)\)", readme))
+    assert shown == {path.name for path in pictures.FOLDER.iterdir()}
