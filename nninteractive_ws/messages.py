@@ -101,6 +101,15 @@ class Limits(Struct, frozen=True, kw_only=True):
     unacknowledged_bricks: Count
 
 
+class FreeMemory(Struct, frozen=True, kw_only=True):
+    """Bytes at the moment of the welcome. ``device``: free on the device, of ``device_total``; ``images``: of what
+    the server keeps for images, those that no session has."""
+
+    device: Count
+    device_total: Count
+    images: Count
+
+
 # ---- client to server -------------------------------------------------------------------------------------
 
 
@@ -113,6 +122,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     encodings: Words
     session: Text | None = None
     secret: Text | None = None
+    make_room: bool = True
 
 
 class SetImage(Message, frozen=True, kw_only=True, tag="set_image"):
@@ -285,6 +295,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     limits: Limits
     model: Model
     device: Text
+    memory: FreeMemory | None = None
 
 
 class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):

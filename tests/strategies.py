@@ -23,6 +23,7 @@ PARTS: tuple[type[messages.Struct], ...] = (
     messages.Timings,
     messages.Model,
     messages.Limits,
+    messages.FreeMemory,
 )
 
 

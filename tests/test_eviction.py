@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 
 import nninteractive_ws as nni
 from nninteractive_ws.client import events
+from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.aio import AsyncSession
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import dial
 
 # What the command line has no option for, because nobody should have to think of it.
 IDLE_S = 2.0
@@ -123,5 +127,41 @@ def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
         assert np.array_equal(opened[0].segment("a").mask, before)
         for session in opened:
             await session.close()
+
+    run(work())
+
+
+async def open_modestly(address: str) -> AsyncSession:
+    """A session for whose sake no other is forgotten."""
+    session = AsyncSession(partial(dial, parse_address(address)), Core(make_room=False), reconnect_for=0)
+    try:
+        await session.wait_open()
+    except BaseException:
+        await session.close()
+        raise
+    return session
+
+
+def test_a_guest_takes_nobodys_place(server: str) -> None:
+    async def work() -> None:
+        watched = [Watched() for _ in range(3)]
+        async with await watched[0].open(server) as idle, await watched[1].open(server):
+            await idle.set_image(phantom(5, SHAPE))
+            await asyncio.sleep(IDLE_S + 0.1)
+            async with await open_modestly(server) as guest:
+                memory = guest.server.memory
+                assert memory is not None
+                assert memory.images < 50_000_000 / 2
+                assert 0 < memory.device < memory.device_total
+                with pytest.raises(nni.Error) as refused:
+                    await guest.set_image(phantom(6, SHAPE))
+                assert refused.value.code == "out_of_memory"
+                await guest.set_image(phantom(6, (20, 20, 20)))
+            async with await watched[2].open(server):
+                await asyncio.sleep(IDLE_S + 0.1)
+                with pytest.raises(nni.Error) as refused:
+                    await open_modestly(server)
+                assert refused.value.code == "at_capacity"
+            assert [w.states for w in watched] == [["open"], ["open"], ["open", "closed"]]
 
     run(work())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nninteractive_ws.engine import room as module
-from nninteractive_ws.engine.room import Room, find_room, rooms_for
+from nninteractive_ws.engine.room import Room, find_room, free_memory, rooms_for
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 
 CPU = torch.device("cpu")
@@ -96,6 +96,18 @@ def test_the_limit_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch, t
     assert rooms_for(CPU, None, no_room)[0].limit > 0.5 * free
     limit.write_text("1000000\n")
     assert rooms_for(CPU, None, no_room)[0].limit == 800_000
+
+
+def test_what_is_free_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rooms = [Room(CPU, 10**9, no_room), Room(CPU, 2 * 10**9, no_room)]
+    rooms[1].take("a", 500_000_000)
+    found = free_memory(rooms)
+    assert found.images == 1_500_000_000
+    assert 0 < found.device <= found.device_total <= psutil.virtual_memory().total
+    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    found = free_memory(rooms)
+    assert (found.device, found.device_total) == (1_000_000, 1_000_000)
 
 
 MEASURE = """

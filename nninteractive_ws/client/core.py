@@ -66,12 +66,17 @@ class _Waiting:
 
 
 class Core:
-    """See the module. ``encodings``: what this client can unpack, the preferred first."""
+    """See the module. ``encodings``: what this client can unpack, the preferred first. ``make_room``: whether the
+    server may forget sessions of others for this one's sake."""
 
     def __init__(
-        self, *, encodings: Sequence[Encoding] = arrays.ENCODINGS, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        encodings: Sequence[Encoding] = arrays.ENCODINGS,
+        clock: Callable[[], float] = time.monotonic,
+        make_room: bool = True,
     ) -> None:
-        self._encodings, self._clock = tuple(encodings), clock
+        self._encodings, self._clock, self._make_room = tuple(encodings), clock, make_room
         self._control: deque[bytes] = deque()
         self._waiting: dict[int, _Waiting] = {}
         self._last_id = 0
@@ -106,6 +111,7 @@ class Core:
             encodings=list(self._encodings),
             session=session,
             secret=secret,
+            make_room=self._make_room,
         )
         self._control.append(protocol.encode(hello))
 

@@ -9,7 +9,7 @@ import time
 from nninteractive_ws import protocol
 from nninteractive_ws.engine.device import DeviceThread
 from nninteractive_ws.engine.models import LoadedModel
-from nninteractive_ws.engine.room import Room
+from nninteractive_ws.engine.room import Room, free_memory
 from nninteractive_ws.engine.session import Session
 from nninteractive_ws.errors import AtCapacity, BadMessage, Cancelled, Error, InternalError
 from nninteractive_ws.messages import Bye, Cancel, Done, Encoding, ErrorMessage, ImageBricks, Request
@@ -37,7 +37,7 @@ class Dialogue:
         wake: Callable[[], None],
     ) -> None:
         self.outbox = Outbox(wake)
-        self.encoding = encoding
+        self.encoding, self._rooms = encoding, rooms
         self.last_used = time.monotonic()
         self._session = Session(model, device, self.outbox, encoding, rooms)
         self._waiting: deque[tuple[Request, float, int]] = deque()
@@ -51,7 +51,7 @@ class Dialogue:
         self.outbox.hang_up()
         image, revisions = self._session.state()
         name, bricks = (None, b"") if image is None else (image.name, image.presence.to_bytes())
-        return Attached(fresh, self._last_id, revisions, name, bricks)
+        return Attached(fresh, self._last_id, revisions, name, bricks, free_memory(self._rooms))
 
     def owns(self, asker: object) -> bool:
         """Whether this is the session that asks for room."""

@@ -21,12 +21,17 @@ _FLUSH_WITHIN_S = 5.0
 
 
 class HostedSession:
-    """A dialogue, the thread that does its requests, and the connection there is, if any."""
+    """A dialogue, the thread that does its requests, and the connection there is, if any. ``makes_room``: whether
+    others may be forgotten for its sake."""
 
     def __init__(
-        self, name: str, make_dialogue: Callable[[Callable[[], None]], Dialogue], report: Callable[[Answered], None]
+        self,
+        name: str,
+        makes_room: bool,
+        make_dialogue: Callable[[Callable[[], None]], Dialogue],
+        report: Callable[[Answered], None],
     ) -> None:
-        self.name = name
+        self.name, self.makes_room = name, makes_room
         self._loop = asyncio.get_running_loop()
         self._report = report
         self._to_send, self._to_do, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -10,6 +10,7 @@ import torch
 
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 from nninteractive_ws.geometry import Index
+from nninteractive_ws.messages import FreeMemory
 
 #: Of what is free when a worker starts, this much is for images; the rest is for the model, passes and messages.
 _SHARE = 0.8
@@ -67,10 +68,24 @@ def rooms_for(device: torch.device, host_limit: int | None, make_room: Callable[
 
 
 def _free_host_bytes() -> int:
-    free = int(psutil.virtual_memory().available)
-    # In a container the machine's free memory is not the process's; the kernel's file says "max" where it is.
+    return _of_this_process(psutil.virtual_memory().available)
+
+
+def _of_this_process(n: int) -> int:
+    # In a container the machine's memory is not the process's; the kernel's file says "max" where it is.
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    return min(free, int(limit)) if limit.isdigit() else free
+    return min(n, int(limit)) if limit.isdigit() else n
+
+
+def free_memory(rooms: Sequence[Room]) -> FreeMemory:
+    """What is free now on the device of a worker, and in the larger of the rooms that it has for images."""
+    device = rooms[0].device
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        free, total = _free_host_bytes(), _of_this_process(psutil.virtual_memory().total)
+    images = max(room.limit - room.taken for room in rooms)
+    return FreeMemory(device=free, device_total=total, images=images)
 
 
 def used_memory(device: torch.device) -> int:

@@ -115,7 +115,7 @@ class Worker:
         def make(wake: Callable[[], None]) -> Dialogue:
             return Dialogue(self._model, self._thread, order.encoding, self._rooms, wake)
 
-        return HostedSession(order.session, make, self._to_gateway.put_nowait)
+        return HostedSession(order.session, order.make_room, make, self._to_gateway.put_nowait)
 
     async def _end(self, session: HostedSession, evicted: bool = False) -> None:
         if self._sessions.pop(session.name, None) is not None:
@@ -130,6 +130,8 @@ class Worker:
         """Give up the session that was used longest ago, from any thread; whether there was one."""
         now = time.monotonic()
         sessions = list(self._sessions.values())  # other threads may add to them meanwhile
+        if any(s.dialogue.owns(asker) and not s.makes_room for s in sessions):
+            return False
         for session in sorted(sessions, key=lambda s: s.dialogue.last_used):
             used = session.connected and now - session.dialogue.last_used < self._idle
             if not used and not session.dialogue.owns(asker) and session.close_if_idle():

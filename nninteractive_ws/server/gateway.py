@@ -260,7 +260,7 @@ class Gateway:
         entry = self._sessions.find(hello.session, hello.secret, user, encoding)
         while True:
             if entry is None:
-                entry = await self._sessions.open(user, encoding)
+                entry = await self._sessions.open(user, encoding, hello.make_room)
                 words = f"opened by {hello.client or 'a client'}"
                 _log.info(words, extra={"session": entry.name, "user": user, "peer": _peer(client)})
             held = entry
@@ -278,7 +278,7 @@ class Gateway:
         if entry.worker is None:
             entry.worker = await self._wait_for_worker(client)
         worker = entry.worker
-        peer, attached = await self._workers.open_session(worker, entry.name, entry.encoding)
+        peer, attached = await self._workers.open_session(worker, entry.name, entry.encoding, hello.make_room)
         try:
             await _send(client, _welcome(entry, hello, worker, attached))
             await self._join(client, peer, entry, superseded)
@@ -354,6 +354,7 @@ def _welcome(entry: Entry, hello: Hello, worker: Worker, attached: link.Attached
         limits=description.limits,
         model=description.model,
         device=description.device,
+        memory=attached.memory,
     )
 
 

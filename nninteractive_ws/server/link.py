@@ -9,7 +9,7 @@ went.
 
 import msgspec
 
-from nninteractive_ws.messages import Encoding, Limits, Model, Timings
+from nninteractive_ws.messages import Encoding, FreeMemory, Limits, Model, Timings
 
 WORKER_PATH = "/worker"
 SESSION_PATH = "/worker/session"
@@ -51,11 +51,13 @@ class Memory(msgspec.Struct, frozen=True, tag="memory"):
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """Gateway to worker: dial in for a session, which is made where there is none of that name."""
+    """Gateway to worker: dial in for a session, which is made where there is none of that name. ``make_room``: whether
+    others may be forgotten for its sake."""
 
     token: str
     session: str
     encoding: Encoding
+    make_room: bool = True
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
@@ -74,6 +76,7 @@ class Attached(msgspec.Struct, frozen=True):
     revisions: dict[str, int] = {}
     image: str | None = None
     bricks: bytes = b""
+    memory: FreeMemory | None = None
 
 
 WorkerMessage = Ready | Failed | Gone | Answered | Memory

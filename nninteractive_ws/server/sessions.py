@@ -75,11 +75,11 @@ class Registry:
             return None
         return entry if hmac.compare_digest(entry.secret.encode(), secret.encode()) else None
 
-    async def open(self, user: str, encoding: Encoding) -> Entry:
-        """A new session, in the place of another that is idle if need be. Raises AtCapacity."""
+    async def open(self, user: str, encoding: Encoding, make_room: bool) -> Entry:
+        """A new session; with ``make_room`` in the place of another that is idle if need be. Raises AtCapacity."""
         while (full := self._full_for(user)) is not None:
             candidates, words = full
-            if not await self._give_up_one(candidates):
+            if not make_room or not await self._give_up_one(candidates):
                 raise AtCapacity(words)
         entry = Entry(user, encoding)
         self._entries[entry.name] = entry
