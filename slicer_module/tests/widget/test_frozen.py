@@ -2,14 +2,16 @@
 
 import frozen
 from nninteractive_ws.server.local import local_server
+import pytest
 
 
+@pytest.mark.timeout(300)  # 134 MB, and a network, on whatever processors there are
 def test_nothing_is_frozen(application, capfd):
     image, points = frozen.make_image()
     with local_server("--model", "demo", "--log-level", "warning") as address:
-        gaps, steps = frozen.through_the_panel(address, image, points)
+        gaps, steps = frozen.through_the_panel(address, image, points[:2])
     with capfd.disabled():
         print(f" gaps between beats due every {frozen.EVERY_MS} ms: {frozen.in_words(gaps)} ", end="")
-    assert steps == ["AddPoint"] * len(points) + ["SetMask"]
+    assert steps == ["AddPoint", "AddPoint", "SetMask"]
     # Each answer is waited for in Qt's own loop: who blocks it for as long as the server computes leaves a few.
     assert len(gaps) > 200
