@@ -291,3 +291,12 @@ def test_a_segment_painted_before_is_where_it_begins(desk):
     desk.click(20, 20, 20)
     desk.check()
     assert desk.shown()[painted].all()
+
+
+def test_a_segment_takes_no_more_room_than_it_needs(desk):
+    """A snapshot of a mask is of the whole volume, and the labelmap is not made as large."""
+    desk.click(20, 20, 20)
+    before = desk.maps.extent(desk.logic.segmentID)
+    desk.check()
+    assert desk.maps.extent(desk.logic.segmentID) == before
+    assert before.voxels < WHOLE.voxels / 2

@@ -391,6 +391,7 @@ def test_hand_painted_voxels_come_back_to_whom_they_were_taken_from(maps):
 
 def test_beginning_with_a_mask_that_is_there(maps):
     segments = Segments(maps)
+    assert segments.lookForHandEdits("A"), "before there is a session, all of it is a change"
     segments.expect("A", A, WHOLE)
     assert segments.changedByHand("A") is None
     segments.expect("A", A & ~S, WHOLE)

@@ -173,7 +173,8 @@ class Conversation:
         if self.work is not None:
             self.work.proceed(self._clock(), more)
             self._flush(more)
-            self.work.lookForHandEdits(more)
+            if self._begun:
+                self.work.lookForHandEdits(more)
 
     def storeState(self):
         """Keep prompts and journal in the scene."""

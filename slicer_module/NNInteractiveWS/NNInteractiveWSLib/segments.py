@@ -112,6 +112,7 @@ class Segments:
         """Begin with a session's mask that the scene shows already, but for what the book withholds; what else differs
         was changed by hand. ``mask``: bool, of the volume's shape, empty outside ``extent``, a box or None."""
         book = self._book(segmentID)
+        self._looks.pop(segmentID, None)
         book.known, preview, book.preview = SparseMask(), book.preview, SparseMask()
         if extent is not None:
             book.known.write(extent, mask[extent.slices])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from nninteractive_ws import Box
 from nninteractive_ws.masks import tight
 from nninteractive_ws.messages import Reset
 
@@ -23,7 +24,7 @@ _OPACITY = "NNInteractiveWS.opacity."
 @dataclass
 class _Unwritten:
     """``mask``: the session's, which may go on changing. ``parts``: what is to be written, by brick; ``room``: a box
-    around it. ``undoing``: see Segments.apply."""
+    around what may be set there. ``undoing``: see Segments.apply."""
 
     mask: Any
     parts: dict = field(default_factory=dict)
@@ -57,7 +58,9 @@ class Work:
         unwritten.mask, unwritten.undoing = mask, unwritten.undoing or undoing
         for index, part in bricks(box):
             unwritten.parts[index] = part.union(unwritten.parts.get(index))
-        unwritten.room = box.union(unwritten.room)
+        # All of the volume is said where it is not known what changed: room for that is made bit by bit.
+        if box != Box.whole(self.labelmaps.shape):
+            unwritten.room = box.union(unwritten.room)
         self._unwritten[name] = unwritten  # after what came before
         self.showAsPreview(name, preview)
 
@@ -69,7 +72,8 @@ class Work:
         """Go on writing, a brick at a time, as long as ``more()``."""
         while self._unwritten:
             name, unwritten = next(iter(self._unwritten.items()))
-            self.labelmaps.reserve(name, unwritten.room)
+            if unwritten.room is not None:
+                self.labelmaps.reserve(name, unwritten.room)
             _index, part = unwritten.parts.popitem()
             if not unwritten.parts:
                 del self._unwritten[name]
