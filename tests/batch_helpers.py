@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 import SimpleITK as sitk
@@ -74,7 +73,3 @@ def write_table(path: Path, *rows: str) -> Path:
 def results(folder: Path) -> list[dict[str, str]]:
     with (folder / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def read_seg(path: Path) -> pydicom.Dataset:
-    return pydicom.dcmread(path)

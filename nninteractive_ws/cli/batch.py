@@ -6,6 +6,7 @@ from enum import StrEnum
 import os
 from pathlib import Path
 from typing import Annotated
+import warnings
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -67,6 +68,8 @@ def batch(
     exit status is 1 where something failed. A token for the server is taken from the environment variable
     NNINTERACTIVE_WS_TOKEN.
     """
+    # About the headers of a series, such as a name without a caret: nothing that the reader of a log could mend.
+    warnings.filterwarnings("ignore", module=r"(highdicom|pydicom)\b")
     token = os.environ.get(TOKEN_VARIABLE)
     failed = 0
     try:

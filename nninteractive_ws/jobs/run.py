@@ -76,8 +76,8 @@ class Batch(Iterator[VolumeResult]):
         known = self._file.load()
         results = {task.key: known[task.key] for task in self._tasks if _is_done(task, known.get(task.key))}
         todo = [task for task in self._tasks if task.key not in results]
-        for task in self._tasks:  # what a run that was killed may have left
-            partial_path(task.output).unlink(missing_ok=True)
+        for task in todo:
+            _tidy(task)
         self._file.rewrite(results.items())
         yield from list(results.values())
         yield from self._strays
@@ -145,6 +145,14 @@ def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
             job.faults = dict.fromkeys(job.segments, wrong)
         tasks.append(Task(job, output, _key(job, format)))
     return tasks
+
+
+def _tidy(task: Task) -> None:
+    """Remove what a run that was killed may have left; a job whose file can have no place is told so."""
+    try:
+        partial_path(task.output).unlink(missing_ok=True)
+    except OSError as e:
+        task.job.faults = dict.fromkeys(task.job.segments, f"{task.output} cannot be written ({e.strerror}).")
 
 
 def _output_name(job: Job, format: str) -> Path:
