@@ -9,7 +9,7 @@ from typing import Annotated
 import warnings
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
@@ -33,7 +33,10 @@ class Format(StrEnum):
 
 
 def batch(
-    jobs: Annotated[Path, typer.Argument(help="A .csv or .jsonl file with a prompt in every row.", show_default=False)],
+    jobs: Annotated[
+        Path,
+        typer.Argument(metavar="JOBS", help="A .csv or .jsonl file with a prompt in every row.", show_default=False),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="For the segmentations and results.csv.")
     ],
@@ -102,16 +105,18 @@ def batch(
 
 
 class _Display:
-    """A line for the whole, one for every image in flight, and above them a line for what is finished."""
+    """A line for the whole, one for every image in flight with a bar for its upload, and what is finished above."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._all = progress.add_task("images", total=None)
+        self._all = progress.add_task("images", total=None, count="")
+        self._done = self._results = 0
         self._lines: dict[str, TaskID] = {}
 
     def expect(self, results: int) -> None:
         """So many there will be."""
-        self._progress.update(self._all, total=results)
+        self._results = results
+        self._progress.update(self._all, total=results, count=f"0/{results}")
 
     def show(self, activity: Activity) -> None:
         """What is being done; called from the thread that does it."""
@@ -119,18 +124,20 @@ class _Display:
             self._progress.update(self._all, description=escape(activity.words))
             return
         if activity.image not in self._lines:
-            self._lines[activity.image] = self._progress.add_task("")
-        words = f"  {activity.image}: {activity.words}"
-        line = self._lines[activity.image]
-        self._progress.update(line, description=escape(words), total=activity.m or None, completed=activity.n)
+            self._lines[activity.image] = self._progress.add_task("", total=None, count="")
+        line, words = self._lines[activity.image], f"  {activity.image}: {activity.words}"
+        self._progress.update(line, description=escape(words))
+        if activity.m:
+            self._progress.update(line, total=activity.m, completed=activity.n)
 
     def finished(self, result: VolumeResult) -> None:
         """A result, in words; one of an earlier run is only counted."""
         line = self._lines.pop(result.image, None)
         if line is not None:
             self._progress.remove_task(line)
-        self._progress.update(self._all, description="images")
-        self._progress.advance(self._all)
+        self._done += 1
+        count = f"{self._done}/{self._results}"
+        self._progress.update(self._all, description="images", completed=self._done, count=count)
         made = [f"{s.name} {s.voxels:,} voxels, {s.ml:.1f} ml" for s in result.segments if s.error is None]
         if made and not result.earlier:
             stderr.print(escape(f"{result.image}: {'; '.join(made)} ({result.total_s:.1f} s)"), soft_wrap=True)
@@ -140,6 +147,7 @@ class _Display:
 
 @contextmanager
 def _display() -> Iterator[_Display]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as progress:
+    count = TextColumn("{task.fields[count]}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
         yield _Display(progress)

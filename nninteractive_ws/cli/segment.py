@@ -32,9 +32,11 @@ Ca = Annotated[
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(help="An image file that SimpleITK reads: NIfTI, NRRD, MetaImage, ...")],
+    image: Annotated[
+        Path, typer.Argument(help="A file that SimpleITK reads (NIfTI, NRRD, ...), or the folder of a DICOM series.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file to write: .nii.gz, .nrrd or .seg.nrrd by its name.")
+        Path, typer.Option("--output", "-o", help="The file to write: .nii.gz, .nrrd, .seg.nrrd or .dcm (DICOM SEG).")
     ],
     point: Annotated[Words, typer.Option(metavar="I,J,K", help="A voxel of the object.")] = None,
     negative_point: Annotated[Words, typer.Option(metavar="I,J,K", help="A voxel that is not of the object.")] = None,

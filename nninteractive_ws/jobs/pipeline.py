@@ -32,7 +32,7 @@ _ITS_OWN = (BadJobs, InvalidRequest, OutOfMemory, WorkerLost, InternalError)
 class Activity:
     """What is being done, in words, with the image of this name; an empty name: with a connection.
 
-    While the image is on its way, ``n`` of ``m`` parts of it are there; else both are 0.
+    ``n`` of ``m`` parts of the image are on the server; both are 0 where nothing new is known of that.
     """
 
     image: str
@@ -174,8 +174,7 @@ class _Worker:
 
     def _on_image(self, event: events.ImageProgress) -> None:
         if self._image:
-            how_far = (event.present, event.total) if event.present < event.total else (0, 0)
-            self._tell(Activity(self._image, self._words, *how_far))
+            self._tell(Activity(self._image, self._words, event.present, event.total))
 
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost":
