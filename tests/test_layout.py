@@ -21,7 +21,7 @@ ORDER = [
 PARTS = {
     "client": [
         "events", "given", "upload", "journal", "core", "address", "reconnect", "tunnel", "dial", "stream", "aio",
-        "blocking", "polled",
+        "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
     ],
     "server": [
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",

@@ -12,7 +12,7 @@ import threading
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
 
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -177,6 +177,14 @@ def look_up(host: str, port: int, **hints: int) -> "Future[Found]":
     return found
 
 
+#: What it means that a server of ours answers, but not with a WebSocket.
+NO_UPGRADE = (
+    "A proxy in front of the server passes on plain HTTP, but no WebSocket. Whoever runs it has to let it pass on the "
+    "headers Upgrade and Connection; nginx with: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+    'proxy_set_header Connection "upgrade"; proxy_read_timeout 1h;'
+)
+
+
 # ---- why not ----------------------------------------------------------------------------------------------
 
 
@@ -205,6 +213,16 @@ def explain(error: BaseException, address: Address) -> Error:
     if isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in str(error):
         return ConnectionFailed(
             f"Nothing listens at {where}. Start the server there (nninteractive-ws serve), or correct the port."
+        )
+    if isinstance(error, InvalidURI):  # that of a redirection; the address itself has been looked at
+        return ConnectionFailed(
+            f"What answers at {where} sends one on to {error.uri}. If that is where the server is, use it as the "
+            "address."
+        )
+    if isinstance(error, ProxyError):
+        return ConnectionFailed(
+            f"The proxy that this computer's settings name does not let connections through to {where} ({error}). Ask "
+            f"whoever runs it to allow it; or, if the server is reached without it, except it: NO_PROXY={address.host}."
         )
     if isinstance(error, InvalidMessage | InvalidHandshake | EOFError):
         hint = "" if address.secure else " If it is one that speaks TLS, write wss:// in front of the address."
@@ -245,6 +263,8 @@ def _explain_status(error: InvalidStatus, where: str) -> Error:
     said = body.decode(errors="replace").strip()[:300]
     if status == 401:
         return Unauthorized(f"{where} wants a token, or does not know this one. {said}".strip())
+    if status == 426:  # of our own gateway, to which the wish for a WebSocket did not come through
+        return ConnectionFailed(NO_UPGRADE)
     if status == 403 and "origin" in said.lower():
         return ForbiddenOrigin(said)
     if status == 503 and error.response.headers.get("Content-Type", "").startswith("text/plain") and said:
