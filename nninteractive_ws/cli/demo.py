@@ -27,7 +27,10 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Another number, another patient.")] = 0,
 ) -> None:
-    """The whole chain on an embedded phantom and model: server, client, previews, a table, a picture."""
+    """The whole chain on an embedded phantom and model: server, client, previews, a table, a picture.
+
+    It needs neither a GPU nor a download, takes half a minute, and ends by itself.
+    """
     try:
         from nninteractive_ws.demo.phantom import make_phantom
         from nninteractive_ws.demo.picture import draw

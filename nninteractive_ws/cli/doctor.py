@@ -43,15 +43,13 @@ def doctor(
 
     Examples:
 
-        nninteractive-ws doctor                             (a server on this machine)
-
+        nninteractive-ws doctor
         nninteractive-ws doctor gpu-box:1528
+        nninteractive-ws doctor wss://gpu-box:1528 --ca cert.pem
+        nninteractive-ws doctor ssh://user@gpu-box --json
 
-        nninteractive-ws doctor wss://gpu-box --ca cert.pem
-
-        nninteractive-ws doctor ssh://anna@gpu-box --json
-
-    A token for the server is taken from the environment variable NNINTERACTIVE_WS_TOKEN.
+    Without an address it looks at a server on this machine. A token for the server is taken from the environment
+    variable NNINTERACTIVE_WS_TOKEN.
     """
     findings = asyncio.run(_examine(url, ca))
     failed = next((f for f in findings if f.status == "failed"), None)

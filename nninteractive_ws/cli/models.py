@@ -9,7 +9,7 @@ import typer
 
 from nninteractive_ws.cli.console import fail, stderr
 
-app = typer.Typer(help="The models there are: names, folders, licences, downloaded or not, and the default.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
@@ -18,7 +18,15 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     offline: Annotated[bool, typer.Option(help="Do not ask Hugging Face for the list of official models.")] = False,
 ) -> None:
-    """List the models."""
+    """List the models there are, and download official ones.
+
+    The list tells names, licences, folders, what has been downloaded, and which is the default of `serve`.
+
+    Examples:
+
+        nninteractive-ws models
+        nninteractive-ws models download nnInteractive_v1.0
+    """
     if context.invoked_subcommand is not None:
         return
     from nninteractive_ws.engine.catalogue import ModelNotFound, list_models
@@ -50,7 +58,7 @@ def models(
 
 @app.command()
 def download(name: Annotated[str, typer.Argument(help="The name of an official model.")]) -> None:
-    """Download an official model; its licence is printed."""
+    """Download an official model; its licence is printed. NAME is one that `models` lists."""
     from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
 
     try:

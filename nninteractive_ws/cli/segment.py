@@ -59,10 +59,18 @@ def segment(
             "as 'nninteractive-ws serve'.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="What that one serves: see `serve --help`.")] = None,
+    model: Annotated[str | None, typer.Option(help="What the server started here serves: see `serve --help`.")] = None,
 ) -> None:
-    """Segment one object of an image: boxes are given first, then points, then negative points.
+    """Segment one object of an image from points and boxes.
 
+    Examples:
+
+        nninteractive-ws segment ct.nii.gz --point 60,70,60 -o liver.nii.gz
+        nninteractive-ws segment ct.nrrd --bbox 40:80,30:70,12:13 -o a.seg.nrrd
+        nninteractive-ws segment ct.nrrd --lps=-31.5,12,800 -o a.seg.nrrd \\
+            --server ssh://user@gpu-box
+
+    Boxes are given first, then points, then negative points.
     Voxels are counted from 0 along the axes i, j, k as 3D Slicer, ITK and nibabel do. Each option may be
     given several times. A token for the server is taken from the environment variable NNINTERACTIVE_WS_TOKEN.
     """

@@ -59,7 +59,18 @@ def serve(
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> None:
-    """Serve nnInteractive to clients, until Ctrl-C."""
+    """Serve nnInteractive to clients, until Ctrl-C.
+
+    Examples:
+
+        nninteractive-ws serve
+        nninteractive-ws serve --model nnInteractive_v1.0 --device cuda:0,cuda:1
+        nninteractive-ws serve --host 0.0.0.0 --token-file tokens \\
+            --tls-cert cert.pem --tls-key key.pem
+
+    The first is for this machine and for whoever comes through ssh. It listens at once, tells clients that the model
+    is loading until it is there, and computes on the GPU where there is one.
+    """
     try:
         from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
         from nninteractive_ws.server.access import AccessError, check_listening, tls_context

@@ -18,6 +18,12 @@ def token(
 ) -> None:
     """Make a token for a user of a server, and print it; or take one back.
 
+    Examples:
+
+        nninteractive-ws token alice --file tokens
+        nninteractive-ws token alice --remove --file tokens
+        nninteractive-ws token --list --file tokens
+
     A server that runs looks at the file by itself. The file holds no tokens, only what is needed to know one.
     """
     from nninteractive_ws.server.access import AccessError, add_user, remove_user, users
