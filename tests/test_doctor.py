@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import socket
 import socketserver
@@ -133,6 +134,22 @@ def test_json(quick: QuickServer) -> None:
     assert (document["address"], document["ok"], document["failed"]) == (quick.address, True, None)
     assert [s["step"] for s in document["steps"]] == STEPS
     assert all(set(s) == {"step", "status", "code", "found", "seconds", "data"} for s in document["steps"])
+
+
+def test_the_readme_tells_steps_data_and_codes(quick: QuickServer) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    text = readme.partition("### Doctor")[2].partition("\n#")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    codes = {row[0].strip("`"): set(re.findall("`([a-z_]+)`", row[2])) for row in rows if len(row) == 3}
+    data = {row[0].strip("`"): set(re.findall("`([a-z_]+)`", row[1])) for row in rows if len(row) == 2}
+    assert [step for step in codes if step not in ("ssh", "name")] == STEPS
+    assert list(codes) == list(data)
+    for finding in look(quick.address):
+        assert set(finding.data) <= data[finding.step], finding.step
+    source = "".join(Path(str(module.__file__)).read_text() for module in (checkup, speed))
+    assert set(re.findall(r'Trouble\(\s*"([a-z_]+)"', source)) <= set().union(*codes.values())
 
 
 def test_json_of_what_fails() -> None:
