@@ -1,7 +1,7 @@
 """``nninteractive-ws batch``."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 import os
 from pathlib import Path
@@ -90,9 +90,10 @@ def batch(
                 on_activity=display.show,
             )
             display.expect(len(results))
-            for result in results:
-                failed += bool(result.errors)
-                display.finished(result)
+            with closing(results):
+                for result in results:
+                    failed += bool(result.errors)
+                    display.finished(result)
     except KeyboardInterrupt:
         stderr.print("Stopped. The same command goes on from here.")
         raise typer.Exit(_INTERRUPTED) from None

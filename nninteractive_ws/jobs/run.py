@@ -82,21 +82,21 @@ class Batch(Iterator[VolumeResult]):
         yield from list(results.values())
         yield from self._strays
         try:
-            for task, result in self._do(todo) if todo else ():
-                results[task.key] = result
-                yield result
+            if todo:
+                yield from self._do(todo, results)
         finally:
             in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
             self._file.rewrite([*in_order, *(("", stray) for stray in self._strays)])
 
-    def _do(self, todo: list[Task]) -> Iterator[tuple[Task, VolumeResult]]:
-        """On a thread with an event loop, while this one waits for results."""
-        results: SimpleQueue[tuple[Task, VolumeResult] | None] = SimpleQueue()
+    def _do(self, todo: list[Task], results: dict[str, VolumeResult]) -> Iterator[VolumeResult]:
+        """On a thread with an event loop, while this one waits. ``results`` also gets what nobody takes."""
+        fresh: SimpleQueue[VolumeResult | None] = SimpleQueue()
         running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
 
         def finished(task: Task, result: VolumeResult) -> None:
             self._file.append(task.key, result)
-            results.put((task, result))
+            results[task.key] = result
+            fresh.put(result)
 
         async def work(open_session: Open) -> None:
             main = asyncio.current_task()
@@ -106,9 +106,9 @@ class Batch(Iterator[VolumeResult]):
 
         with self._address() as address, ThreadPoolExecutor(1, "nninteractive-ws batch") as thread:
             done = thread.submit(asyncio.run, work(partial(self._open, address)))
-            done.add_done_callback(lambda _: results.put(None))
+            done.add_done_callback(lambda _: fresh.put(None))
             try:
-                while (found := results.get()) is not None:
+                while (found := fresh.get()) is not None:
                     yield found
             finally:
                 loop, main = running.result()
