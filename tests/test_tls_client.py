@@ -231,7 +231,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 def test_doctor(server: str, ca: Path) -> None:
     done = command("doctor", server, "--ca", ca)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "WebSocket, encrypted" in done.stdout
+    assert "TLSv1.3, certificate of" in done.stdout
     done = command("doctor", server)
     assert done.returncode == 1
     words = " ".join(done.stdout.replace("│", " ").split())
