@@ -90,7 +90,9 @@ class Segments:
 
     def touchedByHand(self, segmentID):
         """Whether the segment has, or for all that is known yet may have, changes made by hand."""
-        return self._book(segmentID).version != self.labelmaps.version(segmentID)
+        book = self._book(segmentID)
+        isEmpty = book.known.bounds() is None and self.labelmaps.extent(segmentID) is None
+        return not isEmpty and book.version != self.labelmaps.version(segmentID)
 
     def acceptByHand(self, segmentID, change):
         """The session's mask is going to have this change that was made by hand: it is not to be written again."""
