@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca
+from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca, Model, Server, Start
 from nninteractive_ws.errors import Error
 from nninteractive_ws.jobs.pipeline import Activity
 from nninteractive_ws.jobs.results import VolumeResult
@@ -40,10 +40,7 @@ def batch(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="For the segmentations and results.csv.")
     ],
-    server: Annotated[
-        str | None,
-        typer.Option(help="The address of a server, also ssh://user@gpu-box; without it one is started here."),
-    ] = None,
+    server: Server = None,
     in_flight: Annotated[
         int, typer.Option("--jobs", min=1, help="Volumes at a time: one uploads while another predicts.")
     ] = 2,
@@ -51,15 +48,8 @@ def batch(
         Format, typer.Option(help="For 3D Slicer, a label map, or DICOM SEG (for DICOM series).")
     ] = Format.SEG_NRRD,
     ca: Ca = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COMMAND",
-            help="For an ssh:// address: starts a server over there where none answers, and ends it afterwards; such "
-            "as 'nninteractive-ws serve'.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="What the server started here serves: see `serve --help`.")] = None,
+    start: Start = None,
+    model: Model = None,
 ) -> None:
     """Segment many images by a table of prompts.
 

@@ -25,6 +25,19 @@ Words = list[str] | None
 #: Where the token for a server is looked for: not an option, which everybody on the machine could read.
 TOKEN_VARIABLE = "NNINTERACTIVE_WS_TOKEN"
 
+Server = Annotated[
+    str | None,
+    typer.Option(help="The address of a server, also ssh://user@gpu-box; without it one is started here."),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND",
+        help="For an ssh:// address: starts a server over there where none answers, and ends it afterwards; such "
+        "as 'nninteractive-ws serve'.",
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="What the server started here serves: see `serve --help`.")]
 Ca = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Certificates (PEM) to trust instead of the system's, for a wss:// address."),
@@ -46,20 +59,10 @@ def segment(
         Words, typer.Option(metavar="I:I,J:J,K:K", help="A box around the object in one slice; stops not included.")
     ] = None,
     name: Annotated[str, typer.Option(help="The name of the segment.")] = "segment",
-    server: Annotated[
-        str | None,
-        typer.Option(help="The address of a server, also ssh://user@gpu-box; without it one is started here."),
-    ] = None,
+    server: Server = None,
     ca: Ca = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COMMAND",
-            help="For an ssh:// address: starts a server over there where none answers, and ends it afterwards; such "
-            "as 'nninteractive-ws serve'.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="What the server started here serves: see `serve --help`.")] = None,
+    start: Start = None,
+    model: Model = None,
 ) -> None:
     """Segment one object of an image from points and boxes.
 
