@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 import json
 from pathlib import Path
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,15 @@ def stroke(shape: tuple[int, int, int] = SHAPE) -> Mask:
 def ball(shape: tuple[int, int, int], centre: Sequence[float], radius: float) -> Mask:
     grid = np.ogrid[tuple(slice(0, n) for n in shape)]
     return np.asarray(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2)
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine accepts connections at a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until(true: Callable[[], object], timeout: float = 60) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import Any
 
-from chain_helpers import health, sessions, wait_until
+from chain_helpers import health, listens, sessions, wait_until
 from fastapi import FastAPI
 import pytest
 from quick_server import QuickServer, quick_server
@@ -400,18 +400,10 @@ def nginx(folder: Path, target: str, settings: str) -> Iterator[str]:
     )
     with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]) as process:
         try:
-            wait_until(lambda: _listens(port), 20)
+            wait_until(lambda: listens(port), 20)
             yield f"127.0.0.1:{port}/nn/"
         finally:
             process.terminate()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")

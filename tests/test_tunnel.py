@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from chain_helpers import health, phantom, run, wait_until
+from chain_helpers import health, listens, phantom, run, wait_until
 import numpy as np
 import psutil
 import pytest
@@ -71,20 +71,12 @@ class Sshd:
         command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
             try:
-                wait_until(lambda: _listens(self.port), 10)
+                wait_until(lambda: listens(self.port), 10)
                 yield
             finally:
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()
                 process.terminate()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -196,7 +188,7 @@ def test_a_server_is_started_and_ended(sshd: Sshd) -> None:
         assert health(f"ws://127.0.0.1:{port}")["model"] == "demo"
         session.set_image(phantom())
         assert session.segment("a").add_point((30, 30, 28)).voxels
-    wait_until(lambda: not _listens(port), 20)
+    wait_until(lambda: not listens(port), 20)
 
 
 @needs_sshd
