@@ -97,6 +97,12 @@ def sessions(address: str, state: str, token: str | None = None) -> int:
     return int(float(line.split()[-1]))
 
 
+def answered(address: str, kind: str) -> int:
+    """How many requests of a type the server has answered."""
+    (line,) = [x for x in metrics(address).splitlines() if f'requests_total{{type="{kind}"}}' in x]
+    return int(float(line.split()[-1]))
+
+
 def health(address: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{http(address)}/healthz", timeout=30) as answer:
         assert answer.headers["Content-Type"] == "application/json"
