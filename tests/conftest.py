@@ -5,6 +5,9 @@ import os
 from hypothesis import HealthCheck, settings
 import pytest
 
+# Several tests run at once, beside the servers they start: a thread that waits for work leaves the processor to others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # No deadline and no health check of the speed of generating: a busy machine is not a failed test.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)

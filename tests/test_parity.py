@@ -250,7 +250,8 @@ def test_embedded_model(demo_model, device, shape, spacing):
     volume = torso(shape, spacing=spacing)
     client = some_late(demo_model, device, volume)
     same = Official.with_our_statistics(demo_model, volume)
-    near = Official(demo_model, volume)
+    # Left alone it is compared once, and with the quick network below: each side takes half a minute.
+    near = Official(demo_model, volume) if max(shape) > 96 else None
     seen = compare(client, few_passes(shape), same, near)
     assert seen.predictions >= 12
     assert seen.voxels > 0
