@@ -31,7 +31,7 @@ PARTS = {
         "session", "dialogue", "hosted", "worker",
     ],
     "demo": ["phantom", "user", "tour", "picture"],
-    "files": ["dicom", "images", "markups"],
+    "files": ["dicom", "images", "markups", "rows"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": ["console", "progress", "segment", "batch", "doctor", "models", "serve", "demo", "token", "main"],
 }  # fmt: skip

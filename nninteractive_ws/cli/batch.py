@@ -12,16 +12,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 import typer
 
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
 from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca, Model, Server, Start
 from nninteractive_ws.errors import Error
 from nninteractive_ws.jobs.pipeline import Activity
 from nninteractive_ws.jobs.results import VolumeResult
 from nninteractive_ws.jobs.run import Batch
 from nninteractive_ws.server.local import ServerDidNotStart
-
-#: The exit status of a command that Ctrl-C ended.
-_INTERRUPTED = 130
 
 
 class Format(StrEnum):
@@ -86,7 +83,7 @@ def batch(
                     display.finished(result)
     except KeyboardInterrupt:
         stderr.print("Stopped. The same command goes on from here.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except (Error, ServerDidNotStart, OSError) as e:
         fail(escape(str(e)))
     words = f"{failed} of {len(results)} failed" if failed else "all done"

@@ -7,6 +7,8 @@ import typer
 
 #: Results go to standard output, everything else here.
 stderr = Console(stderr=True, highlight=False)
+#: The exit status of a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def fail(error: object) -> NoReturn:

@@ -110,7 +110,7 @@ def _segment(
     token = os.environ.get(TOKEN_VARIABLE)
     with (
         session_progress() as progress,
-        _server(server, model, progress) as address,
+        server_or_own(server, model, progress) as address,
         connect(address, token=token, ca=ca, start=start, on=progress.callbacks) as session,
     ):
         progress.say("looking at the image")
@@ -137,7 +137,8 @@ def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Vector, bool]]
 
 
 @contextmanager
-def _server(address: str | None, model: str | None, progress: SessionProgress) -> Iterator[str]:
+def server_or_own(address: str | None, model: str | None, progress: SessionProgress) -> Iterator[str]:
+    """The address that is given, or of a server that is started here with ``model``. Raises ServerDidNotStart."""
     if address is not None:
         progress.say(f"connecting to {address}")
         yield address

@@ -18,6 +18,9 @@ from nninteractive_ws.masks import Mask
 #: File name endings that a segmentation may be written with; ``.dcm`` for DICOM series alone.
 SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
+#: How far apart two grids may be, in voxels, and still be the same.
+_SAME_PLACE = 0.01
+
 #: Red, green and blue, from 0 to 1.
 Color = tuple[float, float, float]
 
@@ -69,6 +72,15 @@ def read_volume(path: Path) -> Volume:
     if image.GetDimension() != 3:
         raise BadImage(f"{path} has {image.GetDimension()} dimensions; a volume of 3 is needed.")
     return Volume(sitk.GetArrayFromImage(image).transpose(), image, series)
+
+
+def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
+    """Raises BadImage where ``other``, read from ``path``, does not have its voxels where ``volume`` has them."""
+    if other.voxels.shape != volume.voxels.shape:
+        raise BadImage(f"{path} has {other.voxels.shape} voxels; {volume.voxels.shape} are needed, as the image has.")
+    away = np.abs(np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
+    if away.max() > _SAME_PLACE:
+        raise BadImage(f"{path} lies elsewhere than the image: up to {away.max():.2f} voxels apart.")
 
 
 def _read_file(path: Path) -> sitk.Image:

@@ -9,13 +9,10 @@ from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import BadImage, BadJobs
-from nninteractive_ws.files.images import Volume, read_volume
+from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
 from nninteractive_ws.files.markups import Lasso, Markup, read_markups
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.jobs.table import Prompt
-
-#: How far apart two grids may be, in voxels, and still be the same.
-_SAME_PLACE = 0.01
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,7 @@ def _box(prompt: Prompt, volume: Volume) -> Box:
 def _scribble(prompt: Prompt, volume: Volume) -> Scribble:
     assert prompt.file is not None
     drawn = read_volume(prompt.file)
-    if drawn.voxels.shape != volume.voxels.shape:
-        raise BadJobs(
-            f"{prompt.file} has {drawn.voxels.shape} voxels; {volume.voxels.shape} are needed, as the image has."
-        )
-    away = np.abs(np.linalg.inv(volume.ijk_to_lps) @ drawn.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
-    if away.max() > _SAME_PLACE:
-        raise BadJobs(f"{prompt.file} lies elsewhere than the image: up to {away.max():.2f} voxels apart.")
+    check_same_grid(drawn, volume, prompt.file)
     labels = np.unique(drawn.voxels[drawn.voxels != 0])
     if len(labels) != 1:
         found = ", ".join(map(str, labels[:5].tolist())) or "none"

@@ -1,15 +1,14 @@
 """The table of jobs, CSV or JSON Lines: a prompt in every row, read and checked without looking at any image."""
 
-from collections.abc import Iterable, Iterator, Mapping
-import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-import json
 import math
 from pathlib import Path
 import re
 from typing import Any, Literal, cast
 
 from nninteractive_ws.errors import BadJobs
+from nninteractive_ws.files.rows import Row, check_columns, empty, read_rows, shown, text_of
 
 COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity")
 Kind = Literal["point", "bbox", "scribble", "markups"]
@@ -73,55 +72,8 @@ def read_table(jobs: str | Path | Iterable[Mapping[str, object]]) -> Table:
     if not isinstance(jobs, str | Path):
         return _collect(Path(), ((f"row {n}", row) for n, row in enumerate(jobs, start=1)))
     path = Path(jobs)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
-        raise BadJobs(f"{path}: the name must end with .csv or .jsonl (JSON Lines).")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
-    except UnicodeDecodeError as e:
-        raise BadJobs(f"{path} is not a text file in UTF-8.") from e
-    rows = readers[path.suffix](path, text)
+    rows = read_rows(path, COLUMNS, ("image",))
     return _collect(path.parent, ((f"{path.name}, line {line}", row) for line, row in rows))
-
-
-Row = Mapping[str, object] | str  # a string says why there is no row
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    # A line is a row, also where a quote is not closed: no cell needs a line break.
-    first, *lines = text.split("\n")
-    header = [cell.strip() for cell in first.split(",")]
-    if not set(header) <= set(COLUMNS) or "image" not in header or len(set(header)) < len(header):
-        raise BadJobs(
-            f"{path}, line 1: expected some of the columns {', '.join(COLUMNS)}, image among them and none twice; "
-            f"found {_shown(first)}."
-        )
-    for number, line in enumerate(lines, start=2):
-        if not line.strip(" ,"):
-            continue
-        try:
-            cells = next(csv.reader([line], strict=True))
-        except csv.Error as e:
-            yield number, f"expected cells separated by commas, found something else ({e})."
-            continue
-        if len(cells) > len(header):
-            yield number, f"expected {len(header)} cells as in the header, found {len(cells)}."
-        else:
-            yield number, dict(zip(header, cells, strict=False))
-
-
-def _jsonl_rows(_path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            yield number, f"expected a JSON object, found something else ({e})."
-            continue
-        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {line.strip()[:40]}."
 
 
 def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
@@ -133,7 +85,7 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
             continue
         name = segment = ""
         try:
-            name = _text(row, "image", "the path of an image")
+            name = text_of(row, "image", "the path of an image")
             segment = _segment(row)
         except BadJobs as e:
             table.strays.append((name, f"{where}, {e}"))
@@ -164,60 +116,41 @@ def _check_positive(job: Job) -> None:
 
 def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -> Prompt:
     """Raises BadJobs, which names the column, what was found and what was expected."""
-    unknown = [name for name in row if name not in COLUMNS]
-    if unknown:
-        raise BadJobs(f"column {unknown[0]}: expected one of the columns {', '.join(COLUMNS)}.")
+    check_columns(row, COLUMNS)
     kind = _choice(row, "prompt", KINDS, "point")
     positive = _choice(row, "polarity", ("positive", "negative"), "positive") == "positive"
-    used = [column for column in ("ijk", "lps", "file") if not _empty(row.get(column))]
+    used = [column for column in ("ijk", "lps", "file") if not empty(row.get(column))]
     wanted = ("ijk", "lps") if kind in ("point", "bbox") else ("file",)
     for column in used:
         if column not in wanted:
-            raise BadJobs(f"column {column}: expected nothing for a {kind}, found {_shown(row[column])}.")
+            raise BadJobs(f"column {column}: expected nothing for a {kind}, found {shown(row[column])}.")
     if len(used) != 1:
         found = "both" if used else "nothing"
         raise BadJobs(f"column {wanted[0]}: expected a value here{' or in lps' * (len(wanted) - 1)}, found {found}.")
     column = used[0]
     if column == "file":
-        path = folder / _text(row, "file", "the path of a file")
+        path = folder / text_of(row, "file", "the path of a file")
         return Prompt(where, segment, cast("Kind", kind), positive, file=path)
     numbers = _numbers(row, kind, column)
     return Prompt(where, segment, cast("Kind", kind), positive, numbers, column == "lps")
 
 
 def _segment(row: Mapping[str, object]) -> str:
-    if _empty(row.get("segment")):
+    if empty(row.get("segment")):
         return "segment"
     expected = f"a name of at most {_LONGEST_NAME} printable characters without a backslash"
-    name = _text(row, "segment", expected)
+    name = text_of(row, "segment", expected)
     if len(name) > _LONGEST_NAME or not name.isprintable() or "\\" in name:
-        raise BadJobs(f"column segment: expected {expected}, found {_shown(name)}.")
+        raise BadJobs(f"column segment: expected {expected}, found {shown(name)}.")
     return name
-
-
-def _empty(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _shown(value: object) -> str:
-    return "nothing" if _empty(value) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _text(row: Mapping[str, object], column: str, expected: str) -> str:
-    value = row.get(column)
-    if isinstance(value, Path):
-        return str(value)
-    if _empty(value) or not isinstance(value, str) or "\0" in value:
-        raise BadJobs(f"column {column}: expected {expected}, found {_shown(value)}.")
-    return value.strip()
 
 
 def _choice(row: Mapping[str, object], column: str, choices: tuple[str, ...], default: str) -> str:
     value = row.get(column)
-    if _empty(value):
+    if empty(value):
         return default
     if not isinstance(value, str) or value.strip().lower() not in choices:
-        raise BadJobs(f"column {column}: expected one of {', '.join(choices)}, found {_shown(value)}.")
+        raise BadJobs(f"column {column}: expected one of {', '.join(choices)}, found {shown(value)}.")
     return value.strip().lower()
 
 
@@ -233,7 +166,7 @@ def _numbers(row: Mapping[str, object], kind: str, column: str) -> tuple[float, 
         _check_numbers(pairs, kind, column)
     except (TypeError, ValueError):
         expected = _NUMBERS[kind, column]
-        raise BadJobs(f"column {column}: expected {expected}, found {_shown(value)}.") from None
+        raise BadJobs(f"column {column}: expected {expected}, found {shown(value)}.") from None
     return tuple(n for pair in pairs for n in pair)
 
 

@@ -1,0 +1,86 @@
+"""Rows of a table that a person wrote, CSV or JSON Lines. A bad row does not disturb the others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import json
+from pathlib import Path
+
+from nninteractive_ws.errors import BadJobs
+
+Row = Mapping[str, object] | str  # a string says why there is no row
+
+
+def read_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """The rows of a ``.csv`` or ``.jsonl`` file with their lines. ``columns``: those there may be; ``needed``: of a
+    CSV file, those there must be. Raises BadJobs where it is no such file."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise BadJobs(f"{path}: the name must end with .csv or .jsonl (JSON Lines).")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
+    except UnicodeDecodeError as e:
+        raise BadJobs(f"{path} is not a text file in UTF-8.") from e
+    return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(path, text, columns, needed)
+
+
+def _csv_rows(path: Path, text: str, columns: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    # A line is a row, also where a quote is not closed: no cell needs a line break.
+    first, *lines = text.split("\n")
+    header = [cell.strip() for cell in first.split(",")]
+    if not set(needed) <= set(header) <= set(columns) or len(set(header)) < len(header):
+        raise BadJobs(
+            f"{path}, line 1: expected some of the columns {', '.join(columns)}, {' and '.join(needed)} among them and "
+            f"none twice; found {shown(first)}."
+        )
+    for number, line in enumerate(lines, start=2):
+        if not line.strip(" ,"):
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error as e:
+            yield number, f"expected cells separated by commas, found something else ({e})."
+            continue
+        if len(cells) > len(header):
+            yield number, f"expected {len(header)} cells as in the header, found {len(cells)}."
+        else:
+            yield number, dict(zip(header, cells, strict=False))
+
+
+def _jsonl_rows(text: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            yield number, f"expected a JSON object, found something else ({e})."
+            continue
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {line.strip()[:40]}."
+
+
+def check_columns(row: Mapping[str, object], columns: Sequence[str]) -> None:
+    """Raises BadJobs where a row has a column that is not one of these, as one of JSON Lines may."""
+    unknown = [name for name in row if name not in columns]
+    if unknown:
+        raise BadJobs(f"column {unknown[0]}: expected one of the columns {', '.join(columns)}.")
+
+
+def text_of(row: Mapping[str, object], column: str, expected: str) -> str:
+    """The text in a cell. Raises BadJobs, which says what was ``expected``, where there is none."""
+    value = row.get(column)
+    if isinstance(value, Path):
+        return str(value)
+    if empty(value) or not isinstance(value, str) or "\0" in value:
+        raise BadJobs(f"column {column}: expected {expected}, found {shown(value)}.")
+    return value.strip()
+
+
+def empty(value: object) -> bool:
+    """Whether there is nothing in a cell."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def shown(value: object) -> str:
+    """A cell as an error shows it."""
+    return "nothing" if empty(value) else json.dumps(value, ensure_ascii=False, default=str)
