@@ -12,7 +12,7 @@ import time
 import nninteractive_ws as nni
 from nninteractive_ws.client.events import MaskDelta
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.demo.user import middle
+from nninteractive_ws.evaluation.user import middle
 
 
 def main(address: str = "ws://127.0.0.1:1528") -> None:

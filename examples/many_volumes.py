@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.demo.user import middle
+from nninteractive_ws.evaluation.user import middle
 
 ORGANS = ("liver", "spleen")
 

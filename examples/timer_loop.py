@@ -14,7 +14,7 @@ import time
 import nninteractive_ws as nni
 from nninteractive_ws.client import events
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.demo.user import middle
+from nninteractive_ws.evaluation.user import middle
 
 INTERVAL_S = 0.02
 

@@ -12,7 +12,7 @@ import sys
 import nninteractive_ws as nni
 from nninteractive_ws.client.events import Progress
 from nninteractive_ws.demo.phantom import Phantom, make_phantom
-from nninteractive_ws.demo.user import middle
+from nninteractive_ws.evaluation.user import middle
 
 
 async def segment(session: nni.AsyncSession, phantom: Phantom, organ: str) -> None:

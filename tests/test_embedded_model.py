@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import nninteractive_ws as nni
-from nninteractive_ws.demo import user
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
+from nninteractive_ws.evaluation import user
+from nninteractive_ws.evaluation.measures import dice
 
 PROMPTS = 5
 
@@ -22,7 +23,7 @@ def test_dice_on_an_unseen_phantom(server: str) -> None:
             for _ in range(PROMPTS):
                 if (correction := user.correction(truth, segment.mask)) is not None:
                     segment.add_point(correction[0], positive=correction[1])
-                after.setdefault(organ, []).append(user.dice(truth, segment.mask))
+                after.setdefault(organ, []).append(dice(truth, segment.mask))
     means = np.mean(list(after.values()), 0)
     assert means[0] >= 0.75, after
     assert means[-1] >= 0.88, after

@@ -16,7 +16,7 @@ NAME = "nninteractive_ws"
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
     "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
-    "files", "client", "server", "engine", "demo", "jobs", "cli",
+    "files", "client", "server", "engine", "evaluation", "demo", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
@@ -30,10 +30,13 @@ PARTS = {
         "catalogue", "demo_network", "device", "room", "image", "upstream", "shown", "teller", "models", "prompts",
         "session", "dialogue", "hosted", "worker",
     ],
-    "demo": ["phantom", "user", "tour", "picture"],
+    "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
+    "demo": ["phantom", "cases", "tour", "picture"],
     "files": ["dicom", "images", "markups", "rows"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
-    "cli": ["console", "progress", "segment", "batch", "doctor", "models", "serve", "demo", "token", "main"],
+    "cli": [
+        "console", "progress", "segment", "batch", "evaluate", "doctor", "models", "serve", "demo", "token", "main",
+    ],
 }  # fmt: skip
 
 # What may be imported only under engine/: the base install, and the gateway, have none of it.

@@ -147,7 +147,7 @@ SERVE_AND_SEGMENT = """
 import json
 import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.demo.user import middle
+from nninteractive_ws.evaluation.user import middle
 from nninteractive_ws.engine.catalogue import list_models
 from nninteractive_ws.server.local import local_server
 

@@ -12,10 +12,11 @@ from nninteractive_ws.client.events import EventName
 
 
 class SessionProgress:
-    """Two lines: the image on its way, and what the server does."""
+    """Two lines: the image on its way, and what the server does; and one above for a whole of which that is a part."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._whole = progress.add_task("", total=None, visible=False)
         self._image = progress.add_task("image", total=None, visible=False)
         self._work = progress.add_task("connecting", total=None)
 
@@ -31,6 +32,10 @@ class SessionProgress:
     def say(self, words: str) -> None:
         """What is being done, in words."""
         self._progress.update(self._work, description=words, total=None, completed=0)
+
+    def whole(self, words: str, n: int, m: int) -> None:
+        """What is being done, in words, and that ``n`` of ``m`` things are done."""
+        self._progress.update(self._whole, visible=True, description=words, total=m, completed=n)
 
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost":

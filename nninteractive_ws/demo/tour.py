@@ -9,8 +9,9 @@ import numpy as np
 
 from nninteractive_ws.client import events
 from nninteractive_ws.client.blocking import Segment, Session
-from nninteractive_ws.demo import user
 from nninteractive_ws.demo.phantom import Phantom
+from nninteractive_ws.evaluation import user
+from nninteractive_ws.evaluation.measures import dice
 from nninteractive_ws.masks import Mask
 
 #: Which organ gets which prompts, in this order. A correction is a point in the middle of the largest error.
@@ -62,7 +63,7 @@ def tour(session: Session, phantom: Phantom, say: Callable[[str], None]) -> Iter
             stop.prompts.append(given)
         stop.sent, stop.received = session.bytes_sent - sent, session.bytes_received - received
         stop.mask = segment.mask.copy()
-        stop.dice = user.dice(stop.mask, truth)
+        stop.dice = dice(stop.mask, truth)
         yield stop
 
 

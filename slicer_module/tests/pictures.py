@@ -14,8 +14,8 @@ import time
 import conftest  # finds the rest
 from desk import Desk
 from nninteractive_ws.client import events
-from nninteractive_ws.demo import user
 from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.evaluation import user
 from nninteractive_ws.server.local import local_server
 from NNInteractiveWSLib.work import QUIET_S
 import numpy as np

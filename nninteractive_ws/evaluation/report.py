@@ -1,0 +1,154 @@
+"""Results as tables: two CSV files, and what is printed."""
+
+from collections.abc import Iterable, Sequence
+import csv
+import io
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from nninteractive_ws.evaluation.measures import BALL_RADIUS, TARGETS
+from nninteractive_ws.evaluation.run import ObjectResult
+from nninteractive_ws.files.images import partial_path
+
+PROMPT_COLUMNS = (
+    "case", "structure", "prompt", "kind", "polarity", "ijk", "region_voxels", "region_left", "obeyed", "dice", "nsd",
+    "passes", "prompt_s", "waiting_s", "network_s",
+)  # fmt: skip
+OBJECT_COLUMNS = (
+    "case", "structure", "voxels", "prompts", "dice_first", "dice_final", "dice_auc", "nsd_first", "nsd_final",
+    "nsd_auc", *(f"prompts_to_{target:.2f}" for target in TARGETS), "points", "obeyed", "corrections", "lowered",
+    "prompt_s", "model", "license", "seed", "left_out", "error",
+)  # fmt: skip
+#: After how many prompts the means are printed.
+_SHOWN = (1, 2, 3, 4, 5, 7, 10, 15, 20)
+
+
+def write_tables(folder: Path, results: Sequence[ObjectResult], model: str, license: str, seed: int) -> None:
+    """Write ``prompts.csv``, a line for every prompt, and ``objects.csv``, one for every structure of every case.
+
+    Neither is ever half written. Columns whose name ends with ``_s`` are seconds; all others come again with the same
+    cases, model, options and seed, where the model computes the same twice.
+    """
+    _write(folder / "prompts.csv", PROMPT_COLUMNS, (line for result in results for line in _prompt_lines(result)))
+    made = (model, license, seed)
+    _write(folder / "objects.csv", OBJECT_COLUMNS, (_object_line(result, made) for result in results))
+
+
+def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    partial = partial_path(path)
+    partial.write_text(text.getvalue(), encoding="utf-8", newline="")
+    partial.replace(path)
+
+
+def _prompt_lines(result: ObjectResult) -> Iterable[Sequence[object]]:
+    for number, s in enumerate(result.steps, start=1):
+        obeyed = "" if s.obeyed is None else int(s.obeyed)
+        shares, seconds = (s.dice, s.nsd), (s.seconds, s.waiting_s, s.network_s)
+        yield (
+            result.case, result.structure, number, s.kind, "positive" if s.positive else "negative", s.at,
+            s.region_voxels, s.region_left, obeyed, *(f"{share:.4f}" for share in shares), s.passes,
+            *(f"{second:.3f}" for second in seconds),
+        )  # fmt: skip
+
+
+def _object_line(result: ObjectResult, made: tuple[object, ...]) -> Sequence[object]:
+    measured: list[object] = [""] * 9
+    if result.counts:
+        dice, nsd = result.dice, result.nsd
+        shares = (dice[0], dice[-1], result.dice_auc, nsd[0], nsd[-1], result.nsd_auc)
+        reached = ("" if n is None else n for n in result.prompts_to)
+        measured = [*(f"{share:.4f}" for share in shares), *reached]
+    points = [s.obeyed for s in result.steps if s.obeyed is not None]
+    corrections = [s.region_left < s.region_voxels for s in result.steps[1:]]
+    seconds = f"{np.median([s.seconds for s in result.steps]):.3f}" if result.steps else ""
+    counted = (len(points), sum(points), len(corrections), sum(corrections))
+    error = " ".join(result.error.split())  # a result is a line
+    return (
+        result.case, result.structure, result.voxels, len(result.steps), *measured, *counted, seconds, *made,
+        result.left_out, error,
+    )  # fmt: skip
+
+
+def structures_table(results: Sequence[ObjectResult]) -> Table:
+    """A line for each structure, its mean over the cases, and one for all objects."""
+    budget = results[0].budget
+    table = Table(
+        title="Dice and normalised surface Dice (NSD, 2 mm)",
+        box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        caption=f"prompts until a Dice is reached: those that never reach it count as {budget}, and are counted in "
+        "brackets; AUC: area under the curve over the prompts; s: median seconds of a prompt",
+    )
+    table.add_column("\nstructure")
+    words = ("\nn", "Dice\nfirst", "Dice\nfinal", "Dice\nAUC", "NSD\nfinal", "NSD\nAUC")
+    for word in (*words, *(f"to\n{target:.2f}" for target in TARGETS), "\ns"):
+        table.add_column(word, justify="right", no_wrap=True)
+    counted = [r for r in results if r.counts]
+    for name in dict.fromkeys(r.structure for r in counted):
+        table.add_row(name, *_cells([r for r in counted if r.structure == name]))
+    if counted:
+        table.add_section()
+        table.add_row("all", *_cells(counted), style="bold")
+    return table
+
+
+def _cells(results: Sequence[ObjectResult]) -> Iterable[str]:
+    yield str(len(results))
+    shares = [(r.dice[0], r.dice[-1], r.dice_auc, r.nsd[-1], r.nsd_auc) for r in results]
+    yield from (f"{share:.3f}" for share in np.mean(shares, 0))
+    for column in zip(*(r.prompts_to for r in results), strict=True):
+        missed = column.count(None)
+        mean = np.mean([r.budget if n is None else n for r, n in zip(results, column, strict=True)])
+        yield f"{mean:.1f}" + (f" ({missed})" if missed else "")
+    seconds = [s.seconds for r in results for s in r.steps]
+    yield f"{np.median(seconds):.2f}" if seconds else ""
+
+
+def curve_table(results: Sequence[ObjectResult]) -> Table:
+    """The mean over all objects after so many prompts."""
+    counted = [r for r in results if r.counts]
+    table = Table(title="Mean over all objects", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("prompts")
+    numbers = [n for n in _SHOWN if n <= results[0].budget]
+    for n in numbers:
+        table.add_column(str(n), justify="right")
+    if counted:
+        for word, curves in (("Dice", [r.dice for r in counted]), ("NSD", [r.nsd for r in counted])):
+            means = np.mean(curves, 0)
+            table.add_row(word, *(f"{means[n - 1]:.3f}" for n in numbers))
+    return table
+
+
+def obedience_table(results: Sequence[ObjectResult]) -> Table:
+    """How often the model did what a prompt said, and how often it should on phantoms."""
+    points = [s for r in results for s in r.steps if s.obeyed is not None]
+    corrections = [s for r in results for s in r.steps[1:]]
+    caption = f"bar: what a model should reach on phantoms; ball: all within {BALL_RADIUS} voxels of the point"
+    if corrections:
+        right = np.mean([1 - s.region_left / s.region_voxels for s in corrections])
+        caption += f"; of the errors pointed at, {right:.0%} of the voxels were put right"
+    table = Table(title="Obedience", box=SIMPLE_HEAD, show_edge=False, caption=caption)
+    table.add_column("after")
+    table.add_column("what is asked")
+    for word in ("held", "of", "bar"):
+        table.add_column(word, justify="right")
+    positive, negative = ([bool(p.obeyed) for p in points if p.positive is kind] for kind in (True, False))
+    smaller = [s.region_left < s.region_voxels for s in corrections]
+    better = [after.dice > before.dice for r in results for before, after in pairwise(r.steps)]
+    for after, what, held, bar in (
+        ("a positive point", "its ball in the object is in the mask", positive, "0.95"),
+        ("a negative point", "its ball beside the object is not", negative, "0.95"),
+        ("a correction", "the error pointed at is smaller", smaller, "0.85"),
+        ("a correction", "Dice is higher", better, ""),
+    ):
+        table.add_row(after, what, f"{np.mean(held):.3f}" if held else "-", str(len(held)), bar)
+    return table
