@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 import urllib.request
 
 import numpy as np
@@ -238,9 +238,11 @@ def is_running(pid: int) -> bool:
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[ServerProcess]:
+def server_process(*arguments: str, stderr: IO[str] | None = None) -> Iterator[ServerProcess]:
+    """A server with the embedded model on a free port of loopback, and these arguments of ``serve``. ``stderr``: a file
+    for its log."""
     command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -461,35 +461,30 @@ async def _come_and_go(address: str, token: str) -> None:
 
 
 @linux
-def test_no_secret_is_seen(tokens: Any) -> None:
+def test_no_secret_is_seen(tokens: Any, tmp_path: Path) -> None:
     """Not in the log, not in an error, not in a process list."""
-    import subprocess
+    secrets = list(tokens[1].values())
 
-    from chain_helpers import LISTENING
+    async def work(address: str) -> None:
+        client = await PlainClient.open(address, tokens[1]["anna"])
+        secrets.append(client.welcome.secret)
+        await client.set_image(phantom())
+        await client.websocket.send(protocol.encode(hello(secret=client.welcome.secret)))
+        client.websocket.transport.abort()
+        with pytest.raises(InvalidStatus):
+            await PlainClient.open(address, tokens[1]["ben"] + "x")
 
-    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo"]
-    command += ["--token-file", str(tokens[0]), "--log-level", "debug", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().removeprefix(LISTENING).strip()
-        secrets = list(tokens[1].values())
-
-        async def work() -> None:
-            client = await PlainClient.open(address, tokens[1]["anna"])
-            secrets.append(client.welcome.secret)
-            await client.set_image(phantom())
-            await client.websocket.send(protocol.encode(hello(secret=client.welcome.secret)))
-            client.websocket.transport.abort()
-            with pytest.raises(InvalidStatus):
-                await PlainClient.open(address, tokens[1]["ben"] + "x")
-
-        run(work())
-        lines = [" ".join(p.cmdline()) for p in psutil.process_iter()]
-        process.terminate()
-        _, log = process.communicate(timeout=30)
-    assert "refused: no token, or a wrong one" in log
+    with (
+        (tmp_path / "log").open("w") as log,
+        server_process("--token-file", str(tokens[0]), "--log-level", "debug", "--device", "cpu", stderr=log) as server,
+    ):
+        run(work(server.address))
+        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert any(str(tokens[0]) in line for line in lines)
+    logged = (tmp_path / "log").read_text()
+    assert "refused: no token, or a wrong one" in logged
     for secret in secrets:
-        assert secret not in log
+        assert secret not in logged
         assert not any(secret in line for line in lines)
 
 
