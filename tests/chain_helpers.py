@@ -66,7 +66,7 @@ def listens(port: int) -> bool:
     return True
 
 
-def wait_until(true: Callable[[], object], timeout: float = 60) -> None:
+def wait_until(true: Callable[[], object], timeout: float = 120) -> None:
     """Raises TimeoutError."""
     until = time.monotonic() + timeout
     while not true():

@@ -28,7 +28,7 @@ class Driver(Protocol):
     def __init__(self, address: str, **options: Any) -> None: ...
     def set_image(self, image: Array) -> Callable[[], object]: ...
     def ask(self, command: str, *arguments: Any, **options: Any) -> Wait: ...
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None: ...
+    def until(self, true: Callable[[], object], timeout: float = 120) -> None: ...
     def cancel(self) -> None: ...
     def close(self) -> None: ...
 
@@ -53,7 +53,7 @@ class Blocking:
         wait_until(lambda: future.done() or len(self.core.waiting) > before)
         return lambda: future.result(60)
 
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
+    def until(self, true: Callable[[], object], timeout: float = 120) -> None:
         wait_until(true, timeout)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Polled:
 
         return wait
 
-    def until(self, true: Callable[[], object], timeout: float = 60) -> None:
+    def until(self, true: Callable[[], object], timeout: float = 120) -> None:
         end = time.monotonic() + timeout
         while True:
             self.events += self._session.poll()
