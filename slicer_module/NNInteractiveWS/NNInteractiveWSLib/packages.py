@@ -17,55 +17,56 @@ import slicer
 from slicer.i18n import tr as _
 
 NAME = "nnInteractive WS"
+REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
 
 
 class NotInstalled(Exception):
     """``str()`` says why, to the user."""
 
 
-def needed(path):
+def needed(path=REQUIREMENTS):
     """The requirements of a requirements.txt, as texts."""
     lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def areInstalled(path):
+def areInstalled(path=REQUIREMENTS):
     """Whether all that a requirements.txt asks for is installed, in the versions that it asks for."""
     return all(_isInstalled(Requirement(line)) for line in needed(path))
 
 
-def install(path):
-    """Ask the user, and install what is missing of a requirements.txt; Slicer waits for it. Raises NotInstalled."""
+def install():
+    """Ask the user, and install what is missing; Slicer waits for it. Raises NotInstalled."""
     try:
-        _install(path)
+        _install()
     except RuntimeError as e:  # the user said no, or Slicer's Python was not found
         raise NotInstalled(_("Nothing was installed: {reason}").format(reason=e)) from e
     except CalledProcessError as e:
         words = _("pip could not install {names}; the Python console says why.")
-        raise NotInstalled(words.format(names=", ".join(needed(path)))) from e
+        raise NotInstalled(words.format(names=", ".join(needed()))) from e
     importlib.invalidate_caches()
-    if not areInstalled(path):  # Slicer installs nothing while it is tested
+    if not areInstalled():  # Slicer installs nothing while it is tested
         raise NotInstalled(_("Nothing was installed."))
 
 
-def _install(path):
+def _install():
     try:
         from slicer.packaging import load_requirements, pip_ensure
     except ImportError:  # Slicer 5.10
-        _askAndInstall(path)
+        _askAndInstall()
     else:
-        pip_ensure(load_requirements(path), requester=NAME)
+        pip_ensure(load_requirements(REQUIREMENTS), requester=NAME)
 
 
-def _askAndInstall(path):
+def _askAndInstall():
     # While it is tested, Slicer answers every question with yes.
     if slicer.app.testingEnabled():
         return
     question = _("Python packages will be installed into Slicer: {names}, and what these need. Continue?")
-    if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(needed(path))), NAME):
+    if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(needed())), NAME):
         raise RuntimeError(_("you did not agree."))
     with slicer.util.WaitCursor():
-        slicer.util.pip_install(needed(path))
+        slicer.util.pip_install(needed())
 
 
 def _isInstalled(requirement):

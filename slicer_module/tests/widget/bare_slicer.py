@@ -140,16 +140,15 @@ def install_nothing_while_testing(bare):
 
 
 def ask_for_the_phantom(bare):
+    from NNInteractiveWSLib.sampleData import addPhantom
     import qt
     import standins
 
-    import NNInteractiveWS
-
     standins.ctkMessageBox.answers += [qt.QMessageBox.Cancel, qt.QMessageBox.Ok]
-    assert NNInteractiveWS.addPhantom() is None
+    assert addPhantom() is None
     assert "Nothing was installed" in standins.ctkMessageBox.asked[-1]
     standins.ctkMessageBox.answers += [qt.QMessageBox.Ok]
-    assert NNInteractiveWS.addPhantom().GetImageData().GetScalarRange()[1] > 0
+    assert addPhantom().GetImageData().GetScalarRange()[1] > 0
 
 
 CASES = {

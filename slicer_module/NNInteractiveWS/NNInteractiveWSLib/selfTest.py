@@ -1,0 +1,175 @@
+"""The module's own test, for the application itself; it is found in the module file."""
+
+import os
+import socket
+import time
+import unittest
+
+import numpy as np
+import qt
+import slicer
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
+#: Of the module, of its settings and of its parameter node.
+_NAME = "NNInteractiveWS"
+_MIDDLE = (24, 24, 24)
+
+
+class NNInteractiveWSTest(ScriptedLoadableModuleTest):
+    """What a user does, in the application itself.
+
+    With NNINTERACTIVE_WS_TEST_SERVER in the environment, the address of a server, it also segments something there;
+    ``nninteractive-ws serve --model demo`` is enough for that.
+    """
+
+    def runTest(self):
+        for name in unittest.defaultTestLoader.getTestCaseNames(type(self)):
+            self.setUp()
+            try:
+                getattr(self, name)()
+            except unittest.SkipTest as why:
+                self.delayDisplay(f"{name}: skipped, {why}")
+            else:
+                self.delayDisplay(f"{name}: passed")
+            finally:
+                self.tearDown()
+
+    def setUp(self):
+        self.settings = _ownSettings()
+        slicer.mrmlScene.Clear(False)
+        slicer.util.selectModule(_NAME)
+        self.widget = slicer.modules.nninteractivews.widgetRepresentation().self()
+
+    def tearDown(self):
+        """Leave the user's settings as they were."""
+        slicer.mrmlScene.Clear(False)
+        qt.QSettings().remove(_NAME)
+        for key, value in self.settings.items():
+            qt.QSettings().setValue(key, value)
+        self.widget.rebuild()
+
+    def test_choices(self):
+        """Choices are the scene's, and tools want a volume."""
+        ui = self.needPanel()
+        from NNInteractiveWS import NNInteractiveWSLogic  # that module imports this one
+
+        choices = NNInteractiveWSLogic().getParameterNode()
+        assert ui.autoZoomCheckBox.checked
+        ui.autoZoomCheckBox.click()
+        assert not choices.autoZoom
+        choices.autoZoom = True
+        assert ui.autoZoomCheckBox.checked
+        assert not ui.pointButton.enabled
+        self.addVolume()
+        assert ui.pointButton.enabled
+
+    def test_settings(self):
+        """The server's address is kept as a setting, its token is not."""
+        ui = self.needPanel()
+        ui.tokenLineEdit.text = "nws_secret"
+        self.useServer("ws://127.0.0.1:1")
+        self.widget.rebuild()
+        assert self.widget.ui.serverComboBox.currentText == "ws://127.0.0.1:1"
+        assert not [key for key, value in _ownSettings().items() if "nws_secret" in str(value)]
+
+    def test_nobodyListens(self):
+        """A prompt for a server that is not there: it is said in words, and nothing is left of the prompt."""
+        ui = self.needPanel()
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # and nobody listens there
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            self.useServer(f"ws://{address}")
+            self.addVolume()
+            self.click("Red", _MIDDLE)
+            logic = self.widget.logic
+            self.waitUntil(lambda: address in ui.statusLabel.text and not logic.busy)
+        assert logic.segmentation.GetSegmentation().GetNumberOfSegments() == 1
+        assert _visibleMarks() == []
+        assert not ui.undoButton.enabled
+
+    def test_server(self):
+        """A click becomes a mask; undo, redo, and the scene is closed."""
+        address = os.environ.get("NNINTERACTIVE_WS_TEST_SERVER")
+        if not address:
+            self.skipTest("NNINTERACTIVE_WS_TEST_SERVER is not set")
+        ui = self.needPanel()
+        self.useServer(address)
+        volume = self.addVolume()
+        self.click("Red", _MIDDLE)
+        logic = self.widget.logic
+        self.waitUntil(lambda: ui.undoButton.enabled and not logic.busy)
+        voxels = self.countVoxels(volume)
+        assert voxels > 0
+        assert len(_visibleMarks()) == 1
+        ui.undoButton.click()
+        self.waitUntil(lambda: ui.redoButton.enabled and not logic.busy)
+        assert self.countVoxels(volume) == 0
+        assert _visibleMarks() == []
+        ui.redoButton.click()
+        self.waitUntil(lambda: ui.undoButton.enabled and not logic.busy)
+        assert self.countVoxels(volume) == voxels
+        slicer.mrmlScene.Clear(False)
+        assert logic.session is None
+        assert not ui.pointButton.enabled
+
+    # ---- what a user does -----------------------------------------------------------------------------------------
+
+    def needPanel(self):
+        if self.widget.ui is None:
+            self.skipTest("the Python packages are not installed")
+        return self.widget.ui
+
+    def useServer(self, address):
+        """Enter an address, and agree that images go there."""
+        qt.QSettings().setValue(f"{_NAME}/agreedServers", [address])
+        self.widget.ui.serverComboBox.setEditText(address)
+        self.widget.ui.serverComboBox.lineEdit().editingFinished()
+
+    def addVolume(self):
+        """A bright ball around _MIDDLE, shown and selected."""
+        distance = np.linalg.norm(np.indices((48, 48, 48)) - np.reshape(_MIDDLE, (3, 1, 1, 1)), axis=0)
+        volume = slicer.util.addVolumeFromArray(np.where(distance < 10, 200, -100).astype(np.int16))
+        slicer.util.setSliceViewerLayers(background=volume, fit=True)
+        self.widget.editor.setSourceVolumeNode(volume)
+        slicer.app.processEvents()
+        return volume
+
+    def click(self, viewName, ras):
+        """Click with the point tool at a point of the world."""
+        if not self.widget.ui.pointButton.checked:
+            self.widget.ui.pointButton.click()
+        view = slicer.app.layoutManager().sliceWidget(viewName).sliceView()
+        sliceNode = view.mrmlSliceNode()
+        sliceNode.JumpSliceByCentering(*ras)
+        toXY = np.linalg.inv(slicer.util.arrayFromVTKMatrix(sliceNode.GetXYToRAS()))
+        target = view.VTKWidget()
+        x, y = (toXY @ [*ras, 1])[:2] / target.devicePixelRatioF()
+        position = qt.QPointF(x, target.height - 1 - y)
+        for kind, held in (
+            (qt.QEvent.MouseButtonPress, qt.Qt.LeftButton),
+            (qt.QEvent.MouseButtonRelease, qt.Qt.NoButton),
+        ):
+            event = qt.QMouseEvent(kind, position, qt.Qt.LeftButton, held, qt.Qt.NoModifier)
+            qt.QApplication.sendEvent(target, event)
+
+    def waitUntil(self, condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.widget.logic.status.words
+            slicer.app.processEvents()
+            time.sleep(0.002)
+
+    def countVoxels(self, volume):
+        logic = self.widget.logic
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(logic.segmentation, logic.segmentID, volume)
+        return int(np.count_nonzero(array))
+
+
+def _ownSettings():
+    settings = qt.QSettings()
+    return {key: settings.value(key) for key in settings.allKeys() if key.startswith(f"{_NAME}/")}
+
+
+def _visibleMarks():
+    marks = slicer.util.getNodesByClass("vtkMRMLMarkupsNode")
+    return [mark for mark in marks if mark.GetDisplayNode().GetVisibility()]
