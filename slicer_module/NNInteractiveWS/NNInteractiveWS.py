@@ -134,7 +134,8 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         try:
             from NNInteractiveWSLib.logic import Logic
-            from NNInteractiveWSLib.widget import Panel, userAgrees
+            from NNInteractiveWSLib.serverForm import userAgrees
+            from NNInteractiveWSLib.widget import Panel
         except ImportError as e:  # what one of the packages needs was removed
             self._offerToInstall(
                 _("The Python packages that this module needs cannot be used: {reason}.").format(reason=e)

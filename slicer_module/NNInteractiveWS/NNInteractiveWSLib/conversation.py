@@ -72,20 +72,26 @@ class Conversation:
             return self.say("error", str(e))
         return True
 
+    def agree(self):
+        """Whether the user agrees that images go to the server."""
+        address = self.server["address"]
+        if self._agreed(address):
+            return True
+        return self.say("idle", _("Nothing was sent: images go to {a} once you agree.").format(a=address))
+
     def connect(self):
         """Whether there is a session, connected or on the way; the user may not agree to one."""
         if self.session is not None:
             if self.session.core.resting:
                 self.setOptions()  # it wakes for a request
             return True
-        address = self.server["address"]
-        if not self._agreed(address):
-            return self.say("idle", _("Nothing was sent: images go to {a} once you agree.").format(a=address))
+        if not self.agree():
+            return False
         try:
             self.session = PolledSession(clock=self._clock, **self.server)
         except Error as e:
             return self.say("error", str(e))
-        self.say("connecting", _("Connecting to {address}").format(address=address))
+        self.say("connecting", _("Connecting to {address}").format(address=self.server["address"]))
         self.setOptions()
         return True
 
@@ -148,10 +154,13 @@ class Conversation:
 
     # ---- the timer ----------------------------------------------------------------------------------------------
 
-    def poll(self, budget_s):
-        if self.session is None:
+    def poll(self, budget_s, mayPause):
+        happened = [] if self.session is None else self._advance(budget_s)
+        if mayPause:
             self._whileQuiet()
-            return []
+        return happened
+
+    def _advance(self, budget_s):
         until = self._clock() + budget_s
         unwritten = self.work is not None and self.work.unwritten()
         try:
@@ -166,7 +175,6 @@ class Conversation:
             self._take(event, changes)
         self._write(changes)
         self._goOn(lambda: self._clock() < until)
-        self._whileQuiet()
         return happened
 
     def _goOn(self, more):

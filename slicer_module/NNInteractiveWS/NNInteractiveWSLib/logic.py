@@ -127,14 +127,19 @@ class Logic:
         self.selectSegment(node, node.GetSegmentation().AddEmptySegment(""))
         return self.segmentID
 
+    def agree(self):
+        """Whether the user agrees that images go to the server; asked once for each."""
+        return self._conversation.agree()
+
     def connect(self):
         """Connect, where that is not done yet, if the user agrees; whether there is a connection or one on the way.
         Prompts do it themselves."""
         return self._conversation.connect()
 
-    def poll(self, budget_s=0.008):
-        """Go on with everything, for about ``budget_s`` seconds and a write into the segments; the session's events."""
-        return self._conversation.poll(budget_s)
+    def poll(self, budget_s=0.008, *, mayPause=True):
+        """Go on with everything, for about ``budget_s`` seconds and a write into the segments; the session's events.
+        ``mayPause``: whether, while nothing else happens, it may also take longer: a closed surface is made in one."""
+        return self._conversation.poll(budget_s, mayPause)
 
     def storeState(self):
         """Keep prompts and journal in the scene. It is done soon after each answer; call it before a scene is saved."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nninteractive_ws.client import events
-from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.errors import Cancelled
 
 try:
@@ -85,46 +84,3 @@ def statusOf(event):
     """What an event of the session says, or None."""
     words = _WORDS.get(type(event))
     return None if words is None else words(event)
-
-
-def answerWords(address, welcome, seconds):
-    """What a server that can be used from here is, and how it is reached: a few lines.
-
-    ``address``: as the user wrote it. ``welcome``: its nninteractive_ws.messages.Welcome. ``seconds``: the round trip.
-    """
-    model = welcome.model
-    lines = (
-        _("Connected to {address}, {how}; it answers in {ms:.0f} ms."),
-        _("Server: {server}, protocol {version}."),
-        _("Model: {model}, licence {license}, on {device}."),
-        _("Prompts: {prompts}."),
-    )
-    return "\n".join(lines).format(
-        address=parse_address(address),
-        how=_connectionWords(parse_address(address)),
-        ms=1000 * seconds,
-        server=welcome.server,
-        version=welcome.version,
-        model=model.name,
-        license=model.license,
-        device=welcome.device,
-        prompts=", ".join(_PROMPTS.get(kind, kind) for kind in model.prompts),
-    )
-
-
-def _connectionWords(address):
-    if address.ssh is not None:
-        return _("encrypted by ssh")
-    if address.secure:
-        return _("encrypted")
-    return _("on this computer") if address.is_loopback else _("not encrypted")
-
-
-_PROMPTS = {
-    "point": _("point"),
-    "bbox2d": _("box in a slice"),
-    "bbox3d": _("box"),
-    "scribble": _("scribble"),
-    "lasso": _("lasso"),
-    "mask": _("mask"),
-}

@@ -78,6 +78,11 @@ class ViewTool:
         view.VTKWidget().installEventFilter(watching)
         self._watched.append((view, watching))
 
+    @property
+    def drawing(self):
+        """Whether a drag is not finished."""
+        return self._stroke is not None
+
     def abandon(self):
         """Forget a drag that is not finished; whether there was one."""
         if self._stroke is None:

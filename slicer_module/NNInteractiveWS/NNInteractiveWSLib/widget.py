@@ -1,7 +1,5 @@
 """The panel: what is pressed and drawn goes to the logic, what the logic says is shown. Nothing here waits."""
 
-import os
-
 from nninteractive_ws.client import events
 import qt
 import slicer
@@ -10,8 +8,8 @@ import vtk
 from .editorHistory import EditorHistory
 from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
+from .serverForm import RED, SETTINGS, ServerForm
 from .shortcuts import Shortcuts
-from .status import answerWords
 from .views import ViewTool
 
 try:
@@ -29,15 +27,14 @@ _TOOLS = {
     "scribbleButton": ("scribble", {"scribble"}),
     "lassoButton": ("lasso", {"lasso"}),
 }
-#: How often the logic is polled; while the time of an answer is measured, as often as Qt can.
-_TESTING_MS, _BUSY_MS, _IDLE_MS = 1, 10, 100
+#: How often the logic is polled.
+_BUSY_MS, _IDLE_MS = 10, 100
 #: Of words that are bad news, by the status's state. Readable on light and on dark.
-_COLORS = {"error": "color: #e53935", "lost": "color: #ef6c00"}
+_COLORS = {"error": RED, "lost": "color: #ef6c00"}
 #: The states in which something goes on of which a progress bar tells.
 _MOVING = ("connecting", "uploading", "predicting")
-_KEPT_SERVERS = 10
 _VOLUME = "vtkMRMLScalarVolumeNode"
-_SETTINGS = "NNInteractiveWS"
+_PLACE = slicer.vtkMRMLInteractionNode.Place
 
 
 class Panel:
@@ -62,25 +59,27 @@ class Panel:
         }
         self._captions = {name: self._captioned(name).text.rsplit(" (", 1)[0] for name in self._actions}
         self._defaults = self._keys()
-        self._open = self._testing = self._writing = False
-        self._server = None
+        self._open = self._writing = False
         self._shown = {}
         self._history = EditorHistory(editor, logic)
         self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
         self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn, self._onPicked)
-        self._restoreSettings()
+        self.server = ServerForm(ui, logic)
+        self._restoreShortcuts()
         self._connect()
         size = ui.progressBar.sizePolicy
         size.setRetainSizeWhenHidden(True)  # what is below does not jump
         ui.progressBar.setSizePolicy(size)
-        node = editor.mrmlSegmentEditorNode()
-        self._observer = node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)
+        editorNode, interaction = editor.mrmlSegmentEditorNode(), _interactionNode()
+        self._observers = [
+            (editorNode, editorNode.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)),
+            (interaction, interaction.AddObserver(interaction.InteractionModeChangedEvent, self._onInteractionMode)),
+        ]
         self._timer = qt.QTimer()
         self._timer.connect("timeout()", self.poll)
         self._timer.start(_IDLE_MS)
         self._fitTab()
         self._setPolarity()
-        self._onServerChanged()
         self._onEditorChanged()
 
     def enter(self):
@@ -97,30 +96,31 @@ class Panel:
         self._useTool(None)
         self._views.remove()
         self._shortcuts.remove()
+        self.editor.setActiveEffect(None)
         self.editor.removeViewObservations()
 
     def close(self):
         self.exit()
+        self.server.stop()
         self._timer.stop()
-        node, tag = self._observer
-        node.RemoveObserver(tag)
+        for node, tag in self._observers:
+            node.RemoveObserver(tag)
 
     def poll(self):
         """Let the logic go on, and show what it says."""
-        happened = self.logic.poll()
+        drawing = self._views.drawing or qt.QApplication.mouseButtons() != qt.Qt.NoButton
+        happened = self.logic.poll(mayPause=not drawing)
         self._writing = self._writing or any(isinstance(event, events.MaskDelta) for event in happened)
         if self._writing:
             self._history.forget()
             self._writing = self.logic.busy  # it is written piece by piece
-        interval = _TESTING_MS if self._testing else _BUSY_MS if self.logic.active else _IDLE_MS
+        interval = _BUSY_MS if self.logic.active else _IDLE_MS
         if interval != self._timer.interval:
             self._timer.setInterval(interval)
         self.refresh()
 
     def refresh(self):
         """Show what there is. Only what has changed is set: each time costs more than all that is looked at."""
-        if self._testing:
-            self._followTest()
         shown = {**self._buttons(), **self._segmentButtons(), **self._statusLine()}
         for (name, what), value in shown.items():
             if (name, what) not in self._shown or self._shown[name, what] != value:
@@ -198,10 +198,6 @@ class Panel:
         for checkBox in (ui.livePreviewCheckBox, ui.runAutomaticallyCheckBox, ui.autoZoomCheckBox):
             checkBox.connect("toggled(bool)", lambda on: self._setOptions())
         ui.overwriteComboBox.connect("currentIndexChanged(int)", self._onOverwriteChosen)
-        ui.serverComboBox.lineEdit().connect("editingFinished()", self._onServerChanged)
-        ui.serverComboBox.connect("activated(int)", lambda index: self._onServerChanged())
-        ui.tokenLineEdit.connect("editingFinished()", self._onServerChanged)
-        ui.testConnectionButton.connect("clicked()", self._testConnection)
         ui.shortcutsCheckBox.connect("toggled(bool)", lambda on: self._onKeysChanged())
         ui.defaultShortcutsButton.connect("clicked()", lambda: self._setKeys(self._defaults))
         for name in self._actions:
@@ -232,7 +228,9 @@ class Panel:
         for name, (each, _kinds) in _TOOLS.items():
             getattr(self.ui, name).checked = each == tool
         if tool is not None:
-            self.editor.setActiveEffectByName("")
+            self.editor.setActiveEffect(None)
+            if _interactionNode().GetCurrentInteractionMode() == _PLACE:
+                _interactionNode().SwitchToViewTransformMode()
 
     def _onDrawn(self, tool, sliceNode, points):
         logic, positive = self.logic, self.ui.positiveButton.checked
@@ -305,7 +303,14 @@ class Panel:
         self.logic.selectVolume(node.GetSourceVolumeNode())
         self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
+        if node.GetActiveEffectName() and self._views.tool is not None:
+            self._useTool(None)  # the mouse is the effect's now
         self.refresh()
+
+    def _onInteractionMode(self, node, event):
+        """Markups are placed now, by what is not of this module."""
+        if node.GetCurrentInteractionMode() == _PLACE and self._views.tool is not None:
+            self._useTool(None)
 
     def _onOverwriteChosen(self, index):
         self.editor.mrmlSegmentEditorNode().SetOverwriteMode(index)
@@ -336,56 +341,13 @@ class Panel:
         self.logic.live = self.ui.runAutomaticallyCheckBox.checked
         self.logic.setOptions(previews=self.ui.livePreviewCheckBox.checked, autozoom=self.ui.autoZoomCheckBox.checked)
 
-    def _onServerChanged(self):
-        """The address becomes the first of the list. The token is in memory alone."""
-        box = self.ui.serverComboBox
-        address = box.currentText.strip()
-        server = address, self.ui.tokenLineEdit.text or os.environ.get("NNINTERACTIVE_WS_TOKEN")
-        if not address or server == self._server:
-            return
-        self._server = server
-        others = [box.itemText(i) for i in range(box.count) if box.itemText(i) != address]
-        known = [address, *others][:_KEPT_SERVERS]
-        box.clear()
-        box.addItems(known)
-        qt.QSettings().setValue(f"{_SETTINGS}/servers", known)
-        self.logic.setServer(*server)
-        self._showTest("")
-
-    def _testConnection(self):
-        """Connect, where that is not done yet; what comes of it is told as soon as it is known."""
-        self._onServerChanged()  # a button does not take the focus from the address everywhere
-        self.logic.connect()
-        self._showTest(self.logic.status.words, testing=True)
-        self.poll()
-
-    def _followTest(self):
-        session, status = self.logic.session, self.logic.status
-        answered = None if session is None else session.round_trip
-        if answered is not None and self.logic.server is not None:
-            self._showTest(answerWords(self._server[0], self.logic.server, answered))
-        elif session is None or status.state == "lost":
-            self._showTest(status.words, _COLORS["error"])
-        else:
-            self._showTest(status.words, testing=True)
-
-    def _showTest(self, words, color="", testing=False):
-        self._testing = testing
-        label = self.ui.testResultLabel
-        if label.text != words or label.styleSheet != color:
-            label.text, label.styleSheet, label.visible = words, color, bool(words)
-
-    def _restoreSettings(self):
+    def _restoreShortcuts(self):
         settings = qt.QSettings()
-        servers = settings.value(f"{_SETTINGS}/servers") or ["ws://127.0.0.1:1528"]
-        # A list of one comes back as a text.
-        self.ui.serverComboBox.addItems([servers] if isinstance(servers, str) else list(servers))
-        self.ui.serverComboBox.currentIndex = 0
         self.ui.shortcutsCheckBox.checked = slicer.util.settingsValue(
-            f"{_SETTINGS}/shortcuts/enabled", True, converter=slicer.util.toBool
+            f"{SETTINGS}/shortcuts/enabled", True, converter=slicer.util.toBool
         )
         for name, key in self._defaults.items():
-            self._keyEdit(name).setKeySequence(qt.QKeySequence(settings.value(f"{_SETTINGS}/shortcuts/{name}", key)))
+            self._keyEdit(name).setKeySequence(qt.QKeySequence(settings.value(f"{SETTINGS}/shortcuts/{name}", key)))
         self._showKeys()
 
     # ---- keys ----
@@ -403,9 +365,9 @@ class Panel:
 
     def _onKeysChanged(self):
         settings = qt.QSettings()
-        settings.setValue(f"{_SETTINGS}/shortcuts/enabled", self.ui.shortcutsCheckBox.checked)
+        settings.setValue(f"{SETTINGS}/shortcuts/enabled", self.ui.shortcutsCheckBox.checked)
         for name, key in self._keys().items():
-            settings.setValue(f"{_SETTINGS}/shortcuts/{name}", key)
+            settings.setValue(f"{SETTINGS}/shortcuts/{name}", key)
         self._showKeys()
         if self._open:
             self._setShortcuts()
@@ -439,22 +401,13 @@ def _caption(text, key):
     return f"{text} ({key})" if key else text
 
 
+def _interactionNode():
+    """Where Slicer keeps what the mouse is for."""
+    return slicer.app.applicationLogic().GetInteractionNode()
+
+
 def _volumeAtHand():
     """The active volume, or the first one; None where there is none that could be segmented."""
     active = slicer.mrmlScene.GetNodeByID(slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() or "")
     # Labelmaps and volumes of vectors are of classes of their own.
     return next((v for v in (active, *slicer.util.getNodesByClass(_VOLUME)) if v and v.GetClassName() == _VOLUME), None)
-
-
-def userAgrees(address):
-    """Whether images may be sent to the server at an address: asked once for each, and remembered."""
-    settings = qt.QSettings()
-    agreed = settings.value(f"{_SETTINGS}/agreedServers") or ()
-    agreed = [agreed] if isinstance(agreed, str) else list(agreed)
-    if address in agreed:
-        return True
-    question = _("The image will be sent to the server at {address}, and kept there in memory. Do you agree?")
-    if not slicer.util.confirmYesNoDisplay(question.format(address=address)):
-        return False
-    settings.setValue(f"{_SETTINGS}/agreedServers", [*agreed, address])
-    return True

@@ -90,6 +90,23 @@ def scene(application):
 
 
 @pytest.fixture
+def tester(application):
+    """The panel without a volume, whose user agrees to each server; ``use(address)`` enters one."""
+    from assembled import Module
+    from NNInteractiveWSLib.logic import Logic
+
+    module = Module(Logic, agreed=lambda address: True)
+
+    def use(address):
+        module.ui.serverComboBox.setEditText(address)
+        module.panel.server.use()
+
+    module.use = use
+    yield module
+    module.close()
+
+
+@pytest.fixture
 def wait_until():
     """Let Qt's loop run until something is so; fails where it does not come about in time."""
     import qt

@@ -5,10 +5,15 @@
 started Slicer.
 """
 
+import atexit
 import importlib
 import importlib.metadata
+import os
 from pathlib import Path
+import shlex
+import shutil
 import sys
+import tempfile
 import types
 import unittest
 
@@ -389,6 +394,17 @@ def install():
     functions = {name: getattr(pip, name) for name in ("load_requirements", "pip_ensure", "pip_install")}
     _submodule("packaging", **functions, pip=pip)
     sys.modules["SampleData"] = _module("SampleData", SampleDataLogic=SampleDataLogic)
+    _addPythonSlicer()
+
+
+def _addPythonSlicer():
+    """PythonSlicer, Slicer's Python as a program of its own: as in Slicer, it is found in PATH."""
+    folder = tempfile.mkdtemp(prefix="PythonSlicer")
+    atexit.register(shutil.rmtree, folder)
+    program = Path(folder) / "PythonSlicer"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    program.chmod(0o755)
+    os.environ["PATH"] = os.pathsep.join([folder, os.environ["PATH"]])
 
 
 def _submodule(name, **contents):

@@ -135,8 +135,15 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def activeEffect(self):
         return None
 
+    def setActiveEffectByName(self, name):
+        """In Slicer, its button does the same."""
+        self._node.SetActiveEffectName(name)
+
+    def setActiveEffect(self, effect):
+        """``effect``: None, as there are none here."""
+        self._node.SetActiveEffectName("")
+
     for _name in (
-        "setActiveEffectByName",
         "setupViewObservations",
         "removeViewObservations",
         "installKeyboardShortcuts",
@@ -196,6 +203,27 @@ class ctkCollapsibleButton(qt.QWidget):
         painter = qt.QPainter(self)
         self.style().drawControl(qt.QStyle.CE_PushButton, option, painter, self)
         painter.end()
+
+
+class ctkPathLineEdit(qt.QWidget):
+    """A path, written or chosen."""
+
+    currentPathChanged = qt.Signal("QString")
+    showHistoryButton = qt.Property(bool, fget=lambda self: False, fset=lambda self, shown: None)
+
+    def __init__(self, parent=None):
+        qt.QWidget.__init__(self, *(() if parent is None else (parent,)))
+        self._line, button = qt.QLineEdit(self), qt.QToolButton(self)
+        button.text = "..."
+        self._line.connect("textChanged(QString)", self.currentPathChanged.emit)
+        layout = qt.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._line)
+        layout.addWidget(button)
+
+    currentPath = qt.Property(
+        "QString", fget=lambda self: self._line.text, fset=lambda self, path: setattr(self._line, "text", path)
+    )
 
 
 class ctkMessageBox(qt.QMessageBox):
@@ -394,7 +422,7 @@ class qSlicerLayoutManager(qt.QWidget):
 
 
 WIDGETS = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLSegmentEditorWidget)}
-CTK_WIDGETS = {cls.__name__: cls for cls in (ctkCollapsibleButton, ctkMessageBox)}
+CTK_WIDGETS = {cls.__name__: cls for cls in (ctkCollapsibleButton, ctkMessageBox, ctkPathLineEdit)}
 
 
 _QUiLoader = qt.QUiLoader

@@ -1,82 +1,21 @@
 """The panel on the real logic: what is pressed and drawn reaches it, and what it says is shown."""
 
-import socket
-from types import SimpleNamespace
-
+from assembled import Module, Noted
 from desk import TISSUE, blobs
 import gestures
 from nninteractive_ws import Box
 from nninteractive_ws.messages import Model
-from nninteractive_ws.server.local import local_server
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.labelmaps import Labelmaps
-from NNInteractiveWSLib.logic import Logic
 from NNInteractiveWSLib.segments import LOCKED_TAG
-from NNInteractiveWSLib.status import Status, answerWords
-from NNInteractiveWSLib.widget import Panel, userAgrees
+from NNInteractiveWSLib.status import Status
 import numpy as np
 import pytest
 import qt
 import slicer
-import standins
-from test_panel import UI_FILE, WIDTH
+from test_panel import WIDTH
 
 SHAPE = (40, 30, 20)
-
-
-class Noted(Logic):
-    """The real logic, whose prompts and commands are noted and end here."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.calls = []
-
-    def addPoint(self, world, positive=True):
-        self.calls.append(("point", world, positive))
-
-    def addBox(self, corner, opposite, positive=True, sliceNode=None):
-        self.calls.append(("box", (corner, opposite), positive, sliceNode.GetLayoutName()))
-
-    def addScribble(self, sliceNode, points, positive=True):
-        self.calls.append(("scribble", points, positive, sliceNode.GetLayoutName()))
-
-    def addLasso(self, sliceNode, points, positive=True):
-        self.calls.append(("lasso", points, positive, sliceNode.GetLayoutName()))
-
-    def undo(self):
-        self.calls.append("undo")
-
-    def redo(self):
-        self.calls.append("redo")
-
-    def reset(self):
-        self.calls.append("reset")
-
-    def run(self):
-        self.calls.append("run")
-
-
-class Module:
-    """The panel with its parts, as the module's widget puts them together."""
-
-    def __init__(self, logicClass, agreed=lambda address: False):
-        self.window = slicer.util.mainWindow()
-        self.root = slicer.util.loadUI(str(UI_FILE))
-        self.root.setMRMLScene(slicer.mrmlScene)
-        slicer.app.showModule(self.root)
-        self.editorNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-        self.editor = slicer.qMRMLSegmentEditorWidget()
-        self.editor.setMRMLSegmentEditorNode(self.editorNode)
-        self.logic = logicClass(slicer.mrmlScene, agreed, editorNode=self.editorNode)
-        self.ui = slicer.util.childWidgetVariables(self.root)
-        self.panel = Panel(self.ui, self.editor, self.logic)
-
-    def close(self):
-        self.panel.close()
-        self.logic.close()
-
-    def key(self, key, modifiers=gestures.NONE):
-        gestures.key(self.window, key, modifiers=modifiers)
 
 
 @pytest.fixture
@@ -273,7 +212,7 @@ def test_a_shortcut_is_changed_and_remembered(opened):
 def test_the_token_is_not_among_the_settings(module):
     module.ui.serverComboBox.setEditText("ws://gpu-box:1528")
     module.ui.tokenLineEdit.text = "nws_secret"
-    module.panel._onServerChanged()
+    module.panel.server.use()
     assert module.logic._conversation.server["token"] == "nws_secret"
     settings = qt.QSettings()
     assert settings.value("NNInteractiveWS/servers") == ("ws://gpu-box:1528", "ws://127.0.0.1:1528")
@@ -350,7 +289,7 @@ def laid_out(module):
 
 @pytest.mark.parametrize("tested", ["", "Not connected: nothing listens there. " * 5])
 def test_the_tabs_are_as_high_as_the_open_one_needs(module, tested):
-    module.panel._showTest(tested)
+    module.panel.server._show([tested])
     heights = []
     for tab in (module.ui.configurationTab, module.ui.promptsTab, module.ui.configurationTab):
         module.ui.tabWidget.setCurrentWidget(tab)
@@ -370,7 +309,7 @@ def test_long_sentences_are_not_cut_off(module):
     module.logic._conversation.status = Status("error", 2 * words)
     module.panel.refresh()
     module.ui.tabWidget.setCurrentWidget(module.ui.configurationTab)
-    module.panel._showTest(3 * words, "color: red")
+    module.panel.server._show(3 * [words], "color: red")
     area = laid_out(module)
     for label in (module.ui.statusLabel, module.ui.testResultLabel):
         assert label.height >= label.heightForWidth(label.width) > 2 * label.fontMetrics().height()
@@ -491,8 +430,7 @@ class Hand:
 @pytest.fixture
 def hand(tester, server, add_volume, wait_until):
     volume = add_volume(blobs())
-    tester.ui.serverComboBox.setEditText(server.address)
-    tester.panel._onServerChanged()
+    tester.use(server.address)
     tester.panel.enter()
     return Hand(tester, volume, wait_until)
 
@@ -573,125 +511,28 @@ def test_what_was_changed_without_the_segment_editor_is_taken_back_too(hand):
     assert hand.bars() == {(2, 2)}
 
 
-# ---- Test connection --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tester(application):
-    """The panel without a volume, whose user agrees to each server; ``test(address)`` presses Test connection."""
-    module = Module(Logic, agreed=lambda address: True)
-
-    def test(address):
-        module.ui.serverComboBox.setEditText(address)
-        module.ui.testConnectionButton.click()
-
-    module.test = test
-    yield module
-    module.close()
-
-
-def test_a_connection_is_tested_without_a_volume(tester, server, wait_until):
-    tester.test(server.address)
-    wait_until(lambda: tester.ui.testResultLabel.text.startswith("Connected to"), within=60)
-    words = tester.ui.testResultLabel.text
-    welcome = tester.logic.server
-    assert f"Connected to {server.address}" in words
-    assert "on this computer" in words
-    assert " ms." in words
-    for said in (welcome.server, welcome.model.name, welcome.model.license, welcome.device):
-        assert said in words
-    assert tester.ui.testResultLabel.styleSheet == ""
-    wait_until(lambda: tester.panel._timer.interval == 100)
-    tester.ui.testConnectionButton.click()
-    assert tester.ui.testResultLabel.text.startswith("Connected to"), "there is one already"
-
-
-def test_a_test_that_fails_says_why(tester, wait_until):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    tester.test(f"127.0.0.1:{port}")
-    label = tester.ui.testResultLabel
-    wait_until(lambda: label.text.startswith("Not connected"))
-    assert "Nothing listens" in label.text
-    assert "color" in label.styleSheet
-    assert label.text == tester.logic.status.words
-    tester.test("ftp://gpu-box")
-    assert "is not an address" in label.text
-
-
-def test_a_test_says_that_it_is_under_way_until_another_address_is_given(tester):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        tester.test(f"127.0.0.1:{silent.getsockname()[1]}")
-        tester.panel.poll()
-        assert tester.ui.testResultLabel.text.startswith("Connecting to")
-        tester.panel._onServerChanged()  # the focus has left the address
-        assert tester.ui.testResultLabel.text.startswith("Connecting to")
-        tester.ui.serverComboBox.setEditText("gpu-box")
-        tester.panel._onServerChanged()
-        tester.panel.poll()
-        assert tester.ui.testResultLabel.text == ""
-
-
-def test_a_server_that_the_user_does_not_agree_to_is_not_tested(module):
-    module.ui.testConnectionButton.click()
-    assert module.logic.session is None
-    assert module.ui.testResultLabel.text.startswith("Nothing was sent")
-
-
-@pytest.mark.parametrize(
-    ("address", "how"),
-    [
-        ("gpu-box", "ws://gpu-box:1528/, not encrypted;"),
-        ("localhost", "ws://localhost:1528/, on this computer;"),
-        ("https://gpu-box", "wss://gpu-box:443/, encrypted;"),
-        ("ssh://anna@gpu-box", "ssh://anna@gpu-box/1528, encrypted by ssh;"),
-    ],
-)
-def test_the_answer_tells_whether_others_could_read_it(address, how):
-    model = Model(
-        name="m", license="L", patch_size=(8, 8, 8), prompts=("point", "new kind"), scribble_thickness=(1, 1, 1)
-    )
-    welcome = SimpleNamespace(server="nninteractive-ws 1", version=1, model=model, device="cpu")
-    words = answerWords(address, welcome, 0.0123)
-    assert how in words
-    assert "answers in 12 ms" in words
-    assert "point, new kind" in words
-
-
-def test_images_go_where_the_user_agreed(application):
-    standins.ctkMessageBox.answers += [qt.QMessageBox.No, qt.QMessageBox.Yes]
-    assert not userAgrees("ws://a")
-    assert userAgrees("ws://a")
-    assert userAgrees("ws://a"), "asked once for each server"
-    assert len(standins.ctkMessageBox.asked) == 2
-    assert "ws://a" in standins.ctkMessageBox.asked[0]
-
-
-def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(application, add_volume, wait_until):
+def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(tester, demo, add_volume, wait_until):
     """All of it: the view, the panel, the logic, and a real server with the embedded model."""
     i, j, k = np.indices((48, 48, 48))
     ball = (i - 24) ** 2 + (j - 24) ** 2 + (k - 24) ** 2 < 10**2
     node = add_volume(np.where(ball, 200, -100).astype(np.int16))
     red = view("Red")
     red.mrmlSliceNode().JumpSliceByCentering(24, 24, 24)
-    with local_server("--model", "demo", "--log-level", "warning") as address:
-        module = Module(Logic, agreed=lambda address: True)
-        module.ui.serverComboBox.setEditText(address)
-        module.panel._onServerChanged()
-        module.editor.setSourceVolumeNode(node)
-        module.panel.enter()
-        module.key(qt.Qt.Key_P)
-        x, y, *_ = np.linalg.inv(geometry.matrixArray(red.mrmlSliceNode().GetXYToRAS())) @ [24, 24, 24, 1]
-        gestures.click(red.VTKWidget(), round(x), red.height - 1 - round(y))
-        wait_until(lambda: module.logic.canUndo and not module.logic.busy, within=60)
-        segmentation, segmentID = module.editor.segmentationNode(), module.editor.currentSegmentID()
+    module = tester
+    module.use(demo)
+    module.editor.setSourceVolumeNode(node)
+    module.panel.enter()
+    module.key(qt.Qt.Key_P)
+    x, y, *_ = np.linalg.inv(geometry.matrixArray(red.mrmlSliceNode().GetXYToRAS())) @ [24, 24, 24, 1]
+    gestures.click(red.VTKWidget(), round(x), red.height - 1 - round(y))
+    wait_until(lambda: module.logic.canUndo and not module.logic.busy, within=60)
+    segmentation, segmentID = module.editor.segmentationNode(), module.editor.currentSegmentID()
 
-        def voxels():
-            return int((slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segmentID, node) != 0).sum())
+    def voxels():
+        return int((slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segmentID, node) != 0).sum())
 
-        assert voxels() > 0
-        assert module.ui.statusLabel.text.startswith("Done in")
-        module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
-        wait_until(lambda: module.logic.canRedo and not module.logic.busy, within=60)
-        assert voxels() == 0
-        module.close()
+    assert voxels() > 0
+    assert module.ui.statusLabel.text.startswith("Done in")
+    module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
+    wait_until(lambda: module.logic.canRedo and not module.logic.busy, within=60)
+    assert voxels() == 0
