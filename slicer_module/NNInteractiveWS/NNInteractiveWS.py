@@ -6,7 +6,7 @@ Most of that is imported only once the packages that it needs are installed: see
 import sys
 
 from NNInteractiveWSLib import packages
-from NNInteractiveWSLib.installPage import InstallPage
+from NNInteractiveWSLib.installPage import installPage
 from NNInteractiveWSLib.sampleData import registerSampleData
 from NNInteractiveWSLib.selfTest import NNInteractiveWSTest  # noqa: F401 (Slicer looks for it here)
 import slicer
@@ -155,7 +155,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._panel = Panel(self.ui, self.editor, self.logic)
 
     def _offerToInstall(self, why):
-        self._root = InstallPage(why, self.rebuild).widget
+        self._root = installPage(why, self.rebuild)
         self.layout.addWidget(self._root)
 
     def _takeDown(self):

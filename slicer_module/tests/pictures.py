@@ -153,14 +153,11 @@ def tell(story):
     yield "segments", story.fourUp()
 
 
-def write(folder):
-    """Write the pictures of the views into a folder."""
+def write(folder, address):
+    """Write the pictures of the views into a folder, with the server at an address, which has the embedded model."""
     conftest._register()
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        local_server("--model", "demo", "--log-level", "warning") as address,
-    ):
+    with tempfile.TemporaryDirectory() as temporary:
         scene = conftest.new_scene(temporary)
         story = Story(scene, address)
         for name, picture in tell(story):
@@ -205,4 +202,5 @@ def _below(top, bottom):
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    with local_server("--model", "demo", "--log-level", "warning") as server:
+        write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER, server)

@@ -163,8 +163,8 @@ def has(picture, colour):
 
 
 @pytest.mark.timeout(400)
-def test_the_tutorials_pictures(tmp_path):
-    pictures.write(tmp_path)
+def test_the_tutorials_pictures(demo, tmp_path):
+    pictures.write(tmp_path, demo)
     shown = {path.stem: opened(path) for path in tmp_path.glob("*.png")}
     assert all(path.stat().st_size < 200_000 for path in tmp_path.glob("*.png"))
     assert shown.keys() == {"first-prompt", "preview", "correction", "segments"}

@@ -6,25 +6,24 @@ from slicer.i18n import tr as _
 from . import packages
 
 
-class InstallPage:
-    """``widget``: says ``why``, and offers to install. ``installed()`` is called once that is done."""
+def installPage(why, installed):
+    """A widget that says ``why``, and offers to install them. ``installed()`` is called once that is done."""
+    page = qt.QWidget()
+    reason, button, note = qt.QLabel(why), qt.QPushButton(_("Install...")), qt.QLabel()
+    reason.objectName, button.objectName, note.objectName = "installReason", "installButton", "installNote"
+    reason.wordWrap = note.wordWrap = True
+    layout = qt.QVBoxLayout(page)
+    for part in (reason, button, note):
+        layout.addWidget(part)
+    layout.addStretch(1)
 
-    def __init__(self, why, installed):
-        self._installed = installed
-        self.widget = qt.QWidget()
-        reason, button, self._note = qt.QLabel(why), qt.QPushButton(_("Install...")), qt.QLabel()
-        reason.objectName, button.objectName, self._note.objectName = "installReason", "installButton", "installNote"
-        reason.wordWrap = self._note.wordWrap = True
-        button.connect("clicked()", self._install)
-        layout = qt.QVBoxLayout(self.widget)
-        for part in (reason, button, self._note):
-            layout.addWidget(part)
-        layout.addStretch(1)
-
-    def _install(self):
+    def install():  # must not know the page: it would be what keeps the page alive while that is deleted
         try:
             packages.install()
         except packages.NotInstalled as e:
-            self._note.text = str(e)
+            note.text = str(e)
         else:
-            self._installed()
+            installed()
+
+    button.connect("clicked()", install)
+    return page

@@ -18,19 +18,19 @@ _GAP = 12  # pixels
 def picture(address):
     """Both tabs side by side, a QImage, after a click into the right kidney of the phantom on the server at an
     address. An Application has been started; nobody has agreed to another server."""
+    from NNInteractiveWSLib.sampleData import addPhantom
     import qt
     import slicer
 
-    python = importlib.import_module("NNInteractiveWS")
-    module = slicer.app.createModule(python)
+    module = slicer.app.createModule(importlib.import_module("NNInteractiveWS"))
     slicer.util.selectModule("NNInteractiveWS")
-    python.addPhantom()
+    addPhantom()
     qt.QSettings().setValue("NNInteractiveWS/agreedServers", [address])
     module.ui.serverComboBox.setEditText(address)
     module.ui.serverComboBox.lineEdit().editingFinished()
     module.enter()
     module.ui.testConnectionButton.click()
-    _waitFor(lambda: "ms" in module.ui.testResultLabel.text, module)
+    _waitFor(lambda: "First mask" in module.ui.testResultLabel.text, module)
     assert module.logic.addPoint((59.0, -36.0, -48.0)), module.logic.status
     _waitFor(lambda: module.logic.canUndo and not module.logic.busy, module)
     tabs = [_tab(module, name) for name in ("promptsTab", "configurationTab")]

@@ -1,15 +1,13 @@
 """Slicer's window goes on while a large image travels and prompts are computed: frozen.py is the benchmark."""
 
 import frozen
-from nninteractive_ws.server.local import local_server
 import pytest
 
 
 @pytest.mark.timeout(300)  # 134 MB, and a network, on whatever processors there are
-def test_nothing_is_frozen(application, capfd):
+def test_nothing_is_frozen(application, demo, capfd):
     image, points = frozen.make_image()
-    with local_server("--model", "demo", "--log-level", "warning") as address:
-        gaps, steps = frozen.through_the_panel(address, image, points[:2])
+    gaps, steps = frozen.through_the_panel(demo, image, points[:2])
     with capfd.disabled():
         print(f" gaps between beats due every {frozen.EVERY_MS} ms: {frozen.in_words(gaps)} ", end="")
     assert steps == ["AddPoint", "AddPoint", "SetMask"]

@@ -12,7 +12,6 @@ import tomllib
 
 import bare_slicer
 import gestures
-from nninteractive_ws.server.local import local_server
 from NNInteractiveWSLib import geometry, packages
 import numpy as np
 from packaging.requirements import Requirement
@@ -272,10 +271,9 @@ def test_the_self_test_without_a_server(module, monkeypatch):
     assert module.ui.serverComboBox.currentText == "ws://mine"
 
 
-def test_the_self_test_with_a_server(module, monkeypatch):
-    with local_server("--model", "demo", "--log-level", "warning") as address:
-        monkeypatch.setenv("NNINTERACTIVE_WS_TEST_SERVER", address)
-        slicer.selfTests["NNInteractiveWS"]()
+def test_the_self_test_with_a_server(module, demo, monkeypatch):
+    monkeypatch.setenv("NNINTERACTIVE_WS_TEST_SERVER", demo)
+    slicer.selfTests["NNInteractiveWS"]()
 
 
 # ---- the extension ----------------------------------------------------------------------------------------
