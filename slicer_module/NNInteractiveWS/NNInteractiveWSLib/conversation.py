@@ -228,7 +228,7 @@ class Conversation:
             return False
         change = segments.changedByHand(name)
         if change is not None:
-            flips = change.delta()
+            flips = segments.flipsByHand(name)
             number = self.session.core.flip_mask(name, flips.flips, box=flips.box)
             self._requests[number] = Request("hand", name, change=change)
             segments.acceptByHand(name, change)
@@ -239,8 +239,7 @@ class Conversation:
         for name in {request.segment for request in self._requests.values()}:
             segment = self.session.core.segments.get(name)
             if self._begun and segment is not None:
-                composed = segment.composed()
-                self.work.write(name, Box.whole(composed.shape), composed, undoing=True)
+                self.work.settle(segment)
         if self.work is not None:
             self.work.proceed(self._clock())
         for request in [*self._queue, *self._requests.values()]:

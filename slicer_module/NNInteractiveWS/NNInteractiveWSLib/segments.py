@@ -9,6 +9,7 @@ undo, a later prompt or a cancelled preview, goes back to the segment that it wa
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from nninteractive_ws.masks import NO_CHANGE, Delta
 import numpy as np
 import slicer
 
@@ -36,11 +37,18 @@ class Book:
 @dataclass
 class _Look:
     """A look for changes by hand that is under way, at a version of the segment: the bricks that were not looked at
-    yet, and what was found."""
+    yet, and what was found; the same as a change for the session, when all is looked at."""
 
     version: tuple
     left: Iterator
     found: SparseMask = field(default_factory=SparseMask)
+    change: Delta = NO_CHANGE
+
+    def __post_init__(self):
+        self.assembling = self._assemble()
+
+    def _assemble(self):
+        self.change = yield from self.found.assemble()
 
 
 class Segments:
@@ -77,7 +85,10 @@ class Segments:
             look.found.set(part, self.labelmaps.read(segmentID, part) ^ self._book(segmentID).known.read(part))
             if not more():
                 return False
-        if look.found.bounds() is None:
+        for _ in look.assembling:
+            if not more():
+                return False
+        if look.change.box is None:
             self._looked(segmentID)
         return True
 
@@ -87,6 +98,10 @@ class Segments:
         self.lookForHandEdits(segmentID)
         look = self._looks.get(segmentID)
         return None if look is None else look.found
+
+    def flipsByHand(self, segmentID):
+        """The same as a nninteractive_ws.masks.Delta, until it is accepted: it was made meanwhile."""
+        return self._looks[segmentID].change
 
     def touchedByHand(self, segmentID):
         """Whether the segment has, or for all that is known yet may have, changes made by hand."""
@@ -136,6 +151,11 @@ class Segments:
         """The session's mask in a box, as far as it has been shown here."""
         book = self._book(segmentID)
         return book.known.read(box) ^ book.withheld.read(box)
+
+    def bounds(self, segmentID):
+        """A box outside which nothing of the session's mask has been shown or withheld here, or None."""
+        known, withheld = self._book(segmentID).known.bounds(), self._book(segmentID).withheld.bounds()
+        return known if withheld is None else withheld.union(known)
 
     def locked(self, segmentID):
         segment = self.labelmaps.segmentation.GetSegment(segmentID)

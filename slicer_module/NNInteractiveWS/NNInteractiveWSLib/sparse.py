@@ -52,13 +52,29 @@ class SparseMask:
 
     def delta(self):
         """The mask as the change that makes it from the empty one."""
-        bounds = self.bounds()
+        parts = self.assemble()
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                return end.value
+
+    def assemble(self):
+        """:meth:`delta` a brick at a time: a generator that returns it in the end."""
+        pieces, bounds = [], None
+        for box, brick in self.parts():
+            piece = tight(brick, box.start)
+            if piece.box is not None:
+                pieces.append(piece)
+                bounds = piece.box.union(bounds)
+            yield
         if bounds is None:
             return NO_CHANGE
         whole = np.zeros(bounds.shape, bool)
-        for box, brick in self.parts():
-            whole[box.within(bounds).slices] = brick
-        return tight(whole, bounds.start)
+        for piece in pieces:
+            whole[piece.box.within(bounds).slices] = piece.flips
+            yield
+        return Delta(bounds, whole)
 
     def read(self, box):
         """The voxels of a box: bool, of its shape, a copy, in the order of Slicer's labelmaps in memory."""

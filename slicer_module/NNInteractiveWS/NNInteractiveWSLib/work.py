@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nninteractive_ws import Box
-from nninteractive_ws.masks import tight
+from nninteractive_ws.masks import diff
 from nninteractive_ws.messages import Reset
 
 from . import sceneState
@@ -63,6 +63,12 @@ class Work:
             unwritten.room = box.union(unwritten.room)
         self._unwritten[name] = unwritten  # after what came before
         self.showAsPreview(name, preview)
+
+    def settle(self, segment):
+        """Show one of the session's segments without what requests that have no answer did to it."""
+        box = self._around(segment)
+        if box is not None:
+            self.write(segment.name, box, segment.composed(), undoing=True)
 
     def unwritten(self, name=None):
         """Whether the scene does not show all yet, of a segment or of any."""
@@ -137,9 +143,22 @@ class Work:
     def store(self, journal, unanswered):
         """Keep the prompts, and what they took from whom, in the scene. ``unanswered``: segments of the session whose
         masks are previews."""
-        previews = {s.name: SparseMask.of(tight(s.mask ^ s.composed())) for s in unanswered}
+        previews = {s.name: self._preview(s) for s in unanswered}
         books = self.segments.books
         sceneState.store(self.scene, self.segmentation, self.volume, journal, books, previews)
+
+    def _preview(self, segment):
+        box = self._around(segment)
+        if box is None:
+            return SparseMask()
+        return SparseMask.of(diff(segment.composed()[box.slices], segment.mask[box.slices], box.start))
+
+    def _around(self, segment):
+        """A box outside which a segment of the session is empty, as is what the scene shows of it; None: all is."""
+        box = self.segments.bounds(segment.name)
+        if segment.extent is not None:
+            box = segment.extent.union(box)
+        return None if box is None else box.clip(self.labelmaps.shape)
 
     def keptJournal(self):
         """The journal that the scene keeps, or None; the books are taken up with it. Raises BadJournal."""
