@@ -24,10 +24,10 @@ def blobs():
 
 
 class Desk:
-    """A user at a desk: a logic that is polled until it is quiet."""
+    """A user at a desk: a logic that is polled until it is quiet. ``seen``: its events; ``said``: the status's."""
 
     def __init__(self, scene, address, **how):
-        self.scene, self.asked, self.seen = scene, [], []
+        self.scene, self.asked, self.seen, self.said = scene, [], [], []
         self.agrees = True
         self.logic = Logic(scene, self._agree, **how)
         self.logic.setServer(address)
@@ -39,6 +39,8 @@ class Desk:
     def poll(self):
         happened = self.logic.poll()
         self.seen += happened
+        if self.said[-1:] != [self.logic.status.words]:
+            self.said.append(self.logic.status.words)
         return happened
 
     def wait(self, until=None, timeout=60):

@@ -99,6 +99,23 @@ def test_without_a_volume_or_a_segment(sit, add_volume):
     desk.check()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_volumes_of_other_types(sit, add_volume, dtype):
+    desk = sit()
+    desk.use(add_volume(np.clip(blobs() // 4, 0, 255).astype(dtype)), "A")
+    desk.click(*TISSUE["A"])
+    assert desk.shown()[TISSUE["A"]]
+    desk.check()
+
+
+def test_a_volume_without_voxels(scene, sit):
+    desk = sit()
+    desk.logic.selectVolume(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"))
+    assert not desk.logic.addPoint((0, 0, 0))
+    assert "no voxels" in desk.logic.status.words
+    assert desk.logic.segmentation is None
+
+
 def test_several_prompts_and_then_one_run(desk):
     desk.logic.live = False
     desk.click(20, 20, 20)

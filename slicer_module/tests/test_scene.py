@@ -105,6 +105,40 @@ def test_the_scene_is_closed(scene, desk, add_volume):
     desk.check()
 
 
+def test_a_transform_that_is_not_linear(scene, desk):
+    """What is under way is finished as it was asked for, nothing new begins, and with the volume there too it does."""
+    desk.click(20, 20, 20)
+    shown = desk.shown()
+    assert desk.logic.addPoint(desk.at(24, 20, 20))
+    desk.wait(lambda: desk.logic._conversation._requests)
+    spline = scene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
+    spline.SetAndObserveTransformToParent(slicer.vtkOrientedBSplineTransform())
+    desk.logic.segmentation.SetAndObserveTransformNodeID(spline.GetID())
+    desk.wait()
+    assert (desk.shown() ^ shown).any()
+    assert not desk.logic.addPoint(desk.at(20, 24, 20))
+    assert "not linear" in desk.logic.status.words
+    desk.logic.volume.SetAndObserveTransformNodeID(spline.GetID())
+    desk.click(20, 24, 20)
+    desk.check()
+
+
+def test_frames_of_a_sequence(desk, add_volume):
+    """Browsing a sequence puts another image into the same volume; to and fro without a prompt loses nothing."""
+    desk.click(20, 20, 20)
+    first, other = desk.logic.volume.GetImageData(), add_volume(blobs()[::-1].copy()).GetImageData()
+    for image in (other, first):
+        desk.logic.volume.SetAndObserveImageData(image)
+        desk.poll()
+    desk.click(24, 20, 20)
+    assert len(desk.logic.session.core.segments[desk.logic.segmentID].steps) == len(desk.marks()) == 2
+    desk.logic.volume.SetAndObserveImageData(other)
+    desk.click(51, 20, 20)
+    assert any("The volume has changed" in words for words in desk.said)
+    assert len(desk.marks()) == 1
+    desk.check()
+
+
 def test_a_colour_image_is_refused(desk):
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(4, 4, 4)

@@ -153,6 +153,9 @@ def test_a_segmentation_of_surfaces(scene, add_segmentation):
     made.segmentation.SetSourceRepresentationName(SURFACE)
     made.segmentation.RemoveRepresentation(BINARY)
     again = Labelmaps(made.node, made.volume)
+    assert made.segmentation.GetSourceRepresentationName() == SURFACE, "looking changes nothing"
+    assert not shown(again, "A").any()
+    again.prepare()
     found = shown(again, "A")
     assert np.count_nonzero(found ^ A) < 0.1 * A.sum()
 

@@ -65,6 +65,7 @@ class Conversation:
         """Whether there is a session, connected or on the way, that works on the volume."""
         try:
             voxels = geometry.volumeArray(self.work.volume)
+            self.work.labelmaps.prepare()
             if not self.connect():
                 return False
             self._useImage(voxels)

@@ -23,24 +23,32 @@ _Resample = slicer.vtkOrientedImageDataResample
 
 
 class Labelmaps:
-    """``node``: the segmentation. ``volume``: whose voxels the boxes and arrays are of.
-
-    Raises ValueError, from any method, where a transform between the two nodes is not linear.
-    """
+    """``node``: the segmentation. ``volume``: whose voxels the boxes and arrays are of."""
 
     def __init__(self, node, volume):
         self.node, self.volume = node, volume
         self.segmentation = node.GetSegmentation()
-        if not self.segmentation.GetConversionParameter("Reference image geometry"):
-            node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         self._frame = None
+        self._between = np.eye(4)  # from the volume's coordinates to the segmentation's
+
+    def prepare(self):
+        """Let there be labelmaps, also where there were surfaces alone. Raises ValueError where a transform between the
+        two nodes is not linear; in what is under way, that they were moved so does not count."""
+        if self._linearBetween() is None:
+            raise ValueError(
+                "Volume and segmentation are under different transforms, one of which is not linear: "
+                "put both under the same transform, or harden it."
+            )
+        if not self.segmentation.GetConversionParameter("Reference image geometry"):
+            self.node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
         if self.segmentation.GetSourceRepresentationName() != BINARY:
             self.segmentation.CreateRepresentation(BINARY)
             self.segmentation.SetSourceRepresentationName(BINARY)
 
     @property
     def shape(self):
-        return self.volume.GetImageData().GetDimensions()
+        image = self.volume.GetImageData()
+        return (0, 0, 0) if image is None else image.GetDimensions()
 
     def has(self, segmentID):
         """Whether there is such a segment."""
@@ -115,6 +123,10 @@ class Labelmaps:
         """The ids of the segments whose voxels are in the same labelmap, of which each voxel has one."""
         labelmap = self._labelmap(segmentID)
         return [other for other in self.ids() if other != segmentID and self._labelmap(other) is labelmap]
+
+    def intensities(self, box):
+        """The volume's voxels in a box, a view; None where it has none there, perhaps not any more."""
+        return geometry.volumeArray(self.volume)[box.slices] if box.inside(self.shape) else None
 
     def editable(self, segmentID, box, mode, maskSegmentID):
         """Where the Segment Editor's masking lets the segment be changed: bool, of the box's shape."""
@@ -248,15 +260,13 @@ class Labelmaps:
 
     def _ijkToSegmentation(self):
         """From the volume's IJK to the segmentation's own coordinates."""
-        between = geometry.linearBetween(self.volume.GetParentTransformNode(), self.node.GetParentTransformNode())
-        if self.volume.GetParentTransformNode() is self.node.GetParentTransformNode():
-            between = np.eye(4)
-        if between is None:
-            raise ValueError(
-                "Volume and segmentation are under different transforms, one of which is not linear: "
-                "put both under the same transform, or harden it."
-            )
-        return between @ geometry.ijkToLocal(self.volume)
+        if (between := self._linearBetween()) is not None:
+            self._between = between
+        return self._between @ geometry.ijkToLocal(self.volume)
+
+    def _linearBetween(self):
+        source, target = self.volume.GetParentTransformNode(), self.node.GetParentTransformNode()
+        return np.eye(4) if source is target else geometry.linearBetween(source, target)
 
     def _fits(self, labelmap):
         return _Resample.DoGeometriesMatch(labelmap, self._lies())

@@ -278,7 +278,9 @@ class Logic:
         return self._say(_("That is outside the volume; nothing was sent."))
 
     def _hasVolume(self):
-        return self.volume is not None or self._say(_("Select a volume first."))
+        if self.volume is None:
+            return self._say(_("Select a volume first."))
+        return self.volume.GetImageData() is not None or self._say(_("The volume has no voxels."))
 
     def _shape(self):
         return self.volume.GetImageData().GetDimensions()

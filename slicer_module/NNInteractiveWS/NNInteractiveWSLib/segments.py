@@ -13,7 +13,6 @@ from nninteractive_ws.masks import NO_CHANGE, Delta
 import numpy as np
 import slicer
 
-from . import geometry
 from .sparse import SparseMask, bricks
 
 #: On a segment: its voxels are never taken by another one, and it takes no prompts.
@@ -286,8 +285,8 @@ class Segments:
             allowed &= self.labelmaps.editable(segmentID, box, node.GetMaskMode(), node.GetMaskSegmentID())
         if node.GetSourceVolumeIntensityMask():
             low, high = node.GetSourceVolumeIntensityMaskRange()
-            voxels = geometry.volumeArray(self.labelmaps.volume)[box.slices]
-            allowed &= (voxels >= low) & (voxels <= high)
+            voxels = self.labelmaps.intensities(box)
+            allowed &= False if voxels is None else (voxels >= low) & (voxels <= high)
         return allowed
 
 

@@ -46,7 +46,7 @@ def _imageProgress(event):
 
 def _progress(event):
     if event.state == "queued":
-        return Status("predicting", _("Waiting for others: {ahead} ahead").format(ahead=event.n))
+        return Status("predicting", _("Queued: number {place} in line").format(place=event.n + 1))
     if event.state == "waiting_for_image":
         words = _("Waiting for the image around the prompt: {n} of {m}").format(n=event.n, m=event.m)
         return Status("predicting", words, event.n / event.m if event.m else None)

@@ -33,7 +33,7 @@ class _Unwritten:
 
 
 class Work:
-    """``volume`` and ``segmentation``: nodes of ``scene``. Raises ValueError as :class:`Labelmaps` does."""
+    """``volume`` and ``segmentation``: nodes of ``scene``."""
 
     def __init__(self, scene, volume, segmentation, editorNode):
         self.scene, self.volume, self.segmentation = scene, volume, segmentation

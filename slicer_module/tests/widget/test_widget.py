@@ -170,6 +170,39 @@ def test_escape_ends_a_drag_first(opened):
     assert opened.ui.lassoButton.checked
 
 
+def test_the_mouse_is_for_one_thing_at_a_time(opened):
+    """A tool, an effect of the Segment Editor, or markups that are placed: what was chosen last."""
+    interaction, node = slicer.app.applicationLogic().GetInteractionNode(), opened.editorNode
+    opened.ui.pointButton.click()
+    opened.editor.setActiveEffectByName("Paint")
+    assert not opened.ui.pointButton.checked
+    gestures.click(view("Red").VTKWidget(), 50, 50)
+    opened.ui.pointButton.click()
+    assert not node.GetActiveEffectName()
+    interaction.SetCurrentInteractionMode(interaction.Place)
+    assert not opened.ui.pointButton.checked
+    gestures.click(view("Red").VTKWidget(), 50, 50)
+    assert opened.logic.calls == []
+    opened.ui.lassoButton.click()
+    assert interaction.GetCurrentInteractionMode() == interaction.ViewTransform
+    assert opened.ui.lassoButton.checked
+    opened.editor.setActiveEffectByName("Paint")
+    opened.panel.exit()
+    assert not node.GetActiveEffectName(), "it is put away with the module"
+
+
+def test_nothing_that_takes_long_is_begun_during_a_drag(opened, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(opened.logic, "poll", lambda *, mayPause: allowed.append(mayPause) or [])
+    opened.ui.lassoButton.click()
+    widget = view("Red").VTKWidget()
+    for act in (gestures.press, gestures.move, gestures.release):
+        act(widget, 50, 50)
+        opened.panel.poll()
+    assert allowed[:2] == [False, False]
+    assert allowed[-1]
+
+
 def test_the_mouse_is_the_views_again_after_exit(opened):
     opened.ui.pointButton.click()
     opened.panel.exit()
@@ -433,6 +466,17 @@ def hand(tester, server, add_volume, wait_until):
     tester.use(server.address)
     tester.panel.enter()
     return Hand(tester, volume, wait_until)
+
+
+def test_a_prediction_goes_on_while_another_module_is_open(hand):
+    logic = hand.module.logic
+    hand.module.panel._onPicked(geometry.ijkToWorld(hand.volume, TISSUE["A"]), None)
+    assert logic.busy
+    hand.module.panel.exit()
+    hand._wait_until(lambda: not logic.busy, within=60)
+    assert hand.shown()[TISSUE["A"]]
+    hand.module.panel.enter()
+    assert hand.module.ui.undoButton.enabled
 
 
 def test_strokes_are_taken_back_one_by_one_and_then_prompts(hand):
