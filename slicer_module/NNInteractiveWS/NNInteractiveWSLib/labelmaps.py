@@ -277,6 +277,13 @@ class Labelmaps:
         return target
 
 
+def makeSurfacesQuick(segmentation):
+    """Let a vtkSegmentation's closed surfaces be surface nets that are smoothed as they are made: of a large segment
+    that takes an eighth of the time that Slicer's default does, during which its window stands still."""
+    segmentation.SetConversionParameter("Conversion method", "1")
+    segmentation.SetConversionParameter("SurfaceNets smoothing", "1")
+
+
 def _arrayOf(image):
     """The voxels of an image as (i, j, k): a view."""
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1]).T

@@ -13,6 +13,7 @@ import vtk
 
 from . import geometry
 from .conversation import Conversation, Request
+from .labelmaps import makeSurfacesQuick
 from .status import _
 from .work import Work
 
@@ -124,6 +125,7 @@ class Logic:
             node.CreateDefaultDisplayNodes()
             node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
+            makeSurfacesQuick(node.GetSegmentation())
         self.selectSegment(node, node.GetSegmentation().AddEmptySegment(""))
         return self.segmentID
 

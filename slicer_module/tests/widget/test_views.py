@@ -4,7 +4,7 @@ from conftest import OBLIQUE
 import gestures
 from nninteractive_ws import Box
 from NNInteractiveWSLib import geometry
-from NNInteractiveWSLib.labelmaps import Labelmaps
+from NNInteractiveWSLib.labelmaps import Labelmaps, makeSurfacesQuick
 from NNInteractiveWSLib.logic import Logic
 from NNInteractiveWSLib.segments import Segments
 from NNInteractiveWSLib.views import ViewTool
@@ -48,12 +48,14 @@ def view(application):
 
 
 @pytest.fixture
-def ball(scene, volume):
+def ball(request, scene, volume):
     """A segment with a closed surface."""
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     node.CreateDefaultDisplayNodes()
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    if getattr(request, "param", "quick") == "quick":
+        makeSurfacesQuick(node.GetSegmentation())
     segmentID = node.GetSegmentation().AddEmptySegment("ball")
     Segments(Labelmaps(node, volume)).apply(segmentID, Box.whole(SHAPE), BALL)
     node.CreateClosedSurfaceRepresentation()
@@ -87,6 +89,7 @@ def pixelOf(view, point):
 
 
 @pytest.mark.parametrize("direction", [(0, 1, 0), (1, 0.4, -0.3), (-0.5, -1, 2)])
+@pytest.mark.parametrize("ball", ["as Slicer's", "quick"], indirect=True)
 def test_a_click_on_a_surface_is_inside_of_its_segment(volume, view, ball, logic, tool, direction):
     view.look(direction)
     picture = view.pixels().astype(int)
