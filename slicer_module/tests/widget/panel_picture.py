@@ -58,7 +58,7 @@ def _tab(module, name):
     root = ui.tabWidget.parent()
     root.setParent(None)
     root.show()
-    for _ in range(2):  # a wrapped text's height follows from the width
+    for _ in range(10):  # a wrapped text's height follows from the width, and is told one level up with each
         root.resize(WIDTH, root.sizeHint.height())
         slicer.app.processEvents()
     return root.grab().toImage().convertToFormat(qt.QImage.Format_RGB32)
