@@ -392,6 +392,18 @@ def test_hand_painted_voxels_come_back_to_whom_they_were_taken_from(maps):
     np.testing.assert_array_equal(found, A | B)
 
 
+def test_hand_painted_voxels_are_found_also_after_they_were_gone_for_a_while(maps):
+    segments = Segments(maps)
+    segments.acceptByHand("A", segments.changedByHand("A"))
+    maps.add("A", WHOLE, B)  # painted by hand
+    whole(segments, "S", S)
+    assert not (segments.changedByHand("A").read(WHOLE) & S).any(), "S has them now"
+    maps.erase("A", WHOLE, B)
+    assert segments.changedByHand("A") is None
+    whole(segments, "S", S & False)
+    np.testing.assert_array_equal(segments.changedByHand("A").read(WHOLE), B & S)
+
+
 def test_beginning_with_a_mask_that_is_there(maps):
     segments = Segments(maps)
     assert segments.lookForHandEdits("A"), "before there is a session, all of it is a change"

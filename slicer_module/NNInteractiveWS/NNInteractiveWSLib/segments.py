@@ -17,6 +17,8 @@ from .sparse import SparseMask, bricks
 
 #: On a segment: its voxels are never taken by another one, and it takes no prompts.
 LOCKED_TAG = "NNInteractiveWS.locked"
+#: A version that no labelmap has.
+_TO_LOOK_AT = ()
 
 
 @dataclass
@@ -236,10 +238,12 @@ class Segments:
         self.labelmaps.add(other, box, back)
         if other in self.books:
             owner = self.books[other]
-            # The rest was painted by hand and is not known to the session yet.
             known = back & owner.withheld.read(box) & ~owner.known.read(box)
             owner.known.flip(box, known)
             owner.withheld.flip(box, known)
+            if (back & ~owner.known.read(box)).any():
+                # The rest was painted by hand, and may have been looked for in vain while it was gone.
+                owner.version = _TO_LOOK_AT
 
     def _passOn(self, segmentID, box, gone):
         """The segment gives up voxels that another one shows: they do not come back to it, but to whom it had them
@@ -303,4 +307,6 @@ class _VersionsKept:
 
     def __exit__(self, *_):
         for name in self._current:
-            self._segments.books[name].version = self._segments.labelmaps.version(name)
+            book = self._segments.books[name]
+            if book.version is not _TO_LOOK_AT:
+                book.version = self._segments.labelmaps.version(name)
