@@ -56,12 +56,18 @@ def _tab(module, name):
     ui.tabWidget.setCurrentWidget(getattr(ui, name))
     ui.segmentEditorCollapsibleButton.hide()
     root = ui.tabWidget.parent()
-    root.setParent(None)
-    root.show()
-    for _ in range(10):  # a wrapped text's height follows from the width, and is told one level up with each
-        root.resize(WIDTH, root.sizeHint.height())
+    area = qt.QScrollArea()  # in which it is as high as it needs to be, as in Slicer
+    area.frameShape = qt.QFrame.NoFrame
+    area.widgetResizable = True
+    area.horizontalScrollBarPolicy = area.verticalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
+    area.setWidget(root)
+    area.resize(WIDTH, 1)
+    area.show()
+    for _ in range(30):  # a wrapped text's height follows from the width, and is told one level up with each
         slicer.app.processEvents()
-    return root.grab().toImage().convertToFormat(qt.QImage.Format_RGB32)
+    picture = root.grab().toImage().convertToFormat(qt.QImage.Format_RGB32)
+    area.takeWidget()
+    return picture
 
 
 def _beside(left, right):
