@@ -278,8 +278,8 @@ class Labelmaps:
 
 
 def makeSurfacesQuick(segmentation):
-    """Let a vtkSegmentation's closed surfaces be surface nets that are smoothed as they are made. Slicer's window stands
-    still while one is made: for much shorter so, as tests/widget/frozen.py measures."""
+    """Let a vtkSegmentation's closed surfaces be surface nets that are smoothed as they are made. Slicer's window
+    stands still while one is made: for much shorter so, as tests/widget/frozen.py measures."""
     segmentation.SetConversionParameter("Conversion method", "1")
     segmentation.SetConversionParameter("SurfaceNets smoothing", "1")
 
