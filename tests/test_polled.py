@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -233,6 +234,22 @@ def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest
         timer.open()
         assert time.monotonic() - started > 1
         assert timer.longest < 0.5
+
+
+def test_the_systems_certificates_are_read_by_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a poll may take; the session waits for them all the same."""
+    readers: list[threading.Thread] = []
+    real = ssl.create_default_context
+
+    def read(**how: Any) -> ssl.SSLContext:
+        readers.append(threading.current_thread())
+        time.sleep(0.2)
+        return real(**how)
+
+    monkeypatch.setattr(ssl, "create_default_context", read)
+    assert "Nothing listens at 127.0.0.1:9" in reason("wss://127.0.0.1:9")
+    assert len(readers) == 1
+    assert threading.main_thread() not in readers
 
 
 def test_a_name_that_is_never_found(monkeypatch: pytest.MonkeyPatch) -> None:

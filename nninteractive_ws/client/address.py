@@ -1,5 +1,6 @@
 """Addresses as people write them, whom to trust behind one, and why one could not be reached, in words."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 import errno
@@ -9,7 +10,7 @@ import re
 import socket
 import ssl
 import threading
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
@@ -24,6 +25,8 @@ from nninteractive_ws.errors import (
     Unauthorized,
     Untrusted,
 )
+
+T = TypeVar("T")
 
 DEFAULT_PORT = 1528
 # Where the official nnInteractive server listens; its clients and ours are easily mixed up.
@@ -164,17 +167,22 @@ Found = list[tuple[Any, ...]]
 
 def look_up(host: str, port: int, **hints: int) -> "Future[Found]":
     """:func:`socket.getaddrinfo` on a thread that nobody has to wait for: without a network it can take a minute."""
-    found: Future[Found] = Future()
-    found.set_running_or_notify_cancel()  # whoever no longer waits just leaves
+    return on_a_thread(f"looking up {host}", lambda: socket.getaddrinfo(host, port, **hints))
 
-    def work() -> None:
+
+def on_a_thread(name: str, work: Callable[[], T]) -> "Future[T]":
+    """What ``work()`` returns or raises, from a thread that nobody has to wait for."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # whoever no longer waits just leaves
+
+    def run() -> None:
         try:
-            found.set_result(socket.getaddrinfo(host, port, **hints))
+            outcome.set_result(work())
         except Exception as e:
-            found.set_exception(e)
+            outcome.set_exception(e)
 
-    threading.Thread(target=work, name=f"looking up {host}", daemon=True).start()
-    return found
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return outcome
 
 
 #: What it means that a server of ours answers, but not with a WebSocket.

@@ -6,6 +6,7 @@ ends soon after its budget: one brick is packed or one message taken at a time.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 import logging
 from pathlib import Path
 import ssl
@@ -21,7 +22,7 @@ from websockets.uri import parse_uri
 
 from nninteractive_ws import protocol
 from nninteractive_ws.client import events
-from nninteractive_ws.client.address import Address, explain, parse_address, trust
+from nninteractive_ws.client.address import Address, explain, on_a_thread, parse_address, trust
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.journal import Journal
@@ -195,7 +196,7 @@ class PolledSession:
         self.closed = False
         self._clock = clock
         self._address, self._token = parse_address(address), token
-        self._trusting = trust(self._address, ca)
+        self._trusting = _trusting(self._address, ca)
         self._retries = Retries(reconnect_for, clock)
         self._preparing: Iterator[ImageSource | None] | None = None
         self._journal: Journal | None = None  # for the image that is being prepared
@@ -294,10 +295,10 @@ class PolledSession:
             self._retries.rested()
         elif self._clock() < self._retry_at:
             return False
-        if self._tunnel is not None and not self._tunnel.ready():
+        if not self._trusting.done() or (self._tunnel is not None and not self._tunnel.ready()):
             return False
         where = self._address if self._tunnel is None else self._tunnel.local
-        self._connection = _Connection(where, self._token, self._trusting, self._clock)
+        self._connection = _Connection(where, self._token, self._trusting.result(), self._clock)
         return True
 
     def _converse(self, connection: _Connection) -> bool:
@@ -356,3 +357,12 @@ class PolledSession:
         if self._tunnel is not None:
             self._tunnel.close()
         self._said.append(events.Connection("closed", reason=str(error)))
+
+
+def _trusting(address: Address, ca: str | Path | None) -> "Future[ssl.SSLContext | None]":
+    """:func:`trust`, which takes tens of milliseconds to read the system's certificates, and none for a file."""
+    if address.secure and ca is None:
+        return on_a_thread("reading certificates", lambda: trust(address, None))
+    known: Future[ssl.SSLContext | None] = Future()
+    known.set_result(trust(address, ca))
+    return known

@@ -37,6 +37,17 @@ def test_segments_keep_their_marks_and_lose_them_with_themselves(desk):
     desk.check()
 
 
+def test_a_hidden_segment_is_shown_with_a_prompt(desk):
+    display, first = desk.logic.segmentation.GetDisplayNode(), desk.logic.segmentID
+    desk.logic.nextSegment()
+    for name in (first, desk.logic.segmentID):
+        display.SetSegmentVisibility(name, False)
+    desk.click(20, 20, 20)
+    assert display.GetSegmentVisibility(desk.logic.segmentID)
+    assert not display.GetSegmentVisibility(first)
+    desk.check()
+
+
 def test_a_segment_removed_while_it_predicts(desk):
     assert desk.logic.addPoint(desk.at(20, 20, 20))
     desk.wait(lambda: desk.logic._conversation._requests)

@@ -253,6 +253,7 @@ class Logic:
         if not self._engage():
             return False
         name, how = self.segmentID, {"positive": positive, "run": self.live}
+        self._work.show(name)
         mark = self._work.prompts.place(kind, name, positive, points, axis)
         self._conversation.give(Request(kind, name, lambda core: send(core, name, how), mark))
         return True

@@ -102,6 +102,12 @@ class Work:
             display.SetSegmentOpacity2DFill(name, float(display.GetAttribute(_OPACITY + name)))
             display.SetAttribute(_OPACITY + name, None)
 
+    def show(self, name):
+        """Who prompts in a hidden segment wants to see what comes of it."""
+        display = self.segmentation.GetDisplayNode()
+        if display is not None and not display.GetSegmentVisibility(name):
+            display.SetSegmentVisibility(name, True)
+
     def select(self, segmentID):
         """This segment, or none, is the one that is worked on."""
         self._selected = segmentID
