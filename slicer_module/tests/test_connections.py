@@ -113,23 +113,6 @@ def test_the_phantoms_liver(scene, sit, demo, add_volume):
     assert {"Predicting", "Done in # s"} <= set(kinds)
 
 
-def test_two_at_one_server_are_told_of_each_other(scene, sit, demo, add_volume):
-    phantom = make_phantom(seed=1, shape=(80, 64, 56), spacing=(5.0, 5.0, 5.0))
-    liver = np.argwhere(phantom.mask("liver"))
-    desks = [sit(demo), sit(demo)]
-    for desk in desks:
-        desk.use(add_volume(phantom.image, spacing=phantom.spacing), "liver")
-    for voxel in liver[:: len(liver) // 20]:
-        for desk in desks:
-            assert desk.logic.addPoint(desk.at(*voxel))
-        while any(desk.logic.busy for desk in desks):
-            for desk in desks:
-                desk.poll()
-        if any("Queued: number 2 in line" in desk.said for desk in desks):
-            return
-    raise AssertionError([desk.said for desk in desks])
-
-
 @pytest.mark.skipif(not CT.exists(), reason="the real CT is not beside the checkout")
 def test_a_real_ct(sit, demo, add_volume):
     raw = gzip.decompress(CT.read_bytes())
