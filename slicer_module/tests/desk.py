@@ -43,7 +43,7 @@ class Desk:
             self.said.append(self.logic.status.words)
         return happened
 
-    def wait(self, until=None, timeout=60):
+    def wait(self, until=None, timeout=200):
         """Poll until nothing is under way, or until something is so."""
         end = time.monotonic() + timeout
         while not until() if until is not None else self.logic.busy:

@@ -41,7 +41,7 @@ def test_the_worker_is_killed(desk, server):
     assert desk.logic.addPoint(desk.at(24, 20, 20))
     desk.poll()
     server.kill_worker()
-    desk.wait(timeout=100)
+    desk.wait()
     desk.check()
     assert len(desk.logic.session.core.segments[desk.logic.segmentID].steps) == 2
 

@@ -152,7 +152,7 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
             event = qt.QMouseEvent(kind, position, qt.Qt.LeftButton, held, qt.Qt.NoModifier)
             qt.QApplication.sendEvent(target, event)
 
-    def waitUntil(self, condition, seconds=60):
+    def waitUntil(self, condition, seconds=200):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.widget.logic.status.words

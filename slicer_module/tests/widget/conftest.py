@@ -111,7 +111,7 @@ def wait_until():
     """Let Qt's loop run until something is so; fails where it does not come about in time."""
     import qt
 
-    def wait(condition, within=5.0):
+    def wait(condition, within=200.0):
         deadline = time.monotonic() + within
         while not condition():
             assert time.monotonic() < deadline, "it did not come about"

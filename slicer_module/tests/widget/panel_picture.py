@@ -40,7 +40,7 @@ def picture(address):
 def _waitFor(condition, module):
     import slicer
 
-    end = time.monotonic() + 100
+    end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end, (module.logic.status, module.ui.testResultLabel.text)
         slicer.app.processEvents()

@@ -4,7 +4,7 @@ import frozen
 import pytest
 
 
-@pytest.mark.timeout(300)  # 134 MB, and a network, on whatever processors there are
+@pytest.mark.timeout(600)  # 134 MB, and a network, on whatever processors there are
 def test_nothing_is_frozen(application, demo, capfd):
     image, points = frozen.make_image()
     gaps, steps = frozen.through_the_panel(demo, image, points[:2])

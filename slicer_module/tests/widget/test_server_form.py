@@ -7,7 +7,6 @@ import threading
 
 from assembled import Module, Noted
 from NNInteractiveWSLib.serverForm import userAgrees
-import pytest
 import qt
 import standins
 import trustme
@@ -26,7 +25,6 @@ def press(module, address):
 # ---- Test connection --------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
 def test_each_step_is_told_and_then_it_is_connected(tester, server, wait_until):
     """They are those of `nninteractive-ws doctor`, found by a program of its own while this one goes on."""
     button, seen = tester.ui.testConnectionButton, []
@@ -38,13 +36,13 @@ def test_each_step_is_told_and_then_it_is_connected(tester, server, wait_until):
         seen.append(tester.ui.testResultLabel.text)
         return button.text == "Test connection"
 
-    wait_until(ended, within=100)
+    wait_until(ended)
     said = [line.partition(": ") for line in lines(tester)]
     steps = ["Address", "Proxy", "Connection", "Encryption", "Server", "WebSocket", "Session", "Upload", "Download"]
     assert [sign for sign, _, _ in said] == [f"\u2713 {step}" for step in (*steps, "One prompt", "First mask")]
     assert any(words.endswith("upload") or "upload, part" in words for words in seen), "it tells as it goes on"
     assert tester.ui.testResultLabel.styleSheet == ""
-    wait_until(lambda: tester.logic.server is not None, within=60)
+    wait_until(lambda: tester.logic.server is not None)
     (session,) = [words for sign, _, words in said if sign.endswith("Session")]
     welcome = tester.logic.server
     for word in (welcome.server, welcome.model.name, welcome.model.license, welcome.device):
@@ -56,7 +54,7 @@ def test_a_test_that_fails_says_why(tester, wait_until):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     press(tester, f"127.0.0.1:{port}")
-    wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection", within=60)
+    wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
     assert lines(tester)[-1].startswith("\u2717 Connection: ")
     assert "Nothing listens" in lines(tester)[-1]
     assert "color" in tester.ui.testResultLabel.styleSheet
@@ -126,13 +124,13 @@ def test_the_certificate_of_a_house(tester, tmp_path, wait_until):
         for path, sign in (("", "\u2717"), (certificate, "\u2713")):
             tester.ui.certificatePathLineEdit.currentPath = path
             press(tester, address)
-            wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection", within=60)
+            wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
             (said,) = [line for line in lines(tester) if "Encryption: " in line]
             assert said.startswith(sign), lines(tester)
         server = tester.logic._conversation.server
         assert server == {"address": address, "token": None, "ca": certificate}
         assert tester.logic.connect()
-        wait_until(lambda: tester.logic.status.state != "connecting", within=60)
+        wait_until(lambda: tester.logic.status.state != "connecting")
         assert "certificate" not in tester.logic.status.words, "it was trusted"
     tester.use("ws://gpu-box")
     assert tester.logic._conversation.server["ca"] is None, "there is none without encryption"

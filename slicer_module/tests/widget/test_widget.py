@@ -445,7 +445,7 @@ class Hand:
 
     def wait(self):
         self.module.panel.poll()
-        self._wait_until(lambda: not self.module.logic.active, within=60)
+        self._wait_until(lambda: not self.module.logic.active)
         self.module.panel.poll()
 
     def shown(self):
@@ -473,7 +473,7 @@ def test_a_prediction_goes_on_while_another_module_is_open(hand):
     hand.module.panel._onPicked(geometry.ijkToWorld(hand.volume, TISSUE["A"]), None)
     assert logic.busy
     hand.module.panel.exit()
-    hand._wait_until(lambda: not logic.busy, within=60)
+    hand._wait_until(lambda: not logic.busy)
     assert hand.shown()[TISSUE["A"]]
     hand.module.panel.enter()
     assert hand.module.ui.undoButton.enabled
@@ -569,7 +569,7 @@ def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(tester, demo, add_volume,
     module.key(qt.Qt.Key_P)
     x, y, *_ = np.linalg.inv(geometry.matrixArray(red.mrmlSliceNode().GetXYToRAS())) @ [24, 24, 24, 1]
     gestures.click(red.VTKWidget(), round(x), red.height - 1 - round(y))
-    wait_until(lambda: module.logic.canUndo and not module.logic.busy, within=60)
+    wait_until(lambda: module.logic.canUndo and not module.logic.busy)
     segmentation, segmentID = module.editor.segmentationNode(), module.editor.currentSegmentID()
 
     def voxels():
@@ -578,5 +578,5 @@ def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(tester, demo, add_volume,
     assert voxels() > 0
     assert module.ui.statusLabel.text.startswith("Done in")
     module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
-    wait_until(lambda: module.logic.canRedo and not module.logic.busy, within=60)
+    wait_until(lambda: module.logic.canRedo and not module.logic.busy)
     assert voxels() == 0
