@@ -18,7 +18,8 @@ _MOST_OVERTAKEN = 4
 
 @dataclass(eq=False)
 class Seat:
-    """A session's place at the device. ``on_position``: told how many waiting passes are ahead of its own."""
+    """A session's place at the device. ``on_position``: told how many passes are ahead of a first one of its own, that
+    in hand included; 0 once its turn has come."""
 
     on_position: Callable[[int], None]
     last_served: int = -1
@@ -32,6 +33,7 @@ class _Pass(Generic[T]):
     work: Callable[[], T]
     result: Future[T] = field(default_factory=Future)
     overtaken: int = 0
+    told: int = 0
 
     @property
     def order(self) -> tuple[bool, int, int]:
@@ -48,6 +50,7 @@ class DeviceThread:
 
     def __init__(self, name: str) -> None:
         self._waiting: list[_Pass[object]] = []
+        self._running: _Pass[object] | None = None
         self._changed = threading.Condition()
         self._arrivals, self._served = itertools.count(), itertools.count()
         self._closed = False
@@ -92,7 +95,9 @@ class DeviceThread:
                 item.result.set_result(item.work())
             except BaseException as e:
                 item.result.set_exception(e)
-            del item  # or a session that has ended would stay in memory until the next pass of another
+            # Or a session that has ended would stay in memory until the next pass of another.
+            del item
+            self._running = None
 
     def _next(self) -> _Pass[object] | None:
         with self._changed:
@@ -105,10 +110,18 @@ class DeviceThread:
             item.seat.last_served = next(self._served)
             for other in self._waiting:
                 other.overtaken += other.arrival < item.arrival
+            self._running = item
+            self._report_position(item, 0)
             self._report_positions()
             return item
 
     def _report_positions(self) -> None:
         for n, item in enumerate(sorted(self._waiting, key=lambda p: p.order)):
-            if not item.refines and n:
-                item.seat.on_position(n)
+            behind_another = self._running is not None and self._running.seat is not item.seat
+            self._report_position(item, n + behind_another)
+
+    @staticmethod
+    def _report_position(item: _Pass[object], ahead: int) -> None:
+        if not item.refines and ahead != item.told:
+            item.told = ahead
+            item.seat.on_position(ahead)

@@ -528,7 +528,7 @@ class Session:
             self._outbox.put(Progress(id=self._request.id, state=state, n=n, m=m, box=pairs))
 
     def _report_queue(self, ahead: int) -> None:
-        self._emit_progress("queued", ahead)
+        self._emit_progress("queued" if ahead else "predicting", ahead)
 
     # ---- cancellation -------------------------------------------------------------------------------------
 
