@@ -84,7 +84,10 @@ def test_a_server_that_is_well(quick: QuickServer) -> None:
     estimate = by_step["first_mask"].data
     assert estimate["seconds"] == pytest.approx(sum(estimate["parts"].values()))
     assert estimate["parts"]["upload"] == pytest.approx(estimate["bytes"] / upload["bytes_per_second"], rel=1e-3)
+    assert all(seconds > 0 for seconds in estimate["parts"].values())
+    assert estimate["parts"]["prompt"] <= by_step["prompt"].data["seconds"]
     assert "estimate" in by_step["first_mask"].found
+    assert "on the server's own computer" in by_step["first_mask"].found
     assert all(f.seconds >= 0 for f in found)
     wait_until(lambda: health(quick.address)["sessions"] == 0)
 

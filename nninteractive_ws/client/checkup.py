@@ -338,7 +338,8 @@ class Checkup:
         self._session = AsyncSession(dialler, Core(make_room=False), reconnect_for=0)
         self._session.on("notice", lambda notice: self._say(notice.message))
         welcome = await self._session.wait_open()
-        self._speed = Speed(self._session, self._round_trip, self._say)
+        here = self._tunnel is None and self._address.is_loopback
+        self._speed = Speed(self._session, self._round_trip, here, self._say)
         model, memory = welcome.model, welcome.memory
         patch = " x ".join(map(str, model.patch_size))
         words = (
