@@ -125,37 +125,51 @@ def test_millimetres_and_files_say_the_same_as_voxels(quick: QuickServer, tmp_pa
         np.testing.assert_array_equal(slicerio.segment_mask(a, name), slicerio.segment_mask(b, name))
 
 
-def test_a_scribble_and_a_closed_curve_prompt_as_their_masks_do(quick: QuickServer, tmp_path: Path) -> None:
+def test_drawings_prompt_as_their_masks_do(quick: QuickServer, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz")
     volume = sitk.GetArrayFromImage(image).transpose()
     strokes = np.zeros(SHAPE, np.uint8)
     strokes[9:16, 17, 15] = 3
-    drawn = sitk.GetImageFromArray(strokes.transpose())
-    drawn.CopyInformation(image)
-    sitk.WriteImage(drawn, str(tmp_path / "strokes.nrrd"))
+    i, j = np.ogrid[: SHAPE[0], : SHAPE[1]]
+    disc = np.zeros(SHAPE, np.uint8)
+    disc[:, :, 15] = (i - 12) ** 2 + (j - 17) ** 2 <= 5.3**2
+    for name, marked in (("strokes", strokes), ("disc", disc)):
+        drawn = sitk.GetImageFromArray(marked.transpose())
+        drawn.CopyInformation(image)
+        sitk.WriteImage(drawn, str(tmp_path / f"{name}.nrrd"))
     turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     circle = [(12 + 5.3 * np.cos(t), 17 + 5.3 * np.sin(t), 15.0) for t in turns]
     controls = [{"position": image.TransformContinuousIndexToPhysicalPoint(p)} for p in circle]
     markup = {"type": "ClosedCurve", "coordinateSystem": "LPS", "controlPoints": controls}
     (tmp_path / "c.mrk.json").write_text(json.dumps({"markups": [markup]}))
-    rows = [
-        {"image": tmp_path / "a.nii.gz", "segment": "s", "prompt": "scribble", "file": tmp_path / "strokes.nrrd"},
-        {"image": tmp_path / "a.nii.gz", "segment": "c", "prompt": "markups", "file": tmp_path / "c.mrk.json"},
+    given: list[dict[str, object]] = [
+        {"segment": "s", "prompt": "scribble", "file": tmp_path / "strokes.nrrd"},
+        {"segment": "c", "prompt": "markups", "file": tmp_path / "c.mrk.json"},
+        {"segment": "l", "prompt": "lasso", "file": tmp_path / "disc.nrrd"},
+        # A sequence of all kinds.
+        {"segment": "m", "prompt": "point", "ijk": INSIDE},
+        {"segment": "m", "prompt": "lasso", "file": tmp_path / "disc.nrrd"},
+        {"segment": "m", "prompt": "bbox", "ijk": ((5, 30), (6, 30), (20, 21))},
+        {"segment": "m", "prompt": "scribble", "file": tmp_path / "strokes.nrrd", "polarity": "negative"},
     ]
+    rows = [{"image": tmp_path / "a.nii.gz", **row} for row in given]
     batch = nni.batch(rows, tmp_path / "out", server=quick.address)
     assert len(batch) == 1
     (result,) = batch
     assert result.output is not None
-    assert [(s.name, s.label, s.prompts, s.error) for s in result.segments] == [("s", 1, 1, None), ("c", 2, 1, None)]
+    assert [(s.name, s.prompts, s.error) for s in result.segments] == [(n, 1, None) for n in "scl"] + [("m", 4, None)]
     made = slicerio.read_segmentation(str(result.output))
-    i, j = np.ogrid[: SHAPE[0], : SHAPE[1]]
-    disc = np.zeros(SHAPE, bool)
-    disc[:, :, 15] = (i - 12) ** 2 + (j - 17) ** 2 <= 5.3**2
     with nni.connect(quick.address) as session:
         session.set_image(volume)
         session.segment("s").add_scribble(strokes != 0)
         session.segment("c").add_lasso(disc)
-        for name in ("s", "c"):
+        session.segment("l").add_lasso(disc)
+        mixed = session.segment("m")
+        mixed.add_point(INSIDE)
+        mixed.add_lasso(disc)
+        mixed.add_bbox(((5, 30), (6, 30), (20, 21)))
+        mixed.add_scribble(strokes, positive=False)
+        for name in "sclm":
             assert session.segment(name).voxels > 0
             np.testing.assert_array_equal(slicerio.segment_mask(made, name), session.segment(name).mask)
 
@@ -163,7 +177,7 @@ def test_a_scribble_and_a_closed_curve_prompt_as_their_masks_do(quick: QuickServ
 def test_a_seg_nrrd_in_the_real_slicer(quick: QuickServer, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz")
     rows = [
-        {"image": tmp_path / "a.nii.gz", "segment": "Leber links", "ijk": INSIDE},
+        {"image": tmp_path / "a.nii.gz", "segment": "Läsion 腫瘍", "ijk": INSIDE},
         {"image": tmp_path / "a.nii.gz", "segment": "spine", "ijk": (20, 26, 15)},
     ]
     (result,) = nni.batch(rows, tmp_path / "out", server=quick.address)
@@ -174,15 +188,16 @@ def test_a_seg_nrrd_in_the_real_slicer(quick: QuickServer, tmp_path: Path) -> No
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stderr
     read = json.loads((tmp_path / "read.json").read_text())["segments"]
-    assert [segment["name"] for segment in read] == ["Leber links", "spine"]
+    assert [segment["name"] for segment in read] == ["Läsion 腫瘍", "spine"]
     assert [len(segment["voxels"]) for segment in read] == [s.voxels for s in result.segments]
     hues = [np.argmax(segment["color"]) for segment in read]
     assert hues[0] != hues[1]
     made = slicerio.read_segmentation(str(result.output))
-    for segment in read:
+    names = slicerio.segment_names(made)  # read as ASCII, whatever they are
+    for segment, name in zip(read, names, strict=True):
         mask = np.zeros(SHAPE, bool)
         mask[tuple(np.array(segment["voxels"]).T)] = True
-        np.testing.assert_array_equal(mask, slicerio.segment_mask(made, segment["name"]))
+        np.testing.assert_array_equal(mask, slicerio.segment_mask(made, name))
         corner = np.array(segment["ijk_to_ras"]) @ (*INSIDE, 1)
         np.testing.assert_allclose(corner[:3] * (-1, -1, 1), image.TransformIndexToPhysicalPoint(INSIDE), atol=1e-3)
 
@@ -215,6 +230,8 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
     sitk.WriteImage(two, str(tmp_path / "elsewhere.nrrd"))
     two.CopyInformation(sitk.ReadImage(str(tmp_path / "good.nii.gz")))
     sitk.WriteImage(two, str(tmp_path / "two.nrrd"))
+    two[2, 2, 2] = 1
+    sitk.WriteImage(two, str(tmp_path / "thick.nrrd"))
     table = write_table(
         tmp_path / "jobs.csv",
         f"good.nii.gz,fine,point,{POINT},,,",
@@ -230,6 +247,7 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
         f"{'x' * 300},a,point,{POINT},,,",
         f",a,point,{POINT},,,",
         "good.nii.gz,fine,point,14 17 15,,,",
+        "good.nii.gz,thick,lasso,,,thick.nrrd,",
     )
     done = run(table, "-o", tmp_path / "out", "--server", quick.address)
     assert done.returncode == 1
@@ -245,6 +263,10 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
         ("good.nii.gz", "place"): f"jobs.csv, line 7: {folder}/elsewhere.nrrd lies elsewhere than the image",
         ("good.nii.gz", "labels"): f"jobs.csv, line 8: {folder}/two.nrrd has the labels 1, 2; one is needed",
         ("good.nii.gz", "none"): f"jobs.csv, line 9: {folder}/none.mrk.json cannot be read (No such file",
+        (
+            "good.nii.gz",
+            "thick",
+        ): f"jobs.csv, line 15: {folder}/thick.nrrd marks (2, 2, 2) voxels; a lasso is an outline",
         ("text.nii.gz", "a"): f"{folder}/text.nii.gz could not be read as an image",
         ("missing.nii.gz", "a"): f"There is no file {folder}/missing.nii.gz",
         ("x" * 20, "a"): f"{'x' * 300}.seg.nrrd cannot be written (File name too long)",
@@ -415,6 +437,32 @@ def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer
     assert batch() == {"0.nrrd": True, "1.nrrd": False}
     next((tmp_path / "out").rglob("0.seg.nrrd")).unlink()
     assert batch() == {"0.nrrd": False, "1.nrrd": True}
+
+
+def test_a_slice_that_is_replaced_makes_its_series_another(quick: QuickServer, tmp_path: Path) -> None:
+    """The series lies beside its table, and is called by its folder's name."""
+    write_series(tmp_path / "Fall 7")
+    table = write_table(tmp_path / "Fall 7" / "jobs.csv", f".,liver,point,{POINT},,,")
+
+    def batch() -> tuple[str, bool]:
+        (result,) = nni.batch(table, tmp_path / "out", server=quick.address)
+        assert result.output is not None
+        return result.output.name, result.earlier
+
+    assert batch() == ("Fall 7.seg.nrrd", False)
+    assert batch() == ("Fall 7.seg.nrrd", True)
+    replaced = tmp_path / "Fall 7" / "007.dcm"
+    replaced.write_bytes(replaced.read_bytes())
+    assert batch() == ("Fall 7.seg.nrrd", False)
+
+
+def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii.gz")
+    with pytest.raises(BadJobs, match=r"a.nii.gz cannot be a folder for the results \(File exists\)"):
+        nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "a.nii.gz")
+    (tmp_path / "out" / "results.csv").mkdir(parents=True)
+    with pytest.raises(BadJobs, match=r"results.csv cannot be read \(Is a directory\)"):
+        list(nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "out", server="127.0.0.1:9"))
 
 
 def test_leaving_the_iterator_ends_the_work(quick: QuickServer, thirty: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 import json
 from pathlib import Path
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -198,6 +201,10 @@ def test_a_series_that_is_no_even_upright_stack_is_refused(series: Path, tmp_pat
     def another(slice_: pydicom.Dataset, k: int) -> None:
         slice_.SeriesInstanceUID = f"1.2.3.{k % 2}"
 
+    again = edited(series, tmp_path / "again", lambda _, k: None)
+    shutil.copy(again / "000.dcm", again / "copy.dcm")
+    with pytest.raises(BadImage, match="1 slices where others are already"):
+        read_volume(again)
     with pytest.raises(BadImage, match="holds 2 series"):
         read_volume(edited(series, tmp_path / "two", another))
     (tmp_path / "empty").mkdir()
@@ -208,8 +215,8 @@ def test_a_series_that_is_no_even_upright_stack_is_refused(series: Path, tmp_pat
 def test_a_dicom_seg_is_read_by_dcmtk(series: Path, tmp_path: Path) -> None:
     """By dcmqi, which stands on DCMTK: no code in common with highdicom and pydicom, which wrote it."""
     volume = read_volume(series)
-    masks = {"liver": ball(SHAPE, (12, 17, 15), 6), "Tumor 2": ball(SHAPE, (14, 17, 20), 3)}
-    colors = {"liver": (0.9, 0.2, 0.1), "Tumor 2": (0.1, 0.3, 0.8)}
+    masks = {"liver": ball(SHAPE, (12, 17, 15), 6), "Läsion 腫瘍": ball(SHAPE, (14, 17, 20), 3)}
+    colors = {"liver": (0.9, 0.2, 0.1), "Läsion 腫瘍": (0.1, 0.3, 0.8)}
     write_segmentation(tmp_path / "out.dcm", masks, volume, colors, "demo")
     program = Path(sys.executable).with_name("segimage2itkimage")
     command = [program, "--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path, "--outputType", "nrrd"]
@@ -237,6 +244,17 @@ def test_a_dicom_seg_belongs_to_its_series(series: Path, tmp_path: Path) -> None
     assert referenced == {pydicom.dcmread(file).SOPInstanceUID for file in volume.series}
 
 
+def test_the_patient_s_name_survives_in_whatever_script(series: Path, tmp_path: Path) -> None:
+    def in_japan(slice_: pydicom.Dataset, _k: int) -> None:
+        slice_.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        slice_.PatientName = "Yamada^Tarou=山田^太郎"
+
+    volume = read_volume(edited(series, tmp_path / "japan", in_japan))
+    write_segmentation(tmp_path / "out.dcm", {"腫瘍": ball(SHAPE, (12, 17, 15), 6)}, volume)
+    written = pydicom.dcmread(tmp_path / "out.dcm")
+    assert (written.PatientName, written.SegmentSequence[0].SegmentLabel) == ("Yamada^Tarou=山田^太郎", "腫瘍")
+
+
 def test_what_lacks_something_for_a_dicom_seg_is_said(series: Path, tmp_path: Path) -> None:
     def without_a_frame(slice_: pydicom.Dataset, _k: int) -> None:
         del slice_.FrameOfReferenceUID
@@ -250,3 +268,22 @@ def test_what_lacks_something_for_a_dicom_seg_is_said(series: Path, tmp_path: Pa
         write_segmentation(tmp_path / "out.dcm", {"a": mask}, read_volume(tmp_path / "a.nrrd"))
     assert list(tmp_path.glob("*.dcm")) == []
     assert list(tmp_path.glob(".*")) == []
+
+
+# ---- files that cannot be written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.seg.nrrd"])
+def test_half_a_file_is_no_file(volume: Volume, tmp_path: Path, name: str) -> None:
+    """A limit on the size of files stands for a disk that is full: ITK says nothing of either for NIfTI."""
+    noise = np.random.default_rng(0).integers(0, 2, SHAPE, np.uint8).astype(bool)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match=rf"{name} cannot be written \("):
+            write_segmentation(tmp_path / name, {"a": noise}, volume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []

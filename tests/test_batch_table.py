@@ -82,7 +82,11 @@ def test_json_lines_and_rows_mean_the_same(tmp_path: Path) -> None:
         ("a,s,bbox,,1 2 3,,", "column lps: expected two opposite corners in millimetres"),
         ("a,s,scribble,1 2 3,,,", 'column ijk: expected nothing for a scribble, found "1 2 3".'),
         ("a,s,scribble,,,,", "column file: expected a value here, found nothing."),
-        ("a,s,circle,1 2 3,,,", 'column prompt: expected one of point, bbox, scribble, markups, found "circle".'),
+        ("a,s,lasso,,1 2 3,,", 'column lps: expected nothing for a lasso, found "1 2 3".'),
+        (
+            "a,s,circle,1 2 3,,,",
+            'column prompt: expected one of point, bbox, scribble, lasso, markups, found "circle".',
+        ),
         ("a,s,point,1 2 3,,,maybe", 'column polarity: expected one of positive, negative, found "maybe".'),
         ("a,s,point,1 2 3,,,negative", 'expected positive in one row of the segment "s" at least, found negative'),
     ],
@@ -101,7 +105,7 @@ def test_a_bad_row_is_said_with_line_column_and_what_was_expected(tmp_path: Path
     [
         (",s,point,1 2 3,,,", "", "column image: expected the path of an image, found nothing."),
         ("a,s,point,1 2 3,,,positive,more", "", "expected 7 cells as in the header, found 8."),
-        ('a,"s,point,1 2 3,,,', "", "expected cells separated by commas, found something else"),
+        ('a,"s,point,1 2 3,,,', "", 'expected cells separated by ",", found something else'),
         (f"a,{'s' * 65},point,1 2 3,,,", "a", "column segment: expected a name of at most 64 printable characters"),
         ("a,s\x07,point,1 2 3,,,", "a", "column segment: expected a name"),
     ],
@@ -135,10 +139,10 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
     [
         ("jobs.txt", b"image\n", "must end with .csv or .jsonl"),
         ("jobs.csv", b"", "line 1: expected some of the columns image, segment"),
-        ("jobs.csv", b"image;segment;ijk\na;b;1 2 3\n", 'found "image;segment;ijk"'),
+        ("jobs.csv", b"image|segment|ijk\na|b|1 2 3\n", 'found "image|segment|ijk"'),
         ("jobs.csv", b"segment,ijk\n", "image among them"),
         ("jobs.csv", b"image,ijk,ijk\n", "none twice"),
-        ("jobs.csv", b"image\n\xff\xfe\n", "not a text file in UTF-8"),
+        ("jobs.csv", b"image\n\xff\xfe\n", "not a text file in UTF-8: save it as one (in Excel, as CSV UTF-8)"),
         ("jobs.csv", None, "cannot be read (No such file or directory)"),
     ],
 )
@@ -153,3 +157,17 @@ def test_what_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes |
 def test_a_spreadsheet_s_byte_order_mark_and_line_ends_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "jobs.csv").write_bytes("\ufeffimage,ijk\r\nä.nii.gz,1 2 3\r\n".encode())
     assert only(read_table(tmp_path / "jobs.csv")).name == "ä.nii.gz"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"image","segment","ijk"\n"a b.nii.gz","Läsion","1,2,3"\n',
+        "\ufeffimage;segment;ijk\r\na b.nii.gz;Läsion;1,2,3\r\n;;\r\n",
+    ],
+    ids=["quoted", "with semicolons"],
+)
+def test_other_ways_in_which_spreadsheets_write(tmp_path: Path, content: str) -> None:
+    (tmp_path / "jobs.csv").write_bytes(content.encode())
+    job = only(read_table(tmp_path / "jobs.csv"))
+    assert (job.name, job.segments, job.prompts[0].numbers) == ("a b.nii.gz", ["Läsion"], (1, 2, 3))

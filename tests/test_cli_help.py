@@ -9,7 +9,9 @@ import sys
 import tempfile
 
 import pytest
+import typer
 
+from nninteractive_ws.cli.console import fail
 from nninteractive_ws.cli.main import COMMANDS, asked_command
 
 PROGRAM = Path(sys.executable).with_name("nninteractive-ws")
@@ -97,3 +99,9 @@ def test_completing_commands_and_options() -> None:
 )
 def test_which_command_is_asked_for(arguments: list[str], environment: dict[str, str], asked: str | None) -> None:
     assert asked_command(arguments, environment) == asked
+
+
+def test_what_is_said_of_a_file_is_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        fail("There is no file [bold].nii.gz.")
+    assert capsys.readouterr().err == "error: There is no file [bold].nii.gz.\n"

@@ -51,8 +51,13 @@ def batch(
     """Segment many images by a table of prompts.
 
     The columns of JOBS: image (a file that SimpleITK reads, or a folder with a DICOM series), segment (a name), prompt
-    (point, bbox, scribble or markups), one of ijk (voxels), lps (millimetres) and file (a scribble's label map, or
-    markups of 3D Slicer), and polarity (positive or negative). An image's rows are given in their order.
+    (point, bbox, scribble, lasso or markups), one of ijk (voxels), lps (millimetres) and file (a label map with the
+    scribble or the filled lasso, or markups of 3D Slicer), and polarity (positive or negative). An image's rows are
+    given in their order.
+
+    Example:
+
+        nninteractive-ws batch jobs.csv -o segmented --server gpu-box --jobs 4
 
     Stopped or killed, it goes on where it was when it is started again; what failed is then tried again. The
     exit status is 1 where something failed. A token for the server is taken from the environment variable
@@ -85,8 +90,8 @@ def batch(
         stderr.print("Stopped. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED) from None
     except (Error, ServerDidNotStart, OSError) as e:
-        fail(escape(str(e)))
-    words = f"{failed} of {len(results)} failed" if failed else "all done"
+        fail(e)
+    words = f"{failed} of {len(results)} failed" if failed else "all done" if len(results) else "it has no rows"
     stderr.print(f"{escape(str(jobs))}: {words}; see {escape(str(output / 'results.csv'))}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)

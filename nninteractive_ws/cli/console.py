@@ -3,6 +3,7 @@
 from typing import NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 import typer
 
 #: Results go to standard output, everything else here.
@@ -13,5 +14,5 @@ INTERRUPTED = 130
 
 def fail(error: object) -> NoReturn:
     """End the command with an error in words, and exit status 1."""
-    stderr.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+    stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)

@@ -36,7 +36,7 @@ def demo(
         from nninteractive_ws.demo.picture import draw
         from nninteractive_ws.demo.tour import tour
     except ModuleNotFoundError as e:
-        fail(f"the demo needs the package {e.name}: pip install 'nninteractive-ws\\[server]'")
+        fail(f"the demo needs the package {e.name}: pip install 'nninteractive-ws[server]'")
     started = time.monotonic()
     phantom = make_phantom(seed)
     i, j, k = phantom.image.shape

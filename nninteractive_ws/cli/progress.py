@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nninteractive_ws.cli.console import stderr
@@ -31,7 +32,7 @@ class SessionProgress:
 
     def say(self, words: str) -> None:
         """What is being done, in words."""
-        self._progress.update(self._work, description=words, total=None, completed=0)
+        self._progress.update(self._work, description=escape(words), total=None, completed=0)
 
     def whole(self, words: str, n: int, m: int) -> None:
         """What is being done, in words, and that ``n`` of ``m`` things are done."""

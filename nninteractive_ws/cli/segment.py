@@ -7,6 +7,7 @@ from pathlib import Path
 import time
 from typing import Annotated, TypeVar
 
+from rich.markup import escape
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
@@ -14,7 +15,14 @@ from nninteractive_ws.cli.progress import SessionProgress, session_progress
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import Error
-from nninteractive_ws.files.images import SEGMENTATION_ENDINGS, Volume, read_volume, write_segmentation
+from nninteractive_ws.files.images import (
+    LONGEST_NAME,
+    SEGMENTATION_ENDINGS,
+    Volume,
+    is_segment_name,
+    read_volume,
+    write_segmentation,
+)
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.server.local import ServerDidNotStart, local_server
 
@@ -87,6 +95,10 @@ def segment(
         fail("nothing says where the object is: give at least one --point, --lps or --bbox.")
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"{output.name}: the name must end with {', '.join(SEGMENTATION_ENDINGS)}.")
+    if not output.parent.is_dir():
+        fail(f"there is no folder {output.parent} to write to.")
+    if not is_segment_name(name):
+        fail(f"the name of a segment has at most {LONGEST_NAME} printable characters, and no backslash.")
     try:
         volume = read_volume(image)
         points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in clicks]
@@ -120,8 +132,10 @@ def _segment(
         described = session.server.model
     write_segmentation(output, {name: mask}, volume)
     stderr.print(
-        f"{output}: {result.voxels:,} voxels, {result.voxels * volume.voxel_ml:.1f} ml, "
-        f"{time.monotonic() - started:.1f} s, model {described.name} ({described.license})",
+        escape(
+            f"{output}: {result.voxels:,} voxels, {result.voxels * volume.voxel_ml:.1f} ml, "
+            f"{time.monotonic() - started:.1f} s, model {described.name} ({described.license})"
+        ),
         soft_wrap=True,
     )
     if result.voxels == 0:

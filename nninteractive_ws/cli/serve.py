@@ -79,7 +79,7 @@ def serve(
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.workers import WorkerFailed
     except ModuleNotFoundError as e:
-        fail(f"serving needs the package {e.name}: pip install 'nninteractive-ws\\[server]'")
+        fail(f"serving needs the package {e.name}: pip install 'nninteractive-ws[server]'")
 
     if (tls_cert is None) != (tls_key is None):
         fail("--tls-cert and --tls-key belong together: give both.")

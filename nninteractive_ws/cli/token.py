@@ -44,7 +44,7 @@ def token(
                 f"environment variable {TOKEN_VARIABLE}, in Python from connect(..., token=...)."
             )
     except (AccessError, OSError) as e:
-        fail(escape(str(e)))
+        fail(e)
 
 
 def _say(words: str) -> None:

@@ -43,9 +43,15 @@ def read_series(folder: Path) -> tuple[sitk.Image, tuple[str, ...]]:
 def _check_stack(folder: Path, files: Sequence[str]) -> None:
     tags = ["ImagePositionPatient", "ImageOrientationPatient"]
     headers = [pydicom.dcmread(file, specific_tags=tags, force=True) for file in files]
-    if any(tag not in header for header in headers for tag in tags):
+    if not all(header.get(tag) for header in headers for tag in tags):
         raise BadImage(f"The DICOM series in {folder} does not say where its slices are.")
-    steps = np.diff([[float(x) for x in header.ImagePositionPatient] for header in headers], axis=0)
+    places = [tuple(float(x) for x in header.ImagePositionPatient) for header in headers]
+    if twice := len(places) - len(set(places)):
+        raise BadImage(
+            f"The series in {folder} has {twice} slices where others are already: files that are there twice, or "
+            "several volumes."
+        )
+    steps = np.diff(places, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
     step = steps.mean(0)
     if np.linalg.norm(steps - step, axis=1).max() > _UNEVEN * np.linalg.norm(step):
@@ -86,7 +92,7 @@ def write_seg(
             for number, name in enumerate(masks, start=1)
         ]
         segmentation = hd.seg.Segmentation(
-            [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files],
+            list(map(_read_header, files)),
             np.stack([mask.transpose() for mask in masks.values()], axis=-1).astype(np.uint8),
             hd.seg.SegmentationTypeValues.BINARY,
             described,
@@ -99,8 +105,16 @@ def write_seg(
             software_versions=program,
             device_serial_number="0",
             series_description="nnInteractive",
+            specific_character_set="ISO_IR 192",  # UTF-8: segments have names in any language
         )
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         # What highdicom raises where the headers of the series lack something.
         raise BadImage(f"No DICOM SEG can be made of the series in {Path(files[0]).parent}: {e}") from e
     segmentation.save_as(path)
+
+
+def _read_header(file: str) -> pydicom.FileDataset:
+    """All but the pixels, with names that can be written in another character set."""
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    header.decode()
+    return header

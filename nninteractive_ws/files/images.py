@@ -1,9 +1,11 @@
 """Image files: volumes in, segmentations out, with their place in the patient kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import colorsys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
 #: How far apart two grids may be, in voxels, and still be the same.
 _SAME_PLACE = 0.01
+#: What DICOM allows for the label of a segment.
+LONGEST_NAME = 64
 
 #: Red, green and blue, from 0 to 1.
 Color = tuple[float, float, float]
@@ -87,8 +91,17 @@ def _read_file(path: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as e:
-        reason = str(e).strip().splitlines()[-1]
-        raise BadImage(f"{path} could not be read as an image: {reason}") from e
+        raise BadImage(f"{path} could not be read as an image: {_reason(e)}") from e
+
+
+def _reason(error: RuntimeError) -> str:
+    """What ITK says at the end of several lines."""
+    return str(error).strip().splitlines()[-1]
+
+
+def is_segment_name(name: str) -> bool:
+    """Whether every format can keep it: up to 64 printable characters, no backslash."""
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable() and "\\" not in name
 
 
 def color_of(number: int) -> Color:
@@ -108,28 +121,49 @@ def write_segmentation(
     ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, of a DICOM series) keep names, colours and overlaps; the others are label
     maps, the first segment 1, later segments over earlier ones. ``colors``: of every segment; some are chosen where
     none are given. ``model``: what a DICOM SEG names as its maker. Nothing half-written is left under ``path``, but
-    where the process is killed, :func:`partial_path` may be. Raises BadImage where it cannot be a DICOM SEG.
+    where the process is killed, :func:`partial_path` may be. Raises BadImage where it cannot be a DICOM SEG, and
+    OSError with a sentence.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
-    partial = partial_path(path)
-    try:
+    with writing(path) as partial:
         if path.name.endswith(".dcm"):
             _write_seg(partial, masks, volume, colors, model)
         elif path.name.endswith(".seg.nrrd"):
-            segmentation = slicerio.create_segmentation(volume.voxels.shape, volume.ijk_to_lps)
-            for name, mask in masks.items():
-                slicerio.add_segment(segmentation, mask, {"id": name, "name": name, "color": list(colors[name])})
-            slicerio.write_segmentation(str(partial), segmentation)
+            _write_seg_nrrd(partial, masks, volume, colors)
         else:
             _write_label_map(partial, masks, volume)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """What to write to, which then takes the place of ``path``; nothing is left of it where it fails. Raises OSError
+    with a sentence."""
+    partial = partial_path(path)
+    try:
+        yield partial
         partial.replace(path)
+    except OSError as e:
+        raise OSError(f"{path} cannot be written ({e.strerror or e}).") from e
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there may not even be a folder
+            partial.unlink(missing_ok=True)
 
 
 def partial_path(path: Path) -> Path:
     """Where a file is written before it takes its name."""
     return path.with_name(f".partial-{path.name}")
+
+
+def _write_seg_nrrd(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color]) -> None:
+    segmentation = slicerio.create_segmentation(volume.voxels.shape, volume.ijk_to_lps)
+    for number, (name, mask) in enumerate(masks.items()):
+        slicerio.add_segment(segmentation, mask, {"id": f"{number}", "name": "", "color": list(colors[name])})
+    slicerio.write_segmentation(str(path), segmentation)
+    # The names come last: what writes the header knows ASCII alone, and 3D Slicer has UTF-8.
+    names = [name.encode() for name in masks]
+    header, blank, voxels = path.read_bytes().partition(b"\n\n")
+    header = re.sub(rb"(?m)^(Segment(\d+)_(?:ID|Name):=).*$", lambda found: found[1] + names[int(found[2])], header)
+    path.write_bytes(header + blank + voxels)
 
 
 def _write_seg(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color], model: str) -> None:
@@ -146,4 +180,11 @@ def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> N
         labels[mask] = value
     image = sitk.GetImageFromArray(labels.transpose())
     image.CopyInformation(volume.image)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+        # On a full disk, ITK writes half a NIfTI file, or nothing, and finds that well.
+        whole = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), labels.transpose())
+    except RuntimeError as e:
+        raise OSError(_reason(e)) from e
+    if not whole:
+        raise OSError("what was written is not whole; is there room left?")

@@ -20,26 +20,28 @@ def read_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> Iter
     except OSError as e:
         raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
     except UnicodeDecodeError as e:
-        raise BadJobs(f"{path} is not a text file in UTF-8.") from e
+        raise BadJobs(f"{path} is not a text file in UTF-8: save it as one (in Excel, as CSV UTF-8).") from e
     return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(path, text, columns, needed)
 
 
 def _csv_rows(path: Path, text: str, columns: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
     # A line is a row, also where a quote is not closed: no cell needs a line break.
     first, *lines = text.split("\n")
-    header = [cell.strip() for cell in first.split(",")]
+    # Where a comma is the decimal sign, spreadsheets put a semicolon between cells.
+    separator = ";" if ";" in first and "," not in first else ","
+    header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
     if not set(needed) <= set(header) <= set(columns) or len(set(header)) < len(header):
         raise BadJobs(
             f"{path}, line 1: expected some of the columns {', '.join(columns)}, {' and '.join(needed)} among them and "
             f"none twice; found {shown(first)}."
         )
     for number, line in enumerate(lines, start=2):
-        if not line.strip(" ,"):
+        if not line.strip(f" {separator}"):
             continue
         try:
-            cells = next(csv.reader([line], strict=True))
+            cells = next(csv.reader([line], delimiter=separator, strict=True))
         except csv.Error as e:
-            yield number, f"expected cells separated by commas, found something else ({e})."
+            yield number, f'expected cells separated by "{separator}", found something else ({e}).'
             continue
         if len(cells) > len(header):
             yield number, f"expected {len(header)} cells as in the header, found {len(cells)}."

@@ -31,7 +31,7 @@ def batch(
                 print(result.image, segment.name, segment.voxels, segment.ml, segment.error)
 
     ``jobs``: a ``.csv`` or ``.jsonl`` file (see the README for its columns), or its rows as dictionaries: ``image``,
-    ``segment``, ``prompt`` (point, bbox, scribble or markups), one of ``ijk`` (voxels: three numbers, or three
+    ``segment``, ``prompt`` (point, bbox, scribble, lasso or markups), one of ``ijk`` (voxels: three numbers, or three
     half-open pairs), ``lps`` (millimetres: three numbers, or three pairs from two opposite corners) and ``file``, and
     ``polarity`` (positive or negative). The rows of an image are given in their order.
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, replace
+import logging
 from pathlib import Path
 import time
 
@@ -24,7 +25,10 @@ from nninteractive_ws.jobs.prompts import Shape, give, shapes_of
 from nninteractive_ws.jobs.results import SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, Prompt
 
-#: What concerns an image or a prompt alone. Any other error ends the batch, which can be started again.
+_log = logging.getLogger(__name__)
+
+#: What concerns an image or a prompt alone. Any other error of ours, and of the system's, ends the batch, which can be
+#: started again.
 _ITS_OWN = (BadJobs, InvalidRequest, OutOfMemory, WorkerLost, InternalError)
 
 
@@ -112,8 +116,8 @@ class _Worker:
                 await self._session.set_image(volume.voxels)
                 await self._prompt(job, volume, segments)
                 result = await self._write(task, volume, segments, result)
-        except _ITS_OWN as e:
-            segments = {name: replace(s, error=s.error or str(e)) for name, s in segments.items()}
+        except Exception as e:
+            segments = {name: replace(s, error=s.error or _why(e)) for name, s in segments.items()}
         self._image = ""
         return replace(result, segments=tuple(segments.values()), total_s=time.monotonic() - started)
 
@@ -123,7 +127,7 @@ class _Worker:
             if found.error is None:
                 try:
                     segments[prompt.segment] = await self._give(prompt, volume, found)
-                except _ITS_OWN as e:
+                except (*_ITS_OWN, AtCapacity) as e:  # the latter: a session holds so many segments, and no more
                     where = "" if isinstance(e, BadJobs) else f"{prompt.where}: "
                     segments[prompt.segment] = replace(found, error=f"{where}{e}")
 
@@ -179,6 +183,17 @@ class _Worker:
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost":
             self._tell(Activity("", f"{event.reason} Trying again."))
+
+
+def _why(error: Exception) -> str:
+    """What an error says of an image. Raises it again where it concerns the others, too."""
+    if isinstance(error, _ITS_OWN):
+        return str(error)
+    if isinstance(error, Error | OSError):
+        raise error
+    # Files hold what no reader of them has thought of: it is said of this one, and the rest goes on.
+    _log.error("an image failed", exc_info=error)
+    return f"It failed in a way that was not foreseen ({error!r}); the log has the details."
 
 
 def _read(task: Task) -> Volume:

@@ -32,8 +32,8 @@ def shapes_of(prompt: Prompt, volume: Volume) -> Sequence[Shape]:
         if prompt.kind == "markups":
             assert prompt.file is not None
             return read_markups(prompt.file, volume)
-        if prompt.kind == "scribble":
-            return [_scribble(prompt, volume)]
+        if prompt.kind in ("scribble", "lasso"):
+            return [_drawn(prompt, volume)]
         return [_point(prompt, volume) if prompt.kind == "point" else _box(prompt, volume)]
     except (BadJobs, BadImage, OSError) as e:
         raise BadJobs(f"{prompt.where}: {e}") from e
@@ -63,14 +63,18 @@ def _box(prompt: Prompt, volume: Volume) -> Box:
     return Box.from_pairs([(min(pair), max(pair) + 1) for pair in corners])
 
 
-def _scribble(prompt: Prompt, volume: Volume) -> Scribble:
+def _drawn(prompt: Prompt, volume: Volume) -> Scribble | Lasso:
     assert prompt.file is not None
     drawn = read_volume(prompt.file)
     check_same_grid(drawn, volume, prompt.file)
     labels = np.unique(drawn.voxels[drawn.voxels != 0])
     if len(labels) != 1:
         found = ", ".join(map(str, labels[:5].tolist())) or "none"
-        raise BadJobs(f"{prompt.file} has the labels {found}; one is needed: a row for each file of strokes.")
-    strokes = masks.tight(drawn.voxels != 0)
-    assert strokes.box is not None
-    return Scribble(strokes.box, strokes.flips)
+        raise BadJobs(f"{prompt.file} has the labels {found}; one is needed: a drawing in a file, a file in a row.")
+    marked = masks.tight(drawn.voxels != 0)
+    assert marked.box is not None
+    if prompt.kind == "scribble":
+        return Scribble(marked.box, marked.flips)
+    if min(marked.box.shape) > 1:
+        raise BadJobs(f"{prompt.file} marks {marked.box.shape} voxels; a lasso is an outline, filled, in one slice.")
+    return Lasso(marked.box, marked.flips)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from nninteractive_ws.errors import BadJobs
-from nninteractive_ws.files.images import partial_path
+from nninteractive_ws.files.images import writing
 
 COLUMNS = (
     "image", "segment", "output", "label", "voxels", "ml", "prompts", "passes", "predict_s", "waiting_s", "network_s",
@@ -71,7 +71,11 @@ class ResultsFile:
         """The results by key; a last line that is not whole is left out. Raises BadJobs where it is another table."""
         if not self.path.exists():
             return {}
-        whole, _, _ = self.path.read_bytes().decode("utf-8", "replace").rpartition("\n")
+        try:
+            text = self.path.read_bytes().decode("utf-8", "replace")
+        except OSError as e:
+            raise BadJobs(f"{self.path} cannot be read ({e.strerror}): give another folder.") from e
+        whole, _, _ = text.rpartition("\n")
         if not whole:
             return {}
         reader = csv.DictReader(whole.split("\n"))
@@ -87,16 +91,18 @@ class ResultsFile:
 
     def append(self, key: str, result: VolumeResult) -> None:
         """Add a result, at once and on the disk."""
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(self._lines([(key, result)]))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(self._lines([(key, result)]))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise OSError(f"{self.path} cannot be written ({e.strerror}).") from e
 
     def rewrite(self, results: Iterable[tuple[str, VolumeResult]]) -> None:
         """Replace all lines."""
-        partial = partial_path(self.path)
-        partial.write_text(",".join(COLUMNS) + "\n" + self._lines(results), encoding="utf-8", newline="")
-        partial.replace(self.path)
+        with writing(self.path) as partial:
+            partial.write_text(",".join(COLUMNS) + "\n" + self._lines(results), encoding="utf-8", newline="")
 
     def _lines(self, results: Iterable[tuple[str, VolumeResult]]) -> str:
         text = io.StringIO()

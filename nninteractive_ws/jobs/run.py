@@ -13,6 +13,7 @@ import stat
 from typing import Any
 
 from nninteractive_ws.client.aio import AsyncSession, aconnect
+from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import color_of, partial_path
 from nninteractive_ws.jobs.pipeline import Activity, Open, Task, process
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
@@ -48,7 +49,10 @@ class Batch(Iterator[VolumeResult]):
             raise ValueError(f"{in_flight} volumes in flight; there must be one at least")
         table = read_table(jobs)
         folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadJobs(f"{folder} cannot be a folder for the results ({e.strerror}); give another.") from e
         self._file = ResultsFile(folder)
         self._tasks = _plan(table.jobs, folder, format)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
@@ -158,7 +162,8 @@ def _tidy(task: Task) -> None:
 def _output_name(job: Job, format: str) -> Path:
     """The image's path as the table writes it, from its root, with another ending."""
     written = PurePath(os.path.normpath(job.name))
-    *folders, name = (part for part in written.parts if part not in (written.anchor, "..", "."))
+    parts = [part for part in written.parts if part not in (written.anchor, "..", ".")]
+    *folders, name = parts or [job.image.name or "image"]  # of ".", a series beside its table
     if not _is_folder(job.image):
         name = name.removesuffix(".gz")
         name = name.removesuffix(PurePath(name).suffix)
@@ -179,13 +184,13 @@ def _key(job: Job, format: str) -> str:
     return hashlib.sha256(repr((job.name, job.segments, rows, format, files)).encode()).hexdigest()[:16]
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of change; None where there is no such file."""
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Size and time of change, of a folder those of the files in it; nothing where there is no such file."""
     try:
-        found = path.stat()
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+        return []
 
 
 def _is_done(task: Task, result: VolumeResult | None) -> bool:

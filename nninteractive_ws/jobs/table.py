@@ -8,11 +8,12 @@ import re
 from typing import Any, Literal, cast
 
 from nninteractive_ws.errors import BadJobs
+from nninteractive_ws.files.images import LONGEST_NAME, is_segment_name
 from nninteractive_ws.files.rows import Row, check_columns, empty, read_rows, shown, text_of
 
 COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity")
-Kind = Literal["point", "bbox", "scribble", "markups"]
-KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "markups")
+Kind = Literal["point", "bbox", "scribble", "lasso", "markups"]
+KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "lasso", "markups")
 
 #: Where the numbers of a prompt are, and what its cell must hold.
 _NUMBERS = {
@@ -21,8 +22,6 @@ _NUMBERS = {
     ("bbox", "ijk"): "from and to of each axis such as 40:80 30:70 12:13, where each to is greater than its from",
     ("bbox", "lps"): "two opposite corners in millimetres such as -60:-20 10:50 801:801",
 }
-#: What DICOM allows for the label of a segment.
-_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Prompt:
     """A row that is in order. ``where``: file and line, for errors.
 
     ``numbers``: three of a point; of a box (i0, i1, j0, j1, k0, k1), half-open in voxels, in millimetres (``lps``)
-    the pairs of two opposite corners. ``file``: what a scribble or markups are read from.
+    the pairs of two opposite corners. ``file``: what a scribble, a lasso or markups are read from.
     """
 
     where: str
@@ -138,9 +137,9 @@ def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -
 def _segment(row: Mapping[str, object]) -> str:
     if empty(row.get("segment")):
         return "segment"
-    expected = f"a name of at most {_LONGEST_NAME} printable characters without a backslash"
+    expected = f"a name of at most {LONGEST_NAME} printable characters without a backslash"
     name = text_of(row, "segment", expected)
-    if len(name) > _LONGEST_NAME or not name.isprintable() or "\\" in name:
+    if not is_segment_name(name):
         raise BadJobs(f"column segment: expected {expected}, found {shown(name)}.")
     return name
 
