@@ -140,6 +140,22 @@ def test_segment_refuses_what_is_no_volume(server: str, tmp_path: Path) -> None:
     assert "must end with" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["models"], "models needs the package nnInteractive: pip install 'nninteractive-ws[server]'"),
+        (["segment", "IMAGE", "--point", "1,1,1", "-o", "x.nrrd"], "or give the address of one that runs elsewhere"),
+    ],
+)
+def test_without_the_server_s_packages_that_is_said(image: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    code = "import sys; sys.modules['nnInteractive'] = None; from nninteractive_ws.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *(str(image) if word == "IMAGE" else word for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_models_lists_the_embedded_one(tmp_path: Path) -> None:
     done = run("models", "--offline", "--json", NNINTERACTIVE_MODEL_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr

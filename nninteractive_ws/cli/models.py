@@ -1,9 +1,11 @@
 """``nninteractive-ws models``."""
 
 import json
+from types import ModuleType
 from typing import Annotated
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 import typer
 
@@ -29,13 +31,12 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
-    from nninteractive_ws.engine.catalogue import ModelNotFound, list_models
-
+    catalogue = _catalogue()
     try:
-        entries = list_models(refresh=not offline)
-    except ModelNotFound as error:
-        stderr.print(f"[yellow]{error}[/]\nThese are known here:", soft_wrap=True)
-        entries = list_models()
+        entries = catalogue.list_models(refresh=not offline)
+    except catalogue.ModelNotFound as error:
+        stderr.print(f"[yellow]{escape(str(error))}[/]\nThese are known here:", soft_wrap=True)
+        entries = catalogue.list_models()
     if as_json:
         content = [
             {
@@ -59,10 +60,19 @@ def models(
 @app.command()
 def download(name: Annotated[str, typer.Argument(help="The name of an official model.")]) -> None:
     """Download an official model; its licence is printed. NAME is one that `models` lists."""
-    from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
-
+    catalogue = _catalogue()
     try:
-        found, folder = find_model(name)
-    except ModelNotFound as e:
+        found, folder = catalogue.find_model(name)
+    except catalogue.ModelNotFound as e:
         fail(e)
-    stderr.print(f"{found} is in {folder}; its licence: {read_license(folder)}", soft_wrap=True)
+    words = f"{found} is in {folder}; its licence: {catalogue.read_license(folder)}"
+    stderr.print(escape(words), soft_wrap=True)
+
+
+def _catalogue() -> ModuleType:
+    """Imported when it is needed: it takes seconds."""
+    try:
+        from nninteractive_ws.engine import catalogue
+    except ModuleNotFoundError as e:
+        fail(f"models needs the package {e.name}: pip install 'nninteractive-ws[server]'")
+    return catalogue

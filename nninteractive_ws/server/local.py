@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ LISTENING = "listening on "
 
 
 class ServerDidNotStart(Exception):
-    """``str()`` is what the server said."""
+    """``str()`` says why, and what to do."""
 
 
 @contextmanager
@@ -19,6 +20,11 @@ def local_server(*arguments: str) -> Iterator[str]:
 
     Raises ServerDidNotStart.
     """
+    if find_spec("nnInteractive") is None:
+        raise ServerDidNotStart(
+            "No server can be started here: pip install 'nninteractive-ws[server]', or give the address of one that "
+            "runs elsewhere (--server)."
+        )
     command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--end-with-stdin", *arguments]
     # Its standard input closes with this process, however that ends.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True)
