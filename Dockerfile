@@ -9,16 +9,17 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS packages
 RUN python3 -m venv /opt/nninteractive-ws
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
-# A package without code has the same requirements. The secret "pip" is a pip.conf for this build alone, where packages
+COPY pyproject.toml ./
+# A package without code or README has the same requirements. The secret "pip" is a pip.conf for this build alone, where packages
 # come from somewhere else: a mirror of the house, or torch's index for an image without CUDA.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    mkdir nninteractive_ws && touch nninteractive_ws/__init__.py \
+    mkdir nninteractive_ws && touch nninteractive_ws/__init__.py README.md LICENSE \
     && /opt/nninteractive-ws/bin/pip install --no-cache-dir --disable-pip-version-check '.[server]' \
     && /opt/nninteractive-ws/bin/pip uninstall --yes nninteractive-ws
 
 # ---- our own package, as a wheel ---------------------------------------------------------------------------
 FROM packages AS wheel
+COPY README.md LICENSE ./
 COPY nninteractive_ws nninteractive_ws
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/nninteractive-ws/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /wheel .

@@ -147,7 +147,10 @@ class Checkup:
                 f"This computer's settings name a SOCKS proxy ({proxy.host}:{proxy.port}), for which a package is "
                 f"missing: pip install python-socks. {self._except_it()}",
             )
-        words = f"connections go through {proxy.scheme}://{proxy.host}:{proxy.port}, as this computer's settings say"
+        words = (
+            f"connections go through {proxy.scheme}://{proxy.host}:{proxy.port}, as this computer's settings say (but "
+            "not those of the polled client, and so of 3D Slicer: it goes directly)"
+        )
         return Look(words, {"proxy": f"{proxy.scheme}://{proxy.host}:{proxy.port}"})
 
     def _except_it(self) -> str:

@@ -177,7 +177,8 @@ class PolledSession:
     """A session on a server. ``core`` takes the commands; :meth:`poll` moves it on and returns what happened.
 
     ``address``, ``token``, ``ca``, ``reconnect_for``: as :func:`~nninteractive_ws.client.blocking.connect` takes
-    them. Raises BadAddress, and Untrusted where ``ca`` cannot be used; all else is told by events.
+    them. Raises BadAddress, and Untrusted where ``ca`` cannot be used; all else is told by events. Unlike there, no
+    proxy is used, whatever the computer's settings say: where a server is reached through one alone, use ssh.
 
     The first events are notices and ``Connection("open")``; ``Connection("closed")`` is the last, after
     ``Failed(None, error)`` where it was not :meth:`close`. Commands may be given at any time.
