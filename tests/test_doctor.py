@@ -143,7 +143,9 @@ def test_the_readme_tells_steps_data_and_codes(quick: QuickServer) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     text = readme.partition("### Doctor")[2].partition("\n#")[0]
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| `") and "`--" not in line.split("|")[1]
     ]
     codes = {row[0].strip("`"): set(re.findall("`([a-z_]+)`", row[2])) for row in rows if len(row) == 3}
     data = {row[0].strip("`"): set(re.findall("`([a-z_]+)`", row[1])) for row in rows if len(row) == 2}
