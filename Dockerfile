@@ -10,8 +10,8 @@ FROM ${BASE} AS packages
 RUN python3 -m venv /opt/nninteractive-ws
 WORKDIR /source
 COPY pyproject.toml ./
-# A package without code or README has the same requirements. The secret "pip" is a pip.conf for this build alone, where packages
-# come from somewhere else: a mirror of the house, or torch's index for an image without CUDA.
+# A package without code or README has the same requirements. The secret "pip" is a pip.conf for this build alone, where
+# packages come from somewhere else: a mirror of the house, or torch's index for an image without CUDA.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     mkdir nninteractive_ws && touch nninteractive_ws/__init__.py README.md LICENSE \
     && /opt/nninteractive-ws/bin/pip install --no-cache-dir --disable-pip-version-check '.[server]' \
