@@ -2,10 +2,12 @@
 
 The state is the inference session's: interaction channels of the whole volume in which older prompts have
 decayed, and the previous segmentation. A view of it is cut, zoomed and padded as the session does it, so the
-network learns from what it will meet.
+network learns from what it will meet. Many episodes begin midway, with older prompts and a previous segmentation
+that is wrong in ways a user meets: so that it is a hint, and the newest prompt is what counts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from nnInteractive.interaction.point import build_point
 from nnInteractive.utils.erosion_dilation import iterative_3x3_same_padding_pool3d
@@ -15,25 +17,54 @@ from scipy import ndimage
 import torch
 from torch.nn import functional
 
-from training.scenes import Scene
+from training.mistakes import spoil
+from training.scenes import LEAST_VOXELS, Scene
 
-PATCH = 96
+PATCH = 96  # the session's
+SMALL_PATCH = 64  # enough to learn a correction from, at a third of the time
 POINT_RADIUS = 4
 DECAY = 0.9
 MAX_STEPS = 5
+MOST_ZOOM = 4.0
+MIDWAY = 0.4  # the share of episodes that begin with a spoilt mask
 CHANNELS = {"bbox": (1, 2), "lasso": (1, 2), "point": (3, 4), "scribble": (5, 6)}
 THIN = {*CHANNELS["point"], *CHANNELS["scribble"]}
+# The point is obeyed if the voxels up to this distance follow it, as far as the truth says the same.
+OBEDIENT_RADIUS = 3
 
 
 @dataclass
 class View:
-    """What the network sees and should answer. inputs (8, P, P, P), target and weight (P, P, P), float32."""
+    """What the network sees and should answer. inputs (8, P, P, P) and target (P, P, P), float32; P: ``patch``.
+
+    wrong: where the previous segmentation is wrong. obey: what the newest prompt marks and truth confirms.
+    pointed_at: the part of ``wrong`` that the newest prompt is to correct. All bool (P, P, P); the latter two are
+    None where the view has no new prompt, or is zoomed out.
+    """
 
     inputs: torch.Tensor
     target: torch.Tensor
-    weight: torch.Tensor
+    wrong: torch.Tensor
+    obey: torch.Tensor | None
+    pointed_at: torch.Tensor | None
+    positive: bool
     centre: np.ndarray
     zoom: float
+
+    @property
+    def patch(self) -> int:
+        return self.target.shape[0]
+
+
+@dataclass
+class Prompt:
+    """centre and extent in voxels; obeyed and region: bool, the shape of the volume, the latter what it points at."""
+
+    centre: np.ndarray
+    size: np.ndarray
+    positive: bool
+    region: np.ndarray
+    obeyed: tuple[tuple[slice, ...], np.ndarray] | None = field(default=None)
 
 
 class Episode:
@@ -44,88 +75,107 @@ class Episode:
         self.image = scene.image
         self.truth = _choose_object(scene.labels, rng)
         self.channels = np.zeros((7, *scene.image.shape), np.float32)
-        # Some end early, so that first prompts are a fourth of all: they are what a user judges by.
-        self._steps = MAX_STEPS if rng.random() < 0.7 else int(rng.integers(1, MAX_STEPS + 1))
         self.written = {0}  # the channels that are not all zero
         self.step = 0
         self.refinements = 0
         self.coarse: np.ndarray | None = None
+        # Many end after the first prompt: it is what a user judges by, and would be rare among its corrections.
+        self._last = 1 if rng.random() < 0.3 else int(rng.integers(2, MAX_STEPS + 1))
+        if rng.random() < MIDWAY:
+            self._begin_midway(scene.labels)
 
     @property
     def over(self) -> bool:
-        return self.step >= self._steps
+        return self.step >= self._last
 
-    def next_view(self) -> View:
+    def next_view(self, patch: int = PATCH) -> View:
         """Place the next prompt, or look at the next part of a coarse answer that needs refinement."""
         if self.refinements:
-            return self._refinement_view()
-        error = self.truth != (self.channels[0] > 0.5)
-        place, size, newest = self._prompt(error)
-        zoom = max(1.0, float(((size + PATCH // 3) / PATCH).max()))
-        if self.rng.random() < 0.2 or (self._truth_leaves(place) and self.rng.random() < 0.5):
-            zoom *= 1.5 ** int(self.rng.integers(1, 3))
-        return self._view(place, min(zoom, 4.0), error, newest)
+            return self._refinement_view(patch)
+        wrong = self.truth != (self.channels[0] > 0.5)
+        prompt = self._prompt(wrong)
+        zoom = max(1.0, float(((prompt.size + patch // 3) / patch).max()))
+        if patch == PATCH and self.rng.random() < (0.5 if self._truth_leaves(prompt.centre) else 0.1):
+            zoom *= 1.5 ** int(self.rng.integers(1, 4))
+        return self._view(prompt.centre, patch, min(zoom, MOST_ZOOM), wrong, prompt)
 
     def accept(self, view: View, answer: np.ndarray) -> None:
         """Take the network's answer for the last view: bool (P, P, P)."""
         if self.coarse is not None:
-            self._paste(self.coarse, answer, view.centre, PATCH)
+            self._paste(self.coarse, answer, view.centre, view.patch)
             self.refinements -= 1
             if not self.refinements:
                 self.channels[0], self.coarse = self.coarse, None
                 self.step += 1
         elif view.zoom > 1:
-            size = round(PATCH * view.zoom)
+            size = round(view.patch * view.zoom)
             grown = functional.interpolate(
                 torch.from_numpy(answer[None, None].astype(np.float32)), (size,) * 3, mode="trilinear"
             )
             self.coarse = self.channels[0].copy()
             self._paste(self.coarse, grown[0, 0].numpy() >= 0.5, view.centre, size)
-            self.refinements = int(self.rng.integers(1, 4))
+            self.refinements = int(self.rng.integers(1, 3))
         else:
-            self._paste(self.channels[0], answer, view.centre, PATCH)
+            self._paste(self.channels[0], answer, view.centre, view.patch)
             self.step += 1
 
     # ---- prompts ------------------------------------------------------------------------------------------
 
-    def _prompt(self, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[slice, ...] | None]:
-        """Write one prompt. Returns its centre, its extent, and the box in which it must be obeyed."""
-        rng = self.rng
-        first = self.step == 0
-        region = self.truth if first else _error_component(error, rng)
-        if not region.any():
-            region = self.truth
-        deepest = rng.random() < (0.5 if first else 0.6)
-        place = _deepest_voxel(region) if deepest else _random_voxel(region, rng)
-        positive = bool(self.truth[tuple(place)])
-        kinds = ("point", "scribble", "lasso", "bbox")
-        kind = str(rng.choice(kinds, p=(0.68, 0.13, 0.1, 0.09)))
+    def _begin_midway(self, labels: np.ndarray) -> None:
+        """One to eight older points, and a wrong mask as what they led to."""
+        near = _near(self.truth)
+        for n in range(int(self.rng.integers(1, 9))):
+            positive = n == 0 or not near.any() or self.rng.random() < 0.5
+            place = _deepest_voxel(self.truth) if n == 0 else _random_voxel(self.truth if positive else near, self.rng)
+            self._decay()
+            self._write_point(CHANNELS["point"][0 if positive else 1], place)
+        self.channels[0] = spoil(self.truth, labels, self.rng)
+        self.step = int(self.rng.integers(1, MAX_STEPS))
+        self._last = min(MAX_STEPS, self.step + int(self.rng.integers(1, 3)))
+
+    def _decay(self) -> None:
         for written in self.written - {0}:
             self.channels[written] *= DECAY
+
+    def _prompt(self, wrong: np.ndarray) -> Prompt:
+        """Write one prompt into the channels."""
+        rng = self.rng
+        first = self.step == 0
+        region = self.truth if first else _error_component(wrong, rng)
+        if not region.any():
+            region = self.truth
+        place = _deepest_voxel(region) if rng.random() < (0.7 if first else 0.6) else _random_voxel(region, rng)
+        positive = bool(self.truth[tuple(place)])
+        kind = str(rng.choice(("point", "scribble", "lasso", "bbox"), p=(0.7, 0.13, 0.09, 0.08)))
+        self._decay()
         channel = CHANNELS[kind][0 if positive else 1]
-        self.written.add(channel)
         if kind == "point":
             self._write_point(channel, place)
-            box = tuple(slice(max(0, c - 3), c + 4) for c in place)
-            return place, np.zeros(3), box
+            box, inside = _ball(self.truth.shape, place, OBEDIENT_RADIUS)
+            return Prompt(place, np.zeros(3), positive, region, (box, inside & (self.truth[box] == positive)))
+        self.written.add(channel)
         axis = int(rng.integers(3))
         flat = np.take(region, place[axis], axis)
-        drawn = {"scribble": _scribble, "lasso": _lasso, "bbox": _rectangle}[kind](flat, np.delete(place, axis), rng)
+        draw: Callable[..., np.ndarray] = {"scribble": _scribble, "lasso": _lasso, "bbox": _rectangle}[kind]
+        drawn = draw(flat, np.delete(place, axis), rng)
         where = [slice(None)] * 3
-        where[axis] = int(place[axis])
+        where[axis] = slice(int(place[axis]), int(place[axis]) + 1)
+        marked = np.expand_dims(drawn, axis)
         target = self.channels[(channel, *where)]
-        np.maximum(target, drawn, out=target)
+        np.maximum(target, marked, out=target)
         ij = np.argwhere(drawn)
         low = np.insert(ij.min(0), axis, place[axis])
         high = np.insert(ij.max(0), axis, place[axis]) + 1
-        obeyed = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        return (low + high) // 2, high - low, obeyed if kind == "scribble" else None
+        box = tuple(where)
+        obeyed = (box, marked & (self.truth[box] == positive)) if kind == "scribble" else None
+        return Prompt((low + high) // 2, high - low, positive, region, obeyed)
 
     def _write_point(self, channel: int, place: np.ndarray) -> None:
         ball = build_point((POINT_RADIUS,) * 3, True, False).numpy()
         target, source = _overlap(self.truth.shape, place, ball.shape[0])
         view = self.channels[(channel, *target)]
         np.maximum(view, ball[source], out=view)
+        self.written.add(channel)
 
     # ---- views --------------------------------------------------------------------------------------------
 
@@ -133,42 +183,46 @@ class Episode:
         box = tuple(slice(max(0, int(c) - PATCH // 2), int(c) + PATCH // 2) for c in centre)
         return bool(self.truth[box].sum() < 0.9 * self.truth.sum())
 
-    def _refinement_view(self) -> View:
+    def _refinement_view(self, patch: int) -> View:
         assert self.coarse is not None
         changed = self.coarse != (self.channels[0] > 0.5)
         if not changed.any() or self.rng.random() < 0.2:
             changed = self.truth
         centre = _random_voxel(changed, self.rng)
         previous, self.channels[0] = self.channels[0], self.coarse
-        view = self._view(centre, 1.0, self.truth != (self.coarse > 0.5), None)
+        view = self._view(centre, patch, 1.0, self.truth != (self.coarse > 0.5), None)
         self.channels[0] = previous
         return view
 
-    def _view(self, centre: np.ndarray, zoom: float, error: np.ndarray, newest: tuple[slice, ...] | None) -> View:
-        size = round(PATCH * zoom)
-        weight = np.ones(self.truth.shape, np.float32)
-        if self.step or self.coarse is not None:
-            weight += 1.5 * error
-        if newest is not None:
-            weight[newest] += 4.0
-        truth = self._cut(self.truth.astype(np.float32), centre, size)
+    def _view(self, centre: np.ndarray, patch: int, zoom: float, wrong: np.ndarray, prompt: Prompt | None) -> View:
+        size = round(patch * zoom)
+        target = self._cut(self.truth, centre, size)
+        errors = self._cut(wrong, centre, size)
         image = self._cut(self.image, centre, size)
         channels = {c: self._cut(self.channels[c], centre, size) for c in self.written}
-        weight_t = self._cut(weight, centre, size)
+        obey = pointed_at = None
         if zoom > 1:
-            image = _resize(image, "trilinear")
-            truth = (_resize(truth, "area") >= 0.5).float()
-            weight_t = _resize(weight_t, "area")
+            image = _resize(image, patch, "trilinear")
+            target = (_resize(target, patch, "area") >= 0.5).float()
+            errors = _resize(errors, patch, "area")
             kernel = round_to_nearest_odd(2 * zoom - 1)
             for c in channels:
                 if c in THIN:  # dilated before they are averaged, as in the session
-                    channels[c] = iterative_3x3_same_padding_pool3d(channels[c][None, None], kernel)[0, 0]
-            channels = {c: _resize(channel, "area") for c, channel in channels.items()}
-        inputs = torch.zeros((1 + len(self.channels), PATCH, PATCH, PATCH))
+                    _dilate(channels[c], kernel)
+            channels = {c: _resize(channel, patch, "area") for c, channel in channels.items()}
+        elif prompt is not None:
+            if prompt.obeyed is not None:
+                marked = np.zeros(self.truth.shape, bool)
+                marked[prompt.obeyed[0]] = prompt.obeyed[1]
+                obey = self._cut(marked, centre, size) > 0
+            if self.step:
+                pointed_at = self._cut(prompt.region & wrong, centre, size) > 0
+        inputs = torch.zeros((1 + len(self.channels), patch, patch, patch))
         inputs[0] = image
         for c, channel in channels.items():
             inputs[1 + c] = channel
-        return View(inputs, truth, weight_t, centre, zoom)
+        positive = prompt is not None and prompt.positive
+        return View(inputs, target, errors > 0.5, obey, pointed_at, positive, centre, zoom)
 
     def _cut(self, volume: np.ndarray, centre: np.ndarray, size: int) -> torch.Tensor:
         out = torch.zeros((size,) * 3)
@@ -181,8 +235,24 @@ class Episode:
         volume[target] = answer[source]
 
 
-def _resize(volume: torch.Tensor, mode: str) -> torch.Tensor:
-    return functional.interpolate(volume[None, None], (PATCH,) * 3, mode=mode)[0, 0]
+def _resize(volume: torch.Tensor, patch: int, mode: str) -> torch.Tensor:
+    return functional.interpolate(volume[None, None], (patch,) * 3, mode=mode)[0, 0]
+
+
+def _dilate(channel: torch.Tensor, kernel: int) -> None:
+    """Dilate in place, looking only at the box that holds anything."""
+    found = [channel.amax(tuple(a for a in range(3) if a != axis)).nonzero() for axis in range(3)]
+    if not len(found[0]):
+        return
+    box = tuple(slice(max(0, int(f[0]) - kernel), int(f[-1]) + kernel + 1) for f in found)
+    channel[box] = iterative_3x3_same_padding_pool3d(channel[box][None, None], kernel)[0, 0]
+
+
+def _ball(shape: tuple[int, ...], centre: np.ndarray, radius: int) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The box of a ball in a volume, and which of its voxels are no farther than ``radius`` from the centre."""
+    box = tuple(slice(max(0, int(c) - radius), min(n, int(c) + radius + 1)) for c, n in zip(centre, shape, strict=True))
+    grid = np.ogrid[box]
+    return box, sum((g - int(c)) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2
 
 
 def _overlap(shape: tuple[int, ...], centre: np.ndarray, size: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -197,11 +267,9 @@ def _overlap(shape: tuple[int, ...], centre: np.ndarray, size: int) -> tuple[tup
 
 
 def _choose_object(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One connected object of at least 60 voxels; every label is as likely as any other."""
+    """One connected object of at least LEAST_VOXELS voxels; every label is as likely as any other."""
     counts = np.bincount(labels.ravel())[1:]
-    values = np.flatnonzero(counts >= 60) + 1
-    if len(values) == 0:
-        raise ValueError("a scene without an object of 60 voxels")
+    values = np.flatnonzero(counts >= LEAST_VOXELS) + 1
     mask = labels == rng.choice(values)
     parts, n = ndimage.label(mask)
     if n > 1:
@@ -223,6 +291,15 @@ def _deepest_voxel(mask: np.ndarray) -> np.ndarray:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1]
     return np.array(np.unravel_index(int(depth.argmax()), depth.shape)) + [s.start for s in box]
+
+
+def _near(mask: np.ndarray) -> np.ndarray:
+    """The voxels outside a mask that are at most 6 steps away from it."""
+    found = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(0, s.start - 6), s.stop + 6) for s in found)
+    near = np.zeros(mask.shape, bool)
+    near[box] = ndimage.binary_dilation(mask[box], iterations=6) & ~mask[box]
+    return near
 
 
 def _random_voxel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

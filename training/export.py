@@ -8,8 +8,8 @@ import torch
 
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from training.episodes import CHANNELS, DECAY, PATCH, POINT_RADIUS
-from training.train import FEATURES
 
+FEATURES = [16, 32, 64, 96, 112]
 LICENSE = """Apache-2.0
 The weights of the embedded demonstration model of nninteractive-ws, trained only on volumes made by code.
 They are licensed as the project is. Not for clinical use.
@@ -75,6 +75,13 @@ def export(state: dict[str, torch.Tensor], folder: Path) -> None:
         "network_weights": _halved(state),
     }
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that :func:`export` wrote, in half precision."""
+    checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    weights: dict[str, torch.Tensor] = checkpoint["network_weights"]
+    return weights
 
 
 def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,15 +1,17 @@
-"""Volumes to train on, all of them made by code: phantoms in many variations, and scenes of random shapes."""
+"""Volumes to train on, all of them made by code: phantoms in many variations, and scenes of random anatomy."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from nninteractive_ws.demo.phantom import TISSUE_HU, Canvas, Phantom, add_noise, make_phantom
+from nninteractive_ws.demo.phantom import TISSUE_HU, Canvas, Phantom, make_phantom
 
-# Three quarters of the scenes are phantoms as the demo shows them, most of them as they stand; the rest of all
-# scenes are turned and mirrored.
-_SHARE_OF_DEMO, _SHARE_UPRIGHT = 0.75, 0.5
+# An object smaller than this is not asked for.
+LEAST_VOXELS = 60
+# Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
+# are left as they stand; all others are turned and mirrored.
+_DEMO, _VARIED, _UPRIGHT = 0.45, 0.2, 0.35
 
 
 @dataclass
@@ -21,26 +23,29 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A new scene: mostly phantoms, the rest random shapes."""
+    """A new scene, of a kind drawn by the shares above."""
     kind = rng.random()
-    if kind < _SHARE_OF_DEMO:
+    if kind < _DEMO:
         phantom = make_phantom(int(rng.integers(1_000_000, 2**31)), *_crop_of_demo(rng))
-    elif kind < 0.9:
+        image, labels = phantom.image.astype(np.float32), phantom.labels
+    elif kind < _DEMO + _VARIED:
         phantom = _varied_phantom(rng)
+        image, labels = _vary_intensities(phantom.image.astype(np.float32), rng), phantom.labels
     else:
-        phantom = _random_shapes(rng)
-    image = phantom.image.astype(np.float32)
-    if kind >= _SHARE_OF_DEMO:
+        image, labels = _random_anatomy(rng)
         image = _vary_intensities(image, rng)
+    if kind >= _DEMO and rng.random() < 0.3:
+        image, labels = _slab(image, labels, rng)
+    if np.bincount(labels.ravel())[1:].max(initial=0) < LEAST_VOXELS or not image.std():
+        return make_scene(rng)
     image -= image.mean()
     image /= image.std()
-    if kind < _SHARE_UPRIGHT:
-        return Scene(image, phantom.labels)
+    if kind < _UPRIGHT:
+        return Scene(image, labels)
     order = rng.permutation(3)
     flips = tuple(slice(None, None, int(s)) for s in rng.choice((-1, 1), 3))
     return Scene(
-        np.ascontiguousarray(image.transpose(order)[flips]),
-        np.ascontiguousarray(phantom.labels.transpose(order)[flips]),
+        np.ascontiguousarray(image.transpose(order)[flips]), np.ascontiguousarray(labels.transpose(order)[flips])
     )
 
 
@@ -73,46 +78,154 @@ def _varied_phantom(rng: np.random.Generator) -> Phantom:
     )
 
 
-def _random_shapes(rng: np.random.Generator) -> Phantom:
-    """Blobs and tubes of any size and contrast on a textured ground, in the frame of a phantom."""
-    shape = tuple(int(n) for n in rng.integers(64, 144, 3))
-    names = ["air", *(f"object {i}" for i in range(1, int(rng.integers(8, 24))))]
-    spread = np.exp(rng.uniform(np.log(40), np.log(400)))
-    hu = {name: float(rng.normal(0, spread)) for name in names}
-    canvas = Canvas(rng, shape, (2.5, 2.5, 2.5), (0.0, 0.0, 0.0), hu)
-    half = np.array(shape) * 1.25
-    for value, name in enumerate(names[1:], start=1):
-        centre = tuple(rng.uniform(-half, half))
-        size = float(np.exp(rng.uniform(np.log(8), np.log(90))))
-        _draw_shape(canvas, rng, name, value, centre, size)
-    add = add_noise(canvas, rng.uniform(0.02, 0.3) * spread)
-    return Phantom(np.clip(np.rint(10 * add), -32000, 32000).astype(np.int16), canvas.labels, canvas.spacing, hu)
+def _slab(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A few slices of a volume, as many real ones are."""
+    axis, n = int(rng.integers(3)), int(rng.integers(16, 56))
+    first = int(rng.integers(max(1, image.shape[axis] - n)))
+    where = [slice(None)] * 3
+    where[axis] = slice(first, first + n)
+    return image[tuple(where)].copy(), labels[tuple(where)].copy()
 
 
-def _draw_shape(canvas: Canvas, rng: np.random.Generator, name: str, value: int, centre: tuple, size: float) -> None:
-    if rng.random() < 0.3:
-        steps = rng.normal(0, 1, (6, 3)) + 0.7 * rng.normal(0, 1, 3)
-        canvas.tube(name, np.array(centre) + np.cumsum(size * 0.5 * steps, 0), max(4.0, 0.25 * size), label=value)
+# ---- random anatomy -----------------------------------------------------------------------------------------
+
+
+def _random_anatomy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A body of touching parts, with organs, vessels, walls and lesions in it: image and labels."""
+    shape = rng.integers(64, 144, 3)
+    spacing = np.ones(3)
+    if rng.random() < 0.35:
+        axis = int(rng.integers(3))
+        spacing[axis] = rng.uniform(1.5, 4)
+        shape[axis] = max(20, int(shape[axis] / spacing[axis]))
+    n = int(rng.integers(12, 36))
+    hu, is_ct = _tissues(rng, n)
+    canvas = Canvas(rng, tuple(shape.tolist()), tuple(spacing.tolist()), (0.0, 0.0, 0.0), hu)
+    half = shape * spacing / 2
+    used = _draw_parts(canvas, rng, half) if rng.random() < 0.6 else 0
+    small = rng.random() < 0.3  # many small things: vessels, nodes, lesions
+    for value in range(used + 1, n):
+        largest = half.max() * (0.25 if small else 0.8)
+        size = float(np.exp(rng.uniform(np.log(3), np.log(max(6.0, largest)))))
+        _draw_organ(canvas, rng, value, rng.uniform(-half, half), size)
+    image = ndimage.gaussian_filter(canvas.image, rng.uniform(0.3, 0.9))
+    spread = float(np.std(list(hu.values())[1:]))
+    image += _texture(canvas, rng, n, spread)
+    if not is_ct and rng.random() < 0.5:  # magnitude images: noise has no sign
+        image = np.hypot(image, rng.uniform(0.02, 0.15) * spread * rng.standard_normal(image.shape, np.float32))
+    return np.asarray(image, np.float32), canvas.labels
+
+
+def _tissues(rng: np.random.Generator, n: int) -> tuple[dict[str, float], bool]:
+    """Mean values of air and of tissues "1" to "n-1", and whether they are Hounsfield units."""
+    is_ct = bool(rng.random() < 0.5)
+    if is_ct:
+        soft = rng.normal(60, rng.uniform(15, 60), n)
+        other = rng.choice((-850.0, -100.0, 10.0, 350.0), n) + rng.normal(0, 30, n)
+        values = np.where(rng.random(n) < 0.75, soft, other)
+        values[0] = -1000
     else:
-        radii = tuple(size * np.exp(0.35 * rng.standard_normal(3)))
-        canvas.ellipsoid(name, centre, radii, bump=rng.uniform(0, 0.3), tilt=rng.normal(0, 0.3), label=value)
+        values = rng.uniform(0.1, 1, n) ** rng.uniform(0.5, 2)
+        if rng.random() < 0.3:  # tissues hardly apart
+            values = 0.5 + 0.3 * (values - 0.5)
+        values[0] = rng.choice((0.0, 0.0, 0.5, 1.0))
+    return {"air" if i == 0 else str(i): float(v) for i, v in enumerate(values)}, is_ct
+
+
+def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray) -> int:
+    """Fill a body with touching parts, as organs and muscles touch; the highest label used."""
+    n = int(rng.integers(3, 10))
+    box = tuple(slice(0, s) for s in canvas.image.shape)
+    grid = [g + rng.uniform(2, 8) * canvas.bumps(box, rng.uniform(12, 40)) for g in canvas.grid(box)]
+    nearest = np.full(canvas.image.shape, np.inf, np.float32)
+    owner = np.zeros(canvas.image.shape, np.uint8)
+    for value in range(1, n + 1):
+        place = rng.uniform(-half, half)
+        distance = sum(((g - np.float32(c)) ** 2 for g, c in zip(grid, place, strict=True)))
+        closer = distance < nearest
+        nearest[closer], owner[closer] = distance[closer], value
+    body = half * rng.uniform(0.7, 1.6, 3)
+    inside = sum((g / np.float32(b)) ** 2 for g, b in zip(grid, body, strict=True)) < 1
+    owner[~inside] = 0
+    values = np.array([canvas.hu["air" if v == 0 else str(v)] for v in range(n + 1)], np.float32)
+    canvas.image[...] = values[owner]
+    canvas.labels[...] = owner
+    return n
+
+
+def _draw_organ(canvas: Canvas, rng: np.random.Generator, value: int, centre: np.ndarray, size: float) -> None:
+    name, middle, kind = str(value), tuple(centre.tolist()), rng.random()
+    if kind < 0.25:  # a vessel, perhaps with branches
+        radius = max(1.2, float(rng.uniform(0.1, 0.35)) * size)
+        path = centre + np.cumsum(0.5 * size * (rng.normal(0, 0.8, (6, 3)) + rng.normal(0, 0.8, 3)), 0)
+        canvas.tube(name, path, radius, label=value)
+        for _ in range(int(rng.integers(0, 3))):
+            branch = path[int(rng.integers(6))] + np.cumsum(0.4 * size * rng.normal(0, 0.8, (4, 3)), 0)
+            canvas.tube(name, branch, max(1.0, 0.7 * radius), label=value)
+        return
+    radii = tuple((size * np.exp(rng.uniform(0.1, 0.5) * rng.standard_normal(3))).tolist())
+    if kind < 0.4:
+        _draw_wall(canvas, rng, value, middle, radii)
+        return
+    tilt, bump = float(rng.normal(0, 0.3)), float(rng.uniform(0, 0.3))
+    canvas.ellipsoid(name, middle, radii, bump=bump, tilt=tilt, label=value)
+
+
+def _draw_wall(canvas: Canvas, rng: np.random.Generator, value: int, middle: tuple, radii: tuple) -> None:
+    """A shell, whole or open at one side: the wall of a hollow organ, a cortex, a sheet."""
+    box = canvas.box(middle, tuple(1.5 * r + 4 for r in radii))
+    if box is None:
+        return
+    grid = [g - np.float32(c) for g, c in zip(canvas.grid(box), middle, strict=True)]
+    radius = np.sqrt(sum((g / np.float32(r)) ** 2 for g, r in zip(grid, radii, strict=True)))
+    radius = radius + rng.uniform(0, 0.2) * canvas.bumps(box, 0.8 * min(radii))
+    distance = np.abs(radius - 1) * min(radii) - rng.uniform(1.0, max(1.5, 0.2 * min(radii)))
+    if rng.random() < 0.5:
+        axis = int(rng.integers(3))
+        distance = np.maximum(distance, grid[axis] - rng.uniform(-0.5, 0.8) * radii[axis])
+    canvas.paint(str(value), box, np.asarray(distance, np.float32), label=value)
+
+
+def _texture(canvas: Canvas, rng: np.random.Generator, n: int, spread: float) -> np.ndarray:
+    """Noise of the scanner, and a texture of its own strength for every tissue."""
+    box = tuple(slice(0, s) for s in canvas.image.shape)
+    noise = rng.standard_normal(canvas.image.shape, np.float32)
+    if rng.random() < 0.6:
+        noise = ndimage.gaussian_filter(noise, rng.uniform(0.4, 1.0))
+        noise /= noise.std()
+    strength = np.exp(rng.uniform(np.log(0.02), np.log(0.4))) * spread
+    own = (rng.uniform(0, 0.4, n + 1) * (rng.random(n + 1) < 0.4) * spread).astype(np.float32)
+    return np.asarray(np.float32(strength) * noise + own[canvas.labels] * canvas.bumps(box, rng.uniform(3, 12)))
 
 
 def _vary_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What scanners do to a volume: another point spread, a bias field, another grey scale, inversion."""
-    if rng.random() < 0.3:
+    """What scanners and exports do to a volume: thick slices, a bias field, another grey scale, inversion."""
+    if rng.random() < 0.2:
         image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.9))
+    if rng.random() < 0.2:
+        image = _thick_slices(image, int(rng.integers(3)), int(rng.integers(2, 5)))
     scale = image.std()
     if rng.random() < 0.3:
-        coarse = rng.normal(0, 0.15 * scale, (3, 3, 3))
+        coarse = rng.normal(0, rng.uniform(0.05, 0.3) * scale, (3, 3, 3))
         zoom = [n / 3 for n in image.shape]
         image = image + ndimage.zoom(coarse, zoom, order=1, grid_mode=True, mode="nearest").astype(np.float32)
     if rng.random() < 0.3:
         low, high = image.min(), image.max()
         image = ((image - low) / max(high - low, 1e-6)) ** np.float32(rng.uniform(0.6, 1.6))
-    if rng.random() < 0.3:  # a window, as exported by a viewer
-        low, high = np.percentile(image, (rng.uniform(0, 10), rng.uniform(90, 100)))
+    if rng.random() < 0.4:  # a window, as exported by a viewer
+        low, high = np.percentile(image, (rng.uniform(0, 20), rng.uniform(90, 100)))
         image = np.clip(image, low, max(high, low + 1e-3))
     if rng.random() < 0.15:
         image = -image
-    return np.asarray(image, np.float32)
+    return np.array(image, np.float32)
+
+
+def _thick_slices(image: np.ndarray, axis: int, n: int) -> np.ndarray:
+    """The volume as it looks when it was scanned in slices ``n`` times as thick and interpolated afterwards."""
+    thick = ndimage.uniform_filter1d(image, n, axis=axis)
+    scanned = np.take(thick, np.arange(n // 2, image.shape[axis], n), axis)
+    at = np.clip((np.arange(image.shape[axis]) - n // 2) / n, 0, scanned.shape[axis] - 1)
+    below = np.minimum(at.astype(int), max(0, scanned.shape[axis] - 2))
+    above = np.minimum(below + 1, scanned.shape[axis] - 1)
+    share = (at - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    return np.asarray(np.take(scanned, below, axis) * (1 - share) + np.take(scanned, above, axis) * share)
