@@ -20,8 +20,7 @@ from torch.nn import functional
 from training.mistakes import spoil
 from training.scenes import LEAST_VOXELS, Scene
 
-PATCH = 96  # the session's
-SMALL_PATCH = 64  # enough to learn a correction from, at a third of the time
+PATCH = 96
 POINT_RADIUS = 4
 DECAY = 0.9
 MAX_STEPS = 5
@@ -35,7 +34,7 @@ OBEDIENT_RADIUS = 3
 
 @dataclass
 class View:
-    """What the network sees and should answer. inputs (8, P, P, P) and target (P, P, P), float32; P: ``patch``.
+    """What the network sees and should answer. inputs (8, P, P, P) and target (P, P, P), float32.
 
     wrong: where the previous segmentation is wrong. obey: what the newest prompt marks and truth confirms.
     pointed_at: the part of ``wrong`` that the newest prompt is to correct. All bool (P, P, P); the latter two are
@@ -50,10 +49,6 @@ class View:
     positive: bool
     centre: np.ndarray
     zoom: float
-
-    @property
-    def patch(self) -> int:
-        return self.target.shape[0]
 
 
 @dataclass
@@ -88,27 +83,27 @@ class Episode:
     def over(self) -> bool:
         return self.step >= self._last
 
-    def next_view(self, patch: int = PATCH) -> View:
+    def next_view(self) -> View:
         """Place the next prompt, or look at the next part of a coarse answer that needs refinement."""
         if self.refinements:
-            return self._refinement_view(patch)
+            return self._refinement_view()
         wrong = self.truth != (self.channels[0] > 0.5)
         prompt = self._prompt(wrong)
-        zoom = max(1.0, float(((prompt.size + patch // 3) / patch).max()))
-        if patch == PATCH and self.rng.random() < (0.5 if self._truth_leaves(prompt.centre) else 0.1):
+        zoom = max(1.0, float(((prompt.size + PATCH // 3) / PATCH).max()))
+        if self.rng.random() < (0.5 if self._truth_leaves(prompt.centre) else 0.1):
             zoom *= 1.5 ** int(self.rng.integers(1, 4))
-        return self._view(prompt.centre, patch, min(zoom, MOST_ZOOM), wrong, prompt)
+        return self._view(prompt.centre, min(zoom, MOST_ZOOM), wrong, prompt)
 
     def accept(self, view: View, answer: np.ndarray) -> None:
         """Take the network's answer for the last view: bool (P, P, P)."""
         if self.coarse is not None:
-            self._paste(self.coarse, answer, view.centre, view.patch)
+            self._paste(self.coarse, answer, view.centre, PATCH)
             self.refinements -= 1
             if not self.refinements:
                 self.channels[0], self.coarse = self.coarse, None
                 self.step += 1
         elif view.zoom > 1:
-            size = round(view.patch * view.zoom)
+            size = round(PATCH * view.zoom)
             grown = functional.interpolate(
                 torch.from_numpy(answer[None, None].astype(np.float32)), (size,) * 3, mode="trilinear"
             )
@@ -116,7 +111,7 @@ class Episode:
             self._paste(self.coarse, grown[0, 0].numpy() >= 0.5, view.centre, size)
             self.refinements = int(self.rng.integers(1, 3))
         else:
-            self._paste(self.channels[0], answer, view.centre, view.patch)
+            self._paste(self.channels[0], answer, view.centre, PATCH)
             self.step += 1
 
     # ---- prompts ------------------------------------------------------------------------------------------
@@ -183,33 +178,33 @@ class Episode:
         box = tuple(slice(max(0, int(c) - PATCH // 2), int(c) + PATCH // 2) for c in centre)
         return bool(self.truth[box].sum() < 0.9 * self.truth.sum())
 
-    def _refinement_view(self, patch: int) -> View:
+    def _refinement_view(self) -> View:
         assert self.coarse is not None
         changed = self.coarse != (self.channels[0] > 0.5)
         if not changed.any() or self.rng.random() < 0.2:
             changed = self.truth
         centre = _random_voxel(changed, self.rng)
         previous, self.channels[0] = self.channels[0], self.coarse
-        view = self._view(centre, patch, 1.0, self.truth != (self.coarse > 0.5), None)
+        view = self._view(centre, 1.0, self.truth != (self.coarse > 0.5), None)
         self.channels[0] = previous
         return view
 
-    def _view(self, centre: np.ndarray, patch: int, zoom: float, wrong: np.ndarray, prompt: Prompt | None) -> View:
-        size = round(patch * zoom)
+    def _view(self, centre: np.ndarray, zoom: float, wrong: np.ndarray, prompt: Prompt | None) -> View:
+        size = round(PATCH * zoom)
         target = self._cut(self.truth, centre, size)
         errors = self._cut(wrong, centre, size)
         image = self._cut(self.image, centre, size)
         channels = {c: self._cut(self.channels[c], centre, size) for c in self.written}
         obey = pointed_at = None
         if zoom > 1:
-            image = _resize(image, patch, "trilinear")
-            target = (_resize(target, patch, "area") >= 0.5).float()
-            errors = _resize(errors, patch, "area")
+            image = _resize(image, "trilinear")
+            target = (_resize(target, "area") >= 0.5).float()
+            errors = _resize(errors, "area")
             kernel = round_to_nearest_odd(2 * zoom - 1)
             for c in channels:
                 if c in THIN:  # dilated before they are averaged, as in the session
                     _dilate(channels[c], kernel)
-            channels = {c: _resize(channel, patch, "area") for c, channel in channels.items()}
+            channels = {c: _resize(channel, "area") for c, channel in channels.items()}
         elif prompt is not None:
             if prompt.obeyed is not None:
                 marked = np.zeros(self.truth.shape, bool)
@@ -217,7 +212,7 @@ class Episode:
                 obey = self._cut(marked, centre, size) > 0
             if self.step:
                 pointed_at = self._cut(prompt.region & wrong, centre, size) > 0
-        inputs = torch.zeros((1 + len(self.channels), patch, patch, patch))
+        inputs = torch.zeros((1 + len(self.channels), PATCH, PATCH, PATCH))
         inputs[0] = image
         for c, channel in channels.items():
             inputs[1 + c] = channel
@@ -235,8 +230,8 @@ class Episode:
         volume[target] = answer[source]
 
 
-def _resize(volume: torch.Tensor, patch: int, mode: str) -> torch.Tensor:
-    return functional.interpolate(volume[None, None], (patch,) * 3, mode=mode)[0, 0]
+def _resize(volume: torch.Tensor, mode: str) -> torch.Tensor:
+    return functional.interpolate(volume[None, None], (PATCH,) * 3, mode=mode)[0, 0]
 
 
 def _dilate(channel: torch.Tensor, kernel: int) -> None:

@@ -1,4 +1,8 @@
-"""Write the trained network as a model folder: ``python -m training.export WORK [FOLDER]``."""
+"""Write the trained network as a model folder: ``python -m training.export WORK [FOLDER]``.
+
+With ``--blend FOLDER SHARE`` the weights are the mean of those of another model folder, which the training started
+from, and of the trained ones, which count SHARE of 1 (arXiv:2109.01903).
+"""
 
 import argparse
 import json
@@ -7,9 +11,16 @@ from pathlib import Path
 import torch
 
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
+from nninteractive_ws.engine.demo_network import HalfResolutionUNet
 from training.episodes import CHANNELS, DECAY, PATCH, POINT_RADIUS
 
 FEATURES = [16, 32, 64, 96, 112]
+
+
+def build_network() -> HalfResolutionUNet:
+    return HalfResolutionUNet(8, 2, FEATURES)
+
+
 LICENSE = """Apache-2.0
 The weights of the embedded demonstration model of nninteractive-ws, trained only on volumes made by code.
 They are licensed as the project is. Not for clinical use.
@@ -91,12 +102,20 @@ def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="the folder that training.train wrote")
     parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
+    parser.add_argument("--blend", nargs=2, metavar=("FOLDER", "SHARE"))
     args = parser.parse_args()
-    state = torch.load(args.work / "state.pth", weights_only=True)
-    export(state["average"], args.folder)
+    network = build_network()
+    network.load_state_dict(torch.load(args.work / "state.pth", weights_only=True)["average"])
+    if args.blend:
+        start = build_network()
+        start.load_state_dict(weights_of(Path(args.blend[0])))
+        with torch.no_grad():
+            for new, old in zip(network.parameters(), start.parameters(), strict=True):
+                new.lerp_(old, 1 - float(args.blend[1]))
+    export(network.state_dict(), args.folder)
 
 
 if __name__ == "__main__":

@@ -22,29 +22,22 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from nninteractive_ws.engine.demo_network import HalfResolutionUNet
-from training.episodes import MAX_STEPS, PATCH, SMALL_PATCH, Episode, View
-from training.export import FEATURES, export, weights_of
+from training.episodes import MAX_STEPS, Episode, View
+from training.export import build_network, export, weights_of
 from training.scenes import make_scene
 
-BATCH, SMALL_BATCH = 2, 3
-# The share of steps with small patches, until this part of the time is over.
-SMALL, SMALL_UNTIL = 0.6, 0.85
+BATCH = 2
 EPISODES = 8
 EPISODES_PER_SCENE = 3
 SAVE_EVERY_S = 120.0
-EMA = 0.998
-PEAK_RATE = 1e-3
+EMA = 0.995
+PEAK_RATE = 5e-4
 # Weights of obedience and correction beside the object's cross entropy and Dice.
 OBEDIENCE, CORRECTION = 0.4, 0.3
 COLUMNS = [
     "steps", "seconds", "loss", *(f"dice_prompt_{k + 1}" for k in range(MAX_STEPS)),
     "obeyed_positive", "obeyed_negative", "error_lowered", "skipped",
 ]  # fmt: skip
-
-
-def build_network() -> HalfResolutionUNet:
-    return HalfResolutionUNet(8, 2, FEATURES)
 
 
 def loss_of(logits: torch.Tensor, views: list[View]) -> torch.Tensor:
@@ -128,11 +121,9 @@ class Trainer:
         while len(self.episodes) < EPISODES:
             scene = make_scene(self.rng)
             self.episodes += [Episode(scene, self.rng) for _ in range(EPISODES_PER_SCENE)]
-        small = self._progress() < SMALL_UNTIL and self.rng.random() < SMALL
-        chosen = self.rng.choice(len(self.episodes), SMALL_BATCH if small else BATCH, replace=False)
-        playing = [self.episodes[i] for i in chosen]
+        playing = [self.episodes[i] for i in self.rng.choice(len(self.episodes), BATCH, replace=False)]
         stages = [e.step for e in playing]
-        views = [e.next_view(SMALL_PATCH if small else PATCH) for e in playing]
+        views = [e.next_view() for e in playing]
         logits, loss = self._learn(views)
         answers = (logits[:, 1] > logits[:, 0]).cpu().numpy()
         for episode, view, answer, stage in zip(playing, views, answers, stages, strict=True):
@@ -144,8 +135,7 @@ class Trainer:
         inputs = torch.stack([v.inputs for v in views]).to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
-        # In bfloat16 torch 2.13 has wrong gradients, up to NaN, for the small patch on a CPU.
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=views[0].patch == PATCH):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             logits = self.network(inputs)
         loss = loss_of(logits.float(), views)
         self.optimiser.zero_grad(set_to_none=True)
@@ -163,10 +153,8 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.steps + 1) / 50)
-        return PEAK_RATE * warm * (1 - self._progress()) ** 0.9 + 1e-6
-
-    def _progress(self) -> float:
-        return min(1.0, self.spent_s / self.budget_s)
+        progress = min(1.0, self.spent_s / self.budget_s)
+        return PEAK_RATE * warm * (1 - progress) ** 0.9 + 1e-6
 
     def save(self) -> None:
         """Write the state and one line of the log: means since the last, of the views as the network met them."""
