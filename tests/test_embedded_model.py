@@ -7,26 +7,33 @@ import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from nninteractive_ws.evaluation import user
-from nninteractive_ws.evaluation.measures import dice
+from nninteractive_ws.evaluation.measures import dice, obeyed
 
-PROMPTS = 5
+# Some of its organs, large and small, round and long: all of them would take CI a minute.
+ORGANS = ("spleen", "right kidney", "left kidney", "stomach", "vena cava", "right lung")
+PROMPTS = 3
 
 
 @pytest.mark.timeout(200)
-def test_dice_on_an_unseen_phantom(server: str) -> None:
+def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server: str) -> None:
     phantom = make_phantom(11)
     after: dict[str, list[float]] = {}
+    listened: list[bool] = []
     with nni.connect(server) as session:
         session.set_image(phantom.image)
-        for organ in set(phantom.organs()) - {"liver lesion"}:  # an organ is promised, not a lesion
+        for organ in ORGANS:
             truth, segment = phantom.mask(organ), session.segment(organ)
             for _ in range(PROMPTS):
-                if (correction := user.correction(truth, segment.mask)) is not None:
-                    segment.add_point(correction[0], positive=correction[1])
+                correction = user.correction(truth, segment.mask)
+                assert correction is not None, "a mask without any error"
+                point, positive = correction
+                segment.add_point(point, positive=positive)
+                listened.append(obeyed(segment.mask, truth, point, positive))
                 after.setdefault(organ, []).append(dice(truth, segment.mask))
     means = np.mean(list(after.values()), 0)
-    assert means[0] >= 0.75, after
-    assert means[-1] >= 0.88, after
+    assert means[0] >= 0.85, after
+    assert means[-1] >= 0.92, after
+    assert np.mean(listened) >= 0.9, after
 
 
 def test_it_is_small_and_says_its_licence() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODEL_FILES = {
-    "LICENSE", "dataset.json", "fold_0/checkpoint_final.pth", "inference_info.json", "plans.json",
+    "LICENSE", "README.md", "dataset.json", "fold_0/checkpoint_final.pth", "inference_info.json", "plans.json",
 }  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     python -m training.train WORK_FOLDER --minutes 90      trains, or goes on from WORK_FOLDER/state.pth
 
 Every forward pass is a training step: the answer to one prompt is the previous segmentation of the next. At the
-end WORK_FOLDER holds the model folder ``model``, the log ``log.csv``, its curves ``curves.png``, and the evaluation
-``evaluation.txt``. ``python -m training.export WORK_FOLDER`` makes the model the one that the package ships.
+end WORK_FOLDER holds the model folder ``model``, the log ``log.csv``, its curves ``curves.png``, and in ``evaluation``
+what ``nninteractive-ws evaluate`` writes. ``python -m training.export WORK_FOLDER`` makes the model the one that the package ships.
 
 On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that wait for each other then do not spin.
 """
@@ -240,9 +240,9 @@ def main() -> None:
     trainer.run()
     export(trainer.average.state_dict(), args.folder / "model")
     draw_curves(args.folder)
-    command = [sys.executable, "-m", "training.evaluate", "--model", str(args.folder / "model"), "--seed", "10"]
-    with (args.folder / "evaluation.txt").open("w") as f:
-        subprocess.run(command, check=True, stdout=f)
+    evaluate = [sys.executable, "-m", "nninteractive_ws", "evaluate", "phantom:10-13", "--clicks", "5"]
+    evaluate += ["--model", str(args.folder / "model"), "--output", str(args.folder / "evaluation")]
+    subprocess.run(evaluate, check=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,18 @@ from torch.nn import functional
 
 # Interaction channels behind the image, as in nnInteractive's default mapping: previous segmentation,
 # box and lasso (positive, negative), points, scribbles.
-_PREVIOUS, _REGION_POS, _POINT_POS, _SCRIBBLE_POS = 1, 2, 4, 6
+_PREVIOUS, _REGION_POS, _POINT_POS, _POINT_NEG, _SCRIBBLE_POS, _SCRIBBLE_NEG = 1, 2, 4, 5, 6, 7
 # A point or scribble voxel says more about the object than a voxel of a box or of the previous mask.
 _REGION_WEIGHT, _PREVIOUS_WEIGHT = 0.02, 0.005
-# Channels that reach the head at full resolution: the image and its two contrasts.
-_SEEN_FINELY = 3
+# Channels that reach the head at full resolution: the image and its two contrasts, the previous segmentation, and
+# what positive and negative points and scribbles mark.
+_SEEN_FINELY = 6
+# A point is a ball of radius 4 that falls from 1 in the middle to 0.34 at 3 voxels: up to there it counts in full.
+_MARK_GAIN = 3.0
+# Only the middle of the newest point is above; older ones have decayed to 0.9 and less.
+_NEWEST = 0.95
+# What a mark, and the previous segmentation where there is one, add to the logits' difference; chosen on phantoms.
+_OBEDIENCE, _INERTIA = 10.0, 4.0
 
 
 class HalfResolutionUNet(nn.Module):
@@ -24,6 +31,10 @@ class HalfResolutionUNet(nn.Module):
 
     The image channel holds a z-scored volume, which leaves soft tissues a few hundredths apart. So the
     network also sees the difference to the mean intensity under the positive prompts, at two gains.
+
+    Points and scribbles are small, and half a resolution blurs them: the head sees them at full resolution, and
+    what they mark is added to the logits. The previous segmentation is added, too, less: so a correction changes
+    what the network is sure of, and does not redraw every border.
     """
 
     def __init__(self, input_channels: int, num_classes: int, features: list[int], deep_supervision: bool = False):
@@ -50,7 +61,9 @@ class HalfResolutionUNet(nn.Module):
             nonlin_kwargs={"inplace": True},
             deep_supervision=False,
         )
-        self.mix = nn.Conv3d(16 + 8 * _SEEN_FINELY, 24, 3, padding=1)
+        # One convolution of both in two: what is seen finely is input, and needs no gradient in training.
+        self.mix_coarse = nn.Conv3d(16, 24, 3, padding=1)
+        self.mix_fine = nn.Conv3d(8 * _SEEN_FINELY, 24, 3, padding=1, bias=False)
         self.head = nn.Conv3d(24, 8 * num_classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,9 +71,37 @@ class HalfResolutionUNet(nn.Module):
         contrast = self._contrast_to_prompts(x)
         seen = torch.cat((x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
         coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
-        fine = _space_to_depth(torch.cat((x[:, :1], contrast), 1))
-        mixed = functional.leaky_relu(self.mix(torch.cat((coarse, fine), 1)), 0.01)
-        return _depth_to_space(self.head(mixed))
+        marks = self._marks(x)
+        previous = x[:, _PREVIOUS : _PREVIOUS + 1]
+        fine = _space_to_depth(torch.cat((x[:, :1], contrast, previous, marks), 1))
+        fine = fine.contiguous(memory_format=torch.channels_last_3d)
+        mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine(fine), 0.01)
+        logits = _depth_to_space(self.head(mixed))
+        return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
+
+    @staticmethod
+    def _margin(marks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """By how much marks and previous segmentation say "object" rather than not: (batch, X, Y, Z)."""
+        negative, positive = (_MARK_GAIN * marks).clamp_max(1).unbind(1)
+        if (negative * positive).any():
+            # The newest point overrules older ones of the other polarity.
+            newest = (torch.stack((x[:, _POINT_NEG], x[:, _POINT_POS]), 1) > _NEWEST).to(marks.dtype)
+            for kernel in ((7, 1, 1), (1, 7, 1), (1, 1, 7)):
+                newest = functional.max_pool3d(newest, kernel, stride=1, padding=[n // 2 for n in kernel])
+            near_negative, near_positive = newest.unbind(1)
+            margin = positive * (1 - negative * near_negative) - negative * (1 - positive * near_positive)
+        else:
+            margin = positive - negative
+        previous = x[:, _PREVIOUS]
+        given = (previous > 0.5).flatten(1).any(1)[:, None, None, None]
+        return _OBEDIENCE * margin + _INERTIA * given * (2 * previous - 1)
+
+    @staticmethod
+    def _marks(x: torch.Tensor) -> torch.Tensor:
+        """What points and scribbles mark as not object and as object: (batch, 2, X, Y, Z), 1 for the newest."""
+        points = torch.stack((x[:, _POINT_NEG], x[:, _POINT_POS]), 1)
+        scribbles = torch.stack((x[:, _SCRIBBLE_NEG], x[:, _SCRIBBLE_POS]), 1)
+        return torch.maximum(points, scribbles)
 
     @staticmethod
     def _contrast_to_prompts(x: torch.Tensor) -> torch.Tensor:
