@@ -4,7 +4,8 @@
 
 Every forward pass is a training step: the answer to one prompt is the previous segmentation of the next. At the
 end WORK_FOLDER holds the model folder ``model``, the log ``log.csv``, its curves ``curves.png``, and in ``evaluation``
-what ``nninteractive-ws evaluate`` writes. ``python -m training.export WORK_FOLDER`` makes the model the one that the package ships.
+what ``nninteractive-ws evaluate`` writes. ``python -m training.export WORK_FOLDER`` makes the model the one that the
+package ships.
 
 On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that wait for each other then do not spin.
 """
