@@ -93,13 +93,16 @@ def metrics(address: str, token: str | None = None) -> str:
 
 def sessions(address: str, state: str, token: str | None = None) -> int:
     """How many sessions are ``connected``, or ``waiting`` for their client."""
-    (line,) = [x for x in metrics(address, token).splitlines() if f'sessions{{state="{state}"}}' in x]
-    return int(float(line.split()[-1]))
+    return _metric(address, f'sessions{{state="{state}"}}', token)
 
 
 def answered(address: str, kind: str) -> int:
     """How many requests of a type the server has answered."""
-    (line,) = [x for x in metrics(address).splitlines() if f'requests_total{{type="{kind}"}}' in x]
+    return _metric(address, f'requests_total{{type="{kind}"}}')
+
+
+def _metric(address: str, sample: str, token: str | None = None) -> int:
+    (line,) = [x for x in metrics(address, token).splitlines() if sample in x]
     return int(float(line.split()[-1]))
 
 

@@ -382,7 +382,7 @@ def test_only_prompts_that_the_model_knows() -> None:
 def test_a_table_that_is_none_ends_the_command(tmp_path: Path) -> None:
     for words, said in (
         (tmp_path / "gone.csv", "cannot be read"),
-        ("cases.txt", "must end with .csv or .jsonl"),
+        ("[bold].txt", "error: [bold].txt: the name must end with .csv or .jsonl"),
         ("phantom:x", "write seeds such as phantom:10-13"),
     ):
         status, output = command(words, "-o", tmp_path / "out", "--server", "127.0.0.1:9")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +76,7 @@ def evaluate(
         from nninteractive_ws.evaluation.cases import read_cases
         from nninteractive_ws.evaluation.report import curve_table, obedience_table, structures_table
     except ModuleNotFoundError as e:
-        fail(f"evaluating needs the package {e.name}: pip install 'nninteractive-ws\\[evaluate]'")
+        fail(f"evaluating needs the package {e.name}: pip install 'nninteractive-ws[evaluate]'")
     seeds = cases.removeprefix("phantom:")
     try:
         found: list[Case] = [*(read_cases(Path(cases)) if seeds == cases else phantom_cases(seeds))]
@@ -94,7 +93,7 @@ def evaluate(
         stderr.print(f"Stopped. What was measured until then is in {escape(str(output))}.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except (Error, ServerDidNotStart, OSError) as e:
-        fail(escape(str(e)))
+        fail(e)
     console = Console()
     for table in (structures_table(results), curve_table(results), obedience_table(results)):
         console.print(table)
@@ -125,8 +124,12 @@ def _run(
     plan = Plan(supported_kinds(asked, model.prompts), clicks, seed)
     results: list[ObjectResult] = []
     worst = Worst()
+
+    def say(words: str, done: int) -> None:
+        progress.whole(words, done, len(cases))
+
     try:
-        for evaluated in evaluate(session, cases, plan, partial(_show, progress, len(cases))):
+        for evaluated in evaluate(session, cases, plan, say):
             results.append(evaluated.result)
             worst.consider(evaluated)
             write_tables(output, results, model.name, model.license, seed)
@@ -135,10 +138,6 @@ def _run(
         draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
         worst.draw(output)
     return results
-
-
-def _show(progress: SessionProgress, cases: int, words: str, done: int) -> None:
-    progress.whole(escape(words), done, cases)
 
 
 def _tell(result: ObjectResult) -> None:

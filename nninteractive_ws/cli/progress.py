@@ -36,7 +36,7 @@ class SessionProgress:
 
     def whole(self, words: str, n: int, m: int) -> None:
         """What is being done, in words, and that ``n`` of ``m`` things are done."""
-        self._progress.update(self._whole, visible=True, description=words, total=m, completed=n)
+        self._progress.update(self._whole, visible=True, description=escape(words), total=m, completed=n)
 
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost":

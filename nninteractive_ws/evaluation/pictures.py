@@ -15,7 +15,7 @@ from nninteractive_ws import masks
 from nninteractive_ws.evaluation.measures import TARGETS
 from nninteractive_ws.evaluation.run import Evaluated, ObjectResult, Step
 from nninteractive_ws.evaluation.user import middle
-from nninteractive_ws.files.images import partial_path
+from nninteractive_ws.files.images import writing
 from nninteractive_ws.masks import Mask
 
 #: How many of the worst objects are drawn.
@@ -205,6 +205,5 @@ def _window(cuts: Sequence[_Cut]) -> tuple[float, float]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = partial_path(path)
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=110)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nninteractive_ws.evaluation.measures import BALL_RADIUS, TARGETS
 from nninteractive_ws.evaluation.run import ObjectResult
-from nninteractive_ws.files.images import partial_path
+from nninteractive_ws.files.images import writing
 
 PROMPT_COLUMNS = (
     "case", "structure", "prompt", "kind", "polarity", "ijk", "region_voxels", "region_left", "obeyed", "dice", "nsd",
@@ -43,9 +43,8 @@ def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(lines)
-    partial = partial_path(path)
-    partial.write_text(text.getvalue(), encoding="utf-8", newline="")
-    partial.replace(path)
+    with writing(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
 def _prompt_lines(result: ObjectResult) -> Iterable[Sequence[object]]:
