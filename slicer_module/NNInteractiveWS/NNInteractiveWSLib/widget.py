@@ -10,15 +10,8 @@ from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
 from .serverForm import RED, SETTINGS, ServerForm
 from .shortcuts import Shortcuts
+from .status import _
 from .views import ViewTool
-
-try:
-    from slicer.i18n import tr as _
-except ImportError:
-
-    def _(text):
-        return text
-
 
 #: The tools' buttons, what the views call them, and the kinds of prompt of which a model must know one.
 _TOOLS = {
