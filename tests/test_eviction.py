@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+import contextlib
 from functools import partial
 import subprocess
 import sys
@@ -100,6 +101,25 @@ def test_a_session_that_works_keeps_its_room(server: str) -> None:
                 assert refused.value.code == "out_of_memory"
             assert (await running).voxels == busy.segment("a").mask.sum()
             assert first.states == ["open"]
+
+    run(work())
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.1])
+def test_who_leaves_in_the_middle_leaves_nothing_behind(server: str, pause_s: float) -> None:
+    """Its image is on its way, and a prompt is being done, when it closes; the next one gets room at once."""
+
+    async def work() -> None:
+        image = phantom(5, SHAPE)
+        for _ in range(4):
+            session = await Watched().open(server)
+            await session.set_image(image)
+            prompt = asyncio.ensure_future(session.segment("a").add_point((60, 60, 60)))
+            await asyncio.sleep(pause_s)
+            await session.close()
+            with contextlib.suppress(nni.Error):
+                await prompt
+        await asyncio.to_thread(wait_until, lambda: health(server)["sessions"] == 0)
 
     run(work())
 

@@ -132,9 +132,21 @@ class AsyncSession:
         self._fail(ConnectionFailed("The session was closed."))
 
     async def _say_bye(self, websocket: Connection) -> None:
+        """The server closes the connection once it has let go of everything; until then it is listened to, as it may
+        not listen to who does not."""
         self._core.bye()
-        while (frame := self._core.next_control()) is not None:
-            await websocket.send(frame)
+        listening = asyncio.ensure_future(self._hear_out(websocket))
+        try:
+            while (frame := self._core.next_control()) is not None:
+                await websocket.send(frame)
+            await listening
+        finally:
+            listening.cancel()
+
+    @staticmethod
+    async def _hear_out(websocket: Connection) -> None:
+        async for _ in websocket:
+            pass
 
     async def wait_open(self) -> Welcome:
         """Wait until the server has said welcome, which it does once its model is loaded."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 import gc
 import logging
 
@@ -22,7 +22,8 @@ _FLUSH_WITHIN_S = 5.0
 
 class HostedSession:
     """A dialogue, the thread that does its requests, and the connection there is, if any. ``makes_room``: whether
-    others may be forgotten for its sake."""
+    others may be forgotten for its sake. ``over``: set once nobody wants it any more; ``ended``: done once it
+    holds nothing any more."""
 
     def __init__(
         self,
@@ -35,7 +36,8 @@ class HostedSession:
         self._loop = asyncio.get_running_loop()
         self._report = report
         self._to_send, self._to_do, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._over = asyncio.Event()
+        self.over, self.ended = asyncio.Event(), Future[None]()
+        self.evicted = False
         self._one_at_a_time = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, f"session {name}")
         self.dialogue = make_dialogue(self._wake)
@@ -48,32 +50,32 @@ class HostedSession:
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._to_send.set)
 
-    async def serve(self, connection: ClientConnection, fresh: bool) -> bool:
-        """Carry the dialogue over a connection until it closes; whether the session is over with it."""
+    async def serve(self, connection: ClientConnection, fresh: bool) -> None:
+        """Carry the dialogue over a connection until it closes, or the session is over."""
         async with self._one_at_a_time:
             await connection.send(link.encode(self.dialogue.attach(fresh)))
             writing = asyncio.ensure_future(self._write(connection))
             writing.add_done_callback(lambda _: self._room.set())
             reading = asyncio.ensure_future(self._read(connection, writing))
-            over = asyncio.ensure_future(self._over.wait())
+            over = asyncio.ensure_future(self.over.wait())
             try:
                 await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
-                if self._over.is_set():
+                if self.over.is_set():
                     await self._flush(writing)
+                    await asyncio.wait([asyncio.wrap_future(self.ended)])
             finally:
                 for task in (reading, writing, over):
                     task.cancel()
                 await asyncio.gather(reading, writing, over, return_exceptions=True)
                 self.dialogue.outbox.hang_up()
                 self._room.set()
-                await connection.close()
-        return self._over.is_set()
+                await link.close(connection)
 
     async def _read(self, connection: ClientConnection, writing: "asyncio.Future[None]") -> None:
         try:
             async for data in connection:
                 if not await asyncio.to_thread(self.dialogue.receive, data):
-                    self._over.set()
+                    self.over.set()
                     return
                 self._to_do.set()
                 # Who does not read is not listened to either: what it asks for would only pile up.
@@ -121,20 +123,23 @@ class HostedSession:
     def close_if_idle(self) -> bool:
         """Give up the session's memory for another's sake unless it has something to do, from any thread; whether
         it did. Its client is told, and the connection ends."""
-        if self._over.is_set() or not self.dialogue.close_if_idle():
+        if self.over.is_set() or not self.dialogue.close_if_idle():
             return False
+        self.evicted = True
         gc.collect()
         words = "The server needs the room for others; the session comes back with the next request."
         self.dialogue.outbox.put_aside(Notice(code="evicted", message=words))
-        self._loop.call_soon_threadsafe(self._over.set)
+        self._loop.call_soon_threadsafe(self.over.set)
         return True
 
     async def end(self) -> None:
-        """Cancel what runs, and let go of everything."""
-        self._over.set()
-        self._work.cancel()
-        self.dialogue.stop()
-        await asyncio.to_thread(self._thread.shutdown)
-        await asyncio.gather(self._work, return_exceptions=True)
-        self.dialogue.close()
-        gc.collect()  # what refers to itself would stay in memory until the next time
+        """Cancel what runs, and let go of everything; the session is over."""
+        try:
+            self._work.cancel()
+            self.dialogue.stop()
+            await asyncio.to_thread(self._thread.shutdown)
+            await asyncio.gather(self._work, return_exceptions=True)
+            self.dialogue.close()
+            gc.collect()  # what refers to itself would stay in memory until the next time
+        finally:
+            self.ended.set_result(None)

@@ -7,6 +7,7 @@ with the gateway's secret as the first line of standard input. It ends when its 
 import argparse
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import FIRST_COMPLETED, wait
 import contextlib
 import gc
 import logging
@@ -30,6 +31,9 @@ from nninteractive_ws.server import link
 from nninteractive_ws.server.logs import configure_logging
 
 _log = logging.getLogger(__name__)
+
+# A session that is over has let go of its memory within this: it may still be in a forward pass.
+_ENDS_WITHIN_S = 5.0
 
 
 class Worker:
@@ -78,7 +82,7 @@ class Worker:
             if order.idle:
                 self._keep(self._evict(session))
             else:
-                self._keep(self._end(session))
+                session.over.set()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task, and refer to it until it is done: the event loop does not."""
@@ -97,15 +101,17 @@ class Worker:
             pass  # the gateway went; run() ends too
 
     async def _serve_session(self, order: link.Open) -> None:
-        """Carry one connection of a session, which is made where it is not there."""
+        """Carry one connection of a session, which is made unless it is to be taken up."""
         try:
             async with self._dial(link.SESSION_PATH, order.token) as connection:
                 session = self._sessions.get(order.session)
-                fresh = session is None
+                if order.take_up and (session is None or session.over.is_set()):
+                    await connection.send(link.encode(link.Attached(fresh=True)))
+                    return
                 if session is None:
                     session = self._sessions[order.session] = self._new_session(order)
-                if await session.serve(connection, fresh):
-                    await self._end(session)
+                    self._keep(self._see_out(session))
+                await session.serve(connection, fresh=not order.take_up)
         except ConnectionClosed:
             pass  # the client was gone before it could be told anything
         except Exception:
@@ -117,25 +123,29 @@ class Worker:
 
         return HostedSession(order.session, order.make_room, make, self._to_gateway.put_nowait)
 
-    async def _end(self, session: HostedSession, evicted: bool = False) -> None:
-        if self._sessions.pop(session.name, None) is not None:
-            self._to_gateway.put_nowait(link.Gone(session.name, evicted))
-            await session.end()
+    async def _see_out(self, session: HostedSession) -> None:
+        """Let go of a session as soon as it is over, whatever its connection still does."""
+        await session.over.wait()
+        await session.end()
+        del self._sessions[session.name]
+        self._to_gateway.put_nowait(link.Gone(session.name, session.evicted))
 
     async def _evict(self, session: HostedSession) -> None:
-        if await asyncio.to_thread(session.close_if_idle):
-            await self._end(session, evicted=True)
+        await asyncio.to_thread(session.close_if_idle)
 
     def _make_room(self, asker: object) -> bool:
-        """Give up the session that was used longest ago, from any thread; whether there was one."""
+        """Wait for a session that ends, or else give up the one that was used longest ago, from any thread; whether
+        there was one."""
         now = time.monotonic()
         sessions = list(self._sessions.values())  # other threads may add to them meanwhile
+        ending = [s.ended for s in sessions if s.over.is_set() and not s.dialogue.owns(asker)]
+        if wait(ending, _ENDS_WITHIN_S, FIRST_COMPLETED).done:
+            return True
         if any(s.dialogue.owns(asker) and not s.makes_room for s in sessions):
             return False
         for session in sorted(sessions, key=lambda s: s.dialogue.last_used):
             used = session.connected and now - session.dialogue.last_used < self._idle
             if not used and not session.dialogue.owns(asker) and session.close_if_idle():
-                asyncio.run_coroutine_threadsafe(self._end(session, evicted=True), self._loop)
                 return True
         return False
 

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 import ssl
 import time
-from typing import Literal
+from typing import Any, Literal
 import uuid
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -40,7 +40,7 @@ MOST_STRANGERS = 64
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
 #: A client that does not answer a goodbye does not hold up the end of the server.
 CLOSE_WITHIN_S = 3.0
-#: What a session said last is in this process already when its connection is closed.
+#: What one side said last is in this process already when the other has gone.
 PASS_ON_WITHIN_S = 3.0
 
 
@@ -163,7 +163,7 @@ class Gateway:
     async def _tell_to_forget(self, entry: Entry, idle: bool) -> None:
         if entry.worker is not None and entry.worker.description is not None:
             with contextlib.suppress(WorkerLost):  # and the session with it
-                await entry.worker.send(link.Close(entry.name, idle))
+                await entry.worker.send(link.Forget(entry.name, idle))
 
     def _now(self) -> Now:
         connected = self._sessions.connected
@@ -265,8 +265,8 @@ class Gateway:
                 _log.info(words, extra={"session": entry.name, "user": user, "peer": _peer(client)})
             held = entry
 
-            async def work(superseded: asyncio.Event, entry: Entry = held) -> None:
-                await self._serve_connection(client, hello, entry, superseded)
+            async def work(superseded: asyncio.Event, entry: Entry = held) -> bool:
+                return await self._serve_connection(client, hello, entry, superseded)
 
             if await self._sessions.hold(entry, work):
                 return
@@ -274,16 +274,24 @@ class Gateway:
 
     async def _serve_connection(
         self, client: ServerConnection, hello: Hello, entry: Entry, superseded: asyncio.Event
-    ) -> None:
+    ) -> bool:
+        """Carry one connection of a session; False, and nothing said, where the session is over by now."""
+        take_up = entry.worker is not None
         if entry.worker is None:
             entry.worker = await self._wait_for_worker(client)
         worker = entry.worker
-        peer, attached = await self._workers.open_session(worker, entry.name, entry.encoding, hello.make_room)
+        peer, attached = await self._workers.open_session(
+            worker, entry.name, entry.encoding, take_up=take_up, make_room=hello.make_room
+        )
         try:
+            if take_up and attached.fresh:
+                self._sessions.drop(entry.name)
+                return False
             await _send(client, _welcome(entry, hello, worker, attached))
             await self._join(client, peer, entry, superseded)
+            return True
         finally:
-            await peer.close()
+            await link.close(peer)
             _log.info("connection closed", extra={"session": entry.name, "code": client.close_code})
 
     async def _wait_for_worker(self, client: ServerConnection) -> Worker:
@@ -322,6 +330,9 @@ class Gateway:
         replaced = asyncio.ensure_future(superseded.wait())
         try:
             await asyncio.wait({up, down, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if client.close_code:
+                await _end(down)
+                await _pass_on_the_rest(up, peer)
             if client.close_code or replaced.done():
                 return
             await asyncio.wait({down}, timeout=PASS_ON_WITHIN_S)
@@ -329,10 +340,22 @@ class Gateway:
                 raise ShuttingDown("The server is being stopped.")
             if peer.close_code != CloseCode.NORMAL_CLOSURE:
                 raise WorkerLost("The process that computed for this session ended unexpectedly.")
+            self._sessions.drop(entry.name)  # before the client knows, who may want another
         finally:
-            for task in (up, down, replaced):
-                task.cancel()
-            await asyncio.gather(up, down, replaced, return_exceptions=True)
+            await _end(up, down, replaced)
+
+
+async def _pass_on_the_rest(up: "asyncio.Future[None]", peer: ServerConnection) -> None:
+    """The client went; what it said before is still being passed on, and may end with a bye."""
+    unheard = asyncio.ensure_future(link.read_out(peer))
+    await asyncio.wait({up, unheard}, timeout=PASS_ON_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+    await _end(unheard)
+
+
+async def _end(*tasks: "asyncio.Future[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _welcome(entry: Entry, hello: Hello, worker: Worker, attached: link.Attached) -> Welcome:

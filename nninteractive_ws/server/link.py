@@ -7,7 +7,12 @@ client and the session say, unchanged. It closes normally where the session is o
 went.
 """
 
+import asyncio
+import contextlib
+
 import msgspec
+from websockets.asyncio.connection import Connection
+from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws.messages import Encoding, FreeMemory, Limits, Model, Timings
 
@@ -51,16 +56,18 @@ class Memory(msgspec.Struct, frozen=True, tag="memory"):
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """Gateway to worker: dial in for a session, which is made where there is none of that name. ``make_room``: whether
-    others may be forgotten for its sake."""
+    """Gateway to worker: dial in for a session. ``take_up``: for one that is there; where it is over by now, the answer
+    is an :class:`Attached` that is fresh, and nothing else. ``make_room``: whether others may be forgotten for its
+    sake."""
 
     token: str
     session: str
     encoding: Encoding
-    make_room: bool = True
+    take_up: bool
+    make_room: bool
 
 
-class Close(msgspec.Struct, frozen=True, tag="close"):
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
     """Gateway to worker: forget a session. ``idle``: only if no request of it waits or is being done, and then
     for another's sake."""
 
@@ -80,7 +87,7 @@ class Attached(msgspec.Struct, frozen=True):
 
 
 WorkerMessage = Ready | Failed | Gone | Answered | Memory
-GatewayMessage = Open | Close
+GatewayMessage = Open | Forget
 
 
 def encode(message: WorkerMessage | GatewayMessage | Attached) -> bytes:
@@ -99,6 +106,24 @@ def decode_gateway(data: bytes) -> GatewayMessage:
 
 def decode_attached(data: bytes) -> Attached:
     return msgspec.msgpack.decode(data, type=Attached)
+
+
+async def read_out(connection: Connection) -> None:
+    """Read and drop what the other side says, until it has closed."""
+    with contextlib.suppress(ConnectionClosed):
+        async for _ in connection:
+            pass
+
+
+async def close(connection: Connection) -> None:
+    """Close a session's connection, whatever the other side is still saying.
+
+    While messages wait to be read, nothing more is read from the socket, and the end would not be seen before
+    the close timeout (websockets issue 1555).
+    """
+    reading = asyncio.ensure_future(read_out(connection))
+    await connection.close()
+    await reading
 
 
 def bearer(secret: str) -> dict[str, str]:

@@ -125,8 +125,8 @@ class Registry:
             if entry.name in self._entries:
                 self._keep_for_a_while(entry)
 
-    async def hold(self, entry: Entry, work: Callable[[asyncio.Event], Awaitable[None]]) -> bool:
-        """Do ``work`` as the connection of a session; False, and not done, where the session is over before.
+    async def hold(self, entry: Entry, work: Callable[[asyncio.Event], Awaitable[bool]]) -> bool:
+        """Do ``work`` as the connection of a session; False where the session is over before, as ``work`` may find.
 
         The connection there was before is told by its event, and waited for.
         """
@@ -139,8 +139,7 @@ class Registry:
             if entry.name not in self._entries:
                 return False
             with self._held(entry):
-                await work(superseded)
-        return True
+                return await work(superseded)
 
     def _keep_for_a_while(self, entry: Entry) -> None:
         if entry.worker is None:

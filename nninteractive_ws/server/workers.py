@@ -217,13 +217,13 @@ class WorkerPool:
             await connection.wait_closed()
 
     async def open_session(
-        self, worker: Worker, session: str, encoding: Encoding, make_room: bool
+        self, worker: Worker, session: str, encoding: Encoding, *, take_up: bool, make_room: bool
     ) -> tuple[ServerConnection, link.Attached]:
         """A connection to a session on a worker, and what the worker says of it. Raises WorkerLost."""
         token = secrets.token_urlsafe(32)
         self._awaited[token] = dialled = asyncio.get_running_loop().create_future()
         try:
-            await worker.send(link.Open(token, session, encoding, make_room))
+            await worker.send(link.Open(token, session, encoding, take_up, make_room))
             connection = await asyncio.wait_for(dialled, DIAL_IN_S)
             first = await connection.recv()
             assert isinstance(first, bytes)
