@@ -13,6 +13,7 @@ COMMANDS = {
     "segment": "Segment one object of an image from points and boxes.",
     "batch": "Segment many images by a table of prompts.",
     "evaluate": "Measure how good a model is: a simulated user prompts it where the truth is known.",
+    "bench": "Measure this server against nnInteractive's own, on the same work.",
     "doctor": "Say in words whether a server can be used from here, and how fast.",
     "models": "List the models there are, and download official ones.",
     "token": "Make a token for a user of a server, and print it; or take one back.",

@@ -1,0 +1,106 @@
+"""The parts of the benchmark, one after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+from typing import Literal, get_args
+
+import psutil
+
+from nninteractive_ws.benchmark import measure
+from nninteractive_ws.benchmark.measure import LINKS, Passes, Record
+from nninteractive_ws.benchmark.sides import Served
+from nninteractive_ws.benchmark.work import Work, make_work
+from nninteractive_ws.geometry import Index
+
+Part = Literal["first-mask", "prompts", "history", "clients", "memory"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+#: How cost grows: a fraction of every side of the volume. Over the link of the middle speed.
+_FRACTIONS = (0.5, 0.75)
+#: What several clients open: the demo's phantom, so that many fit on one machine.
+_SMALL: Index = (160, 128, 112)
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "memory, GB": round(psutil.virtual_memory().total / 1e9, 1),
+        "load average before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def make_models(folder: Path) -> str:
+    """Write the model folders into a folder; the device there is. In a process of its own, which alone needs torch."""
+    command = [sys.executable, "-m", "nninteractive_ws.engine.bench_models", str(folder)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def run(parts: Sequence[Part], folder: Path, shape: Index, times: int, say: Callable[[str], None]) -> Iterator[Record]:
+    """Measure; each record as it is made.
+
+    ``folder``: an empty one, for models, volumes and the servers' logs. ``say``: told in words what comes next.
+    Raises ServerDidNotStart, and the errors of both clients.
+    """
+    say("making models and a volume")
+    device = make_models(folder)
+    work = make_work(shape)
+    passes = Passes(folder / "passes")
+    size = " x ".join(map(str, shape))
+    embedded = Served(folder / "embedded", device)
+    if "first-mask" in parts:
+        for model in ("embedded", "official"):
+            say(f"first mask, {model} patch")
+            with measure.both(Served(folder / model, device)) as servers:
+                patch = "patch 96" if model == "embedded" else "patch 192"
+                for speed in (None, *LINKS):
+                    name = "loopback" if speed is None else speed.name
+                    yield from measure.first_mask(servers, work, f"{patch}, {name}", speed, times)
+        with measure.both(embedded) as servers:
+            for fraction in _FRACTIONS:
+                smaller = _scaled(shape, fraction)
+                say(f"first mask, {smaller}")
+                case = f"patch 96, {LINKS[1].name}, {' x '.join(map(str, smaller))}"
+                yield from measure.first_mask(servers, make_work(smaller), case, LINKS[1], times)
+    if "prompts" in parts or "history" in parts:
+        with measure.both(embedded) as servers:
+            if "prompts" in parts:
+                say("prompts")
+                yield from measure.prompts(servers, passes, work, size, times)
+            if "history" in parts:
+                say("undo, redo, other objects")
+                yield from measure.history(servers, passes, work, size, times)
+        if "history" in parts:
+            say("cut connections, restarted servers")
+            yield from measure.losses(embedded, passes, work, size, times)
+    yield from _in_processes(parts, folder, device, work, times, say)
+
+
+def _in_processes(
+    parts: Sequence[Part], folder: Path, device: str, work: Work, times: int, say: Callable[[str], None]
+) -> Iterator[Record]:
+    """What needs clients in processes of their own."""
+    served = Served(folder / "embedded", device, max(measure.CLIENTS))
+    if "clients" in parts:
+        say("several clients")
+        small = folder / "small"
+        small.mkdir()
+        make_work(_SMALL).save(small)
+        yield from measure.clients(served, small, "demo's phantom", times)
+    if "memory" in parts:
+        say("memory")
+        large = folder / "large"
+        large.mkdir()
+        work.save(large)
+        yield from measure.memory(served, large, " x ".join(map(str, work.volume.shape)))
+
+
+def _scaled(shape: Index, fraction: float) -> Index:
+    i, j, k = (round(n * fraction) for n in shape)
+    return i, j, k

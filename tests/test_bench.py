@@ -1,0 +1,163 @@
+"""The benchmark: its link, that both sides do the same work, and the command."""
+
+from collections.abc import Iterator
+import json
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from rich.console import Console
+from threads import on_a_thread
+
+from nninteractive_ws.benchmark import measure, report
+from nninteractive_ws.benchmark.link import LinkSpeed, link
+from nninteractive_ws.benchmark.measure import Passes, Record, clients_at, prompt_at_once
+from nninteractive_ws.benchmark.run import make_models
+from nninteractive_ws.benchmark.sides import OFFICIAL, OWN, SIDES, Served, Server
+from nninteractive_ws.benchmark.work import Work, make_work
+from nninteractive_ws.evaluation.user import KINDS
+
+SHAPE = (96, 80, 72)
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    return make_work(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path) -> Iterator[dict[str, Server]]:
+    with measure.both(Served(folder / "embedded", "cpu", 2)) as servers:
+        yield servers
+
+
+def echo(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+
+def test_a_link_is_no_faster_than_it_says_and_changes_nothing() -> None:
+    speed = LinkSpeed("slow", 8e6, 0.05)
+    sent = os.urandom(500_000)
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        on_a_thread(lambda: echo(listening)),
+        link(listening.getsockname()[1], speed) as relay,
+        socket.create_connection(("127.0.0.1", relay.port)) as client,
+    ):
+        started = time.monotonic()
+        received = b""
+        with on_a_thread(lambda: send(client)):
+            while data := client.recv(65536):
+                received += data
+        took = time.monotonic() - started
+        assert relay.count() == (len(sent), len(sent))
+    assert received == sent
+    assert took >= len(sent) / 1e6 + 2 * speed.delay_s
+
+
+def test_prompts_are_of_every_kind_and_both_polarities(work: Work) -> None:
+    assert set(work.prompts) == {(kind, positive) for kind in KINDS for positive in (True, False)}
+    assert all(p.kind == kind and p.positive == positive for (kind, positive), p in work.prompts.items())
+    assert work.volume.shape == SHAPE
+    assert work.volume.dtype == np.int16
+
+
+def test_both_sides_make_the_same_mask_of_the_same_prompts(
+    folder: Path, servers: dict[str, Server], work: Work
+) -> None:
+    found = []
+    for side in SIDES:
+        client = side.connect(servers[side.name].port)
+        client.open(work.volume)
+        started = time.monotonic()
+        answer = client.give(work.prompts["point", True])
+        assert started < answer.first <= answer.final
+        assert 0 < Passes(folder / "passes").between(started, answer.final) < answer.final - started
+        masks = [client.mask().copy()]
+        client.give(work.prompts["scribble", False])
+        masks.append(client.mask().copy())
+        client.undo()
+        masks.append(client.mask().copy())
+        found.append(masks)
+        client.close()
+    for official, own in zip(*found, strict=True):
+        assert np.array_equal(official, own)
+    assert found[0][0].any()
+    assert not np.array_equal(found[0][0], found[0][1])
+    assert np.array_equal(found[0][0], found[0][2])
+
+
+def test_clients_in_processes_of_their_own_prompt_at_once(folder: Path, servers: dict[str, Server], work: Work) -> None:
+    work.save(folder)
+    for side in SIDES:
+        with clients_at(side, servers[side.name].port, 2, folder) as made:
+            told = prompt_at_once(made)
+            if side is OWN:
+                made[0].say("another object")
+                made[0].hear()
+        begins, ends = zip(*((t["answers"][0][0], t["answers"][-1][2]) for t in told), strict=True)
+        assert max(begins) < min(ends), "one was done before the other began"
+        assert all(given < first <= final for t in told for given, first, final in t["answers"])
+        assert all(0 < t["added"] < 1e9 for t in told)
+        assert servers[side.name].peak_bytes() > 200e6
+
+
+def test_a_ratio_is_of_the_runs_that_belong_together() -> None:
+    def record(side: str, run: int, seconds: float) -> Record:
+        return Record("part", side, "case", run, {"s": seconds})
+
+    official = [record(OFFICIAL.name, run, s) for run, s in enumerate((4.0, 9.0, 6.0))]
+    own = [record(OWN.name, run, s) for run, s in enumerate((2.0, 3.0, 1.0))]
+    console = Console(width=100, record=True)
+    for table in report.tables([*official, *own, Record("part", OWN.name, "redo", 0, {"s": 0.5})]):
+        console.print(table)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["s", "6", "2", "3", "(2", "to", "6)"] in lines
+    assert ["s", "cannot", "0.5"] in lines
+
+
+def test_the_command_measures_both_sides(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path / "report")]
+    command += ["--shape", "96,80,72", "--times", "1", "--part", "prompts"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+    content = json.loads((tmp_path / "report" / "bench.json").read_text())
+    assert content["machine"]["processors"] == os.cpu_count()
+    records = content["records"]
+    for side in (OFFICIAL.name, OWN.name):
+        timed = [r for r in records if r["side"] == side and "result, s" in r["measured"]]
+        counted = [r for r in records if r["side"] == side and "up, kB" in r["measured"]]
+        assert len(timed) == len(counted) == 2 * len(KINDS)
+        assert all(r["measured"]["beyond the network, ms"] / 1e3 < r["measured"]["result, s"] for r in timed)
+        assert all(min(r["measured"].values()) > 0 for r in timed + counted)
+    assert (tmp_path / "report" / "bench.png").stat().st_size > 10_000
+
+
+def test_a_shape_that_is_none_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--shape"]
+    for shape, words in (("512", "three whole numbers"), ("8,512,256", "at least 64 voxels")):
+        done = subprocess.run([*command, shape], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
