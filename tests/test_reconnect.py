@@ -4,6 +4,7 @@ A real server with a network that takes milliseconds, and between it and the cli
 """
 
 from collections.abc import Iterator
+import itertools
 import math
 from pathlib import Path
 import socket
@@ -358,6 +359,41 @@ def test_a_slow_link_is_not_a_dead_one(
         assert time.monotonic() - started > 3
         assert states(session) == ["open"]
         slow.bytes_per_second = math.inf
+        session.close()
+
+
+def test_a_request_does_not_wait_until_the_next_try_is_due(
+    driver: type[Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who clicks once the server is back is not told to wait for a quarter of a minute."""
+    monkeypatch.setattr(reconnect, "delays", lambda: itertools.repeat(60.0))
+    count = 0
+
+    def behave(connection: ServerConnection) -> None:
+        nonlocal count
+        count += 1
+        connection.recv()
+        if count == 2:
+            return  # the first click comes too early, and is kept
+        connection.send(protocol.encode(WELCOME))
+        if count == 1:
+            return
+        for data in connection:
+            assert isinstance(data, bytes)
+            request = protocol.decode_client(data)
+            if isinstance(request, wire.Request):
+                connection.send(protocol.encode(wire.Done(id=request.id)))
+
+    with serve(behave, "127.0.0.1", 0) as fake, on_a_thread(fake.serve_forever, fake.shutdown):
+        session = driver(f"127.0.0.1:{fake.socket.getsockname()[1]}")
+        session.until(lambda: states(session) == ["open", "lost"])
+        first = session.set_image(phantom())
+        session.until(lambda: states(session) == ["open", "lost", "lost"], timeout=20)
+        assert count == 2, "it was tried again without being asked"
+        session.set_image(phantom())()
+        assert states(session) == ["open", "lost", "lost", "open"]
+        with pytest.raises(errors.Cancelled):
+            first()
         session.close()
 
 

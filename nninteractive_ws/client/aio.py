@@ -196,13 +196,21 @@ class AsyncSession:
     async def _stay_away(self, error: Error, delay: float) -> None:
         if not self._core.resting:
             self._tell(events.Connection("lost", reason=str(error), retry_in=delay))
-            await asyncio.sleep(delay)
+            await self._wait_for_a_request(delay)
             return
         self._tell(events.Connection("lost", reason=str(error)))
         while self._core.resting:
             self._to_write.clear()
             await self._to_write.wait()
         self._retries.rested()
+
+    async def _wait_for_a_request(self, within: float) -> None:
+        before = self._core.asked
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._core.asked == before:
+                    self._to_write.clear()
+                    await self._to_write.wait()
 
     async def _converse(self, websocket: Connection) -> NoReturn:
         """Raises the Error that ends the connection."""

@@ -116,6 +116,11 @@ class Core:
         self._control.append(protocol.encode(hello))
 
     @property
+    def asked(self) -> int:
+        """How many requests there have been: whoever makes another wants a connection now, not when it is due."""
+        return self._last_id
+
+    @property
     def resting(self) -> bool:
         """Whether no connection is needed before the next request: the server gave the session's room to another."""
         return self._evicted and not self._waiting

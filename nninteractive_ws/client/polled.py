@@ -205,6 +205,7 @@ class PolledSession:
         self._tunnel = None if self._address.ssh is None else Tunnel(self._address.ssh)
         self._connection: _Connection | None = None
         self._retry_at: float | None = clock()  # None: with the next request
+        self._asked = 0  # how many requests there were when the connection was lost
 
     # ---- what a user meets --------------------------------------------------------------------------------
 
@@ -294,7 +295,7 @@ class PolledSession:
             if self.core.resting:
                 return False
             self._retries.rested()
-        elif self._clock() < self._retry_at:
+        elif self._clock() < self._retry_at and self.core.asked == self._asked:
             return False
         if not self._trusting.done() or (self._tunnel is not None and not self._tunnel.ready()):
             return False
@@ -346,6 +347,7 @@ class PolledSession:
             return
         retry_in = None if self.core.resting else delay
         self._retry_at = None if retry_in is None else self._clock() + delay
+        self._asked = self.core.asked
         self._said.append(events.Connection("lost", reason=str(error), retry_in=retry_in))
 
     def _hang_up(self, farewell: list[bytes]) -> None:
