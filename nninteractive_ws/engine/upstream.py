@@ -12,10 +12,13 @@ from typing import Any, Protocol
 import nnInteractive.inference.inference_session as upstream_module
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 from nnInteractive.interaction.point import PointInteraction_stub
+from nnInteractive.utils.rounding import round_to_nearest_odd
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.engine.zoomed import Grid, zoomed_interactions
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 
@@ -152,7 +155,36 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         view = [(c - p // 2, c + p // 2 + p % 2) for c, p in zip(prediction_center, sizes, strict=True)]
         self._view = Box.from_pairs(view)
         self._watcher.need(self._view)
-        return super()._build_network_input(prediction_center, zoom_out_factor)
+        if self.device.type != "cpu" or tuple(sizes) == tuple(self.configuration_manager.patch_size):
+            return super()._build_network_input(prediction_center, zoom_out_factor)
+        inputs, previous = self._zoomed_input(zoom_out_factor)
+        return inputs, sizes, [list(pair) for pair in view], previous
+
+    def _zoomed_input(self, zoom: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """What upstream builds of a view larger than the patch, and the previous segmentation in it."""
+        view, patch = self._view, self.configuration_manager.patch_size
+        hulls: dict[int, Box] = {}
+        for channel, box in self._written:
+            hulls[channel] = box.union(hulls.get(channel))
+        interactions, previous = zoomed_interactions(
+            Grid(view, patch),
+            hulls,
+            self.num_interaction_channels,
+            set(self._get_dilation_channels_for_resample()),
+            round_to_nearest_odd(2 * zoom - 1),
+            self._get_prev_seg_channel(),
+            self._read,
+        )
+        self._normalize_interaction_channels_for_network_(interactions)
+        image = torch.zeros((len(self.preprocessed_image), *view.shape), dtype=self.preprocessed_image.dtype)
+        inside = view.clip(self.image_shape)
+        if inside is not None:
+            image[(slice(None), *inside.within(view).slices)] = self.preprocessed_image[(slice(None), *inside.slices)]
+        image = interpolate(image[None], patch, mode="trilinear")[0]
+        return torch.cat((image, interactions)), previous
+
+    def _read(self, channel: int, box: Box, into: torch.Tensor) -> None:
+        self._interactions_region_into((channel, channel + 1), [list(pair) for pair in box], into[None])
 
     def _run_network(self, inputs: torch.Tensor) -> torch.Tensor:
         logits = self._watcher.run_pass(inputs, bool(self._refining))
