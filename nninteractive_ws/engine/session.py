@@ -20,7 +20,7 @@ from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
 from nninteractive_ws.engine.room import Room, find_room
-from nninteractive_ws.engine.shown import Shown, resampled
+from nninteractive_ws.engine.shown import Shown, occupied, resampled
 from nninteractive_ws.engine.teller import Teller
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
@@ -102,11 +102,12 @@ class _Clock:
 
 @dataclass
 class _Prediction:
-    """A prompt being predicted."""
+    """A prompt being predicted. ``extent``: outside it, the mask was empty before."""
 
     request: Request
     segment: Segment
     shown: Shown
+    extent: Box | None
 
 
 class Session:
@@ -414,7 +415,8 @@ class Session:
         ``given``: a change of the mask that is part of the step and has been made, but not been sent.
         """
         shown = Shown(segment.mask)
-        self._prediction = _Prediction(request, segment, shown)
+        extent = segment.extent if given.box is None else given.box.union(segment.extent)
+        self._prediction = _Prediction(request, segment, shown, extent)
         try:
             if given.box is not None:
                 self._teller.change(request.id, segment, given, segment.mask, final=False)
@@ -486,8 +488,12 @@ class Session:
         inside = box.clip(self._image_or_raise().shape)
         if self._prediction is None or not self._previews or inside is None:
             return
-        values = resampled(prediction.cpu().numpy(), box, inside)
-        self._preview(self._prediction.shown.replace(inside, values))
+        answer = prediction.cpu().numpy() != 0
+        before = self._prediction.extent.intersection(inside) if self._prediction.extent is not None else None
+        said = occupied(answer, box, inside)
+        looked = before if said is None else said.union(before)
+        shown = self._prediction.shown
+        self._preview(shown.back() if looked is None else shown.replace(looked, resampled(answer, box, looked)))
 
     def refined(self, prediction: torch.Tensor, box: Box, n: int, of: int) -> None:
         self._emit_progress("refining", n, of)

@@ -61,9 +61,25 @@ class Shown:
         return masks.diff(before, after, hull.start)
 
 
-def resampled(prediction: npt.NDArray[np.generic], box: Box, inside: Box) -> Mask:
-    """The nearest voxels of a patch-sized answer that stands for ``box``, for the part ``inside``: bool."""
-    picks = []
-    for n, (low, high), (a, b) in zip(prediction.shape, box, inside, strict=True):
-        picks.append((np.arange(a - low, b - low) * n + n // 2) // (high - low))
-    return np.asarray(prediction[np.ix_(*picks)] != 0)
+def occupied(prediction: Mask, box: Box, inside: Box) -> Box | None:
+    """The part of ``inside`` beyond which a patch-sized answer that stands for ``box`` says nothing."""
+    bounds = []
+    for axis, (n, (low, high), (a, b)) in enumerate(zip(prediction.shape, box, inside, strict=True)):
+        found = np.flatnonzero(prediction.any(tuple(other for other in range(3) if other != axis)))
+        if not len(found):
+            return None
+        picks = _picks(n, low, high, a, b)
+        first, last = np.searchsorted(picks, found[0]), np.searchsorted(picks, found[-1], side="right")
+        bounds.append((a + int(first), a + int(last)))
+    return None if any(a == b for a, b in bounds) else Box.from_pairs(bounds)
+
+
+def resampled(prediction: Mask, box: Box, inside: Box) -> Mask:
+    """The nearest voxels of a patch-sized answer that stands for ``box``, for the part ``inside``."""
+    picks = [_picks(n, *of, *part) for n, of, part in zip(prediction.shape, box, inside, strict=True)]
+    return np.asarray(prediction[np.ix_(*picks)])
+
+
+def _picks(n: int, low: int, high: int, a: int, b: int) -> npt.NDArray[np.int_]:
+    """Which of n voxels that stand for low to high is nearest to each from a to b."""
+    return (np.arange(a - low, b - low) * n + n // 2) // (high - low)
