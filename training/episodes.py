@@ -68,7 +68,7 @@ class Episode:
     def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
         self.rng = rng
         self.image = scene.image
-        self.truth = _choose_object(scene.labels, rng)
+        self.truth = _choose_object(scene, rng)
         self.channels = np.zeros((7, *scene.image.shape), np.float32)
         self.written = {0}  # the channels that are not all zero
         self.step = 0
@@ -261,11 +261,12 @@ def _overlap(shape: tuple[int, ...], centre: np.ndarray, size: int) -> tuple[tup
     return tuple(inner), tuple(outer)
 
 
-def _choose_object(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One connected object of at least LEAST_VOXELS voxels; every label is as likely as any other."""
-    counts = np.bincount(labels.ravel())[1:]
+def _choose_object(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """One connected object of at least LEAST_VOXELS voxels, of a label drawn by the scene's shares."""
+    counts = np.bincount(scene.labels.ravel())[1:]
     values = np.flatnonzero(counts >= LEAST_VOXELS) + 1
-    mask = labels == rng.choice(values)
+    shares = scene.shares[values]
+    mask = scene.labels == rng.choice(values, p=shares / shares.sum())
     parts, n = ndimage.label(mask)
     if n > 1:
         sizes = np.bincount(parts.ravel())[1:]

@@ -5,21 +5,27 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from nninteractive_ws.demo.phantom import TISSUE_HU, Canvas, Phantom, make_phantom
+from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, make_phantom
 
 # An object smaller than this is not asked for.
 LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
 # are left as they stand; all others are turned and mirrored.
-_DEMO, _VARIED, _UPRIGHT = 0.45, 0.2, 0.35
+_DEMO, _VARIED, _UPRIGHT = 0.5, 0.2, 0.4
+# Organs of the phantom that are learnt early are asked for half as often as the others.
+_EASY = ("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung")
 
 
 @dataclass
 class Scene:
-    """image: float32, z-scored as the inference session does it. labels: uint8, 0 is background; same shape."""
+    """image: float32, z-scored as the inference session does it. labels: uint8, 0 is background; same shape.
+
+    shares: for every value of a label, how often it is asked for, relative to the others; float (256,).
+    """
 
     image: np.ndarray
     labels: np.ndarray
+    shares: np.ndarray
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
@@ -40,13 +46,15 @@ def make_scene(rng: np.random.Generator) -> Scene:
         return make_scene(rng)
     image -= image.mean()
     image /= image.std()
+    shares = np.ones(256)
+    if kind < _DEMO + _VARIED:
+        shares[[ORGANS[name] for name in _EASY]] = 0.5
     if kind < _UPRIGHT:
-        return Scene(image, labels)
+        return Scene(image, labels, shares)
     order = rng.permutation(3)
     flips = tuple(slice(None, None, int(s)) for s in rng.choice((-1, 1), 3))
-    return Scene(
-        np.ascontiguousarray(image.transpose(order)[flips]), np.ascontiguousarray(labels.transpose(order)[flips])
-    )
+    turned = (np.ascontiguousarray(a.transpose(order)[flips]) for a in (image, labels))
+    return Scene(*turned, shares)
 
 
 def _crop_of_demo(rng: np.random.Generator) -> tuple:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 # Interaction channels behind the image, as in nnInteractive's default mapping: previous segmentation,
 # box and lasso (positive, negative), points, scribbles.
-_PREVIOUS, _REGION_POS, _POINT_POS, _POINT_NEG, _SCRIBBLE_POS, _SCRIBBLE_NEG = 1, 2, 4, 5, 6, 7
+_PREVIOUS, _REGION_POS, _REGION_NEG, _POINT_POS, _POINT_NEG, _SCRIBBLE_POS, _SCRIBBLE_NEG = 1, 2, 3, 4, 5, 6, 7
 # A point or scribble voxel says more about the object than a voxel of a box or of the previous mask.
 _REGION_WEIGHT, _PREVIOUS_WEIGHT = 0.02, 0.005
 # Channels that reach the head at full resolution: the image and its two contrasts, the previous segmentation, and
@@ -23,7 +23,10 @@ _MARK_GAIN = 3.0
 # Only the middle of the newest point is above; older ones have decayed to 0.9 and less.
 _NEWEST = 0.95
 # What a mark, and the previous segmentation where there is one, add to the logits' difference; chosen on phantoms.
-_OBEDIENCE, _INERTIA = 10.0, 4.0
+_OBEDIENCE, _INERTIA = 6.0, 2.0
+# The same for what the newest prompt does not ask to change: a positive one takes nothing away, a negative one adds
+# nothing.
+_PROTECTION = 8.0
 
 
 class HalfResolutionUNet(nn.Module):
@@ -92,9 +95,24 @@ class HalfResolutionUNet(nn.Module):
             margin = positive * (1 - negative * near_negative) - negative * (1 - positive * near_positive)
         else:
             margin = positive - negative
+        return _OBEDIENCE * margin + HalfResolutionUNet._inertia(x)
+
+    @staticmethod
+    def _inertia(x: torch.Tensor) -> torch.Tensor:
+        """What the previous segmentation adds to the margin: (batch, X, Y, Z); 0 where there is none."""
         previous = x[:, _PREVIOUS]
-        given = (previous > 0.5).flatten(1).any(1)[:, None, None, None]
-        return _OBEDIENCE * margin + _INERTIA * given * (2 * previous - 1)
+        given = (previous > 0.5).flatten(1).any(1)
+        adds, removes = (
+            (x[:, channels] > _NEWEST).flatten(1).any(1)
+            for channels in (
+                [_REGION_POS, _POINT_POS, _SCRIBBLE_POS],
+                [_REGION_NEG, _POINT_NEG, _SCRIBBLE_NEG],
+            )
+        )
+        usual = torch.full_like(given, _INERTIA, dtype=previous.dtype)
+        inside = given * torch.where(adds & ~removes, _PROTECTION, usual)
+        outside = given * torch.where(removes & ~adds, _PROTECTION, usual)
+        return inside[:, None, None, None] * previous - outside[:, None, None, None] * (1 - previous)
 
     @staticmethod
     def _marks(x: torch.Tensor) -> torch.Tensor:
