@@ -37,11 +37,15 @@ class Desk:
         return self.agrees
 
     def poll(self):
+        self._note_status()  # that of a command may be past after a poll
         happened = self.logic.poll()
         self.seen += happened
+        self._note_status()
+        return happened
+
+    def _note_status(self):
         if self.said[-1:] != [self.logic.status.words]:
             self.said.append(self.logic.status.words)
-        return happened
 
     def wait(self, until=None, timeout=200):
         """Poll until nothing is under way, or until something is so."""
