@@ -362,6 +362,15 @@ def test_a_slow_link_is_not_a_dead_one(
         session.close()
 
 
+def answer_all(connection: ServerConnection) -> None:
+    """Say that every request is done, until the client goes."""
+    for data in connection:
+        assert isinstance(data, bytes)
+        request = protocol.decode_client(data)
+        if isinstance(request, wire.Request):
+            connection.send(protocol.encode(wire.Done(id=request.id)))
+
+
 def test_a_request_does_not_wait_until_the_next_try_is_due(
     driver: type[Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,11 +387,7 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
         connection.send(protocol.encode(WELCOME))
         if count == 1:
             return
-        for data in connection:
-            assert isinstance(data, bytes)
-            request = protocol.decode_client(data)
-            if isinstance(request, wire.Request):
-                connection.send(protocol.encode(wire.Done(id=request.id)))
+        answer_all(connection)
 
     with serve(behave, "127.0.0.1", 0) as fake, on_a_thread(fake.serve_forever, fake.shutdown):
         session = driver(f"127.0.0.1:{fake.socket.getsockname()[1]}")
@@ -412,11 +417,7 @@ def test_an_evicted_session_rests(driver: type[Driver]) -> None:
         if count == 1:
             connection.send(protocol.encode(wire.Notice(code="evicted", message="Others need the room.")))
             return
-        for data in connection:
-            assert isinstance(data, bytes)
-            request = protocol.decode_client(data)
-            if isinstance(request, wire.SetImage):
-                connection.send(protocol.encode(wire.Done(id=request.id)))
+        answer_all(connection)
 
     with serve(behave, "127.0.0.1", 0) as fake, on_a_thread(fake.serve_forever, fake.shutdown):
         session = driver(f"127.0.0.1:{fake.socket.getsockname()[1]}", reconnect_for=0.5)
