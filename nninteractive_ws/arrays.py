@@ -16,13 +16,18 @@ from nninteractive_ws.messages import Encoding
 #: Encodings this installation can pack and unpack, the preferred first.
 ENCODINGS: tuple[Encoding, ...] = ("blosc2", "deflate", "raw")
 
-#: The largest array that may be unpacked. A brick has at most 64^3 four-byte voxels (1 MiB); the run lengths
+#: The largest array that may be unpacked. A brick has at most 32^3 four-byte voxels (128 KiB); the run lengths
 #: of a mask are the largest: 256 MiB are 67 million runs, more than a noisy mask of 512 x 512 x 256 has.
 MAX_ARRAY_BYTES = 256 * 1024**2
 
 _BLOSC2_HEADER_BYTES = 32
 # Bits 4 to 6 of the last header byte name a special frame; 4 is "uninitialised".
 _SPECIAL_SHIFT, _SPECIAL_MASK, _SPECIAL_UNINITIALISED = 4, 0x7, 4
+
+# Bytes of the same place side by side, which makes the run lengths of masks a fifth smaller than bits would. Nearby
+# voxels of two bytes differ little, too: their differences make a CT 5 to 14 % smaller.
+_FILTERS = (blosc2.Filter.SHUFFLE,)
+_VOXEL_FILTERS = (blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA)
 
 # Other threads (the event loop above all) go on while a brick is packed.
 blosc2.set_releasegil(True)
@@ -35,13 +40,14 @@ def pack(array: npt.NDArray[np.generic], encoding: Encoding) -> bytes:
         return little.tobytes()
     if encoding == "deflate":
         return zlib.compress(little.tobytes(), level=1)
+    filters = _VOXEL_FILTERS if array.dtype.name in ("int16", "uint16") else _FILTERS
     packed = blosc2.compress2(
         little,
         typesize=little.itemsize,
         codec=blosc2.Codec.ZSTD,
         clevel=1,
-        filters=[blosc2.Filter.BITSHUFFLE],
-        filters_meta=[0],
+        filters=list(filters),
+        filters_meta=[0 if f is blosc2.Filter.SHUFFLE else little.itemsize for f in filters],
         nthreads=1,
     )
     return bytes(packed)

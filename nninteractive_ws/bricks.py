@@ -1,14 +1,14 @@
 """The image as bricks: which there are, which come first, which have arrived; and its statistics.
 
-The volume is cut into cubes of 64 voxels, smaller at the far borders, numbered in C order of their grid.
+The volume is cut into cubes of 32 voxels, smaller at the far borders, numbered in C order of their grid.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+import hashlib
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ import numpy.typing as npt
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Box, Index
 
-BRICK = 64
+BRICK = 32
+# The voxels are looked at in larger cubes, which takes fewer calls; a cube's doubles still fit into a cache.
+_LOOKED_AT = 64
 
 #: How the voxels travel, by numpy dtype name. The network computes in float32, so wider types are cut to it.
 _WIRE_DTYPES = {
@@ -28,14 +30,15 @@ _WIRE_DTYPES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The bricks of a volume of ``shape``."""
+    """The bricks of a volume of ``shape``, or cubes of another ``edge``."""
 
     shape: Index
+    edge: int = BRICK
 
     @property
     def counts(self) -> Index:
         """Bricks along each axis."""
-        i, j, k = (-(-n // BRICK) for n in self.shape)
+        i, j, k = (-(-n // self.edge) for n in self.shape)
         return i, j, k
 
     def __len__(self) -> int:
@@ -47,7 +50,8 @@ class Grid:
             raise IndexError(f"brick {index} of {len(self)}")
         _, nj, nk = self.counts
         at = index // (nj * nk), index // nk % nj, index % nk
-        return Box.from_pairs([(BRICK * a, min(BRICK * (a + 1), n)) for a, n in zip(at, self.shape, strict=True)])
+        edge = self.edge
+        return Box.from_pairs([(edge * a, min(edge * (a + 1), n)) for a, n in zip(at, self.shape, strict=True)])
 
     def within(self, box: Box) -> list[int]:
         """The bricks that hold voxels of ``box``; parts of it outside the volume are ignored."""
@@ -55,18 +59,22 @@ class Grid:
         if clipped is None:
             return []
         _, nj, nk = self.counts
-        ranges = [range(a // BRICK, (b - 1) // BRICK + 1) for a, b in clipped.pairs]
+        ranges = [range(a // self.edge, (b - 1) // self.edge + 1) for a, b in clipped.pairs]
         return [(i * nj + j) * nk + k for i, j, k in itertools.product(*ranges)]
 
-    def nearest_first(self, focus: Index) -> list[int]:
-        """All bricks by the distance of their closest voxel to ``focus``; equal ones in grid order."""
+    def nearest_first(self, focus: Index, before: Sequence[int] = ()) -> list[int]:
+        """All bricks by the distance of their closest voxel to ``focus``; equal ones in grid order. Those of ``before``
+        come before all others."""
         axes = []
         for n, count, f in zip(self.shape, self.counts, focus, strict=True):
-            low = np.arange(count) * BRICK
-            high = np.minimum(low + BRICK, n) - 1
+            low = np.arange(count) * self.edge
+            high = np.minimum(low + self.edge, n) - 1
             axes.append(np.maximum(0, np.maximum(low - f, f - high)).astype(np.int64) ** 2)
         distance = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]
-        return [int(i) for i in np.argsort(distance.ravel(), kind="stable")]
+        others = np.ones(len(self), bool)
+        others[list(before)] = False
+        order: list[int] = np.lexsort((distance.ravel(), others)).tolist()
+        return order
 
 
 class Presence:
@@ -79,8 +87,9 @@ class Presence:
     def add(self, index: int) -> None:
         self._there[index] = True
 
-    def missing(self, indices: Iterable[int]) -> list[int]:
-        return [i for i in indices if not self._there[i]]
+    def missing(self, indices: Sequence[int]) -> int:
+        """How many of these are not there."""
+        return int(np.count_nonzero(~self._there[list(indices)]))
 
     def __contains__(self, index: int) -> bool:
         return bool(self._there[index])
@@ -138,43 +147,71 @@ def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
     return _WIRE_DTYPES[volume.dtype.name]
 
 
-def statistics_brick_by_brick(volume: npt.NDArray[np.generic]) -> Iterator[Statistics | None]:
-    """Mean and standard deviation of a volume, a brick of work between two ``next``; the last item has them.
+def as_sent(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
+    already. What is too large for the type becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        return np.ascontiguousarray(voxels, np.dtype(wire_dtype(voxels)).newbyteorder("<"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one cube of a volume says of the whole.
+
+    ``total``, ``squares``: sums of the voxels and of their squares. ``low``, ``high``: the least and the greatest.
+    ``occupied``: for every axis, which planes of the cube have a voxel that is not zero; None where all have.
+    ``digest``: of the voxels as they travel.
+    """
+
+    box: Box
+    total: float
+    squares: float
+    low: float
+    high: float
+    occupied: tuple[npt.NDArray[np.bool_], ...] | None
+    digest: bytes
+
+
+def cubes(volume: npt.NDArray[np.generic]) -> Iterator[Box]:
+    """The cubes in which a volume is looked at, each a millisecond's work or less."""
+    i, j, k = volume.shape
+    grid = Grid((i, j, k), _LOOKED_AT)
+    return map(grid.box, range(len(grid)))
+
+
+def look(volume: npt.NDArray[np.generic], box: Box) -> Look:
+    """Look at every voxel of a cube. Raises BadImage for voxels that are not finite, or not once they travel."""
+    sent = as_sent(volume[box.slices])
+    # In C order whatever the volume's, so that the same voxels always give the same sums. Those of integers of one or
+    # two bytes are exact: less than 2^53.
+    values = sent.ravel().astype(np.float64)
+    squares = float(np.einsum("i,i", values, values))
+    if not math.isfinite(squares):
+        raise BadImage(_describe_not_finite(volume[box.slices], sent, box.start))
+    low, high = sent.min().item(), sent.max().item()
+    occupied = None
+    if low <= 0 <= high:
+        nonzero = sent != 0
+        occupied = tuple(nonzero.any(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
+    return Look(box, float(values.sum()), squares, low, high, occupied, hashlib.sha256(sent.data).digest())
+
+
+def combine(looks: Sequence[Look]) -> Statistics:
+    """Mean and standard deviation of a volume from looks at all of its cubes.
 
     As nnInteractive 2.6 normalises (``_background_set_image``): of the voxels as they travel, over the smallest
     box around those that are not zero, the deviation with n - 1. Voxels outside that box are zero and add
-    nothing to a sum, so one pass serves. Sums are exact for integers of one or two bytes and float64 otherwise.
-    Raises BadImage for voxels that are not finite in the wire's type and for a volume of (almost) one value.
+    nothing to a sum, so one pass serves. Raises BadImage for a volume of (almost) one value.
     """
-    wire = np.dtype(wire_dtype(volume))
-    total: float = 0
-    squares: float = 0
-    occupied = [np.zeros(n, bool) for n in volume.shape]
-    low, high = math.inf, -math.inf
-    exact = wire.kind in "iu" and wire.itemsize <= 2
-    grid = Grid(volume.shape)
-    for box in map(grid.box, range(len(grid))):
-        brick = volume[box.slices]
-        # What overflows or is not a number is looked for below.
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            sent = brick.astype(wire, copy=False)
-            # In C order whatever the volume's, so that the same voxels always give the same sums.
-            values: npt.NDArray[Any] = sent.astype(np.int64 if exact else np.float64, order="C")
-            part, part_squares = values.sum().item(), np.vdot(values, values).item()
-        if not math.isfinite(part_squares):
-            raise BadImage(_describe_not_finite(brick, sent, box.start))
-        total, squares = total + part, squares + part_squares
-        low, high = min(low, values.min().item()), max(high, values.max().item())
-        nonzero = values != 0
-        for axis, span in enumerate(box.slices):
-            occupied[axis][span] |= nonzero.any(axis=tuple(a for a in range(3) if a != axis))
-        yield None
+    low, high = min(one.low for one in looks), max(one.high for one in looks)
     if low == high:
         raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
-    n = math.prod(int(np.ptp(np.flatnonzero(o))) + 1 for o in occupied)
-    # In fractions, so that the two sums are the only places where digits can be lost.
-    mean = Fraction(total) / n
-    variance = (Fraction(squares) - mean * Fraction(total)) / max(1, n - 1)
+    n = math.prod(int(np.ptp(np.flatnonzero(planes))) + 1 for planes in _occupied(looks))
+    # In fractions, so that the sums of the cubes are the only places where digits can be lost.
+    total = sum(Fraction(one.total) for one in looks)
+    squares = sum(Fraction(one.squares) for one in looks)
+    mean = total / n
+    variance = (squares - mean * total) / max(1, n - 1)
     std = math.sqrt(max(float(variance), 0.0))
     limits = np.finfo(np.float32)
     if not float(limits.smallest_normal) <= std <= float(limits.max):
@@ -182,14 +219,21 @@ def statistics_brick_by_brick(volume: npt.NDArray[np.generic]) -> Iterator[Stati
             f"The image cannot be normalised: inside the box around its voxels that are not zero, the standard "
             f"deviation is {std:g} (its voxels go from {low:g} to {high:g})."
         )
-    yield Statistics(float(mean), std)
+    return Statistics(float(mean), std)
+
+
+def _occupied(looks: Sequence[Look]) -> list[npt.NDArray[np.bool_]]:
+    """For every axis of the volume, which planes have a voxel that is not zero."""
+    planes = [np.zeros(n, bool) for n in looks[-1].box.stop]
+    for one in looks:
+        for axis, span in enumerate(one.box.slices):
+            planes[axis][span] |= True if one.occupied is None else one.occupied[axis]
+    return planes
 
 
 def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
-    """Mean and standard deviation of a volume: see :func:`statistics_brick_by_brick`."""
-    *_, found = statistics_brick_by_brick(volume)
-    assert found is not None
-    return found
+    """Mean and standard deviation of a volume: see :func:`combine`. Raises BadImage."""
+    return combine([look(volume, box) for box in cubes(volume)])
 
 
 def _describe_not_finite(brick: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: Index) -> str:

@@ -26,7 +26,7 @@ PROTOCOL_VERSION = 1
 #: What this release can do beyond the messages of its version; both ends list theirs in the handshake.
 FEATURES: tuple[str, ...] = ()
 
-#: A message carries at most a few bricks (64^3 four-byte voxels: 1 MiB each) or one mask.
+#: A message carries at most a few bricks (32^3 four-byte voxels: 128 KiB each) or one mask.
 MAX_MESSAGE_BYTES = 64 * 1024**2
 
 

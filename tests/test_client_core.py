@@ -678,10 +678,11 @@ def test_the_nearest_to_the_focus_come_first() -> None:
     while batch := next_bricks(core):
         order += batch
         acknowledge(core, source, batch)
-        if len(order) == 4:
+        if len(order) == 16:
             core.add_point("a", (0, 0, 129))
-            rest = [i for i in source.grid.nearest_first((0, 0, 129)) if i not in expected[:4]]
-            expected = expected[:4] + rest
+            rest = [i for i in source.grid.nearest_first((0, 0, 129)) if i not in expected[:16]]
+            assert rest != expected[16:]
+            expected = expected[:16] + rest
     assert order == expected
 
 
@@ -703,11 +704,11 @@ def test_what_a_prompt_waits_for_comes_before_all_others() -> None:
 
 def test_the_window_follows_the_delay_of_acknowledgements() -> None:
     clock = Clock()
-    upload = Upload(Grid((640, 640, 64)), 6, clock)
+    upload = Upload(Grid((640, 640, 64)), 50, clock)
     upload.acknowledged([])
 
     def under_way() -> list[int]:
-        return list(iter(upload.next, None))
+        return [index for batch in iter(upload.next, []) for index in batch]
 
     sizes = []
     for delay in (0.05, 0.05, 0.05, 0.5, 0.5, 0.05, 0.05):
@@ -715,7 +716,7 @@ def test_the_window_follows_the_delay_of_acknowledgements() -> None:
         sizes.append(len(batch))
         clock.now += delay
         upload.acknowledged(batch)
-    assert sizes == [2, 4, 6, 6, 2, 2, 4]
+    assert sizes == [16, 32, 50, 50, 16, 16, 32]
 
 
 def test_a_new_connection_has_no_brick_under_way() -> None:

@@ -94,8 +94,8 @@ def test_a_server_that_is_well(quick: QuickServer) -> None:
 
 def test_the_first_mask_needs_the_bricks_around_the_click_alone(quick: QuickServer) -> None:
     (estimate,) = [f.data for f in look(quick.address) if f.step == "first_mask"]
-    # A patch of 64 around (256, 256, 150) lies in 2 x 2 x 2 bricks of 64: 118 to 182 along k.
-    assert estimate["bricks"] == 8
+    # The patch of 72 around (256, 256, 150), 220 to 292 and 114 to 186 along k, lies in 4 x 4 x 3 bricks of 32.
+    assert estimate["bricks"] == 48
 
 
 def test_a_full_server_is_told_and_nobody_is_pushed_out(quick: QuickServer) -> None:

@@ -12,8 +12,9 @@ LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
 # are left as they stand; all others are turned and mirrored.
 _DEMO, _VARIED, _UPRIGHT = 0.5, 0.2, 0.4
-# Organs of the phantom that are learnt early are asked for half as often as the others.
-_EASY = ("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung")
+# How often an organ of the phantom is asked for: those that are learnt early less often, the hard ones more.
+_SHARES = dict.fromkeys(("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung"), 0.4)
+_SHARES |= dict.fromkeys(("aorta", "vena cava", "gallbladder", "pancreas", "bowel"), 1.5) | {"liver lesion": 2.5}
 
 
 @dataclass
@@ -48,7 +49,8 @@ def make_scene(rng: np.random.Generator) -> Scene:
     image /= image.std()
     shares = np.ones(256)
     if kind < _DEMO + _VARIED:
-        shares[[ORGANS[name] for name in _EASY]] = 0.5
+        for name, share in _SHARES.items():
+            shares[ORGANS[name]] = share
     if kind < _UPRIGHT:
         return Scene(image, labels, shares)
     order = rng.permutation(3)

@@ -131,11 +131,16 @@ class Core:
 
     def next_brick(self) -> Callable[[], bytes] | None:
         """The making of the next frame with a part of the image, a few milliseconds of work, or None for now."""
-        index = self._upload.next() if self._upload is not None else None
-        if index is None or self.image is None or self.welcome is None:
+        indices = self._upload.next() if self._upload is not None else []
+        if not indices or self.image is None or self.welcome is None:
             return None
         source, encoding = self.image, self.welcome.encoding
-        return lambda: protocol.encode(wire.ImageBricks(image=source.name, bricks=[source.brick(index, encoding)]))
+
+        def make() -> bytes:
+            bricks = [source.brick(index, encoding) for index in indices]
+            return protocol.encode(wire.ImageBricks(image=source.name, bricks=bricks))
+
+        return make
 
     def receive(self, data: bytes) -> list[Event]:
         """Take a frame; what the user should know of it. Raises BadMessage or TooLarge."""

@@ -1,20 +1,27 @@
 """The image on its way: what is announced, which brick goes next, and how many may be under way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 import hashlib
+import os
 
 import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws import arrays, bricks
-from nninteractive_ws.bricks import Grid, Presence, Statistics
+from nninteractive_ws.bricks import Grid, Look, Presence, Statistics
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.messages import Brick, Encoding
 
 #: A brick that is acknowledged later than this has waited in some buffer, and so would a prompt's message.
 _LATE_S = 0.2
-_SMALLEST_WINDOW = 2
+_SMALLEST_WINDOW = 16
+#: So many bricks go in one message: some hundred thousand bytes, which take a few milliseconds to pack.
+_TOGETHER = 8
+#: Looking at a volume is bound by memory; more threads than these are not faster.
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -30,28 +37,30 @@ class ImageSource:
 
     @classmethod
     def prepare(cls, image: npt.ArrayLike) -> "Iterator[ImageSource | None]":
-        """Look at every voxel once, a brick of work between two ``next``; the last item is the source.
+        """Look at every voxel once, a millisecond of work between two ``next``; the last item is the source.
 
         Raises BadImage.
         """
         volume = bricks.checked_volume(image)
-        digest = hashlib.blake2b(f"{bricks.wire_dtype(volume)} {volume.shape}".encode(), digest_size=16)
-        grid = Grid(volume.shape)
-        statistics = bricks.statistics_brick_by_brick(volume)
-        for box in map(grid.box, range(len(grid))):
-            next(statistics)
-            digest.update(_on_the_wire(volume[box.slices]).data)
+        looks = []
+        for box in bricks.cubes(volume):
+            looks.append(bricks.look(volume, box))
             yield None
-        found = next(statistics)
-        assert found is not None
-        yield cls(volume, found, digest.hexdigest())
+        yield cls._of(volume, looks)
 
     @classmethod
     def of(cls, image: npt.ArrayLike) -> "ImageSource":
-        """The source, at once. Raises BadImage."""
-        *_, source = cls.prepare(image)
-        assert source is not None
-        return source
+        """The source, at once, with as many threads as there are processors. Raises BadImage."""
+        volume = bricks.checked_volume(image)
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+            return cls._of(volume, list(pool.map(partial(bricks.look, volume), bricks.cubes(volume))))
+
+    @classmethod
+    def _of(cls, volume: npt.NDArray[np.generic], looks: Sequence[Look]) -> "ImageSource":
+        digest = hashlib.sha256(f"{bricks.wire_dtype(volume)} {volume.shape}".encode())
+        for one in looks:
+            digest.update(one.digest)
+        return cls(volume, bricks.combine(looks), digest.hexdigest()[:32])
 
     @property
     def grid(self) -> Grid:
@@ -63,13 +72,9 @@ class ImageSource:
         return bricks.wire_dtype(self.volume)
 
     def brick(self, index: int, encoding: Encoding) -> Brick:
-        """One brick, packed: a few milliseconds of work."""
-        voxels = _on_the_wire(self.volume[self.grid.box(index).slices])
+        """One brick, packed: less than a millisecond of work."""
+        voxels = bricks.as_sent(self.volume[self.grid.box(index).slices])
         return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding))
-
-
-def _on_the_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    return np.ascontiguousarray(voxels, np.dtype(bricks.wire_dtype(voxels)).newbyteorder("<"))
 
 
 class Upload:
@@ -86,7 +91,7 @@ class Upload:
         self._most = max(1, most_under_way)
         self._window = min(_SMALLEST_WINDOW, self._most)
         self._under_way: dict[int, float] = {}
-        self._needed: set[int] = set()
+        self._needed: list[int] = []
         i, j, k = grid.shape
         self._focus: Index = (i // 2, j // 2, k // 2)
         self._queue: list[int] = []
@@ -98,7 +103,7 @@ class Upload:
 
     def need(self, box: Box) -> None:
         """Send the bricks of a box before all others: a prompt waits for them."""
-        self._needed = set(self.grid.within(box))
+        self._needed = self.grid.within(box)
         self._order()
 
     def bricks_in(self, presence: bytes) -> list[int]:
@@ -121,18 +126,19 @@ class Upload:
                 self._window = max(_SMALLEST_WINDOW, self._window - 1) if late else self._window + 1
         self._window = min(self._window, self._most)
 
-    def next(self) -> int | None:
-        """The brick to send now, or None while as many as may be are under way, or all are sent."""
-        if self.presence is None or len(self._under_way) >= self._window:
-            return None
-        while self._queue:
+    def next(self) -> list[int]:
+        """The bricks to send now, in one message; none while as many as may be are under way, or all are sent."""
+        chosen: list[int] = []
+        if self.presence is None:
+            return chosen
+        most = min(_TOGETHER, self._window - len(self._under_way))
+        while self._queue and len(chosen) < most:
             index = self._queue.pop()
             if index not in self.presence and index not in self._under_way:
-                self._under_way[index] = self._clock()
-                return index
-        return None
+                chosen.append(index)
+        self._under_way.update(dict.fromkeys(chosen, self._clock()))
+        return chosen
 
     def _order(self) -> None:
         # Last first: next() pops from the end.
-        nearest = self.grid.nearest_first(self._focus)
-        self._queue = sorted(nearest, key=lambda index: index not in self._needed)[::-1]
+        self._queue = self.grid.nearest_first(self._focus, self._needed)[::-1]

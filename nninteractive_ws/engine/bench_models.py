@@ -5,27 +5,45 @@ the device there is.
 """
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import json
 from pathlib import Path
 import shutil
 import time
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from nninteractive_ws.engine.demo_network import HalfResolutionUNet
 from nninteractive_ws.engine.models import pick_device
 
-# The official network's patch, and a network thin enough that a pass of that size does not take a minute on a CPU.
-_OFFICIAL_PATCH, _THIN_FEATURES = 192, [4, 8, 16, 24, 28]
-# By how much its random answers lean to "not the object": a prompt's own voxels are the mask.
-_LEANING = 3.0
+_OFFICIAL_PATCH = 192
+# The thin network: the edge of the cubes that it sees as one, and by how much it leans to "not the object".
+_CUBE, _LEANING = 4, 3.0
+
+
+class _Notebook:
+    """A file that gets a line for every pass: when it began (time.monotonic()), and the seconds it took."""
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file)
+
+    def note(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        started = time.monotonic()
+        logits = run(x)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        with self._file.open("a") as file:
+            file.write(f"{started} {time.monotonic() - started}\n")
+        return logits
 
 
 class TimedNetwork(HalfResolutionUNet):
-    """The embedded model's network. ``passes_file`` gets a line for every pass: when it began (time.monotonic()), and
-    the seconds it took."""
+    """The embedded model's network; it notes its passes in ``passes_file``."""
 
     def __init__(
         self,
@@ -36,48 +54,65 @@ class TimedNetwork(HalfResolutionUNet):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__(input_channels, num_classes, features, deep_supervision)
-        self._passes_file = Path(passes_file)
+        self._notebook = _Notebook(passes_file)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        started = time.monotonic()
-        logits = super().forward(x)
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
-        with self._passes_file.open("a") as file:
-            file.write(f"{started} {time.monotonic() - started}\n")
-        return logits
+        return self._notebook.note(super().forward, x)
+
+
+class ThinNetwork(nn.Module):
+    """So little of a network that a pass over the official patch takes on a CPU about what the official network's takes
+    on a GPU. It looks at everything, and answers with what the prompts mark and what was there before.
+    """
+
+    def __init__(self, input_channels: int, num_classes: int, passes_file: str, deep_supervision: bool = False) -> None:
+        super().__init__()
+        self.look = nn.Conv3d(input_channels, num_classes, _CUBE, stride=_CUBE)
+        self._notebook = _Notebook(passes_file)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float (batch, channels, X, Y, Z), image first, then nnInteractive's interaction channels."""
+        return self._notebook.note(self._answer, x)
+
+    def _answer(self, x: torch.Tensor) -> torch.Tensor:
+        seen = interpolate(self.look(x), x.shape[2:])
+        previous, positive, negative = x[:, 1], x[:, 2:8:2].amax(1), x[:, 3:8:2].amax(1)
+        seen[:, 1] += 2 * _LEANING * (positive - negative + previous) - _LEANING
+        return seen
 
 
 def write_embedded(folder: Path, passes_file: Path) -> None:
     """The embedded model. ``folder`` is made."""
     shutil.copytree(MODEL_FOLDER, folder)
-    _change_plans(folder, {"passes_file": str(passes_file)}, {})
+    with _configuration(folder) as configuration:
+        architecture = configuration["architecture"]
+        architecture["network_class_name"] = f"{__spec__.name}.TimedNetwork"
+        architecture["arch_kwargs"]["passes_file"] = str(passes_file)
 
 
 def write_official_geometry(folder: Path, passes_file: Path) -> None:
     """The official patch, and a thin network of random weights, the same every time. ``folder`` is made."""
     shutil.copytree(MODEL_FOLDER, folder)
-    arguments: dict[str, object] = {"passes_file": str(passes_file), "features": _THIN_FEATURES}
-    _change_plans(folder, arguments, {"patch_size": [_OFFICIAL_PATCH] * 3})
+    with _configuration(folder) as configuration:
+        configuration["patch_size"] = [_OFFICIAL_PATCH] * 3
+        architecture = configuration["architecture"]
+        architecture["network_class_name"] = f"{__spec__.name}.ThinNetwork"
+        architecture["arch_kwargs"] = {"passes_file": str(passes_file)}
     torch.manual_seed(0)
-    network = HalfResolutionUNet(8, 2, _THIN_FEATURES)
-    nn.init.normal_(network.head.weight, std=0.01)
-    assert network.head.bias is not None
-    with torch.no_grad():
-        network.head.bias.copy_(torch.tensor([_LEANING, 0.0]).repeat_interleave(8))
+    network = ThinNetwork(8, 2, str(passes_file))
+    nn.init.normal_(network.look.weight, std=1e-3)
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "network_weights": network.state_dict()}, checkpoint)
 
 
-def _change_plans(folder: Path, arguments: dict[str, object], settings: dict[str, object]) -> None:
-    plans = json.loads((folder / "plans.json").read_text())
-    configuration = plans["configurations"]["3d_fullres"]
-    architecture = configuration["architecture"]
-    architecture["network_class_name"] = "nninteractive_ws.engine.bench_models.TimedNetwork"
-    architecture["arch_kwargs"].update(arguments)
-    configuration.update(settings)
-    (folder / "plans.json").write_text(json.dumps(plans, indent=2))
+@contextmanager
+def _configuration(folder: Path) -> Iterator[dict[str, Any]]:
+    """The configuration in a model folder's plans, to be changed."""
+    file = folder / "plans.json"
+    plans = json.loads(file.read_text())
+    yield plans["configurations"]["3d_fullres"]
+    file.write_text(json.dumps(plans, indent=2))
 
 
 def main() -> None:

@@ -73,9 +73,9 @@ LIMITS = Limits(
     # 1024^3: such an image and its interaction channels take 19 GB.
     image_voxels=2**30,
     segments=256,
-    # 16 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
+    # 128 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
     # enough that a prompt's message is never more than a blink behind them.
-    unacknowledged_bricks=16,
+    unacknowledged_bricks=128,
 )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.engine.image import BrickImage, zeros
 from nninteractive_ws.engine.zoomed import Grid, zoomed_interactions
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
@@ -88,9 +88,9 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         return i, j, k
 
     def _new_interactions_array(self, shape: Sequence[int], compression_nthreads: int) -> Any:
-        if self._image_device.type == "cpu":
-            return super()._new_interactions_array(shape, compression_nthreads)
-        return torch.zeros(tuple(shape), dtype=torch.float16, device=self._image_device)
+        if self._interactions_storage_resolved == "tensor":
+            return zeros(tuple(shape), torch.float16, self._image_device)
+        return super()._new_interactions_array(shape, compression_nthreads)
 
     def _interactions_inplace_maximum(self, channel_idx: int, int_slicer: Any, new_values: Any) -> None:
         if self._image_device.type != "cpu":
