@@ -189,11 +189,15 @@ def look(volume: npt.NDArray[np.generic], box: Box) -> Look:
     if not math.isfinite(squares):
         raise BadImage(_describe_not_finite(volume[box.slices], sent, box.start))
     low, high = sent.min().item(), sent.max().item()
-    occupied = None
-    if low <= 0 <= high:
-        nonzero = sent != 0
-        occupied = tuple(nonzero.any(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
+    occupied = _planes(sent != 0) if low <= 0 <= high else None
     return Look(box, float(values.sum()), squares, low, high, occupied, hashlib.sha256(sent.data).digest())
+
+
+def _planes(nonzero: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], ...]:
+    """For every axis, which planes have a voxel that is set."""
+    # By bits of whole planes, which takes a fifth of the time of any() over the first axes.
+    onto_first = np.bitwise_or.reduce(nonzero.view(np.uint8), axis=0).view(bool)
+    return nonzero.any(axis=(1, 2)), onto_first.any(axis=1), onto_first.any(axis=0)
 
 
 def combine(looks: Sequence[Look]) -> Statistics:

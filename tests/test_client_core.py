@@ -704,19 +704,19 @@ def test_what_a_prompt_waits_for_comes_before_all_others() -> None:
 
 def test_the_window_follows_the_delay_of_acknowledgements() -> None:
     clock = Clock()
-    upload = Upload(Grid((640, 640, 64)), 50, clock)
+    upload = Upload(Grid((640, 640, 64)), 40, clock)
     upload.acknowledged([])
 
     def under_way() -> list[int]:
         return [index for batch in iter(upload.next, []) for index in batch]
 
     sizes = []
-    for delay in (0.05, 0.05, 0.05, 0.5, 0.5, 0.05, 0.05):
+    for delay in (0.05, 0.05, 0.5, 0.5, 0.05, 0.05, 0.05, 0.05):
         batch = under_way()
         sizes.append(len(batch))
         clock.now += delay
         upload.acknowledged(batch)
-    assert sizes == [16, 32, 50, 50, 16, 16, 32]
+    assert sizes == [16, 32, 40, 16, 16, 32, 40, 40]
 
 
 def test_a_new_connection_has_no_brick_under_way() -> None:
