@@ -197,7 +197,7 @@ def _planes(nonzero: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], ...]
     """For every axis, which planes have a voxel that is set."""
     # By bits of whole planes, which takes a fifth of the time of any() over the first axes.
     onto_first = np.bitwise_or.reduce(nonzero.view(np.uint8), axis=0).view(bool)
-    return nonzero.any(axis=(1, 2)), onto_first.any(axis=1), onto_first.any(axis=0)
+    return tuple(np.logical_or.reduce(*args) for args in ((nonzero, (1, 2)), (onto_first, 1), (onto_first, 0)))
 
 
 def combine(looks: Sequence[Look]) -> Statistics:

@@ -579,17 +579,18 @@ def test_a_restore_that_does_not_fit_changes_nothing(client):
 # ---- bricks -----------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_in_a_corner_needs_one_brick(quick_model, device):
+def test_a_prompt_in_a_corner_needs_the_bricks_of_the_corner(quick_model, device):
     volume = torso((200, 150, 140), spacing=3.0)
     client = Client(quick_model, device)
     client.announce(volume)
     client.send(SetOptions(id=1, autozoom=False))
     sent = answer_what_is_waited_for(client)
     client.send(point((3, 2, 5)))
-    assert sent == {0}
+    # Half a patch of 72 beyond the point, in bricks of 32.
+    assert sent == {i * 25 + j * 5 + k for i in (0, 1) for j in (0, 1) for k in (0, 1)}
     client.send(point((199, 149, 139)))
-    assert len(sent) == 1 + 2 * 2 * 2
-    assert len(bricks.Grid(shape_of(volume))) == 36
+    assert len(sent) == 8 + 2 * 2 * 2
+    assert len(bricks.Grid(shape_of(volume))) == 7 * 5 * 5
 
 
 def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
@@ -598,7 +599,7 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
     client.announce(volume)
     sent = answer_what_is_waited_for(client)
     client.send(scribble(stroke((200, 150, 140), (2, 10, 10), (60, 20, 30))))
-    assert 1 < len(sent) < 12
+    assert 8 < len(sent) < 100
     waiting = client.progress("waiting_for_image")
     assert all(0 <= p.n < p.m for p in waiting)
     assert client.progress("refining")
@@ -640,7 +641,7 @@ def test_voxels_are_normalised_alike_whatever_their_type(quick_model, device, dt
     volume = rng.integers(0, 100, (70, 20, 9)).astype(dtype)
     client = Client(quick_model, device)
     client.announce(volume)
-    client.session.put_bricks(brick_message(volume, "image", [1, 0], encoding))
+    client.session.put_bricks(brick_message(volume, "image", [1, 0, 2], encoding))
     statistics = bricks.statistics(volume)
     expected = (volume.astype(np.float32) - np.float32(statistics.mean)) / np.float32(statistics.std)
     assert np.array_equal(client.session._image.voxels[0].numpy(), expected)
@@ -659,12 +660,12 @@ def test_bricks_of_another_image_are_ignored(client, volume):
 
 
 BAD_BRICKS = {
-    "an index beyond the grid": (Brick(index=8, encoding="raw", data=b""), BadMessage),
+    "an index beyond the grid": (Brick(index=27, encoding="raw", data=b""), BadMessage),
     "too few bytes": (Brick(index=0, encoding="raw", data=b"12"), BadMessage),
-    "too many bytes": (Brick(index=0, encoding="raw", data=bytes(4 * 64**3 + 4)), BadMessage),
+    "too many bytes": (Brick(index=0, encoding="raw", data=bytes(4 * 32**3 + 4)), BadMessage),
     "not packed": (Brick(index=0, encoding="blosc2", data=bytes(100)), BadMessage),
-    "NaN": (Brick(index=0, encoding="raw", data=np.full((64, 64, 64), np.nan, "<f4").tobytes()), BadImage),
-    "infinite": (Brick(index=0, encoding="raw", data=np.full((64, 64, 64), -np.inf, "<f4").tobytes()), BadImage),
+    "NaN": (Brick(index=0, encoding="raw", data=np.full((32, 32, 32), np.nan, "<f4").tobytes()), BadImage),
+    "infinite": (Brick(index=0, encoding="raw", data=np.full((32, 32, 32), -np.inf, "<f4").tobytes()), BadImage),
 }
 
 
@@ -685,7 +686,7 @@ def test_bad_bricks_are_refused_and_good_ones_taken_afterwards(quick_model, devi
 
 def test_the_same_image_again_keeps_its_bricks_and_loses_its_segments(client, volume):
     first = client.mask_after(POINTS[0])
-    assert client.announce(volume) == list(range(8))
+    assert client.announce(volume) == list(range(27))
     with pytest.raises(UnknownSegment):
         client.send(undo())
     assert np.array_equal(client.mask_after(POINTS[0]), first)

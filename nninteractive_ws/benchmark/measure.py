@@ -56,10 +56,14 @@ class Passes:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def between(self, start: float, end: float) -> float:
-        """Seconds spent in the passes that began in an interval of time.monotonic()."""
+    def between(self, start: float, end: float) -> list[float]:
+        """The seconds of each pass that began in an interval of time.monotonic()."""
         lines = [line.split() for line in self._file.read_text().splitlines()]
-        return sum(float(took) for began, took in lines if start <= float(began) <= end)
+        return [float(took) for began, took in lines if start <= float(began) <= end]
+
+    def seconds_beyond(self, start: float, end: float) -> float:
+        """What of such an interval was not spent in passes."""
+        return end - start - sum(self.between(start, end))
 
 
 @contextmanager
@@ -117,7 +121,11 @@ def _open_and_click(side: Side, port: int, work: Work) -> dict[str, float]:
 
 def prompts(servers: Mapping[str, Server], passes: Passes, work: Work, case: str, times: int) -> Iterator[Record]:
     """Every kind of prompt, positive on an empty segment and negative on what came of that: seconds beyond the
-    network's passes, and bytes both ways."""
+    network's passes, and bytes both ways.
+
+    Where much of a zoomed-out answer is to be refined, nnInteractive draws lots: then a prompt may need more or fewer
+    passes on one side than on the other, and its ratios mean little.
+    """
     with ExitStack() as stack:
         clients: dict[str, Client] = {}
         for side in SIDES:
@@ -155,12 +163,11 @@ def _timed(passes: Passes) -> _Measure:
     def measure(give: Callable[[], Any]) -> dict[str, float]:
         started = time.monotonic()
         answer = give()
-        total = answer.final - started
-        network = passes.between(started, answer.final)
         return {
+            "passes": len(passes.between(started, answer.final)),
             "first mask, s": answer.first - started,
-            "result, s": total,
-            "beyond the network, ms": 1e3 * (total - network),
+            "result, s": answer.final - started,
+            "beyond the network, ms": 1e3 * passes.seconds_beyond(started, answer.final),
         }
 
     return measure
@@ -202,7 +209,7 @@ def history(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
                 started = time.monotonic()
                 act()
                 ended = time.monotonic()
-                beyond = 1e3 * (ended - started - passes.between(started, ended))
+                beyond = 1e3 * passes.seconds_beyond(started, ended)
                 yield Record("history", side.name, f"{case}, {what}", run, {"beyond the network, ms": beyond})
 
 
@@ -257,8 +264,7 @@ def losses(served: Served, passes: Passes, work: Work, case: str, times: int) ->
 def _after(side: Side, passes: Passes, case: str, run: int, act: Callable[[], object]) -> Record:
     started = time.monotonic()
     act()
-    ended = time.monotonic()
-    beyond = ended - started - passes.between(started, ended)
+    beyond = passes.seconds_beyond(started, time.monotonic())
     return Record("loss", side.name, case, run, {"beyond the network, s": beyond})
 
 

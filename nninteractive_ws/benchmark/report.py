@@ -37,7 +37,7 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
     """
     for part in _in_order(r.part for r in records):
         table = Table(title=part, box=SIMPLE_HEAD, show_edge=False)
-        table.add_column("", no_wrap=True)
+        table.add_column("")
         for word in (OFFICIAL.name, OWN.name, "ratio"):
             table.add_column(word, justify="right", no_wrap=True)
         of_part = [r for r in records if r.part == part]
