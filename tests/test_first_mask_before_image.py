@@ -13,7 +13,7 @@ from nninteractive_ws import errors
 from nninteractive_ws.client.events import Progress
 
 SHAPE = (320, 256, 192)
-BRICKS = 5 * 4 * 3
+BRICKS = 10 * 8 * 6
 CORNER = (310, 246, 183)
 
 

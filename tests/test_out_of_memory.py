@@ -101,4 +101,4 @@ def test_a_request_without_enough_memory_changes_nothing() -> None:
     assert all("memory was not enough" in line for line in refusals)
     assert "The segment is as it was" in refusals[0]
     assert "There is no image now" in refusals[-1]
-    assert "1372000000 bytes" in refusals[-1]
+    assert "1.28 GiB" in refusals[-1]

@@ -61,7 +61,7 @@ def test_a_session_is_taken_up(server: str) -> None:
         assert welcome.resumed
         assert (welcome.session, welcome.secret) == (client.welcome.session, client.welcome.secret)
         assert (welcome.last_id, welcome.revisions, welcome.image) == (3, {"a": done.revision}, "image")
-        assert np.unpackbits(np.frombuffer(welcome.bricks, np.uint8)).sum() == 2, "of a volume of two bricks"
+        assert np.unpackbits(np.frombuffer(welcome.bricks, np.uint8)).sum() == 3 * 2 * 2, "all bricks of the volume"
         assert np.array_equal(await again.mask(4, "a"), before)
         await again.leave()
         late = await resume(server, client.welcome)

@@ -59,12 +59,16 @@ def _values(records: Sequence[Record], side: str, what: str) -> dict[int, float]
 
 def _cells(records: Sequence[Record], what: str) -> tuple[str, str, str]:
     official, own = (_values(records, side.name, what) for side in (OFFICIAL, OWN))
-    shown = [f"{statistics.median(values.values()):.3g}" if values else "cannot" for values in (official, own)]
+    shown = [_figure(statistics.median(values.values())) if values else "cannot" for values in (official, own)]
     ratios = sorted(official[run] / own[run] for run in official.keys() & own.keys() if own[run] > 0)
     if not ratios:
         return shown[0], shown[1], ""
     spread = f" ({ratios[0]:.2g} to {ratios[-1]:.2g})" if len(ratios) > 1 else ""
     return shown[0], shown[1], f"{statistics.median(ratios):.2g}{spread}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def draw(path: Path, records: Sequence[Record]) -> None:
