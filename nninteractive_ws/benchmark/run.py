@@ -6,18 +6,14 @@ from pathlib import Path
 import platform
 import subprocess
 import sys
-from typing import Literal, get_args
 
 import psutil
 
-from nninteractive_ws.benchmark import measure
+from nninteractive_ws.benchmark import Part, measure
 from nninteractive_ws.benchmark.measure import LINKS, Passes, Record
 from nninteractive_ws.benchmark.sides import Served
 from nninteractive_ws.benchmark.work import Work, make_work
 from nninteractive_ws.geometry import Index
-
-Part = Literal["first-mask", "prompts", "history", "clients", "memory"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 #: How cost grows: a fraction of every side of the volume. Over the link of the middle speed.
 _FRACTIONS = (0.5, 0.75)
@@ -54,7 +50,7 @@ def run(parts: Sequence[Part], folder: Path, shape: Index, times: int, say: Call
     passes = Passes(folder / "passes")
     size = " x ".join(map(str, shape))
     embedded = Served(folder / "embedded", device)
-    if "first-mask" in parts:
+    if Part.FIRST_MASK in parts:
         for model in ("embedded", "official"):
             say(f"first mask, {model} patch")
             with measure.both(Served(folder / model, device)) as servers:
@@ -68,15 +64,15 @@ def run(parts: Sequence[Part], folder: Path, shape: Index, times: int, say: Call
                 say(f"first mask, {smaller}")
                 case = f"patch 96, {LINKS[1].name}, {' x '.join(map(str, smaller))}"
                 yield from measure.first_mask(servers, make_work(smaller), case, LINKS[1], times)
-    if "prompts" in parts or "history" in parts:
+    if Part.PROMPTS in parts or Part.HISTORY in parts:
         with measure.both(embedded) as servers:
-            if "prompts" in parts:
+            if Part.PROMPTS in parts:
                 say("prompts")
                 yield from measure.prompts(servers, passes, work, size, times)
-            if "history" in parts:
+            if Part.HISTORY in parts:
                 say("undo, redo, other objects")
                 yield from measure.history(servers, passes, work, size, times)
-        if "history" in parts:
+        if Part.HISTORY in parts:
             say("cut connections, restarted servers")
             yield from measure.losses(embedded, passes, work, size, times)
     yield from _in_processes(parts, folder, device, work, times, say)
@@ -87,13 +83,13 @@ def _in_processes(
 ) -> Iterator[Record]:
     """What needs clients in processes of their own."""
     served = Served(folder / "embedded", device, max(measure.CLIENTS))
-    if "clients" in parts:
+    if Part.CLIENTS in parts:
         say("several clients")
         small = folder / "small"
         small.mkdir()
         make_work(_SMALL).save(small)
         yield from measure.clients(served, small, "demo's phantom", times)
-    if "memory" in parts:
+    if Part.MEMORY in parts:
         say("memory")
         large = folder / "large"
         large.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 import tempfile
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
+from nninteractive_ws.benchmark import Part
 from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
 from nninteractive_ws.errors import Error
 from nninteractive_ws.server.local import ServerDidNotStart
@@ -19,19 +19,9 @@ if TYPE_CHECKING:  # it needs packages of its own
     from nninteractive_ws.benchmark.measure import Record
 
 
-class PartName(StrEnum):
-    """What can be measured."""
-
-    FIRST_MASK = "first-mask"
-    PROMPTS = "prompts"
-    HISTORY = "history"
-    CLIENTS = "clients"
-    MEMORY = "memory"
-
-
 def bench(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="For figures and raw numbers.")],
-    part: Annotated[list[PartName] | None, typer.Option(help="What to measure; may be repeated. Default: all.")] = None,
+    part: Annotated[list[Part] | None, typer.Option(help="What to measure; may be repeated. Default: all.")] = None,
     shape: Annotated[str, typer.Option(metavar="I,J,K", help="Voxels of the volume.")] = "512,512,256",
     times: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
 ) -> None:
@@ -49,17 +39,18 @@ def bench(
     """
     try:
         from nninteractive_ws.benchmark.report import draw, tables, write_json
-        from nninteractive_ws.benchmark.run import PARTS, machine, run
+        from nninteractive_ws.benchmark.run import machine, run
     except ModuleNotFoundError as e:
         fail(f"measuring needs the package {e.name}: pip install 'nninteractive-ws[server]'")
-    parts = [p for p in PARTS if part is None or PartName(p) in part]
     records: list[Record] = []
     try:
         size = _shape(shape)
         output.mkdir(parents=True, exist_ok=True)
         about = machine()
         with tempfile.TemporaryDirectory() as folder, stderr.status("") as status:
-            for record in run(parts, Path(folder), size, times, lambda words: status.update(escape(words))):
+            for record in run(
+                part or list(Part), Path(folder), size, times, lambda words: status.update(escape(words))
+            ):
                 records.append(record)
                 write_json(output / "bench.json", about, records)
                 shown = ", ".join(f"{what} {value:.3g}" for what, value in record.measured.items())
