@@ -87,9 +87,9 @@ class Presence:
     def add(self, index: int) -> None:
         self._there[index] = True
 
-    def missing(self, indices: Sequence[int]) -> int:
+    def missing(self, indices: npt.NDArray[np.intp]) -> int:
         """How many of these are not there."""
-        return int(np.count_nonzero(~self._there[list(indices)]))
+        return int(np.count_nonzero(~self._there[indices]))
 
     def __contains__(self, index: int) -> bool:
         return bool(self._there[index])

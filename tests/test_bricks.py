@@ -109,8 +109,8 @@ def test_presence_is_a_set_that_survives_the_wire(data: st.DataObject) -> None:
     for one in (presence, Presence.from_bytes(grid, packed)):
         assert one.count == len(set(chosen))
         assert [n for n in range(len(grid)) if n in one] == sorted(set(chosen))
-        assert one.missing(range(len(grid))) == len(grid) - len(set(chosen))
-        assert one.missing(chosen) == 0
+        assert one.missing(np.arange(len(grid))) == len(grid) - len(set(chosen))
+        assert one.missing(np.array(chosen, np.intp)) == 0
         assert one.to_bytes() == packed
     wrong = data.draw(st.binary(max_size=20))
     if len(wrong) != len(packed):

@@ -681,6 +681,18 @@ def test_bad_bricks_are_refused_and_good_ones_taken_afterwards(quick_model, devi
     assert client.send(POINTS[0]).timings.passes > 0
 
 
+def test_bricks_before_a_bad_one_are_kept_and_waited_for_no_longer(quick_model, device, volume):
+    bad, error = BAD_BRICKS["too few bytes"]
+    client = Client(quick_model, device)
+    client.announce(volume)
+    good = brick_message(volume, "image", range(27)).bricks
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(client.send, POINTS[0])
+        with pytest.raises(error):
+            client.session.put_bricks(ImageBricks(image="image", bricks=[*good, bad]))
+        assert waiting.result(60).timings.passes > 0
+
+
 # ---- images -----------------------------------------------------------------------------------------------------
 
 

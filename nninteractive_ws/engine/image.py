@@ -1,6 +1,6 @@
 """The image on the worker: bricks as they arrive, normalised, and waiting for those that a pass needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import threading
 import time
 
@@ -54,11 +54,23 @@ class BrickImage:
     def shape(self) -> tuple[int, int, int]:
         return self.grid.shape
 
-    def put(self, brick: Brick) -> None:
-        """Unpack, normalise and store one brick, from any thread; one that is there already is ignored.
+    def put(self, bricks: Sequence[Brick]) -> None:
+        """Unpack, normalise and store bricks, from any thread; those that are there already are ignored.
 
-        Raises BadMessage, TooLarge or BadImage.
+        Raises BadMessage, TooLarge or BadImage; those before the bad one are stored all the same.
         """
+        stored: list[int] = []
+        try:
+            for brick in bricks:
+                self._store(brick)
+                stored.append(brick.index)
+        finally:
+            with self._arrived:
+                for index in stored:
+                    self.presence.add(index)
+                self._arrived.notify_all()
+
+    def _store(self, brick: Brick) -> None:
         if brick.index >= len(self.grid):
             raise BadMessage(f"Brick {brick.index} was sent for an image of {len(self.grid)} bricks.")
         if brick.index in self.presence:
@@ -70,9 +82,6 @@ class BrickImage:
             raise BadImage(f"Brick {brick.index} of the image has NaN or infinite voxels.")
         # No lock: bricks do not overlap, and no pass reads a brick before it is marked as present.
         self.voxels[0][box.slices] = torch.from_numpy(normalised).to(self.voxels.device)
-        with self._arrived:
-            self.presence.add(brick.index)
-            self._arrived.notify_all()
 
     def _normalise(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         # In float32, first the difference and then the quotient: what nnInteractive does, bit for bit.
@@ -88,7 +97,7 @@ class BrickImage:
         ``report(present, needed)`` is called when it has to wait and whenever one more has come.
         Raises Cancelled once ``cancelled()`` is true; :meth:`wake` makes it look.
         """
-        needed = self.grid.within(box)
+        needed = np.array(self.grid.within(box), np.intp)
         started, last = time.monotonic(), -1
         with self._arrived:
             while missing := self.presence.missing(needed):

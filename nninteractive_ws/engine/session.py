@@ -141,8 +141,7 @@ class Session:
         image = self._image
         if image is None or image.name != message.image:
             return None
-        for brick in message.bricks:
-            image.put(brick)
+        image.put(message.bricks)
         return ImageProgress(
             image=image.name,
             received=[b.index for b in message.bricks],
