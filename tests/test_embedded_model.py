@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
+from nninteractive_ws.engine.demo_network import HalfResolutionUNet
 from nninteractive_ws.evaluation import user
 from nninteractive_ws.evaluation.measures import dice, obeyed
 
@@ -39,3 +41,48 @@ def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server:
 def test_it_is_small_and_says_its_licence() -> None:
     assert sum(f.stat().st_size for f in MODEL_FOLDER.rglob("*") if f.is_file()) <= 10e6
     assert (MODEL_FOLDER / "LICENSE").read_text().startswith("Apache-2.0\n")
+
+
+# Channels: the image, the previous segmentation, and positive and negative regions, points and scribbles.
+PREVIOUS, POSITIVE_POINT, NEGATIVE_POINT = 1, 4, 5
+FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26), slice(4, 10), slice(4, 10))
+
+
+def answer(wanted: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What becomes of the network's answer ``wanted``, bool (1, X, Y, Z)."""
+    logits = torch.stack((1.0 * ~wanted, 1.0 * wanted), 1)
+    found = HalfResolutionUNet._near_prompts(logits, x)
+    return found[:, 1] > found[:, 0]
+
+
+def blobs(*boxes: tuple[int | slice, ...]) -> torch.Tensor:
+    mask = torch.zeros(1, 32, 32, 32, dtype=torch.bool)
+    for box in boxes:
+        mask[box] = True
+    return mask
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
+    both = blobs(FIRST, SECOND)
+    before, wanted = (~both, both | ~both) if polarity == POSITIVE_POINT else (both, both & ~both)
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, PREVIOUS] = before
+    x[0, polarity, 6, 6, 6] = 1.0
+    x[0, polarity, 22, 6, 6] = 0.9  # an older one
+    expected = before ^ blobs(FIRST)
+    assert torch.equal(answer(wanted, x), expected)
+
+
+def test_a_point_beside_a_change_means_it() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 12, 6, 6] = 1.0
+    assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST))
+    x[0, POSITIVE_POINT, 12, 6, 6], x[0, POSITIVE_POINT, 14, 6, 6] = 0.0, 1.0
+    assert not answer(blobs(FIRST, SECOND), x).any()
+
+
+def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 6, 6, 6] = 0.9
+    assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST, SECOND))

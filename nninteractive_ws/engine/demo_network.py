@@ -6,6 +6,8 @@ patch of 96 with an eighth of the work per voxel is the better bargain on a CPU.
 """
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+import numpy as np
+from scipy import ndimage
 import torch
 from torch import nn
 from torch.nn import functional
@@ -80,7 +82,21 @@ class HalfResolutionUNet(nn.Module):
         fine = fine.contiguous(memory_format=torch.channels_last_3d)
         mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine(fine), 0.01)
         logits = _depth_to_space(self.head(mixed))
-        return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
+        answer = torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
+        return answer if self.training else self._near_prompts(answer, x)
+
+    @staticmethod
+    def _near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The answer without changes of the previous segmentation that do not hang together with the newest prompt."""
+        newest = _reach((x[:, _REGION_POS:] > _NEWEST).any(1, keepdim=True).to(x.dtype))[:, 0] > 0
+        changed = (logits[:, 1] > logits[:, 0]) != (x[:, _PREVIOUS] > 0.5)
+        kept = changed.clone()
+        for one, prompt in zip(kept, newest, strict=True):
+            if prompt.any():
+                parts, _ = ndimage.label(one.cpu().numpy())
+                meant = np.isin(parts, np.setdiff1d(parts[prompt.cpu().numpy()], [0]))
+                one.copy_(torch.from_numpy(meant))
+        return torch.where((changed & ~kept)[:, None], logits.flip(1), logits)
 
     @staticmethod
     def _margin(marks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -89,9 +105,7 @@ class HalfResolutionUNet(nn.Module):
         if (negative * positive).any():
             # The newest point overrules older ones of the other polarity.
             newest = (torch.stack((x[:, _POINT_NEG], x[:, _POINT_POS]), 1) > _NEWEST).to(marks.dtype)
-            for kernel in ((7, 1, 1), (1, 7, 1), (1, 1, 7)):
-                newest = functional.max_pool3d(newest, kernel, stride=1, padding=[n // 2 for n in kernel])
-            near_negative, near_positive = newest.unbind(1)
+            near_negative, near_positive = _reach(newest).unbind(1)
             margin = positive * (1 - negative * near_negative) - negative * (1 - positive * near_positive)
         else:
             margin = positive - negative
@@ -134,6 +148,13 @@ class HalfResolutionUNet(nn.Module):
         mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-6)
         difference = (image - mean) * (total > 0)
         return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
+
+
+def _reach(marks: torch.Tensor) -> torch.Tensor:
+    """The greatest of each voxel's neighbours up to three voxels away; (batch, c, X, Y, Z)."""
+    for kernel in ((7, 1, 1), (1, 7, 1), (1, 1, 7)):
+        marks = functional.max_pool3d(marks, kernel, stride=1, padding=[n // 2 for n in kernel])
+    return marks
 
 
 def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
