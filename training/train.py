@@ -137,7 +137,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            logits = self.network(inputs)
+            logits = self.network.logits(inputs)
         loss = loss_of(logits.float(), views)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -73,6 +73,10 @@ class HalfResolutionUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
+        return self._near_prompts(self.logits(x), x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The answer as it is trained: wherever something is to change, not only where the newest prompt is."""
         contrast = self._contrast_to_prompts(x)
         seen = torch.cat((x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
         coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
@@ -82,8 +86,7 @@ class HalfResolutionUNet(nn.Module):
         fine = fine.contiguous(memory_format=torch.channels_last_3d)
         mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine(fine), 0.01)
         logits = _depth_to_space(self.head(mixed))
-        answer = torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
-        return answer if self.training else self._near_prompts(answer, x)
+        return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
 
     @staticmethod
     def _near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
