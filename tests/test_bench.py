@@ -95,7 +95,7 @@ def test_both_sides_make_the_same_mask_of_the_same_prompts(
         passes = Passes(folder / "passes")
         assert 0 < sum(passes.between(started, answer.final)) < answer.final - started
         masks = [client.mask().copy()]
-        client.give(work.prompts["scribble", False])
+        client.give(work.prompts["scribble", True])
         masks.append(client.mask().copy())
         client.undo()
         masks.append(client.mask().copy())
