@@ -1,6 +1,7 @@
 """The benchmark: its link, that both sides do the same work, and the command."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_both_sides_make_the_same_mask_of_the_same_prompts(
         passes = Passes(folder / "passes")
         assert 0 < sum(passes.between(started, answer.final)) < answer.final - started
         masks = [client.mask().copy()]
-        client.give(work.prompts["scribble", True])
+        client.give(replace(work.prompts["scribble", True], positive=False))
         masks.append(client.mask().copy())
         client.undo()
         masks.append(client.mask().copy())
