@@ -599,7 +599,7 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
     client.announce(volume)
     sent = answer_what_is_waited_for(client)
     client.send(scribble(stroke((200, 150, 140), (2, 10, 10), (60, 20, 30))))
-    assert 8 < len(sent) < 100
+    assert 8 < len(sent) < 70
     waiting = client.progress("waiting_for_image")
     assert all(0 <= p.n < p.m for p in waiting)
     assert client.progress("refining")
