@@ -70,10 +70,11 @@ class Polled:
         self.until(lambda: self.core.welcome)
 
     def set_image(self, image: Array) -> Callable[[], object]:
-        before = len(self.core.waiting)
+        before = self.core.asked
         self._session.set_image(image)
-        self.until(lambda: len(self.core.waiting) > before)
-        return self._waiter(self.core.waiting[-1])
+        # Not until it is waited for: one call of poll may announce a small image and take the answer.
+        self.until(lambda: self.core.asked > before)
+        return self._waiter(before + 1)
 
     def ask(self, command: str, *arguments: Any, **options: Any) -> Wait:
         return self._waiter(getattr(self.core, command)("a", *arguments, **options))
