@@ -5,6 +5,8 @@ nnInteractive's refinement keeps a margin of 24 voxels in every patch, so a smal
 patch of 96 with an eighth of the work per voxel is the better bargain on a CPU.
 """
 
+from collections.abc import Mapping
+
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import numpy as np
 from scipy import ndimage
@@ -29,6 +31,18 @@ _OBEDIENCE, _INERTIA = 6.0, 2.0
 # The same for what the newest prompt does not ask to change: a positive one takes nothing away, a negative one adds
 # nothing.
 _PROTECTION = 8.0
+# A prompt means what is up to so many voxels away from what it marks.
+_NEAR = 3
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the CPU does so itself, as torch says; one that has to emulate it is slower than with float32."""
+    features: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+# The precision the network was trained in. It halves a pass, and moves a mask's border by a voxel here and there.
+_BFLOAT16_ON_CPU = _multiplies_bfloat16()
 
 
 class HalfResolutionUNet(nn.Module):
@@ -73,33 +87,34 @@ class HalfResolutionUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
-        return self._near_prompts(self.logits(x), x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=_BFLOAT16_ON_CPU and x.device.type == "cpu"):
+            logits = self.logits(x)
+        return self._near_prompts(logits, x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The answer as it is trained: wherever something is to change, not only where the newest prompt is."""
-        contrast = self._contrast_to_prompts(x)
-        seen = torch.cat((x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
-        coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
+        kind = x.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        contrast = self._contrast_to_prompts(x).to(precision)
         marks = self._marks(x)
-        previous = x[:, _PREVIOUS : _PREVIOUS + 1]
-        fine = _space_to_depth(torch.cat((x[:, :1], contrast, previous, marks), 1))
-        fine = fine.contiguous(memory_format=torch.channels_last_3d)
+        coarse_x = x.to(precision)
+        seen = torch.cat((coarse_x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
+        coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
+        previous = coarse_x[:, _PREVIOUS : _PREVIOUS + 1]
+        fine = _space_to_depth(torch.cat((coarse_x[:, :1], contrast, previous, marks.to(precision)), 1))
         mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine(fine), 0.01)
-        logits = _depth_to_space(self.head(mixed))
+        logits = _depth_to_space(self.head(mixed)).float()
         return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
 
     @staticmethod
     def _near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that do not hang together with the newest prompt."""
-        newest = _reach((x[:, _REGION_POS:] > _NEWEST).any(1, keepdim=True).to(x.dtype))[:, 0] > 0
-        changed = (logits[:, 1] > logits[:, 0]) != (x[:, _PREVIOUS] > 0.5)
-        kept = changed.clone()
-        for one, prompt in zip(kept, newest, strict=True):
-            if prompt.any():
-                parts, _ = ndimage.label(one.cpu().numpy())
-                meant = np.isin(parts, np.setdiff1d(parts[prompt.cpu().numpy()], [0]))
-                one.copy_(torch.from_numpy(meant))
-        return torch.where((changed & ~kept)[:, None], logits.flip(1), logits)
+        newest = (x[:, _REGION_POS:] > _NEWEST).any(1).cpu().numpy()
+        changed = ((logits[:, 1] > logits[:, 0]) != (x[:, _PREVIOUS] > 0.5)).cpu().numpy()
+        apart = np.stack([_apart(*of_one) for of_one in zip(changed, newest, strict=True)])
+        if not apart.any():
+            return logits
+        return torch.where(torch.from_numpy(apart).to(logits.device)[:, None], logits.flip(1), logits)
 
     @staticmethod
     def _margin(marks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -153,9 +168,27 @@ class HalfResolutionUNet(nn.Module):
         return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
 
 
+def _apart(changed: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """The changes that do not hang together with a prompt, if there is one. All bool (X, Y, Z)."""
+    apart = np.zeros_like(changed)
+    if prompt.any() and changed.any():
+        (box,) = ndimage.find_objects(changed.view(np.uint8))
+        (marked,) = ndimage.find_objects(prompt.view(np.uint8))
+        near = tuple(slice(max(0, s.start - _NEAR), s.stop + _NEAR) for s in marked)
+        reached = np.zeros_like(prompt)
+        reached[near] = ndimage.maximum_filter(prompt[near], 2 * _NEAR + 1)
+        parts, n = ndimage.label(changed[box])
+        hangs_together = np.zeros(n + 1, bool)
+        hangs_together[parts[reached[box]]] = True
+        hangs_together[0] = True  # what does not change at all
+        apart[box] = ~hangs_together[parts]
+    return apart
+
+
 def _reach(marks: torch.Tensor) -> torch.Tensor:
-    """The greatest of each voxel's neighbours up to three voxels away; (batch, c, X, Y, Z)."""
-    for kernel in ((7, 1, 1), (1, 7, 1), (1, 1, 7)):
+    """The greatest of each voxel's neighbours that a prompt there would mean; (batch, c, X, Y, Z)."""
+    width = 2 * _NEAR + 1
+    for kernel in ((width, 1, 1), (1, width, 1), (1, 1, width)):
         marks = functional.max_pool3d(marks, kernel, stride=1, padding=[n // 2 for n in kernel])
     return marks
 
@@ -164,7 +197,8 @@ def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
     """(batch, c, X, Y, Z) to (batch, 8 c, X/2, Y/2, Z/2): every voxel of a 2x2x2 cube becomes a channel."""
     b, c, i, j, k = x.shape
     cubes = x.reshape(b, c, i // 2, 2, j // 2, 2, k // 2, 2)
-    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, i // 2, j // 2, k // 2)
+    channels_last = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, i // 2, j // 2, k // 2, 8 * c)
+    return channels_last.permute(0, 4, 1, 2, 3)
 
 
 def _depth_to_space(x: torch.Tensor) -> torch.Tensor:
