@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 from threads import on_a_thread
+import torch
 
-from nninteractive_ws.benchmark import measure, report
+from nninteractive_ws.benchmark import device, measure, report
 from nninteractive_ws.benchmark.link import LinkSpeed, link
 from nninteractive_ws.benchmark.measure import Passes, Record, clients_at, prompt_at_once
 from nninteractive_ws.benchmark.run import make_models
 from nninteractive_ws.benchmark.sides import OFFICIAL, OWN, SIDES, Served, Server
 from nninteractive_ws.benchmark.work import Work, make_work
+from nninteractive_ws.engine.bench_models import write_official_size
+from nninteractive_ws.engine.models import load_model
 from nninteractive_ws.evaluation.user import KINDS
 
 SHAPE = (96, 80, 72)
@@ -122,6 +125,47 @@ def test_clients_in_processes_of_their_own_prompt_at_once(folder: Path, servers:
         assert all(given < first <= final for t in told for given, first, final in t["answers"])
         assert all(0 < t["added"] < 1e9 for t in told)
         assert servers[side.name].peak_bytes() > 200e6
+
+
+def test_where_the_time_of_prompts_goes_on_a_device(folder: Path, work: Work) -> None:
+    records = list(device.measure(folder / "embedded", work, 1, "cpu"))
+    prompts = 2 * len(KINDS)
+    for place in ("on the host", "on the device"):
+        sides = [[r for r in records if r.side == side.name and place in r.case] for side in SIDES]
+        assert [len(side) for side in sides] == [prompts, prompts]
+        assert [r.case for r in sides[0]] == [r.case for r in sides[1]]
+        assert [r.measured["passes"] for r in sides[0]] == [r.measured["passes"] for r in sides[1]]
+    for record in records:
+        total, *parts = (
+            record.measured[what] for what in ("result, ms", "network, ms", "its inputs, ms", "all else, ms")
+        )
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(total)
+
+
+def test_the_large_network_has_the_official_size_and_follows_prompts(tmp_path: Path) -> None:
+    write_official_size(tmp_path / "large")
+    model = load_model("large", tmp_path / "large", torch.device("cpu"))
+    assert model.description.patch_size == (192, 192, 192)
+    network = model.artifacts["network"]
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(102e6, rel=0.01)
+    x = torch.zeros(1, 8, 64, 64, 64)
+    x[:, 0] = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 4, 30:33, 30:33, 30:33] = x[0, 1, 10:20, 10:20, 10:20] = 1
+    x[0, 5, 10:13, 10:13, 10:13] = 1
+    with torch.inference_mode():
+        logits = network(x)
+    marked = (x[0, 4] > 0) | ((x[0, 1] > 0) & (x[0, 5] == 0))
+    assert torch.equal(logits[0, 1] > logits[0, 0], marked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_said_that_there_is_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--part", "gpu"]
+    done = subprocess.run([*command, "--shape", "96,80,72"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "--part gpu needs a GPU" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_ratio_is_of_the_runs_that_belong_together() -> None:

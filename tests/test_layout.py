@@ -28,11 +28,11 @@ PARTS = {
     ],
     "engine": [
         "catalogue", "demo_network", "device", "room", "image", "zoomed", "upstream", "shown", "teller", "models",
-        "prompts", "session", "dialogue", "hosted", "worker", "bench_models",
+        "prompts", "session", "dialogue", "hosted", "worker", "bench_models", "bench_sessions",
     ],
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "tour", "picture"],
-    "benchmark": ["link", "work", "sides", "client", "measure", "run", "report"],
+    "benchmark": ["link", "work", "sides", "client", "measure", "device", "run", "report"],
     "files": ["dicom", "images", "markups", "rows"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [

@@ -336,6 +336,20 @@ def test_a_stranger_has_one_small_message(server: str) -> None:
 
 
 @linux
+def test_compiling_changes_nothing_where_there_is_no_gpu() -> None:
+    with server_process("--device", "cpu", "--compile", "--log-level", "critical") as server:
+
+        async def work() -> int:
+            client = await PlainClient.open(server.address)
+            await client.set_image(phantom())
+            await client.say(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+            answer = await client.hear_answer(2)
+            assert isinstance(answer, wire.Done)
+            return answer.voxels
+
+        assert asyncio.run(work()) > 0
+
+
 def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
     with server_process("--device", "cpu,cpu", "--log-level", "critical") as server:
         wait_until(lambda: len(_workers(server)) == 2 and "workers 2.0" in metrics(server.address))

@@ -11,3 +11,4 @@ class Part(StrEnum):
     HISTORY = "history"
     CLIENTS = "clients"
     MEMORY = "memory"
+    GPU = "gpu"

@@ -135,7 +135,7 @@ def prompts(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
             client.whole_image_at()
         for run, side in in_turns(times):
             for kind, positive, measured in _each_prompt(clients[side.name], work, _timed(passes)):
-                yield Record("prompt", side.name, f"{case}, {_words(kind, positive)}", run, measured)
+                yield Record("prompt", side.name, f"{case}, {words(kind, positive)}", run, measured)
     for side in SIDES:
         with link(servers[side.name].port, _COUNTING) as counted:
             client = side.connect(counted.port)
@@ -143,7 +143,7 @@ def prompts(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
                 client.open(work.volume)
                 client.whole_image_at()
                 for kind, positive, measured in _each_prompt(client, work, _counted(counted)):
-                    yield Record("prompt", side.name, f"{case}, {_words(kind, positive)}", 0, measured)
+                    yield Record("prompt", side.name, f"{case}, {words(kind, positive)}", 0, measured)
             finally:
                 client.close()
 
@@ -183,7 +183,8 @@ def _counted(counted: Link) -> _Measure:
     return measure
 
 
-def _words(kind: str, positive: bool) -> str:
+def words(kind: str, positive: bool) -> str:
+    """A prompt in a word and a sign."""
     return f"{kind} {'+' if positive else '-'}"
 
 
@@ -198,7 +199,7 @@ def history(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
     with ExitStack() as stack:
         own = OwnClient(servers[OWN.name].port)
         stack.callback(own.close)
-        official = OfficialClient(servers[OFFICIAL.name].port)
+        official = OfficialClient.at(servers[OFFICIAL.name].port)
         stack.callback(official.close)
         clients: dict[str, OwnClient | OfficialClient] = {OWN.name: own, OFFICIAL.name: official}
         for client in clients.values():
@@ -277,7 +278,7 @@ def _go_on(client: Client, port: int, work: Work) -> None:
     if isinstance(client, OfficialClient):
         mask = client.mask()
         client.close()
-        client = OfficialClient(port)
+        client = OfficialClient.at(port)
         client.open(work.volume)
         client.start_from(mask)
     _click(client, work)

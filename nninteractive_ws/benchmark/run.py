@@ -1,6 +1,7 @@
 """The parts of the benchmark, one after the other."""
 
 from collections.abc import Callable, Iterator, Sequence
+import json
 import os
 from pathlib import Path
 import platform
@@ -38,14 +39,25 @@ def make_models(folder: Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def run(parts: Sequence[Part], folder: Path, shape: Index, times: int, say: Callable[[str], None]) -> Iterator[Record]:
+class NoGpu(Exception):
+    """What needs a GPU was asked for where there is none."""
+
+
+def run(
+    parts: Sequence[Part] | None, folder: Path, shape: Index, times: int, say: Callable[[str], None]
+) -> Iterator[Record]:
     """Measure; each record as it is made.
 
-    ``folder``: an empty one, for models, volumes and the servers' logs. ``say``: told in words what comes next.
-    Raises ServerDidNotStart, and the errors of both clients.
+    ``parts``: None: all that this machine has the devices for. ``folder``: an empty one, for models, volumes and the
+    servers' logs. ``say``: told in words what comes next. Raises NoGpu, ServerDidNotStart, and the errors of both
+    clients.
     """
     say("making models and a volume")
     device = make_models(folder)
+    if parts is None:
+        parts = [part for part in Part if part is not Part.GPU or device != "cpu"]
+    elif Part.GPU in parts and device == "cpu":
+        raise NoGpu("--part gpu needs a GPU that torch can use; torch finds none on this machine.")
     work = make_work(shape)
     passes = Passes(folder / "passes")
     size = " x ".join(map(str, shape))
@@ -95,6 +107,24 @@ def _in_processes(
         large.mkdir()
         work.save(large)
         yield from measure.memory(served, large, " x ".join(map(str, work.volume.shape)))
+    if Part.GPU in parts:
+        say("prompts on the GPU, with a network of the official size")
+        kept = folder / "kept"
+        kept.mkdir()
+        work.save(kept)
+        yield from on_device(folder / "large", kept, times, device)
+
+
+def on_device(model: Path, work: Path, times: int, device: str) -> Iterator[Record]:
+    """What the module ``device`` measures, in a process of its own; ``work``: the folder that it is kept in."""
+    arguments = [str(model), str(work), str(times), device]
+    command = [sys.executable, "-m", "nninteractive_ws.benchmark.device", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield Record(**json.loads(line))
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def _scaled(shape: Index, fraction: float) -> Index:

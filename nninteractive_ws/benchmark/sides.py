@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Protocol
+from typing import Any, Protocol
 import urllib.error
 import urllib.request
 
@@ -115,12 +115,17 @@ class OwnClient:
 
 
 class OfficialClient:
-    """nnInteractive's own, used as its documentation shows it."""
+    """nnInteractive's own, used as its documentation shows it. ``session``: with a server or in this process; both
+    have the same methods."""
 
-    def __init__(self, port: int) -> None:
-        self._session = nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}")
+    def __init__(self, session: Any) -> None:
+        self._session = session
         self._opened = 0.0
         self._mask: npt.NDArray[np.uint8] | None = None
+
+    @classmethod
+    def at(cls, port: int) -> "OfficialClient":
+        return cls(nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}"))
 
     def open(self, volume: npt.NDArray[np.int16]) -> None:
         self._session.set_image(volume[None])
@@ -260,7 +265,7 @@ def _common(port: int, served: Served) -> list[str]:
 
 
 OWN = Side("nninteractive-ws", _own_command, '"ready"', OwnClient)
-OFFICIAL = Side("nninteractive-server", _official_command, '"ok"', OfficialClient)
+OFFICIAL = Side("nninteractive-server", _official_command, '"ok"', OfficialClient.at)
 
 #: The other side first: what is printed is its figure over ours.
 SIDES = (OFFICIAL, OWN)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # it needs packages of its own
 
 def bench(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="For figures and raw numbers.")],
-    part: Annotated[list[Part] | None, typer.Option(help="What to measure; may be repeated. Default: all.")] = None,
+    part: Annotated[
+        list[Part] | None,
+        typer.Option(help="What to measure; may be repeated. Default: all that can be."),
+    ] = None,
     shape: Annotated[str, typer.Option(metavar="I,J,K", help="Voxels of the volume.")] = "512,512,256",
     times: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
 ) -> None:
@@ -39,7 +42,7 @@ def bench(
     """
     try:
         from nninteractive_ws.benchmark.report import draw, tables, write_json
-        from nninteractive_ws.benchmark.run import machine, run
+        from nninteractive_ws.benchmark.run import NoGpu, machine, run
     except ModuleNotFoundError as e:
         fail(f"measuring needs the package {e.name}: pip install 'nninteractive-ws[server]'")
     records: list[Record] = []
@@ -48,9 +51,7 @@ def bench(
         output.mkdir(parents=True, exist_ok=True)
         about = machine()
         with tempfile.TemporaryDirectory() as folder, stderr.status("") as status:
-            for record in run(
-                part or list(Part), Path(folder), size, times, lambda words: status.update(escape(words))
-            ):
+            for record in run(part, Path(folder), size, times, lambda words: status.update(escape(words))):
                 records.append(record)
                 write_json(output / "bench.json", about, records)
                 shown = ", ".join(f"{what} {value:.3g}" for what, value in record.measured.items())
@@ -58,7 +59,7 @@ def bench(
     except KeyboardInterrupt:
         stderr.print("Stopped; what was measured until then follows.")
         raise typer.Exit(INTERRUPTED) from None
-    except (Error, ServerDidNotStart, OSError) as e:
+    except (Error, NoGpu, ServerDidNotStart, OSError) as e:
         fail(e)
     finally:
         if records:

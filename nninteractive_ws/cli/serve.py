@@ -55,6 +55,12 @@ def serve(
         float | None,
         typer.Option(help="Gigabytes of this machine's memory for images, for each worker; default: 80 %.", min=0.001),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the network for the GPU (torch.compile): a slower start, then faster prompts."
+        ),
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning, error or critical.")] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
@@ -95,6 +101,7 @@ def serve(
         stderr.print(f"model [bold]{name}[/] ({folder}), licence: {read_license(folder)}", soft_wrap=True)
         worker = ["--model-name", name, "--model-folder", str(folder), "--log-level", log_level]
         worker += ["--log-json"] if log_json else []
+        worker += ["--compile"] if compiled else []
         worker += [] if memory is None else ["--memory", str(int(memory * 1e9))]
         settings = Settings(
             worker=tuple(worker),

@@ -1,7 +1,7 @@
 """Model folders to measure with, which note every pass of the network, in whichever server it is made.
 
-``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded and FOLDER/official, and prints
-the device there is.
+``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded, FOLDER/official and, where there is a
+GPU, FOLDER/large, and prints the device there is.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import time
 from typing import Any
 
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
@@ -75,10 +76,45 @@ class ThinNetwork(nn.Module):
         return self._notebook.note(self._answer, x)
 
     def _answer(self, x: torch.Tensor) -> torch.Tensor:
-        seen = interpolate(self.look(x), x.shape[2:])
-        previous, positive, negative = x[:, 1], x[:, 2:8:2].amax(1), x[:, 3:8:2].amax(1)
-        seen[:, 1] += 2 * _LEANING * (positive - negative + previous) - _LEANING
-        return seen
+        return _as_marked(interpolate(self.look(x), x.shape[2:]), x)
+
+
+class LargeNetwork(nn.Module):
+    """The architecture of nnInteractive 1.0, a residual encoder U-Net of 102 million parameters. Its random weights
+    have little to say beside what the prompts mark. It notes nothing: see bench_sessions.
+    """
+
+    def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
+        super().__init__()
+        features, blocks = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]
+        self.unet = ResidualEncoderUNet(
+            input_channels=input_channels,
+            n_stages=len(features),
+            features_per_stage=features,
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=[1, *[2] * (len(features) - 1)],
+            n_blocks_per_stage=blocks,
+            num_classes=num_classes,
+            n_conv_per_stage_decoder=1,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+            deep_supervision=deep_supervision,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float (batch, channels, X, Y, Z), image first, then nnInteractive's interaction channels."""
+        return _as_marked(1e-3 * self.unet(x), x)
+
+
+def _as_marked(seen: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Logits that follow the prompts' marks and the previous segmentation, and lean to "not the object"."""
+    previous, positive, negative = x[:, 1], x[:, 2:8:2].amax(1), x[:, 3:8:2].amax(1)
+    margin = 2 * _LEANING * (positive - negative + previous) - _LEANING
+    return torch.stack((seen[:, 0], seen[:, 1] + margin), 1)
 
 
 def write_embedded(folder: Path, passes_file: Path) -> None:
@@ -92,15 +128,27 @@ def write_embedded(folder: Path, passes_file: Path) -> None:
 
 def write_official_geometry(folder: Path, passes_file: Path) -> None:
     """The official patch, and a thin network of random weights, the same every time. ``folder`` is made."""
+    torch.manual_seed(0)
+    network = ThinNetwork(8, 2, str(passes_file))
+    nn.init.normal_(network.look.weight, std=1e-3)
+    _write(folder, network, {"passes_file": str(passes_file)})
+
+
+def write_official_size(folder: Path) -> None:
+    """The official patch, and a network of the official size and random weights, the same every time. ``folder`` is
+    made."""
+    torch.manual_seed(0)
+    _write(folder, LargeNetwork(8, 2), {})
+
+
+def _write(folder: Path, network: nn.Module, arguments: dict[str, str]) -> None:
+    """A model folder with the official patch. ``arguments``: of the network's class, beside those that all have."""
     shutil.copytree(MODEL_FOLDER, folder)
     with _configuration(folder) as configuration:
         configuration["patch_size"] = [_OFFICIAL_PATCH] * 3
         architecture = configuration["architecture"]
-        architecture["network_class_name"] = f"{__spec__.name}.ThinNetwork"
-        architecture["arch_kwargs"] = {"passes_file": str(passes_file)}
-    torch.manual_seed(0)
-    network = ThinNetwork(8, 2, str(passes_file))
-    nn.init.normal_(network.look.weight, std=1e-3)
+        architecture["network_class_name"] = f"{__spec__.name}.{type(network).__name__}"
+        architecture["arch_kwargs"] = arguments
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "network_weights": network.state_dict()}, checkpoint)
@@ -121,7 +169,10 @@ def main() -> None:
     folder = parser.parse_args().folder
     write_embedded(folder / "embedded", folder / "passes")
     write_official_geometry(folder / "official", folder / "passes")
-    print(pick_device("auto"))
+    device = pick_device("auto")
+    if device.type != "cpu":
+        write_official_size(folder / "large")
+    print(device)
 
 
 if __name__ == "__main__":

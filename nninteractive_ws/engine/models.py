@@ -28,17 +28,22 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_model(name: str, folder: Path, device: torch.device) -> LoadedModel:
+def load_model(name: str, folder: Path, device: torch.device, compiled: bool = False) -> LoadedModel:
     """Load the network of a model folder and warm it up on the calling thread.
+
+    ``compiled``: with torch.compile, where nnInteractive does so: on a GPU, not on Windows.
 
     Raises FileNotFoundError, RuntimeError or ValueError where the folder is not such a model.
     """
     threads = os.cpu_count() or 1
-    session = nnInteractiveInferenceSession(device=device, torch_n_threads=threads, enable_undo=False)
+    session = nnInteractiveInferenceSession(
+        device=device, use_torch_compile=compiled, torch_n_threads=threads, enable_undo=False
+    )
     artifacts = session._load_model_artifacts_from_disk(str(folder))
     artifacts["network"].eval()
     session.initialize_from_loaded_artifacts(artifacts)
     session.warmup()
+    artifacts["network"] = session.network
     return LoadedModel(_describe(name, session), device, threads, artifacts)
 
 

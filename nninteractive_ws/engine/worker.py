@@ -38,10 +38,12 @@ _ENDS_WITHIN_S = 5.0
 
 class Worker:
     """One model on one device, and the sessions on it. ``memory``: bytes for images on the host; None: a share of
-    what is free. ``idle``: seconds after which a connected session that is not used may be given up for another."""
+    what is free. ``idle``: seconds after which a connected session that is not used may be given up for another.
+    ``compiled``: as :func:`load_model` takes it."""
 
-    def __init__(self, port: int, secret: str, memory: int | None, idle: float) -> None:
+    def __init__(self, port: int, secret: str, memory: int | None, idle: float, compiled: bool) -> None:
         self._address, self._secret, self._memory, self._idle = f"ws://127.0.0.1:{port}", secret, memory, idle
+        self._compiled = compiled
         self._sessions: dict[str, HostedSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._device: torch.device
@@ -59,7 +61,9 @@ class Worker:
             try:
                 # On the thread that will run it: cuDNN keeps what the warm-up finds per thread.
                 self._model = await asyncio.to_thread(
-                    self._thread.run, Seat(lambda _: None), lambda: load_model(name, folder, self._device)
+                    self._thread.run,
+                    Seat(lambda _: None),
+                    lambda: load_model(name, folder, self._device, self._compiled),
                 )
             except Exception as e:
                 _log.exception("the model in %s could not be loaded", folder)
@@ -170,7 +174,7 @@ async def _until_stdin_closes() -> None:
 
 
 async def _main(args: argparse.Namespace, secret: str) -> None:
-    worker = Worker(args.port, secret, args.memory, args.idle)
+    worker = Worker(args.port, secret, args.memory, args.idle, args.compile)
     work = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(_until_stdin_closes())
     await asyncio.wait({work, parent}, return_when=asyncio.FIRST_COMPLETED)
@@ -190,6 +194,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int)
     parser.add_argument("--idle", type=float, default=30.0)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()
