@@ -40,7 +40,7 @@ def pack(array: npt.NDArray[np.generic], encoding: Encoding) -> bytes:
         return little.tobytes()
     if encoding == "deflate":
         return zlib.compress(little.tobytes(), level=1)
-    filters = _VOXEL_FILTERS if array.dtype.name in ("int16", "uint16") else _FILTERS
+    filters = _VOXEL_FILTERS if little.dtype.kind in "iu" and little.itemsize == 2 else _FILTERS
     packed = blosc2.compress2(
         little,
         typesize=little.itemsize,

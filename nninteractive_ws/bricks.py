@@ -6,6 +6,7 @@ The volume is cut into cubes of 32 voxels, smaller at the far borders, numbered 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, cached_property
 import hashlib
 import itertools
 import math
@@ -35,7 +36,7 @@ class Grid:
     shape: Index
     edge: int = BRICK
 
-    @property
+    @cached_property
     def counts(self) -> Index:
         """Bricks along each axis."""
         i, j, k = (-(-n // self.edge) for n in self.shape)
@@ -144,14 +145,19 @@ def checked_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
 
 def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
     """The dtype in which the voxels travel."""
-    return _WIRE_DTYPES[volume.dtype.name]
+    return _as_sent(volume.dtype).name
+
+
+@cache  # numpy takes longer to name a type than to copy a brick
+def _as_sent(dtype: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
+    return np.dtype(_WIRE_DTYPES[dtype.name]).newbyteorder("<")
 
 
 def as_sent(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
     already. What is too large for the type becomes infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return np.ascontiguousarray(voxels, np.dtype(wire_dtype(voxels)).newbyteorder("<"))
+        return np.ascontiguousarray(voxels, _as_sent(voxels.dtype))
 
 
 @dataclass(frozen=True)

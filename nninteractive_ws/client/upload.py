@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 import hashlib
 import os
 
@@ -62,7 +62,7 @@ class ImageSource:
             digest.update(one.digest)
         return cls(volume, bricks.combine(looks), digest.hexdigest()[:32])
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         i, j, k = self.volume.shape
         return Grid((i, j, k))
