@@ -82,6 +82,37 @@ def test_a_point_beside_a_change_means_it() -> None:
     assert not answer(blobs(FIRST, SECOND), x).any()
 
 
+class Noted(HalfResolutionUNet):
+    """It adds a plane to the previous segmentation with every look, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.shown: list[torch.Tensor] = []
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown.append(x.clone())
+        wanted = x[:, PREVIOUS] > 0.5
+        wanted[:, 4] = True
+        wanted[:, 1:] |= wanted[:, :-1].clone()
+        return torch.stack((1.0 * ~wanted, 1.0 * wanted), 1)
+
+
+def test_without_a_previous_segmentation_it_looks_twice() -> None:
+    network = Noted()
+    x = torch.zeros(2, 8, 32, 32, 32)
+    x[:, POSITIVE_POINT, 4, 6, 6] = 1.0
+    x[1, PREVIOUS, 4] = 1.0
+    before = x.clone()
+    found = network(x).argmax(1).bool()
+    both, again = network.shown
+    assert torch.equal(x, before)
+    assert torch.equal(both, x)
+    once = x[:1].clone()
+    once[0, PREVIOUS, 4:6] = 1.0
+    assert torch.equal(again, once)
+    assert [found[n].any((1, 2)).nonzero().flatten().tolist() for n in range(2)] == [[4, 5, 6], [4, 5]]
+
+
 def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9

@@ -26,6 +26,7 @@ DECAY = 0.9
 MAX_STEPS = 5
 MOST_ZOOM = 4.0
 MIDWAY = 0.4  # the share of episodes that begin with a spoilt mask
+LOOK_AGAIN = 0.4  # how often a first answer is looked at again, as the network does by itself
 CHANNELS = {"bbox": (1, 2), "lasso": (1, 2), "point": (3, 4), "scribble": (5, 6)}
 THIN = {*CHANNELS["point"], *CHANNELS["scribble"]}
 # The point is obeyed if the voxels up to this distance follow it, as far as the truth says the same.
@@ -74,6 +75,7 @@ class Episode:
         self.step = 0
         self.refinements = 0
         self.coarse: np.ndarray | None = None
+        self.again: Prompt | None = None
         # Many end after the first prompt: it is what a user judges by, and would be rare among its corrections.
         self._last = 1 if rng.random() < 0.3 else int(rng.integers(2, MAX_STEPS + 1))
         if rng.random() < MIDWAY:
@@ -88,7 +90,11 @@ class Episode:
         if self.refinements:
             return self._refinement_view()
         wrong = self.truth != (self.channels[0] > 0.5)
+        if self.again is not None:
+            return self._view(self.again.centre, 1.0, wrong, self.again)
         prompt = self._prompt(wrong)
+        if self.step == 0 and self.rng.random() < LOOK_AGAIN:
+            self.again = prompt
         zoom = max(1.0, float(((prompt.size + PATCH // 3) / PATCH).max()))
         if self.rng.random() < (0.5 if self._truth_leaves(prompt.centre) else 0.1):
             zoom *= 1.5 ** int(self.rng.integers(1, 4))
@@ -111,8 +117,12 @@ class Episode:
             self._paste(self.coarse, grown[0, 0].numpy() >= 0.5, view.centre, size)
             self.refinements = int(self.rng.integers(1, 3))
         else:
+            before = self.channels[0].any()
             self._paste(self.channels[0], answer, view.centre, PATCH)
-            self.step += 1
+            # After the first of two looks, nothing but the previous segmentation is new.
+            self.step += 0 if self.again is not None and not before and answer.any() else 1
+        if self.step:
+            self.again = None
 
     # ---- prompts ------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ EPISODES = 8
 EPISODES_PER_SCENE = 3
 SAVE_EVERY_S = 120.0
 EMA = 0.999
-PEAK_RATE = 4e-4
+PEAK_RATE = 3e-4
 # Weights of obedience, correction and harm beside the object's cross entropy and Dice.
 OBEDIENCE, CORRECTION, HARM = 0.4, 0.3, 0.5
 COLUMNS = [
@@ -149,7 +149,7 @@ class Trainer:
         else:
             self.skipped += 1
         self.steps += 1
-        decay = min(EMA, self.steps / (self.steps + 20))
+        decay = min(EMA, self.steps / (self.steps + 5))
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(new, 1 - decay)

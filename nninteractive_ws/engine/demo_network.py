@@ -28,8 +28,8 @@ _MARK_GAIN = 3.0
 _NEWEST = 0.95
 # What a mark, and the previous segmentation where there is one, add to the logits' difference; chosen on phantoms.
 _OBEDIENCE, _INERTIA = 6.0, 2.0
-# The same for what the newest prompt does not ask to change: a positive one takes nothing away, a negative one adds
-# nothing.
+# The same for what the newest prompt does not ask to change: a positive one that lies outside takes nothing away, a
+# negative one inside adds nothing.
 _PROTECTION = 8.0
 # A prompt means what is up to so many voxels away from what it marks.
 _NEAR = 3
@@ -54,6 +54,8 @@ class HalfResolutionUNet(nn.Module):
     Points and scribbles are small, and half a resolution blurs them: the head sees them at full resolution, and
     what they mark is added to the logits. The previous segmentation is added, too, less: so a correction changes
     what the network is sure of, and does not redraw every border.
+
+    Where there is no previous segmentation, it looks twice: the first answer is the second look's previous one.
     """
 
     def __init__(self, input_channels: int, num_classes: int, features: list[int], deep_supervision: bool = False):
@@ -89,6 +91,11 @@ class HalfResolutionUNet(nn.Module):
         """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
         with torch.autocast("cpu", torch.bfloat16, enabled=_BFLOAT16_ON_CPU and x.device.type == "cpu"):
             logits = self.logits(x)
+            first = ~(x[:, _PREVIOUS] > 0.5).flatten(1).any(1)
+            if first.any():
+                again = x[first]
+                again[:, _PREVIOUS] = logits[first, 1] > logits[first, 0]
+                logits[first] = self.logits(again)
         return self._near_prompts(logits, x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,10 +142,10 @@ class HalfResolutionUNet(nn.Module):
         previous = x[:, _PREVIOUS]
         given = (previous > 0.5).flatten(1).any(1)
         adds, removes = (
-            (x[:, channels] > _NEWEST).flatten(1).any(1)
-            for channels in (
-                [_REGION_POS, _POINT_POS, _SCRIBBLE_POS],
-                [_REGION_NEG, _POINT_NEG, _SCRIBBLE_NEG],
+            ((x[:, channels] > _NEWEST).any(1) & ((previous > 0.5) != wanted)).flatten(1).any(1)
+            for channels, wanted in (
+                ([_REGION_POS, _POINT_POS, _SCRIBBLE_POS], True),
+                ([_REGION_NEG, _POINT_NEG, _SCRIBBLE_NEG], False),
             )
         )
         usual = torch.full_like(given, _INERTIA, dtype=previous.dtype)
