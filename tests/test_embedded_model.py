@@ -82,6 +82,24 @@ def test_a_point_beside_a_change_means_it() -> None:
     assert not answer(blobs(FIRST, SECOND), x).any()
 
 
+@pytest.mark.parametrize("prompts", [2, 4])
+def test_the_later_a_prompt_the_less_it_takes_away(prompts: int) -> None:
+    x = torch.zeros(1, 8, 64, 64, 64)
+    x[0, PREVIOUS, 10:40, 10:40, 10:40] = 1.0
+    x[0, NEGATIVE_POINT, 12, 12, 12] = 1.0
+    for n in range(1, prompts):
+        x[0, POSITIVE_POINT, 36, 36, 10 * n] = 0.9**n
+    before = x[:, PREVIOUS] > 0.5
+    removed = before & ~answer(torch.zeros_like(before), x)
+    most = 0.7 * 30**3 / prompts
+    assert 0.9 * most < removed.sum() <= 1.1 * most
+    far = torch.stack(torch.meshgrid(*[torch.arange(64.0)] * 3, indexing="ij")).sub(12).square().sum(0).sqrt()[None]
+    assert far[removed].max() <= far[before & ~removed].min()
+    x[:, PREVIOUS] = 0
+    x[0, PREVIOUS, 10:17, 10:17, 10:17] = 1.0
+    assert not answer(torch.zeros_like(before), x).any(), "what is small may be taken away whole"
+
+
 class Noted(HalfResolutionUNet):
     """It adds a plane to the previous segmentation with every look, and keeps what it was shown."""
 
