@@ -17,7 +17,7 @@ from nninteractive_ws.benchmark.work import Work, make_work
 from nninteractive_ws.geometry import Index
 
 #: How cost grows: a fraction of every side of the volume. Over the link of the middle speed.
-_FRACTIONS = (0.5, 0.75)
+_FRACTIONS = (0.5, 0.75, 1.25)
 #: What several clients open: the demo's phantom, so that many fit on one machine.
 _SMALL: Index = (160, 128, 112)
 
