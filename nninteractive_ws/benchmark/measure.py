@@ -1,7 +1,7 @@
 """What is measured. Every measurement is made with one side and then the other, in turns, and is a record."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -105,13 +105,10 @@ def first_mask(
 
 def _open_and_click(side: Side, port: int, work: Work) -> dict[str, float]:
     started = time.monotonic()
-    client = side.connect(port)
-    try:
+    with closing(side.connect(port)) as client:
         client.open(work.volume)
         answer = client.give(work.prompts["point", True])
         whole = client.whole_image_at()
-    finally:
-        client.close()
     return {
         "first mask, s": answer.first - started,
         "result, s": answer.final - started,
@@ -121,12 +118,9 @@ def _open_and_click(side: Side, port: int, work: Work) -> dict[str, float]:
 
 def _open(side: Side, port: int, work: Work) -> float:
     started = time.monotonic()
-    client = side.connect(port)
-    try:
+    with closing(side.connect(port)) as client:
         client.open(work.volume)
         return client.whole_image_at() - started
-    finally:
-        client.close()
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------

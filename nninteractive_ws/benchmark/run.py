@@ -101,18 +101,16 @@ def _in_processes(
         small.mkdir()
         make_work(_SMALL).save(small)
         yield from measure.clients(served, small, "demo's phantom", times)
+    whole = folder / "whole"
+    if Part.MEMORY in parts or Part.GPU in parts:
+        whole.mkdir()
+        work.save(whole)
     if Part.MEMORY in parts:
         say("memory")
-        large = folder / "large"
-        large.mkdir()
-        work.save(large)
-        yield from measure.memory(served, large, " x ".join(map(str, work.volume.shape)))
+        yield from measure.memory(served, whole, " x ".join(map(str, work.volume.shape)))
     if Part.GPU in parts:
         say("prompts on the GPU, with a network of the official size")
-        kept = folder / "kept"
-        kept.mkdir()
-        work.save(kept)
-        yield from on_device(folder / "large", kept, times, device)
+        yield from on_device(folder / "large", whole, times, device)
 
 
 def on_device(model: Path, work: Path, times: int, device: str) -> Iterator[Record]:

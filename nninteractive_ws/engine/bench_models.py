@@ -13,13 +13,12 @@ import shutil
 import time
 from typing import Any
 
-from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
-from nninteractive_ws.engine.demo_network import HalfResolutionUNet
+from nninteractive_ws.engine.demo_network import HalfResolutionUNet, residual_encoder
 from nninteractive_ws.engine.models import pick_device
 
 _OFFICIAL_PATCH = 192
@@ -86,24 +85,9 @@ class LargeNetwork(nn.Module):
 
     def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
-        features, blocks = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]
-        self.unet = ResidualEncoderUNet(
-            input_channels=input_channels,
-            n_stages=len(features),
-            features_per_stage=features,
-            conv_op=nn.Conv3d,
-            kernel_sizes=3,
-            strides=[1, *[2] * (len(features) - 1)],
-            n_blocks_per_stage=blocks,
-            num_classes=num_classes,
-            n_conv_per_stage_decoder=1,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-            deep_supervision=deep_supervision,
-        )
+        if deep_supervision:
+            raise ValueError("LargeNetwork has no deep supervision: build it with deep_supervision=False")
+        self.unet = residual_encoder(input_channels, [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then nnInteractive's interaction channels."""

@@ -65,26 +65,9 @@ class HalfResolutionUNet(nn.Module):
         super().__init__()
         if deep_supervision:
             raise ValueError("HalfResolutionUNet has no deep supervision: build it with deep_supervision=False")
-        stages = len(features)
         seen = input_channels + 2
         self.stem = nn.Conv3d(seen, features[0], 3, stride=2, padding=1)
-        self.body = ResidualEncoderUNet(
-            input_channels=features[0],
-            n_stages=stages,
-            features_per_stage=features,
-            conv_op=nn.Conv3d,
-            kernel_sizes=3,
-            strides=[1] + [2] * (stages - 1),
-            n_blocks_per_stage=[1] + [2] * (stages - 1),
-            num_classes=16,
-            n_conv_per_stage_decoder=1,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-            deep_supervision=False,
-        )
+        self.body = residual_encoder(features[0], features, [1] + [2] * (len(features) - 1), 16)
         # One convolution of both in two: what is seen finely is input, and needs no gradient in training.
         self.mix_coarse = nn.Conv3d(16, 24, 3, padding=1)
         self.mix_fine = nn.Conv3d(8 * _SEEN_FINELY, 24, 3, padding=1, bias=False)
@@ -177,6 +160,28 @@ class HalfResolutionUNet(nn.Module):
         mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-6)
         difference = (image - mean) * (total > 0)
         return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
+
+
+def residual_encoder(inputs: int, features: list[int], blocks: list[int], outputs: int) -> ResidualEncoderUNet:
+    """nnInteractive's architecture: a residual encoder U-Net. ``features``, ``blocks``: of every stage; each after the
+    first halves the resolution. Maps (batch, inputs, X, Y, Z) to (batch, outputs, X, Y, Z)."""
+    return ResidualEncoderUNet(
+        input_channels=inputs,
+        n_stages=len(features),
+        features_per_stage=features,
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1] + [2] * (len(features) - 1),
+        n_blocks_per_stage=blocks,
+        num_classes=outputs,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=False,
+    )
 
 
 def _undone(answer: np.ndarray, previous: np.ndarray, newest: np.ndarray, prompts: np.ndarray) -> np.ndarray:
