@@ -51,7 +51,7 @@ FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26)
 def answer(wanted: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """What becomes of the network's answer ``wanted``, bool (1, X, Y, Z)."""
     logits = torch.stack((1.0 * ~wanted, 1.0 * wanted), 1)
-    found = HalfResolutionUNet._near_prompts(logits, x)
+    found = HalfResolutionUNet.near_prompts(logits, x)
     return found[:, 1] > found[:, 0]
 
 

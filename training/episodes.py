@@ -23,10 +23,10 @@ from training.scenes import LEAST_VOXELS, Scene
 PATCH = 96
 POINT_RADIUS = 4
 DECAY = 0.9
-MAX_STEPS = 5
+MAX_STEPS = 8
 MOST_ZOOM = 4.0
-MIDWAY = 0.4  # the share of episodes that begin with a spoilt mask
-LOOK_AGAIN = 0.4  # how often a first answer is looked at again, as the network does by itself
+MIDWAY = 0.3  # the share of episodes that begin with a spoilt mask
+LOOK_AGAIN = 0.5  # how often a first answer is looked at again, as the network does by itself
 CHANNELS = {"bbox": (1, 2), "lasso": (1, 2), "point": (3, 4), "scribble": (5, 6)}
 THIN = {*CHANNELS["point"], *CHANNELS["scribble"]}
 # The point is obeyed if the voxels up to this distance follow it, as far as the truth says the same.
@@ -127,16 +127,16 @@ class Episode:
     # ---- prompts ------------------------------------------------------------------------------------------
 
     def _begin_midway(self, labels: np.ndarray) -> None:
-        """One to eight older points, and a wrong mask as what they led to."""
+        """Older points, and a wrong mask as what they led to."""
         near = _near(self.truth)
-        for n in range(int(self.rng.integers(1, 9))):
+        self.step = int(self.rng.integers(1, MAX_STEPS))
+        self._last = min(MAX_STEPS, self.step + int(self.rng.integers(1, 3)))
+        for n in range(self.step):
             positive = n == 0 or not near.any() or self.rng.random() < 0.5
             place = _deepest_voxel(self.truth) if n == 0 else _random_voxel(self.truth if positive else near, self.rng)
             self._decay()
             self._write_point(CHANNELS["point"][0 if positive else 1], place)
         self.channels[0] = spoil(self.truth, labels, self.rng)
-        self.step = int(self.rng.integers(1, MAX_STEPS))
-        self._last = min(MAX_STEPS, self.step + int(self.rng.integers(1, 3)))
 
     def _decay(self) -> None:
         for written in self.written - {0}:
@@ -146,7 +146,7 @@ class Episode:
         """Write one prompt into the channels."""
         rng = self.rng
         first = self.step == 0
-        region = self.truth if first else _error_component(wrong, rng)
+        region = self.truth if first else _error_region(self.truth, wrong, rng)
         if not region.any():
             region = self.truth
         place = _deepest_voxel(region) if rng.random() < (0.7 if first else 0.6) else _random_voxel(region, rng)
@@ -284,13 +284,19 @@ def _choose_object(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def _error_component(error: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    parts, n = ndimage.label(error)
-    if n == 0:
-        return error
-    sizes = np.bincount(parts.ravel())[1:].astype(float)
-    chosen = int(sizes.argmax()) if rng.random() < 0.7 else rng.choice(n, p=sizes / sizes.sum())
-    return parts == chosen + 1
+def _error_region(truth: np.ndarray, wrong: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A connected part of what is missed, or of what is too much: mostly the largest, as users correct."""
+    region = np.zeros_like(wrong)
+    if not wrong.any():
+        return region
+    box = ndimage.find_objects(wrong.view(np.uint8))[0]
+    labelled = [ndimage.label(wrong[box] & (truth[box] == value), np.ones((3, 3, 3))) for value in (True, False)]
+    sizes = [np.bincount(parts.ravel(), minlength=n + 1)[1:] for parts, n in labelled]
+    both = np.concatenate(sizes).astype(float)
+    chosen = int(both.argmax()) if rng.random() < 0.75 else int(rng.choice(len(both), p=both / both.sum()))
+    kind = int(chosen >= len(sizes[0]))
+    region[box] = labelled[kind][0] == 1 + chosen - kind * len(sizes[0])
+    return region
 
 
 def _deepest_voxel(mask: np.ndarray) -> np.ndarray:

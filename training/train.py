@@ -128,15 +128,16 @@ class Trainer:
         playing = [self.episodes[i] for i in self.rng.choice(len(self.episodes), BATCH, replace=False)]
         stages = [e.step for e in playing]
         views = [e.next_view() for e in playing]
-        logits, loss = self._learn(views)
-        answers = (logits[:, 1] > logits[:, 0]).cpu().numpy()
+        inputs = torch.stack([v.inputs for v in views]).to(self.device)
+        logits, loss = self._learn(inputs, views)
+        given = self.network.near_prompts(logits, inputs)
+        answers = (given[:, 1] > given[:, 0]).cpu().numpy()
         for episode, view, answer, stage in zip(playing, views, answers, stages, strict=True):
             self.recent.append(record_of(loss, stage, view, answer))
             episode.accept(view, answer)
         self.episodes = [e for e in self.episodes if not e.over]
 
-    def _learn(self, views: list[View]) -> tuple[torch.Tensor, float]:
-        inputs = torch.stack([v.inputs for v in views]).to(self.device)
+    def _learn(self, inputs: torch.Tensor, views: list[View]) -> tuple[torch.Tensor, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -153,7 +154,7 @@ class Trainer:
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(new, 1 - decay)
-        return logits.detach(), float(loss.detach())
+        return logits.detach().float(), float(loss.detach())
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.steps + 1) / 50)

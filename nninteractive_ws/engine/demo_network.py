@@ -82,7 +82,7 @@ class HalfResolutionUNet(nn.Module):
                 again = x[first]
                 again[:, _PREVIOUS] = logits[first, 1] > logits[first, 0]
                 logits[first] = self.logits(again)
-        return self._near_prompts(logits, x)
+        return self.near_prompts(logits, x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The answer as it is trained: wherever something is to change, not only where the newest prompt is."""
@@ -100,7 +100,7 @@ class HalfResolutionUNet(nn.Module):
         return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
 
     @staticmethod
-    def _near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that the newest prompt is not believed to mean."""
         marks, previous = x[:, _REGION_POS:], x[:, _PREVIOUS] > 0.5
         answer = logits[:, 1] > logits[:, 0]
