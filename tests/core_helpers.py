@@ -153,3 +153,8 @@ class Link:
             if frame is not None:
                 self.happened += self.core.receive(frame)
         return moved
+
+
+def say(core: Core, message: wire.Message) -> list[Event]:
+    """Give a core a message of the server; what it makes of it."""
+    return core.receive(protocol.encode(message))
