@@ -33,8 +33,8 @@ EPISODES_PER_SCENE = 3
 SAVE_EVERY_S = 120.0
 EMA = 0.999
 PEAK_RATE = 3e-4
-# Weights of obedience, correction and harm beside the object's cross entropy and Dice.
-OBEDIENCE, CORRECTION, HARM = 0.4, 0.3, 0.5
+# Weights of obedience, correction and what is left wrong beside the object's cross entropy and Dice.
+OBEDIENCE, CORRECTION, LEFT = 0.4, 0.5, 0.7
 COLUMNS = [
     "steps", "seconds", "loss", *(f"dice_prompt_{k + 1}" for k in range(MAX_STEPS)),
     "obeyed_positive", "obeyed_negative", "error_lowered", "skipped",
@@ -42,12 +42,13 @@ COLUMNS = [
 
 
 def loss_of(logits: torch.Tensor, views: list[View]) -> torch.Tensor:
-    """What is learned, averaged over the views: object, obedience, correction, no harm. logits (b, 2, P, P, P).
+    """What is learned, averaged over the views: object, obedience, correction, what is left. logits (b, 2, P, P, P).
 
     The object: cross entropy, in which the previous segmentation's errors count more, and soft Dice. Obedience:
     cross entropy of the voxels that the newest prompt marks, and once more of the worst of them. Correction: cross
-    entropy where the newest prompt points at an error. Means over a few voxels, which the object's would drown. Harm:
-    what the correction makes wrong that was right, as a share of the object, so that small objects count as much.
+    entropy where the newest prompt points at an error. Means over a few voxels, which the object's would drown. What
+    is left wrong of that error, and what is made wrong that was right, as a share of the object: so a large leak must
+    go whole, and small objects count as much as large ones.
     """
     losses = []
     for answer, view in zip(logits, views, strict=True):
@@ -62,8 +63,9 @@ def loss_of(logits: torch.Tensor, views: list[View]) -> torch.Tensor:
             loss = loss + OBEDIENCE * (marked.mean() + 0.2 * marked.max())
         if view.pointed_at is not None and view.pointed_at.any():
             loss = loss + CORRECTION * entropy[view.pointed_at.to(answer.device)].mean()
-            spoilt = (probability - target).abs()[~view.wrong.to(answer.device)].sum()
-            loss = loss + HARM * torch.log1p(spoilt / (target.sum() + 100))
+            elsewhere = (view.wrong & ~view.pointed_at).to(answer.device)
+            wrong = (probability - target).abs()[~elsewhere].sum()
+            loss = loss + LEFT * torch.log1p(wrong / (target.sum() + 100))
         losses.append(loss)
     return torch.stack(losses).mean()
 
