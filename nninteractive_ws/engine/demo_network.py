@@ -17,8 +17,10 @@ from torch.nn import functional
 # Interaction channels behind the image, as in nnInteractive's default mapping: previous segmentation,
 # box and lasso (positive, negative), points, scribbles.
 _PREVIOUS, _REGION_POS, _REGION_NEG, _POINT_POS, _POINT_NEG, _SCRIBBLE_POS, _SCRIBBLE_NEG = 1, 2, 3, 4, 5, 6, 7
-# A point or scribble voxel says more about the object than a voxel of a box or of the previous mask.
-_REGION_WEIGHT, _PREVIOUS_WEIGHT = 0.02, 0.005
+# What is seen of the object's intensity: a voxel of a scribble says more than one of a box or of the previous mask. Of
+# a point it is the middle that counts, as its ball is larger than a small object: to the third power, more than half
+# of its weight lies within two voxels.
+_REGION_WEIGHT, _PREVIOUS_WEIGHT, _POINT_WEIGHT, _POINT_POWER = 0.02, 0.005, 5.0, 3
 # Channels that reach the head at full resolution: the image and its two contrasts, the previous segmentation, and
 # what positive and negative points and scribbles mark.
 _SEEN_FINELY = 6
@@ -33,9 +35,9 @@ _OBEDIENCE, _INERTIA = 6.0, 2.0
 _PROTECTION = 8.0
 # A prompt means what is up to so many voxels away from what it marks.
 _NEAR = 3
-# How much the n-th prompt may take from the previous segmentation and add to it, as a share of it times n; and a number
-# of voxels that any may change. Chosen on phantoms.
-_REMOVED, _ADDED, _FEW = 0.7, 2.0, 500
+# By how much the logits must say so where a prompt changes the previous segmentation farther away than that: there a
+# change is more often a mistake than meant. Chosen on phantoms.
+_SURE = 4.0
 
 
 def _multiplies_bfloat16() -> bool:
@@ -102,9 +104,8 @@ class HalfResolutionUNet(nn.Module):
     @staticmethod
     def near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that the newest prompt is not believed to mean."""
-        marks, previous = x[:, _REGION_POS:], x[:, _PREVIOUS] > 0.5
-        answer = logits[:, 1] > logits[:, 0]
-        seen = (answer, previous, (marks > _NEWEST).any(1), (marks > 0).any(1))
+        newest = (x[:, _REGION_POS:] > _NEWEST).any(1)
+        seen = (logits[:, 1] - logits[:, 0], x[:, _PREVIOUS] > 0.5, newest)
         undone = np.stack([_undone(*of_one) for of_one in zip(*(t.cpu().numpy() for t in seen), strict=True)])
         if not undone.any():
             return logits
@@ -151,7 +152,7 @@ class HalfResolutionUNet(nn.Module):
     def _contrast_to_prompts(x: torch.Tensor) -> torch.Tensor:
         image = x[:, :1].float()
         weight = (
-            x[:, _POINT_POS : _POINT_POS + 1].float()
+            _POINT_WEIGHT * x[:, _POINT_POS : _POINT_POS + 1].float() ** _POINT_POWER
             + x[:, _SCRIBBLE_POS : _SCRIBBLE_POS + 1].float()
             + _REGION_WEIGHT * x[:, _REGION_POS : _REGION_POS + 1].float()
             + _PREVIOUS_WEIGHT * x[:, _PREVIOUS : _PREVIOUS + 1].float()
@@ -184,48 +185,36 @@ def residual_encoder(inputs: int, features: list[int], blocks: list[int], output
     )
 
 
-def _undone(answer: np.ndarray, previous: np.ndarray, newest: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """The changes that the newest prompt is not believed to mean: those that do not hang together with it, and the
-    farthest of too many. The later a prompt, the less it is to change. All bool (X, Y, Z)."""
-    changed = answer != previous
-    undone = _apart(changed, newest)
-    if not (newest.any() and previous.any() and changed.any()):
+def _undone(difference: np.ndarray, previous: np.ndarray, newest: np.ndarray) -> np.ndarray:
+    """The changes that the newest prompt is not believed to mean: those farther away of which the network is not sure,
+    and those that do not hang together with it. difference: of the logits, float; the others bool; all (X, Y, Z)."""
+    changed: np.ndarray = (difference > 0) != previous
+    undone: np.ndarray = np.zeros_like(changed)
+    if not (newest.any() and changed.any()):
         return undone
-    (given,) = ndimage.find_objects(prompts.view(np.uint8))
-    n = max(2, ndimage.label(prompts[given])[1])
-    distance = _distance(newest)
-    for before, share in ((previous, _REMOVED), (~previous, _ADDED)):
-        believed = changed & ~undone & before
-        most = max(_FEW, int(share * np.count_nonzero(previous) / n))
-        if np.count_nonzero(believed) > most:
-            reach = max(_NEAR + 1, np.partition(distance[believed], most)[most])
-            undone |= believed & (distance > reach)
+    near = _near(newest)
+    if previous.any():
+        undone = changed & ~near & (np.abs(difference) < _SURE)
+    undone |= _apart(changed & ~undone, near)
     return undone
 
 
-def _distance(prompt: np.ndarray) -> np.ndarray:
-    """Voxels from each voxel to the box around a prompt that is there; float32, the same shape."""
-    (box,) = ndimage.find_objects(prompt.view(np.uint8))
-    grid = np.ogrid[tuple(slice(0, n) for n in prompt.shape)]
-    beyond = (np.maximum(0, np.maximum(s.start - g, g - s.stop + 1)) for g, s in zip(grid, box, strict=True))
-    return np.asarray(np.sqrt(sum(d.astype(np.float32) ** 2 for d in beyond)))
+def _near(prompt: np.ndarray) -> np.ndarray:
+    """The voxels up to _NEAR away from a prompt that is there. Both bool (X, Y, Z)."""
+    (marked,) = ndimage.find_objects(prompt.view(np.uint8))
+    box = tuple(slice(max(0, s.start - _NEAR), s.stop + _NEAR) for s in marked)
+    near = np.zeros_like(prompt)
+    near[box] = ndimage.distance_transform_edt(~prompt[box]) <= _NEAR
+    return near
 
 
-def _apart(changed: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """The changes that do not hang together with a prompt, if there is one. All bool (X, Y, Z)."""
-    apart = np.zeros_like(changed)
-    if prompt.any() and changed.any():
-        (box,) = ndimage.find_objects(changed.view(np.uint8))
-        (marked,) = ndimage.find_objects(prompt.view(np.uint8))
-        near = tuple(slice(max(0, s.start - _NEAR), s.stop + _NEAR) for s in marked)
-        reached = np.zeros_like(prompt)
-        reached[near] = ndimage.maximum_filter(prompt[near], 2 * _NEAR + 1)
-        parts, n = ndimage.label(changed[box])
-        hangs_together = np.zeros(n + 1, bool)
-        hangs_together[parts[reached[box]]] = True
-        hangs_together[0] = True  # what does not change at all
-        apart[box] = ~hangs_together[parts]
-    return apart
+def _apart(changed: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """The changes of which no voxel that they are connected with is near. All bool (X, Y, Z)."""
+    parts, n = ndimage.label(changed)
+    apart = np.ones(n + 1, bool)
+    apart[parts[near]] = False
+    apart[0] = False  # what does not change at all
+    return np.asarray(apart[parts])
 
 
 def _reach(marks: torch.Tensor) -> torch.Tensor:
