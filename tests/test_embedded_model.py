@@ -83,16 +83,19 @@ def test_a_point_beside_a_change_means_it() -> None:
 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
-def test_far_from_the_prompt_only_what_is_sure_changes(polarity: int) -> None:
+@pytest.mark.parametrize("depth", [1, 3, 4, 8])
+def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: int, depth: int) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
-    block = blobs((0, slice(8, 24), slice(8, 24), slice(8, 24)))
-    before = block if polarity == NEGATIVE_POINT else blobs((0, 16, 16, 0))
+    half = blobs((0, slice(0, 16)))
+    before, wanted = (half, ~half & half) if polarity == NEGATIVE_POINT else (half, half | ~half)
+    at = 16 - depth if polarity == NEGATIVE_POINT else 15 + depth
     x[:, PREVIOUS] = before
-    x[0, polarity, 16, 16, 16] = 1.0
-    wanted = before & ~block if polarity == NEGATIVE_POINT else before | block
-    far = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij")).sub(16).square().sum(0)[None]
+    x[0, polarity, at, 16, 16] = 1.0
+    grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
+    away = (grid - torch.tensor([at, 16.0, 16.0])[:, None, None, None]).square().sum(0)[None]
+    changed_if_unsure = (before ^ wanted) & (away <= 9) if depth < 4 else before ^ wanted
     assert torch.equal(answer(wanted, x, sure=5.0), wanted)
-    assert torch.equal(answer(wanted, x, sure=3.0), before ^ (block & (far <= 9)))
+    assert torch.equal(answer(wanted, x, sure=3.0), before ^ changed_if_unsure)
 
 
 def test_the_first_answer_need_not_be_sure() -> None:
