@@ -194,7 +194,7 @@ def _undone(difference: np.ndarray, previous: np.ndarray, newest: np.ndarray) ->
     if not (newest.any() and changed.any()):
         return undone
     near = _near(newest)
-    if previous.any() and _is_thin(newest, previous):
+    if _is_thin(newest, previous):
         undone = changed & ~near & (np.abs(difference) < _SURE)
     undone |= _apart(changed & ~undone, near)
     return undone
@@ -202,8 +202,7 @@ def _undone(difference: np.ndarray, previous: np.ndarray, newest: np.ndarray) ->
 
 def _is_thin(prompt: np.ndarray, previous: np.ndarray) -> bool:
     """Whether all of a prompt is less than _THIN from the border of the previous segmentation. Both bool (X, Y, Z)."""
-    (marked,) = ndimage.find_objects(prompt.view(np.uint8))
-    box = tuple(slice(max(0, s.start - _THIN), s.stop + _THIN) for s in marked)
+    box = _around(prompt, _THIN)
     inside = previous[box]
     if inside.all() or not inside.any():
         return False
@@ -213,11 +212,16 @@ def _is_thin(prompt: np.ndarray, previous: np.ndarray) -> bool:
 
 def _near(prompt: np.ndarray) -> np.ndarray:
     """The voxels up to _NEAR away from a prompt that is there. Both bool (X, Y, Z)."""
-    (marked,) = ndimage.find_objects(prompt.view(np.uint8))
-    box = tuple(slice(max(0, s.start - _NEAR), s.stop + _NEAR) for s in marked)
+    box = _around(prompt, _NEAR)
     near = np.zeros_like(prompt)
     near[box] = ndimage.distance_transform_edt(~prompt[box]) <= _NEAR
     return near
+
+
+def _around(prompt: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The box around a prompt that is there, and so many voxels more."""
+    (marked,) = ndimage.find_objects(prompt.view(np.uint8))
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in marked)
 
 
 def _apart(changed: np.ndarray, near: np.ndarray) -> np.ndarray:
