@@ -96,8 +96,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In half precision; a weight that the network holds under several names stays one."""
-    once = {tensor.data_ptr(): tensor.half() for tensor in state.values()}
+    """On the CPU, in half precision; a weight that the network holds under several names stays one."""
+    once = {tensor.data_ptr(): tensor.half().cpu() for tensor in state.values()}
     return {key: once[tensor.data_ptr()] for key, tensor in state.items()}
 
 

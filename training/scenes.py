@@ -11,7 +11,13 @@ from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, ma
 LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
 # are left as they stand; all others are turned and mirrored.
-_DEMO, _VARIED, _UPRIGHT = 0.5, 0.2, 0.4
+_DEMO, _VARIED, _UPRIGHT = 0.3, 0.25, 0.25
+# Hounsfield units of a torso without contrast agent: organs hardly differ, and what parts them is fat.
+_UNENHANCED = {
+    "muscle": 50, "liver": 55, "spleen": 46, "right kidney": 30, "left kidney": 30, "stomach": 25, "aorta": 40,
+    "vena cava": 40, "gallbladder": 8, "spine": 160, "pancreas": 36, "bowel": 25, "liver lesion": 35,
+}  # fmt: skip
+_FAT_HU = -100.0
 # How often an organ of the phantom is asked for: those that are learnt early less often, the hard ones more.
 _SHARES = dict.fromkeys(("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung"), 0.4)
 _SHARES |= dict.fromkeys(("aorta", "vena cava", "gallbladder", "pancreas", "bowel"), 1.5) | {"liver lesion": 2.5}
@@ -75,8 +81,9 @@ def _varied_phantom(rng: np.random.Generator) -> Phantom:
     hu = {}
     if rng.random() < 0.4:  # another modality: any tissue may have any value
         hu = {name: float(rng.uniform(-300, 500)) for name in TISSUE_HU}
-    elif rng.random() < 0.5:  # weaker contrast between the organs, as without contrast agent
-        hu = {n: 40 + 0.4 * (m - 40) + rng.normal(0, 10) for n, (m, _) in TISSUE_HU.items() if -60 < m < 250}
+    elif rng.random() < 0.6:
+        hu = {name: mean + float(rng.normal(0, 6)) for name, mean in _UNENHANCED.items()}
+        hu["left kidney"] = hu["right kidney"]
     return make_phantom(
         int(rng.integers(2**31)),
         tuple(shape.tolist()),
@@ -109,65 +116,77 @@ def _random_anatomy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         spacing[axis] = rng.uniform(1.5, 4)
         shape[axis] = max(20, int(shape[axis] / spacing[axis]))
     n = int(rng.integers(12, 36))
-    hu, is_ct = _tissues(rng, n)
+    hu, is_ct, apart = _tissues(rng, n)
     canvas = Canvas(rng, tuple(shape.tolist()), tuple(spacing.tolist()), (0.0, 0.0, 0.0), hu)
     half = shape * spacing / 2
-    used = _draw_parts(canvas, rng, half) if rng.random() < 0.6 else 0
+    used = _draw_parts(canvas, rng, half, apart) if rng.random() < 0.6 else 0
     small = rng.random() < 0.3  # many small things: vessels, nodes, lesions
     for value in range(used + 1, n):
         largest = half.max() * (0.25 if small else 0.8)
         size = float(np.exp(rng.uniform(np.log(3), np.log(max(6.0, largest)))))
-        _draw_organ(canvas, rng, value, rng.uniform(-half, half), size)
+        _draw_organ(canvas, rng, value, rng.uniform(-half, half), size, apart)
     image = ndimage.gaussian_filter(canvas.image, rng.uniform(0.3, 0.9))
-    spread = float(np.std(list(hu.values())[1:]))
+    spread = float(np.std([mean for name, mean in hu.items() if name.isdigit()]))
     image += _texture(canvas, rng, n, spread)
     if not is_ct and rng.random() < 0.5:  # magnitude images: noise has no sign
         image = np.hypot(image, rng.uniform(0.02, 0.15) * spread * rng.standard_normal(image.shape, np.float32))
     return np.asarray(image, np.float32), canvas.labels
 
 
-def _tissues(rng: np.random.Generator, n: int) -> tuple[dict[str, float], bool]:
-    """Mean values of air and of tissues "1" to "n-1", and whether they are Hounsfield units."""
-    is_ct = bool(rng.random() < 0.5)
+def _tissues(rng: np.random.Generator, n: int) -> tuple[dict[str, float], bool, bool]:
+    """Mean values of air, of what lies between organs, and of tissues "1" to "n-1"; whether they are Hounsfield units;
+    and whether the organs hardly differ, so that each needs something that parts it from the next."""
+    is_ct, alike = bool(rng.random() < 0.5), bool(rng.random() < 0.4)
     if is_ct:
-        soft = rng.normal(60, rng.uniform(15, 60), n)
+        soft = rng.normal(40, rng.uniform(4, 14), n) if alike else rng.normal(60, rng.uniform(15, 60), n)
         other = rng.choice((-850.0, -100.0, 10.0, 350.0), n) + rng.normal(0, 30, n)
         values = np.where(rng.random(n) < 0.75, soft, other)
         values[0] = -1000
+        between = _FAT_HU + rng.normal(0, 15)
     else:
         values = rng.uniform(0.1, 1, n) ** rng.uniform(0.5, 2)
-        if rng.random() < 0.3:  # tissues hardly apart
-            values = 0.5 + 0.3 * (values - 0.5)
+        if alike:
+            values = 0.5 + 0.15 * (values - 0.5)
         values[0] = rng.choice((0.0, 0.0, 0.5, 1.0))
-    return {"air" if i == 0 else str(i): float(v) for i, v in enumerate(values)}, is_ct
+        between = rng.choice((rng.uniform(0, 0.35), rng.uniform(0.65, 1)))
+    hu = {"air" if i == 0 else str(i): float(v) for i, v in enumerate(values)}
+    return hu | {"between": float(between)}, is_ct, alike
 
 
-def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray) -> int:
-    """Fill a body with touching parts, as organs and muscles touch; the highest label used."""
+def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray, apart: bool) -> int:
+    """Fill a body with parts that touch, as organs and muscles do, or almost; the highest label used."""
     n = int(rng.integers(3, 10))
     box = tuple(slice(0, s) for s in canvas.image.shape)
     grid = [g + rng.uniform(2, 8) * canvas.bumps(box, rng.uniform(12, 40)) for g in canvas.grid(box)]
-    nearest = np.full(canvas.image.shape, np.inf, np.float32)
+    nearest, second = np.full((2, *canvas.image.shape), np.inf, np.float32)
     owner = np.zeros(canvas.image.shape, np.uint8)
     for value in range(1, n + 1):
         place = rng.uniform(-half, half)
         distance = sum(((g - np.float32(c)) ** 2 for g, c in zip(grid, place, strict=True)))
         closer = distance < nearest
+        second = np.minimum(second, np.maximum(distance, nearest))
         nearest[closer], owner[closer] = distance[closer], value
     body = half * rng.uniform(0.7, 1.6, 3)
     inside = sum((g / np.float32(b)) ** 2 for g, b in zip(grid, body, strict=True)) < 1
     owner[~inside] = 0
     values = np.array([canvas.hu["air" if v == 0 else str(v)] for v in range(n + 1)], np.float32)
     canvas.image[...] = values[owner]
+    if apart or rng.random() < 0.2:
+        septum = (owner > 0) & (np.sqrt(second) - np.sqrt(nearest) < rng.uniform(1, 5))
+        canvas.image[septum], owner[septum] = canvas.hu["between"], 0
     canvas.labels[...] = owner
     return n
 
 
-def _draw_organ(canvas: Canvas, rng: np.random.Generator, value: int, centre: np.ndarray, size: float) -> None:
+def _draw_organ(
+    canvas: Canvas, rng: np.random.Generator, value: int, centre: np.ndarray, size: float, apart: bool
+) -> None:
     name, middle, kind = str(value), tuple(centre.tolist()), rng.random()
     if kind < 0.25:  # a vessel, perhaps with branches
         radius = max(1.2, float(rng.uniform(0.1, 0.35)) * size)
         path = centre + np.cumsum(0.5 * size * (rng.normal(0, 0.8, (6, 3)) + rng.normal(0, 0.8, 3)), 0)
+        if apart:
+            canvas.tube("between", path, radius + rng.uniform(1, 3), label=0)
         canvas.tube(name, path, radius, label=value)
         for _ in range(int(rng.integers(0, 3))):
             branch = path[int(rng.integers(6))] + np.cumsum(0.4 * size * rng.normal(0, 0.8, (4, 3)), 0)
@@ -178,7 +197,39 @@ def _draw_organ(canvas: Canvas, rng: np.random.Generator, value: int, centre: np
         _draw_wall(canvas, rng, value, middle, radii)
         return
     tilt, bump = float(rng.normal(0, 0.3)), float(rng.uniform(0, 0.3))
+    if apart or rng.random() < 0.2:
+        rim = tuple(r + rng.uniform(1, 4) for r in radii)
+        canvas.ellipsoid("between", middle, rim, bump=0.5 * bump, tilt=tilt, label=0)
     canvas.ellipsoid(name, middle, radii, bump=bump, tilt=tilt, label=value)
+    if rng.random() < 0.35:
+        _draw_inside(canvas, rng, value, middle, radii)
+
+
+def _draw_inside(canvas: Canvas, rng: np.random.Generator, value: int, middle: tuple, radii: tuple) -> None:
+    """Parts of an organ that look like another tissue and belong to it: marrow, contents, a lesion, a level of gas."""
+    tissue = _other_tissue(canvas, rng)
+    mean = canvas.hu[str(value)]
+    canvas.hu["inside"] = mean + float(rng.uniform(0.2, 1.0)) * (canvas.hu[tissue] - mean)
+    box = canvas.box(middle, tuple(1.2 * r for r in radii))
+    if box is None:
+        return
+    organ = canvas.labels[box] == value
+    if rng.random() < 0.25:
+        axis = int(rng.integers(3))
+        level = canvas.grid(box)[axis] - np.float32(middle[axis] + rng.uniform(-0.6, 0.6) * radii[axis])
+        distance = np.broadcast_to(level * rng.choice((-1, 1)), organ.shape)
+    else:
+        size = rng.uniform(0.3, 0.8) * np.asarray(radii)
+        place = np.asarray(middle) + rng.uniform(-1, 1, 3) * 0.5 * (np.asarray(radii) - size)
+        grid = zip(canvas.grid(box), place, size, strict=True)
+        radius = np.sqrt(sum(((g - np.float32(c)) / np.float32(r)) ** 2 for g, c, r in grid))
+        distance = (radius + rng.uniform(0, 0.4) * canvas.bumps(box, max(3.0, size.min())) - 1) * size.min()
+    distance = np.where(organ, distance, np.inf)
+    canvas.paint("inside", box, np.asarray(distance, np.float32), label=value)
+
+
+def _other_tissue(canvas: Canvas, rng: np.random.Generator) -> str:
+    return str(rng.choice([name for name in canvas.hu if name.isdigit()]))
 
 
 def _draw_wall(canvas: Canvas, rng: np.random.Generator, value: int, middle: tuple, radii: tuple) -> None:

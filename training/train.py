@@ -2,10 +2,11 @@
 
     python -m training.train WORK_FOLDER --minutes 90      trains, or goes on from WORK_FOLDER/state.pth
 
-Every forward pass is a training step: the answer to one prompt is the previous segmentation of the next. At the
-end WORK_FOLDER holds the model folder ``model``, the log ``log.csv``, its curves ``curves.png``, and in ``evaluation``
-what ``nninteractive-ws evaluate`` writes. ``python -m training.export WORK_FOLDER`` makes the model the one that the
-package ships.
+Every forward pass is a training step: the answer to one prompt is the previous segmentation of the next. Where players
+are slower than the device, views are learned from again, in another pose and grey scale. At the end WORK_FOLDER holds
+the model folder ``model``, the log ``log.csv``, its curves ``curves.png``, and in ``evaluation`` what
+``nninteractive-ws evaluate`` writes. ``python -m training.export WORK_FOLDER`` makes the model the one that the package
+ships.
 
 On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that wait for each other then do not spin.
 """
@@ -13,7 +14,6 @@ On a machine that others use too, set OMP_WAIT_POLICY=passive: threads that wait
 import argparse
 import copy
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 import subprocess
 import sys
@@ -23,16 +23,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from training.episodes import MAX_STEPS, Episode, View
+from nninteractive_ws.engine.demo_network import BFLOAT16_ON_CPU
+from training.episodes import MAX_STEPS, PATCH
 from training.export import build_network, export, weights_of
-from training.scenes import make_scene
+from training.players import OBEY, POINTED_AT, ROWS_PER_PLAYER, TARGET, WRONG, Players, Record, Table
 
-BATCH = 2
-EPISODES = 8
-EPISODES_PER_SCENE = 3
-SAVE_EVERY_S = 120.0
 EMA = 0.999
 PEAK_RATE = 3e-4
+POOL = 512
+SAVES = 40
 # Weights of obedience, correction and what is left wrong beside the object's cross entropy and Dice.
 OBEDIENCE, CORRECTION, LEFT = 0.4, 0.5, 0.7
 COLUMNS = [
@@ -41,8 +40,9 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def loss_of(logits: torch.Tensor, views: list[View]) -> torch.Tensor:
-    """What is learned, averaged over the views: object, obedience, correction, what is left. logits (b, 2, P, P, P).
+def loss_of(logits: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    """What is learned, averaged over the views: object, obedience, correction, what is left. logits: float
+    (b, 2, P, P, P). marks: uint8 (b, P, P, P), as in the players' table.
 
     The object: cross entropy, in which the previous segmentation's errors count more, and soft Dice. Obedience:
     cross entropy of the voxels that the newest prompt marks, and once more of the worst of them. Correction: cross
@@ -50,67 +50,64 @@ def loss_of(logits: torch.Tensor, views: list[View]) -> torch.Tensor:
     is left wrong of that error, and what is made wrong that was right, as a share of the object: so a large leak must
     go whole, and small objects count as much as large ones.
     """
-    losses = []
-    for answer, view in zip(logits, views, strict=True):
-        target = view.target.to(answer.device)
-        entropy = functional.cross_entropy(answer[None], target[None].long(), reduction="none")[0]
-        weight = 1 + 1.5 * view.wrong.to(answer.device)
-        probability = answer.softmax(0)[1]
-        dice = (2 * (probability * target).sum() + 10) / ((probability + target).sum() + 10)
-        loss = (weight * entropy).mean() + 1 - dice
-        if view.obey is not None and view.obey.any():
-            marked = entropy[view.obey.to(answer.device)]
-            loss = loss + OBEDIENCE * (marked.mean() + 0.2 * marked.max())
-        if view.pointed_at is not None and view.pointed_at.any():
-            loss = loss + CORRECTION * entropy[view.pointed_at.to(answer.device)].mean()
-            elsewhere = (view.wrong & ~view.pointed_at).to(answer.device)
-            wrong = (probability - target).abs()[~elsewhere].sum()
-            loss = loss + LEFT * torch.log1p(wrong / (target.sum() + 100))
-        losses.append(loss)
-    return torch.stack(losses).mean()
+    target, wrong, obey, pointed_at = ((marks & bit > 0).flatten(1) for bit in (TARGET, WRONG, OBEY, POINTED_AT))
+    entropy = functional.cross_entropy(logits, (marks & TARGET).long(), reduction="none").flatten(1)
+    probability = logits.softmax(1)[:, 1].flatten(1)
+    size = target.sum(1)
+    dice = (2 * (probability * target).sum(1) + 10) / (probability.sum(1) + size + 10)
+    loss = ((1 + 1.5 * wrong) * entropy).mean(1) + 1 - dice
+    loss = loss + OBEDIENCE * (_mean_where(obey, entropy) + 0.2 * (entropy * obey).amax(1))
+    left = ((probability - target.float()).abs() * (~wrong | pointed_at)).sum(1)
+    correction = CORRECTION * _mean_where(pointed_at, entropy) + LEFT * torch.log1p(left / (size + 100))
+    return (loss + correction * pointed_at.any(1)).mean()
 
 
-@dataclass
-class Record:
-    """What the log counts of one view; None where it does not apply."""
-
-    loss: float
-    stage: int
-    dice: float
-    positive: bool
-    obeyed: bool | None
-    lowered: bool | None
-
-
-def record_of(loss: float, stage: int, view: View, answer: np.ndarray) -> Record:
-    truth = view.target.numpy() > 0.5
-    dice = 2 * float((truth & answer).sum()) / max(1.0, float(truth.sum() + answer.sum()))
-    obeyed = lowered = None
-    if view.obey is not None and view.obey.any():
-        obeyed = bool((answer == view.positive)[view.obey.numpy()].all())
-    if view.pointed_at is not None and view.pointed_at.any():
-        lowered = bool((answer != truth).sum() < int(view.wrong.sum()))
-    return Record(loss, stage, dice, view.positive, obeyed, lowered)
+def _mean_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The mean over the voxels of each view's mask, 0 where it has none."""
+    return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
 class Trainer:
-    """Network, optimiser, averaged weights and the episodes in play; all of it saved and resumed."""
+    """Network, optimiser, averaged weights and the players; all but the latter saved and resumed.
 
-    def __init__(self, folder: Path, budget_s: float, device: torch.device, seed: int, start: Path | None) -> None:
-        self.folder, self.budget_s, self.device = folder, budget_s, device
-        self.rng = np.random.default_rng(seed)
+    batch: new views of a step. again: old views that are learned from beside them. minutes: of the whole training.
+    crop: voxels a side about the prompt that are learned from, a multiple of 32; the network's own answers are then not
+    corrected, but a slow CPU has several times as many views. None: all of every view.
+    """
+
+    def __init__(
+        self, folder: Path, minutes: float, *, device: str = "cpu", seed: int = 0, start: Path | None = None,
+        players: int = 1, batch: int = 2, again: int = 0, rate: float = PEAK_RATE,
+        crop: int | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.budget_s, self.device = folder, 60 * minutes, torch.device(device)
+        self.batch, self.again, self.rate, self.crop = batch, again, rate, crop
+        self.steps, self.spent_s = 0, 0.0
+        state = None
+        if (folder / "state.pth").exists():
+            state = torch.load(folder / "state.pth", weights_only=True)
+            self.steps, self.spent_s = state["steps"], state["spent_s"]
+        # Before anything else computes: a process is not to be forked while threads compute in it.
+        self.table = Table(players * ROWS_PER_PLAYER)
+        self.players = Players(self.table, players, seed + self.steps, once=crop is not None)
+        self.rng = np.random.default_rng([seed, self.steps])
         network = build_network()
         if start is not None:
             network.load_state_dict(weights_of(start))
-        self.network = network.to(device, memory_format=torch.channels_last_3d)
+        self.network = network.to(self.device, memory_format=torch.channels_last_3d)
         self.average = copy.deepcopy(self.network)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=PEAK_RATE, weight_decay=1e-4)
-        self.steps, self.spent_s = 0, 0.0
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=1e-4)
+        if state is not None:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.pool = Pool(self.device) if again else None
+        if self.device.type == "cuda":  # so that views are copied by the device itself
+            for array in (self.table.inputs, self.table.marks):
+                torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0))
         self.recent: list[Record] = []
-        self.skipped = 0  # steps whose gradient was not finite
-        self.episodes: list[Episode] = []
-        if (folder / "state.pth").exists():
-            self._load()
+        self.losses: list[torch.Tensor] = []
+        self.skipped = torch.zeros((), device=self.device)  # steps whose gradient was not finite
 
     def run(self) -> None:
         started, saved = time.monotonic() - self.spent_s, time.monotonic()
@@ -118,33 +115,49 @@ class Trainer:
             self.step()
             now = time.monotonic()
             self.spent_s = now - started
-            if now - saved > SAVE_EVERY_S:
+            if now - saved > self.budget_s / SAVES:
                 saved = now
                 self.save()
         self.save()
+        self.players.stop()
 
     def step(self) -> None:
-        while len(self.episodes) < EPISODES:
-            scene = make_scene(self.rng)
-            self.episodes += [Episode(scene, self.rng) for _ in range(EPISODES_PER_SCENE)]
-        playing = [self.episodes[i] for i in self.rng.choice(len(self.episodes), BATCH, replace=False)]
-        stages = [e.step for e in playing]
-        views = [e.next_view() for e in playing]
-        inputs = torch.stack([v.inputs for v in views]).to(self.device)
-        logits, loss = self._learn(inputs, views)
-        given = self.network.near_prompts(logits, inputs)
-        answers = (given[:, 1] > given[:, 0]).cpu().numpy()
-        for episode, view, answer, stage in zip(playing, views, answers, stages, strict=True):
-            self.recent.append(record_of(loss, stage, view, answer))
-            episode.accept(view, answer)
-        self.episodes = [e for e in self.episodes if not e.over]
+        """Learn from the next views that are ready, and answer them."""
+        rows = []
+        for _ in range(self.batch):
+            row, record = self.players.ready.get()
+            rows.append(row)
+            if record is not None:
+                self.recent.append(record)
+        inputs, marks = (
+            torch.stack([torch.from_numpy(of_all[row]).to(self.device, non_blocking=True) for row in rows])
+            for of_all in (self.table.inputs, self.table.marks)
+        )
+        seen, wanted = inputs.float(), marks
+        if self.pool is not None:
+            old, old_marks = self.pool.draw(self.again, self.rng)
+            self.pool.add(inputs, marks)
+            seen, wanted = torch.cat((seen, old)), torch.cat((marks, old_marks))
+        if self.crop is not None:
+            inner = (..., *(slice((PATCH - self.crop) // 2, (PATCH + self.crop) // 2),) * 3)
+            self._learn(seen[inner], wanted[inner])
+            for row in rows:
+                self.players.answered(row)
+            return
+        logits = self._learn(seen, wanted)[: len(rows)]
+        answers = (logits[:, 1] - logits[:, 0]).half().cpu().numpy()
+        for row, answer in zip(rows, answers, strict=True):
+            self.table.answers[row] = answer
+            self.players.answered(row)
 
-    def _learn(self, inputs: torch.Tensor, views: list[View]) -> tuple[torch.Tensor, float]:
+    def _learn(self, inputs: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        fast = self.device.type != "cpu" or BFLOAT16_ON_CPU
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast):
             logits = self.network.logits(inputs)
-        loss = loss_of(logits.float(), views)
+        logits = logits.float()
+        loss = loss_of(logits, marks)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0).isfinite():
@@ -154,14 +167,14 @@ class Trainer:
         self.steps += 1
         decay = min(EMA, self.steps / (self.steps + 5))
         with torch.no_grad():
-            for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(new, 1 - decay)
-        return logits.detach().float(), float(loss.detach())
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        self.losses.append(loss.detach())
+        return logits.detach()
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.steps + 1) / 50)
         progress = min(1.0, self.spent_s / self.budget_s)
-        return PEAK_RATE * warm * (1 - progress) ** 0.9 + 1e-6
+        return self.rate * warm * (1 - progress) ** 0.9 + 1e-6
 
     def save(self) -> None:
         """Write the state and one line of the log: means since the last, of the views as the network met them."""
@@ -177,7 +190,7 @@ class Trainer:
         partial.replace(self.folder / "state.pth")
         log = self.folder / "log.csv"
         new = not log.exists()
-        row = [self.steps, round(self.spent_s), *(round(x, 4) for x in self._means()), self.skipped]
+        row = [self.steps, round(self.spent_s), *(round(x, 4) for x in self._means()), int(self.skipped)]
         with log.open("a", newline="") as f:
             writer = csv.writer(f)
             if new:
@@ -185,6 +198,7 @@ class Trainer:
             writer.writerow(row)
         print(*row, flush=True)
         self.recent.clear()
+        self.losses.clear()
 
     def _means(self) -> list[float]:
         def mean(values: list[float] | list[bool]) -> float:
@@ -192,20 +206,39 @@ class Trainer:
 
         seen = self.recent
         return [
-            mean([r.loss for r in seen]),
+            mean([float(x) for x in self.losses]),
             *(mean([r.dice for r in seen if r.stage == k]) for k in range(MAX_STEPS)),
             mean([r.obeyed for r in seen if r.positive and r.obeyed is not None]),
             mean([r.obeyed for r in seen if not r.positive and r.obeyed is not None]),
             mean([r.lowered for r in seen if r.lowered is not None]),
         ]
 
-    def _load(self) -> None:
-        state = torch.load(self.folder / "state.pth", weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.steps, self.spent_s = state["steps"], state["spent_s"]
-        self.rng = np.random.default_rng(self.steps)
+
+class Pool:
+    """The latest views, kept on the device to be learned from again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.inputs = torch.empty((POOL, 8, PATCH, PATCH, PATCH), dtype=torch.float16, device=device)
+        self.marks = torch.empty((POOL, PATCH, PATCH, PATCH), dtype=torch.uint8, device=device)
+        self.added = 0
+
+    def add(self, inputs: torch.Tensor, marks: torch.Tensor) -> None:
+        for view, marked in zip(inputs, marks, strict=True):
+            self.inputs[self.added % POOL], self.marks[self.added % POOL] = view, marked
+            self.added += 1
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (float32) and marks of up to ``n`` views, turned and mirrored, each in a grey scale of its own."""
+        kept = min(self.added, POOL)
+        rows = torch.from_numpy(rng.choice(kept, min(n, kept), replace=False)).to(self.inputs.device)
+        inputs, marks = self.inputs[rows].float(), self.marks[rows]
+        gain = np.exp(rng.uniform(-0.7, 0.7, len(rows))) * rng.choice((1, -1), len(rows), p=(0.8, 0.2))
+        inputs[:, 0] *= torch.from_numpy(gain.astype(np.float32)).to(inputs.device)[:, None, None, None]
+        order, mirrored = rng.permutation(3), np.flatnonzero(rng.random(3) < 0.5)
+        return tuple(
+            a.permute(*range(a.ndim - 3), *(a.ndim - 3 + order)).flip((a.ndim - 3 + mirrored).tolist())
+            for a in (inputs, marks)
+        )  # type: ignore[return-value]
 
 
 def draw_curves(folder: Path) -> None:
@@ -240,10 +273,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90.0)
     parser.add_argument("--start", type=Path, help="a model folder whose weights to begin with; default: random ones")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--players", type=int, default=1, help="processes that simulate users, a core each")
+    parser.add_argument("--batch", type=int, default=2, help="new views to learn from in a step")
+    parser.add_argument("--again", type=int, default=0, help="older views beside them, for a device that has the time")
+    parser.add_argument("--crop", type=int, help="voxels a side to learn from, for slow CPUs: see Trainer")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args.folder, 60 * args.minutes, torch.device(args.device), args.seed, args.start)
+    trainer = Trainer(
+        args.folder, args.minutes, device=args.device, seed=args.seed, start=args.start, players=args.players,
+        batch=args.batch, again=args.again, rate=args.rate, crop=args.crop,
+    )  # fmt: skip
     trainer.run()
     export(trainer.average.state_dict(), args.folder / "model")
     draw_curves(args.folder)

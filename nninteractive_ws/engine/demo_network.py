@@ -47,7 +47,7 @@ def _multiplies_bfloat16() -> bool:
 
 
 # The precision the network was trained in. It halves a pass, and moves a mask's border by a voxel here and there.
-_BFLOAT16_ON_CPU = _multiplies_bfloat16()
+BFLOAT16_ON_CPU = _multiplies_bfloat16()
 
 
 class HalfResolutionUNet(nn.Module):
@@ -77,7 +77,7 @@ class HalfResolutionUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=_BFLOAT16_ON_CPU and x.device.type == "cpu"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16_ON_CPU and x.device.type == "cpu"):
             logits = self.logits(x)
             first = ~(x[:, _PREVIOUS] > 0.5).flatten(1).any(1)
             if first.any():
