@@ -1,14 +1,14 @@
-"""How the embedded model is trained: that it learns from what the official session shows, and goes on where it ended."""
+"""The training of the embedded model: that it learns from what the official session shows, and can be resumed."""
 
 from pathlib import Path
 
+from engine_helpers import set_official_image
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from engine_helpers import set_official_image
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from training.episodes import CHANNELS, PATCH, Episode
 from training.players import OBEY, POINTED_AT, TARGET, WRONG
