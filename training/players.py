@@ -19,7 +19,7 @@ from training.episodes import PATCH, Episode, View
 from training.scenes import make_scene
 
 ROWS_PER_PLAYER = 8
-EPISODES_PER_SCENE = 4
+EPISODES_PER_SCENE = 6
 # Bits of Table.marks.
 TARGET, WRONG, OBEY, POINTED_AT = 1, 2, 4, 8
 # How often the answer is taken without the rules of the network's near_prompts, which may change.

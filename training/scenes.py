@@ -71,13 +71,14 @@ def _crop_of_demo(rng: np.random.Generator) -> tuple:
 
 
 def _varied_phantom(rng: np.random.Generator) -> Phantom:
-    base = rng.uniform(1.6, 3.6)
+    base = np.exp(rng.uniform(np.log(0.7), np.log(3.6)))
     spacing = base * np.exp(0.1 * rng.standard_normal(3))
     if rng.random() < 0.3:
         spacing[rng.integers(3)] *= rng.uniform(1.5, 3)
     extent = np.array([rng.uniform(280, 400), rng.uniform(230, 320), rng.uniform(80, 320)])
     shape = np.clip(np.rint(extent / spacing), 16, 160).astype(int)
-    offset = (rng.normal(0, 20), rng.normal(0, 15), rng.normal(0, 50))
+    cut_away = np.maximum(0, extent - shape * spacing) / 2  # of fine voxels there are not enough for all of the body
+    offset = tuple((rng.normal(0, (20, 15, 50)) + rng.uniform(-cut_away, cut_away)).tolist())
     hu = {}
     if rng.random() < 0.4:  # another modality: any tissue may have any value
         hu = {name: float(rng.uniform(-300, 500)) for name in TISSUE_HU}
