@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mmap
 import multiprocessing
 from multiprocessing.context import ForkContext, ForkProcess
+import queue
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,14 @@ class Players:
         self._answered[row // ROWS_PER_PLAYER].put(row)
 
     def next_answer(self, player: int) -> int:
-        return int(self._answered[player].get())
+        """Wait for the next row to go on with; in the player's process, which ends if the trainer was killed."""
+        trainer = multiprocessing.parent_process()
+        while True:
+            try:
+                return int(self._answered[player].get(timeout=5))
+            except queue.Empty:
+                if trainer is None or not trainer.is_alive():
+                    raise SystemExit(1) from None
 
     def stop(self) -> None:
         for process in self._processes:
