@@ -44,7 +44,7 @@ def test_it_is_small_and_says_its_licence() -> None:
 
 
 # Channels: the image, the previous segmentation, and positive and negative regions, points and scribbles.
-PREVIOUS, POSITIVE_POINT, NEGATIVE_POINT = 1, 4, 5
+PREVIOUS, NEGATIVE_REGION, POSITIVE_POINT, NEGATIVE_POINT = 1, 3, 4, 5
 FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26), slice(4, 10), slice(4, 10))
 
 
@@ -83,7 +83,7 @@ def test_a_point_beside_a_change_means_it() -> None:
 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
-@pytest.mark.parametrize("depth", [1, 3, 4, 8])
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
 def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: int, depth: int) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     half = blobs((0, slice(0, 16)))
@@ -93,9 +93,34 @@ def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: 
     x[0, polarity, at, 16, 16] = 1.0
     grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
     away = (grid - torch.tensor([at, 16.0, 16.0])[:, None, None, None]).square().sum(0)[None]
-    changed_if_unsure = (before ^ wanted) & (away <= 9) if depth < 4 else before ^ wanted
+    changed_if_unsure = (before ^ wanted) & (away <= 9) if depth < 3 else before ^ wanted
     assert torch.equal(answer(wanted, x, sure=5.0), wanted)
     assert torch.equal(answer(wanted, x, sure=3.0), before ^ changed_if_unsure)
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+@pytest.mark.parametrize("agrees", [False, True])
+def test_what_lies_nearer_to_a_prompt_that_says_the_contrary_stays(polarity: int, agrees: bool) -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    before = torch.full((1, 32, 32, 32), polarity == NEGATIVE_POINT)
+    contrary = NEGATIVE_POINT if polarity == POSITIVE_POINT else POSITIVE_POINT
+    x[:, PREVIOUS] = before
+    x[0, contrary, 4, 16, 16] = 0.3  # long ago
+    x[0, polarity, 24, 16, 16] = 1.0
+    if agrees:
+        x[0, polarity, 2, 16, 16] = 0.5
+    expected = before ^ blobs((0, slice(14, 32)))  # what is as far from both may change
+    assert torch.equal(answer(~before, x), expected)
+
+
+def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, PREVIOUS] = 1.0
+    x[0, POSITIVE_POINT, 16, 16, 4] = 0.9
+    x[0, NEGATIVE_REGION, 8:24, 8:24, 20] = 1.0
+    changed = ~answer(blobs(), x)
+    assert changed[0, 16, 16, 14:].all()
+    assert not changed[0, 16, 16, :10].any()
 
 
 def test_the_first_answer_need_not_be_sure() -> None:

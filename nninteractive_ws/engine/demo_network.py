@@ -28,6 +28,8 @@ _SEEN_FINELY = 6
 _MARK_GAIN = 3.0
 # Only the middle of the newest point is above; older ones have decayed to 0.9 and less.
 _NEWEST = 0.95
+# What an older one marks, ever fainter.
+_MARKED = 0.05
 # What a mark, and the previous segmentation where there is one, add to the logits' difference; chosen on phantoms.
 _OBEDIENCE, _INERTIA = 6.0, 2.0
 # The same for what the newest prompt does not ask to change: a positive one that lies outside takes nothing away, a
@@ -37,7 +39,7 @@ _PROTECTION = 8.0
 _NEAR = 3
 # A prompt so close to the border of the previous segmentation corrects a thin error. Farther away than _NEAR, it then
 # changes only what the logits say by so much: there a change is more often a mistake than meant. Chosen on phantoms.
-_THIN, _SURE = 4, 4.0
+_THIN, _SURE = 3, 4.0
 
 
 def _multiplies_bfloat16() -> bool:
@@ -105,7 +107,8 @@ class HalfResolutionUNet(nn.Module):
     def near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that the newest prompt is not believed to mean."""
         newest = (x[:, _REGION_POS:] > _NEWEST).any(1)
-        seen = (logits[:, 1] - logits[:, 0], x[:, _PREVIOUS] > 0.5, newest)
+        marked = HalfResolutionUNet._marks(x) > _MARKED
+        seen = (logits[:, 1] - logits[:, 0], x[:, _PREVIOUS] > 0.5, newest, marked[:, 0], marked[:, 1])
         undone = np.stack([_undone(*of_one) for of_one in zip(*(t.cpu().numpy() for t in seen), strict=True)])
         if not undone.any():
             return logits
@@ -185,10 +188,13 @@ def residual_encoder(inputs: int, features: list[int], blocks: list[int], output
     )
 
 
-def _undone(difference: np.ndarray, previous: np.ndarray, newest: np.ndarray) -> np.ndarray:
-    """The changes that the newest prompt is not believed to mean: those that do not hang together with it, and, where
-    it corrects a thin error, those farther away of which the network is not sure. difference: of the logits, float; the
-    others bool; all (X, Y, Z)."""
+def _undone(
+    difference: np.ndarray, previous: np.ndarray, newest: np.ndarray, negative: np.ndarray, positive: np.ndarray
+) -> np.ndarray:
+    """The changes that the newest prompt is not believed to mean: those that do not hang together with it, that lie
+    nearer to a prompt that says the contrary, and, where it corrects a thin error, those farther away of which the
+    network is not sure. difference: of the logits, float; previous; what the newest prompt marks; what points and
+    scribbles mark: bool; all (X, Y, Z)."""
     changed: np.ndarray = (difference > 0) != previous
     undone: np.ndarray = np.zeros_like(changed)
     if not (newest.any() and changed.any()):
@@ -196,8 +202,20 @@ def _undone(difference: np.ndarray, previous: np.ndarray, newest: np.ndarray) ->
     near = _near(newest)
     if _is_thin(newest, previous):
         undone = changed & ~near & (np.abs(difference) < _SURE)
+    says_object, says_not = positive | (newest & ~negative), negative | (newest & ~positive)
+    box = _around(changed | says_object | says_not, 0)
+    undone[box] |= (changed & ~near)[box] & _confirmed(previous[box], says_object[box], says_not[box])
     undone |= _apart(changed & ~undone, near)
     return undone
+
+
+def _confirmed(previous: np.ndarray, says_object: np.ndarray, says_not: np.ndarray) -> np.ndarray:
+    """Where the nearest mark says what the previous segmentation says. All bool (X, Y, Z)."""
+    to_object, to_not = (
+        ndimage.distance_transform_edt(~marks) if marks.any() else np.full(marks.shape, np.inf)
+        for marks in (says_object, says_not)
+    )
+    return np.where(previous, to_object < to_not, to_not < to_object)
 
 
 def _is_thin(prompt: np.ndarray, previous: np.ndarray) -> bool:
