@@ -203,8 +203,9 @@ def _undone(
     if _is_thin(newest, previous):
         undone = changed & ~near & (np.abs(difference) < _SURE)
     says_object, says_not = positive | (newest & ~negative), negative | (newest & ~positive)
-    box = _around(changed | says_object | says_not, 0)
-    undone[box] |= (changed & ~near)[box] & _confirmed(previous[box], says_object[box], says_not[box])
+    if (says_not.any() and (changed & ~previous).any()) or (says_object.any() and (changed & previous).any()):
+        box = _around(changed | says_object | says_not, 0)
+        undone[box] |= (changed & ~near)[box] & _confirmed(previous[box], says_object[box], says_not[box])
     undone |= _apart(changed & ~undone, near)
     return undone
 
