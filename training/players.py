@@ -89,6 +89,7 @@ class Players:
     def stop(self) -> None:
         for process in self._processes:
             process.kill()
+            process.join()
 
 
 def _start(context: ForkContext, target: Callable[..., None], args: tuple[Any, ...]) -> ForkProcess:
