@@ -4,11 +4,9 @@ A player keeps some episodes going. It writes the view of one into a row of the 
 from rows that are ready, a batch at a time, writes its answers beside them, and says so; the player goes on from there.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 import mmap
 import multiprocessing
-from multiprocessing.context import ForkContext, ForkProcess
 import queue
 from typing import Any
 
@@ -70,7 +68,9 @@ class Players:
         context = multiprocessing.get_context("fork")  # the table is inherited
         self.ready: Any = context.Queue()  # (row, record of the view before it or None)
         self._answered: list[Any] = [context.Queue() for _ in range(n)]
-        self._processes = [_start(context, _play, (table, self, k, seed)) for k in range(n)]
+        self._processes = [context.Process(target=_play, args=(table, self, k, seed), daemon=True) for k in range(n)]
+        for process in self._processes:
+            process.start()
 
     def answered(self, row: int) -> None:
         """Say that the answer of a row is there."""
@@ -90,12 +90,6 @@ class Players:
         for process in self._processes:
             process.kill()
             process.join()
-
-
-def _start(context: ForkContext, target: Callable[..., None], args: tuple[Any, ...]) -> ForkProcess:
-    process = context.Process(target=target, args=args, daemon=True)
-    process.start()
-    return process
 
 
 def _shared(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:

@@ -30,8 +30,8 @@ from training.players import OBEY, POINTED_AT, ROWS_PER_PLAYER, TARGET, WRONG, P
 
 EMA = 0.999
 PEAK_RATE = 3e-4
-POOL = 512
-SAVES = 40
+POOL = 512  # views that are kept to be learned from again
+SAVES = 40  # of the state, and lines of the log, in a training
 # Weights of obedience, correction and what is left wrong beside the object's cross entropy and Dice.
 OBEDIENCE, CORRECTION, LEFT = 0.4, 0.5, 0.7
 COLUMNS = [

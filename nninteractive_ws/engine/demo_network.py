@@ -200,12 +200,13 @@ def _undone(
     if not (newest.any() and changed.any()):
         return undone
     near = _near(newest)
+    far = changed & ~near
     if _is_thin(newest, previous):
-        undone = changed & ~near & (np.abs(difference) < _SURE)
+        undone = far & (np.abs(difference) < _SURE)
     says_object, says_not = positive | (newest & ~negative), negative | (newest & ~positive)
-    if (says_not.any() and (changed & ~previous).any()) or (says_object.any() and (changed & previous).any()):
-        box = _around(changed | says_object | says_not, 0)
-        undone[box] |= (changed & ~near)[box] & _confirmed(previous[box], says_object[box], says_not[box])
+    if (says_not.any() and (far & ~previous).any()) or (says_object.any() and (far & previous).any()):
+        box = _around(far | says_object | says_not, 0)
+        undone[box] |= far[box] & _confirmed(previous[box], says_object[box], says_not[box])
     undone |= _apart(changed & ~undone, near)
     return undone
 
