@@ -28,20 +28,27 @@ def volume() -> npt.NDArray[np.int16]:
 
 def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) -> None:
     present: list[int] = []
+    at_first_pass: list[int] = []
     waited: list[Progress] = []
+
+    def on_progress(event: Progress) -> None:
+        # What comes while the model computes depends on how long that takes, and is not counted.
+        if event.state == "predicting" and not at_first_pass:
+            at_first_pass.append(present[-1])
+        waited.append(event)
+
     with relay(server, bytes_per_second=4e6) as slow:
         with nni.connect(slow.address) as session:
             # With autozoom the model decides how much of the image it looks at.
             session.set_options(autozoom=False)
             session.on("image_progress", lambda e: present.append(e.present))
-            session.on("progress", waited.append)
+            session.on("progress", on_progress)
             session.set_image(volume)
             result = session.segment("a").add_point(CORNER)
-            there = present[-1]
             mask = session.segment("a").mask.copy()
         sent = slow.bytes_up
-    print(f"{there} of {BRICKS} bricks had come when the result did; {sent / 1e6:.1f} MB of {volume.nbytes / 1e6:.0f}")
-    assert there <= BRICKS // 3
+    print(f"{at_first_pass} of {BRICKS} bricks at the first pass; {sent / 1e6:.1f} MB of {volume.nbytes / 1e6:.0f}")
+    assert at_first_pass[0] <= BRICKS // 6
     assert any(e.state == "waiting_for_image" for e in waited)
     assert result.timings.waiting_for_image > 0
     assert result.timings.passes == 1
