@@ -408,7 +408,7 @@ def test_an_interrupted_batch_says_so_and_goes_on(quick: QuickServer, thirty: Pa
         wait_until(lambda: (tmp_path / "results.csv").exists() and len(results(tmp_path)) >= 4)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "The same command goes on from here" in said
     assert "Traceback" not in said
     assert list(tmp_path.rglob(".partial*")) == []
