@@ -12,6 +12,8 @@ LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
 # are left as they stand; all others are turned and mirrored.
 _DEMO, _VARIED, _UPRIGHT = 0.3, 0.25, 0.25
+# How many of the others have what no label names between their organs and in them.
+_CLUTTERED = 0.6
 # Hounsfield units of a torso without contrast agent: organs hardly differ, and what parts them is fat.
 _UNENHANCED = {
     "muscle": 50, "liver": 55, "spleen": 46, "right kidney": 30, "left kidney": 30, "stomach": 25, "aorta": 40,
@@ -43,9 +45,12 @@ def make_scene(rng: np.random.Generator) -> Scene:
         image, labels = phantom.image.astype(np.float32), phantom.labels
     elif kind < _DEMO + _VARIED:
         phantom = _varied_phantom(rng)
-        image, labels = _vary_intensities(phantom.image.astype(np.float32), rng), phantom.labels
+        image, labels = phantom.image.astype(np.float32), phantom.labels
     else:
         image, labels = _random_anatomy(rng)
+    if kind >= _DEMO:
+        if rng.random() < _CLUTTERED:
+            _clutter(image, labels, rng)
         image = _vary_intensities(image, rng)
     if kind >= _DEMO and rng.random() < 0.3:
         image, labels = _slab(image, labels, rng)
@@ -260,6 +265,47 @@ def _texture(canvas: Canvas, rng: np.random.Generator, n: int, spread: float) ->
     return np.asarray(np.float32(strength) * noise + own[canvas.labels] * canvas.bumps(box, rng.uniform(3, 12)))
 
 
+def _clutter(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw what real bodies are full of and no label names: vessels, fasciae and lumps of another tissue in one of
+    those between the organs, and faint vessels in organs."""
+    smooth, spread = ndimage.gaussian_filter(image, 1.0), float(image.std())
+    near, beside = (ndimage.binary_dilation(labels > 0, iterations=n) for n in (2, 4))
+    beside &= ~near
+    if not beside.any():
+        return
+    at, other = (smooth.ravel()[rng.choice(np.flatnonzero(where))] for where in (beside, labels > 0))
+    between = (labels == 0) & (np.abs(smooth - at) < 0.2 * spread)
+    contrast = np.where(between, (other - at) * rng.uniform(0.4, 1.2), 0)
+    organs = rng.normal(0, rng.uniform(0.02, 0.12) * spread, 256) * (rng.random(256) < 0.5)
+    organs[0] = 0
+    vessels = _filaments(image.shape, rng)
+    image += np.float32(contrast) * np.maximum(vessels, _filaments(image.shape, rng))
+    if rng.random() < 0.5:
+        lumps = _field(image.shape, rng.uniform(4, 16), rng) - np.float32(rng.uniform(0.3, 1.2))
+        image += np.float32(contrast) * np.clip(4 * lumps, 0, 1)
+    image += organs.astype(np.float32)[labels] * vessels
+
+
+def _filaments(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Curves where two smooth fields are about 0, or sheets where one is: how much of each voxel they fill."""
+    size = float(np.exp(rng.uniform(np.log(5), np.log(25))))
+    width = np.float32(rng.uniform(1, 3) / size)
+    distance = np.abs(_field(shape, size, rng))
+    if rng.random() < 0.75:
+        distance = np.maximum(distance, np.abs(_field(shape, size, rng)))
+    return np.asarray(np.clip(2 - 2 * distance / width, 0, 1))
+
+
+def _field(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random field of about unit variance whose features are ``size`` voxels wide: float32."""
+    return _enlarged(rng.standard_normal([max(2, round(n / size) + 2) for n in shape]), shape)
+
+
+def _enlarged(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    zoom = [n / c for n, c in zip(shape, coarse.shape, strict=True)]
+    return ndimage.zoom(coarse.astype(np.float32), zoom, order=1, grid_mode=True, mode="nearest")
+
+
 def _vary_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What scanners and exports do to a volume: thick slices, a bias field, another grey scale, inversion."""
     if rng.random() < 0.2:
@@ -268,9 +314,7 @@ def _vary_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
         image = _thick_slices(image, int(rng.integers(3)), int(rng.integers(2, 5)))
     scale = image.std()
     if rng.random() < 0.3:
-        coarse = rng.normal(0, rng.uniform(0.05, 0.3) * scale, (3, 3, 3))
-        zoom = [n / 3 for n in image.shape]
-        image = image + ndimage.zoom(coarse, zoom, order=1, grid_mode=True, mode="nearest").astype(np.float32)
+        image = image + _enlarged(rng.normal(0, rng.uniform(0.05, 0.3) * scale, (3, 3, 3)), image.shape)
     if rng.random() < 0.3:
         low, high = image.min(), image.max()
         image = ((image - low) / max(high - low, 1e-6)) ** np.float32(rng.uniform(0.6, 1.6))

@@ -257,9 +257,9 @@ def draw_curves(folder: Path) -> None:
         place = 0 if name == "loss" else 1 if name.startswith("dice") else 2
         axes[place].plot([float(r["seconds"]) / 60 for r in rows], smooth, label=name.replace("_", " "))
     for axis, title in zip(axes, ("loss", "Dice of the view", "share of prompts"), strict=True):
-        axis.set(title=title, xlabel="minutes")
+        axis.set(title=title, xlabel="minutes", ylim=(0, None if title == "loss" else 1))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="lower right", ncols=2)  # below the lines, which end high
     figure.savefig(folder / "curves.png", dpi=100)
 
 
