@@ -12,7 +12,9 @@ LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
 # are left as they stand; all others are turned and mirrored.
 _DEMO, _VARIED, _UPRIGHT = 0.3, 0.25, 0.25
-# How many of the others have what no label names between their organs and in them.
+# How many of the varied ones have voxels of about a millimetre.
+_FINE = 0.3
+# How many of all but the first have what no label names between their organs and in them.
 _CLUTTERED = 0.6
 # Hounsfield units of a torso without contrast agent: organs hardly differ, and what parts them is fat.
 _UNENHANCED = {
@@ -76,7 +78,9 @@ def _crop_of_demo(rng: np.random.Generator) -> tuple:
 
 
 def _varied_phantom(rng: np.random.Generator) -> Phantom:
-    base = np.exp(rng.uniform(np.log(0.7), np.log(3.6)))
+    # Of fine ones more: there, an organ fills all that the network sees.
+    finest, coarsest = (0.6, 1.2) if rng.random() < _FINE else (0.7, 3.6)
+    base = np.exp(rng.uniform(np.log(finest), np.log(coarsest)))
     spacing = base * np.exp(0.1 * rng.standard_normal(3))
     if rng.random() < 0.3:
         spacing[rng.integers(3)] *= rng.uniform(1.5, 3)
