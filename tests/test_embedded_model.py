@@ -164,3 +164,17 @@ def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9
     assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST, SECOND))
+
+
+@pytest.mark.parametrize(("newest", "sign"), [(POSITIVE_POINT, 1.0), (NEGATIVE_POINT, -1.0), (NEGATIVE_REGION, -1.0)])
+def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, sign: float) -> None:
+    x = torch.zeros(2, 8, 32, 32, 32)
+    x[0, 0, 16:], x[0, 0, 24:] = 0.2, 3.0
+    x[0, newest, 20, 16, 16] = 1.0  # in the middle one of three parts
+    for older in (POSITIVE_POINT, NEGATIVE_POINT):
+        x[:, older, 28, 16, 16] = 0.9
+    seen = HalfResolutionUNet.likeness_to_newest(x)
+    for gain, likeness in zip((5.0, 20.0), seen[0], strict=True):
+        expected = [sign * np.exp(-((gain * difference) ** 2)) for difference in (0.2, 0.0, 2.8)]
+        assert [likeness[at, 3, 3].item() for at in (2, 20, 28)] == pytest.approx(expected, abs=1e-5)
+    assert not seen[1].any(), "the second of the batch has only older prompts"

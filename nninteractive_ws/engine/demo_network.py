@@ -21,9 +21,13 @@ _PREVIOUS, _REGION_POS, _REGION_NEG, _POINT_POS, _POINT_NEG, _SCRIBBLE_POS, _SCR
 # a point it is the middle that counts, as its ball is larger than a small object: to the third power, more than half
 # of its weight lies within two voxels.
 _REGION_WEIGHT, _PREVIOUS_WEIGHT, _POINT_WEIGHT, _POINT_POWER = 0.02, 0.005, 5.0, 3
-# Channels that reach the head at full resolution: the image and its two contrasts, the previous segmentation, and
+# How far an intensity may be from that of the newest prompt to count as alike: 1 over these, of the z-scored image.
+_ALIKE = (5.0, 20.0)
+# Channels that the network adds: two contrasts to all positive prompts, two likenesses to the newest of either kind.
+_ADDED = 2 + len(_ALIKE)
+# Channels that reach the head at full resolution: the image and what is added to it, the previous segmentation, and
 # what positive and negative points and scribbles mark.
-_SEEN_FINELY = 6
+_SEEN_FINELY = 4 + _ADDED
 # A point is a ball of radius 4 that falls from 1 in the middle to 0.34 at 3 voxels: up to there it counts in full.
 _MARK_GAIN = 3.0
 # Only the middle of the newest point is above; older ones have decayed to 0.9 and less.
@@ -56,7 +60,8 @@ class HalfResolutionUNet(nn.Module):
     """Maps (batch, 8, X, Y, Z) to two logits per voxel, (batch, 2, X, Y, Z); X, Y, Z multiples of 32.
 
     The image channel holds a z-scored volume, which leaves soft tissues a few hundredths apart. So the
-    network also sees the difference to the mean intensity under the positive prompts, at two gains.
+    network also sees the difference to the mean intensity under the positive prompts, at two gains. A correction often
+    points at what looks otherwise; so it also sees what is like the newest prompt, positive or negative.
 
     Points and scribbles are small, and half a resolution blurs them: the head sees them at full resolution, and
     what they mark is added to the logits. The previous segmentation is added, too, less: so a correction changes
@@ -69,7 +74,7 @@ class HalfResolutionUNet(nn.Module):
         super().__init__()
         if deep_supervision:
             raise ValueError("HalfResolutionUNet has no deep supervision: build it with deep_supervision=False")
-        seen = input_channels + 2
+        seen = input_channels + _ADDED
         self.stem = nn.Conv3d(seen, features[0], 3, stride=2, padding=1)
         self.body = residual_encoder(features[0], features, [1] + [2] * (len(features) - 1), 16)
         # One convolution of both in two: what is seen finely is input, and needs no gradient in training.
@@ -92,13 +97,13 @@ class HalfResolutionUNet(nn.Module):
         """The answer as it is trained: wherever something is to change, not only where the newest prompt is."""
         kind = x.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        contrast = self._contrast_to_prompts(x).to(precision)
+        added = torch.cat((self._contrast_to_prompts(x), self.likeness_to_newest(x)), 1).to(precision)
         marks = self._marks(x)
         coarse_x = x.to(precision)
-        seen = torch.cat((coarse_x, contrast), 1).contiguous(memory_format=torch.channels_last_3d)
+        seen = torch.cat((coarse_x, added), 1).contiguous(memory_format=torch.channels_last_3d)
         coarse = self.body(functional.leaky_relu(self.stem(seen), 0.01))
         previous = coarse_x[:, _PREVIOUS : _PREVIOUS + 1]
-        fine = _space_to_depth(torch.cat((coarse_x[:, :1], contrast, previous, marks.to(precision)), 1))
+        fine = _space_to_depth(torch.cat((coarse_x[:, :1], added, previous, marks.to(precision)), 1))
         mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine(fine), 0.01)
         logits = _depth_to_space(self.head(mixed)).float()
         return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, x)), 1)
@@ -164,6 +169,20 @@ class HalfResolutionUNet(nn.Module):
         mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-6)
         difference = (image - mean) * (total > 0)
         return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
+
+    @staticmethod
+    def likeness_to_newest(x: torch.Tensor) -> torch.Tensor:
+        """From 1, as bright as what the newest prompt marks, to 0; negative for a negative prompt, and 0 everywhere
+        where the patch holds no newest one: (batch, len(_ALIKE), X, Y, Z)."""
+        image = x[:, :1].float()
+        positive, negative = (x[:, first::2].amax(1, keepdim=True) > _NEWEST for first in (_REGION_POS, _REGION_NEG))
+        # Of a point, a single voxel is above: the mean of its neighbours is less noisy.
+        weight = functional.avg_pool3d((positive | negative).float(), 3, stride=1, padding=1)
+        mean = (weight * image).sum((2, 3, 4), keepdim=True) / weight.sum((2, 3, 4), keepdim=True).clamp_min(1e-6)
+        polarity = positive.flatten(1).any(1).float() - negative.flatten(1).any(1).float()
+        square = (image - mean) ** 2
+        like = torch.cat([torch.exp(-(gain**2) * square) for gain in _ALIKE], 1)
+        return (polarity[:, None, None, None, None] * like).to(x.dtype)
 
 
 def residual_encoder(inputs: int, features: list[int], blocks: list[int], outputs: int) -> ResidualEncoderUNet:
