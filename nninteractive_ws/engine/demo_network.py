@@ -111,7 +111,8 @@ class HalfResolutionUNet(nn.Module):
     @staticmethod
     def near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that the newest prompt is not believed to mean."""
-        newest = (x[:, _REGION_POS:] > _NEWEST).any(1)
+        positive, negative = HalfResolutionUNet._newest(x)
+        newest = positive | negative
         marked = HalfResolutionUNet._marks(x) > _MARKED
         seen = (logits[:, 1] - logits[:, 0], x[:, _PREVIOUS] > 0.5, newest, marked[:, 0], marked[:, 1])
         undone = np.stack([_undone(*of_one) for of_one in zip(*(t.cpu().numpy() for t in seen), strict=True)])
@@ -138,16 +139,18 @@ class HalfResolutionUNet(nn.Module):
         previous = x[:, _PREVIOUS]
         given = (previous > 0.5).flatten(1).any(1)
         adds, removes = (
-            ((x[:, channels] > _NEWEST).any(1) & ((previous > 0.5) != wanted)).flatten(1).any(1)
-            for channels, wanted in (
-                ([_REGION_POS, _POINT_POS, _SCRIBBLE_POS], True),
-                ([_REGION_NEG, _POINT_NEG, _SCRIBBLE_NEG], False),
-            )
+            (newest & ((previous > 0.5) != wanted)).flatten(1).any(1)
+            for newest, wanted in zip(HalfResolutionUNet._newest(x), (True, False), strict=True)
         )
         usual = torch.full_like(given, _INERTIA, dtype=previous.dtype)
         inside = given * torch.where(adds & ~removes, _PROTECTION, usual)
         outside = given * torch.where(removes & ~adds, _PROTECTION, usual)
         return inside[:, None, None, None] * previous - outside[:, None, None, None] * (1 - previous)
+
+    @staticmethod
+    def _newest(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the newest prompt marks if it is positive, and if it is negative: bool (batch, X, Y, Z) each."""
+        return x[:, _REGION_POS::2].amax(1) > _NEWEST, x[:, _REGION_NEG::2].amax(1) > _NEWEST
 
     @staticmethod
     def _marks(x: torch.Tensor) -> torch.Tensor:
@@ -165,9 +168,8 @@ class HalfResolutionUNet(nn.Module):
             + _REGION_WEIGHT * x[:, _REGION_POS : _REGION_POS + 1].float()
             + _PREVIOUS_WEIGHT * x[:, _PREVIOUS : _PREVIOUS + 1].float()
         )
-        total = weight.sum((2, 3, 4), keepdim=True)
-        mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-6)
-        difference = (image - mean) * (total > 0)
+        given = (weight > 0).flatten(1).any(1)[:, None, None, None, None]
+        difference = (image - _mean_under(weight, image)) * given
         return torch.cat((torch.tanh(2 * difference), torch.tanh(8 * difference)), 1).to(x.dtype)
 
     @staticmethod
@@ -175,12 +177,11 @@ class HalfResolutionUNet(nn.Module):
         """From 1, as bright as what the newest prompt marks, to 0; negative for a negative prompt, and 0 everywhere
         where the patch holds no newest one: (batch, len(_ALIKE), X, Y, Z)."""
         image = x[:, :1].float()
-        positive, negative = (x[:, first::2].amax(1, keepdim=True) > _NEWEST for first in (_REGION_POS, _REGION_NEG))
+        positive, negative = HalfResolutionUNet._newest(x)
         # Of a point, a single voxel is above: the mean of its neighbours is less noisy.
-        weight = functional.avg_pool3d((positive | negative).float(), 3, stride=1, padding=1)
-        mean = (weight * image).sum((2, 3, 4), keepdim=True) / weight.sum((2, 3, 4), keepdim=True).clamp_min(1e-6)
+        weight = functional.avg_pool3d((positive | negative)[:, None].float(), 3, stride=1, padding=1)
         polarity = positive.flatten(1).any(1).float() - negative.flatten(1).any(1).float()
-        square = (image - mean) ** 2
+        square = (image - _mean_under(weight, image)) ** 2
         like = torch.cat([torch.exp(-(gain**2) * square) for gain in _ALIKE], 1)
         return (polarity[:, None, None, None, None] * like).to(x.dtype)
 
@@ -205,6 +206,12 @@ def residual_encoder(inputs: int, features: list[int], blocks: list[int], output
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
+
+
+def _mean_under(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of each image, both (batch, 1, X, Y, Z), as (batch, 1, 1, 1, 1); 0 where all weights are."""
+    axes = (2, 3, 4)
+    return (weight * image).sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp_min(1e-6)
 
 
 def _undone(
