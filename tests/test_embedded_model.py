@@ -74,6 +74,29 @@ def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
     assert torch.equal(answer(wanted, x), expected)
 
 
+@pytest.mark.parametrize("width", [2, 4, 12])
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+def test_a_change_ends_at_a_neck(polarity: int, width: int) -> None:
+    """Two balls 18 voxels wide with a bridge between them: in the middle of one of them is the point."""
+    x = torch.zeros(1, 8, 48, 48, 48)
+    i, j, k = torch.meshgrid(*[torch.arange(48)] * 3, indexing="ij")
+    here, there = ((i - at) ** 2 + (j - 20) ** 2 + (k - 20) ** 2 <= 81 for at in (11, 35))
+    between, middle = (i > 11) & (i < 35), slice(20 - width // 2, 20 + width // 2)
+    bridge = torch.zeros_like(here)
+    bridge[:, middle, middle] = True
+    every = (here | there | (bridge & between))[None]
+    before = torch.zeros_like(every) if polarity == POSITIVE_POINT else every
+    x[:, PREVIOUS] = before
+    x[0, polarity, 11, 20, 20] = 1.0
+    changed = answer(every ^ before, x) ^ before
+    assert not (changed & ~every).any()
+    assert (changed[0] & here).sum() > 0.99 * here.sum()  # the rest is its roughness
+    if width == 12:
+        assert (changed[0] & there).sum() > 0.99 * there.sum()
+    else:
+        assert not changed[0, 24:].any()
+
+
 def test_a_point_beside_a_change_means_it() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 12, 6, 6] = 1.0
@@ -132,8 +155,9 @@ def test_the_first_answer_need_not_be_sure() -> None:
 class Noted(HalfResolutionUNet):
     """It adds a plane to the previous segmentation with every look, and keeps what it was shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, sure: float) -> None:
         torch.nn.Module.__init__(self)
+        self.sure = sure
         self.shown: list[torch.Tensor] = []
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,11 +165,12 @@ class Noted(HalfResolutionUNet):
         wanted = x[:, PREVIOUS] > 0.5
         wanted[:, 4] = True
         wanted[:, 1:] |= wanted[:, :-1].clone()
-        return torch.stack((1.0 * ~wanted, 1.0 * wanted), 1)
+        return torch.stack((self.sure * ~wanted, self.sure * wanted), 1)
 
 
-def test_without_a_previous_segmentation_it_looks_twice() -> None:
-    network = Noted()
+@pytest.mark.parametrize("sure", [0.9, 1.1])
+def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: float) -> None:
+    network = Noted(sure)
     x = torch.zeros(2, 8, 32, 32, 32)
     x[:, POSITIVE_POINT, 4, 6, 6] = 1.0
     x[1, PREVIOUS, 4] = 1.0
@@ -155,9 +180,10 @@ def test_without_a_previous_segmentation_it_looks_twice() -> None:
     assert torch.equal(x, before)
     assert torch.equal(both, x)
     once = x[:1].clone()
-    once[0, PREVIOUS, 4:6] = 1.0
+    once[0, PREVIOUS, 4:6] = float(sure > 1)
     assert torch.equal(again, once)
-    assert [found[n].any((1, 2)).nonzero().flatten().tolist() for n in range(2)] == [[4, 5, 6], [4, 5]]
+    planes = [found[n].any((1, 2)).nonzero().flatten().tolist() for n in range(2)]
+    assert planes == [[4, 5, 6] if sure > 1 else [], [4, 5]]
 
 
 def test_where_there_is_no_new_prompt_the_answer_stays() -> None:

@@ -9,9 +9,11 @@ from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, ma
 
 # An object smaller than this is not asked for.
 LEAST_VOXELS = 60
-# Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy. Of the first, some
-# are left as they stand; all others are turned and mirrored.
-_DEMO, _VARIED, _UPRIGHT = 0.3, 0.25, 0.25
+# Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy.
+_DEMO, _VARIED = 0.42, 0.28
+# How many stay as they were drawn, i, j and k leading to LPS, as in DICOM's axial slices; and how many are mirrored
+# along i and j alone, as where files follow another convention (RAS, LAS). The others may lie in any way.
+_AS_DRAWN, _AXIAL = 0.4, 0.35
 # How many of the varied ones have voxels of about a millimetre.
 _FINE = 0.3
 # How many of all but the first have what no label names between their organs and in them.
@@ -24,7 +26,7 @@ _UNENHANCED = {
 _FAT_HU = -100.0
 # How often an organ of the phantom is asked for: those that are learnt early less often, the hard ones more.
 _SHARES = dict.fromkeys(("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung"), 0.4)
-_SHARES |= dict.fromkeys(("aorta", "vena cava", "gallbladder", "pancreas", "bowel"), 1.5) | {"liver lesion": 2.5}
+_SHARES |= dict.fromkeys(("aorta", "vena cava", "gallbladder", "pancreas", "bowel"), 1.5) | {"liver lesion": 4}
 
 
 @dataclass
@@ -64,12 +66,20 @@ def make_scene(rng: np.random.Generator) -> Scene:
     if kind < _DEMO + _VARIED:
         for name, share in _SHARES.items():
             shares[ORGANS[name]] = share
-    if kind < _UPRIGHT:
-        return Scene(image, labels, shares)
-    order = rng.permutation(3)
-    flips = tuple(slice(None, None, int(s)) for s in rng.choice((-1, 1), 3))
-    turned = (np.ascontiguousarray(a.transpose(order)[flips]) for a in (image, labels))
+    order, mirrored = pose(rng)
+    turned = (np.ascontiguousarray(np.flip(a.transpose(order), mirrored)) for a in (image, labels))
     return Scene(*turned, shares)
+
+
+def pose(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How a volume lies in its array, drawn by the shares above: the order of its axes, and which are mirrored then."""
+    kind = rng.random()
+    if kind < _AS_DRAWN:
+        return (0, 1, 2), ()
+    mirrored = rng.random(3) < 0.5
+    if kind < _AS_DRAWN + _AXIAL:
+        return (0, 1, 2), tuple(np.flatnonzero(mirrored[:2]).tolist())
+    return tuple(rng.permutation(3).tolist()), tuple(np.flatnonzero(mirrored).tolist())
 
 
 def _crop_of_demo(rng: np.random.Generator) -> tuple:
@@ -211,7 +221,7 @@ def _draw_organ(
         rim = tuple(r + rng.uniform(1, 4) for r in radii)
         canvas.ellipsoid("between", middle, rim, bump=0.5 * bump, tilt=tilt, label=0)
     canvas.ellipsoid(name, middle, radii, bump=bump, tilt=tilt, label=value)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         _draw_inside(canvas, rng, value, middle, radii)
 
 
@@ -284,10 +294,21 @@ def _clutter(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
     organs[0] = 0
     vessels = _filaments(image.shape, rng)
     image += np.float32(contrast) * np.maximum(vessels, _filaments(image.shape, rng))
-    if rng.random() < 0.5:
-        lumps = _field(image.shape, rng.uniform(4, 16), rng) - np.float32(rng.uniform(0.3, 1.2))
-        image += np.float32(contrast) * np.clip(4 * lumps, 0, 1)
+    if rng.random() < 0.7:
+        image += np.where(between, smooth.ravel()[rng.choice(np.flatnonzero(labels))] - at, 0) * _lumps(labels, rng)
     image += organs.astype(np.float32)[labels] * vessels
+
+
+def _lumps(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What fills a body beside its organs, such as bowel and muscle: few lumps or nearly everywhere, touching the
+    organs or with a thin line between. How much of each voxel they fill, float32."""
+    size = float(np.exp(rng.uniform(np.log(4), np.log(40))))
+    lumps = np.clip(4 * (_field(labels.shape, size, rng) - np.float32(rng.uniform(-0.5, 1.2))), 0, 1)
+    first, second = rng.choice(((1, 1), (0.5, 1), (0, 1), (0, 0.5)))
+    for n, share in ((2, second), (1, first)):
+        if share < 1:
+            lumps[ndimage.binary_dilation(labels > 0, iterations=n)] *= np.float32(share)
+    return np.asarray(lumps)
 
 
 def _filaments(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

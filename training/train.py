@@ -27,6 +27,7 @@ from nninteractive_ws.engine.demo_network import BFLOAT16_ON_CPU
 from training.episodes import MAX_STEPS, PATCH
 from training.export import build_network, export, weights_of
 from training.players import OBEY, POINTED_AT, ROWS_PER_PLAYER, TARGET, WRONG, Players, Record, Table
+from training.scenes import pose
 
 EMA = 0.999
 PEAK_RATE = 3e-4
@@ -228,17 +229,19 @@ class Pool:
             self.added += 1
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (float32) and marks of up to ``n`` views, turned and mirrored, each in a grey scale of its own."""
+        """Inputs (float32) and marks of up to ``n`` views, all in another pose, each in a grey scale of its own."""
         kept = min(self.added, POOL)
         rows = torch.from_numpy(rng.choice(kept, min(n, kept), replace=False)).to(self.inputs.device)
         inputs, marks = self.inputs[rows].float(), self.marks[rows]
         gain = np.exp(rng.uniform(-0.7, 0.7, len(rows))) * rng.choice((1, -1), len(rows), p=(0.8, 0.2))
         inputs[:, 0] *= torch.from_numpy(gain.astype(np.float32)).to(inputs.device)[:, None, None, None]
-        order, mirrored = rng.permutation(3), np.flatnonzero(rng.random(3) < 0.5)
-        return tuple(
-            a.permute(*range(a.ndim - 3), *(a.ndim - 3 + order)).flip((a.ndim - 3 + mirrored).tolist())
-            for a in (inputs, marks)
-        )  # type: ignore[return-value]
+        order, mirrored = pose(rng)
+
+        def posed(views: torch.Tensor) -> torch.Tensor:
+            others = range(views.ndim - 3)
+            return views.permute(*others, *(n - 3 for n in order)).flip([n - 3 for n in mirrored])
+
+        return posed(inputs), posed(marks)
 
 
 def draw_curves(folder: Path) -> None:

@@ -28,8 +28,9 @@ _ADDED = 2 + len(_ALIKE)
 # Channels that reach the head at full resolution: the image and what is added to it, the previous segmentation, and
 # what positive and negative points and scribbles mark.
 _SEEN_FINELY = 4 + _ADDED
-# A point is a ball of radius 4 that falls from 1 in the middle to 0.34 at 3 voxels: up to there it counts in full.
-_MARK_GAIN = 3.0
+# A point is a ball of radius 4 that falls from 1 in the middle to 0.34 at 3 voxels: up to there it counts in full, and
+# beyond hardly, as a ball that is larger than a lesion fills it, or empties it from outside.
+_MARK_GAIN, _MARK_EDGE = 3.0, 4
 # Only the middle of the newest point is above; older ones have decayed to 0.9 and less.
 _NEWEST = 0.95
 # What an older one marks, ever fainter.
@@ -39,11 +40,17 @@ _OBEDIENCE, _INERTIA = 6.0, 2.0
 # The same for what the newest prompt does not ask to change: a positive one that lies outside takes nothing away, a
 # negative one inside adds nothing.
 _PROTECTION = 8.0
+# By how much the logits must say "object" where there is no previous segmentation: the network takes a rim with it, as
+# its training counts what is missed more. Chosen on phantoms and on real volumes.
+_CAUTION = 1.0
 # A prompt means what is up to so many voxels away from what it marks.
 _NEAR = 3
 # A prompt so close to the border of the previous segmentation corrects a thin error. Farther away than _NEAR, it then
 # changes only what the logits say by so much: there a change is more often a mistake than meant. Chosen on phantoms.
 _THIN, _SURE = 3, 4.0
+# What a prompt changes ends at a neck thinner than this share of what it is at the prompt, and than so many voxels to
+# either side: behind it lies something else. Chosen on phantoms and on real volumes.
+_NECK, _WIDEST_NECK = 1 / 3, 4.0
 
 
 def _multiplies_bfloat16() -> bool:
@@ -89,8 +96,9 @@ class HalfResolutionUNet(nn.Module):
             first = ~(x[:, _PREVIOUS] > 0.5).flatten(1).any(1)
             if first.any():
                 again = x[first]
-                again[:, _PREVIOUS] = logits[first, 1] > logits[first, 0]
+                again[:, _PREVIOUS] = logits[first, 1] - logits[first, 0] > _CAUTION
                 logits[first] = self.logits(again)
+                logits[first, 1] -= _CAUTION
         return self.near_prompts(logits, x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,7 +131,7 @@ class HalfResolutionUNet(nn.Module):
     @staticmethod
     def _margin(marks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """By how much marks and previous segmentation say "object" rather than not: (batch, X, Y, Z)."""
-        negative, positive = (_MARK_GAIN * marks).clamp_max(1).unbind(1)
+        negative, positive = ((_MARK_GAIN * marks).clamp_max(1) ** _MARK_EDGE).unbind(1)
         if (negative * positive).any():
             # The newest point overrules older ones of the other polarity.
             newest = (torch.stack((x[:, _POINT_NEG], x[:, _POINT_POS]), 1) > _NEWEST).to(marks.dtype)
@@ -271,12 +279,25 @@ def _around(prompt: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 
 def _apart(changed: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """The changes of which no voxel that they are connected with is near. All bool (X, Y, Z)."""
-    parts, n = ndimage.label(changed)
-    apart = np.ones(n + 1, bool)
-    apart[parts[near]] = False
-    apart[0] = False  # what does not change at all
-    return np.asarray(apart[parts])
+    """The changes that hang together with what is near by nothing, or by a neck too thin for what they are there: an
+    opening by reconstruction. All bool (X, Y, Z)."""
+    if not (changed & near).any():
+        return changed
+    box = _around(changed, 1)
+    inside, close = changed[box], near[box]
+    # What reaches the border of the patch goes on behind it.
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
+    neck = min(_WIDEST_NECK, _NECK * depth[close].max())
+    parts, n = ndimage.label(depth > neck)
+    reached = np.zeros(n + 1, bool)
+    reached[parts[close]] = True
+    reached[0] = False  # all that is thinner
+    kept = reached[parts]
+    if neck >= 1:
+        kept = ndimage.distance_transform_edt(~kept) < neck + 1
+    apart = changed.copy()
+    apart[box] &= ~(kept | close)
+    return apart
 
 
 def _reach(marks: torch.Tensor) -> torch.Tensor:
