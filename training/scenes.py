@@ -10,7 +10,7 @@ from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, ma
 # An object smaller than this is not asked for.
 LEAST_VOXELS = 60
 # Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy.
-_DEMO, _VARIED = 0.42, 0.28
+_DEMO, _VARIED = 0.35, 0.3
 # How many stay as they were drawn, i, j and k leading to LPS, as in DICOM's axial slices; and how many are mirrored
 # along i and j alone, as where files follow another convention (RAS, LAS). The others may lie in any way.
 _AS_DRAWN, _AXIAL = 0.4, 0.35
@@ -294,21 +294,10 @@ def _clutter(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
     organs[0] = 0
     vessels = _filaments(image.shape, rng)
     image += np.float32(contrast) * np.maximum(vessels, _filaments(image.shape, rng))
-    if rng.random() < 0.7:
-        image += np.where(between, smooth.ravel()[rng.choice(np.flatnonzero(labels))] - at, 0) * _lumps(labels, rng)
+    if rng.random() < 0.5:
+        lumps = _field(image.shape, rng.uniform(4, 16), rng) - np.float32(rng.uniform(0.3, 1.2))
+        image += np.float32(contrast) * np.clip(4 * lumps, 0, 1)
     image += organs.astype(np.float32)[labels] * vessels
-
-
-def _lumps(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What fills a body beside its organs, such as bowel and muscle: few lumps or nearly everywhere, touching the
-    organs or with a thin line between. How much of each voxel they fill, float32."""
-    size = float(np.exp(rng.uniform(np.log(4), np.log(40))))
-    lumps = np.clip(4 * (_field(labels.shape, size, rng) - np.float32(rng.uniform(-0.5, 1.2))), 0, 1)
-    first, second = rng.choice(((1, 1), (0.5, 1), (0, 1), (0, 0.5)))
-    for n, share in ((2, second), (1, first)):
-        if share < 1:
-            lumps[ndimage.binary_dilation(labels > 0, iterations=n)] *= np.float32(share)
-    return np.asarray(lumps)
 
 
 def _filaments(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -48,8 +48,8 @@ _NEAR = 3
 # A prompt so close to the border of the previous segmentation corrects a thin error. Farther away than _NEAR, it then
 # changes only what the logits say by so much: there a change is more often a mistake than meant. Chosen on phantoms.
 _THIN, _SURE = 3, 4.0
-# What a prompt changes ends at a neck thinner than this share of what it is at the prompt, and than so many voxels to
-# either side: behind it lies something else. Chosen on phantoms and on real volumes.
+# A first answer ends at a neck thinner than this share of what it is at the prompt, and than so many voxels to either
+# side: behind it lies something else. Chosen on phantoms and on real volumes; corrections are better without.
 _NECK, _WIDEST_NECK = 1 / 3, 4.0
 
 
@@ -241,7 +241,8 @@ def _undone(
     if (says_not.any() and (far & ~previous).any()) or (says_object.any() and (far & previous).any()):
         box = _around(far | says_object | says_not, 0)
         undone[box] |= far[box] & _confirmed(previous[box], says_object[box], says_not[box])
-    undone |= _apart(changed & ~undone, near)
+    left = changed & ~undone
+    undone |= _apart(left, near) if previous.any() else _behind_necks(left, near)
     return undone
 
 
@@ -279,25 +280,30 @@ def _around(prompt: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 
 def _apart(changed: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """The changes that hang together with what is near by nothing, or by a neck too thin for what they are there: an
-    opening by reconstruction. All bool (X, Y, Z)."""
-    if not (changed & near).any():
-        return changed
-    box = _around(changed, 1)
-    inside, close = changed[box], near[box]
+    """The changes of which no voxel that they are connected with is near. All bool (X, Y, Z)."""
+    parts, n = ndimage.label(changed)
+    apart = np.ones(n + 1, bool)
+    apart[parts[near]] = False
+    apart[0] = False  # what does not change at all
+    return np.asarray(apart[parts])
+
+
+def _behind_necks(answer: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """What of an answer hangs together with what is near by nothing, or by a neck: what an opening by reconstruction
+    leaves out. All bool (X, Y, Z)."""
+    if not (answer & near).any():
+        return answer
+    box = _around(answer, 1)
+    inside, close = answer[box], near[box]
     # What reaches the border of the patch goes on behind it.
     depth = ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
     neck = min(_WIDEST_NECK, _NECK * depth[close].max())
-    parts, n = ndimage.label(depth > neck)
-    reached = np.zeros(n + 1, bool)
-    reached[parts[close]] = True
-    reached[0] = False  # all that is thinner
-    kept = reached[parts]
+    kept = (depth > neck) & ~_apart(depth > neck, close)
     if neck >= 1:
         kept = ndimage.distance_transform_edt(~kept) < neck + 1
-    apart = changed.copy()
-    apart[box] &= ~(kept | close)
-    return apart
+    behind = answer.copy()
+    behind[box] &= ~(kept | close)
+    return behind
 
 
 def _reach(marks: torch.Tensor) -> torch.Tensor:
