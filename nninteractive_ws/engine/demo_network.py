@@ -49,7 +49,7 @@ _NEAR = 3
 # changes only what the logits say by so much: there a change is more often a mistake than meant. Chosen on phantoms.
 _THIN, _SURE = 3, 4.0
 # A first answer ends at a neck thinner than this share of what it is at the prompt, and than so many voxels to either
-# side: behind it lies something else. Chosen on phantoms and on real volumes; corrections are better without.
+# side: behind it lies something else. Chosen on phantoms and on real volumes; corrections on two CTs are better without.
 _NECK, _WIDEST_NECK = 1 / 3, 4.0
 
 
@@ -225,9 +225,9 @@ def _mean_under(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 def _undone(
     difference: np.ndarray, previous: np.ndarray, newest: np.ndarray, negative: np.ndarray, positive: np.ndarray
 ) -> np.ndarray:
-    """The changes that the newest prompt is not believed to mean: those that do not hang together with it, that lie
-    nearer to a prompt that says the contrary, and, where it corrects a thin error, those farther away of which the
-    network is not sure. difference: of the logits, float; previous; what the newest prompt marks; what points and
+    """The changes that the newest prompt is not believed to mean: those that do not hang together with it, in a first
+    answer by more than a neck, that lie nearer to a prompt that says the contrary, and, where it corrects a thin error,
+    those farther away of which the network is not sure. difference: of the logits, float; previous; what the newest prompt marks; what points and
     scribbles mark: bool; all (X, Y, Z)."""
     changed: np.ndarray = (difference > 0) != previous
     undone: np.ndarray = np.zeros_like(changed)
@@ -298,7 +298,8 @@ def _behind_necks(answer: np.ndarray, near: np.ndarray) -> np.ndarray:
     # What reaches the border of the patch goes on behind it.
     depth = ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
     neck = min(_WIDEST_NECK, _NECK * depth[close].max())
-    kept = (depth > neck) & ~_apart(depth > neck, close)
+    thick = depth > neck
+    kept = thick & ~_apart(thick, close)
     if neck >= 1:
         kept = ndimage.distance_transform_edt(~kept) < neck + 1
     behind = answer.copy()
