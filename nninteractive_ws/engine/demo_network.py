@@ -49,7 +49,8 @@ _NEAR = 3
 # changes only what the logits say by so much: there a change is more often a mistake than meant. Chosen on phantoms.
 _THIN, _SURE = 3, 4.0
 # A first answer ends at a neck thinner than this share of what it is at the prompt, and than so many voxels to either
-# side: behind it lies something else. Chosen on phantoms and on real volumes; corrections on two CTs are better without.
+# side: behind it lies something else. Chosen on phantoms and on real volumes; on two CTs
+# corrections are better without.
 _NECK, _WIDEST_NECK = 1 / 3, 4.0
 
 
@@ -227,8 +228,8 @@ def _undone(
 ) -> np.ndarray:
     """The changes that the newest prompt is not believed to mean: those that do not hang together with it, in a first
     answer by more than a neck, that lie nearer to a prompt that says the contrary, and, where it corrects a thin error,
-    those farther away of which the network is not sure. difference: of the logits, float; previous; what the newest prompt marks; what points and
-    scribbles mark: bool; all (X, Y, Z)."""
+    those farther away of which the network is not sure. difference: of the logits, float; previous; what the newest
+    prompt marks; what points and scribbles mark: bool; all (X, Y, Z)."""
     changed: np.ndarray = (difference > 0) != previous
     undone: np.ndarray = np.zeros_like(changed)
     if not (newest.any() and changed.any()):
