@@ -6,6 +6,7 @@ A "twin" is a second session that never went the detour in question: it must hav
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import gc
+from itertools import pairwise
 import threading
 import time
 from typing import Any
@@ -602,7 +603,10 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
     assert 8 < len(sent) < 70
     waiting = client.progress("waiting_for_image")
     assert all(0 <= p.n < p.m for p in waiting)
-    assert client.progress("refining")
+    states = [m.state for m in client.received if isinstance(m, Progress)]
+    after_waiting = [then for state, then in pairwise(states) if state == "waiting_for_image" != then]
+    assert after_waiting[0] == "predicting"
+    assert after_waiting[-1] == "refining"
     twin = Client(quick_model, device).set_image(volume)
     twin.send(scribble(stroke((200, 150, 140), (2, 10, 10), (60, 20, 30))))
     assert np.array_equal(client.mask(), twin.mask())

@@ -450,7 +450,7 @@ class Session:
 
     # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
 
-    def need(self, box: Box) -> None:
+    def need(self, box: Box, refines: bool) -> None:
         image = self._image_or_raise()
         clipped = box.clip(image.shape)
         if clipped is None:
@@ -459,7 +459,10 @@ class Session:
         def report(present: int, needed: int) -> None:
             self._emit_progress("waiting_for_image", present, needed, clipped)
 
-        self._clock.waiting_for_image += image.wait_for(clipped, self._is_cancelled, report)
+        waited = image.wait_for(clipped, self._is_cancelled, report)
+        if waited:
+            self._clock.waiting_for_image += waited
+            self._emit_progress("refining" if refines else "predicting")
 
     def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
         self._check_cancelled()

@@ -34,7 +34,7 @@ _PLAN_LOCK = threading.Lock()
 class Watcher(Protocol):
     """What the session above does at each seam."""
 
-    def need(self, box: Box) -> None:
+    def need(self, box: Box, refines: bool) -> None:
         """Return once the image is there in ``box``, or raise Cancelled."""
 
     def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
@@ -154,7 +154,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         sizes = [round(p * zoom_out_factor) for p in self.configuration_manager.patch_size]
         view = [(c - p // 2, c + p // 2 + p % 2) for c, p in zip(prediction_center, sizes, strict=True)]
         self._view = Box.from_pairs(view)
-        self._watcher.need(self._view)
+        self._watcher.need(self._view, refines=False)
         if self.device.type != "cpu" or tuple(sizes) == tuple(self.configuration_manager.patch_size):
             return super()._build_network_input(prediction_center, zoom_out_factor)
         inputs, previous = self._zoomed_input(zoom_out_factor)
@@ -213,7 +213,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         hull = boxes[0]
         for box in boxes[1:]:
             hull = hull.union(box)
-        self._watcher.need(hull)
+        self._watcher.need(hull, refines=True)
         self._refining = boxes
         super()._refine_coarse_with_local_cache(bboxes_ordered, *args, **kwargs)
 
