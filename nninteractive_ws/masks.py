@@ -38,16 +38,22 @@ class Delta:
 NO_CHANGE = Delta(None, np.zeros((0, 0, 0), bool))
 
 
-def tight(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
-    """The delta of ``flips``, an array whose first voxel lies at ``origin``, cut to the smallest box."""
+def hull(mask: Mask) -> Box | None:
+    """The smallest box around what is set."""
     bounds = []
     for axis in range(3):
-        occupied = np.flatnonzero(flips.any(axis=tuple(a for a in range(3) if a != axis)))
+        occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         if len(occupied) == 0:
-            return NO_CHANGE
+            return None
         bounds.append((int(occupied[0]), int(occupied[-1]) + 1))
-    box = Box.from_pairs(bounds)
-    return Delta(box.shift(origin), np.ascontiguousarray(flips[box.slices]))
+        mask = mask[(slice(None),) * axis + (slice(*bounds[-1]),)]
+    return Box.from_pairs(bounds)
+
+
+def tight(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
+    """The delta of ``flips``, an array whose first voxel lies at ``origin``, cut to the smallest box."""
+    box = hull(flips)
+    return NO_CHANGE if box is None else Delta(box.shift(origin), np.ascontiguousarray(flips[box.slices]))
 
 
 def diff(before: Mask, after: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:

@@ -198,8 +198,26 @@ def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, 
     x[0, newest, 20, 16, 16] = 1.0  # in the middle one of three parts
     for older in (POSITIVE_POINT, NEGATIVE_POINT):
         x[:, older, 28, 16, 16] = 0.9
-    seen = HalfResolutionUNet.likeness_to_newest(x)
-    for gain, likeness in zip((5.0, 20.0), seen[0], strict=True):
+    seen = HalfResolutionUNet.likeness_to_newest(x, HalfResolutionUNet.newest(x))
+    for gain, likeness in zip((5.0, 20.0), seen, strict=True):
         expected = [sign * np.exp(-((gain * difference) ** 2)) for difference in (0.2, 0.0, 2.8)]
-        assert [likeness[at, 3, 3].item() for at in (2, 20, 28)] == pytest.approx(expected, abs=1e-5)
-    assert not seen[1].any(), "the second of the batch has only older prompts"
+        assert [likeness[0, 0, at, 3, 3].item() for at in (2, 20, 28)] == pytest.approx(expected, abs=1e-5)
+        assert not likeness[1].any(), "the second of the batch has only older prompts"
+
+
+def test_the_fast_way_gives_what_torch_gives_for_all_channels() -> None:
+    torch.manual_seed(0)
+    network = HalfResolutionUNet(8, 2, [16, 32]).eval()
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, 0].normal_()
+    x[0, POSITIVE_POINT, 20, 16, 16] = 1.0
+    all_channels = x.clone()
+    all_channels[:, 1:, 0, 0, 0] = 1e-30  # so none of them is empty
+    # With gradients, all convolutions are left to torch.
+    expected = network.logits(all_channels).detach()
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        found = network.logits(x)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
+    if torch.backends.mkldnn.is_available():
+        assert not {"aten::slow_conv3d", "aten::slow_conv3d_forward"} & {event.name for event in seen.events()}
