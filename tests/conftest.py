@@ -1,12 +1,17 @@
 """What all tests share."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 import pytest
 
 # Several tests run at once, beside the servers they start: a thread that waits for work leaves the processor to others.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# What a shell without job control starts in the background ignores Ctrl-C, and so would the commands that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline and no health check of the speed of generating: a busy machine is not a failed test.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
