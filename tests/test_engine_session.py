@@ -132,7 +132,7 @@ def test_previews_come_before_the_result(client):
     done = client.send(LONG)
     finals = [d.final for d in client.deltas()]
     assert finals.count(True) <= 1
-    assert True not in finals[:-1]
+    assert True not in finals[:-1]  # nor is the last where it shows what the result is
     assert len(finals) > 3
     passes = client.progress("refining")
     assert [(p.n, p.m) for p in passes] == [(n, len(passes)) for n in range(1, len(passes) + 1)]
@@ -603,6 +603,9 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
     assert 8 < len(sent) < 70
     waiting = client.progress("waiting_for_image")
     assert all(0 <= p.n < p.m for p in waiting)
+    refining = client.progress("refining")
+    assert [(p.n, p.m) for p in refining] == [(n, len(refining) - 1) for n in range(len(refining))]
+    assert refining[1:]
     states = [m.state for m in client.received if isinstance(m, Progress)]
     after_waiting = [then for state, then in pairwise(states) if state == "waiting_for_image" != then]
     assert after_waiting[0] == "predicting"

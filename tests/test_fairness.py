@@ -22,7 +22,7 @@ from nninteractive_ws import protocol
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 
-CLIENTS, PROMPTS = 8, 320
+CLIENTS, PROMPTS = 8, 500
 #: A turn of each other client, and as much again for what is not the device: two cores, and Python's lock, on which
 #: eight sessions prepare their prompts and pack their answers.
 MOST_OVERTAKEN = 4
@@ -50,7 +50,7 @@ async def prompt(segment: AsyncSegment, client: int, n: int) -> Result:
     rng = np.random.default_rng((client, n))
     i, j, k = at = tuple(int(x) for x in rng.integers((20, 20, 20), (64, 52, 46)))
     positive = bool(n % 3 != 2)
-    if n == 4 + 4 * client:  # seen zoomed out, and then refined in several passes
+    if n == 8 + 6 * client:  # seen zoomed out, and then refined in several passes
         return await segment.add_scribble(stroke(SHAPE, (4, j, k), (78, j, k)))
     if n % 4 == 1:
         return await segment.add_bbox(((i - 8, i + 8), (j - 8, j + 8), (k, k + 1)), positive=positive)

@@ -49,6 +49,7 @@ def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) 
             mask = session.segment("a").mask.copy()
         sent = slow.bytes_up
     print(f"{at_first_pass} of {BRICKS} bricks at the first pass; {sent / 1e6:.1f} MB of {volume.nbytes / 1e6:.0f}")
+    assert any(e.state == "waiting_for_image" for e in waited)
     assert at_first_pass[0] <= BRICKS // 6
     assert result.timings.waiting_for_image > 0
     assert result.timings.passes == 1

@@ -450,7 +450,7 @@ class Session:
 
     # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
 
-    def need(self, box: Box, refines: bool) -> None:
+    def need(self, box: Box, refinements: int) -> None:
         image = self._image_or_raise()
         clipped = box.clip(image.shape)
         if clipped is None:
@@ -462,7 +462,7 @@ class Session:
         waited = image.wait_for(clipped, self._is_cancelled, report)
         if waited:
             self._clock.waiting_for_image += waited
-            self._emit_progress("refining" if refines else "predicting")
+            self._emit_progress("refining" if refinements else "predicting", 0, refinements)
 
     def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
         self._check_cancelled()

@@ -63,13 +63,12 @@ class Shown:
 
 def occupied(prediction: Mask, box: Box, inside: Box) -> Box | None:
     """The part of ``inside`` beyond which a patch-sized answer that stands for ``box`` says nothing."""
+    found = masks.hull(prediction)
+    if found is None:
+        return None
     bounds = []
-    for axis, (n, (low, high), (a, b)) in enumerate(zip(prediction.shape, box, inside, strict=True)):
-        found = np.flatnonzero(prediction.any(tuple(other for other in range(3) if other != axis)))
-        if not len(found):
-            return None
-        picks = _picks(n, low, high, a, b)
-        first, last = np.searchsorted(picks, found[0]), np.searchsorted(picks, found[-1], side="right")
+    for n, (low, high), (a, b), of_patch in zip(prediction.shape, box, inside, found, strict=True):
+        first, last = np.searchsorted(_picks(n, low, high, a, b), of_patch)
         bounds.append((a + int(first), a + int(last)))
     return None if any(a == b for a, b in bounds) else Box.from_pairs(bounds)
 

@@ -34,8 +34,9 @@ _PLAN_LOCK = threading.Lock()
 class Watcher(Protocol):
     """What the session above does at each seam."""
 
-    def need(self, box: Box, refines: bool) -> None:
-        """Return once the image is there in ``box``, or raise Cancelled."""
+    def need(self, box: Box, refinements: int) -> None:
+        """Return once the image is there in ``box``, or raise Cancelled. ``refinements``: for how many; 0: for a look
+        at all of ``box``."""
 
     def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
         """Run the network, or raise Cancelled."""
@@ -154,7 +155,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         sizes = [round(p * zoom_out_factor) for p in self.configuration_manager.patch_size]
         view = [(c - p // 2, c + p // 2 + p % 2) for c, p in zip(prediction_center, sizes, strict=True)]
         self._view = Box.from_pairs(view)
-        self._watcher.need(self._view, refines=False)
+        self._watcher.need(self._view, refinements=0)
         if self.device.type != "cpu" or tuple(sizes) == tuple(self.configuration_manager.patch_size):
             return super()._build_network_input(prediction_center, zoom_out_factor)
         inputs, previous = self._zoomed_input(zoom_out_factor)
@@ -213,7 +214,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         hull = boxes[0]
         for box in boxes[1:]:
             hull = hull.union(box)
-        self._watcher.need(hull, refines=True)
+        self._watcher.need(hull, refinements=len(boxes))
         self._refining = boxes
         super()._refine_coarse_with_local_cache(bboxes_ordered, *args, **kwargs)
 
