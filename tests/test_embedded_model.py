@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 import torch
 
 import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from nninteractive_ws.engine.demo_network import HalfResolutionUNet
+from nninteractive_ws.engine.demo_rules import share_going_on
 from nninteractive_ws.evaluation import user
 from nninteractive_ws.evaluation.measures import dice, obeyed
 
@@ -38,13 +40,27 @@ def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server:
     assert np.mean(listened) >= 0.9, after
 
 
+@pytest.mark.timeout(200)
+def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
+    """A lung of 99 x 125 x 66 voxels, where a patch has 96 a side: as in a CT as scanners give it."""
+    phantom = make_phantom(20, (112, 136, 96), (1.25, 1.25, 1.25), offset=(-65, 0, 75))
+    truth = phantom.mask("right lung")
+    correction = user.correction(truth, np.zeros_like(truth))
+    assert correction is not None
+    with nni.connect(server) as session:
+        session.set_image(phantom.image)
+        segment = session.segment("right lung")
+        segment.add_point(correction[0])
+        assert dice(truth, segment.mask) >= 0.85
+
+
 def test_it_is_small_and_says_its_licence() -> None:
     assert sum(f.stat().st_size for f in MODEL_FOLDER.rglob("*") if f.is_file()) <= 10e6
     assert (MODEL_FOLDER / "LICENSE").read_text().startswith("Apache-2.0\n")
 
 
 # Channels: the image, the previous segmentation, and positive and negative regions, points and scribbles.
-PREVIOUS, NEGATIVE_REGION, POSITIVE_POINT, NEGATIVE_POINT = 1, 3, 4, 5
+PREVIOUS, POSITIVE_REGION, NEGATIVE_REGION, POSITIVE_POINT, NEGATIVE_POINT, POSITIVE_SCRIBBLE = 1, 2, 3, 4, 5, 6
 FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26), slice(4, 10), slice(4, 10))
 
 
@@ -183,6 +199,143 @@ def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: 
     assert torch.equal(again, once)
     planes = [found[n].any((1, 2)).nonzero().flatten().tolist() for n in range(2)]
     assert planes == [[4, 5, 6] if sure > 1 else [], [4, 5]]
+
+
+def cube(image: torch.Tensor, side: int) -> tuple[slice, slice, slice]:
+    """The cube in the middle of the patch."""
+    i, j, k = (slice((n - side) // 2, (n + side) // 2) for n in image.shape[-3:])
+    return i, j, k
+
+
+def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None:
+    """A point is less than 1 where the mean of voxels is taken; beside a previous segmentation it may be an old one."""
+    network = Noted(sure=10.0)
+    x = torch.zeros(3, 8, 32, 32, 32)
+    x[:, POSITIVE_POINT, 4, 6, 6] = 0.8
+    x[:, NEGATIVE_POINT, 20, 6, 6] = 0.4
+    x[1, PREVIOUS, 4] = 1.0
+    x[2, POSITIVE_POINT:] = 0.0
+    before = x.clone()
+    network(x)
+    assert torch.equal(x, before)
+    seen = network.shown[0]
+    assert seen[:, POSITIVE_POINT, 4, 6, 6].tolist() == pytest.approx([1.0, 0.8, 0.0])
+    assert seen[:, NEGATIVE_POINT, 20, 6, 6].tolist() == pytest.approx([0.5, 0.4, 0.0])
+    assert torch.equal(seen[:, :2], before[:, :2])
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.38), (24, 0.0), (32, 0.0)])
+def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expected: float) -> None:
+    """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations."""
+    image = np.full((32, 32, 32), -1.0, np.float32)
+    image[cube(image, 24)] = np.random.default_rng(0).normal(1, 0.1, (24, 24, 24))
+    answer = np.zeros(image.shape, bool)
+    answer[cube(image, side)] = True
+    if side == 20:  # of what is 2 to 5 voxels away, only what is 2 is in the cube
+        away = ndimage.distance_transform_edt(~answer)
+        ring = (away > 1) & (away <= 5)
+        expected = 0.95 * (ring & (image > 0)).sum() / ring.sum()
+    assert share_going_on(image, answer) == pytest.approx(expected, abs=0.02)
+
+
+def test_nothing_goes_on_where_nothing_was_found() -> None:
+    image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    assert share_going_on(image, np.zeros(image.shape, bool)) == 0
+
+
+class Sized(HalfResolutionUNet):
+    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third where
+    its edges go on around it; and keeps what it was shown."""
+
+    def __init__(self, side: int, shrunk: int, edged: int = 0) -> None:
+        torch.nn.Module.__init__(self)
+        self.side, self.shrunk, self.edged = side, shrunk, edged
+        self.shown: list[torch.Tensor] = []
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown.append(x.clone())
+        wanted = torch.zeros_like(x[:, 0], dtype=torch.bool)
+        for n, image in enumerate(x[:, 0]):
+            is_shrunk = image[cube(image, 4)].std() < 0.06  # the mean of eight voxels is less noisy
+            side = self.side if not is_shrunk else self.shrunk if image[0, 0, 0] == 0 else self.edged
+            wanted[n, *cube(image, side)] = True
+        return torch.stack((10.0 * ~wanted, 10.0 * wanted), 1)
+
+
+def patch_of_large_organ(side: int = 24) -> torch.Tensor:
+    x = torch.full((1, 8, 32, 32, 32), -1.0)
+    x[:, 1:] = 0
+    noise = np.random.default_rng(0).normal(1, 0.1, (side,) * 3)
+    x[:, 0, *cube(x, side)] = torch.from_numpy(noise).float()
+    x[0, POSITIVE_POINT, 16, 16, 16] = 1.0
+    return x
+
+
+def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
+    network, x = Sized(side=6, shrunk=12), patch_of_large_organ()
+    before = x.clone()
+    found = network(x).argmax(1).bool()[0]
+    assert torch.equal(x, before)
+    assert [len(shown) for shown in network.shown] == [1] * 4  # two looks at either size
+    smaller = network.shown[2][0]
+    image = x[0, 0].numpy().reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
+    assert smaller[0, *cube(smaller, 16)].numpy() == pytest.approx(image, abs=1e-6)
+    assert smaller[0].count_nonzero() == 16**3
+    assert torch.equal(smaller[1:], x[0, 1:])
+    assert_is_cube(found, 24)
+
+
+def assert_is_cube(found: torch.Tensor, side: int) -> None:
+    """But for its edges, which are narrow as a neck is."""
+    inside = found[cube(found, side)]
+    assert inside.sum() == found.sum()
+    assert inside.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("side", "shrunk", "organ", "looks"),
+    [
+        (18, 14, 18, 2),  # the first answer ends where the organ does
+        (6, 4, 24, 4),  # what is found is small
+        (20, 11, 24, 4),  # hardly more is found
+        (14, 9, 24, 4),  # more is found, but it does not end either
+        (14, 13, 20, 4),  # of what surrounds it, more looks like it than with the first answer
+    ],
+)
+def test_otherwise_the_first_answer_stays(side: int, shrunk: int, organ: int, looks: int) -> None:
+    network = Sized(side, shrunk, edged=16)
+    assert_is_cube(network(patch_of_large_organ(organ)).argmax(1).bool()[0], side)
+    assert len(network.shown) == looks
+
+
+@pytest.mark.parametrize(("edged", "side"), [(12, 24), (8, 20)])
+def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: int, side: int) -> None:
+    """The better of both is taken: the cube of 24 ends, that of 20 does not quite, that of 16 still less."""
+    network = Sized(6, 10, edged)
+    assert_is_cube(network(patch_of_large_organ(24)).argmax(1).bool()[0], side)
+    image = network.shown[4][0, 0]
+    assert len(network.shown) == 6
+    assert torch.equal(image[cube(image, 16)], network.shown[2][0, 0][cube(image, 16)])
+    assert (image[:8] == image[8]).all()
+    assert (image[24:] == image[23]).all()
+
+
+@pytest.mark.parametrize("channel", [PREVIOUS, POSITIVE_REGION, NEGATIVE_REGION, POSITIVE_POINT, POSITIVE_SCRIBBLE])
+def test_what_may_be_no_larger_is_not_looked_at_at_half_the_size(channel: int) -> None:
+    """A mask, a box, and what lies away from the middle."""
+    x = patch_of_large_organ()
+    x[0, channel, 16, 16, 25] = 1.0
+    network = Sized(side=6, shrunk=12)
+    network(x)
+    assert all(shown[0, 0, 0, 0, 0] == -1 for shown in network.shown)
+
+
+def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
+    x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
+    x[1, PREVIOUS, 16, 16, 16] = 1.0
+    network = Sized(side=6, shrunk=12)
+    for found, side in zip(network(x).argmax(1).bool(), (24, 6, 24), strict=True):
+        assert_is_cube(found, side)
 
 
 def test_where_there_is_no_new_prompt_the_answer_stays() -> None:

@@ -6,6 +6,8 @@ patch of 96 with an eighth of the work per voxel is the better bargain on a CPU.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nninteractive_ws.engine.demo_rules import NEAR, undone
+from nninteractive_ws import masks
+from nninteractive_ws.engine.demo_rules import NEAR, share_going_on, undone
 
 # What the newest prompt marks if it is positive, and if it is negative: bool (batch, X, Y, Z) each.
 _Newest = tuple[torch.Tensor, torch.Tensor]
@@ -51,6 +54,11 @@ _PROTECTION = 8.0
 # By how much the logits must say "object" where there is no previous segmentation: the network takes a rim with it, as
 # its training counts what is missed more. Chosen on phantoms and on real volumes.
 _CAUTION = 1.0
+# When a first answer is looked at again at half the size: more than this share of what surrounds it looks like it, and
+# what was prompted lies so close to the middle of the patch, in voxels. What is seen then counts if it is this share of
+# the patch and so many times as much as before. Chosen on phantoms and on real volumes.
+_GOES_ON, _SMALL = 0.15, 8
+_LARGE, _LARGER, _MUCH_LARGER = 0.034, 1.25, 2.5
 
 
 def _multiplies_bfloat16() -> bool:
@@ -75,7 +83,8 @@ class HalfResolutionUNet(nn.Module):
     what they mark is added to the logits. The previous segmentation is added, too, less: so a correction changes
     what the network is sure of, and does not redraw every border.
 
-    Where there is no previous segmentation, it looks twice: the first answer is the second look's previous one.
+    Where there is no previous segmentation, it looks twice: the first answer is the second look's previous one. If it
+    goes on in what surrounds it, as that of an organ larger than a patch does, the patch is looked at at half its size.
     """
 
     def __init__(self, input_channels: int, num_classes: int, features: list[int], deep_supervision: bool = False):
@@ -93,14 +102,51 @@ class HalfResolutionUNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then the interaction channels."""
         with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16_ON_CPU and x.device.type == "cpu"):
-            logits = self.logits(x)
-            first = ~(x[:, _PREVIOUS] > 0.5).flatten(1).any(1)
-            if first.any():
-                again = x[first]
-                again[:, _PREVIOUS] = logits[first, 1] - logits[first, 0] > _CAUTION
-                logits[first] = self.logits(again)
-                logits[first, 1] -= _CAUTION
+            x = _undimmed(x)
+            logits = self._answer(x)
+            for n, one in enumerate(x):
+                if _may_be_larger(one):
+                    logits[n] = self._widened(one, logits[n])
+        return logits
+
+    def _answer(self, x: torch.Tensor) -> torch.Tensor:
+        """What the newest prompt means, of as many looks as that takes."""
+        logits = self.logits(x)
+        first = _is_first(x)
+        if first.any():
+            again = x[first]
+            again[:, _PREVIOUS] = logits[first, 1] - logits[first, 0] > _CAUTION
+            logits[first] = self.logits(again)
+            logits[first, 1] -= _CAUTION
         return self.near_prompts(logits, x)
+
+    def _widened(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The answer to one patch, (channels, X, Y, Z), with that of looks at it at half its size where these show that
+        the object is larger. logits: (2, X, Y, Z) of the answer so far."""
+        own = _Answer.of(x[0], logits)
+        if own.going_on <= _GOES_ON:
+            return logits
+        wide = _Answer.of(x[0], self._shrunk_answer(x, "constant"))
+        if not _is_needed(own, wide):
+            return logits
+        if wide.going_on > _GOES_ON:
+            # Zeros around it cut an organ short that reaches them. Edges that go on for ever let an answer run out, so
+            # they are for what is known to be large.
+            further = _Answer.of(x[0], self._shrunk_answer(x, "replicate"))
+            wide = min(wide, further, key=lambda answer: answer.going_on)
+        return torch.where(own.object & ~wide.object, logits, wide.logits)
+
+    def _shrunk_answer(self, x: torch.Tensor, around: str) -> torch.Tensor:
+        """The answer where the middle of a patch, (channels, X, Y, Z), shows all of it at half its size, brought back
+        to its own size: logits, (2, X, Y, Z). around: pad's mode for what surrounds it.
+
+        The prompts, in the middle, are not shrunk: the network knows a point as a ball of that size.
+        """
+        quarter = [n // 4 for n in x.shape[1:]]
+        i, j, k = (slice(q, -q) for q in quarter)
+        image = functional.pad(functional.avg_pool3d(x[:1], 2)[None], np.repeat(quarter[::-1], 2).tolist(), mode=around)
+        logits = self._answer(torch.cat((image, x[None, 1:]), 1))
+        return functional.interpolate(logits[..., i, j, k], scale_factor=2, mode="trilinear")[0]
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The answer as it is trained: wherever something is to change, not only where the newest prompt is."""
@@ -239,6 +285,55 @@ def residual_encoder(inputs: int, features: list[int], blocks: list[int], output
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
+
+
+def _is_first(x: torch.Tensor) -> torch.Tensor:
+    """Which patches hold nothing of a previous segmentation: bool (batch,)."""
+    return ~(x[:, _PREVIOUS] > 0.5).flatten(1).any(1)
+
+
+def _undimmed(x: torch.Tensor) -> torch.Tensor:
+    """The patches with the strongest prompt at 1 where there is no previous segmentation, and it is the newest: where a
+    patch is zoomed out, the mean of voxels is taken, and what is small is less than 1."""
+    strongest = x[:, _REGION_POS:].flatten(1).amax(1)
+    dim = _is_first(x) & (strongest > 0) & (strongest < 1)
+    if not dim.any():
+        return x
+    scale = torch.where(dim, 1 / strongest, torch.ones_like(strongest))[:, None, None, None, None]
+    return torch.cat((x[:, :_REGION_POS], x[:, _REGION_POS:] * scale), 1)
+
+
+def _may_be_larger(x: torch.Tensor) -> bool:
+    """Whether all that is prompted in a patch, (channels, X, Y, Z), is in its middle, small, and part of the object or
+    not, so that this may be larger than the patch. A box or a lasso says how large it is."""
+    prompted = masks.hull((x[_POINT_POS:] > 0).any(0).cpu().numpy())
+    if prompted is None or x[_PREVIOUS:_POINT_POS].any() or x[_POINT_POS::2].amax() <= _NEWEST:
+        return False
+    sides = zip(prompted, x.shape[1:], strict=True)
+    return all(n // 2 - _SMALL <= low and high <= n // 2 + _SMALL for (low, high), n in sides)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Logits, (2, X, Y, Z); what they say is the object, bool (X, Y, Z); and by how much that goes on around it."""
+
+    logits: torch.Tensor
+    object: torch.Tensor
+    going_on: float
+
+    @classmethod
+    def of(cls, image: torch.Tensor, logits: torch.Tensor) -> Self:
+        """image: (X, Y, Z)."""
+        found = logits[1] > logits[0]
+        return cls(logits, found, share_going_on(image.float().cpu().numpy(), found.cpu().numpy()))
+
+
+def _is_needed(own: _Answer, wide: _Answer) -> bool:
+    """Whether a shrunk look shows that an object is too large for one that is not, and where it ends."""
+    size, before = int(wide.object.count_nonzero()), int(own.object.count_nonzero())
+    if size < _LARGE * wide.object.numel() or size < _LARGER * before:
+        return False
+    return wide.going_on < (own.going_on if size >= _MUCH_LARGER * before else own.going_on / 2)
 
 
 def _mean_under(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Which changes of a mask the newest prompt is not believed to mean: the part of the embedded model that is not learnt.
+"""Which changes of a mask the newest prompt is not believed to mean, and whether an answer ends where it seems to: the
+part of the embedded model that is not learnt.
 
 All on arrays of a patch, (X, Y, Z).
 """
@@ -19,6 +20,9 @@ _THIN, _SURE = 3, 4.0
 # side: behind it lies something else. Chosen on phantoms and on real volumes; on two CTs, corrections are better
 # without.
 _NECK, _WIDEST_NECK = 1 / 3, 4.0
+# What surrounds an answer: what is farther away than the first, where voxels hold some of both, and at most the second,
+# in voxels. It is as bright as the inside up to so many standard deviations of that.
+_RIM, _SPREAD = (1, 5), 2.0
 
 
 def undone(difference: npt.NDArray[np.float32], previous: Mask, newest: Mask, negative: Mask, positive: Mask) -> Mask:
@@ -41,6 +45,21 @@ def undone(difference: npt.NDArray[np.float32], previous: Mask, newest: Mask, ne
     left = changed & ~back
     back |= _apart(left, near) if previous.any() else _behind_necks(left, near)
     return back
+
+
+def share_going_on(image: npt.NDArray[np.float32], answer: Mask) -> float:
+    """The share of what surrounds an answer that is as bright as its inside, as where an object goes on behind it; 0
+    where there is no answer, or nothing but it. image: float; answer: bool; both (X, Y, Z)."""
+    if not answer.any():
+        return 0.0
+    box = _around(answer, _RIM[1])
+    inside, seen = answer[box], image[box]
+    away = ndimage.distance_transform_edt(~inside)
+    around = seen[(away > _RIM[0]) & (away <= _RIM[1])]
+    core = ndimage.binary_erosion(inside, border_value=1)
+    of_object = seen[core if core.any() else inside]
+    alike = np.abs(around - of_object.mean()) < _SPREAD * of_object.std()
+    return float(alike.mean()) if alike.size else 0.0
 
 
 def _confirmed(previous: Mask, says_object: Mask, says_not: Mask) -> Mask:
