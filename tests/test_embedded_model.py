@@ -244,8 +244,8 @@ def test_nothing_goes_on_where_nothing_was_found() -> None:
 
 
 class Sized(HalfResolutionUNet):
-    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third where
-    its edges go on around it; and keeps what it was shown."""
+    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third
+    where its edges go on around it; and keeps what it was shown."""
 
     def __init__(self, side: int, shrunk: int, edged: int = 0) -> None:
         torch.nn.Module.__init__(self)
@@ -320,11 +320,13 @@ def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: i
     assert (image[24:] == image[23]).all()
 
 
-@pytest.mark.parametrize("channel", [PREVIOUS, POSITIVE_REGION, NEGATIVE_REGION, POSITIVE_POINT, POSITIVE_SCRIBBLE])
-def test_what_may_be_no_larger_is_not_looked_at_at_half_the_size(channel: int) -> None:
-    """A mask, a box, and what lies away from the middle."""
+@pytest.mark.parametrize(
+    ("channel", "at"),
+    [(PREVIOUS, 16), (POSITIVE_REGION, 16), (NEGATIVE_REGION, 16), (POSITIVE_SCRIBBLE, 16), (POSITIVE_POINT, 25)],
+)
+def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(channel: int, at: int) -> None:
     x = patch_of_large_organ()
-    x[0, channel, 16, 16, 25] = 1.0
+    x[0, channel, 16, 16, at] = 1.0
     network = Sized(side=6, shrunk=12)
     network(x)
     assert all(shown[0, 0, 0, 0, 0] == -1 for shown in network.shown)

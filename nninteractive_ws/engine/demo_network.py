@@ -304,10 +304,10 @@ def _undimmed(x: torch.Tensor) -> torch.Tensor:
 
 
 def _may_be_larger(x: torch.Tensor) -> bool:
-    """Whether all that is prompted in a patch, (channels, X, Y, Z), is in its middle, small, and part of the object or
-    not, so that this may be larger than the patch. A box or a lasso says how large it is."""
-    prompted = masks.hull((x[_POINT_POS:] > 0).any(0).cpu().numpy())
-    if prompted is None or x[_PREVIOUS:_POINT_POS].any() or x[_POINT_POS::2].amax() <= _NEWEST:
+    """Whether a patch, (channels, X, Y, Z), holds nothing but points in its middle, so that their object may be larger
+    than the patch. A box, a lasso or a scribble tells something of its size."""
+    prompted = masks.hull((x[_POINT_POS:_SCRIBBLE_POS] > 0).any(0).cpu().numpy())
+    if prompted is None or x[_PREVIOUS:_POINT_POS].any() or x[_SCRIBBLE_POS:].any() or x[_POINT_POS].amax() <= _NEWEST:
         return False
     sides = zip(prompted, x.shape[1:], strict=True)
     return all(n // 2 - _SMALL <= low and high <= n // 2 + _SMALL for (low, high), n in sides)
