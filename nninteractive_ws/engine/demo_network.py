@@ -55,9 +55,10 @@ _PROTECTION = 8.0
 # its training counts what is missed more. Chosen on phantoms and on real volumes.
 _CAUTION = 1.0
 # When a first answer is looked at again at half the size: more than this share of what surrounds it looks like it, and
-# what was prompted lies so close to the middle of the patch, in voxels. What is seen then counts if it is this share of
-# the patch and so many times as much as before. Chosen on phantoms and on real volumes.
-_GOES_ON, _SMALL = 0.15, 8
+# the points lie so close to the middle of the patch, in voxels. What is seen then counts if it is this share of the
+# patch and so many times as much as before: if less of what surrounds it looks like it, or, below the second number,
+# half as much. Chosen on phantoms and on real volumes.
+_GOES_ON, _MIDDLE = 0.15, 8
 _LARGE, _LARGER, _MUCH_LARGER = 0.034, 1.25, 2.5
 
 
@@ -134,7 +135,7 @@ class HalfResolutionUNet(nn.Module):
             # they are for what is known to be large.
             further = _Answer.of(x[0], self._shrunk_answer(x, "replicate"))
             wide = min(wide, further, key=lambda answer: answer.going_on)
-        return torch.where(own.object & ~wide.object, logits, wide.logits)
+        return torch.where(own.mask & ~wide.mask, logits, wide.logits)
 
     def _shrunk_answer(self, x: torch.Tensor, around: str) -> torch.Tensor:
         """The answer where the middle of a patch, (channels, X, Y, Z), shows all of it at half its size, brought back
@@ -293,8 +294,8 @@ def _is_first(x: torch.Tensor) -> torch.Tensor:
 
 
 def _undimmed(x: torch.Tensor) -> torch.Tensor:
-    """The patches with the strongest prompt at 1 where there is no previous segmentation, and it is the newest: where a
-    patch is zoomed out, the mean of voxels is taken, and what is small is less than 1."""
+    """The patches, with the strongest prompt at 1 where there is no previous segmentation, so that it is the newest.
+    Zooming out takes the mean of voxels: a point is 0.8 then, less than an older one otherwise."""
     strongest = x[:, _REGION_POS:].flatten(1).amax(1)
     dim = _is_first(x) & (strongest > 0) & (strongest < 1)
     if not dim.any():
@@ -310,15 +311,15 @@ def _may_be_larger(x: torch.Tensor) -> bool:
     if prompted is None or x[_PREVIOUS:_POINT_POS].any() or x[_SCRIBBLE_POS:].any() or x[_POINT_POS].amax() <= _NEWEST:
         return False
     sides = zip(prompted, x.shape[1:], strict=True)
-    return all(n // 2 - _SMALL <= low and high <= n // 2 + _SMALL for (low, high), n in sides)
+    return all(n // 2 - _MIDDLE <= low and high <= n // 2 + _MIDDLE for (low, high), n in sides)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Logits, (2, X, Y, Z); what they say is the object, bool (X, Y, Z); and by how much that goes on around it."""
+    """Logits, (2, X, Y, Z), the mask that they mean, bool (X, Y, Z), and the share of its surroundings that go on."""
 
     logits: torch.Tensor
-    object: torch.Tensor
+    mask: torch.Tensor
     going_on: float
 
     @classmethod
@@ -329,9 +330,9 @@ class _Answer:
 
 
 def _is_needed(own: _Answer, wide: _Answer) -> bool:
-    """Whether a shrunk look shows that an object is too large for one that is not, and where it ends."""
-    size, before = int(wide.object.count_nonzero()), int(own.object.count_nonzero())
-    if size < _LARGE * wide.object.numel() or size < _LARGER * before:
+    """Whether a shrunk look shows that the object is too large for one that is not shrunk, and where it ends."""
+    size, before = int(wide.mask.count_nonzero()), int(own.mask.count_nonzero())
+    if size < _LARGE * wide.mask.numel() or size < _LARGER * before:
         return False
     return wide.going_on < (own.going_on if size >= _MUCH_LARGER * before else own.going_on / 2)
 
