@@ -340,6 +340,17 @@ def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
         assert_is_cube(found, side)
 
 
+def test_refinement_moves_borders_and_does_not_hollow_out() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 6, 6, 6] = 0.9  # an old one
+    before = blobs((0, slice(8, 32), slice(8, 24), slice(8, 24)))  # it goes on beyond the patch
+    x[:, PREVIOUS] = before
+    assert torch.equal(answer(blobs(), x), blobs((0, slice(11, 32), slice(11, 21), slice(11, 21))))
+    assert answer(~blobs(), x).all()
+    more = blobs((0, slice(2, 32), slice(8, 24), slice(10, 24)))
+    assert torch.equal(answer(more, x), more)
+
+
 def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9

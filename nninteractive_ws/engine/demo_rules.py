@@ -28,12 +28,15 @@ _RIM, _SPREAD = (1, 5), 2.0
 def undone(difference: npt.NDArray[np.float32], previous: Mask, newest: Mask, negative: Mask, positive: Mask) -> Mask:
     """The changes that the newest prompt is not believed to mean: those that do not hang together with it, in a first
     answer by more than a neck, that lie nearer to a prompt that says the contrary, and, where it corrects a thin error,
-    those farther away of which the network is not sure. difference: of the logits, float; previous; what the newest
+    those farther away of which the network is not sure. Where there is no new prompt, as in the refinement of a mask, a
+    border may move, but what is farther inside stays. difference: of the logits, float; previous; what the newest
     prompt marks; what points and scribbles mark: bool; all (X, Y, Z)."""
     changed: Mask = (difference > 0) != previous
     back: Mask = np.zeros_like(changed)
-    if not (newest.any() and changed.any()):
+    if not changed.any():
         return back
+    if not newest.any():
+        return changed & _deep_inside(previous)
     near = _near(newest)
     far = changed & ~near
     if _is_thin(newest, previous):
@@ -69,6 +72,12 @@ def _confirmed(previous: Mask, says_object: Mask, says_not: Mask) -> Mask:
         for marks in (says_object, says_not)
     )
     return np.where(previous, to_object < to_not, to_not < to_object)
+
+
+def _deep_inside(previous: Mask) -> Mask:
+    """The voxels more than NEAR from all that is not in it; what lies beyond the patch may be. Both bool (X, Y, Z)."""
+    inside: Mask = ndimage.minimum_filter(previous, 2 * NEAR + 1, mode="nearest")
+    return inside
 
 
 def _is_thin(prompt: Mask, previous: Mask) -> bool:
