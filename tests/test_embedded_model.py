@@ -332,6 +332,15 @@ def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(c
     assert all(shown[0, 0, 0, 0, 0] == -1 for shown in network.shown)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, about what it does not trace
+def test_compiled_it_gives_the_same() -> None:
+    x = patch_of_large_organ()
+    with torch.inference_mode():
+        expected = Sized(side=6, shrunk=12)(x)
+        found = torch.compile(Sized(side=6, shrunk=12), backend="eager")(x)
+    assert torch.equal(found, expected)
+
+
 def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
     x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
     x[1, PREVIOUS, 16, 16, 16] = 1.0

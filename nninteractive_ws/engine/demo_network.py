@@ -5,9 +5,9 @@ nnInteractive's refinement keeps a margin of 24 voxels in every patch, so a smal
 patch of 96 with an eighth of the work per voxel is the better bargain on a CPU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import numpy as np
@@ -20,6 +20,8 @@ from nninteractive_ws.engine.demo_rules import NEAR, share_going_on, undone
 
 # What the newest prompt marks if it is positive, and if it is negative: bool (batch, X, Y, Z) each.
 _Newest = tuple[torch.Tensor, torch.Tensor]
+
+_F = TypeVar("_F", bound=Callable[..., object])
 
 # Interaction channels behind the image, as in nnInteractive's default mapping: previous segmentation,
 # box and lasso (positive, negative), points, scribbles.
@@ -71,6 +73,12 @@ def _multiplies_bfloat16() -> bool:
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 # The precision the network was trained in. It halves a pass, and moves a mask's border by a voxel here and there.
 BFLOAT16_ON_CPU = _multiplies_bfloat16()
+
+
+def _untraced(function: _F) -> _F:
+    """torch.compile leaves the function as it is: it fails on arrays of tensors that numpy and SciPy work on."""
+    untraced: _F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 class HalfResolutionUNet(nn.Module):
@@ -165,6 +173,7 @@ class HalfResolutionUNet(nn.Module):
         return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, newest, x)), 1)
 
     @staticmethod
+    @_untraced
     def near_prompts(logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The answer without changes of the previous segmentation that the newest prompt is not believed to mean."""
         positive, negative = HalfResolutionUNet.newest(x)
@@ -304,6 +313,7 @@ def _undimmed(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((x[:, :_REGION_POS], x[:, _REGION_POS:] * scale), 1)
 
 
+@_untraced
 def _may_be_larger(x: torch.Tensor) -> bool:
     """Whether a patch, (channels, X, Y, Z), holds nothing but points in its middle, so that their object may be larger
     than the patch. A box, a lasso or a scribble tells something of its size."""
@@ -323,6 +333,7 @@ class _Answer:
     going_on: float
 
     @classmethod
+    @_untraced
     def of(cls, image: torch.Tensor, logits: torch.Tensor) -> Self:
         """image: (X, Y, Z)."""
         found = logits[1] > logits[0]
