@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
 import torch
 
 import nninteractive_ws as nni
@@ -224,17 +223,15 @@ def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None
     assert torch.equal(seen[:, :2], before[:, :2])
 
 
-@pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.38), (24, 0.0), (32, 0.0)])
+@pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.24), (24, 0.0), (32, 0.0)])
 def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expected: float) -> None:
-    """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations."""
+    """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations.
+
+    Of what is 2 to 5 voxels away from a cube of 20, a quarter is in that of 24."""
     image = np.full((32, 32, 32), -1.0, np.float32)
     image[cube(image, 24)] = np.random.default_rng(0).normal(1, 0.1, (24, 24, 24))
     answer = np.zeros(image.shape, bool)
     answer[cube(image, side)] = True
-    if side == 20:  # of what is 2 to 5 voxels away, only what is 2 is in the cube
-        away = ndimage.distance_transform_edt(~answer)
-        ring = (away > 1) & (away <= 5)
-        expected = 0.95 * (ring & (image > 0)).sum() / ring.sum()
     assert share_going_on(image, answer) == pytest.approx(expected, abs=0.02)
 
 
@@ -271,6 +268,13 @@ def patch_of_large_organ(side: int = 24) -> torch.Tensor:
     return x
 
 
+def assert_is_cube(found: torch.Tensor, side: int) -> None:
+    """But for its edges, which are narrow as a neck is."""
+    inside = found[cube(found, side)]
+    assert inside.sum() == found.sum()
+    assert inside.float().mean() > 0.9
+
+
 def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
     network, x = Sized(side=6, shrunk=12), patch_of_large_organ()
     before = x.clone()
@@ -283,13 +287,6 @@ def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
     assert smaller[0].count_nonzero() == 16**3
     assert torch.equal(smaller[1:], x[0, 1:])
     assert_is_cube(found, 24)
-
-
-def assert_is_cube(found: torch.Tensor, side: int) -> None:
-    """But for its edges, which are narrow as a neck is."""
-    inside = found[cube(found, side)]
-    assert inside.sum() == found.sum()
-    assert inside.float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

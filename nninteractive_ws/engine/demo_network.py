@@ -203,7 +203,7 @@ class HalfResolutionUNet(nn.Module):
     def _inertia(newest: _Newest, x: torch.Tensor) -> torch.Tensor:
         """What the previous segmentation adds to the margin: (batch, X, Y, Z); 0 where there is none."""
         previous = x[:, _PREVIOUS]
-        given = (previous > 0.5).flatten(1).any(1)
+        given = ~_is_first(x)
         adds, removes = (
             (marked & ((previous > 0.5) != wanted)).flatten(1).any(1)
             for marked, wanted in zip(newest, (True, False), strict=True)
@@ -305,8 +305,11 @@ def _is_first(x: torch.Tensor) -> torch.Tensor:
 def _undimmed(x: torch.Tensor) -> torch.Tensor:
     """The patches, with the strongest prompt at 1 where there is no previous segmentation, so that it is the newest.
     Zooming out takes the mean of voxels: a point is 0.8 then, less than an older one otherwise."""
+    first = _is_first(x)
+    if not first.any():
+        return x
     strongest = x[:, _REGION_POS:].flatten(1).amax(1)
-    dim = _is_first(x) & (strongest > 0) & (strongest < 1)
+    dim = first & (strongest > 0) & (strongest < 1)
     if not dim.any():
         return x
     scale = torch.where(dim, 1 / strongest, torch.ones_like(strongest))[:, None, None, None, None]
@@ -317,9 +320,10 @@ def _undimmed(x: torch.Tensor) -> torch.Tensor:
 def _may_be_larger(x: torch.Tensor) -> bool:
     """Whether a patch, (channels, X, Y, Z), holds nothing but points in its middle, so that their object may be larger
     than the patch. A box, a lasso or a scribble tells something of its size."""
-    prompted = masks.hull((x[_POINT_POS:_SCRIBBLE_POS] > 0).any(0).cpu().numpy())
-    if prompted is None or x[_PREVIOUS:_POINT_POS].any() or x[_SCRIBBLE_POS:].any() or x[_POINT_POS].amax() <= _NEWEST:
+    if x[_PREVIOUS:_POINT_POS].any() or x[_SCRIBBLE_POS:].any() or x[_POINT_POS].amax() <= _NEWEST:
         return False
+    prompted = masks.hull((x[_POINT_POS:_SCRIBBLE_POS] > 0).any(0).cpu().numpy())
+    assert prompted is not None
     sides = zip(prompted, x.shape[1:], strict=True)
     return all(n // 2 - _MIDDLE <= low and high <= n // 2 + _MIDDLE for (low, high), n in sides)
 
