@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 import random
 import struct
 import tracemalloc
@@ -199,7 +200,7 @@ def test_a_chunk_of_uninitialised_values_is_refused() -> None:
     assert arrays.unpack(chunk, "blosc2", "uint8", (4096,)).tobytes() == bytes(4096)
     uninitialised = chunk[:_SPECIAL] + bytes([chunk[_SPECIAL] & 0x8F | 4 << 4])
     assert blosc2.get_cbuffer_sizes(uninitialised)[0] == 4096  # the library has no objection
-    with pytest.raises(BadMessage, match="uninitialised"):
+    with pytest.raises(BadMessage, match="uninitialized"):
         arrays.unpack(uninitialised, "blosc2", "uint8", (4096,))
 
 
@@ -266,6 +267,99 @@ def test_random_bytes_are_right_sized_or_refused(data: bytes) -> None:
             spliced = chunk[:kept] + data
             size = struct.unpack_from("<i", spliced, _PLAIN_BYTES)[0]
             accepted_or_refused(forged(spliced, _PACKED_BYTES, len(spliced)), "uint8", (size,))
+
+
+# ---- plug-ins ---------------------------------------------------------------------------------------------
+
+PLUG_IN_CODECS = {36: "openhtj2k", 37: "grok", 38: "openzl", 39: "j2k", 40: "htj2k"}
+PLUG_IN_FORMAT = 6  # in bits 5 to 7 of the flags: the codec is the one that byte 22 names
+_FLAGS, _FILTERS, _CODEC = 2, 16, 22
+
+
+def with_byte(chunk: bytes, offset: int, value: int) -> bytes:
+    return chunk[:offset] + bytes([value]) + chunk[offset + 1 :]
+
+
+def chunk_of(content: str) -> bytes:
+    array = {"runs": np.arange(4096) // 100, "noise": np.random.default_rng(4).integers(0, 2**15, 4096)}[content]
+    return arrays.pack(array.astype(np.int16), "blosc2")
+
+
+def plug_in_chunk(codec: int) -> bytes:
+    chunk = chunk_of("runs")
+    return with_byte(with_byte(chunk, _FLAGS, chunk[_FLAGS] & 0x1F | PLUG_IN_FORMAT << 5), _CODEC, codec)
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once the library has looked for a plug-in in the working folder."""
+    sprung = tmp_path / "sprung"
+    for name in PLUG_IN_CODECS.values():
+        (tmp_path / f"blosc2_{name}.py").write_text(f"open({str(sprung)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    return sprung
+
+
+def test_unguarded_the_library_runs_a_program_that_it_finds_in_the_working_folder(trap: Path) -> None:
+    """Why plug-ins are refused; and that the next test would see it. It needs a program called python or python3."""
+    with pytest.raises(ValueError, match="decompressing"):
+        blosc2.decompress2(plug_in_chunk(37), nthreads=1)
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("codec", range(256))
+def test_a_plug_in_codec_is_refused(codec: int, trap: Path) -> None:
+    with pytest.raises(BadMessage, match="codec"):
+        arrays.unpack(plug_in_chunk(codec), "blosc2", "int16", (4096,))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("slot", range(6))
+def test_a_plug_in_filter_is_refused(slot: int, trap: Path) -> None:
+    for number in range(256):
+        chunk = with_byte(chunk_of("runs"), _FILTERS + slot, number)
+        if number in (0, 1, 2, 3, 4, 35):
+            accepted_or_refused(chunk, "int16", (4096,))
+        else:
+            with pytest.raises(BadMessage, match="filters"):
+                arrays.unpack(chunk, "blosc2", "int16", (4096,))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("offset", range(32))
+def test_every_byte_of_a_header_is_checked(offset: int, trap: Path) -> None:
+    """Every value of every byte: what is accepted is right-sized, and nothing is run."""
+    for chunk in (chunk_of("runs"), chunk_of("noise"), chunk_of_zeros(8192)):
+        for value in range(256):
+            accepted_or_refused(with_byte(chunk, offset, value), "int16", (4096,))
+            # With a plug-in for a codec, whatever else the byte changes.
+            accepted_or_refused(with_byte(plug_in_chunk(36), offset, value), "int16", (4096,))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("bit", [0, 1, 2, 3, 7])
+def test_chunks_that_need_more_than_themselves_are_refused(bit: int) -> None:
+    """Dictionaries, longer headers, lazy chunks of a file, instrumentation."""
+    chunk = chunk_of("runs")
+    with pytest.raises(BadMessage, match="dictionary"):
+        arrays.unpack(with_byte(chunk, _SPECIAL, chunk[_SPECIAL] | 1 << bit), "blosc2", "int16", (4096,))
+
+
+@pytest.mark.parametrize("bit", [0, 2])
+def test_a_chunk_of_blosc_1_is_refused(bit: int) -> None:
+    chunk = chunk_of("runs")
+    with pytest.raises(BadMessage, match="Blosc 1"):
+        arrays.unpack(with_byte(chunk, _FLAGS, chunk[_FLAGS] & ~(1 << bit)), "blosc2", "int16", (4096,))
+
+
+@pytest.mark.parametrize("codec", ["BLOSCLZ", "LZ4", "LZ4HC", "ZLIB", "ZSTD"])
+@pytest.mark.parametrize("filters", [["NOFILTER"], ["SHUFFLE"], ["BITSHUFFLE"], ["DELTA"], ["SHUFFLE", "BYTEDELTA"]])
+def test_the_codecs_and_filters_of_the_protocol_are_accepted(codec: str, filters: list[str]) -> None:
+    array = np.random.default_rng(5).integers(0, 50, 4096).astype(np.int16)
+    kinds = [blosc2.Filter[name] for name in filters]
+    meta = [2 if kind is blosc2.Filter.BYTEDELTA else 0 for kind in kinds]
+    chunk = blosc2.compress2(array, typesize=2, codec=blosc2.Codec[codec], filters=kinds, filters_meta=meta)
+    assert np.array_equal(arrays.unpack(bytes(chunk), "blosc2", "int16", (4096,)), array)
 
 
 def test_a_frame_of_the_library_is_not_a_chunk() -> None:

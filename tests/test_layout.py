@@ -15,7 +15,7 @@ NAME = "nninteractive_ws"
 
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
-    "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
+    "processes", "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
     "files", "client", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {

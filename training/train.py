@@ -16,7 +16,6 @@ import copy
 import csv
 from pathlib import Path
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from torch.nn import functional
 
 from nninteractive_ws.engine.demo_network import BFLOAT16_ON_CPU
+from nninteractive_ws.processes import python_module
 from training.episodes import MAX_STEPS, PATCH
 from training.export import build_network, export, weights_of
 from training.players import OBEY, POINTED_AT, ROWS_PER_PLAYER, TARGET, WRONG, Players, Record, Table
@@ -291,7 +291,7 @@ def main() -> None:
     trainer.run()
     export(trainer.average.state_dict(), args.folder / "model")
     draw_curves(args.folder)
-    evaluate = [sys.executable, "-m", "nninteractive_ws", "evaluate", "phantom:10-13", "--clicks", "5"]
+    evaluate = python_module("nninteractive_ws", "evaluate", "phantom:10-13", "--clicks", "5")
     evaluate += ["--model", str(args.folder / "model"), "--output", str(args.folder / "evaluation")]
     subprocess.run(evaluate, check=True)
 

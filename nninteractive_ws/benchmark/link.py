@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from nninteractive_ws.processes import python_module
+
 _CHUNK_BYTES = 32 * 1024
 #: What waits before the link, in its sender's router.
 _QUEUE_BYTES = 256 * 1024
@@ -54,7 +56,7 @@ class Link:
 def link(port: int, speed: LinkSpeed, listen: int = 0) -> Iterator[Link]:
     """A link to a port on this machine, from the port ``listen`` (0: a free one); it ends afterwards, with all its
     connections."""
-    command = [sys.executable, "-m", "nninteractive_ws.benchmark.link", str(port)]
+    command = python_module("nninteractive_ws.benchmark.link", str(port))
     command += [str(speed.bits_per_s), str(speed.delay_s), str(listen)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

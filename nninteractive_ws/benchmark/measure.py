@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -27,6 +26,7 @@ from nninteractive_ws.benchmark.sides import (
 from nninteractive_ws.benchmark.work import Work
 from nninteractive_ws.evaluation.user import KINDS
 from nninteractive_ws.masks import Mask
+from nninteractive_ws.processes import python_module
 
 LINKS = (
     LinkSpeed("1 Gbit/s", 1e9, 0.0),
@@ -300,7 +300,7 @@ class ClientProcess:
 
     def __init__(self, side: Side, port: int, work: Path) -> None:
         words = [side.name, str(port), str(work), str(_PROMPTS_EACH)]
-        command = [sys.executable, "-m", "nninteractive_ws.benchmark.client", *words]
+        command = python_module("nninteractive_ws.benchmark.client", *words)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def hear(self) -> str:

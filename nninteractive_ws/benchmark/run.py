@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 import platform
 import subprocess
-import sys
 
 import psutil
 
@@ -15,6 +14,7 @@ from nninteractive_ws.benchmark.measure import LINKS, Passes, Record
 from nninteractive_ws.benchmark.sides import Served
 from nninteractive_ws.benchmark.work import Work, make_work
 from nninteractive_ws.geometry import Index
+from nninteractive_ws.processes import python_module
 
 #: How cost grows: a fraction of every side of the volume. Over the link of the middle speed.
 _FRACTIONS = (0.5, 0.75, 1.25)
@@ -35,7 +35,7 @@ def machine() -> dict[str, object]:
 
 def make_models(folder: Path) -> str:
     """Write the model folders into a folder; the device there is. In a process of its own, which alone needs torch."""
-    command = [sys.executable, "-m", "nninteractive_ws.engine.bench_models", str(folder)]
+    command = python_module("nninteractive_ws.engine.bench_models", str(folder))
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
@@ -116,7 +116,7 @@ def _in_processes(
 def on_device(model: Path, work: Path, times: int, device: str) -> Iterator[Record]:
     """What the module ``device`` measures, in a process of its own; ``work``: the folder that it is kept in."""
     arguments = [str(model), str(work), str(times), device]
-    command = [sys.executable, "-m", "nninteractive_ws.benchmark.device", *arguments]
+    command = python_module("nninteractive_ws.benchmark.device", *arguments)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

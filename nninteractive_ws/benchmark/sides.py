@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 import socket
 import subprocess
-import sys
 import time
 from typing import Any, Protocol
 import urllib.error
@@ -23,6 +22,7 @@ from nninteractive_ws.client.events import ImageProgress, MaskDelta
 from nninteractive_ws.evaluation.user import Prompt
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Delta, Mask
+from nninteractive_ws.processes import python_module
 from nninteractive_ws.server.local import ServerDidNotStart
 
 _STARTS_WITHIN_S = 300.0
@@ -249,14 +249,14 @@ def _health(port: int) -> str:
 
 
 def _own_command(port: int, served: Served) -> list[str]:
-    serve = [sys.executable, "-m", "nninteractive_ws", "serve", "--log-level", "warning", "--model", str(served.model)]
+    serve = python_module("nninteractive_ws", "serve", "--log-level", "warning", "--model", str(served.model))
     return [*serve, *_common(port, served)]
 
 
 def _official_command(port: int, served: Served) -> list[str]:
     # As many threads as there are processors, which is what this project's server takes; its default is 8.
     threads = str(os.cpu_count() or 1)
-    serve = [sys.executable, "-m", "nnInteractive.inference.server.main", "--torch-n-threads", threads]
+    serve = python_module("nnInteractive.inference.server.main", "--torch-n-threads", threads)
     return [*serve, "--model-dir", str(served.model), "--fold", "0", *_common(port, served)]
 
 

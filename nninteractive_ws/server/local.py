@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 import subprocess
-import sys
+
+from nninteractive_ws.processes import python_module
 
 #: What ``serve`` prints first, with the address behind it.
 LISTENING = "listening on "
@@ -25,7 +26,7 @@ def local_server(*arguments: str) -> Iterator[str]:
             "No server can be started here: pip install 'nninteractive-ws[server]', or give the address of one that "
             "runs elsewhere (--server)."
         )
-    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--end-with-stdin", *arguments]
+    command = python_module("nninteractive_ws", "serve", "--port", "0", "--end-with-stdin", *arguments)
     # Its standard input closes with this process, however that ends.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True)
     try:

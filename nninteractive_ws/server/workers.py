@@ -6,13 +6,13 @@ import hmac
 import logging
 import os
 import secrets
-import sys
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws.errors import WorkerLost
 from nninteractive_ws.messages import Encoding
+from nninteractive_ws.processes import python_module
 from nninteractive_ws.server import link
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ MOST_ENDS_WHILE_LOADING = 3
 
 # glibc's malloc gives every thread an arena of its own, which keeps what was freed: with a thread for each session that
 # comes and goes, memory would grow by hundreds of megabytes.
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+# What a worker starts itself, such as the compiler of torch.compile, keeps the working folder off sys.path, too.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "PYTHONSAFEPATH": "1"}
 
 
 class WorkerFailed(Exception):
@@ -85,7 +86,7 @@ class Worker:
     async def _start(self, port: int) -> asyncio.subprocess.Process:
         self._secret = secrets.token_urlsafe(32)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "nninteractive_ws.engine.worker", "--port", str(port), *self._arguments,
+            *python_module("nninteractive_ws.engine.worker", "--port", str(port), *self._arguments),
             stdin=asyncio.subprocess.PIPE, env={**_ENVIRONMENT, **os.environ},
         )  # fmt: skip
         assert process.stdin is not None
