@@ -14,10 +14,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from nninteractive_ws.errors import BadImage
+from nninteractive_ws.errors import BadImage, TooLarge
 from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.messages import MAX_BRICKS
 
 BRICK = 32
+#: Voxels of an image, at most: 1024^3. With its interaction channels, such an image takes about 24 GB.
+MAX_VOXELS = 2**30
 # The voxels are looked at in larger cubes, which takes fewer calls; a cube's doubles still fit into a cache.
 _LOOKED_AT = 64
 
@@ -95,6 +98,11 @@ class Presence:
     def __contains__(self, index: int) -> bool:
         return bool(self._there[index])
 
+    def indices(self) -> list[int]:
+        """Those that are there."""
+        found: list[int] = np.flatnonzero(self._there).tolist()
+        return found
+
     @property
     def count(self) -> int:
         return int(np.count_nonzero(self._there))
@@ -114,6 +122,22 @@ class Presence:
         return presence
 
 
+def check_size(shape: Index) -> None:
+    """Raise TooLarge for an image of too many voxels, or so thin that it has too many bricks."""
+    voxels, count = math.prod(shape), len(Grid(shape))
+    size = " × ".join(map(str, shape))
+    if voxels > MAX_VOXELS:
+        raise TooLarge(
+            f"The image of {size} has {voxels:,} voxels; at most {MAX_VOXELS:,} are accepted. Send a crop around the "
+            "object."
+        )
+    if count > MAX_BRICKS:
+        raise TooLarge(
+            f"The image of {size} voxels is so thin that it has {count:,} bricks of {BRICK}^3 voxels; at most "
+            f"{MAX_BRICKS:,} are accepted. Send a crop around the object."
+        )
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What the network's input is normalised with: (voxel - mean) / std, computed in float32."""
@@ -125,7 +149,7 @@ class Statistics:
 def checked_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
     """The image as an array that can be sent: 3-D, real, not empty. Not copied.
 
-    Raises BadImage with what is wrong.
+    Raises BadImage with what is wrong, and TooLarge.
     """
     try:
         volume = np.asarray(image)
@@ -140,6 +164,8 @@ def checked_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
         raise BadImage(f"The image's voxels are of type {volume.dtype}; real numbers are needed.")
     if volume.size == 0:
         raise BadImage(f"The image is empty (shape {volume.shape}).")
+    i, j, k = volume.shape
+    check_size((i, j, k))
     return volume
 
 

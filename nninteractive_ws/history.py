@@ -1,6 +1,10 @@
-"""A segment: its mask and its history. Both ends keep one, and the client's can bring the server's back."""
+"""A segment: its mask and its history. Both ends keep one, and the client's can bring the server's back.
 
-from collections.abc import Sequence
+A history keeps its changes as they travel, as compressed run lengths: a step of some kilobytes would take megabytes as
+an array. They are unpacked when they are used.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,115 +12,124 @@ import numpy as np
 from nninteractive_ws import masks
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
-from nninteractive_ws.messages import Encoding, Prompt, Reset, Run, SetMask, StepRequest
-from nninteractive_ws.messages import Step as WireStep
+from nninteractive_ws.messages import Bits, Encoding, Prompt, SetMask, Step, StepRequest
+
+#: What a step takes in memory besides the bytes of its masks: measured, for a click with a change of the mask.
+STEP_BYTES = 1536
 
 
-@dataclass(frozen=True)
-class Step:
-    """A request that is part of the history, and what it changed."""
-
-    request: StepRequest
-    change: Delta
-    _packed: dict[Encoding, WireStep] = field(default_factory=dict, compare=False, repr=False)
-
-    def packed(self, encoding: Encoding) -> WireStep:
-        """As it travels. It is kept: a journal is written again after every step."""
-        if encoding not in self._packed:
-            change = None if self.change.box is None else masks.pack(self.change, encoding)
-            self._packed[encoding] = WireStep(request=self.request, change=change)
-        return self._packed[encoding]
-
-    @property
-    def predicted(self) -> bool:
-        """Whether a prediction followed, after which no prompt waited."""
-        return isinstance(self.request, Run) or (not isinstance(self.request, Reset) and self.request.run)
-
-    @property
-    def starts_anew(self) -> bool:
-        """Whether the prompts before it no longer count."""
-        return isinstance(self.request, SetMask | Reset)
+def request_bytes(request: StepRequest) -> int:
+    """The bytes of the mask that a request carries, if any."""
+    return len(mask.data) if (mask := getattr(request, "mask", None)) is not None else 0
 
 
-def pack_steps(steps: Sequence[Step], encoding: Encoding) -> list[WireStep]:
-    """Steps as they travel."""
-    return [step.packed(encoding) for step in steps]
-
-
-def unpack_steps(steps: Sequence[WireStep], shape: Index) -> list[Step]:
-    """Steps of a segment of an image of ``shape``. Raises what :func:`masks.unpack` does."""
-    return [Step(s.request, NO_CHANGE if s.change is None else masks.unpack(s.change, shape)) for s in steps]
+def memory_of(steps: Iterable[Step]) -> int:
+    """Bytes that steps take in memory."""
+    return sum(
+        STEP_BYTES + request_bytes(step.request) + (0 if step.change is None else len(step.change.data))
+        for step in steps
+    )
 
 
 @dataclass
 class Segment:
-    """``mask``: bool, the shape of the image. The mask is the composition of the changes of all steps."""
+    """``mask``: bool, the shape of the image. It is the composition of the changes of all steps.
+
+    A segment that is not in use may be folded (:meth:`fold`): its mask is then kept as run lengths, and unfolds by
+    itself when it is asked for. ``steps``, the oldest first; ``undone``: the one to redo next is the last.
+    """
 
     name: str
-    mask: Mask
+    shape: Index
     revision: int = 0
     voxels: int = 0
     steps: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
+    _mask: Mask | None = field(default=None, repr=False)
+    _folded: Bits | None = field(default=None, repr=False)
+    _history_bytes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._history_bytes = memory_of(self.steps) + memory_of(self.undone)
 
     @classmethod
     def empty(cls, name: str, shape: Index) -> "Segment":
-        return cls(name, np.zeros(shape, bool))
+        """A segment with no step. Its mask is made at once: two threads may ask for it at the same time."""
+        return cls(name, shape, _mask=np.zeros(shape, bool))
+
+    @property
+    def mask(self) -> Mask:
+        if self._mask is None:
+            self._mask = np.zeros(self.shape, bool)
+            masks.apply(self._unpack(self._folded), self._mask)
+            self._folded = None
+        return self._mask
+
+    def fold(self, encoding: Encoding) -> None:
+        """Keep the mask as run lengths until it is used again."""
+        if self._mask is not None:
+            tight = masks.crop(self._mask, self.extent)
+            self._folded = None if tight.box is None else masks.pack(tight, encoding)
+            self._mask = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no step, and none to redo: as if the segment had not been made yet."""
+        return not self.steps and not self.undone
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the history and a folded mask take."""
+        return self._history_bytes + (0 if self._folded is None else len(self._folded.data))
 
     @property
     def extent(self) -> Box | None:
         """A box outside which the mask is empty."""
         extent: Box | None = None
         for step in self.steps:
-            if step.change.box is not None:
-                extent = step.change.box.union(extent)
+            if step.change is not None:
+                extent = Box.from_pairs(step.change.box).union(extent)
         return extent
 
-    def since_anew(self) -> list[Step]:
+    def active_steps(self) -> list[Step]:
         """The steps whose prompts count, in order; the first may be the mask that they started from."""
         for n in range(len(self.steps) - 1, -1, -1):
-            if self.steps[n].starts_anew:
+            if self.steps[n].is_reset:
                 return self.steps[n:]
         return self.steps
 
     def pending(self) -> list[Prompt]:
         """The prompts that wait for a prediction."""
         waiting: list[Prompt] = []
-        for step in self.since_anew():
-            if step.predicted or step.starts_anew:
+        for step in self.active_steps():
+            if step.predicted or step.is_reset:
                 waiting = []
             else:
                 waiting.append(step.request)  # type: ignore[arg-type]
         return waiting
 
-    def append(self, step: Step) -> None:
-        """Add a step whose change has been applied; what was undone before it is gone."""
+    def append(self, request: StepRequest, change: Delta, encoding: Encoding) -> None:
+        """Add a step whose change has been applied; steps that were undone before it are dropped."""
+        step = _step(request, change, encoding)
+        self._history_bytes += memory_of((step,)) - memory_of(self.undone)
         self.steps.append(step)
         self.undone.clear()
 
-    def move(self, source: list[Step], target: list[Step], change: Delta, trusted: bool) -> None:
-        """Undo or redo a step: from the end of one list to that of the other, the mask being changed already.
+    def undo(self) -> Delta:
+        """Move the last step to those undone; what is to be applied to the mask. Raises IndexError without a step."""
+        return self._move(self.steps, self.undone)
 
-        ``change``: what it did on the other side, which counts, if it can be ``trusted``, where one step was credited
-        with the changes of several. Raises ValueError where there is no such step.
-        """
-        if not source:
-            raise ValueError("a step was undone or redone that was never done")
+    def redo(self) -> Delta:
+        """Move the step that was undone last back; what is to be applied. Raises IndexError without one."""
+        return self._move(self.undone, self.steps)
+
+    def _move(self, source: list[Step], target: list[Step]) -> Delta:
         step = source.pop()
-        if not trusted or masks.compose(step.change, change).box is None:
-            target.append(step)
-        else:
-            target.append(Step(step.request, change))
-            self.reconcile()
+        target.append(step)
+        return self._unpack(step.change)
 
-    def flatten(self, encoding: Encoding) -> None:
-        """Let the history be one step that sets the mask: what any server can restore."""
-        mask = masks.tight(self.composed())
-        self.undone.clear()
-        self.steps.clear()
-        if mask.box is not None:
-            bits = masks.pack(mask, encoding)
-            self.steps.append(Step(SetMask(id=1, segment=self.name, mask=bits), mask))
+    def _unpack(self, change: Bits | None) -> Delta:
+        return NO_CHANGE if change is None else masks.unpack(change, self.shape)
 
     def flip(self, change: Delta) -> None:
         """Apply a change to the mask and keep count of its voxels."""
@@ -126,20 +139,57 @@ class Segment:
             self.voxels += 2 * now_set - change.voxels
 
     def composed(self) -> Mask:
-        """What the changes of all steps add up to: a new array."""
-        summed: Mask = np.zeros(self.mask.shape, bool)  # unlike zeros_like, nothing is touched that stays empty
+        """The composition of the changes of all steps: a new array."""
+        summed: Mask = np.zeros(self.shape, bool)  # unlike zeros_like, nothing is touched that stays empty
         for step in self.steps:
-            masks.apply(step.change, summed)
+            masks.apply(self._unpack(step.change), summed)
         return summed
 
-    def reconcile(self) -> None:
-        """Let the last step account for what the mask holds beyond the steps' changes."""
+    def rebuild(self) -> None:
+        """Make the mask the composition of the steps' changes, where it can no longer be trusted."""
+        if self._mask is None:
+            self._mask, self._folded = self.composed(), None
+        else:
+            self._mask[...] = self.composed()
+        self.voxels = int(np.count_nonzero(self._mask))
+
+    # ---- the client's ---------------------------------------------------------------------------------------
+
+    def credit_move(self, back: bool, change: Delta, is_fresh: bool, encoding: Encoding) -> None:
+        """Undo (``back``) or redo a step whose change the server has sent, so that the mask has it already.
+
+        ``change``: what the server did. It counts where one step was credited with the changes of several, unless
+        the mask was not fresh. Raises ValueError where there is no such step.
+        """
+        source, target = (self.steps, self.undone) if back else (self.undone, self.steps)
+        if not source:
+            raise ValueError("a step was undone or redone that was never done")
+        expected = self._move(source, target)
+        if is_fresh and masks.compose(expected, change).box is not None:
+            self._replace_last(target, change, encoding)
+            self.reconcile(encoding)
+
+    def reconcile(self, encoding: Encoding) -> None:
+        """Credit the last step with whatever the mask holds beyond the steps' changes."""
         surplus = masks.diff(self.composed(), self.mask)
         if self.steps and surplus.box is not None:
-            last = self.steps.pop()
-            self.steps.append(Step(last.request, masks.compose(last.change, surplus)))
+            self._replace_last(self.steps, masks.compose(self._unpack(self.steps[-1].change), surplus), encoding)
 
-    def rebuild(self) -> None:
-        """Let the mask be what the steps' changes add up to, where it can no longer be trusted."""
-        self.mask[...] = self.composed()
-        self.voxels = int(np.count_nonzero(self.mask))
+    def _replace_last(self, steps: list[Step], change: Delta, encoding: Encoding) -> None:
+        last = steps[-1]
+        steps[-1] = _step(last.request, change, encoding)
+        self._history_bytes += memory_of(steps[-1:]) - memory_of((last,))
+
+    def flatten(self, encoding: Encoding) -> None:
+        """Collapse the history into one step that sets the mask: any server can restore it."""
+        mask = masks.tight(self.composed())
+        self.undone.clear()
+        self.steps.clear()
+        if mask.box is not None:
+            request = SetMask(id=1, segment=self.name, mask=masks.pack(mask, encoding))
+            self.steps.append(_step(request, mask, encoding))
+        self._history_bytes = memory_of(self.steps)
+
+
+def _step(request: StepRequest, change: Delta, encoding: Encoding) -> Step:
+    return Step(request=request, change=None if change.box is None else masks.pack(change, encoding))

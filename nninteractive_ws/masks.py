@@ -5,7 +5,7 @@ the result, undo, redo, the journal and the catching up of a slow client.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import zlib
 
 import numpy as np
@@ -23,11 +23,13 @@ Mask = npt.NDArray[np.bool_]
 class Delta:
     """The voxels of ``box`` to flip: ``flips`` is bool and of the box's shape. No box: nothing changes.
 
-    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask.
+    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask. What was
+    packed once, or came packed, is not packed again: the same delta is sent and kept in the history.
     """
 
     box: Box | None
     flips: Mask
+    _packed: dict[Encoding, Bits] = field(default_factory=dict, repr=False)
 
     @property
     def voxels(self) -> int:
@@ -54,6 +56,11 @@ def tight(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
     """The delta of ``flips``, an array whose first voxel lies at ``origin``, cut to the smallest box."""
     box = hull(flips)
     return NO_CHANGE if box is None else Delta(box.shift(origin), np.ascontiguousarray(flips[box.slices]))
+
+
+def crop(mask: Mask, extent: Box | None) -> Delta:
+    """A mask that is empty outside ``extent`` (None: everywhere), cut to the smallest box. It may be a view."""
+    return NO_CHANGE if extent is None else tight(mask[extent.slices], extent.start)
 
 
 def diff(before: Mask, after: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
@@ -92,14 +99,20 @@ def pack(delta: Delta, encoding: Encoding) -> Bits:
     """A delta, or a mask, for the wire. Raises ValueError where it has no box: then nothing is to be sent."""
     if delta.box is None:
         raise ValueError("an empty delta has no box to send")
-    flat = delta.flips.ravel()
+    if encoding not in delta._packed:
+        delta._packed[encoding] = _pack(delta.box, delta.flips, encoding)
+    return delta._packed[encoding]
+
+
+def _pack(box: Box, flips: Mask, encoding: Encoding) -> Bits:
+    flat = flips.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     ends = np.concatenate((edges, [flat.size]))
     runs = np.diff(ends, prepend=0)
     if flat[0]:
         runs = np.concatenate(([0], runs))
     packed = arrays.pack(runs.astype("<u4"), encoding)
-    return Bits(box=delta.box.pairs, runs=len(runs), encoding=encoding, data=packed)
+    return Bits(box=box.pairs, runs=len(runs), encoding=encoding, data=packed)
 
 
 def unpack(bits: Bits, shape: Index) -> Delta:
@@ -108,12 +121,22 @@ def unpack(bits: Bits, shape: Index) -> Delta:
     Raises OutOfBounds where the box is not inside the volume, BadMessage where box and runs do not match,
     and what :func:`arrays.unpack` raises.
     """
+    box, runs = _unpack_runs(bits, shape)
+    is_set = np.zeros(bits.runs, bool)
+    is_set[1::2] = True
+    return Delta(box, np.repeat(is_set, runs).reshape(box.shape), {bits.encoding: bits})
+
+
+def check(bits: Bits, shape: Index) -> None:
+    """Raise what :func:`unpack` would, without the memory for the voxels of the box."""
+    _unpack_runs(bits, shape)
+
+
+def _unpack_runs(bits: Bits, shape: Index) -> tuple[Box, npt.NDArray[np.uint32]]:
     box = box_in_volume(bits.box, shape)
     if bits.runs > box.voxels + 1:
         raise BadMessage(f"{bits.runs:,} runs were announced for a box of {box.voxels:,} voxels.")
-    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,)).astype(np.int64)
-    if int(runs.sum()) != box.voxels:
+    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,)).astype(np.uint32, copy=False)
+    if int(runs.sum(dtype=np.int64)) != box.voxels:
         raise BadMessage(f"The runs of a box of {box.voxels:,} voxels do not add up to it.")
-    is_set = np.zeros(bits.runs, bool)
-    is_set[1::2] = True
-    return Delta(box, np.repeat(is_set, runs).reshape(box.shape))
+    return box, runs

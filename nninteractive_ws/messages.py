@@ -15,6 +15,11 @@ DType = Literal["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16"
 ProgressState = Literal["queued", "waiting_for_image", "predicting", "refining"]
 NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted", "warning"]
 
+#: Segments of a session, and steps of a segment (done and undone each), at most.
+MAX_SEGMENTS, MAX_STEPS = 256, 10_000
+#: Bricks of an image, at most: 32,768 are 1024^3 voxels, but a thin image has more of them for its voxels.
+MAX_BRICKS = 2**20
+
 # Bounds that a decoder checks by itself; those that depend on the image are the engine's.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 #: Of a segment that is restored: with room to grow from there.
@@ -71,6 +76,16 @@ class Step(Struct, frozen=True, kw_only=True):
     request: "StepRequest"
     change: Bits | None = None
 
+    @property
+    def predicted(self) -> bool:
+        """Whether a prediction followed, after which no prompt was pending."""
+        return isinstance(self.request, Run) or (not isinstance(self.request, Reset) and self.request.run)
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether the prompts before it no longer count."""
+        return isinstance(self.request, SetMask | Reset)
+
 
 class Timings(Struct, frozen=True, kw_only=True):
     """Where the time of a request went, in seconds; ``passes`` counts the network's forward passes."""
@@ -98,7 +113,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     message_bytes: Count
     image_voxels: Count
     segments: Count
+    steps: Count = MAX_STEPS
     unacknowledged_bricks: Count
+    session_bytes: Count = 2**53
 
 
 class FreeMemory(Struct, frozen=True, kw_only=True):
@@ -230,8 +247,8 @@ class Restore(Message, frozen=True, kw_only=True, tag="restore"):
     id: RequestId
     segment: Name
     revision: Revision
-    steps: Annotated[list[Step], Meta(max_length=100_000)] = []
-    undone: Annotated[list[Step], Meta(max_length=100_000)] = []
+    steps: Annotated[list[Step], Meta(max_length=MAX_STEPS)] = []
+    undone: Annotated[list[Step], Meta(max_length=MAX_STEPS)] = []
 
 
 class RemoveSegment(Message, frozen=True, kw_only=True, tag="remove_segment"):
@@ -302,7 +319,7 @@ class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
     """Bricks that have arrived: an acknowledgement, and how many of all are there."""
 
     image: Name
-    received: Annotated[list[Count], Meta(max_length=2**20)]
+    received: Annotated[list[Count], Meta(max_length=MAX_BRICKS)]
     present: Count
     total: Count
 

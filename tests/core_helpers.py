@@ -49,7 +49,7 @@ class MemoryServer:
         from nninteractive_ws.engine.dialogue import Dialogue
 
         self.sessions += 1
-        self.dialogue = Dialogue(self._model, self._device, "blosc2", boundless(), self._wake)
+        self.dialogue = Dialogue("memory", self._model, self._device, "blosc2", boundless(), self._wake)
         self._fresh = True
 
     @property

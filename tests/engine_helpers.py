@@ -20,11 +20,10 @@ from torch.nn import functional
 from nninteractive_ws import arrays, bricks, masks, messages, protocol
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.engine.device import DeviceThread
+from nninteractive_ws.engine.memory import MemoryPool, SessionAccount
 from nninteractive_ws.engine.models import LoadedModel
-from nninteractive_ws.engine.room import Room
 from nninteractive_ws.engine.session import Session
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.history import Step
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
 from nninteractive_ws.messages import (
     AddBbox,
@@ -46,6 +45,7 @@ from nninteractive_ws.messages import (
     Run,
     SetImage,
     SetMask,
+    Step,
     Undo,
 )
 
@@ -284,23 +284,16 @@ class Journal:
         """Whether there are prompts that no prediction has followed."""
         if not self.steps or self.steps[-1].predicted:
             return False
-        return not self.steps[-1].starts_anew
+        return not self.steps[-1].is_reset
 
     def restore_message(self, segment: str) -> Restore:
-        def sent(steps: list[Step]) -> list[messages.Step]:
-            return [
-                messages.Step(
-                    request=s.request, change=None if s.change.box is None else masks.pack(s.change, "blosc2")
-                )
-                for s in steps
-            ]
-
-        return Restore(id=1, segment=segment, revision=self.revision, steps=sent(self.steps), undone=sent(self.undone))
+        steps, undone = list(self.steps), list(self.undone)
+        return Restore(id=1, segment=segment, revision=self.revision, steps=steps, undone=undone)
 
 
-def boundless() -> list[Room]:
-    """Room for any image."""
-    return [Room(torch.device("cpu"), 2**60, lambda asker: False)]
+def boundless() -> list[MemoryPool]:
+    """Memory for anything."""
+    return [MemoryPool(torch.device("cpu"), 2**60, lambda requester: False)]
 
 
 class Client:
@@ -310,7 +303,8 @@ class Client:
     """
 
     def __init__(self, model: LoadedModel, device: DeviceThread) -> None:
-        self.session = Session(model, device, self, "blosc2", boundless())  # type: ignore[arg-type]
+        self.account = SessionAccount(boundless())
+        self.session = Session(model, device, self, "blosc2", self.account)  # type: ignore[arg-type]
         self.received: list[messages.ServerMessage] = []
         self.journals: dict[str, Journal] = {}
         self.on_message: Callable[[messages.ServerMessage], None] = lambda message: None
@@ -342,7 +336,7 @@ class Client:
     def send_bricks(self, indices: Iterable[int]) -> ImageProgress:
         assert self._volume is not None
         indices = list(indices)
-        answer = self.session.put_bricks(through_the_wire(brick_message(self._volume, self._image, indices)))
+        _, answer = self.session.put_bricks(through_the_wire(brick_message(self._volume, self._image, indices)))
         assert isinstance(answer, ImageProgress)
         assert answer.received == indices
         return answer
@@ -388,6 +382,10 @@ class Client:
         except Exception:
             if before is not None:
                 assert np.array_equal(self.journals[segment].mask, before)
+            elif segment in self.journals:
+                # Its first request failed: there were previews of it at most, and the session has no such segment.
+                assert not self.journals.pop(segment).mask.any()
+                assert segment not in self.session._segments
             self._compare_with_session()
             raise
         self._keep(request)
@@ -425,7 +423,7 @@ class Client:
     def put(self, message: messages.Message) -> None:
         self._receive(message)
 
-    def put_change(self, message: MaskDelta, change: Delta) -> None:
+    def put_change(self, message: MaskDelta) -> None:
         self._receive(message)
 
     def withdraw_change(self, segment: str) -> None:
@@ -474,7 +472,8 @@ class Client:
             del self.journals[request.segment]
         elif isinstance(request, messages.StepRequest):
             journal = self._journal_of(request.segment)
-            journal.steps.append(Step(request, change))
+            packed = None if change.box is None else masks.pack(change, "blosc2")
+            journal.steps.append(Step(request=request, change=packed))
             journal.undone.clear()
 
     def _check_done(self, request: Request, done: Done, before: Mask | None) -> None:

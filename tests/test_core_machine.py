@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        if self.server.dialogue.close_if_idle():
+        if self.server.dialogue.close_if_idle(0):
             self._hear(protocol.encode(wire.Notice(code="evicted", message="so")))
             self.server.forget()
             self.server.hang_up()

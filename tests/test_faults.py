@@ -28,7 +28,8 @@ from nninteractive_ws import errors, masks
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events, reconnect
 from nninteractive_ws.client.core import Core
-from nninteractive_ws.history import Segment, Step
+from nninteractive_ws.history import Segment
+from nninteractive_ws.masks import NO_CHANGE
 
 SHAPE = (84, 72, 66)
 PROMPTS = 200
@@ -111,10 +112,11 @@ class State:
 
     @classmethod
     def of(cls, segment: Segment) -> "State":
-        def plain(steps: list[Step]) -> list[PlainStep]:
+        def plain(steps: list[wire.Step]) -> list[PlainStep]:
+            changes = [NO_CHANGE if s.change is None else masks.unpack(s.change, segment.shape) for s in steps]
             return [
-                (msgspec.structs.replace(s.request, id=1), s.change.box, np.packbits(s.change.flips).tobytes())
-                for s in steps
+                (msgspec.structs.replace(s.request, id=1), c.box, np.packbits(c.flips).tobytes())
+                for s, c in zip(steps, changes, strict=True)
             ]
 
         mask = np.packbits(segment.mask).tobytes()

@@ -27,7 +27,7 @@ PARTS = {
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",
     ],
     "engine": [
-        "catalogue", "demo_rules", "demo_network", "device", "room", "image", "zoomed", "upstream", "shown", "teller",
+        "catalogue", "demo_rules", "demo_network", "device", "memory", "image", "zoomed", "upstream", "shown", "teller",
         "models", "prompts", "session", "dialogue", "hosted", "worker", "bench_models", "bench_sessions",
     ],
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],

@@ -93,7 +93,7 @@ except OutOfMemory as e:
     print("refused:", e)
 else:
     raise AssertionError("there was memory for gigabytes")
-assert client.session._rooms[0].taken == 0, "what is not there takes room"
+assert client.account._host.used_by(client.account).get("image", 0) == 0, "no image is there"
 client.set_image(volume)
 client.send(point)
 assert np.array_equal(client.journals["a"].mask, first)

@@ -286,7 +286,7 @@ def test_an_evicted_session_comes_back_with_the_next_request(link: Link) -> None
         command(core)
     link.settle()
     before = snapshot(core)
-    assert server.dialogue.close_if_idle()
+    assert server.dialogue.close_if_idle(0)
     assert not core.resting
     assert core.receive(protocol.encode(wire.Notice(code="evicted", message="so"))) == [events.Notice("evicted", "so")]
     assert core.resting
@@ -309,11 +309,11 @@ def test_an_evicted_session_comes_back_with_the_next_request(link: Link) -> None
 def test_a_busy_session_is_not_evicted(link: Link) -> None:
     link.core.add_point("a", (30, 40, 36))
     link._up()
-    assert not link.server.dialogue.close_if_idle()
+    assert not link.server.dialogue.close_if_idle(0)
     link.settle()
     check_journal(link.core, link.server)
-    assert link.server.dialogue.close_if_idle()
-    assert not link.server.dialogue.close_if_idle(), "it is closed already"
+    assert link.server.dialogue.close_if_idle(0)
+    assert not link.server.dialogue.close_if_idle(0), "it is closed already"
     assert link.server.session._image is None
 
 

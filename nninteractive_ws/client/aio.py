@@ -93,7 +93,7 @@ class AsyncSession:
     @property
     def segments(self) -> list[str]:
         """The names of the segments there are."""
-        return list(self._core.segments)
+        return self._core.segment_names
 
     def cancel(self) -> None:
         """Stop what runs and what waits; each of the requests ends with Cancelled."""

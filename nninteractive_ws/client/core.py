@@ -36,7 +36,7 @@ from nninteractive_ws.errors import (
     error_from_wire,
 )
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.history import Segment, Step, pack_steps
+from nninteractive_ws.history import Segment
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
 
@@ -177,7 +177,7 @@ class Core:
         """
         if self.image is None:
             raise NoImage("There is no image yet, and so nothing to keep.")
-        return Journal.of(self.image, list(self.segments.values()))
+        return Journal.of(self.image, [s for s in self.segments.values() if not s.is_empty])
 
     def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
         """A click on the voxel ``point`` (i, j, k). Raises NoImage or OutOfBounds."""
@@ -272,6 +272,11 @@ class Core:
             # In one step, because another thread may look at the segment's mask for the first time.
             self.segments.setdefault(name, Segment.empty(name, self._shape()))
         return self.segments[name]
+
+    @property
+    def segment_names(self) -> list[str]:
+        """The segments that there are; one is made by its first prompt, from the first preview on."""
+        return [name for name, segment in list(self.segments.items()) if segment.revision or not segment.is_empty]
 
     @property
     def waiting(self) -> list[int]:
@@ -380,7 +385,7 @@ class Core:
     def _compare_segments(self, revisions: dict[str, int]) -> None:
         """Where a request has no answer yet, the answer will tell."""
         unsettled = {w.segment for w in self._waiting.values()} | self._stale
-        for segment in [s for s in self.segments.values() if s.name not in unsettled]:
+        for segment in [s for s in self.segments.values() if s.name not in unsettled and not s.is_empty]:
             if segment.name not in revisions:
                 self._post(self._restoration(segment), None)
             elif revisions[segment.name] != segment.revision:
@@ -407,7 +412,8 @@ class Core:
         self._begin_upload()
         self._post(self._announcement(image), next((w.number for w in mine), None))
         for segment in self.segments.values():
-            self._post(self._restoration(segment), None)
+            if not segment.is_empty:
+                self._post(self._restoration(segment), None)
 
     def _is_obsolete(self, waiting: _Waiting) -> bool:
         """Whether the request is about an image that has been replaced."""
@@ -446,6 +452,7 @@ class Core:
         waiting = self._waiting.get(message.request)
         if waiting is None or self._is_obsolete(waiting) or message.segment in self._stale:
             return []
+        self._check_segment(message.segment, waiting)
         segment = self.segment(message.segment)
         if message.base_rev != segment.revision:
             return self._ask_for_snapshot(segment)
@@ -463,16 +470,21 @@ class Core:
         waiting = self._waiting.get(message.request)
         if waiting is None or self._is_obsolete(waiting):
             return []
+        self._check_segment(message.segment, waiting)
         segment = self.segment(message.segment)
         segment.mask[...] = False
         if message.mask is not None:
             masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
         segment.revision, segment.voxels = message.rev, message.voxels
-        segment.reconcile()
+        segment.reconcile(self._encoding())
         return [
             _mask_event(segment, waiting, Box.whole(self._shape()), final=True),
             *self._trust(segment.name),
         ]
+
+    def _check_segment(self, name: str, waiting: _Waiting) -> None:
+        if name != waiting.segment:
+            raise BadMessage(f'The server answered a request about segment "{waiting.segment}" with one "{name}".')
 
     def _trust(self, segment: str) -> list[Event]:
         """The mask of a segment is right again, or nobody asks for it: the answers that were held back."""
@@ -521,6 +533,7 @@ class Core:
         waiting = self._waiting.pop(message.id, None)
         if waiting is None:
             return []
+        self._forget_if_empty(waiting)
         if isinstance(waiting.request, wire.GetMask):
             return self._trust(waiting.request.segment)  # the next change of the segment asks again
         if isinstance(waiting.request, wire.Restore):
@@ -531,6 +544,13 @@ class Core:
             else:
                 self._use(None)
         return [events.Failed(waiting.number, error)]
+
+    def _forget_if_empty(self, waiting: _Waiting) -> None:
+        """The first request of a segment failed: the server has no such segment. Its mask is empty, and may be in the
+        hands of the user: it stays the same array."""
+        segment = self.segments.get(waiting.segment or "")
+        if segment is not None and segment.is_empty and isinstance(waiting.request, wire.SetMask | wire.Prompt):
+            segment.revision = 0
 
     def _restore_the_mask(self, waiting: _Waiting, error: Error) -> list[Event]:
         """Another server may not know the prompts of a segment's history; its mask can be brought back anyway."""
@@ -573,13 +593,11 @@ class Core:
             self._later += self._trust(request.segment)
             return
         segment = self.segment(request.segment)
-        trusted = segment.name not in self._stale
-        if isinstance(request, wire.Undo):
-            segment.move(segment.steps, segment.undone, waiting.change, trusted)
-        elif isinstance(request, wire.Redo):
-            segment.move(segment.undone, segment.steps, waiting.change, trusted)
+        is_fresh = segment.name not in self._stale
+        if isinstance(request, wire.Undo | wire.Redo):
+            segment.credit_move(isinstance(request, wire.Undo), waiting.change, is_fresh, self._encoding())
         elif not isinstance(request, wire.Run) or segment.pending():
-            segment.append(Step(request, waiting.change))
+            segment.append(request, waiting.change, self._encoding())
 
     def _take_back(self, waiting: _Waiting) -> list[Event]:
         """Undo what previews of an unanswered request have changed: they come again."""
@@ -598,13 +616,12 @@ class Core:
         return events.MaskDelta(None, segment.name, whole, segment.revision, segment.voxels, True)
 
     def _restoration(self, segment: Segment) -> wire.Restore:
-        encoding = self._encoding()
         return wire.Restore(
             id=self._next_id(),
             segment=segment.name,
             revision=segment.revision,
-            steps=pack_steps(segment.steps, encoding),
-            undone=pack_steps(segment.undone, encoding),
+            steps=list(segment.steps),
+            undone=list(segment.undone),
         )
 
 

@@ -2,32 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 import os
 from pathlib import Path
 import tempfile
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-import numpy as np
+from msgspec import Meta
 
-from nninteractive_ws import arrays
+from nninteractive_ws import masks
+from nninteractive_ws.bricks import MAX_VOXELS
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import BadImage, BadJournal, Error
 from nninteractive_ws.geometry import Index
-from nninteractive_ws.history import Segment, Step, pack_steps, unpack_steps
+from nninteractive_ws.history import Segment
 from nninteractive_ws.masks import Mask
-from nninteractive_ws.messages import Count, Name, Shape
-from nninteractive_ws.messages import Step as WireStep
+from nninteractive_ws.messages import MAX_SEGMENTS, MAX_STEPS, Count, Name, Shape, Step
 
 FORMAT: Literal["nninteractive-ws journal"] = "nninteractive-ws journal"
 _VERSION = 1
 
 
-class _SegmentInFile(msgspec.Struct, frozen=True):
+class _SegmentHistory(msgspec.Struct, frozen=True):
     name: Name
     revision: Count
-    steps: list[WireStep]
-    undone: list[WireStep]
+    steps: Annotated[list[Step], Meta(max_length=MAX_STEPS)]
+    undone: Annotated[list[Step], Meta(max_length=MAX_STEPS)]
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -37,14 +38,7 @@ class _File(msgspec.Struct, frozen=True):
     version: int
     image: Name
     shape: Shape
-    segments: list[_SegmentInFile]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    revision: int
-    steps: list[Step]
-    undone: list[Step]
+    segments: Annotated[list[_SegmentHistory], Meta(max_length=MAX_SEGMENTS)]
 
 
 @dataclass(frozen=True)
@@ -56,12 +50,12 @@ class Journal:
 
     image: str
     shape: Index
-    _kept: dict[str, _Kept]
+    _histories: dict[str, _SegmentHistory]
 
     @classmethod
     def of(cls, image: ImageSource, segments: Sequence[Segment]) -> "Journal":
         """What there is now; what happens later does not change it."""
-        kept = {s.name: _Kept(s.revision, list(s.steps), list(s.undone)) for s in segments}
+        kept = {s.name: _SegmentHistory(s.name, s.revision, list(s.steps), list(s.undone)) for s in segments}
         return cls(image.name, image.grid.shape, kept)
 
     @property
@@ -80,21 +74,15 @@ class Journal:
 
     def _segments(self) -> dict[str, Segment]:
         made = {}
-        for name, kept in self._kept.items():
-            segment = Segment.empty(name, self.shape)
-            segment.steps, segment.undone = list(kept.steps), list(kept.undone)
-            segment.revision = kept.revision
+        for name, kept in self._histories.items():
+            segment = Segment(name, self.shape, kept.revision, steps=list(kept.steps), undone=list(kept.undone))
             segment.rebuild()
             made[name] = segment
         return made
 
     def to_bytes(self) -> bytes:
         """The content of a journal's file."""
-        segments = [
-            _SegmentInFile(name, s.revision, *(pack_steps(steps, arrays.ENCODINGS[0]) for steps in (s.steps, s.undone)))
-            for name, s in self._kept.items()
-        ]
-        return msgspec.msgpack.encode(_File(FORMAT, _VERSION, self.image, self.shape, segments))
+        return msgspec.msgpack.encode(_File(FORMAT, _VERSION, self.image, self.shape, list(self._histories.values())))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Journal":
@@ -106,12 +94,12 @@ class Journal:
                     f"The journal is of version {found.version} and this release reads version {_VERSION}: "
                     "update it (pip install --upgrade nninteractive-ws)."
                 )
-            kept = {s.name: _kept(s, found.shape) for s in found.segments}
+            _check(found)
         except BadJournal:
             raise
         except (ValueError, RecursionError, Error) as e:
             raise BadJournal(f"This is not a journal of nninteractive-ws, or a damaged one ({e}).") from e
-        return cls(found.image, found.shape, kept)
+        return cls(found.image, found.shape, {s.name: s for s in found.segments})
 
     def save(self, path: str | Path) -> None:
         """Write a file, all of it or nothing. Raises OSError."""
@@ -132,9 +120,14 @@ def load(path: str | Path) -> Journal:
     return Journal.from_bytes(Path(path).read_bytes())
 
 
-def _kept(segment: _SegmentInFile, shape: Index) -> _Kept:
-    steps, undone = unpack_steps(segment.steps, shape), unpack_steps(segment.undone, shape)
-    # A mask is allocated for each segment when the journal is used: not for a shape that no image has.
-    if np.prod(shape, dtype=np.float64) > 2**34:
-        raise BadJournal(f"The journal is of an image of the shape {shape}, which is too large to be one.")
-    return _Kept(segment.revision, steps, undone)
+def _check(file: _File) -> None:
+    """Raise an Error unless every step fits the image. Nothing of an image's size is allocated for it.
+
+    A few bytes can stand for gigabytes of voxels: those are made once there is an image of that size.
+    """
+    if math.prod(file.shape) > MAX_VOXELS:
+        raise BadJournal(f"The journal is of an image of the shape {file.shape}, which is too large to be one.")
+    for step in (step for segment in file.segments for step in (*segment.steps, *segment.undone)):
+        for bits in (step.change, getattr(step.request, "mask", None)):
+            if bits is not None:
+                masks.check(bits, file.shape)

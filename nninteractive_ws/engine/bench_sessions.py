@@ -14,8 +14,8 @@ import torch
 
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.engine.device import DeviceThread, Seat
+from nninteractive_ws.engine.memory import MemoryPool, SessionAccount
 from nninteractive_ws.engine.models import load_model
-from nninteractive_ws.engine.room import Room
 from nninteractive_ws.engine.session import Session
 from nninteractive_ws.messages import ImageBricks, Request, SetImage
 from nninteractive_ws.server.outbox import Outbox
@@ -79,8 +79,8 @@ class WatchedSession:
         model = self._thread.run(Seat(lambda _: None), lambda: load_model("", folder, device, compiled))
         model.artifacts["network"] = watch.watch(NETWORK, model.artifacts["network"])
         self._outbox = Outbox(lambda: None)
-        room = Room(images, 2**62, lambda _: False)
-        self._session = Session(model, self._thread, self._outbox, "blosc2", [room])
+        account = SessionAccount([MemoryPool(images, 2**62, lambda _: False)])
+        self._session = Session(model, self._thread, self._outbox, "blosc2", account)
         upstream = self._session._upstream
         upstream._build_network_input = watch.watch(INPUTS, upstream._build_network_input)  # type: ignore[method-assign]
 

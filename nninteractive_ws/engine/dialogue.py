@@ -8,18 +8,23 @@ import time
 
 from nninteractive_ws import protocol
 from nninteractive_ws.engine.device import DeviceThread
+from nninteractive_ws.engine.memory import MemoryPool, SessionAccount, free_memory
 from nninteractive_ws.engine.models import LoadedModel
-from nninteractive_ws.engine.room import Room, free_memory
 from nninteractive_ws.engine.session import Session
-from nninteractive_ws.errors import AtCapacity, BadMessage, Cancelled, Error, InternalError
-from nninteractive_ws.messages import Bye, Cancel, Done, Encoding, ErrorMessage, ImageBricks, Request
+from nninteractive_ws.errors import AtCapacity, BadMessage, Cancelled, Error, InternalError, OutOfMemory
+from nninteractive_ws.history import memory_of
+from nninteractive_ws.messages import Bye, Cancel, Done, Encoding, ErrorMessage, ImageBricks, Request, Restore
 from nninteractive_ws.server.link import Answered, Attached
 from nninteractive_ws.server.outbox import ANSWERS_KEPT, Outbox
 
 _log = logging.getLogger(__name__)
 
-#: Requests that wait are kept in memory: not without end. Fewer than answers are kept, so that each can be repeated.
-MOST_WAITING, MOST_WAITING_BYTES = ANSWERS_KEPT // 2, 256 * 1024**2
+#: Requests that wait, at most: fewer than answers are kept, so that each can be repeated.
+MAX_WAITING = ANSWERS_KEPT // 2
+#: Each request that is refused is remembered, too. A client that goes on after so many in a row does not listen.
+MAX_REFUSED = 4096
+# What a request takes in memory besides the bytes of its message: measured.
+_REQUEST_BYTES = 1024
 
 
 class Dialogue:
@@ -30,38 +35,42 @@ class Dialogue:
 
     def __init__(
         self,
+        name: str,
         model: LoadedModel,
         device: DeviceThread,
         encoding: Encoding,
-        rooms: Sequence[Room],
+        pools: Sequence[MemoryPool],
         wake: Callable[[], None],
     ) -> None:
         self.outbox = Outbox(wake)
-        self.encoding, self._rooms = encoding, rooms
+        self.encoding, self._name, self._pools = encoding, name, pools
+        #: When something useful came last: a request that could be done, or a brick that was not there.
         self.last_used = time.monotonic()
-        self._session = Session(model, device, self.outbox, encoding, rooms)
+        self._account = SessionAccount(pools)
+        self._session = Session(model, device, self.outbox, encoding, self._account)
         self._waiting: deque[tuple[Request, float, int]] = deque()
         self._waiting_bytes = 0
+        self._running: int | None = None  # the id of the request in hand
+        self._refused = 0
         self._last_id = 0
         self._lock = threading.Lock()
-        self._working = self._closed = False
+        self._closed = False
 
     def attach(self, fresh: bool) -> Attached:
         """Begin a connection; what the client is told of the session it takes up, or begins."""
         self.outbox.hang_up()
         image, revisions = self._session.state()
         name, bricks = (None, b"") if image is None else (image.name, image.presence.to_bytes())
-        return Attached(fresh, self._last_id, revisions, name, bricks, free_memory(self._rooms))
+        return Attached(fresh, self._last_id, revisions, name, bricks, free_memory(self._pools))
 
-    def owns(self, asker: object) -> bool:
-        """Whether this is the session that asks for room."""
-        return asker is self._session
+    def is_session(self, requester: object) -> bool:
+        """Whether this is the session that asks for memory."""
+        return requester is self._account
 
     # ---- from the client ----------------------------------------------------------------------------------
 
     def receive(self, data: str | bytes) -> bool:
         """Take one message; False where the session is over: after bye, or a message that cannot be answered."""
-        self.last_used = time.monotonic()
         try:
             if isinstance(data, str):
                 raise BadMessage("A text message came; messages are msgpack in binary frames.")
@@ -69,16 +78,29 @@ class Dialogue:
             if isinstance(message, Bye):
                 return False
             if isinstance(message, Cancel):
-                self._session.cancel(message, self._last_id)
+                self._cancel(message)
             elif isinstance(message, ImageBricks):
-                if (progress := self._session.put_bricks(message)) is not None:
-                    self.outbox.put_aside(progress)
+                self._put_bricks(message)
             elif isinstance(message, Request):
                 self._take(message, len(data))
         except Error as e:
             request = protocol.request_id(data) if isinstance(data, bytes) else None
             return self._refuse(e, request)
         return True
+
+    def _put_bricks(self, message: ImageBricks) -> None:
+        stored, progress = self._session.put_bricks(message)
+        if stored:
+            self.last_used = time.monotonic()
+        if progress is not None:
+            self.outbox.put_aside(progress)
+
+    def _cancel(self, message: Cancel) -> None:
+        """Cancel what waits or runs. Any other id is of a request that is done, or that was not sent yet."""
+        with self._lock:
+            unanswered = {request.id for request, _, _ in self._waiting} | {self._running}
+        if message.request is None or message.request in unanswered:
+            self._session.cancel(message, self._last_id)
 
     def _take(self, request: Request, size: int) -> None:
         if self.outbox.repeat(request.id):
@@ -87,21 +109,32 @@ class Dialogue:
             raise BadMessage(f"Request ids must grow: {request.id} came after {self._last_id}.")
         self._last_id = request.id
         self.outbox.open(request.id)
+        unpacked = memory_of((*request.steps, *request.undone)) if isinstance(request, Restore) else size
+        memory = _REQUEST_BYTES + unpacked
         with self._lock:
             waiting, waiting_bytes = len(self._waiting), self._waiting_bytes
-        if waiting >= MOST_WAITING or waiting_bytes + size > MOST_WAITING_BYTES:
+        if waiting >= MAX_WAITING:
             raise AtCapacity(f"{waiting} requests of this session wait already; wait for answers before sending more.")
+        self._account.reserve("queue", waiting_bytes + memory)
         with self._lock:
-            self._waiting.append((request, time.monotonic(), size))
-            self._waiting_bytes += size
+            self._waiting.append((request, time.monotonic(), memory))
+            self._waiting_bytes += memory
+            self._refused = 0
+            # Again: a request may have been done since.
+            self._account.charge("queue", self._waiting_bytes)
 
     def _refuse(self, error: Error, request: int | None) -> bool:
         """Say what was wrong with a message; whether the session goes on."""
         message = protocol.to_error_message(error, request)
-        if request is not None and isinstance(error, AtCapacity):
+        if request is not None and isinstance(error, AtCapacity | OutOfMemory):
+            self._refused += 1
             self.outbox.answer(request, message)
-        else:
-            self.outbox.put_aside(message)
+            self._account.charge("outbox", self.outbox.memory)
+            if self._refused <= MAX_REFUSED:
+                return True
+            last = AtCapacity(f"{MAX_REFUSED:,} requests in a row were refused; the session ends.")
+            request, message = None, protocol.to_error_message(last, None)
+        self.outbox.put_aside(message)
         return request is not None
 
     # ---- requests -----------------------------------------------------------------------------------------
@@ -115,19 +148,21 @@ class Dialogue:
         with self._lock:
             if self._closed or not self._waiting:
                 return None
-            request, arrived, size = self._waiting.popleft()
-            self._waiting_bytes -= size
-            self._working = True
+            request, arrived, memory = self._waiting.popleft()
+            self._running = request.id
         self.outbox.begin(request.id)
         answer = self._answer(request, arrived)
         self.outbox.put(answer)
-        self.last_used = time.monotonic()
         with self._lock:
-            self._working = False
+            self._running = None
+            self._waiting_bytes -= memory
+            self._account.charge("queue", self._waiting_bytes)
+        self._account.charge("outbox", self.outbox.memory)
         kind = str(type(request).__struct_config__.tag)
-        if isinstance(answer, Done):
-            return Answered(kind=kind, code=None, timings=answer.timings)
-        return Answered(kind=kind, code=answer.code)
+        if not isinstance(answer, Done):
+            return Answered(self._name, kind, answer.code)
+        self.last_used = time.monotonic()
+        return Answered(self._name, kind, timings=answer.timings)
 
     def _answer(self, request: Request, arrived: float) -> Done | ErrorMessage:
         try:
@@ -147,17 +182,26 @@ class Dialogue:
         """Cancel what runs and what waits."""
         self._session.cancel(Cancel(), self._last_id)
 
-    def close_if_idle(self) -> bool:
-        """Let go of image and segments for good, unless a request waits or is being done; whether it did."""
+    def close_if_idle(self, idle: float) -> bool:
+        """Let go of everything for good, unless a request waits or runs; whether it did.
+
+        ``idle``: seconds for which nothing useful must have come.
+        """
         with self._lock:
-            if self._working or self._waiting or self._closed:
+            used = time.monotonic() - self.last_used < idle
+            if used or self._running is not None or self._waiting or self._closed:
                 return False
             self._closed = True
-        self._session.close()
+        self._release()
         return True
 
     def close(self) -> None:
-        """Let go of image and segments for good; no request is being done."""
+        """Let go of everything for good; no request is being done."""
         with self._lock:
             self._closed = True
+            self._waiting.clear()
+        self._release()
+
+    def _release(self) -> None:
         self._session.close()
+        self._account.release()

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-import gc
 import logging
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws.engine.dialogue import Dialogue
+from nninteractive_ws.engine.memory import return_freed_memory
 from nninteractive_ws.messages import Notice
 from nninteractive_ws.server import link
 from nninteractive_ws.server.link import Answered
@@ -21,9 +21,9 @@ _FLUSH_WITHIN_S = 5.0
 
 
 class HostedSession:
-    """A dialogue, the thread that does its requests, and the connection there is, if any. ``makes_room``: whether
-    others may be forgotten for its sake. ``over``: set once nobody wants it any more; ``ended``: done once it
-    holds nothing any more."""
+    """A dialogue, its two threads, and the connection there is, if any. One thread takes its messages in, the other
+    does its requests: no session can keep another's from being heard. ``makes_room``: whether others may be forgotten
+    for its sake. ``over``: set once nobody wants it any more; ``ended``: done once it holds nothing any more."""
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class HostedSession:
         self.over, self.ended = asyncio.Event(), Future[None]()
         self.evicted = False
         self._one_at_a_time = asyncio.Lock()
+        self._stopping = False
+        self._receiving = ThreadPoolExecutor(1, f"session {name} in")
         self._thread = ThreadPoolExecutor(1, f"session {name}")
         self.dialogue = make_dialogue(self._wake)
         self._work = asyncio.ensure_future(self._do_requests())
@@ -74,7 +76,7 @@ class HostedSession:
     async def _read(self, connection: ClientConnection, writing: "asyncio.Future[None]") -> None:
         try:
             async for data in connection:
-                if not await asyncio.to_thread(self.dialogue.receive, data):
+                if not await self._loop.run_in_executor(self._receiving, self.dialogue.receive, data):
                     self.over.set()
                     return
                 self._to_do.set()
@@ -109,7 +111,7 @@ class HostedSession:
         await self._room.wait()
 
     async def _do_requests(self) -> None:
-        while True:
+        while not self._stopping:
             self._to_do.clear()
             if self.dialogue.outbox.full:
                 await self._wait_for_room()
@@ -120,13 +122,17 @@ class HostedSession:
             else:
                 await self._to_do.wait()
 
-    def close_if_idle(self) -> bool:
-        """Give up the session's memory for another's sake unless it has something to do, from any thread; whether
-        it did. Its client is told, and the connection ends."""
-        if self.over.is_set() or not self.dialogue.close_if_idle():
+    def evict_if_idle(self, idle: float) -> bool:
+        """Give up the session's memory for another's sake, from any thread; whether it did. Its client is told, and the
+        connection ends.
+
+        A session that has something to do stays, and one with a connection on which something useful came in the last
+        ``idle`` seconds: two would take turns at its memory.
+        """
+        if self.over.is_set() or not self.dialogue.close_if_idle(idle if self.connected else 0.0):
             return False
         self.evicted = True
-        gc.collect()
+        return_freed_memory()
         words = "The server needs the room for others; the session comes back with the next request."
         self.dialogue.outbox.put_aside(Notice(code="evicted", message=words))
         self._loop.call_soon_threadsafe(self.over.set)
@@ -135,11 +141,18 @@ class HostedSession:
     async def end(self) -> None:
         """Cancel what runs, and let go of everything; the session is over."""
         try:
-            self._work.cancel()
             self.dialogue.stop()
-            await asyncio.to_thread(self._thread.shutdown)
-            await asyncio.gather(self._work, return_exceptions=True)
-            self.dialogue.close()
-            gc.collect()  # what refers to itself would stay in memory until the next time
+            self._stopping = True
+            self._to_do.set()
+            self._room.set()
+            # Without a thread of a pool, which others need meanwhile: the request in hand may take long to notice.
+            await self._work
+            await self._loop.run_in_executor(self._thread, self._close)
         finally:
+            self._thread.shutdown(wait=False)
+            self._receiving.shutdown(wait=False)
             self.ended.set_result(None)
+
+    def _close(self) -> None:
+        self.dialogue.close()
+        return_freed_memory()

@@ -4,7 +4,7 @@
 other threads. Everything the client is to see goes into the outbox, in the order in which it happens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import logging
 import threading
@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from nninteractive_ws import masks
+from nninteractive_ws import bricks, masks
 from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.engine.memory import SESSION_BYTES, SessionAccount, return_freed_memory
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
-from nninteractive_ws.engine.room import Room, find_room
 from nninteractive_ws.engine.shown import Shown, occupied, resampled
 from nninteractive_ws.engine.teller import Teller
 from nninteractive_ws.engine.upstream import UpstreamSession
@@ -30,18 +30,20 @@ from nninteractive_ws.errors import (
     NoImage,
     NothingToUndo,
     OutOfMemory,
-    TooLarge,
     UnknownSegment,
     UnsupportedPrompt,
 )
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.history import Segment, Step, unpack_steps
+from nninteractive_ws.history import Segment
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import (
+    MAX_SEGMENTS,
+    MAX_STEPS,
     AddBbox,
     AddLasso,
     AddPoint,
     AddScribble,
+    Bits,
     Cancel,
     Done,
     Encoding,
@@ -70,13 +72,21 @@ _log = logging.getLogger(__name__)
 
 LIMITS = Limits(
     message_bytes=MAX_MESSAGE_BYTES,
-    # 1024^3: such an image and its interaction channels take 19 GB.
-    image_voxels=2**30,
-    segments=256,
+    image_voxels=bricks.MAX_VOXELS,
+    segments=MAX_SEGMENTS,
+    steps=MAX_STEPS,
     # 128 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
     # enough that a prompt's message is never more than a blink behind them.
     unacknowledged_bricks=128,
+    session_bytes=SESSION_BYTES,
 )
+
+# Requests that make a segment or let it grow.
+_GROWING = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Restore
+# Bytes that a run length takes while a mask is unpacked, changed and packed again: measured with noise.
+_RUN_BYTES = 56
+# After a request that needed so much memory, what is free is given back to the system.
+_MUCH_BYTES = 64 * 1024**2
 
 
 @dataclass
@@ -114,15 +124,17 @@ class Session:
     """See the module. ``encoding`` packs what is sent; what comes in says its own."""
 
     def __init__(
-        self, model: LoadedModel, device: DeviceThread, outbox: Outbox, encoding: Encoding, rooms: Sequence[Room]
+        self, model: LoadedModel, device: DeviceThread, outbox: Outbox, encoding: Encoding, account: SessionAccount
     ) -> None:
-        self._model, self._device, self._outbox, self._rooms = model, device, outbox, rooms
+        self._model, self._device, self._outbox, self._account = model, device, outbox, account
+        self._encoding = encoding
         self._teller = Teller(outbox, encoding)
         self._upstream = UpstreamSession(model.artifacts, model.device, model.threads, watcher=self)
         self._seat = Seat(self._report_queue)
         self._image: BrickImage | None = None
         self._segments: dict[str, Segment] = {}
         self._selected: Segment | None = None  # whose prompts are in the interaction channels now
+        self._unfolded: Segment | None = None  # the only one whose mask may be an array now
         self._previews = True
         self._prediction: _Prediction | None = None
         self._request: Request | None = None
@@ -133,16 +145,18 @@ class Session:
 
     # ---- from any thread ----------------------------------------------------------------------------------
 
-    def put_bricks(self, message: ImageBricks) -> ImageProgress | None:
-        """Store bricks; those of an image that is no longer the session's are ignored, and then it is None.
+    def put_bricks(self, message: ImageBricks) -> tuple[int, ImageProgress | None]:
+        """Store bricks; how many were not there before, and the acknowledgement. Those of an image that is no longer
+        the session's are ignored, and not acknowledged.
 
         Raises BadMessage, TooLarge or BadImage.
         """
         image = self._image
         if image is None or image.name != message.image:
-            return None
+            return 0, None
+        before = image.presence.count
         image.put(message.bricks)
-        return ImageProgress(
+        return image.presence.count - before, ImageProgress(
             image=image.name,
             received=[b.index for b in message.bricks],
             present=image.presence.count,
@@ -150,7 +164,7 @@ class Session:
         )
 
     def cancel(self, message: Cancel, last_id: int) -> None:
-        """Cancel one request, or all up to ``last_id``. Those that are done already stay done."""
+        """Cancel one request that has no answer yet, or all up to ``last_id``."""
         with self._lock:
             if message.request is None:
                 self._cancelled_up_to = last_id
@@ -172,15 +186,18 @@ class Session:
     def close(self) -> None:
         """Let go of everything, while no request is done."""
         self._forget_segments()
-        self._let_go_of_image()
+        self._release_image()
 
     def handle(self, request: Request, arrived: float) -> Done:
         """Do a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
         with self._lock:
             self._request = request
         self._clock = _Clock(arrived, queued=time.monotonic() - arrived)
+        needed = _memory_needed(request) if isinstance(request, _GROWING) else 0
         try:
             self._check_cancelled()
+            if isinstance(request, _GROWING):
+                self._account.reserve("request", needed)
             return self._HANDLERS[type(request)](self, request)
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
@@ -193,30 +210,38 @@ class Session:
                 "the object for instance, needs less."
             ) from e
         finally:
+            self._count_memory(request, freed=needed)
             with self._lock:
                 self._request = None
                 # Ids grow, so what was cancelled before or at this one is done with.
                 self._cancelled = {i for i in self._cancelled if i > request.id}
 
+    def _count_memory(self, request: Request, freed: int) -> None:
+        """Charge what is kept after a request, and give back what is not."""
+        segment = self._segments.get(getattr(request, "segment", None) or "")
+        if segment is not None and segment.is_empty and isinstance(request, SetMask | Prompt):
+            self._forget(segment)  # its first request failed
+        kept = sum(s.memory for s in self._segments.values())
+        before = self._account.kept_bytes
+        self._account.charge("segments", kept)
+        self._account.charge("request", 0)
+        if freed + max(0, before - self._account.kept_bytes) > _MUCH_BYTES:
+            return_freed_memory()
+
     def _set_image(self, request: SetImage) -> Done:
-        voxels = int(np.prod(request.shape, dtype=np.float64))
-        if voxels > LIMITS.image_voxels:
-            raise TooLarge(
-                f"The image has {voxels:,} voxels; this server takes at most {LIMITS.image_voxels:,}. "
-                "Send a crop around the object."
-            )
+        bricks.check_size(request.shape)
         if not np.isfinite(request.mean) or not np.isfinite(request.std) or np.float32(request.std) == 0:
             raise BadImage("The image's mean and standard deviation must be finite, and the latter above zero.")
         self._forget_segments()
         if self._image is None or not self._image.is_of(request):
             # The old one goes before the next one is allocated: the two may not fit side by side.
-            self._let_go_of_image()
-            device = find_room(self._rooms, self, request.shape, self._upstream.num_interaction_channels)
+            self._release_image()
+            device = self._account.reserve_image(request.shape, self._upstream.num_interaction_channels)
             try:
                 self._image = BrickImage(request, device)
                 self._upstream.open_image(self._image)
             except BaseException:
-                self._let_go_of_image()
+                self._release_image()
                 raise
         else:
             self._upstream.open_image(self._image)
@@ -226,14 +251,15 @@ class Session:
     def _announce_bricks(self) -> None:
         """Tell which bricks need not be sent: those that are there from before."""
         image = self._image_or_raise()
-        there = [i for i in range(len(image.grid)) if i in image.presence]
+        there = image.presence.indices()
         self._outbox.put(ImageProgress(image=image.name, received=there, present=len(there), total=len(image.grid)))
 
-    def _let_go_of_image(self) -> None:
-        self._image = None
-        self._upstream.close_image()
-        for room in self._rooms:
-            room.leave(self)
+    def _release_image(self) -> None:
+        if self._image is not None:
+            self._image = None
+            self._upstream.close_image()
+            return_freed_memory()
+        self._account.release_image()
 
     def _add_prompt(self, request: Prompt) -> Done:
         check_prompt(request, self._image_or_raise().shape, self._model.description.prompts)
@@ -260,7 +286,7 @@ class Session:
         values[given.box.within(frame).slices] ^= given.flips
         change = masks.diff(segment.mask[frame.slices], values, frame.start)
         if not request.run:
-            return self._commit(Step(request, change), segment)
+            return self._commit(request, change, segment)
         # Predicted on top of the given mask; history and journal see one step with the change of both.
         masks.apply(change, segment.mask)
         self._selected = None
@@ -276,26 +302,22 @@ class Session:
 
     def _reset(self, request: Reset) -> Done:
         segment = self._segment_or_raise(request.segment)
-        extent = segment.extent
+        self._check_steps(segment)
+        mask = masks.crop(segment.mask, segment.extent)
         # A copy: the change must not be a view of the mask that it is applied to.
-        change = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices].copy(), extent.start)
-        return self._commit(Step(request, change), segment)
+        return self._commit(request, NO_CHANGE if mask.box is None else Delta(mask.box, mask.flips.copy()), segment)
 
     def _undo(self, request: Undo) -> Done:
         segment = self._segment_or_raise(request.segment)
         if not segment.steps:
             raise NothingToUndo(f'Segment "{segment.name}" has no prompt to undo.')
-        step = segment.steps.pop()
-        segment.undone.append(step)
-        return self._move_in_history(request, segment, step.change)
+        return self._move_in_history(request, segment, segment.undo())
 
     def _redo(self, request: Redo) -> Done:
         segment = self._segment_or_raise(request.segment)
         if not segment.undone:
             raise NothingToUndo(f'Segment "{segment.name}" has nothing to redo.')
-        step = segment.undone.pop()
-        segment.steps.append(step)
-        return self._move_in_history(request, segment, step.change)
+        return self._move_in_history(request, segment, segment.redo())
 
     def _move_in_history(self, request: Request, segment: Segment, change: Delta) -> Done:
         self._selected = None if self._selected is segment else self._selected
@@ -306,26 +328,34 @@ class Session:
     def _restore(self, request: Restore) -> Done:
         shape = self._image_or_raise().shape
         for step in (*request.steps, *request.undone):
+            self._check_cancelled()
             if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
                 check_prompt(step.request, shape, self._model.description.prompts)
-        segment = Segment.empty(request.segment, shape)
-        segment.steps, segment.undone = unpack_steps(request.steps, shape), unpack_steps(request.undone, shape)
-        for kept_step in segment.steps:
-            masks.apply(kept_step.change, segment.mask)
-        extent = segment.extent
-        segment.voxels = 0 if extent is None else int(np.count_nonzero(segment.mask[extent.slices]))
-        segment.revision = request.revision
-        self._check_room_for(request.segment)
-        if self._selected is self._segments.get(request.segment):
-            self._selected = None
+            elif isinstance(step.request, SetMask):
+                masks.check(step.request.mask, shape)
+        self._check_segment_limit(request.segment)
+        segment = Segment(
+            request.segment, shape, request.revision, steps=list(request.steps), undone=list(request.undone)
+        )
+        for step in request.steps:
+            # One by one, and not without a look: a long history takes minutes.
+            self._check_cancelled()
+            if step.change is not None:
+                masks.apply(masks.unpack(step.change, shape), segment.mask)
+        for step in request.undone:
+            self._check_cancelled()
+            if step.change is not None:
+                masks.check(step.change, shape)
+        segment.voxels = masks.crop(segment.mask, segment.extent).voxels
+        if (old := self._segments.get(request.segment)) is not None:
+            self._forget(old)
+        self._use(segment)
         self._segments[request.segment] = segment
         return self._done(request, segment, NO_CHANGE)
 
     def _remove_segment(self, request: RemoveSegment) -> Done:
         segment = self._segment_or_raise(request.segment)
-        if self._selected is segment:
-            self._selected = None
-        del self._segments[request.segment]
+        self._forget(segment)
         return Done(id=request.id, segment=segment.name, timings=self._clock.timings())
 
     def _get_mask(self, request: GetMask) -> Done:
@@ -368,23 +398,45 @@ class Session:
         self._image_or_raise()
         if name not in self._segments:
             raise UnknownSegment(f'There is no segment "{name}" in this session; a prompt makes one.')
-        return self._segments[name]
+        return self._use(self._segments[name])
 
     def _segment_for(self, name: str) -> Segment:
         """The segment of a name, made where it is not there."""
         image = self._image_or_raise()
         if name not in self._segments:
-            self._check_room_for(name)
+            self._check_segment_limit(name)
             self._segments[name] = Segment.empty(name, image.shape)
-        return self._segments[name]
+        self._check_steps(self._segments[name])
+        return self._use(self._segments[name])
 
-    def _check_room_for(self, name: str) -> None:
+    def _check_segment_limit(self, name: str) -> None:
         if name not in self._segments and len(self._segments) >= LIMITS.segments:
             raise AtCapacity(f"This session has {LIMITS.segments} segments, which is the limit; remove one first.")
 
+    def _check_steps(self, segment: Segment) -> None:
+        if len(segment.steps) >= LIMITS.steps:
+            raise AtCapacity(
+                f'Segment "{segment.name}" has {LIMITS.steps:,} steps, which is the limit. Set its mask in a new '
+                "segment and go on there."
+            )
+
+    def _use(self, segment: Segment) -> Segment:
+        """Let this segment be the only one whose mask is an array: those of the others are folded."""
+        if self._unfolded is not None and self._unfolded is not segment:
+            self._unfolded.fold(self._encoding)
+        self._unfolded = segment
+        return segment
+
+    def _forget(self, segment: Segment) -> None:
+        self._segments.pop(segment.name, None)
+        if self._selected is segment:
+            self._selected = None
+        if self._unfolded is segment:
+            self._unfolded = None
+
     def _forget_segments(self) -> None:
         self._segments.clear()
-        self._selected = None
+        self._selected = self._unfolded = None
 
     def _select(self, segment: Segment) -> None:
         """Put the segment's prompts and mask into the interaction channels, as prompting once more would.
@@ -396,7 +448,8 @@ class Session:
             return
         self._selected = None
         self._upstream.clear()
-        for step in segment.since_anew():
+        for step in segment.active_steps():
+            self._check_cancelled()
             if isinstance(step.request, AddPoint | AddBbox | AddScribble | AddLasso):
                 apply_prompt(self._upstream, step.request, run=False)
             if step.predicted:
@@ -436,17 +489,17 @@ class Session:
         masks.apply(final, segment.mask)
         self._teller.change(request.id, segment, change, segment.mask, final=True)
         self._selected = segment
-        step = Step(request, masks.compose(given, final))
-        segment.append(step)
-        return self._done(request, segment, step.change)
+        change = masks.compose(given, final)
+        segment.append(request, change, self._encoding)
+        return self._done(request, segment, change)
 
-    def _commit(self, step: Step, segment: Segment) -> Done:
+    def _commit(self, request: SetMask | Reset, change: Delta, segment: Segment) -> Done:
         """Make a step that needs no prediction."""
         self._selected = None if self._selected is segment else self._selected
-        masks.apply(step.change, segment.mask)
-        self._teller.change(step.request.id, segment, step.change, segment.mask, final=True)
-        segment.append(step)
-        return self._done(step.request, segment, step.change)
+        masks.apply(change, segment.mask)
+        self._teller.change(request.id, segment, change, segment.mask, final=True)
+        segment.append(request, change, self._encoding)
+        return self._done(request, segment, change)
 
     # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
 
@@ -554,3 +607,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     # For the machine's memory, torch has but a sentence; for a GPU's it has a class of RuntimeError.
     sentences = ("can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in sentences)
+
+
+def _memory_needed(request: Request) -> int:
+    """Bytes that a request needs while it runs, beyond the masks that the image is charged for."""
+    if isinstance(request, Restore):
+        steps = (*request.steps, *request.undone)
+        return max((_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps), default=0)
+    return _memory_of_runs((getattr(request, "mask", None),))
+
+
+def _memory_of_runs(parts: Iterable[Bits | None]) -> int:
+    return sum(_RUN_BYTES * bits.runs for bits in parts if bits is not None)

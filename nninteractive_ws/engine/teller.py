@@ -6,7 +6,7 @@ from nninteractive_ws import masks
 from nninteractive_ws.engine.shown import Shown
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment
-from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
+from nninteractive_ws.masks import Delta, Mask
 from nninteractive_ws.messages import Encoding, MaskDelta, MaskSnapshot
 from nninteractive_ws.server.outbox import Outbox
 
@@ -28,7 +28,7 @@ class Teller:
         segment.voxels += _gained(change, _values(after, change.box))
         segment.revision += 1
         if (unsent := self._outbox.withdraw_change(segment.name)) is not None:
-            base, change = unsent[0], masks.compose(unsent[1], change)
+            base, change = unsent[0], masks.compose(masks.unpack(unsent[1], segment.shape), change)
         if change.box is None:
             segment.revision = base  # nobody has heard of those in between
             return
@@ -43,12 +43,11 @@ class Teller:
             voxels=segment.voxels,
             final=final,
         )
-        self._outbox.put_change(message, change)
+        self._outbox.put_change(message)
 
     def snapshot(self, request: int, segment: Segment) -> None:
         """Send all of a segment's mask."""
-        extent = segment.extent
-        mask = NO_CHANGE if extent is None else masks.tight(segment.mask[extent.slices], extent.start)
+        mask = masks.crop(segment.mask, segment.extent)
         bits = None if mask.box is None else masks.pack(mask, self._encoding)
         self._outbox.put(
             MaskSnapshot(segment=segment.name, request=request, rev=segment.revision, mask=bits, voxels=segment.voxels)

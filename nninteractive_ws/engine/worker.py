@@ -13,7 +13,6 @@ import gc
 import logging
 from pathlib import Path
 import sys
-import time
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from nninteractive_ws import protocol
 from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.dialogue import Dialogue
 from nninteractive_ws.engine.hosted import HostedSession
+from nninteractive_ws.engine.memory import MemoryPool, memory_pools, used_memory
 from nninteractive_ws.engine.models import LoadedModel, load_model, pick_device
-from nninteractive_ws.engine.room import Room, rooms_for, used_memory
 from nninteractive_ws.engine.session import LIMITS
 from nninteractive_ws.server import link
 from nninteractive_ws.server.logs import configure_logging
@@ -37,19 +36,19 @@ _ENDS_WITHIN_S = 5.0
 
 
 class Worker:
-    """One model on one device, and the sessions on it. ``memory``: bytes for images on the host; None: a share of
-    what is free. ``idle``: seconds after which a connected session that is not used may be given up for another.
-    ``compiled``: as :func:`load_model` takes it."""
+    """One model on one device, and the sessions on it. ``memory``: bytes for sessions on the host; None: a share of
+    what is free, divided by ``workers``, how many there are on this host. ``idle``: seconds after which a connected
+    session that is not used may be given up for another. ``compiled``: as :func:`load_model` takes it."""
 
-    def __init__(self, port: int, secret: str, memory: int | None, idle: float, compiled: bool) -> None:
+    def __init__(self, port: int, secret: str, memory: int | None, workers: int, idle: float, compiled: bool) -> None:
         self._address, self._secret, self._memory, self._idle = f"ws://127.0.0.1:{port}", secret, memory, idle
-        self._compiled = compiled
+        self._workers, self._compiled = workers, compiled
         self._sessions: dict[str, HostedSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._device: torch.device
         self._model: LoadedModel
         self._thread: DeviceThread
-        self._rooms: list[Room]
+        self._pools: list[MemoryPool]
         self._loop = asyncio.get_running_loop()
         self._to_gateway: asyncio.Queue[link.WorkerMessage] = asyncio.Queue()
 
@@ -72,7 +71,7 @@ class Worker:
             # What lives as long as the process need not be looked at whenever a session's memory is freed.
             gc.collect()
             gc.freeze()
-            self._rooms = rooms_for(self._device, self._memory, self._make_room)
+            self._pools = memory_pools(self._device, self._memory, self._workers, self._make_room)
             self._to_gateway.put_nowait(link.Ready(self._model.description, str(self._device), LIMITS))
             self._keep(self._report(control))
             async for data in control:
@@ -82,11 +81,12 @@ class Worker:
     def _obey(self, order: link.GatewayMessage) -> None:
         if isinstance(order, link.Open):
             self._keep(self._serve_session(order))
-        elif (session := self._sessions.get(order.session)) is not None:
-            if order.idle:
-                self._keep(self._evict(session))
-            else:
-                session.over.set()
+            return
+        session = self._sessions.get(order.session)
+        if order.idle:
+            self._keep(self._evict(order.session, session))
+        elif session is not None:
+            session.over.set()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task, and refer to it until it is done: the event loop does not."""
@@ -100,7 +100,8 @@ class Worker:
                 message = await self._to_gateway.get()
                 await control.send(link.encode(message))
                 if isinstance(message, link.Ready | link.Answered | link.Gone):
-                    await control.send(link.encode(link.Memory(used_memory(self._device))))
+                    charged = self._pools[-1].used_for()
+                    await control.send(link.encode(link.Memory(used_memory(self._device), charged)))
         except ConnectionClosed:
             pass  # the gateway went; run() ends too
 
@@ -123,7 +124,7 @@ class Worker:
 
     def _new_session(self, order: link.Open) -> HostedSession:
         def make(wake: Callable[[], None]) -> Dialogue:
-            return Dialogue(self._model, self._thread, order.encoding, self._rooms, wake)
+            return Dialogue(order.session, self._model, self._thread, order.encoding, self._pools, wake)
 
         return HostedSession(order.session, order.make_room, make, self._to_gateway.put_nowait)
 
@@ -134,24 +135,22 @@ class Worker:
         del self._sessions[session.name]
         self._to_gateway.put_nowait(link.Gone(session.name, session.evicted))
 
-    async def _evict(self, session: HostedSession) -> None:
-        await asyncio.to_thread(session.close_if_idle)
+    async def _evict(self, name: str, session: HostedSession | None) -> None:
+        # None: it is being opened.
+        if session is None or not await asyncio.to_thread(session.evict_if_idle, self._idle):
+            self._to_gateway.put_nowait(link.Kept(name))
 
-    def _make_room(self, asker: object) -> bool:
+    def _make_room(self, requester: object) -> bool:
         """Wait for a session that ends, or else give up the one that was used longest ago, from any thread; whether
         there was one."""
-        now = time.monotonic()
         sessions = list(self._sessions.values())  # other threads may add to them meanwhile
-        ending = [s.ended for s in sessions if s.over.is_set() and not s.dialogue.owns(asker)]
+        ending = [s.ended for s in sessions if s.over.is_set() and not s.dialogue.is_session(requester)]
         if wait(ending, _ENDS_WITHIN_S, FIRST_COMPLETED).done:
             return True
-        if any(s.dialogue.owns(asker) and not s.makes_room for s in sessions):
+        if any(s.dialogue.is_session(requester) and not s.makes_room for s in sessions):
             return False
-        for session in sorted(sessions, key=lambda s: s.dialogue.last_used):
-            used = session.connected and now - session.dialogue.last_used < self._idle
-            if not used and not session.dialogue.owns(asker) and session.close_if_idle():
-                return True
-        return False
+        others = (s for s in sessions if not s.dialogue.is_session(requester))
+        return any(s.evict_if_idle(self._idle) for s in sorted(others, key=lambda s: s.dialogue.last_used))
 
     def _dial(self, path: str, secret: str) -> connect:
         return connect(
@@ -174,7 +173,7 @@ async def _until_stdin_closes() -> None:
 
 
 async def _main(args: argparse.Namespace, secret: str) -> None:
-    worker = Worker(args.port, secret, args.memory, args.idle, args.compile)
+    worker = Worker(args.port, secret, args.memory, args.workers, args.idle, args.compile)
     work = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(_until_stdin_closes())
     await asyncio.wait({work, parent}, return_when=asyncio.FIRST_COMPLETED)
@@ -193,6 +192,7 @@ def main() -> None:
     parser.add_argument("--model-folder", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--idle", type=float, default=30.0)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--log-level", default="info")

@@ -10,7 +10,6 @@ import json
 import logging
 from pathlib import Path
 import ssl
-import time
 from typing import Any, Literal
 import uuid
 
@@ -73,7 +72,7 @@ class Gateway:
         self._metrics = Metrics(self._now)
         self._workers = WorkerPool(
             settings.devices,
-            (*settings.worker, "--idle", str(settings.idle)),
+            (*settings.worker, "--idle", str(settings.idle), "--workers", str(len(settings.devices))),
             self._hear,
             self._lose,
             self._metrics.worker_restarted,
@@ -82,7 +81,6 @@ class Gateway:
             settings.max_sessions,
             settings.max_sessions_per_user,
             settings.linger,
-            settings.idle,
             self._tell_to_forget,
         )
         self._strangers = 0
@@ -151,6 +149,10 @@ class Gateway:
     def _hear(self, message: link.WorkerMessage) -> None:
         if isinstance(message, link.Answered):
             self._metrics.answered(message.kind, message.code, message.timings)
+            if message.code is None:
+                self._sessions.used(message.session)
+        elif isinstance(message, link.Kept):
+            self._sessions.stays(message.session)
         elif isinstance(message, link.Gone):
             _log.info("evicted" if message.evicted else "over", extra={"session": message.session})
             if message.evicted:
@@ -168,8 +170,14 @@ class Gateway:
     def _now(self) -> Now:
         connected = self._sessions.connected
         loaded = self._workers.loaded
-        memory = {f"{n} {w.description.device}": w.memory for n, w in enumerate(loaded) if w.description is not None}
-        return Now(connected, len(self._sessions) - connected, len(loaded), memory)
+        described = {f"{n} {w.description.device}": w for n, w in enumerate(loaded) if w.description is not None}
+        return Now(
+            connected,
+            len(self._sessions) - connected,
+            len(loaded),
+            {name: worker.memory for name, worker in described.items()},
+            {name: worker.charged for name, worker in described.items()},
+        )
 
     # ---- plain HTTP ---------------------------------------------------------------------------------------
 
@@ -320,7 +328,6 @@ class Gateway:
         async def pump(source: ServerConnection, sink: ServerConnection, direction: Literal["up", "down"]) -> None:
             try:
                 async for message in source:
-                    entry.last_used = time.monotonic()
                     self._metrics.moved(direction, len(message))
                     await sink.send(message)
             except ConnectionClosed:

@@ -44,15 +44,23 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """Worker to gateway: a request of type ``kind`` was answered. ``code``: of the error; ``timings``: of a done."""
 
+    session: str
     kind: str
     code: str | None = None
     timings: Timings | None = None
 
 
+class Kept(msgspec.Struct, frozen=True, tag="kept"):
+    """Worker to gateway: a session that was to be forgotten if idle is not, and stays."""
+
+    session: str
+
+
 class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """Worker to gateway: bytes in use on its device."""
+    """Worker to gateway: bytes in use on its device, and those that its sessions are charged for, by purpose."""
 
     used: int
+    charged: dict[str, int] = {}
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
@@ -68,8 +76,8 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
 
 class Forget(msgspec.Struct, frozen=True, tag="forget"):
-    """Gateway to worker: forget a session. ``idle``: only if no request of it waits or is being done, and then
-    for another's sake."""
+    """Gateway to worker: forget a session. ``idle``: only if it is idle, and then for another's sake; the answer is
+    :class:`Gone` or :class:`Kept`."""
 
     session: str
     idle: bool = False
@@ -86,7 +94,7 @@ class Attached(msgspec.Struct, frozen=True):
     memory: FreeMemory | None = None
 
 
-WorkerMessage = Ready | Failed | Gone | Answered | Memory
+WorkerMessage = Ready | Failed | Gone | Answered | Kept | Memory
 GatewayMessage = Open | Forget
 
 

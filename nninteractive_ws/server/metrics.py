@@ -29,12 +29,13 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 @dataclass(frozen=True)
 class Now:
     """What is so at a moment: sessions with a client and those waiting for theirs, workers that have loaded the
-    model, and the memory that they use, in bytes by device."""
+    model, and, by device, the memory that they use in bytes, and that which sessions are charged for by purpose."""
 
     connected: int
     waiting: int
     workers: int
     memory: Mapping[str, int] = field(default_factory=dict)
+    charged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Metrics:
@@ -122,3 +123,12 @@ class _Present(Collector):
         for device, used in now.memory.items():
             memory.add_metric([device], used)
         yield memory
+        charged = GaugeMetricFamily(
+            _PREFIX + "session_memory_bytes",
+            "Memory of the host that sessions are charged for.",
+            labels=["device", "purpose"],
+        )
+        for device, purposes in now.charged.items():
+            for purpose, used in purposes.items():
+                charged.add_metric([device, purpose], used)
+        yield charged

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import threading
 
 from nninteractive_ws import protocol
-from nninteractive_ws.masks import Delta
-from nninteractive_ws.messages import Done, ErrorMessage, ImageProgress, MaskDelta, Message, Progress
+from nninteractive_ws.messages import Bits, Done, ErrorMessage, ImageProgress, MaskDelta, Message, Progress
 
 #: Answers kept, so that a request that comes twice gets its answer twice and is done once.
 ANSWERS_KEPT = 1024
@@ -19,15 +18,18 @@ ANSWERS_KEPT = 1024
 BYTES_KEPT = 16 * 1024**2
 #: While more than this waits for the client, no further request is begun and no further message is read.
 FULL_BYTES, FULL_FRAMES = 8 * 1024**2, 512
+#: What a message takes in memory besides its bytes, and a request besides its messages: measured.
+FRAME_BYTES, RECORD_BYTES = 256, 384
+# Acknowledgements are merged up to so many bricks: merging longer lists again and again would take long.
+_MAX_MERGED = 4096
 
 
 @dataclass(eq=False)
 class _Frame:
-    """A message. ``change``: that of a mask, while it can be composed with the next; ``taken``: it was sent."""
+    """A message. ``pending``: itself, while it can be merged with the next; ``taken``: it was sent."""
 
     data: bytes
-    message: Message
-    change: Delta | None = None
+    pending: Message | None = None
     taken: bool = False
 
 
@@ -43,6 +45,11 @@ class _Record:
     def size(self) -> int:
         return sum(len(f.data) for f in self.frames[:-1])
 
+    @property
+    def memory(self) -> int:
+        """Bytes that all of it takes."""
+        return RECORD_BYTES + sum(len(f.data) + FRAME_BYTES for f in self.frames)
+
 
 class Outbox:
     """See the module. ``wake`` is called, from any thread, when there is something to take.
@@ -57,7 +64,7 @@ class Outbox:
         self._queue: deque[_Frame] = deque()
         self._waiting_bytes = 0
         self._records: OrderedDict[int, _Record] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept_bytes = self._memory = 0
         self._current: _Record | None = None
         self._latest: dict[type, _Frame] = {}  # of the kinds that one message can say for several
 
@@ -70,7 +77,7 @@ class Outbox:
                 return None
             frame = self._queue.popleft()
             self._waiting_bytes -= len(frame.data)
-            frame.taken, frame.change = True, None
+            frame.taken, frame.pending = True, None
             return frame.data
 
     @property
@@ -83,6 +90,12 @@ class Outbox:
     def empty(self) -> bool:
         with self._lock:
             return not self._queue
+
+    @property
+    def memory(self) -> int:
+        """Bytes that everything kept takes, and what waits."""
+        with self._lock:
+            return self._memory + self._waiting_bytes
 
     # ---- connections and requests -------------------------------------------------------------------------
 
@@ -99,9 +112,11 @@ class Outbox:
         """Note a request that came for the first time."""
         with self._lock:
             self._records[request] = _Record(asked=True)
+            self._memory += RECORD_BYTES
             while len(self._records) > ANSWERS_KEPT and next(iter(self._records.values())).answered:
                 _, oldest = self._records.popitem(last=False)
                 self._kept_bytes -= oldest.size
+                self._memory -= oldest.memory
 
     def repeat(self, request: int) -> bool:
         """Say again what was said about a request: all of it on a new connection, else the answer alone.
@@ -136,19 +151,19 @@ class Outbox:
                     self._replace_or_queue(message)
             else:
                 assert record is not None
-                self._say(record, _Frame(protocol.encode(message), message))
+                self._say(record, _Frame(protocol.encode(message)))
                 if isinstance(message, Done | ErrorMessage):
                     self._settle(record)
         self._wake()
 
-    def put_change(self, message: MaskDelta, change: Delta) -> None:
-        """Say that a mask changed; ``change`` is that of the message, for :meth:`withdraw_change`."""
+    def put_change(self, message: MaskDelta) -> None:
+        """Say that a mask changed. It can be taken back by :meth:`withdraw_change` until it was sent."""
         with self._lock:
             assert self._current is not None
-            self._say(self._current, _Frame(protocol.encode(message), message, change))
+            self._say(self._current, _Frame(protocol.encode(message), message))
         self._wake()
 
-    def withdraw_change(self, segment: str) -> tuple[int, Delta] | None:
+    def withdraw_change(self, segment: str) -> tuple[int, Bits] | None:
         """Take back the last change of a segment if nobody has been told: its base revision, and what it was.
 
         The caller composes it with the next one: that is how a client that reads slowly catches up.
@@ -156,16 +171,15 @@ class Outbox:
         with self._lock:
             record = self._current
             frame = record.frames[-1] if record is not None and record.frames else None
-            if frame is None or frame.change is None or frame.taken or not isinstance(frame.message, MaskDelta):
-                return None
-            if frame.message.segment != segment:
+            if frame is None or not isinstance(frame.pending, MaskDelta) or frame.pending.segment != segment:
                 return None
             assert record is not None
             record.frames.pop()
+            self._memory -= len(frame.data) + FRAME_BYTES
             if frame in self._queue:
                 self._queue.remove(frame)
                 self._waiting_bytes -= len(frame.data)
-            return frame.message.base_rev, frame.change
+            return frame.pending.base_rev, frame.pending.change
 
     def put_aside(self, message: Message) -> None:
         """Say something that belongs to no request; lost where there is no connection."""
@@ -177,7 +191,7 @@ class Outbox:
         """Answer a request that is not begun."""
         with self._lock:
             record = self._records[request]
-            self._say(record, _Frame(protocol.encode(message), message))
+            self._say(record, _Frame(protocol.encode(message)))
             self._settle(record)
         self._wake()
 
@@ -189,26 +203,27 @@ class Outbox:
 
     def _say(self, record: _Record, frame: _Frame) -> None:
         record.frames.append(frame)
+        self._memory += len(frame.data) + FRAME_BYTES
         if record.asked:
             self._queue_frame(frame)
 
     def _replace_or_queue(self, message: Message) -> None:
         """Queue a message, or let one that still waits say what both do."""
         last = self._latest.get(type(message))
-        merged = None if last is None or last.taken else _merged(last.message, message)
+        merged = None if last is None or last.pending is None else _merged(last.pending, message)
         if last is None or merged is None:
             last = self._latest[type(message)] = _Frame(protocol.encode(message), message)
             self._queue_frame(last)
         else:
             self._waiting_bytes -= len(last.data)
-            last.message, last.data = merged, protocol.encode(merged)
+            last.pending, last.data = merged, protocol.encode(merged)
             self._waiting_bytes += len(last.data)
 
     def _settle(self, record: _Record) -> None:
         """The request is answered: from here on it is only kept, and the oldest are kept with less."""
         record.answered = True
         for frame in record.frames:
-            frame.change = None
+            frame.pending = None
         self._kept_bytes += record.size
         if self._current is record:
             self._current = None
@@ -217,6 +232,7 @@ class Outbox:
                 break
             if old.answered and len(old.frames) > 1:
                 self._kept_bytes -= old.size
+                self._memory -= old.size + FRAME_BYTES * (len(old.frames) - 1)
                 del old.frames[:-1]
 
 
@@ -225,6 +241,8 @@ def _merged(waiting: Message, message: Message) -> Message | None:
     if isinstance(waiting, Progress) and isinstance(message, Progress) and waiting.id == message.id:
         return message
     if isinstance(waiting, ImageProgress) and isinstance(message, ImageProgress) and waiting.image == message.image:
+        if len(waiting.received) + len(message.received) > _MAX_MERGED:
+            return None
         received = sorted({*waiting.received, *message.received})
         return ImageProgress(
             image=message.image, received=received, present=max(waiting.present, message.present), total=message.total

@@ -15,8 +15,8 @@ from nninteractive_ws.server.workers import Worker
 
 #: A connected session that was used in this time is not given up for another: two would take turns at it.
 IDLE_S = 30.0
-#: A worker that is asked to give up a session does so, or does not, within this.
-_GIVEN_UP_WITHIN_S = 2.0
+#: A worker that is asked to give up a session answers within this, unless it is stuck.
+_EVICTION_TIMEOUT_S = 2.0
 
 
 @dataclass(eq=False)
@@ -31,6 +31,7 @@ class Entry:
     worker: Worker | None = None
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    _stays: asyncio.Event = field(default_factory=asyncio.Event)  # the answer of a worker that was asked to evict it
     connected: bool = False
     _next: asyncio.Event | None = None  # of the connection that came last; set when another takes its place
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -38,18 +39,17 @@ class Entry:
 
 
 class Registry:
-    """See the module. ``linger``: seconds a session is kept without a connection; ``idle``: seconds after which one
-    that is not used may be given up for another; ``forget(entry, idle)`` tells the session's worker."""
+    """See the module. ``linger``: seconds a session is kept without a connection; ``forget(entry, idle)`` tells the
+    session's worker, which knows whether a session is idle."""
 
     def __init__(
         self,
         most: int,
         most_of_a_user: int,
         linger: float,
-        idle: float,
         forget: Callable[[Entry, bool], Awaitable[None]],
     ) -> None:
-        self._most, self._most_of_a_user, self._linger, self._idle = most, most_of_a_user, linger, idle
+        self._most, self._most_of_a_user, self._linger = most, most_of_a_user, linger
         self._forget = forget
         self._entries: dict[str, Entry] = {}
         self._forgetting: set[asyncio.Future[None]] = set()
@@ -98,16 +98,31 @@ class Registry:
     async def _give_up_one(self, candidates: list[Entry]) -> bool:
         """Let go of the session that was used longest ago, those without a connection first; whether one went."""
         for entry in sorted(candidates, key=lambda e: (e.connected, e.last_used)):
-            used = entry.connected and time.monotonic() - entry.last_used < self._idle
-            if used or entry.worker is None:
-                continue
-            await self._forget(entry, True)
-            try:
-                await asyncio.wait_for(entry.gone.wait(), _GIVEN_UP_WITHIN_S)
-            except TimeoutError:
-                continue  # it had something to do
-            return True
+            if entry.worker is not None and await self._evict(entry):
+                return True
         return False
+
+    async def _evict(self, entry: Entry) -> bool:
+        """Ask a worker to give up a session if it is idle; whether it did."""
+        entry._stays.clear()
+        await self._forget(entry, True)
+        answers = [asyncio.ensure_future(event.wait()) for event in (entry.gone, entry._stays)]
+        try:
+            await asyncio.wait(answers, timeout=_EVICTION_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for answer in answers:
+                answer.cancel()
+        return entry.gone.is_set()
+
+    def stays(self, name: str) -> None:
+        """A worker was asked to evict a session, which is not idle."""
+        if (entry := self._entries.get(name)) is not None:
+            entry._stays.set()
+
+    def used(self, name: str) -> None:
+        """A request of a session was done."""
+        if (entry := self._entries.get(name)) is not None:
+            entry.last_used = time.monotonic()
 
     # ---- connections --------------------------------------------------------------------------------------
 

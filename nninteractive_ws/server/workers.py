@@ -48,8 +48,9 @@ class Worker:
         self._was_ready = False
         #: What it runs, once the model is loaded.
         self.description: link.Ready | None = None
-        #: Bytes in use on its device.
+        #: Bytes in use on its device, and those that its sessions are charged for, by purpose.
         self.memory = 0
+        self.charged: dict[str, int] = {}
 
     async def run(self, port: int) -> None:
         """Keep a process running that dials in at ``port``; for ever. Raises WorkerFailed."""
@@ -137,7 +138,7 @@ class Worker:
             self._was_ready = True
             self._pool.ready.set()
         elif isinstance(message, link.Memory):
-            self.memory = message.used
+            self.memory, self.charged = message.used, message.charged
         else:
             self._pool.on_message(message)
 

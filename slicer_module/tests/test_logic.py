@@ -5,6 +5,7 @@ import time
 
 from conftest import OBLIQUE
 from desk import SHAPE, TISSUE, WHOLE, add_view, blobs
+from nninteractive_ws import masks
 from nninteractive_ws.client import events
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.segments import LOCKED_TAG
@@ -298,7 +299,9 @@ def test_painting_while_it_predicts_is_kept(desk):
     assert desk.shown()[painted].all()
     steps = desk.logic.session.core.segments[desk.logic.segmentID].steps
     assert [type(s.request).__name__ for s in steps] == ["AddPoint", "AddPoint", "SetMask", "AddPoint"]
-    assert steps[2].change.voxels == (painted & ~before).sum(), "what was painted, and nothing of the second result"
+    assert masks.unpack(steps[2].change, SHAPE).voxels == (painted & ~before).sum(), (
+        "what was painted, and nothing of the second result"
+    )
 
 
 def test_a_segment_painted_before_is_where_it_begins(desk):

@@ -12,7 +12,7 @@ from session_prompts import LONG, POINTS, SHAPE, WAITING, WHOLE
 
 from nninteractive_ws import bricks
 from nninteractive_ws.engine.device import Seat
-from nninteractive_ws.errors import Cancelled, NothingToUndo
+from nninteractive_ws.errors import Cancelled, UnknownSegment
 from nninteractive_ws.messages import Cancel, Progress
 
 
@@ -47,7 +47,7 @@ def test_cancelling_the_first_prompt_of_a_segment(hooked_client, make_client):
     with pytest.raises(Cancelled):
         hooked_client.send(LONG)
     assert len(hooked_client.deltas()) > 1
-    with pytest.raises(NothingToUndo):
+    with pytest.raises(UnknownSegment):
         hooked_client.send(undo())
     twin = make_client()
     for request in (LONG, POINTS[0]):

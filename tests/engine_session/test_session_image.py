@@ -106,13 +106,13 @@ def test_voxels_are_normalised_alike_whatever_their_type(quick_model, device, dt
 
 def test_a_brick_that_is_there_is_acknowledged_and_changes_nothing(client, volume):
     before = client.session._image.voxels.clone()
-    again = client.session.put_bricks(brick_message(volume + 1, "image", [0]))
-    assert again.received == [0]
+    stored, again = client.session.put_bricks(brick_message(volume + 1, "image", [0]))
+    assert (stored, again.received) == (0, [0])
     assert bool((client.session._image.voxels == before).all())
 
 
 def test_bricks_of_another_image_are_ignored(client, volume):
-    assert client.session.put_bricks(brick_message(volume, "another", [0])) is None
+    assert client.session.put_bricks(brick_message(volume, "another", [0])) == (0, None)
     client.send(POINTS[0])
 
 

@@ -1,0 +1,247 @@
+"""Memory of the sessions on a worker: what each keeps is counted, and refused where there is no more.
+
+A session keeps an image with its interaction channels, and beyond it segments with their histories, requests that
+wait, and messages for its client. Everything is charged to its account, before it is allocated where its size is known
+then.
+"""
+
+from collections.abc import Callable, Sequence
+import ctypes
+import gc
+import math
+from pathlib import Path
+import sys
+import threading
+from typing import Literal, get_args
+
+import psutil
+import torch
+
+from nninteractive_ws.errors import OutOfMemory, TooLarge
+from nninteractive_ws.geometry import Index
+from nninteractive_ws.messages import FreeMemory
+
+#: What a session keeps beyond its image: "request" is what the one in hand needs while it runs.
+Purpose = Literal["image", "segments", "queue", "outbox", "request"]
+
+#: Of what is free when the workers of a machine start, this much is for sessions; the rest is for models and passes.
+_SHARE = 0.8
+#: What a session may keep beyond its image: an eight-hour day of hand edits and prompts takes a tenth of it.
+SESSION_BYTES = 2**30
+# Beyond image and interactions, a pass of the official network and the refinement's cache need room on a GPU.
+_DEVICE_HEADROOM_BYTES = 8 * 1024**3
+# Up to this many voxels nnInteractive 2.6 keeps interactions as a dense tensor on the CPU ("auto"), else compressed.
+_DENSE_VOXELS = 512 * 512 * 1024
+# Masks of the image's size that exist at a time: that of the segment in hand, and up to five while a change of it is
+# made, compared and packed.
+_MASKS = 6
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class MemoryPool:
+    """The memory for sessions on one device. ``evict(requester)`` ends an idle session; False where there is none."""
+
+    def __init__(self, device: torch.device, limit: int, evict: Callable[[object], bool]) -> None:
+        self.device, self.limit = device, limit
+        self._evict = evict
+        self._used: dict[object, dict[Purpose, int]] = {}
+        self._total = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._total
+
+    def reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
+        """Let an owner have ``needed`` bytes for a purpose, in place of others that are idle if need be; whether there
+        were so many."""
+        while not self._try_to_reserve(owner, purpose, needed):
+            if needed > self.limit or not self._evict(owner):
+                return False
+        return True
+
+    def _try_to_reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
+        with self._lock:
+            more = needed - self._used.get(owner, {}).get(purpose, 0)
+            fits = more <= 0 or self._total + more <= self.limit
+            if fits:
+                self._set(owner, purpose, needed)
+            return fits
+
+    def charge(self, owner: object, purpose: Purpose, used: int) -> None:
+        """Count what an owner keeps already, even if that is more than the limit: what follows is refused then."""
+        with self._lock:
+            self._set(owner, purpose, used)
+
+    def _set(self, owner: object, purpose: Purpose, used: int) -> None:
+        account = self._used.setdefault(owner, {})
+        self._total += used - account.pop(purpose, 0)
+        if used:
+            account[purpose] = used
+        if not account:
+            del self._used[owner]
+
+    def release(self, owner: object) -> None:
+        """Give back all that an owner has."""
+        with self._lock:
+            self._total -= sum(self._used.pop(owner, {}).values())
+
+    def used_by(self, owner: object) -> dict[Purpose, int]:
+        """Bytes of an owner, by purpose."""
+        with self._lock:
+            return dict(self._used.get(owner, {}))
+
+    def used_for(self) -> dict[str, int]:
+        """Bytes of all owners, by purpose."""
+        with self._lock:
+            totals: dict[str, int] = dict.fromkeys(get_args(Purpose), 0)
+            for account in self._used.values():
+                for purpose, used in account.items():
+                    totals[purpose] += used
+            return totals
+
+
+class SessionAccount:
+    """What one session keeps: its image in one of the pools, and everything else in the last one, the host's.
+
+    ``limit``: bytes for what is beyond the image.
+    """
+
+    def __init__(self, pools: Sequence[MemoryPool], limit: int = SESSION_BYTES) -> None:
+        self._pools, self._host, self._limit = pools, pools[-1], limit
+        self._lock = threading.Lock()
+        self._released = False
+
+    def reserve_image(self, shape: Index, channels: int) -> torch.device:
+        """Reserve memory for an image; where. Raises TooLarge if it never fits, OutOfMemory if not now."""
+        voxels = math.prod(shape)
+        for pool in self._pools:
+            if pool.reserve(self, "image", voxels * bytes_per_voxel(pool.device, voxels, channels)):
+                return pool.device
+        last = self._host
+        needed = voxels * bytes_per_voxel(last.device, voxels, channels)
+        if needed > last.limit:
+            fitting = last.limit // bytes_per_voxel(last.device, 0, channels)
+            side = math.floor(fitting ** (1 / 3))
+            raise TooLarge(
+                f"The image of {' × '.join(map(str, shape))} voxels needs about {_gb(needed)} on the server, which has "
+                f"{_gb(last.limit)} for images. A crop of at most {fitting:,} voxels around the object would fit, "
+                f"for instance {side} × {side} × {side}."
+            )
+        raise OutOfMemory(
+            f"The image needs about {_gb(needed)} on the server, which has {_gb(last.limit)} for images, "
+            f"{_gb(last.used_bytes)} of it in use by sessions at work. Try again later, or send a crop around the "
+            "object."
+        )
+
+    def release_image(self) -> None:
+        for pool in self._pools:
+            pool.charge(self, "image", 0)
+
+    def reserve(self, purpose: Purpose, needed: int) -> None:
+        """Reserve bytes before they are allocated. Raises OutOfMemory with the numbers."""
+        # What a request needs while it runs is not kept, and ends with it.
+        more = 0 if purpose == "request" else needed - self._host.used_by(self).get(purpose, 0)
+        if self.kept_bytes + more > self._limit:
+            raise OutOfMemory(
+                f"This session keeps {_mb(self.kept_bytes)} beyond its image, and {_mb(max(more, 0))} more would be "
+                f"over the limit of {_mb(self._limit)}. Remove segments that are done, or wait for requests that are "
+                "not answered yet."
+            )
+        if self._released:
+            return
+        if not self._host.reserve(self, purpose, needed):
+            raise OutOfMemory(
+                f"This request needs about {_mb(needed)} on the server, which has {_mb(self._host.limit)} for "
+                f"sessions, {_mb(self._host.used_bytes)} of it in use. Try again later."
+            )
+
+    def charge(self, purpose: Purpose, used: int) -> None:
+        """Count what is kept already."""
+        with self._lock:
+            if not self._released:
+                self._host.charge(self, purpose, used)
+
+    def release(self) -> None:
+        """Give back everything. What a message that is still coming in would be charged for is not counted any more."""
+        with self._lock:
+            self._released = True
+            for pool in self._pools:
+                pool.release(self)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes beyond the image, but for what the request in hand needs."""
+        return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in ("image", "request"))
+
+
+def memory_pools(
+    device: torch.device, host_limit: int | None, workers: int, evict: Callable[[object], bool]
+) -> list[MemoryPool]:
+    """Where a worker may keep sessions, the best place for images first.
+
+    ``host_limit``: bytes on the host; None: this worker's part of what is free now, which it shares with ``workers``
+    in all, itself included.
+    """
+    cpu = torch.device("cpu")
+    limit = host_limit if host_limit is not None else int(_SHARE * _free_host_bytes() / workers)
+    pools = [MemoryPool(cpu, limit, evict)]
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        pools.insert(0, MemoryPool(device, max(0, free - _DEVICE_HEADROOM_BYTES), evict))
+    return pools
+
+
+def _free_host_bytes() -> int:
+    return _of_this_process(psutil.virtual_memory().available)
+
+
+def _of_this_process(n: int) -> int:
+    # In a container the machine's memory is not the process's; the kernel's file says "max" where it is.
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return min(n, int(limit)) if limit.isdigit() else n
+
+
+def free_memory(pools: Sequence[MemoryPool]) -> FreeMemory:
+    """What is free now on the device of a worker, and in the larger of the pools that it has for images."""
+    device = pools[0].device
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        free, total = _free_host_bytes(), _of_this_process(psutil.virtual_memory().total)
+    images = max(0, *(pool.limit - pool.used_bytes for pool in pools))
+    return FreeMemory(device=free, device_total=total, images=images)
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes in use on a worker's device: by all on a GPU, by this process on the host."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    return int(psutil.Process().memory_info().rss)
+
+
+def bytes_per_voxel(device: torch.device, voxels: int, channels: int) -> int:
+    """What a voxel of an image takes: the image in float32, the interactions in float16, and the masks."""
+    dense = device.type != "cpu" or voxels <= _DENSE_VOXELS
+    return 4 + (2 * channels if dense else 1) + _MASKS
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system. It takes up to some tenths of a second: not on an event loop.
+
+    glibc keeps what was freed for the process's next allocations, gigabytes after a large session.
+    """
+    gc.collect()  # what refers to itself would stay until the next time
+    if sys.platform == "linux":
+        with_glibc = ctypes.CDLL(None)
+        if hasattr(with_glibc, "malloc_trim"):
+            with_glibc.malloc_trim(0)
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.2f} GB"
+
+
+def _mb(n: int) -> str:
+    return f"{n / 1e6:,.0f} MB"
