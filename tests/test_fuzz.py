@@ -3,24 +3,21 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 import itertools
-from pathlib import Path
-import threading
 from urllib.parse import urlsplit
 
-from chain_helpers import PlainClient, health, wait_until
-from engine_helpers import ball, bar_in_a_box, stroke
+from chain_helpers import PlainClient
 from fuzz_inputs import IMAGE, SEGMENT, SHAPE, Input, every_wrong_field, huge_inputs, inputs, with_id
+from neighbor import undisturbed
 import numpy as np
 import pytest
-from quick_server import QuickServer, quick_server, resident_bytes
+from quick_server import QuickServer, quick_server
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-import nninteractive_ws as nni
 from nninteractive_ws import errors, protocol
 from nninteractive_ws import messages as wire
 
@@ -29,8 +26,6 @@ INPUTS = 1000
 #: Connections that fuzz at a time.
 AT_ONCE = 3
 ANSWER_WITHIN_S = 30
-#: Between the rounds of the other client, who is not to take all of the machine.
-PAUSE_S = 0.5
 #: An internal error is none of them: it is a fault of the server.
 DOCUMENTED = {code for code in errors.WIRE_ERRORS if code != "internal"}
 #: By the server after an error or bye, by its WebSocket library for what is no frame, too large a message, or text
@@ -43,8 +38,6 @@ CLOSE_CODES = {
     CloseCode.PROTOCOL_ERROR,
     CloseCode.INVALID_DATA,
 }
-#: A message of 64 MiB is held a few times over while it is passed on and decoded.
-GATEWAY_MAY_GROW, WORKER_MAY_GROW = 512 * 2**20, 1024 * 2**20
 
 
 class Fuzzer:
@@ -217,89 +210,6 @@ async def feed(address: str, items: Iterable[Input], at_once: int = AT_ONCE) -> 
 
     await asyncio.gather(*map(work, fuzzers))
     return sum((fuzzer.seen for fuzzer in fuzzers), Counter())
-
-
-# ---- somebody else ------------------------------------------------------------------------------------------
-
-
-class Neighbour:
-    """Another client of the server, whose masks must always be the same."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._expected = self._masks()
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self.rounds = 0
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
-
-    def _masks(self) -> list[bytes]:
-        found = []
-        with nni.connect(self._address) as session:
-            session.set_image(bar_in_a_box())
-            a, b = session.segment("a"), session.segment("b")
-            for prompt in (
-                lambda: a.add_point((42, 30, 28)),
-                lambda: b.add_scribble(ball(a.mask.shape, (60, 56, 46), 3)),
-                lambda: a.add_point((60, 30, 28), positive=False),
-                b.undo,
-                lambda: a.add_scribble(stroke(a.mask.shape, (30, 30, 28), (50, 34, 30))),
-                b.redo,
-            ):
-                prompt()
-                found.append(np.packbits(a.mask).tobytes() + np.packbits(b.mask).tobytes())
-        return found
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                assert self._masks() == self._expected, f"the masks of round {self.rounds} differ"
-                self.rounds += 1
-                self._stop.wait(PAUSE_S)
-        except BaseException as e:
-            self._failure = e
-
-    def leave(self) -> None:
-        """Stop; raises what went wrong."""
-        self._stop.set()
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-
-def peak_resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def forget_peak(pid: int) -> None:
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-@contextmanager
-def undisturbed(server: QuickServer) -> Iterator[None]:
-    """Meanwhile processes live, their memory is bounded, the log tells of no fault, and a neighbour notices nothing."""
-    pids = {"gateway": (server.pid, GATEWAY_MAY_GROW), "worker": (server.worker, WORKER_MAY_GROW)}
-    neighbour = Neighbour(server.address)
-    before = {name: resident_bytes(pid) for name, (pid, _) in pids.items()}
-    for pid, _ in pids.values():
-        forget_peak(pid)
-    try:
-        yield
-    finally:
-        neighbour.leave()
-    for name, (pid, may_grow) in pids.items():
-        peak, after = peak_resident_bytes(pid), resident_bytes(pid)
-        grown = [(x - before[name]) / 2**20 for x in (peak, after)]
-        print(f"{name}: {before[name] / 2**20:.0f} MiB before, at most {grown[0]:+.0f}, {grown[1]:+.0f} afterwards")
-        assert peak - before[name] <= may_grow, name
-    print(f"{neighbour.rounds} rounds of the neighbour")
-    assert neighbour.rounds >= 1
-    assert server.process.poll() is None
-    assert server.worker == pids["worker"][0]
-    assert "Traceback" not in server.log.read_text(), server.log.read_text()[-5000:]
-    wait_until(lambda: health(server.address)["status"] == "ready")
 
 
 @pytest.fixture(scope="module")

@@ -117,8 +117,8 @@ def test_the_next_best_place_is_taken_and_all_but_the_image_is_on_the_host() -> 
 
 
 def test_a_session_has_a_limit_of_its_own_beyond_its_image() -> None:
-    pool = MemoryPool(CPU, GB, nobody_idle)
-    account = SessionAccount([pool], limit=100 * MB)
+    pool = MemoryPool(CPU, 1600 * MB, nobody_idle)
+    account = SessionAccount([pool])
     account.reserve_image((256, 256, 128), 7)
     account.reserve("queue", 60 * MB)
     account.charge("segments", 30 * MB)
@@ -139,8 +139,25 @@ def test_what_all_sessions_keep_has_the_pools_limit() -> None:
     SessionAccount([pool]).charge("segments", 900 * MB)
     other = SessionAccount([pool])
     other.reserve("queue", 50 * MB)
+    assert pool.used_bytes == 950 * MB
     with pytest.raises(OutOfMemory, match=r"about 200 MB .* 1,000 MB for\s+sessions, 950 MB of it in use"):
         other.reserve("request", 200 * MB)
+
+
+def test_a_click_fits_whatever_others_keep() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    SessionAccount([pool]).charge("segments", GB)
+    account = SessionAccount([pool])
+    account.reserve("queue", MB)
+    account.reserve("request", MB)
+    assert pool.used_bytes == GB + 2 * MB
+    with pytest.raises(OutOfMemory):
+        account.reserve("queue", 5 * MB)
+
+
+@pytest.mark.parametrize(("pool_gb", "limit_mib"), [(1, 64), (2, 119), (10, 596), (100, 1024)])
+def test_the_limit_of_a_session_is_a_part_of_the_pool(pool_gb: int, limit_mib: int) -> None:
+    assert MemoryPool(CPU, pool_gb * GB, nobody_idle).session_limit // 2**20 == limit_mib
 
 
 def test_a_session_that_is_over_is_charged_for_nothing_more() -> None:

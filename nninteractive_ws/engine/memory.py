@@ -6,11 +6,9 @@ then.
 """
 
 from collections.abc import Callable, Sequence
-import ctypes
 import gc
 import math
 from pathlib import Path
-import sys
 import threading
 from typing import Literal, get_args
 
@@ -20,14 +18,20 @@ import torch
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.messages import FreeMemory
+from nninteractive_ws.processes import trim_memory
 
 #: What a session keeps beyond its image: "request" is what the one in hand needs while it runs.
 Purpose = Literal["image", "segments", "queue", "outbox", "request"]
 
 #: Of what is free when the workers of a machine start, this much is for sessions; the rest is for models and passes.
 _SHARE = 0.8
-#: What a session may keep beyond its image: an eight-hour day of hand edits and prompts takes a tenth of it.
-SESSION_BYTES = 2**30
+# What a session may keep beyond its image: a part of the pool, so that a few sessions cannot take it from all others,
+# within these bounds. Thousands of prompts and hand edits take less than the lower one.
+_SESSION_SHARE, _MIN_SESSION_BYTES, _MAX_SESSION_BYTES = 1 / 16, 64 * 1024**2, 2**30
+# So much a session may keep whatever others do: where they have taken all that there is, its next click still works.
+_GUARANTEED_BYTES = 4 * 1024**2
+# So much may always wait: requests that free memory must get through.
+_SMALL_QUEUE_BYTES = 1024**2
 # Beyond image and interactions, a pass of the official network and the refinement's cache need room on a GPU.
 _DEVICE_HEADROOM_BYTES = 8 * 1024**3
 # Up to this many voxels nnInteractive 2.6 keeps interactions as a dense tensor on the CPU ("auto"), else compressed.
@@ -51,6 +55,11 @@ class MemoryPool:
     @property
     def used_bytes(self) -> int:
         return self._total
+
+    @property
+    def session_limit(self) -> int:
+        """Bytes that a session may keep beyond its image."""
+        return max(_MIN_SESSION_BYTES, min(_MAX_SESSION_BYTES, int(_SESSION_SHARE * self.limit)))
 
     def reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
         """Let an owner have ``needed`` bytes for a purpose, in place of others that are idle if need be; whether there
@@ -102,13 +111,10 @@ class MemoryPool:
 
 
 class SessionAccount:
-    """What one session keeps: its image in one of the pools, and everything else in the last one, the host's.
+    """What one session keeps: its image in one of the pools, and everything else in the last one, the host's."""
 
-    ``limit``: bytes for what is beyond the image.
-    """
-
-    def __init__(self, pools: Sequence[MemoryPool], limit: int = SESSION_BYTES) -> None:
-        self._pools, self._host, self._limit = pools, pools[-1], limit
+    def __init__(self, pools: Sequence[MemoryPool]) -> None:
+        self._pools, self._host = pools, pools[-1]
         self._lock = threading.Lock()
         self._released = False
 
@@ -141,16 +147,18 @@ class SessionAccount:
     def reserve(self, purpose: Purpose, needed: int) -> None:
         """Reserve bytes before they are allocated. Raises OutOfMemory with the numbers."""
         # What a request needs while it runs is not kept, and ends with it.
+        kept = self.kept_bytes
         more = 0 if purpose == "request" else needed - self._host.used_by(self).get(purpose, 0)
-        if self.kept_bytes + more > self._limit:
+        small = purpose == "queue" and needed <= _SMALL_QUEUE_BYTES
+        if kept + more > self._host.session_limit and not small:
             raise OutOfMemory(
-                f"This session keeps {_mb(self.kept_bytes)} beyond its image, and {_mb(max(more, 0))} more would be "
-                f"over the limit of {_mb(self._limit)}. Remove segments that are done, or wait for requests that are "
-                "not answered yet."
+                f"This session keeps {_mb(kept)} beyond its image, and {_mb(max(more, 0))} more would be over the "
+                f"limit of {_mb(self._host.session_limit)}. Remove segments that are done, or wait for requests that "
+                "are not answered yet."
             )
-        if self._released:
-            return
-        if not self._host.reserve(self, purpose, needed):
+        if small or kept + needed <= _GUARANTEED_BYTES:
+            self.charge(purpose, needed)
+        elif not self._released and not self._host.reserve(self, purpose, needed):
             raise OutOfMemory(
                 f"This request needs about {_mb(needed)} on the server, which has {_mb(self._host.limit)} for "
                 f"sessions, {_mb(self._host.used_bytes)} of it in use. Try again later."
@@ -228,15 +236,10 @@ def bytes_per_voxel(device: torch.device, voxels: int, channels: int) -> int:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the system. It takes up to some tenths of a second: not on an event loop.
-
-    glibc keeps what was freed for the process's next allocations, gigabytes after a large session.
-    """
-    gc.collect()  # what refers to itself would stay until the next time
-    if sys.platform == "linux":
-        with_glibc = ctypes.CDLL(None)
-        if hasattr(with_glibc, "malloc_trim"):
-            with_glibc.malloc_trim(0)
+    """Free what refers to itself, and give freed memory back to the system. It takes up to some tenths of a second: not
+    on an event loop."""
+    gc.collect()
+    trim_memory()
 
 
 def _gb(n: int) -> str:

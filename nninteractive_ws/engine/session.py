@@ -17,7 +17,7 @@ import torch
 from nninteractive_ws import bricks, masks
 from nninteractive_ws.engine.device import DeviceThread, Seat
 from nninteractive_ws.engine.image import BrickImage
-from nninteractive_ws.engine.memory import SESSION_BYTES, SessionAccount, return_freed_memory
+from nninteractive_ws.engine.memory import SessionAccount, return_freed_memory
 from nninteractive_ws.engine.models import LoadedModel
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
 from nninteractive_ws.engine.shown import Shown, occupied, resampled
@@ -78,11 +78,12 @@ LIMITS = Limits(
     # 128 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
     # enough that a prompt's message is never more than a blink behind them.
     unacknowledged_bricks=128,
-    session_bytes=SESSION_BYTES,
 )
 
 # Requests that make a segment or let it grow.
 _GROWING = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Restore
+# What the result of a growing request takes at least.
+_RESULT_BYTES = 64 * 1024
 # Bytes that a run length takes while a mask is unpacked, changed and packed again: measured with noise.
 _RUN_BYTES = 56
 # After a request that needed so much memory, what is free is given back to the system.
@@ -610,11 +611,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_needed(request: Request) -> int:
-    """Bytes that a request needs while it runs, beyond the masks that the image is charged for."""
+    """Bytes that a growing request needs while it runs, beyond the masks that the image is charged for."""
     if isinstance(request, Restore):
         steps = (*request.steps, *request.undone)
-        return max((_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps), default=0)
-    return _memory_of_runs((getattr(request, "mask", None),))
+        each = (_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps)
+        return _RESULT_BYTES + max(each, default=0)
+    return _RESULT_BYTES + _memory_of_runs((getattr(request, "mask", None),))
 
 
 def _memory_of_runs(parts: Iterable[Bits | None]) -> int:

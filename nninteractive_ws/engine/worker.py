@@ -15,6 +15,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import msgspec
 import torch
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -72,7 +73,8 @@ class Worker:
             gc.collect()
             gc.freeze()
             self._pools = memory_pools(self._device, self._memory, self._workers, self._make_room)
-            self._to_gateway.put_nowait(link.Ready(self._model.description, str(self._device), LIMITS))
+            limits = msgspec.structs.replace(LIMITS, session_bytes=self._pools[-1].session_limit)
+            self._to_gateway.put_nowait(link.Ready(self._model.description, str(self._device), limits))
             self._keep(self._report(control))
             async for data in control:
                 assert isinstance(data, bytes)

@@ -23,6 +23,7 @@ from websockets.typing import Origin
 from nninteractive_ws import arrays, protocol
 from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, Unauthorized, WorkerLost
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
+from nninteractive_ws.processes import trim_memory
 from nninteractive_ws.server import link
 from nninteractive_ws.server.access import TokenFile, bearer_token
 from nninteractive_ws.server.metrics import Metrics, Now
@@ -300,6 +301,7 @@ class Gateway:
             return True
         finally:
             await link.close(peer)
+            await asyncio.to_thread(trim_memory)  # messages were as large as a message may be
             _log.info("connection closed", extra={"session": entry.name, "code": client.close_code})
 
     async def _wait_for_worker(self, client: ServerConnection) -> Worker:

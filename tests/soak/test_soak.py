@@ -18,12 +18,13 @@ from chain_helpers import health, wait_until
 from engine_helpers import bar_in_a_box
 from faults import Fault, FaultProxy, fault_proxy
 from fuzz_inputs import inputs
+from neighbor import undisturbed
 import numpy as np
 import pytest
 from quick_server import QuickServer, count_descriptors, count_threads, quick_server, resident_bytes
 from test_faults import SHAPE, blocking, cancel_through, concurrent, disturb, make_script, polled
 from test_faults import undisturbed as expect
-from test_fuzz import feed, undisturbed
+from test_fuzz import feed
 
 import nninteractive_ws as nni
 

@@ -1,0 +1,291 @@
+"""Clients that try to make a server keep more than it has: each is refused with the numbers, and others go on."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from chain_helpers import PlainClient, metrics, run
+from neighbor import undisturbed
+import numpy as np
+import pytest
+from quick_server import QuickServer, quick_server
+from websockets.exceptions import ConnectionClosed
+
+from nninteractive_ws import arrays, masks
+from nninteractive_ws import messages as wire
+from nninteractive_ws.engine.dialogue import MAX_REFUSED, MAX_WAITING
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.masks import Delta
+
+MIB = 2**20
+SHAPE: Index = (192, 192, 192)
+#: A worker may grow by what the image of an attacker takes, and by what messages and their answers do.
+MAY_GROW = 24 * 192**3 + 64 * MIB
+#: Images whose bricks are mostly empty space.
+THIN: Sequence[Index] = ((1, 1, 2**30), (2**30, 1, 1), (1, 33, 2**24 + 2**20))
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[QuickServer]:
+    with quick_server("--memory", "2") as server:
+        yield server
+
+
+def full(shape: Index = SHAPE) -> wire.Bits:
+    """All voxels, in a hundred bytes."""
+    whole = Box.whole(shape)
+    return wire.Bits(box=whole.pairs, runs=2, encoding="raw", data=np.array([0, whole.voxels], "<u4").tobytes())
+
+
+def noise(shape: Index, seed: int = 0) -> wire.Bits:
+    return masks.pack(Delta(Box.whole(shape), np.random.default_rng(seed).random(shape) < 0.5), "raw")
+
+
+def history(steps: int, change: wire.Bits, shape: Index = SHAPE) -> list[wire.Step]:
+    point = wire.AddPoint(id=1, segment="a", point=(1, 1, 1))
+    return [wire.Step(request=point, change=change)] * steps
+
+
+async def announce(client: PlainClient, shape: Index = SHAPE, request: int = 1) -> Any:
+    """Set an image, and send none of its bricks."""
+    await client.say(wire.SetImage(id=request, image="image", shape=shape, dtype="int16", mean=0.0, std=1.0))
+    return (await client.hear_answer(request))[1]
+
+
+async def ask(client: PlainClient, request: wire.Request) -> Any:
+    await client.say(request)
+    return (await client.hear_answer(request.id))[1]
+
+
+def charged(server: QuickServer, purpose: str) -> int:
+    (line,) = [x for x in metrics(server.address).splitlines() if f'purpose="{purpose}"' in x]
+    return int(float(line.split()[-1]))
+
+
+# ---- histories and masks ----------------------------------------------------------------------------------
+
+
+def test_a_small_restore_with_a_long_history_stays_small(quick: QuickServer) -> None:
+    """Each step changes all voxels: unpacked, a thousand of them would be 7 GB."""
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client)
+        restore = wire.Restore(id=2, segment="a", revision=9, steps=history(1001, full()))
+        assert len(client_bytes(restore)) < 200_000
+        done = await ask(client, restore)
+        assert (done.voxels, done.revision) == (np.prod(SHAPE), 9)
+        assert isinstance(await ask(client, wire.Undo(id=3, segment="a")), wire.Done)
+        assert not (await client.mask(4, "a", SHAPE)).any()
+        await client.leave()
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+def client_bytes(message: wire.Message) -> bytes:
+    from nninteractive_ws import protocol
+
+    return protocol.encode(message)
+
+
+def test_many_segments_of_all_voxels_are_kept_folded(quick: QuickServer) -> None:
+    """256 masks of 7 MB would be 1.8 GB."""
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client)
+        for n in range(256):
+            done = await ask(client, wire.SetMask(id=2 + n, segment=f"segment {n}", mask=full()))
+            assert done.voxels == np.prod(SHAPE)
+        refused = await ask(client, wire.SetMask(id=300, segment="one more", mask=full()))
+        assert refused.code == "at_capacity"
+        for request, n in enumerate((0, 100, 255), 301):
+            assert (await client.mask(request, f"segment {n}", SHAPE)).all()
+        assert charged(quick, "segments") < 2 * MIB
+        await client.leave()
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
+    rng = np.random.default_rng(3)
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client)
+        await ask(client, wire.SetMask(id=2, segment="a", mask=full()))
+        for n in range(300):
+            corner = rng.integers(0, 120, 3)
+            box = Box.from_pairs([(int(a), int(a) + 72) for a in corner])
+            edit = masks.pack(Delta(box, np.ones(box.shape, bool)), "blosc2")
+            await ask(client, wire.SetMask(id=3 + n, segment="a", mask=edit, flip=True))
+        assert charged(quick, "segments") < 2 * MIB
+        await client.leave()
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -> None:
+    """What cannot be packed is refused with the numbers; what is there stays, and memory comes back."""
+    shape = (128, 128, 128)
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client, shape)
+        mask, answers = noise(shape), []
+        for n in range(100):
+            answers.append(await ask(client, wire.SetMask(id=2 + n, segment=f"segment {n}", mask=mask)))
+            if isinstance(answers[-1], wire.ErrorMessage):
+                break
+        refused = answers[-1]
+        assert refused.code == "out_of_memory", refused
+        assert "MB" in refused.message
+        assert len(answers) > 3
+        assert charged(quick, "segments") < client.welcome.limits.session_bytes + 20 * MIB
+        done = await ask(client, wire.RemoveSegment(id=200, segment="segment 0"))
+        assert isinstance(done, wire.Done)
+        assert isinstance(await ask(client, wire.SetMask(id=201, segment="another", mask=mask)), wire.Done)
+        await client.leave()
+
+    with undisturbed(quick, worker=600 * MIB):
+        run(work())
+
+
+# ---- queues and answers -----------------------------------------------------------------------------------
+
+
+def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
+    """Eight sessions whose first prompt waits for bricks that never come, and then as much as there is."""
+    data = np.random.default_rng(0).bytes(8 * MIB)
+    scribble = wire.Bits(box=Box.whole((128, 128, 128)).pairs, runs=2 * MIB, encoding="raw", data=data)
+
+    async def fill(client: PlainClient) -> str:
+        await announce(client, (128, 128, 128))
+        await client.say(wire.AddPoint(id=2, segment="a", point=(5, 5, 5)))
+        for n in range(60):
+            await client.say(wire.AddScribble(id=3 + n, segment="a", mask=scribble))
+        await client.say(wire.SetOptions(id=100, previews=True))
+        while True:
+            message = await client.hear()
+            if isinstance(message, wire.ErrorMessage):
+                return str(message.code)
+
+    async def work() -> None:
+        clients = [await PlainClient.open(quick.address) for _ in range(8)]
+        codes = await asyncio.gather(*map(fill, clients))
+        assert set(codes) == {"out_of_memory"}
+        assert charged(quick, "queue") <= 8 * clients[0].welcome.limits.session_bytes
+        await asyncio.gather(*(client.leave() for client in clients))
+        await asyncio.sleep(0.5)
+
+    with undisturbed(quick, gateway=400 * MIB, worker=2200 * MIB):
+        run(work())
+    assert charged(quick, "queue") < MIB, "it is given back with the sessions"
+
+
+def test_a_client_that_does_not_listen_to_refusals_is_closed(quick: QuickServer) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client)
+        await client.say(wire.AddPoint(id=2, segment="a", point=(5, 5, 5)))
+
+        async def flood() -> None:
+            for n in range(MAX_WAITING + MAX_REFUSED + 5000):
+                await client.say(wire.SetOptions(id=3 + n, previews=True))
+
+        flooding = asyncio.ensure_future(flood())
+        codes: list[str] = []
+        with suppress(ConnectionClosed):
+            while True:
+                message = await client.hear()
+                if isinstance(message, wire.ErrorMessage):
+                    codes.append(message.code if message.id is not None else f"closed: {message.code}")
+        await asyncio.gather(flooding, return_exceptions=True)
+        assert codes.count("at_capacity") == MAX_REFUSED + 1
+        assert "closed: at_capacity" in codes
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+def test_cancelling_what_was_not_sent_yet_does_nothing_and_keeps_nothing(quick: QuickServer) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client)
+        await client.say(wire.AddPoint(id=50_000, segment="a", point=(5, 5, 5)))
+        for n in (*range(2, 20_000), *range(50_001, 70_000), 2**53):
+            await client.say(wire.Cancel(request=n))
+        await client.say(wire.SetMask(id=50_001, segment="b", mask=full()))
+        await client.say(wire.Cancel(request=50_000))
+        assert (await client.hear_answer(50_000))[1].code == "cancelled"
+        assert isinstance((await client.hear_answer(50_001))[1], wire.Done), "it was cancelled before it was sent"
+        await client.leave()
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+# ---- images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", THIN, ids=str)
+def test_a_thin_image_is_refused_at_once(quick: QuickServer, shape: Index) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        refused = await announce(client, shape)
+        assert refused.code == "too_large"
+        assert "1,048,576" in refused.message or "1,073,741,824" in refused.message
+        await client.leave()
+
+    with undisturbed(quick, worker=MAY_GROW):
+        run(work())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2**25), (2**25, 1, 1), (1, 5792, 5792)], ids=str)
+def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) -> None:
+    """Its corner is there; a prompt in it works."""
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        await announce(client, shape)
+        done = await ask(client, wire.SetMask(id=2, segment="a", mask=full(shape)))
+        assert done.voxels == np.prod(shape)
+        grid_of_first = tuple(min(32, n) for n in shape)
+        brick = wire.Brick(index=0, encoding="raw", data=arrays.pack(np.ones(grid_of_first, np.int16), "raw"))
+        await client.say(wire.ImageBricks(image="image", bricks=[brick]))
+        acknowledged = await client.hear_until(wire.ImageProgress)
+        assert acknowledged.received == [0]
+        await client.say(wire.AddPoint(id=3, segment="b", point=(0, 0, 0)))
+        progress = await client.hear_until(wire.Progress)
+        assert progress.id == 3
+        await client.say(wire.Cancel())
+        assert (await client.hear_answer(3))[1].code == "cancelled"
+        await client.leave()
+
+    with undisturbed(quick, worker=1600 * MIB):
+        run(work())
+
+
+# ---- ends -------------------------------------------------------------------------------------------------
+
+
+def test_sessions_that_end_in_a_long_request_do_not_keep_others_from_being_heard(quick: QuickServer) -> None:
+    """More of them than a pool of threads has, each with minutes of work when it says bye."""
+
+    async def leave_with_work(client: PlainClient) -> None:
+        await announce(client, (160, 160, 160))
+        whole = full((160, 160, 160))
+        await client.say(wire.Restore(id=2, segment="a", revision=9, steps=history(10_000, whole)))
+        await client.say(wire.Bye())
+
+    async def work() -> None:
+        clients = [await PlainClient.open(quick.address) for _ in range(9)]
+        await asyncio.gather(*map(leave_with_work, clients))
+        await asyncio.gather(*(client.websocket.wait_closed() for client in clients))
+
+    with undisturbed(quick, worker=2000 * MIB):
+        run(work())
