@@ -78,6 +78,11 @@ class Segment:
         return not self.steps and not self.undone
 
     @property
+    def is_flat(self) -> bool:
+        """Whether there is nothing that :meth:`flatten` could make less."""
+        return not self.undone and len(self.steps) <= 1 and all(isinstance(s.request, SetMask) for s in self.steps)
+
+    @property
     def memory(self) -> int:
         """Bytes that the history and a folded mask take."""
         return self._history_bytes + (0 if self._folded is None else len(self._folded.data))

@@ -108,14 +108,14 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What the server accepts at most."""
+    """What the server accepts at most. ``session_bytes``: memory of a session beyond its image; 0: not told."""
 
     message_bytes: Count
     image_voxels: Count
     segments: Count
     steps: Count = MAX_STEPS
     unacknowledged_bricks: Count
-    session_bytes: Count = 2**53
+    session_bytes: Count = 0
 
 
 class FreeMemory(Struct, frozen=True, kw_only=True):

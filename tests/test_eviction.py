@@ -4,15 +4,19 @@ import asyncio
 from collections.abc import Iterator
 import contextlib
 from functools import partial
+import itertools
 import subprocess
 import sys
 from typing import Any
 
-from chain_helpers import LISTENING, health, phantom, run, sessions, wait_until
+from chain_helpers import LISTENING, PlainClient, health, phantom, run, sessions, wait_until
+from engine_helpers import brick_message
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 import nninteractive_ws as nni
+from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.aio import AsyncSession
@@ -147,6 +151,44 @@ def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
         assert np.array_equal(opened[0].segment("a").mask, before)
         for session in opened:
             await session.close()
+
+    run(work())
+
+
+async def talk(client: PlainClient, what: str) -> None:
+    """Say what comes to nothing, without a pause."""
+    for n in itertools.count(10):
+        message: wire.Message = {
+            "cancel": wire.Cancel(request=n),
+            "undo": wire.Undo(id=n, segment="none"),
+            "the same brick": brick_message(phantom(5), "image", [0]),
+        }[what]
+        await client.say(message)
+        await client.websocket.send(b"\x81\xa4type\xa4what")
+        await asyncio.sleep(0.02)
+
+
+def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
+    async def work() -> None:
+        clients, talking = [await PlainClient.open(server) for _ in range(3)], []
+        for client, what in zip(clients, ("cancel", "undo", "the same brick"), strict=True):
+            await client.set_image(phantom(5))
+            talking.append(asyncio.ensure_future(talk(client, what)))
+        await asyncio.sleep(IDLE_S + 0.2)
+        assert not any(task.done() for task in talking)
+        async with await Watched().open(server) as session:
+            await session.set_image(phantom(5))
+            await session.segment("a").add_point((30, 30, 30))
+        for task in talking:
+            task.cancel()
+        for done in await asyncio.gather(*talking, return_exceptions=True):
+            assert isinstance(done, asyncio.CancelledError | ConnectionClosed)
+        for client in clients:
+            with contextlib.suppress(ConnectionClosed):  # one was evicted
+                await client.say(wire.Bye())
+                while True:
+                    await client.hear()
+        await asyncio.to_thread(wait_until, lambda: health(server)["sessions"] == 0)
 
     run(work())
 

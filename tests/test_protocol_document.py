@@ -214,7 +214,7 @@ def test_requests_list_their_errors_and_every_code_is_of_use() -> None:
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    modules = {"protocol": protocol, "arrays": arrays, "bricks": bricks}
+    modules = {"protocol": protocol, "arrays": arrays, "bricks": bricks, "messages": messages}
     rows = table(section("Limits"))
     for row in rows:
         module, constant = in_quotes(row[0])[0].split(".")

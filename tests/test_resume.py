@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
+import tracemalloc
 from typing import Any
+import zlib
 
 from chain_helpers import ball
 from core_helpers import WELCOME, Link, Lost, MemoryServer
@@ -18,6 +21,7 @@ from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.journal import Journal, load
 from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.geometry import Box, Index
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +387,39 @@ def test_a_history_that_cannot_be_restored_leaves_its_mask(link: Link) -> None:
     check_journal(core, server)
 
 
+@pytest.mark.parametrize("code", ["out_of_memory", "at_capacity", "too_large"])
+def test_a_history_that_is_too_much_for_a_server_leaves_its_mask(link: Link, code: str) -> None:
+    core = link.core
+    core.add_point("a", (30, 40, 36))
+    core.add_point("a", (34, 40, 36))
+    link.settle()
+    mask = core.segments["a"].mask.copy()
+    core.start()
+    say(core, WELCOME)
+    first = [m for m in sent(core) if isinstance(m, wire.Restore)][-1]
+    assert len(first.steps) == 2
+    happened = say(core, wire.ErrorMessage(code=code, message="too much", id=first.id))
+    assert [e.code for e in happened if isinstance(e, events.Notice)] == ["warning"]
+    (second,) = [m for m in sent(core) if isinstance(m, wire.Restore)]
+    assert [type(s.request) for s in second.steps] == [wire.SetMask]
+    assert np.array_equal(core.segments["a"].mask, mask)
+    happened = say(core, wire.ErrorMessage(code=code, message="too much", id=second.id))
+    assert [e.error.code for e in happened if isinstance(e, events.Failed)] == [code], "there is nothing less to send"
+
+
+def test_a_history_that_no_message_holds_is_not_sent(link: Link) -> None:
+    core = link.core
+    core.add_point("a", (30, 40, 36))
+    core.add_point("a", (34, 40, 36))
+    link.settle()
+    core.start()
+    limits = msgspec.structs.replace(WELCOME.limits, message_bytes=2000)
+    happened = say(core, msgspec.structs.replace(WELCOME, limits=limits))
+    (restore,) = [m for m in sent(core) if isinstance(m, wire.Restore)]
+    assert [type(s.request) for s in restore.steps] == [wire.SetMask]
+    assert any(isinstance(e, events.Notice) and "2,000" in e.message for e in happened)
+
+
 # ---- the journal as a file --------------------------------------------------------------------------------
 
 
@@ -451,6 +488,53 @@ def test_a_damaged_journal_is_refused(link: Link) -> None:
     newer = msgspec.msgpack.encode({**msgspec.msgpack.decode(data), "version": 2})
     with pytest.raises(errors.BadJournal, match="version 2"):
         Journal.from_bytes(newer)
-    huge = msgspec.msgpack.encode({**msgspec.msgpack.decode(data), "shape": [2**31 - 1] * 3})
+
+
+def bomb(shape: Index, data: bytes, runs: int, count: int = 1) -> bytes:
+    """A journal of a segment whose ``count`` steps change all voxels of a volume."""
+    change = wire.Bits(box=Box.whole(shape).pairs, runs=runs, encoding="deflate", data=data)
+    step = {"request": wire.AddPoint(id=1, segment="a", point=(1, 1, 1)), "change": change}
+    segment = {"name": "a", "revision": 1, "steps": [step] * count, "undone": []}
+    return msgspec.msgpack.encode(
+        {"format": "nninteractive-ws journal", "version": 1, "image": "x", "shape": shape, "segments": [segment]}
+    )
+
+
+def two_runs(shape: Index) -> bytes:
+    return zlib.compress(np.array([0, math.prod(shape)], "<u4").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("shape", "accepted"), [((1024, 1024, 1024), True), ((1024, 1024, 2600), False), ((2**31 - 1,) * 3, False)]
+)
+def test_a_small_journal_of_a_huge_mask_takes_no_memory(shape: Index, accepted: bool) -> None:
+    data = bomb(shape, two_runs(shape) if accepted else b"", 2)
+    assert len(data) < 400
+    tracemalloc.start()
+    try:
+        if accepted:
+            assert Journal.from_bytes(data).shape == shape
+        else:
+            with pytest.raises(errors.BadJournal, match="too large"):
+                Journal.from_bytes(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_journal_with_too_many_steps_or_segments_is_refused() -> None:
+    shape = (8, 8, 8)
+    assert Journal.from_bytes(bomb(shape, two_runs(shape), 2, count=wire.MAX_STEPS)).masks["a"].sum() == 0
     with pytest.raises(errors.BadJournal):
-        Journal.from_bytes(huge)
+        Journal.from_bytes(bomb(shape, two_runs(shape), 2, count=wire.MAX_STEPS + 1))
+    journal = msgspec.msgpack.decode(bomb(shape, two_runs(shape), 2))
+    journal["segments"] *= wire.MAX_SEGMENTS + 1
+    with pytest.raises(errors.BadJournal):
+        Journal.from_bytes(msgspec.msgpack.encode(journal))
+
+
+def test_a_journal_whose_runs_do_not_fit_is_refused() -> None:
+    shape = (64, 64, 64)
+    for data, runs in ((two_runs((64, 64, 65)), 2), (two_runs(shape), 3), (zlib.compress(bytes(2**22)), 2**20)):
+        with pytest.raises(errors.BadJournal):
+            Journal.from_bytes(bomb(shape, data, runs))

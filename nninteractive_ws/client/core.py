@@ -26,11 +26,14 @@ from nninteractive_ws.client.given import Boxlike, box_inside, marked, middle, v
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.upload import ImageSource, Upload
 from nninteractive_ws.errors import (
+    AtCapacity,
     BadMessage,
     Cancelled,
     Error,
     InvalidRequest,
     NoImage,
+    OutOfMemory,
+    TooLarge,
     UnsupportedPrompt,
     WorkerLost,
     error_from_wire,
@@ -42,6 +45,8 @@ from nninteractive_ws.messages import Encoding
 
 #: A request during which the server's worker ended this often may be the reason, and is not sent again.
 _MOST_LOSSES = 2
+# Why a server may refuse a segment's history, but take its mask.
+_HISTORY_REFUSED = UnsupportedPrompt | OutOfMemory | AtCapacity | TooLarge
 
 
 @dataclass
@@ -553,15 +558,22 @@ class Core:
             segment.revision = 0
 
     def _restore_the_mask(self, waiting: _Waiting, error: Error) -> list[Event]:
-        """Another server may not know the prompts of a segment's history; its mask can be brought back anyway."""
+        """Another server may not know the prompts of a segment's history, or have no memory for it; its mask can be
+        brought back anyway."""
         segment = self.segments.get(waiting.segment or "")
-        if segment is None or self._is_obsolete(waiting) or not isinstance(error, UnsupportedPrompt):
+        if segment is None or self._is_obsolete(waiting) or not isinstance(error, _HISTORY_REFUSED):
             return [events.Failed(None, error)]
-        segment.flatten(self._encoding())
+        if segment.is_flat:
+            return [events.Failed(None, error)]
         # Before the requests that follow: they are about the segment, and wait for nothing.
+        notice = self._flatten(segment, str(error))
         self._post(self._restoration(segment), None)
-        sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({error}); its mask is kept.'
-        return [events.Notice("warning", sentence)]
+        return [notice]
+
+    def _flatten(self, segment: Segment, why: str) -> Event:
+        segment.flatten(self._encoding())
+        sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({why}); its mask is kept.'
+        return events.Notice("warning", sentence)
 
     def _on_notice(self, message: wire.Notice) -> list[Event]:
         self._evicted = self._evicted or message.code == "evicted"
@@ -616,6 +628,10 @@ class Core:
         return events.MaskDelta(None, segment.name, whole, segment.revision, segment.voxels, True)
 
     def _restoration(self, segment: Segment) -> wire.Restore:
+        most = protocol.MAX_MESSAGE_BYTES if self.welcome is None else self.welcome.limits.message_bytes
+        if segment.memory > most and not segment.is_flat:
+            why = f"its history of {segment.memory:,} bytes is more than the {most:,} of a message"
+            self._later.append(self._flatten(segment, why))
         return wire.Restore(
             id=self._next_id(),
             segment=segment.name,

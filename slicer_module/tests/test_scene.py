@@ -232,7 +232,7 @@ def test_the_journal_is_stored_by_itself(scene, desk):
     desk.click(20, 20, 20)
     logic = desk.logic
     desk.wait(lambda: sceneState.find(scene, logic.segmentation, logic.volume) is not None)
-    journal, _books = sceneState.load(scene, logic.segmentation, logic.volume)
+    journal, _books = sceneState.load(scene, logic.segmentation, logic.volume, SHAPE)
     np.testing.assert_array_equal(journal.masks[logic.segmentID], desk.shown())
 
 

@@ -3,7 +3,10 @@
 What the Segment Editor would do is asked of the Segment Editor's own logic, on a second copy of the segmentation.
 """
 
+from base64 import b64encode
 import itertools
+import tracemalloc
+import zlib
 
 from conftest import OBLIQUE
 from nninteractive_ws import Box
@@ -430,6 +433,28 @@ def test_sparse_masks_are_masks():
         was = dense[box.slices]
         dense[box.slices] = {"write": values, "flip": was ^ values, "set": was | values, "clear": was & ~values}[kind]
         np.testing.assert_array_equal(sparse.read(whole), dense)
-    again = SparseMask.unpacked(sparse.packed())
+    again = SparseMask.unpacked(sparse.packed(), shape)
     np.testing.assert_array_equal(again.read(whole), dense)
-    assert SparseMask.unpacked(SparseMask().packed()).bounds() is None
+    assert SparseMask.unpacked(SparseMask().packed(), shape).bounds() is None
+
+
+@pytest.mark.parametrize(
+    ("box", "content"),
+    [
+        (((0, 9), (0, 8), (0, 8)), bytes(72)),
+        (((-1, 7), (0, 8), (0, 8)), bytes(64)),
+        (((0, 2**15), (0, 2**15), (0, 2**15)), bytes(2**20)),
+        (((0, 8), (0, 8), (0, 8)), bytes(2**26)),
+        (((0, 8), (0, 8), (0, 8)), bytes(63)),
+    ],
+    ids=["outside", "before the first", "huge", "bomb", "short"],
+)
+def test_a_mask_that_does_not_fit_its_volume_is_refused_before_it_is_unpacked(box, content):
+    packed = {"box": box, "bits": b64encode(zlib.compress(content, 9)).decode()}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"volume|bytes"):
+            SparseMask.unpacked(packed, (8, 8, 8))
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()

@@ -44,18 +44,21 @@ def store(scene, segmentation, volume, journal, books, previews):
     node.SetText(json.dumps(kept))
 
 
-def load(scene, segmentation, volume):
-    """The journal and the books that are kept, or None. Raises BadJournal where they are damaged."""
+def load(scene, segmentation, volume, shape):
+    """The journal and the books that are kept, or None. ``shape``: the volume's. Raises BadJournal where they are
+    damaged, or of another volume."""
     node = find(scene, segmentation, volume)
     if node is None or not node.GetText():
         return None
     try:
         kept = json.loads(node.GetText())
         journal = Journal.from_bytes(b64decode(kept["journal"]))
-        return journal, {name: _unpackedBook(packed) for name, packed in kept["segments"].items()}
+        if journal.shape != tuple(shape):
+            raise BadJournal("The prompts kept in the scene are of another image, and are forgotten.")
+        return journal, {name: _unpackedBook(packed, shape) for name, packed in kept["segments"].items()}
     except BadJournal:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, zlib.error) as e:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error) as e:
         raise BadJournal(f"The prompts that are kept in the scene cannot be read ({e!r}).") from e
 
 
@@ -72,7 +75,7 @@ def _packedBook(book, preview):
     return {"withheld": book.withheld.packed(), "taken": taken, "preview": preview.packed()}
 
 
-def _unpackedBook(packed):
-    taken = {other: SparseMask.unpacked(mask) for other, mask in packed["taken"].items()}
-    withheld, preview = (SparseMask.unpacked(packed[name]) for name in ("withheld", "preview"))
+def _unpackedBook(packed, shape):
+    taken = {other: SparseMask.unpacked(mask, shape) for other, mask in packed["taken"].items()}
+    withheld, preview = (SparseMask.unpacked(packed[name], shape) for name in ("withheld", "preview"))
     return Book(withheld=withheld, taken=taken, preview=preview)

@@ -119,12 +119,19 @@ class SparseMask:
         return {"box": cut.box.pairs, "bits": b64encode(data).decode()}
 
     @classmethod
-    def unpacked(cls, packed):
-        """What :meth:`packed` gave. Raises ValueError, KeyError or zlib.error where it is not that."""
+    def unpacked(cls, packed, shape):
+        """The mask of what :meth:`packed` gave, for a volume of ``shape``. Raises ValueError, KeyError or zlib.error
+        for anything else."""
         if packed is None:
             return cls()
         box = Box.from_pairs(packed["box"])
-        bits = np.frombuffer(zlib.decompress(b64decode(packed["bits"])), np.uint8)
+        if not box.inside(shape):
+            raise ValueError(f"the box {box.pairs} is not inside the volume of shape {shape}")
+        # A few bytes can stand for gigabytes: no more is unpacked than the box has.
+        size = -(-box.voxels // 8)
+        bits = np.frombuffer(zlib.decompressobj().decompress(b64decode(packed["bits"]), size + 1), np.uint8)
+        if len(bits) != size:
+            raise ValueError(f"{len(bits)} bytes or more for a box of {box.voxels} voxels")
         flips = np.unpackbits(bits, count=box.voxels).astype(bool)
         return cls.of(Delta(box, flips.reshape(box.shape)))
 

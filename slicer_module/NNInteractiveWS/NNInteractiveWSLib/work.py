@@ -168,7 +168,7 @@ class Work:
 
     def keptJournal(self):
         """The journal that the scene keeps, or None; the books are taken up with it. Raises BadJournal."""
-        kept = sceneState.load(self.scene, self.segmentation, self.volume)
+        kept = sceneState.load(self.scene, self.segmentation, self.volume, self.labelmaps.shape)
         if kept is None:
             return None
         journal, self.segments.books = kept
