@@ -10,6 +10,7 @@ from typing import Any, get_args
 import zlib
 
 import blosc2
+from hostile_chunks import CHUNK_DTYPE, CHUNK_SHAPE, accepted_or_refused, mutated, packed_chunk, set_trap
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -213,46 +214,12 @@ def test_every_kind_of_special_chunk_is_right_sized_or_refused(special: int) -> 
                 accepted_or_refused(forged(chunk + extra, _PACKED_BYTES, 32 + len(extra)), "uint8", (4096,))
 
 
-def accepted_or_refused(data: bytes, dtype: str, shape: tuple[int, ...]) -> bool:
-    try:
-        array = arrays.unpack(data, "blosc2", dtype, shape)
-    except (BadMessage, TooLarge):
-        return False
-    assert array.shape == shape
-    assert array.dtype == np.dtype(dtype)
-    return True
-
-
-def mutated(chunk: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(chunk)
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        # Half of the changes in the header, which is the part that decides.
-        at = rng.randrange(min(32, len(changed)) if rng.random() < 0.5 else len(changed))
-        what = rng.randrange(8)
-        if what < 4:
-            changed[at] = rng.randrange(256)
-        elif what < 6:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif what == 6:
-            changed[at : at + 4] = struct.pack("<i", rng.choice((-1, 0, 1, 31, 32, 4096, 2**31 - 1, len(chunk))))
-        elif len(changed) > 40:
-            del changed[at : at + rng.randrange(1, 4)]
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("codec", ["ZSTD", "LZ4", "BLOSCLZ", "ZLIB", "LZ4HC"])
 @pytest.mark.parametrize("content", ["noise", "runs", "zeros"])
 def test_mutated_chunks_are_right_sized_or_refused(codec: str, content: str) -> None:
     rng = random.Random(f"{codec} {content}")
-    shape, dtype = (16, 16, 16), "int16"
-    array = {
-        "noise": np.random.default_rng(3).integers(-1000, 1000, shape),
-        "runs": np.arange(16**3).reshape(shape) // 100,
-        "zeros": np.zeros(shape),
-    }[content].astype(dtype)
-    chunk = bytes(
-        blosc2.compress2(array, typesize=2, codec=blosc2.Codec[codec], filters=[blosc2.Filter.BITSHUFFLE], nthreads=1)
-    )
+    chunk = packed_chunk(codec, content)
+    shape, dtype = CHUNK_SHAPE, CHUNK_DTYPE
     assert accepted_or_refused(chunk, dtype, shape)
     outcomes = [accepted_or_refused(mutated(chunk, rng), dtype, shape) for _ in range(400)]
     assert False in outcomes
@@ -271,7 +238,6 @@ def test_random_bytes_are_right_sized_or_refused(data: bytes) -> None:
 
 # ---- plug-ins ---------------------------------------------------------------------------------------------
 
-PLUG_IN_CODECS = {36: "openhtj2k", 37: "grok", 38: "openzl", 39: "j2k", 40: "htj2k"}
 PLUG_IN_FORMAT = 6  # in bits 5 to 7 of the flags: the codec is the one that byte 22 names
 _FLAGS, _FILTERS, _CODEC = 2, 16, 22
 
@@ -293,11 +259,8 @@ def plug_in_chunk(codec: int) -> bytes:
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is there once the library has looked for a plug-in in the working folder."""
-    sprung = tmp_path / "sprung"
-    for name in PLUG_IN_CODECS.values():
-        (tmp_path / f"blosc2_{name}.py").write_text(f"open({str(sprung)!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
-    return sprung
+    return set_trap(tmp_path)
 
 
 def test_unguarded_the_library_runs_a_program_that_it_finds_in_the_working_folder(trap: Path) -> None:

@@ -1,0 +1,41 @@
+"""Mutated blosc2 chunks, by the million: each is right-sized or refused, and nothing is run for it."""
+
+import itertools
+from pathlib import Path
+import random
+import sys
+
+from hostile_chunks import (
+    CHUNK_CODECS,
+    CHUNK_CONTENTS,
+    CHUNK_DTYPE,
+    CHUNK_SHAPE,
+    accepted_or_refused,
+    mutated,
+    packed_chunk,
+    set_trap,
+)
+import pytest
+from test_soak import MINUTES
+
+CHUNKS = 1_000_000 if MINUTES else 2_000
+#: What Python itself does when a process is started; a library's own are seen by the trap.
+STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+def test_a_million_mutated_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sprung, started, watching = set_trap(tmp_path), [], True
+    sys.addaudithook(lambda event, _: started.append(event) if watching and event in STARTS else None)
+    rng = random.Random(7)
+    chunks = [packed_chunk(*kind) for kind in itertools.product(CHUNK_CODECS, CHUNK_CONTENTS)]
+    accepted = sum(
+        accepted_or_refused(mutated(rng.choice(chunks), rng), CHUNK_DTYPE, CHUNK_SHAPE) for _ in range(CHUNKS)
+    )
+    watching = False
+    print(f"{accepted:,} of {CHUNKS:,} mutated chunks were accepted")
+    assert 0 < accepted < CHUNKS
+    assert not sprung.exists()
+    assert started == []
