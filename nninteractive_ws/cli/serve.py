@@ -81,7 +81,7 @@ def serve(
         from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
         from nninteractive_ws.server.access import AccessError, check_listening, tls_context
         from nninteractive_ws.server.gateway import Settings
-        from nninteractive_ws.server.logs import configure_logging
+        from nninteractive_ws.server.logs import configure_logging, drain_log
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.workers import WorkerFailed
     except ModuleNotFoundError as e:
@@ -118,6 +118,8 @@ def serve(
         )
         run_gateway(settings, end_with_stdin)
     except (ModelNotFound, WorkerFailed, AccessError) as e:
+        if not drain_log():
+            raise typer.Exit(1) from e  # nobody reads standard error: printing would block for ever
         fail(e)
     except OSError as e:
         fail(

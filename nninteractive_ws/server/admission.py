@@ -24,11 +24,9 @@ _log = logging.getLogger(__name__)
 MAX_PENDING = 256
 #: Descriptors for everything but connections: the event loop, files, pipes to the workers.
 RESERVED_DESCRIPTORS = 48
-#: Connections that the event loop accepts in one go. Together with the limits this is why a request that has arrived
-#: is answered before the connections behind it displace its own.
-ACCEPT_BATCH = 16
-# Connections that the system accepts for the process while it is busy.
-_LISTEN_BACKLOG = 1024
+# Connections that the system accepts for the process while it is busy; it may allow fewer. Where the queue is full a
+# client's system tries again after one second, then after two more.
+_LISTEN_BACKLOG = 4096
 # Connections closed in one go while there are too many open ones.
 _MAX_REFUSALS = 256
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -46,6 +44,12 @@ class Admission:
         # Weak, so that a connection whose setup fails in the event loop does not count for ever.
         self._pending: WeakKeyDictionary[AcceptedSocket, str] = WeakKeyDictionary()  # in the order of arrival
         self._open: WeakSet[AcceptedSocket] = WeakSet()
+
+    @property
+    def accept_batch(self) -> int:
+        """Connections to accept in one go. An HTTP request that has arrived is answered four turns of the event loop
+        after accept: before those behind it displace its connection."""
+        return max(1, self._max_of_address // 8)
 
     def admit(self, connection: "AcceptedSocket", address: str) -> bool:
         """Count a connection that was just accepted, at the cost of an older one if need be; False: close it."""

@@ -27,7 +27,7 @@ from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, 
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.server import link
 from nninteractive_ws.server.access import TokenFile, bearer_token
-from nninteractive_ws.server.admission import ACCEPT_BATCH, ListeningSocket, admission_limits, bound_port, listen
+from nninteractive_ws.server.admission import ListeningSocket, admission_limits, bound_port, listen
 from nninteractive_ws.server.hosts import AllowedHosts
 from nninteractive_ws.server.metrics import Metrics, Now
 from nninteractive_ws.server.sessions import IDLE_S, Entry, Registry
@@ -121,7 +121,7 @@ class Gateway:
         return serve(
             self._serve_client,
             sock=listening,
-            backlog=ACCEPT_BATCH,
+            backlog=self._clients.accept_batch,
             ssl=self._settings.tls,
             process_request=self._process_request,
             # No page in a browser, which could reach a server on loopback too, unless it is named.
@@ -139,7 +139,7 @@ class Gateway:
         return serve(
             self._serve_worker,
             sock=listening,
-            backlog=ACCEPT_BATCH,
+            backlog=self._worker_connections.accept_batch,
             process_request=self._admit_worker,
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
