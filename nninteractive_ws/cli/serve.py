@@ -1,6 +1,7 @@
 """``nninteractive-ws serve``."""
 
 from pathlib import Path
+import re
 from typing import Annotated
 
 import typer
@@ -41,6 +42,13 @@ def serve(
     ] = False,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="The origin of a web page that may use the server; may be repeated.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A further DNS name of the server, needed where there are no tokens; may be repeated.",
+        ),
     ] = None,
     max_sessions: Annotated[
         int, typer.Option(help="How many sessions there may be, those that wait for their client included.", min=1)
@@ -89,6 +97,9 @@ def serve(
 
     if (tls_cert is None) != (tls_key is None):
         fail("--tls-cert and --tls-key belong together: give both.")
+    for name in allow_host or ():
+        if not re.fullmatch(r"[\w.-]+", name):
+            fail(f'--allow-host takes a name such as gpu-box.example.org, without scheme and port, not "{name}".')
     try:
         configure_logging("gateway", log_level, log_json)
     except ValueError as e:
@@ -115,6 +126,7 @@ def serve(
             token_file=token_file,
             tls=None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key),
             origins=tuple(allow_origin or ()),
+            allowed_hosts=tuple(allow_host or ()),
         )
         run_gateway(settings, end_with_stdin)
     except (ModelNotFound, WorkerFailed, AccessError) as e:

@@ -175,7 +175,7 @@ def _others_may_write(folder: Path) -> bool:
 
 
 def _is_private_group(user: int, group: int) -> bool:
-    """Whether a group has nobody in it but the user. Many systems make one for each user, and folders writable to it."""
+    """Whether nobody is in a group but the user. Many systems make one for each user, with folders writable to it."""
     import grp
     import pwd
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -22,11 +23,13 @@ _log = logging.getLogger(__name__)
 
 #: A TLS handshake that does not go on costs 312 KiB, so that this many hold 80 MB.
 MAX_PENDING = 256
+# asyncio's TLS connections are reference cycles, and too few objects for Python to look for them in time.
+_CLOSED_BEFORE_COLLECTION = 128
 #: Descriptors for everything but connections: the event loop, files, pipes to the workers.
 RESERVED_DESCRIPTORS = 48
-# Connections that the system accepts for the process while it is busy; it may allow fewer. Where the queue is full a
-# client's system tries again after one second, then after two more.
-_LISTEN_BACKLOG = 4096
+# Connections that the system accepts for the process while it is busy; it may allow fewer. Everybody waits in this
+# queue behind a flood, so that a longer one would mean longer waits.
+_LISTEN_BACKLOG = 1024
 # Connections closed in one go while there are too many open ones.
 _MAX_REFUSALS = 256
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -44,6 +47,7 @@ class Admission:
         # Weak, so that a connection whose setup fails in the event loop does not count for ever.
         self._pending: WeakKeyDictionary[AcceptedSocket, str] = WeakKeyDictionary()  # in the order of arrival
         self._open: WeakSet[AcceptedSocket] = WeakSet()
+        self._closed = 0
 
     @property
     def accept_batch(self) -> int:
@@ -57,14 +61,18 @@ class Admission:
             _log.warning("refused a connection: too many are open", extra={"peer": address})
             return False
         source = _network(address)
-        counts = Counter(self._pending.values())
-        if counts[source] >= self._max_of_address:
+        if sum(its == source for its in self._pending.values()) >= self._max_of_address:
             self._drop_oldest(source)
         elif len(self._pending) >= self._max_pending:
-            self._drop_oldest(max(counts, key=counts.__getitem__))
+            self.drop_one()
         self._open.add(connection)
         self._pending[connection] = source
         return True
+
+    def drop_one(self) -> None:
+        """Drop the oldest connection of the address with the most, where there is one without a session."""
+        if counts := Counter(self._pending.values()):
+            self._drop_oldest(max(counts, key=counts.__getitem__))
 
     def _drop_oldest(self, source: str) -> None:
         oldest = next(connection for connection, its in self._pending.items() if its == source)
@@ -78,6 +86,9 @@ class Admission:
         """A connection does not count any more."""
         self._open.discard(connection)
         self._pending.pop(connection, None)
+        self._closed += 1
+        if self._closed % _CLOSED_BEFORE_COLLECTION == 0:
+            gc.collect()
 
     @contextmanager
     def with_session(self, connection: ServerConnection) -> Iterator[None]:
@@ -148,6 +159,7 @@ class ListeningSocket(socket.socket):
             with suppress(OSError):  # the client went, or another process took the descriptor
                 super().accept()[0].close()
         self._spare = _open_spare()
+        self._admission.drop_one()  # the next one has its turn
         _log.warning("refused a connection: out of descriptors or memory")
         return self._spare is not None
 

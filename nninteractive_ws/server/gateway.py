@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 import contextlib
 from dataclasses import dataclass
+import gc
 from http import HTTPStatus
 from importlib.metadata import version
 import json
@@ -106,6 +107,9 @@ class Gateway:
                 await stack.enter_async_context(self._serve_clients_at(one))
             (internal,) = listen("127.0.0.1", 0, self._worker_connections)
             await stack.enter_async_context(self._serve_workers_at(internal))
+            # What lives as long as the process need not be looked at whenever closed connections are collected.
+            gc.collect()
+            gc.freeze()
             started(bound_port(listening[0]))
             try:
                 await self._workers.run(bound_port(internal))
