@@ -69,10 +69,12 @@ class Admission:
         self._pending[connection] = source
         return True
 
-    def drop_one(self) -> None:
-        """Drop the oldest connection of the address with the most, where there is one without a session."""
-        if counts := Counter(self._pending.values()):
+    def drop_one(self) -> bool:
+        """Drop the oldest connection of the address with the most; False where all have sessions."""
+        counts = Counter(self._pending.values())
+        if counts:
             self._drop_oldest(max(counts, key=counts.__getitem__))
+        return bool(counts)
 
     def _drop_oldest(self, source: str) -> None:
         oldest = next(connection for connection, its in self._pending.items() if its == source)
@@ -140,7 +142,12 @@ class ListeningSocket(socket.socket):
             try:
                 accepted, peer = super().accept()
             except OSError as e:
-                if e.errno not in _OUT_OF_RESOURCES or not self._refuse_by_spare():
+                if e.errno not in _OUT_OF_RESOURCES:
+                    raise
+                _log.warning("cannot accept a connection: %s", e.strerror)
+                if self._admission.drop_one():
+                    break  # the event loop closes that one, and comes again
+                if not self._refuse_by_spare():
                     raise
                 continue
             connection = AcceptedSocket(accepted, self._admission)
@@ -159,8 +166,6 @@ class ListeningSocket(socket.socket):
             with suppress(OSError):  # the client went, or another process took the descriptor
                 super().accept()[0].close()
         self._spare = _open_spare()
-        self._admission.drop_one()  # the next one has its turn
-        _log.warning("refused a connection: out of descriptors or memory")
         return self._spare is not None
 
     def close(self) -> None:
