@@ -1,5 +1,6 @@
 """``nninteractive-ws serve``."""
 
+import contextlib
 from pathlib import Path
 import re
 from typing import Annotated
@@ -89,7 +90,7 @@ def serve(
         from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
         from nninteractive_ws.server.access import AccessError, check_listening, tls_context
         from nninteractive_ws.server.gateway import Settings
-        from nninteractive_ws.server.logs import configure_logging, drain_log
+        from nninteractive_ws.server.logs import configure_logging, write_to_stderr
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.workers import WorkerFailed
     except ModuleNotFoundError as e:
@@ -130,9 +131,11 @@ def serve(
         )
         run_gateway(settings, end_with_stdin)
     except (ModelNotFound, WorkerFailed, AccessError) as e:
-        if not drain_log():
-            raise typer.Exit(1) from e  # nobody reads standard error: printing would block for ever
-        fail(e)
+        # Where nobody reads standard error, printing to it would block for ever.
+        with stderr.capture() as captured, contextlib.suppress(typer.Exit):
+            fail(e)
+        write_to_stderr(captured.get())
+        raise typer.Exit(1) from e
     except OSError as e:
         fail(
             f"cannot listen at {host}:{port}: {e.strerror or e}. Is another server running? --port 0 takes a free port."

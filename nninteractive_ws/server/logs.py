@@ -27,7 +27,7 @@ MAX_QUEUED_BYTES = 1024 * 1024
 #: Records that one line of code may log in a window; further ones are summed up.
 REPEAT_BURST, REPEAT_WINDOW_S = 50, 10.0
 #: The end of a process waits for so long for the reader of its log, and not that long where nothing is read.
-DRAIN_TIMEOUT_S, DRAIN_STALL_S = 5.0, 1.0
+FLUSH_TIMEOUT_S, FLUSH_STALL_S = 5.0, 1.0
 _RETRY_S = 0.05
 
 # What follows "Bearer ", and whatever begins as a token does (access.TOKEN_PREFIX). The text may be escaped already:
@@ -87,14 +87,19 @@ class BackgroundHandler(logging.Handler):
             self._enqueue(summary)
 
     def _enqueue(self, record: logging.LogRecord) -> None:
-        line = (self.format(record) + "\n").encode(self._encoding, "backslashreplace")
-        if self._queued + len(line) > MAX_QUEUED_BYTES:
-            self._dropped += 1
-            return
-        self._lines.append(line)
-        self._queued += len(line)
-        self._idle = False
-        self._changed.notify_all()
+        self.write(self.format(record) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write a text behind the records there are."""
+        line = text.encode(self._encoding, "backslashreplace")
+        with self._changed:
+            if self._queued + len(line) > MAX_QUEUED_BYTES:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._queued += len(line)
+            self._idle = False
+            self._changed.notify_all()
 
     def _run(self) -> None:
         while (line := self._next()) is not None:
@@ -123,20 +128,16 @@ class BackgroundHandler(logging.Handler):
             self._queued -= len(line)
             return line
 
-    def drain(self) -> bool:
-        """Wait until all is written; False where the reader takes nothing for a while."""
-        end = time.monotonic() + DRAIN_TIMEOUT_S
+    def flush(self) -> None:
+        """Wait until all is written, or until the reader takes nothing for a while."""
+        end = time.monotonic() + FLUSH_TIMEOUT_S
         with self._changed:
             while not self._idle:
-                before, stalled = self._written, time.monotonic() + DRAIN_STALL_S
+                before, stalled = self._written, time.monotonic() + FLUSH_STALL_S
                 while not self._idle and self._written == before:
                     if time.monotonic() > min(stalled, end):
-                        return False
+                        return
                     self._changed.wait(_RETRY_S)
-        return True
-
-    def flush(self) -> None:
-        self.drain()
 
     def close(self) -> None:
         """Write the summaries and what still waits, and end the thread."""
@@ -145,13 +146,15 @@ class BackgroundHandler(logging.Handler):
                 self._enqueue_summaries(closing=True)
             self._closing = True
             self._changed.notify_all()
-        self.drain()
+        self.flush()
         super().close()
 
 
-def drain_log() -> bool:
-    """Wait until the log is written; False where nobody reads it, so that writing to standard error would block."""
-    return all(handler.drain() for handler in logging.getLogger().handlers if isinstance(handler, BackgroundHandler))
+def write_to_stderr(text: str) -> None:
+    """Write to standard error behind the log, without waiting for a reader."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, BackgroundHandler):
+            handler.write(text)
 
 
 def _write(descriptor: int, line: bytes) -> None:
