@@ -291,15 +291,18 @@ def start(code: str) -> "subprocess.Popen[str]":
 
 def test_changes_at_the_same_moment_do_not_undo_each_other(path: Path) -> None:
     """In processes of their own, as commands are: a user who is removed stays so, and those who are added do."""
-    rounds = 10
+    rounds = 25
     for n in range(rounds):
         add_user(path, f"old{n}")
     remove = f"[remove_user(Path({str(path)!r}), f'old{{n}}') for n in range({rounds})]"
     adds = [f"[add_user(Path({str(path)!r}), f'new{who}-{{n}}') for n in range({rounds})]" for who in range(3)]
     processes = [start(REMOVE + remove), *(start(ADD + add) for add in adds)]
     for process in processes:
-        process.communicate("\n", timeout=60)
-        # communicate() waits for one after the other, and all of them have begun only with the last
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [0] * 4
     assert sorted(users(path)) == sorted(f"new{who}-{n}" for who in range(3) for n in range(rounds))
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]

@@ -79,7 +79,7 @@ class Admission:
     def _drop_oldest(self, source: str) -> None:
         oldest = next(connection for connection, its in self._pending.items() if its == source)
         del self._pending[oldest]
-        _log.warning("dropped a connection without a session: too many from its address", extra={"peer": source})
+        _log.warning("dropped a connection without a session: there were too many", extra={"peer": source})
         # The transport owns the descriptor. It sees the end of the stream, and closes.
         with suppress(OSError):  # the peer was faster
             oldest.shutdown(socket.SHUT_RDWR)
@@ -105,8 +105,10 @@ class Admission:
                 self._pending[accepted] = source
 
     def _find(self, connection: ServerConnection) -> "AcceptedSocket | None":
-        descriptor = connection.transport.get_extra_info("socket").fileno()
-        return next((accepted for accepted in self._open if accepted.fileno() == descriptor), None)
+        own = connection.transport.get_extra_info("socket")
+        if own is None:  # a TLS connection that was lost meanwhile
+            return None
+        return next((accepted for accepted in self._open if accepted.fileno() == own.fileno()), None)
 
 
 class AcceptedSocket(socket.socket):
