@@ -36,8 +36,8 @@ from nninteractive_ws.server.workers import Worker, WorkerPool
 
 _log = logging.getLogger(__name__)
 
-#: Timeouts of the TLS handshake, of the HTTP request and of hello, one after another.
-TLS_HANDSHAKE_TIMEOUT_S = HTTP_TIMEOUT_S = HELLO_TIMEOUT_S = 5.0
+#: Timeouts of the TLS handshake and of the HTTP request, each, and then of hello.
+OPEN_TIMEOUT_S, HELLO_TIMEOUT_S = 5.0, 5.0
 #: Size limit of the first message.
 HELLO_BYTES = 64 * 1024
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
@@ -91,8 +91,9 @@ class Gateway:
             settings.idle,
             self._tell_to_forget,
         )
-        # With tokens a page that rebinds its name learns nothing but that there is a server: sessions and metrics want
-        # a token. And behind a reverse proxy or in a container the names are many, which nobody should have to list.
+        # With tokens, a page that rebinds its name learns what /healthz says to everybody (status, model, device, number
+        # of sessions): all else wants a token. Such servers are reached by many names, through reverse proxies or from
+        # outside a container, and nobody should have to list those.
         self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
         # The workers' port is for this machine alone, but for every user of it.
         self._clients, self._worker_connections = admission_limits(settings.max_sessions)
@@ -119,9 +120,6 @@ class Gateway:
                     await asyncio.wait(self._conversations, timeout=CLOSE_WITHIN_S)
 
     def _serve_clients_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
-        timeouts: dict[str, Any] = {"ping_interval": PING_EVERY_S, "ping_timeout": PONG_WITHIN_S}
-        if self._settings.tls is not None:
-            timeouts["ssl_handshake_timeout"] = TLS_HANDSHAKE_TIMEOUT_S
         return serve(
             self._serve_client,
             sock=listening,
@@ -133,10 +131,11 @@ class Gateway:
             compression=None,  # what is large is packed already, and an inflate bomb is impossible
             max_size=HELLO_BYTES,
             max_queue=2,  # each may be as large as a message may be
-            open_timeout=HTTP_TIMEOUT_S,
+            open_timeout=OPEN_TIMEOUT_S,
+            ping_interval=PING_EVERY_S,
+            ping_timeout=PONG_WITHIN_S,
             close_timeout=CLOSE_WITHIN_S,
             server_header=None,
-            **timeouts,
         )
 
     def _serve_workers_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
