@@ -91,7 +91,7 @@ class Gateway:
             settings.idle,
             self._tell_to_forget,
         )
-        # With tokens, a page that rebinds its name learns what /healthz says to everybody (status, model, device, number
+        # With tokens, a page that rebinds its name learns what /healthz says to everybody (status, model, device, count
         # of sessions): all else wants a token. Such servers are reached by many names, through reverse proxies or from
         # outside a container, and nobody should have to list those.
         self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
