@@ -241,10 +241,14 @@ def is_running(pid: int) -> bool:
 
 
 @contextmanager
-def server_process(*arguments: str, stderr: IO[str] | None = None) -> Iterator[ServerProcess]:
+def server_process(
+    *arguments: str, stderr: IO[str] | int | None = None, limit: str | None = None
+) -> Iterator[ServerProcess]:
     """A server with the embedded model on a free port of loopback, and these arguments of ``serve``. ``stderr``: a file
-    for its log."""
+    for its log. ``limit``: arguments of the shell's ulimit."""
     command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", *arguments]
+    if limit is not None:
+        command = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None

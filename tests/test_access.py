@@ -7,6 +7,8 @@ from pathlib import Path
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 
 from cryptography.hazmat.primitives.serialization import (
@@ -20,8 +22,10 @@ from threads import on_a_thread
 import trustme
 from websockets.datastructures import Headers
 
+from nninteractive_ws.server import file_lock
 from nninteractive_ws.server.access import (
     TOKEN_PREFIX,
+    AccessError,
     BadCertificate,
     BadTokenFile,
     BadUser,
@@ -30,6 +34,7 @@ from nninteractive_ws.server.access import (
     add_user,
     bearer_token,
     check_listening,
+    insecure_permissions,
     is_loopback,
     new_token,
     remove_user,
@@ -264,6 +269,127 @@ def test_what_other_programs_write_is_read(path: Path) -> None:
     digest = hashlib.sha256(b"a").hexdigest().upper()
     path.write_bytes(b"\xef\xbb\xbf# tokens\r\nalice\t" + digest.encode() + b"\r\n")
     assert TokenFile(path).user_of("a") == "alice"
+
+
+# ---- several at once --------------------------------------------------------------------------------------
+
+ADD = "import sys; from pathlib import Path; from nninteractive_ws.server.access import add_user; "
+REMOVE = ADD.replace("add_user", "remove_user")
+
+
+def start(code: str) -> "subprocess.Popen[str]":
+    """A process that has imported what it needs, and runs the rest once it is given a line."""
+    before, after = code.rsplit("; ", 1)
+    waiting = f"{before}; print(flush=True); sys.stdin.readline(); {after}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_changes_at_the_same_moment_do_not_undo_each_other(path: Path) -> None:
+    """In processes of their own, as commands are: a user who is removed stays so, and those who are added do."""
+    rounds = 25
+    for n in range(rounds):
+        add_user(path, f"old{n}")
+    remove = f"[remove_user(Path({str(path)!r}), f'old{{n}}') for n in range({rounds})]"
+    adds = [f"[add_user(Path({str(path)!r}), f'new{who}-{{n}}') for n in range({rounds})]" for who in range(3)]
+    processes = [start(REMOVE + remove), *(start(ADD + add) for add in adds)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(users(path)) == sorted(f"new{who}-{n}" for who in range(3) for n in range(rounds))
+    assert [p.name for p in path.parent.iterdir()] == ["tokens"]
+
+
+def test_a_command_waits_for_the_lock_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_user(path, "alice")
+    monkeypatch.setattr(file_lock, "LOCK_TIMEOUT_S", 0.2)
+    with file_lock.file_lock(path), pytest.raises(AccessError, match="Another process is changing"):
+        remove_user(path, "alice")
+    remove_user(path, "alice")
+    assert users(path) == []
+
+
+@posix
+def test_the_lock_of_a_process_that_died_is_free(path: Path) -> None:
+    add_user(path, "alice")
+    code = (
+        f"import os, sys; from pathlib import Path; from nninteractive_ws.server.file_lock import file_lock\n"
+        f"with file_lock(Path({str(path)!r})): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
+    assert (path.parent / ".tokens.lock").exists()
+    remove_user(path, "alice")
+    assert [p.name for p in path.parent.iterdir()] == ["tokens"]
+
+
+# ---- who may write it -------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
+def test_a_file_that_others_may_write_is_warned_of(path: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+    alice = add_user(path, "alice")
+    known = TokenFile(path)
+    assert insecure_permissions(path) is None
+    path.chmod(mode)
+    warning = insecure_permissions(path)
+    assert warning is not None
+    assert f"chmod go-w {path}" in warning
+    assert caplog.records == []
+    assert known.user_of(alice) == "alice"  # who looks at the file finds that it has changed
+    assert warning in [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    path.chmod(0o644)
+    assert insecure_permissions(path) is None
+
+
+@posix
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o757, True), (0o1777, False), (0o755, False)])
+def test_a_folder_that_others_may_write_is_warned_of(
+    tmp_path: Path, depth: int, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may write to a folder may replace what lies in it: the file, or a folder above it."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    path = folder / "tokens"
+    add_user(path, "alice")
+    wide = folder if depth == 0 else folder.parent
+    wide.chmod(mode)
+    TokenFile(path)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == warned
+    assert not warned or f"chmod go-w {wide}" in warnings[0]
+
+
+@posix
+def test_the_folder_of_a_link_counts_too(tmp_path: Path) -> None:
+    real, wide = tmp_path / "real", tmp_path / "wide"
+    real.mkdir()
+    wide.mkdir()
+    add_user(real / "tokens", "alice")
+    (wide / "tokens").symlink_to(real / "tokens")
+    assert insecure_permissions(wide / "tokens") is None
+    wide.chmod(0o777)
+    assert insecure_permissions(real / "tokens") is None
+    assert str(wide) in str(insecure_permissions(wide / "tokens"))
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_of_a_group_with_others_in_it_is_warned_of(tmp_path: Path) -> None:
+    add_user(tmp_path / "tokens", "alice")
+    tmp_path.chmod(0o770)
+    assert insecure_permissions(tmp_path / "tokens") is None, "root's own group"
+    os.chown(tmp_path, 0, 12345)
+    assert str(tmp_path) in str(insecure_permissions(tmp_path / "tokens"))
 
 
 # ---- the header -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """``nninteractive-ws token`` as an administrator runs it: as a process, on a file."""
 
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def test_a_user_from_the_first_day_to_the_last(tmp_path: Path) -> None:
     assert "alice can no longer connect" in removed.stderr
     assert known.user_of(token) is None
     assert run("--list", "--file", file).stdout == "bob\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_file_that_others_may_write_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    assert "warning" not in run("alice", "--file", file).stderr
+    file.chmod(0o666)
+    for words in (["bob"], ["bob", "--remove"], ["--list"]):
+        done = run(*words, "--file", file)
+        assert done.returncode == 0
+        assert f"chmod go-w {file}" in done.stderr
 
 
 @pytest.mark.parametrize(

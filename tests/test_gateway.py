@@ -46,6 +46,7 @@ from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial
 from nninteractive_ws.masks import Mask
+from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
 
@@ -76,7 +77,7 @@ def test_it_answers_while_the_model_loads(own: ServerProcess) -> None:
         await client.close()
         # Who says nothing is not waited for, whatever else there is to do.
         said = await silent.hear()
-        assert time.monotonic() - opened >= 9
+        assert time.monotonic() - opened >= HELLO_TIMEOUT_S - 1
         with pytest.raises(ConnectionClosed) as closed:
             await silent.hear()
         assert closed.value.rcvd is not None
@@ -255,6 +256,7 @@ def test_a_page_in_a_browser_is_refused(server: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         run(dial())
     assert refused.value.response.status_code == 403
+    assert b"--allow-origin" in bytes(refused.value.response.body or b"")
     assert isinstance(explain(refused.value, parse_address(server)), errors.ForbiddenOrigin)
 
 

@@ -24,7 +24,8 @@ PARTS = {
         "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
     ],
     "server": [
-        "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",
+        "link", "outbox", "logs", "file_lock", "access", "admission", "hosts", "metrics", "workers", "sessions",
+        "gateway", "local", "run",
     ],
     "engine": [
         "catalogue", "demo_rules", "demo_network", "device", "memory", "image", "zoomed", "upstream", "shown", "teller",

@@ -1,27 +1,48 @@
 """The log as it comes out of a real process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 import json
+import os
+from pathlib import Path
 import re
 import subprocess
 import sys
+import time
 from typing import Any
+import urllib.error
+import urllib.request
 
+from chain_helpers import health, http, server_process, wait_until
 import pytest
 
-from nninteractive_ws.server.access import new_token
-from nninteractive_ws.server.logs import configure_logging, without_secrets
+from nninteractive_ws.server.access import add_user, new_token
+from nninteractive_ws.server.logs import (
+    MAX_QUEUED_BYTES,
+    REPEAT_BURST,
+    REPEAT_WINDOW_S,
+    configure_logging,
+    without_secrets,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="fills pipes")
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
 
 
-def logged(code: str, level: str = "info", as_json: bool = False) -> str:
-    """What a process writes to standard error that configures its log and then runs some code."""
-    program = (
-        "import logging, sys, warnings\nfrom nninteractive_ws.server.logs import configure_logging\n"
-        f"configure_logging('gateway', {level!r}, {as_json})\nlog = logging.getLogger('nninteractive_ws.test')\n{code}"
+def program(code: str, level: str = "info", as_json: bool = False) -> list[str]:
+    """A command that configures its log and then runs some code."""
+    setup = (
+        "import logging, sys, time, warnings\nfrom nninteractive_ws.server.logs import configure_logging\n"
+        f"configure_logging('gateway', {level!r}, {as_json})\nlog = logging.getLogger('nninteractive_ws.test')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    return [sys.executable, "-c", setup + code]
+
+
+def logged(code: str, level: str = "info", as_json: bool = False) -> str:
+    """What such a process writes to standard error."""
+    done = subprocess.run(program(code, level, as_json), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return done.stderr
@@ -122,6 +143,159 @@ def test_configuring_again_replaces() -> None:
 def test_an_unknown_level() -> None:
     with pytest.raises(ValueError, match="LOUD"):
         configure_logging("worker", "loud", False)
+
+
+# ---- a flood of records -----------------------------------------------------------------------------------
+
+
+def test_repeated_lines_are_summed_up() -> None:
+    said = logged("for n in range(1000): log.warning('refused %d', n, extra={'peer': n})\nlog.warning('another')")
+    lines = said.splitlines()
+    assert len(lines) == REPEAT_BURST + 2
+    assert lines[REPEAT_BURST - 1].endswith(f"refused {REPEAT_BURST - 1} peer={REPEAT_BURST - 1}")
+    assert lines[-2].endswith(": another"), "a line from elsewhere is not held back"
+    held = 1000 - REPEAT_BURST
+    assert re.search(
+        rf"WARNING nninteractive_ws\.test: refused 999 \(the last of {held} more in \d+ s\) peer=999$", lines[-1]
+    )
+
+
+def test_repeated_tracebacks_are_summed_up() -> None:
+    found = objects(f"for n in range(200):\n    {FAILING.replace(chr(10), chr(10) + '    ')}")
+    assert len(found) == REPEAT_BURST + 1
+    assert "exc_info" in found[0]
+    assert "exc_info" not in found[-1]
+
+
+def test_a_line_comes_back_after_the_window() -> None:
+    code = (
+        f"for n in range(2):\n    for m in range({REPEAT_BURST + 5}): log.warning('window %d', n)\n"
+        f"    if n == 0: time.sleep({REPEAT_WINDOW_S + 1})"
+    )
+    lines = logged(code).splitlines()
+    assert len(lines) == 2 * (REPEAT_BURST + 1)
+    assert "window 0 (the last of 5 more in" in lines[REPEAT_BURST]
+    assert lines[REPEAT_BURST + 1].endswith("window 1")
+
+
+def test_nothing_is_held_back_for_who_looks_closely() -> None:
+    assert len(logged("for n in range(1000): log.debug('x')", "debug").splitlines()) == 1000
+
+
+# ---- a pipe that nobody reads -----------------------------------------------------------------------------
+
+# Many lines of code, none of which repeats itself: about 20 times what is kept.
+TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' for n in range(5000)))\n"
+
+
+@posix
+def test_a_process_ends_though_nobody_reads_its_log() -> None:
+    code = TORRENT + "import psutil; print(psutil.Process().memory_info().rss, flush=True)"
+    read = subprocess.run(program(code), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60)
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(program(code), stdout=subprocess.PIPE, stderr=writer, text=True, timeout=60)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert done.returncode == 0
+    assert int(done.stdout) - int(read.stdout) < 4 * MAX_QUEUED_BYTES
+
+
+@posix
+def test_what_nobody_read_in_time_is_counted() -> None:
+    code = TORRENT + "print('logged', flush=True)\nsys.stdin.readline()\nlog.warning('after')"
+    with subprocess.Popen(
+        program(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "logged\n"
+        process.stdin.write("\n")
+        process.stdin.close()
+        lines = process.stderr.read().splitlines()
+    numbers = [int(found[1]) for line in lines if (found := re.search(r"test: (\d+) x{4000}$", line))]
+    assert numbers == list(range(len(numbers))), "the first ones, each a whole line"
+    (dropped,) = [int(found[1]) for line in lines if (found := re.search(r"dropped (\d+) log records", line))]
+    # The last line finds the queue full, or not, as the reader was quick.
+    assert len(numbers) + dropped + lines[-1].endswith(": after") in (5000, 5001)
+    assert dropped > 1000
+
+
+@posix
+def test_the_end_of_the_log_is_written_for_a_slow_reader() -> None:
+    code = "exec('\\n'.join(f'log.warning(\"{n} \" + 1000 * \"x\")' for n in range(500)))"
+    with subprocess.Popen(program(code), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        time.sleep(0.5)
+        lines = [process.stderr.readline()]
+        time.sleep(0.5)
+        lines += process.stderr.read().splitlines()
+    assert len(lines) == 500
+    assert process.returncode == 0
+
+
+def test_a_reader_that_went_is_no_error() -> None:
+    with subprocess.Popen(
+        program("sys.stdin.readline()\nfor n in range(9): log.warning('x')\nprint('done')"),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stdin.close()
+        assert process.stdout.read() == "done\n"
+    assert process.returncode == 0
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, Any]]:
+    """The writing end of a pipe, and what fills it up."""
+    reader, writer = os.pipe()
+
+    def fill() -> None:
+        os.set_blocking(writer, False)
+        try:
+            while True:
+                os.write(writer, b"x")
+        except BlockingIOError:
+            pass
+        finally:
+            os.set_blocking(writer, True)
+
+    try:
+        yield writer, fill
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@posix
+def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
+    """It says on standard error that it refuses clients, and cannot."""
+    add_user(tmp_path / "tokens", "alice")
+    with (
+        full_pipe() as (writer, fill),
+        server_process("--token-file", str(tmp_path / "tokens"), stderr=writer) as server,
+    ):
+        fill()
+        for _ in range(300):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{http(server.address)}/metrics", timeout=30)
+            assert refused.value.code == 401
+            refused.value.close()
+        wait_until(lambda: health(server.address)["status"] == "ready")  # the worker has the same pipe
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+
+
+@posix
+def test_a_server_that_cannot_load_its_model_ends_though_nobody_reads_why(tmp_path: Path) -> None:
+    with full_pipe() as (writer, fill), server_process("--device", "cuda:99", stderr=writer) as server:
+        fill()
+        assert server.process.wait(90) == 1
 
 
 # ---- secrets ----------------------------------------------------------------------------------------------

@@ -546,24 +546,3 @@ def test_a_signal_ends_the_server_soon_whatever_its_clients_do(reads: bool) -> N
         if reads:
             assert [m.code for m in said if isinstance(m, wire.Notice)] == ["shutting_down"]
             assert said[-1].code == "shutting_down"
-
-
-def test_strangers_do_not_crowd_out_the_server() -> None:
-    """Connections that say nothing: beyond a number, further ones wait outside until some have gone."""
-    from nninteractive_ws.server.gateway import MOST_STRANGERS
-
-    with server_process("--log-level", "critical") as server:
-
-        async def work() -> None:
-            guest = await PlainClient.open(server.address)
-            silent = [PlainClient(await connect(server.address, proxy=None)) for _ in range(MOST_STRANGERS)]
-            with pytest.raises(InvalidStatus) as refused:
-                await connect(server.address, proxy=None)
-            assert refused.value.response.status_code == 503
-            assert b"try again in a moment" in bytes(refused.value.response.body or b"")
-            await guest.set_image(phantom())  # who is in notices nothing
-            ends = await asyncio.gather(*(client.hear() for client in silent))
-            assert {m.code for m in ends} == {"bad_message"}
-            await PlainClient.open(server.address)
-
-        run(work())

@@ -1,6 +1,8 @@
 """``nninteractive-ws serve``."""
 
+import contextlib
 from pathlib import Path
+import re
 from typing import Annotated
 
 import typer
@@ -42,6 +44,13 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="The origin of a web page that may use the server; may be repeated.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A further DNS name of the server, needed where there are no tokens; may be repeated.",
+        ),
+    ] = None,
     max_sessions: Annotated[
         int, typer.Option(help="How many sessions there may be, those that wait for their client included.", min=1)
     ] = 16,
@@ -53,7 +62,11 @@ def serve(
     ] = 600.0,
     memory: Annotated[
         float | None,
-        typer.Option(help="Gigabytes of this machine's memory for images, for each worker; default: 80 %.", min=0.001),
+        typer.Option(
+            help="Gigabytes of this machine's memory for the sessions of each worker; default: 80 % of what is free, "
+            "divided by the number of workers.",
+            min=0.001,
+        ),
     ] = None,
     compiled: Annotated[
         bool,
@@ -81,7 +94,7 @@ def serve(
         from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
         from nninteractive_ws.server.access import AccessError, check_listening, tls_context
         from nninteractive_ws.server.gateway import Settings
-        from nninteractive_ws.server.logs import configure_logging
+        from nninteractive_ws.server.logs import configure_logging, write_to_stderr
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.workers import WorkerFailed
     except ModuleNotFoundError as e:
@@ -89,6 +102,9 @@ def serve(
 
     if (tls_cert is None) != (tls_key is None):
         fail("--tls-cert and --tls-key belong together: give both.")
+    for name in allow_host or ():
+        if not re.fullmatch(r"[\w.-]+", name):
+            fail(f'--allow-host takes a name such as gpu-box.example.org, without scheme and port, not "{name}".')
     try:
         configure_logging("gateway", log_level, log_json)
     except ValueError as e:
@@ -115,10 +131,15 @@ def serve(
             token_file=token_file,
             tls=None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key),
             origins=tuple(allow_origin or ()),
+            allowed_hosts=tuple(allow_host or ()),
         )
         run_gateway(settings, end_with_stdin)
     except (ModelNotFound, WorkerFailed, AccessError) as e:
-        fail(e)
+        # Where nobody reads standard error, printing to it would block for ever.
+        with stderr.capture() as captured, contextlib.suppress(typer.Exit):
+            fail(e)
+        write_to_stderr(captured.get())
+        raise typer.Exit(1) from e
     except OSError as e:
         fail(
             f"cannot listen at {host}:{port}: {e.strerror or e}. Is another server running? --port 0 takes a free port."

@@ -26,7 +26,7 @@ def token(
 
     A server that runs looks at the file by itself. The file holds no tokens, only what is needed to know one.
     """
-    from nninteractive_ws.server.access import AccessError, add_user, remove_user, users
+    from nninteractive_ws.server.access import AccessError, add_user, insecure_permissions, remove_user, users
 
     if list_users == (name is not None) or (list_users and remove):
         raise typer.BadParameter("give a NAME, or a NAME and --remove, or --list alone")
@@ -43,6 +43,8 @@ def token(
                 f"That is the token of {name}, shown this once: {file} has only its digest. Clients take it from the "
                 f"environment variable {TOKEN_VARIABLE}, in Python from connect(..., token=...)."
             )
+        if (warning := insecure_permissions(file)) is not None:
+            stderr.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     except (AccessError, OSError) as e:
         fail(e)
 

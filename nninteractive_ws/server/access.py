@@ -1,5 +1,7 @@
 """Who may use the server: tokens in a file, addresses that are safe to listen at, TLS."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import hashlib
 import hmac
 import ipaddress
@@ -8,11 +10,15 @@ import os
 from pathlib import Path
 import re
 import secrets
+import shlex
 import ssl
+import stat
 import tempfile
 from typing import NoReturn
 
 from websockets.datastructures import Headers
+
+from nninteractive_ws.server.file_lock import FileLocked, file_lock
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +66,7 @@ class TokenFile:
         self._path = path
         self._state = _state(path)
         self._digests = _read(path)
+        self._warn()
 
     def user_of(self, token: str) -> str | None:
         """Whose token this is; None: nobody's, as the empty one is.
@@ -86,6 +93,15 @@ class TokenFile:
             _log.error("%s Until then, the tokens that were known before are.", e)
         else:
             _log.info("the token file has changed; users now: %d", len(self._digests))
+            self._warn()
+
+    def _warn(self) -> None:
+        try:
+            warning = insecure_permissions(self._path)
+        except OSError:
+            return  # it has just been replaced; the next look finds another one
+        if warning is not None:
+            _log.warning("%s", warning)
 
 
 def users(path: Path) -> list[str]:
@@ -100,24 +116,74 @@ def add_user(path: Path, name: str) -> str:
     """
     if not name or not name.isprintable() or any(c.isspace() or c == "#" for c in name) or len(name) > _MAX_NAME:
         raise BadUser(f'"{name}" cannot be a name: take up to {_MAX_NAME} visible characters without blanks and #.')
-    before = ""
-    if path.exists():
-        if name in _read(path):
-            raise BadUser(f"{name} has a token in {path} already. Remove that one first, or take another name.")
-        before = path.read_text("utf-8-sig")
-    if before and not before.endswith("\n"):
-        before += "\n"
     token = new_token()
-    _write(path, f"{before}{name} {_digest(token).hex()}\n")
+    with _changing(path):
+        before = ""
+        if path.exists():
+            if name in _read(path):
+                raise BadUser(f"{name} has a token in {path} already. Remove that one first, or take another name.")
+            before = path.read_text("utf-8-sig")
+        if before and not before.endswith("\n"):
+            before += "\n"
+        _write(path, f"{before}{name} {_digest(token).hex()}\n")
     return token
 
 
 def remove_user(path: Path, name: str) -> None:
     """Take a user's line out of a token file. Raises BadUser, BadTokenFile, and OSError where it cannot be written."""
-    if name not in _read(path):
-        raise BadUser(f"There is no {name} in {path}.")
-    lines = path.read_text("utf-8-sig").splitlines(keepends=True)
-    _write(path, "".join(line for line in lines if _words(line)[:1] != [name]))
+    with _changing(path):
+        if name not in _read(path):
+            raise BadUser(f"There is no {name} in {path}.")
+        lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+        _write(path, "".join(line for line in lines if _words(line)[:1] != [name]))
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Without a lock, two commands at the same moment would undo each other: a revoked token would be valid again."""
+    try:
+        with file_lock(path.resolve()):
+            yield
+    except FileLocked as e:
+        raise AccessError(str(e)) from e
+
+
+def insecure_permissions(path: Path) -> str | None:
+    """A warning where other users of this machine may change a token file, and so let themselves in; else None."""
+    if os.name != "posix":
+        return None  # Windows has access control lists instead of these bits
+    file = path.resolve()
+    if file.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"Other users of this machine may change the token file {path}: chmod go-w {shlex.quote(str(file))}"
+    # Also those of a link: its folder decides where it leads to.
+    for folder in sorted({*path.absolute().parents, *file.parents}):
+        if _others_may_write(folder):
+            return (
+                f"Other users of this machine may replace the token file {path}, since they may write to {folder}. "
+                f"Move it, or: chmod go-w {shlex.quote(str(folder))}"
+            )
+    return None
+
+
+def _others_may_write(folder: Path) -> bool:
+    found = folder.stat()
+    if found.st_mode & stat.S_ISVTX:  # as /tmp: only the owner of a file replaces it
+        return False
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    return bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found.st_uid, found.st_gid)
+
+
+def _is_private_group(user: int, group: int) -> bool:
+    """Whether nobody is in a group but the user. Many systems make one for each user, with folders writable to it."""
+    import grp
+    import pwd
+
+    try:
+        owner, owners_group = pwd.getpwuid(user), grp.getgrgid(group)
+    except KeyError:  # as in a container
+        return False
+    return owner.pw_name == owners_group.gr_name and set(owners_group.gr_mem) <= {owner.pw_name}
 
 
 def new_token() -> str:

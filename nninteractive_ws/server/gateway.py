@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 import contextlib
 from dataclasses import dataclass
+import gc
 from http import HTTPStatus
 from importlib.metadata import version
 import json
 import logging
 from pathlib import Path
+import re
 import ssl
 from typing import Any, Literal
 import uuid
@@ -26,16 +28,18 @@ from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.processes import trim_memory
 from nninteractive_ws.server import link
 from nninteractive_ws.server.access import TokenFile, bearer_token
+from nninteractive_ws.server.admission import ListeningSocket, admission_limits, bound_port, listen
+from nninteractive_ws.server.hosts import AllowedHosts
 from nninteractive_ws.server.metrics import Metrics, Now
 from nninteractive_ws.server.sessions import IDLE_S, Entry, Registry
 from nninteractive_ws.server.workers import Worker, WorkerPool
 
 _log = logging.getLogger(__name__)
 
-#: A client that opens a connection says hello at once, and no more than this before it is let in.
-HELLO_WITHIN_S, HELLO_BYTES = 10.0, 64 * 1024
-#: Connections that have not said hello yet.
-MOST_STRANGERS = 64
+#: Timeouts of the TLS handshake and of the HTTP request, each, and then of hello.
+OPEN_TIMEOUT_S, HELLO_TIMEOUT_S = 5.0, 5.0
+#: Size limit of the first message.
+HELLO_BYTES = 64 * 1024
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
 PING_EVERY_S, PONG_WITHIN_S = 20.0, 60.0
 #: A client that does not answer a goodbye does not hold up the end of the server.
@@ -48,7 +52,8 @@ PASS_ON_WITHIN_S = 3.0
 class Settings:
     """How to serve. ``port`` 0 takes a free one. ``worker``: arguments of the worker processes, one for each of
     ``devices``. ``linger``: seconds a session is kept without a connection; ``idle``: seconds after which one that is
-    not used may be given up for another. ``origins``: of the web pages that may use the server."""
+    not used may be given up for another. ``origins``: of the web pages that may use the server. ``allowed_hosts``:
+    further names by which a server without tokens may be addressed."""
 
     worker: tuple[str, ...]
     model_name: str
@@ -62,6 +67,7 @@ class Settings:
     token_file: Path | None = None
     tls: ssl.SSLContext | None = None
     origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class Gateway:
@@ -84,49 +90,66 @@ class Gateway:
             settings.linger,
             self._tell_to_forget,
         )
-        self._strangers = 0
+        # With tokens, a page that rebinds its name learns what /healthz says to everybody (status, model, device, count
+        # of sessions): all else wants a token. Such servers are reached by many names, through reverse proxies or from
+        # outside a container, and nobody should have to list those.
+        self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
+        # The workers' port is for this machine alone, but for every user of it.
+        self._clients, self._worker_connections = admission_limits(settings.max_sessions)
         self._conversations: set[asyncio.Task[None]] = set()
         self._dialling: dict[uuid.UUID, Worker] = {}
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled; ``started`` is told the port. Raises WorkerFailed or OSError."""
-        async with (
-            serve(
-                self._serve_client,
-                self._settings.host,
-                self._settings.port,
-                ssl=self._settings.tls,
-                process_request=self._process_request,
-                # No page in a browser, which could reach a server on loopback too, unless it is named.
-                origins=[None, *(Origin(origin) for origin in self._settings.origins)],
-                compression=None,  # what is large is packed already, and an inflate bomb is impossible
-                max_size=HELLO_BYTES,
-                max_queue=2,  # each may be as large as a message may be
-                ping_interval=PING_EVERY_S,
-                ping_timeout=PONG_WITHIN_S,
-                close_timeout=CLOSE_WITHIN_S,
-                server_header=None,
-            ) as server,
-            serve(
-                self._serve_worker,
-                "127.0.0.1",
-                0,
-                process_request=self._admit_worker,
-                compression=None,
-                max_size=protocol.MAX_MESSAGE_BYTES,
-                max_queue=2,
-                ping_interval=PING_EVERY_S,
-                ping_timeout=PONG_WITHIN_S,
-                close_timeout=CLOSE_WITHIN_S,
-            ) as internal,
-        ):
-            started(_port(server))
+        async with contextlib.AsyncExitStack() as stack:
+            listening = listen(self._settings.host, self._settings.port, self._clients)
+            for one in listening:
+                await stack.enter_async_context(self._serve_clients_at(one))
+            (internal,) = listen("127.0.0.1", 0, self._worker_connections)
+            await stack.enter_async_context(self._serve_workers_at(internal))
+            # What lives as long as the process need not be looked at whenever closed connections are collected.
+            gc.collect()
+            gc.freeze()
+            started(bound_port(listening[0]))
             try:
-                await self._workers.run(_port(internal))
+                await self._workers.run(bound_port(internal))
             finally:
                 # The workers have ended, and whoever was joined with one is being told.
                 if self._conversations:
                     await asyncio.wait(self._conversations, timeout=CLOSE_WITHIN_S)
+
+    def _serve_clients_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
+        return serve(
+            self._serve_client,
+            sock=listening,
+            backlog=self._clients.accept_batch,
+            ssl=self._settings.tls,
+            process_request=self._process_request,
+            # No page in a browser, which could reach a server on loopback too, unless it is named.
+            origins=[None, *(Origin(origin) for origin in self._settings.origins)],
+            compression=None,  # what is large is packed already, and an inflate bomb is impossible
+            max_size=HELLO_BYTES,
+            max_queue=2,  # each may be as large as a message may be
+            open_timeout=OPEN_TIMEOUT_S,
+            ping_interval=PING_EVERY_S,
+            ping_timeout=PONG_WITHIN_S,
+            close_timeout=CLOSE_WITHIN_S,
+            server_header=None,
+        )
+
+    def _serve_workers_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
+        return serve(
+            self._serve_worker,
+            sock=listening,
+            backlog=self._worker_connections.accept_batch,
+            process_request=self._admit_worker,
+            compression=None,
+            max_size=protocol.MAX_MESSAGE_BYTES,
+            max_queue=2,
+            ping_interval=PING_EVERY_S,
+            ping_timeout=PONG_WITHIN_S,
+            close_timeout=CLOSE_WITHIN_S,
+        )
 
     # ---- workers ------------------------------------------------------------------------------------------
 
@@ -141,11 +164,12 @@ class Gateway:
 
     async def _serve_worker(self, connection: ServerConnection) -> None:
         worker = self._dialling.pop(connection.id, None)
-        if worker is not None:
-            await worker.serve(connection)
-        else:
-            assert connection.request is not None
-            await self._workers.serve_session(connection, bearer_token(connection.request.headers))
+        with self._worker_connections.with_session(connection):
+            if worker is not None:
+                await worker.serve(connection)
+            else:
+                assert connection.request is not None
+                await self._workers.serve_session(connection, bearer_token(connection.request.headers))
 
     def _hear(self, message: link.WorkerMessage) -> None:
         if isinstance(message, link.Answered):
@@ -187,14 +211,13 @@ class Gateway:
         return "" if self._tokens is None else self._tokens.user_of(bearer_token(request.headers))
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        if (refusal := self._refuse_web_page(connection, request)) is not None:
+            return refusal
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return _answer("application/json", (json.dumps(self._health()) + "\n").encode())
         if self._user(request) is None:
-            _log.warning("refused: no token, or a wrong one", extra={"peer": _peer(connection)})
-            self._metrics.failed("unauthorized")
-            words = "This server wants a token: ask whoever runs it for one (nninteractive-ws token NAME).\n"
-            return connection.respond(HTTPStatus.UNAUTHORIZED, words)
+            return self._refuse_without_token(connection, request)
         if path == "/metrics":
             body, content_type = self._metrics.render()
             return _answer(content_type, body)
@@ -202,10 +225,36 @@ class Gateway:
             return connection.respond(HTTPStatus.UPGRADE_REQUIRED, self._in_words())
         if self._workers.stopping:
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is being stopped.\n")
-        if self._strangers >= MOST_STRANGERS:
-            words = "Too many connections wait to be let in; try again in a moment.\n"
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, words)
         return None
+
+    def _refuse_web_page(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Only browsers send an origin, and a host that somebody else chose."""
+        if self._hosts is not None and (host := self._hosts.refused(request.headers)) is not None:
+            name = host if re.fullmatch(r"[\w.:-]{1,260}", host, re.ASCII) else "NAME"
+            _log.warning("refused: unknown host %.260s", host, extra={"peer": _peer(connection)})
+            message = (
+                f"This server does not accept {name} as its name. Connect by IP address or as localhost, or start the "
+                f"server with --allow-host {name.partition(':')[0]}.\n"
+            )
+            return connection.respond(HTTPStatus.MISDIRECTED_REQUEST, message)
+        foreign = [origin for origin in request.headers.get_all("Origin") if origin not in self._settings.origins]
+        if foreign:
+            _log.warning("refused: web page of %.260s", foreign[0], extra={"peer": _peer(connection)})
+            self._metrics.failed("forbidden_origin")
+            message = (
+                "Web pages of this origin may not use this server. Whoever runs it allows them with --allow-origin.\n"
+            )
+            return connection.respond(HTTPStatus.FORBIDDEN, message)
+        return None
+
+    def _refuse_without_token(self, connection: ServerConnection, request: Request) -> Response:
+        _log.warning("refused: no token, or a wrong one", extra={"peer": _peer(connection)})
+        self._metrics.failed("unauthorized")
+        message = "This server wants a token: ask whoever runs it for one (nninteractive-ws token NAME).\n"
+        response = connection.respond(HTTPStatus.UNAUTHORIZED, message)
+        wrong = ', error="invalid_token"' if "Authorization" in request.headers else ""
+        response.headers["WWW-Authenticate"] = f'Bearer realm="nninteractive-ws"{wrong}'
+        return response
 
     def _health(self) -> dict[str, object]:
         loaded = self._workers.loaded
@@ -250,13 +299,10 @@ class Gateway:
             self._conversations.discard(task)
 
     async def _shake_hands(self, client: ServerConnection) -> tuple[Hello, Encoding]:
-        self._strangers += 1
         try:
-            first = await asyncio.wait_for(client.recv(), HELLO_WITHIN_S)
+            first = await asyncio.wait_for(client.recv(), HELLO_TIMEOUT_S)
         except TimeoutError as e:
-            raise BadMessage(f"No hello came within {HELLO_WITHIN_S:g} seconds of connecting.") from e
-        finally:
-            self._strangers -= 1
+            raise BadMessage(f"No hello came within {HELLO_TIMEOUT_S:g} seconds of connecting.") from e
         hello = protocol.decode_client(first) if isinstance(first, bytes) else None
         if not isinstance(hello, Hello):
             raise BadMessage('The first message must be "hello", in msgpack in a binary frame.')
@@ -277,8 +323,9 @@ class Gateway:
             async def work(superseded: asyncio.Event, entry: Entry = held) -> bool:
                 return await self._serve_connection(client, hello, entry, superseded)
 
-            if await self._sessions.hold(entry, work):
-                return
+            with self._clients.with_session(client):
+                if await self._sessions.hold(entry, work):
+                    return
             entry = None
 
     async def _serve_connection(
@@ -413,7 +460,3 @@ def _answer(content_type: str, body: bytes) -> Response:
 def _peer(connection: ServerConnection) -> str:
     address = connection.remote_address
     return str(address[0]) if address else "?"
-
-
-def _port(server: Server) -> int:
-    return int(next(iter(server.sockets)).getsockname()[1])

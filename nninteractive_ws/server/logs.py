@@ -3,16 +3,32 @@
 What a record is about goes beside its message, as fields: ``_log.info("closed", extra={"session": id})``.
 """
 
+from collections import deque
+import contextlib
+import copy
+from dataclasses import dataclass
 import json as json_library
 import logging
+import os
 import re
 import sys
+import threading
+import time
+from typing import TextIO
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 # What a record has without any fields; websockets adds the connection itself, which is no word.
 _NO_FIELDS = (*RESERVED_ATTRS, "websocket")
+
+#: Bytes of log that wait for somebody to read them.
+MAX_QUEUED_BYTES = 1024 * 1024
+#: Records that one line of code may log in a window; further ones are summed up.
+REPEAT_BURST, REPEAT_WINDOW_S = 50, 10.0
+#: The end of a process waits for so long for the reader of its log, and not that long where nothing is read.
+FLUSH_TIMEOUT_S, FLUSH_STALL_S = 5.0, 1.0
+_RETRY_S = 0.05
 
 # What follows "Bearer ", and whatever begins as a token does (access.TOKEN_PREFIX). The text may be escaped already:
 # a blank may be \t, and the letter before a token part of an \n.
@@ -26,16 +42,172 @@ def configure_logging(process: str, level: str, json: bool) -> None:
     with ``json`` each is an object of ``time`` (UTC), ``process``, ``level``, ``logger``, ``message``, the fields, and
     ``exc_info`` (a traceback). Raises ValueError for a level that is none.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_WithoutSecrets(_json_formatter(process) if json else _TextFormatter(process)))
     root = logging.getLogger()
     root.setLevel(level.upper())
     for other in root.handlers[:]:
         root.removeHandler(other)
+        other.close()
+    handler = BackgroundHandler(sys.stderr)
+    handler.setFormatter(_WithoutSecrets(_json_formatter(process) if json else _TextFormatter(process)))
     root.addHandler(handler)
     # Below that it logs every header and every message, tokens and images included.
     logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(True)
+
+
+class BackgroundHandler(logging.Handler):
+    """Write records to a file descriptor on a thread of its own, so that a pipe which nobody reads blocks nothing else.
+
+    What waits for the reader is bounded; records that find no room are counted, and the count is written. So are
+    records that repeat themselves, see :class:`_Throttle`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._descriptor, self._encoding = stream.fileno(), stream.encoding
+        self._throttle = _Throttle()
+        # Its lock is reentrant: an object that is destroyed meanwhile may log.
+        self._changed = threading.Condition()
+        self._lines: deque[bytes] = deque()
+        self._queued = self._written = self._dropped = 0
+        self._idle, self._closing = True, False
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self._changed:
+                self._enqueue_summaries()
+                if self._throttle.accepts(record):
+                    self._enqueue(record)
+        except Exception:
+            self.handleError(record)
+
+    def _enqueue_summaries(self, closing: bool = False) -> None:
+        for summary in self._throttle.summaries(closing):
+            self._enqueue(summary)
+
+    def _enqueue(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write a text behind the records there are."""
+        line = text.encode(self._encoding, "backslashreplace")
+        with self._changed:
+            if self._queued + len(line) > MAX_QUEUED_BYTES:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._queued += len(line)
+            self._idle = False
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (line := self._next()) is not None:
+            _write(self._descriptor, line)
+            with self._changed:
+                self._written += 1
+                self._changed.notify_all()
+
+    def _next(self) -> bytes | None:
+        """Wait for a line to write; None: there will not be any more."""
+        with self._changed:
+            while True:
+                if self._dropped and self._queued < MAX_QUEUED_BYTES // 2:
+                    message = f"dropped {self._dropped} log records: standard error was not read in time"
+                    self._dropped = 0
+                    self._enqueue(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None))
+                if self._lines:
+                    break
+                self._idle = True
+                self._changed.notify_all()
+                if self._closing:
+                    return None
+                self._changed.wait(REPEAT_WINDOW_S)
+                self._enqueue_summaries()
+            line = self._lines.popleft()
+            self._queued -= len(line)
+            return line
+
+    def flush(self) -> None:
+        """Wait until all is written, or until the reader takes nothing for a while."""
+        end = time.monotonic() + FLUSH_TIMEOUT_S
+        with self._changed:
+            while not self._idle:
+                before, stalled = self._written, time.monotonic() + FLUSH_STALL_S
+                while not self._idle and self._written == before:
+                    if time.monotonic() > min(stalled, end):
+                        return
+                    self._changed.wait(_RETRY_S)
+
+    def close(self) -> None:
+        """Write the summaries and what still waits, and end the thread."""
+        with self._changed:
+            if not self._closing:
+                self._enqueue_summaries(closing=True)
+            self._closing = True
+            self._changed.notify_all()
+        self.flush()
+        super().close()
+
+
+def write_to_stderr(text: str) -> None:
+    """Write to standard error behind the log, without waiting for a reader."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, BackgroundHandler):
+            handler.write(text)
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    # Not through sys.stderr: its lock, held by a thread that is stuck, would abort the end of the process.
+    with contextlib.suppress(OSError):  # the reader has gone, and there is nobody to tell
+        while line:
+            try:
+                line = line[os.write(descriptor, line) :]
+            except BlockingIOError:  # another process made the pipe non-blocking
+                time.sleep(_RETRY_S)
+
+
+@dataclass
+class _Window:
+    """Records from one line of code: since when, how many, and the last one that was held back."""
+
+    start: float
+    count: int = 0
+    held: logging.LogRecord | None = None
+
+
+class _Throttle:
+    """Lets through so many records of a line of code in a time, and sums up the others: a client that can provoke a
+    record can provoke millions."""
+
+    def __init__(self) -> None:
+        self._windows: dict[tuple[str, int], _Window] = {}
+
+    def accepts(self, record: logging.LogRecord) -> bool:
+        """Whether to log a record now."""
+        if record.levelno <= logging.DEBUG:
+            return True  # somebody looks closely
+        window = self._windows.setdefault((record.pathname, record.lineno), _Window(time.monotonic()))
+        window.count += 1
+        if window.count <= REPEAT_BURST:
+            return True
+        window.held = copy.copy(record)
+        # Tracebacks would keep alive what their frames refer to, connections for instance.
+        window.held.exc_info = window.held.exc_text = window.held.stack_info = None
+        return False
+
+    def summaries(self, closing: bool) -> list[logging.LogRecord]:
+        """A record for each line of code whose records were held back in a window that is over."""
+        now = time.monotonic()
+        over = {at: w for at, w in self._windows.items() if closing or now - w.start >= REPEAT_WINDOW_S}
+        for at in over:
+            del self._windows[at]
+        return [_summary(w.held, w.count - REPEAT_BURST, now - w.start) for w in over.values() if w.held is not None]
+
+
+def _summary(last: logging.LogRecord, count: int, seconds: float) -> logging.LogRecord:
+    last.msg, last.args = f"{last.getMessage()} (the last of {count} more in {seconds:.0f} s)", None
+    return last
 
 
 def without_secrets(text: str) -> str:

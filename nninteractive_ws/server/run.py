@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 
+from nninteractive_ws.server.admission import raise_descriptor_limit
 from nninteractive_ws.server.gateway import Gateway, Settings
 from nninteractive_ws.server.local import LISTENING
 
@@ -16,6 +17,7 @@ def run_gateway(settings: Settings, end_with_stdin: bool = False) -> None:
 
     Raises OSError where the port is taken, WorkerFailed where no model loads, BadTokenFile.
     """
+    raise_descriptor_limit()
     asyncio.run(_run(settings, end_with_stdin))
 
 

@@ -1,0 +1,274 @@
+"""Limits on connections that have no session, counted from accept on: before TLS, HTTP and hello.
+
+At a limit the oldest such connection of the address with the most of them is dropped for the new one. So silent
+connections and floods from one address do not lock out another address, and a new connection always gets its turn.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+import errno
+import gc
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from websockets.asyncio.server import ServerConnection
+
+_log = logging.getLogger(__name__)
+
+#: A TLS handshake that does not go on costs 312 KiB, so that this many hold 80 MB.
+MAX_PENDING = 256
+# asyncio's TLS connections are reference cycles, and too few objects for Python to look for them in time.
+_CLOSED_BEFORE_COLLECTION = 128
+#: Descriptors for everything but connections: the event loop, files, pipes to the workers.
+RESERVED_DESCRIPTORS = 48
+# Connections that the system accepts for the process while it is busy; it may allow fewer. Everybody waits in this
+# queue behind a flood, so that a longer one would mean longer waits.
+_LISTEN_BACKLOG = 1024
+# Connections closed in one go while there are too many open ones.
+_MAX_REFUSALS = 256
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Admission:
+    """Counts the connections of one or more listening sockets.
+
+    ``max_pending``: connections without a session; ``max_of_address``: those from one address, which may be a reverse
+    proxy with all the clients there are; ``max_open``: connections in all.
+    """
+
+    def __init__(self, max_pending: int, max_of_address: int, max_open: int) -> None:
+        self._max_pending, self._max_of_address, self._max_open = max_pending, max_of_address, max_open
+        # Weak, so that a connection whose setup fails in the event loop does not count for ever.
+        self._pending: WeakKeyDictionary[AcceptedSocket, str] = WeakKeyDictionary()  # in the order of arrival
+        self._open: WeakSet[AcceptedSocket] = WeakSet()
+        self._closed = 0
+
+    @property
+    def accept_batch(self) -> int:
+        """Connections to accept in one go. An HTTP request that has arrived is answered four turns of the event loop
+        after accept: before those behind it displace its connection."""
+        return max(1, self._max_of_address // 8)
+
+    def admit(self, connection: "AcceptedSocket", address: str) -> bool:
+        """Count a connection that was just accepted, at the cost of an older one if need be; False: close it."""
+        if len(self._open) >= self._max_open:
+            _log.warning("refused a connection: too many are open", extra={"peer": address})
+            return False
+        source = _network(address)
+        if sum(its == source for its in self._pending.values()) >= self._max_of_address:
+            self._drop_oldest(source)
+        elif len(self._pending) >= self._max_pending:
+            self.drop_one()
+        self._open.add(connection)
+        self._pending[connection] = source
+        return True
+
+    def drop_one(self) -> bool:
+        """Drop the oldest connection of the address with the most; False where all have sessions."""
+        counts = Counter(self._pending.values())
+        if counts:
+            self._drop_oldest(max(counts, key=counts.__getitem__))
+        return bool(counts)
+
+    def _drop_oldest(self, source: str) -> None:
+        oldest = next(connection for connection, its in self._pending.items() if its == source)
+        del self._pending[oldest]
+        _log.warning("dropped a connection without a session: there were too many", extra={"peer": source})
+        # The transport owns the descriptor. It sees the end of the stream, and closes.
+        with suppress(OSError):  # the peer was faster
+            oldest.shutdown(socket.SHUT_RDWR)
+
+    def closed(self, connection: "AcceptedSocket") -> None:
+        """A connection does not count any more."""
+        self._open.discard(connection)
+        self._pending.pop(connection, None)
+        self._closed += 1
+        if self._closed % _CLOSED_BEFORE_COLLECTION == 0:
+            gc.collect()
+
+    @contextmanager
+    def with_session(self, connection: ServerConnection) -> Iterator[None]:
+        """While it has a session, a connection is not dropped for others. Afterwards it may be: a client that does not
+        answer the close frame holds its connection for seconds."""
+        accepted = self._find(connection)
+        source = None if accepted is None else self._pending.pop(accepted, None)
+        try:
+            yield
+        finally:
+            if accepted is not None and source is not None and accepted in self._open:
+                self._pending[accepted] = source
+
+    def _find(self, connection: ServerConnection) -> "AcceptedSocket | None":
+        own = connection.transport.get_extra_info("socket")
+        if own is None:  # a TLS connection that was lost meanwhile
+            return None
+        return next((accepted for accepted in self._open if accepted.fileno() == own.fileno()), None)
+
+
+class AcceptedSocket(socket.socket):
+    """The server's end of a connection, which counts until it is closed, whoever closes it."""
+
+    def __init__(self, accepted: socket.socket, admission: Admission) -> None:
+        self._admission = admission
+        super().__init__(fileno=accepted.detach())
+
+    def close(self) -> None:
+        super().close()
+        self._admission.closed(self)
+
+
+class ListeningSocket(socket.socket):
+    """A listening socket whose ``accept`` counts, and gets by without descriptors.
+
+    asyncio's selector event loop calls ``accept``. The proactor of Windows does not: there, only the timeouts hold.
+    """
+
+    def __init__(self, listening: socket.socket, admission: Admission) -> None:
+        super().__init__(fileno=listening.detach())
+        self._admission = admission
+        self._spare: int | None = _open_spare()
+
+    def listen(self, backlog: int = _LISTEN_BACKLOG, /) -> None:
+        """asyncio takes one number for the queue and for how many it accepts in one go; a flood needs a long queue."""
+        super().listen(max(backlog, _LISTEN_BACKLOG))
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raises BlockingIOError where there is no connection to serve now."""
+        for _ in range(_MAX_REFUSALS):
+            try:
+                accepted, peer = super().accept()
+            except OSError as e:
+                if e.errno not in _OUT_OF_RESOURCES:
+                    raise
+                _log.warning("cannot accept a connection: %s", e.strerror)
+                if self._admission.drop_one():
+                    break  # the event loop closes that one, and comes again
+                if not self._refuse_by_spare():
+                    raise
+                continue
+            connection = AcceptedSocket(accepted, self._admission)
+            if self._admission.admit(connection, str(peer[0])):
+                return connection, peer
+            connection.close()
+        raise BlockingIOError(errno.EAGAIN, "others have their turn first")
+
+    def _refuse_by_spare(self) -> bool:
+        """Close the next connection with the help of a descriptor kept for that; False where that one is lost, too.
+
+        Without this the socket stays readable: the event loop would spin, or stop listening for a second.
+        """
+        if self._spare is not None:
+            os.close(self._spare)
+            with suppress(OSError):  # the client went, or another process took the descriptor
+                super().accept()[0].close()
+        self._spare = _open_spare()
+        return self._spare is not None
+
+    def close(self) -> None:
+        super().close()
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+
+def _open_spare() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _network(address: str) -> str:
+    """Whose an address is: of IPv6, one subscriber has 2^64."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 6:
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return address
+
+
+# ---- listening --------------------------------------------------------------------------------------------
+
+
+def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
+    """Listen at every address of a host, all at the same port; "" means every address there is. Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listening: list[ListeningSocket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            own = (address[0], port, *address[2:])
+            try:
+                bound = socket.create_server(own, family=family)
+            except OSError as e:
+                # A name may stand for ::1, too, where IPv6 is switched off.
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(found) == 1:
+                    raise
+                _log.warning("cannot listen at %s: %s", address[0], e.strerror)
+                continue
+            listening.append(ListeningSocket(bound, admission))
+            port = port or int(bound_port(listening[0]))
+    except BaseException:
+        for one in listening:
+            one.close()
+        raise
+    if not listening:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    return listening
+
+
+def bound_port(listening: socket.socket) -> int:
+    """The port at which a socket listens."""
+    return int(listening.getsockname()[1])
+
+
+def admission_limits(max_sessions: int) -> tuple[Admission, Admission]:
+    """Limits that the descriptors of this process allow: for clients, and for its own workers' connections.
+
+    A session takes two descriptors, one to its client and one to its worker. Dropped connections, and those that are
+    being closed, are open for a moment, too.
+    """
+    free = _descriptors() - RESERVED_DESCRIPTORS - 3 * max_sessions
+    if free < 48:
+        _log.warning(
+            "This process may have %d open files, too few for %d sessions. Raise the limit (ulimit -n), or lower "
+            "--max-sessions.",
+            _descriptors(),
+            max_sessions,
+        )
+    clients, workers = min(MAX_PENDING, max(free // 3, 16)), min(MAX_PENDING, max(free // 6, 16))
+    return (
+        Admission(clients, clients // 2, 2 * clients + max_sessions),
+        Admission(workers, workers, workers + 2 * max_sessions),
+    )
+
+
+def _descriptors() -> int:
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and the workers that it starts, have as many open files as the system allows it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as e:  # macOS has a lower limit than the one it names
+        _log.info("the limit of open files stays %d: %s", soft, e)
