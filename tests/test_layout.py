@@ -15,13 +15,13 @@ NAME = "nninteractive_ws"
 
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
-    "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
+    "errors", "redaction", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
     "files", "client", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "given", "upload", "journal", "core", "address", "reconnect", "tunnel", "dial", "stream", "aio",
-        "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
+        "events", "given", "upload", "journal", "core", "address", "proxies", "reconnect", "tunnel", "dial", "stream",
+        "aio", "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
     ],
     "server": [
         "link", "outbox", "logs", "access", "metrics", "workers", "sessions", "gateway", "local", "run",

@@ -26,7 +26,14 @@ from nninteractive_ws.client.address import Address, explain, on_a_thread, parse
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.journal import Journal
-from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, RECONNECT_FOR_S, Retries, Silence, why_closed
+from nninteractive_ws.client.reconnect import (
+    OPEN_WITHIN_S,
+    RECONNECT_FOR_S,
+    Retries,
+    Silence,
+    websocket_log,
+    why_closed,
+)
 from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.client.upload import ImageSource
@@ -56,7 +63,9 @@ class _Connection:
         self._stream = Stream(address, trusting, clock)
         self._open_by = clock() + OPEN_WITHIN_S
         self._silence = Silence(clock)
-        self._websocket = ClientProtocol(parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES)
+        self._websocket = ClientProtocol(
+            parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES, logger=websocket_log
+        )
         self._pinged_at = 0.0
         self._unsent: deque[memoryview] = deque()
         self._full = False  # whether the system took less than there was
@@ -264,10 +273,10 @@ class PolledSession:
         return True
 
     def _explained(self, error: Exception) -> Error:
-        if self._tunnel is None:
-            return explain(error, self._address)
-        explained = explain(error, self._tunnel.local)
-        return self._tunnel.explain(explained) if type(explained) is ConnectionFailed else explained
+        explained = explain(error, self._address, self._token)
+        if self._tunnel is None or type(explained) is not ConnectionFailed:
+            return explained
+        return self._tunnel.explain(explained)
 
     def _prepare(self) -> bool:
         if self._preparing is None:
