@@ -143,7 +143,8 @@ def _split(text: str) -> SplitResult | None:
         return None  # urlsplit leaves some of these out silently
     try:
         parts = urlsplit(text)
-        return None if parts.port is not None and parts.hostname is None else parts
+        # A colon without a port is a typo, such as that of "ws:/host", whose host would be "ws".
+        return None if (parts.port is not None and parts.hostname is None) or parts.netloc.endswith(":") else parts
     except ValueError:
         return None
 

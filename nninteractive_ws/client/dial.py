@@ -16,7 +16,7 @@ from nninteractive_ws.client.address import Address, explain
 from nninteractive_ws.client.proxies import proxy_url
 from nninteractive_ws.client.reconnect import Silence
 from nninteractive_ws.client.tunnel import Tunnel
-from nninteractive_ws.errors import ConnectionFailed
+from nninteractive_ws.errors import ConnectionFailed, Error
 
 #: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
 FAREWELL_WITHIN_S = 2.0
@@ -84,6 +84,8 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
             logger=reconnect.websocket_log,
             **await _route(where),
         )
+    except Error:  # a sentence already, and no cause of itself
+        raise
     except Exception as e:
         raise explain(e, where, token) from e
     assert isinstance(connection, Connection)
