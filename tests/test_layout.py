@@ -33,7 +33,7 @@ PARTS = {
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "tour", "picture"],
     "benchmark": ["link", "work", "sides", "client", "measure", "device", "run", "report"],
-    "files": ["dicom", "images", "markups", "rows"],
+    "files": ["cells", "names", "rows", "dicom", "images", "markups"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
         "console", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo", "token",
