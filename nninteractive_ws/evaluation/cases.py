@@ -119,7 +119,7 @@ def _label(cell: object) -> int | None:
     if empty(cell):
         return None
     try:
-        value = int(cell) if isinstance(cell, int | str) else 0
+        value = int(cell) if isinstance(cell, int | str) and not isinstance(cell, bool) else 0
     except ValueError:
         value = 0
     if not 1 <= value <= _MAX_LABEL:

@@ -36,7 +36,7 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str], needed: Sequence[st
     # Where a comma is the decimal sign, spreadsheets put a semicolon between cells.
     separator = ";" if ";" in first and "," not in first else ","
     try:
-        header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+        header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator, strict=True), [])]
     except csv.Error as e:
         raise BadJobs(f"{path}, line 1: expected the names of columns, found something else ({e}).") from e
     if not set(needed) <= set(header) <= set(columns) or len(set(header)) < len(header):
