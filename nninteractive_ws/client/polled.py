@@ -37,13 +37,16 @@ from nninteractive_ws.client.reconnect import (
 from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.client.upload import ImageSource
-from nninteractive_ws.errors import ConnectionFailed, Error
+from nninteractive_ws.errors import ConnectionFailed, Error, TooLarge
 
 _log = logging.getLogger(__name__)
 
 #: A frame of Slicer's window at 60 Hz lasts 16 ms; half of it is left to everything else.
 BUDGET_S = 0.008
 _CHUNK_BYTES = 64 * 1024
+#: As many as websockets' other drivers take for one message. An empty fragment costs memory, too, and no limit on the
+#: size of a message counts it.
+_MAX_FRAGMENTS = 4096
 #: What has come and is not read makes the system say "reset" instead of goodbye; that much of it is read.
 _MOST_UNREAD_CHUNKS = 64
 
@@ -121,6 +124,8 @@ class _Connection:
             self.round_trip = self._clock() - self._pinged_at
         # A text message is an error of the server's; the core says so.
         elif isinstance(item, Frame) and item.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
+            if len(self._fragments) >= _MAX_FRAGMENTS:
+                raise TooLarge("A message had more parts than this client takes.")
             self._fragments.append(bytes(item.data))
             if item.fin:
                 yield b"".join(self._fragments)
