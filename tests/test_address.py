@@ -46,6 +46,9 @@ from nninteractive_ws.errors import (
         ("[::1]", "ws://[::1]:1528/"),
         ("[fe80::2]:99", "ws://[fe80::2]:99/"),
         ("ws://[::1]:99/x", "ws://[::1]:99/x"),
+        ("[fe80::2%eth0]:99", "ws://[fe80::2%eth0]:99/"),
+        ("gpu_box/a%20b/größe", "ws://gpu_box:1528/a%20b/gr%C3%B6%C3%9Fe"),
+        ("größe.example", "ws://größe.example:1528/"),
     ],
 )
 def test_an_address(written: str, url: str) -> None:
@@ -68,6 +71,15 @@ def test_an_address(written: str, url: str) -> None:
         ("://", "not an address"),
         (":1528", "not an address"),
         ("http://[::1", "not an address"),
+        ("ws:/gpu-box", "not an address"),
+        ("gpu-box:", "not an address"),
+        ("gpu;box", "not an address"),
+        ("-gpu-box", "not an address"),
+        ("ws://gpu\tbox", "not an address"),
+        ("ws://[fe80::1%a;b]", "not an address"),
+        ("ws://gpu-box/?token=secret", "token"),
+        ("gpu-box/#secret", "token"),
+        ("gpu-box/nws_secret", "token"),
         ("user:secret@gpu-box", "token"),
         ("ws://:secret@gpu-box:1528", "token"),
     ],
@@ -186,6 +198,9 @@ def test_a_web_server() -> None:
         (401, "A token is needed.", Unauthorized, "wants a token, or does not know this one. A token is needed."),
         (403, "This origin may not.", ForbiddenOrigin, "This origin may not."),
         (403, "No.", ConnectionFailed, "HTTP 403. No."),
+        (403, "The name evil is not allowed: start it with --allow-host evil.", ConnectionFailed, "The name evil"),
+        (421, "The name evil is not allowed: start it with --allow-host evil.", ConnectionFailed, "The name evil"),
+        (421, "No.", ConnectionFailed, "is not an nninteractive-ws server: HTTP 421. No."),
         (200, "hello", ConnectionFailed, "HTTP 200. hello"),
     ],
 )
@@ -194,6 +209,15 @@ def test_an_http_status(status: int, body: str, kind: type[Error], said: str) ->
         error = why_not(address)
     assert type(error) is kind
     assert said in str(error)
+
+
+@pytest.mark.parametrize("status", [403, 421])
+def test_a_host_that_is_not_allowed(status: int) -> None:
+    said = "The host name evil.example is not allowed for any origin. Add --allow-host evil.example to serve."
+    with http_server(answers(status, said)) as address:
+        error = why_not(address)
+    assert type(error) is ConnectionFailed
+    assert str(error) == said
 
 
 def test_a_proxys_own_page_is_not_the_servers_word() -> None:

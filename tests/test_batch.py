@@ -269,7 +269,7 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
         ): f"jobs.csv, line 15: {folder}/thick.nrrd marks (2, 2, 2) voxels; a lasso is an outline",
         ("text.nii.gz", "a"): f"{folder}/text.nii.gz could not be read as an image",
         ("missing.nii.gz", "a"): f"There is no file {folder}/missing.nii.gz",
-        ("x" * 20, "a"): f"{'x' * 300}.seg.nrrd cannot be written (File name too long)",
+        ("x" * 20, "a"): f"{'x' * 300} cannot be read (File name too long)",
         ("", ""): "jobs.csv, line 13, column image: expected the path of an image",
     }
     assert {key for key, error in errors.items() if error} == set(expected)

@@ -440,7 +440,7 @@ def test_behind_nginx_that_passes_on_no_websocket(quick: QuickServer, tmp_path: 
 def test_an_address_that_nginx_sends_on(quick: QuickServer, tmp_path: Path) -> None:
     with (
         nginx(tmp_path, quick.address.removeprefix("ws://"), UPGRADE) as address,
-        pytest.raises(nni.Error, match=r"sends one on to http://.*/nn/") as refused,
+        pytest.raises(nni.Error, match=r"redirects to http://.*/nn/") as refused,
     ):
         nni.connect(f"ws://{address.rstrip('/')}")
     assert "use it as the address" in str(refused.value)

@@ -15,13 +15,13 @@ NAME = "nninteractive_ws"
 
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
-    "processes", "errors", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
+    "processes", "errors", "redaction", "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history",
     "files", "client", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "given", "upload", "journal", "core", "address", "reconnect", "tunnel", "dial", "stream", "aio",
-        "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
+        "events", "given", "upload", "journal", "core", "address", "proxies", "reconnect", "tunnel", "dial", "stream",
+        "aio", "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
     ],
     "server": [
         "link", "outbox", "logs", "file_lock", "access", "admission", "hosts", "metrics", "workers", "sessions",
@@ -34,7 +34,7 @@ PARTS = {
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "tour", "picture"],
     "benchmark": ["link", "work", "sides", "client", "measure", "device", "run", "report"],
-    "files": ["dicom", "images", "markups", "rows"],
+    "files": ["cells", "names", "rows", "dicom", "images", "markups"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
         "console", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo", "token",

@@ -5,18 +5,26 @@ from contextlib import contextmanager
 import getpass
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
 from chain_helpers import health, listens, phantom, run, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import psutil
 import pytest
+from threads import on_a_thread
+from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
 from nninteractive_ws import errors
@@ -112,6 +120,9 @@ def port_of(address: str) -> int:
         ("ssh://anna@gpu-box:2222/1600", SshTarget("anna@gpu-box", 2222, 1600)),
         ("ssh://gpu-box/1600/", SshTarget("gpu-box", None, 1600)),
         ("ssh://[::1]:22", SshTarget("::1", 22)),
+        ("SSH://gpu_box-2.lab.example", SshTarget("gpu_box-2.lab.example")),
+        ("ssh://anna.b+c@lab.example@gpu-box", SshTarget("anna.b+c@lab.example@gpu-box")),
+        ("ssh://müller@größe.example", SshTarget("müller@größe.example")),
     ],
 )
 def test_addresses(text: str, target: SshTarget) -> None:
@@ -123,7 +134,12 @@ def test_addresses(text: str, target: SshTarget) -> None:
 @pytest.mark.parametrize(
     "text",
     ["ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://a b", "ssh://a@-b", "ssh://host/abc",
-     "ssh://host/70000", "ssh://anna:secret@host", "ssh://host:0"],
+     "ssh://host/70000", "ssh://anna:secret@host", "ssh://host:0", "ssh://host*", "ssh://!host", "ssh://ho?st",
+     "ssh://%h", "ssh://%r@host", "ssh://a'b@host", 'ssh://a"b', "ssh://a;b", "ssh://a\\b", "ssh://`id`@host",
+     "ssh://$(id)", "ssh://a&b", "ssh://a|b", "ssh://{a,b}", "ssh://a>b", "ssh://host,other", "ssh://~host",
+     "ssh://[fe80::1%eth0]", "ssh://[fe80::1%25eth0]", "ssh://host:2²", "ssh://host/١٥٢٨", "ssh://host?secret",
+     "ssh://host#secret", "ssh://a\nb", "ssh://a\0b", "ssh://a@b@c@host", "ssh://.", "ssh://nws_secret@host",
+     "ssh://host\u200b", "ssh://\udc80", "SSH://host;id", "ssh://host:22;id", "ssh://:22", "ssh://user@:22"],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(errors.BadAddress) as refused:
@@ -280,9 +296,140 @@ def test_no_ssh_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "no ssh on this machine" in str(refusal("ssh://gpu-box"))
 
 
+# ---- who else is on this machine ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files with a short path, which pytest's own may not have."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def opened(target: SshTarget) -> Tunnel:
+    tunnel = Tunnel(target)
+    wait_until(tunnel.ready, 20)
+    return tunnel
+
+
 @needs_sshd
-def test_a_port_that_is_taken_is_chosen_again(sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_user_can_enter_the_tunnel(sshd: Sshd, server: str, temporary: Path) -> None:
+    tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
+    (folder,) = temporary.iterdir()
+    made = Path(str(tunnel.local.unix_socket))
+    assert made.parent == folder
+    assert made.is_socket()
+    assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, os.geteuid())
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    for process in (psutil.Process(), *ssh_processes()):
+        assert [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+    tunnel.close()
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(errors.ConnectionFailed, match="closed"):
+        _ = tunnel.local
+
+
+class Recorder:
+    """A server that notes the Authorization header of every request, and the process from which it came."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str | None]] = []
+
+    def note(self, connection: ServerConnection, request: Request) -> Response:
+        _, port = connection.remote_address
+        sent_by = {c.laddr.port: c.pid for c in psutil.net_connections("tcp4") if c.laddr and c.pid}
+        self.seen.append((psutil.Process(sent_by[port]).name(), request.headers.get("Authorization")))
+        return connection.respond(404, "nothing here")
+
+    @contextmanager
+    def serving(self) -> Iterator[int]:
+        with (
+            serve(lambda _: None, "127.0.0.1", 0, process_request=self.note) as listening,
+            on_a_thread(listening.serve_forever, listening.shutdown),
+        ):
+            yield listening.socket.getsockname()[1]
+
+
+@needs_sshd
+def test_a_token_goes_through_ssh_alone(sshd: Sshd, temporary: Path) -> None:
+    recorder = Recorder()
+    with recorder.serving() as port:
+        address = f"ssh://gpu-box/{port}"
+        with pytest.raises(errors.ConnectionFailed, match="HTTP 404"):
+            run(nni.aconnect(address, token="nws_secret"))
+        polled = nni.PolledSession(address, token="nws_secret")
+        wait_until(lambda: polled.poll() is not None and polled.closed, 30)
+        command = [sys.executable, "-m", "nninteractive_ws", "doctor", address, "--json"]
+        environment = {**os.environ, "NNINTERACTIVE_WS_TOKEN": "nws_secret"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert "HTTP 404" in done.stdout
+    assert {name for name, _ in recorder.seen} == {"sshd"}
+    assert [token for _, token in recorder.seen if token] == ["Bearer nws_secret"] * 3
+    assert list(temporary.iterdir()) == []
+
+
+@needs_sshd
+def test_a_new_socket_where_temporary_files_were_deleted(sshd: Sshd, server: str, temporary: Path) -> None:
+    tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
+    before = Path(str(tunnel.local.unix_socket))
+    before.unlink()
+    wait_until(tunnel.ready, 20)
+    assert tunnel.local.unix_socket != str(before)
+    assert [Path(str(tunnel.local.unix_socket)).parent] == list(temporary.iterdir())
+    tunnel.close()
+
+
+@needs_sshd
+def test_nothing_is_left_of_an_ssh_that_was_killed(sshd: Sshd, server: str, temporary: Path) -> None:
+    tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
+    (ssh,) = ssh_processes()
+    ssh.kill()
+    wait_until(lambda: not tunnel.ready(), 20)
+    wait_until(tunnel.ready, 20)
+    assert len(list(temporary.iterdir())) == 1
+    tunnel.close()
+    assert list(temporary.iterdir()) == []
+
+
+@needs_sshd
+def test_a_socket_that_cannot_be_created(sshd: Sshd, server: str, temporary: Path) -> None:
+    front = sshd.folder / "bin" / "ssh"
+    # A folder is where the socket is to be, before ssh comes to it.
+    lines = front.read_text().splitlines()
+    lines.insert(1, 'for word; do case $word in /*/socket:*) mkdir "${word%%:*}" ;; esac; done')
+    front.write_text("\n".join(lines) + "\n")
+    assert "TMPDIR" in str(refusal(f"ssh://gpu-box/{port_of(server)}"))
+    assert list(temporary.iterdir()) == []
+
+
+@needs_sshd
+@pytest.mark.parametrize("name", ["x" * 90, "a:b", "%h", "${HOME}", "ä b"])
+def test_a_folder_whose_path_does_not_suit(
+    sshd: Sshd, server: str, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    odd = temporary / name
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
+    assert Path(str(tunnel.local.unix_socket)).parent.parent == Path("/tmp")
+    tunnel.close()
+
+
+@needs_sshd
+def test_no_folder_suits(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nninteractive_ws.client.tunnel._MAX_SOCKET_PATH", 5)
+    assert "Set the environment variable TMPDIR" in str(refusal("ssh://gpu-box"))
+
+
+@needs_sshd
+def test_without_unix_sockets_another_listener_gets_nothing(
+    sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where another program takes the port that was chosen."""
+    monkeypatch.setattr("nninteractive_ws.client.tunnel._UNIX_SOCKETS", False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken.setblocking(False)
         chosen = iter([taken.getsockname()[1]])
         real = socket.create_server
 
@@ -296,7 +443,52 @@ def test_a_port_that_is_taken_is_chosen_again(sshd: Sshd, server: str, monkeypat
             "nninteractive_ws.client.tunnel.socket.create_server",
             lambda where: Taken() if next(chosen, None) else real(where),
         )
-        tunnel = Tunnel(SshTarget("gpu-box", None, port_of(server)))
-        # Another program's port takes connections too: ssh ends a moment later.
-        wait_until(lambda: tunnel.ready() and tunnel.local.port != taken.getsockname()[1], 20)
+        tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
+        assert tunnel.local.port != taken.getsockname()[1]
+        assert health(f"ws://127.0.0.1:{tunnel.local.port}")["model"] == "demo"
+        with pytest.raises(BlockingIOError):
+            taken.accept()
         tunnel.close()
+
+
+@needs_sshd
+def test_without_unix_sockets_both_drivers_work(sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nninteractive_ws.client.tunnel._UNIX_SOCKETS", False)
+    with nni.connect(f"ssh://gpu-box/{port_of(server)}") as session:
+        session.set_image(phantom())
+        assert session.segment("a").add_point((30, 30, 28)).voxels
+    port = free_port()
+    assert f"nothing listens at port {port} there" in str(refusal(f"ssh://gpu-box/{port}"))
+    sshd.client(key="stranger_key")
+    assert "does not let you in" in str(refusal(f"ssh://gpu-box/{port_of(server)}"))
+
+
+# ---- no shell -------------------------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_no_character_of_a_shell_reaches_ssh(host: str, user: str, rest: str) -> None:
+    for text in (f"ssh://{host}", f"ssh://{user}@{host}", f"ssh://{user}@{host}{rest}", f"ssh://{host}:{rest}"):
+        try:
+            target = parse_address(text).ssh
+        except errors.BadAddress:
+            continue
+        assert target is not None
+        assert re.fullmatch(r"[\w.@:+-]+", target.host)
+        assert not target.host.startswith("-")
+        assert "@-" not in target.host
+
+
+@needs_sshd
+@pytest.mark.parametrize("where", ["host", "user"])
+@pytest.mark.parametrize("said", ["$(touch {})", "`touch {}`", ";touch {}", "|touch {}", "'\"&touch {}", "\n touch {}"])
+def test_a_proxy_command_is_given_no_commands(sshd: Sshd, tmp_path: Path, where: str, said: str) -> None:
+    """The configuration of many hands host and user to a shell."""
+    configuration = (sshd.folder / "client").read_text()
+    (sshd.folder / "client").write_text(f"{configuration}Host *\n  ProxyCommand true %h %r\n")
+    made = tmp_path / "made"
+    words = said.format(made).replace(" ", "${IFS}").replace("/", "${HOME%%[!/]*}")
+    text = f"ssh://{words}" if where == "host" else f"ssh://{words}@gpu-box"
+    with pytest.raises(errors.BadAddress):
+        nni.connect(text)
+    assert not made.exists()

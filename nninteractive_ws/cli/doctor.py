@@ -13,7 +13,9 @@ import typer
 
 from nninteractive_ws.cli.console import stderr
 from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca
-from nninteractive_ws.client.address import DEFAULT_PORT
+from nninteractive_ws.client.address import DEFAULT_PORT, parse_address
+from nninteractive_ws.errors import BadAddress
+from nninteractive_ws.redaction import redact
 
 if TYPE_CHECKING:  # it brings what --help does not need
     from nninteractive_ws.client.finding import Finding
@@ -82,7 +84,7 @@ def _table(findings: "list[Finding]") -> Table:
 
 def _document(url: str, findings: "list[Finding]", failed: "Finding | None") -> dict[str, Any]:
     return {
-        "address": url,
+        "address": _address(url),
         "ok": failed is None,
         "failed": None if failed is None else failed.step,
         "code": None if failed is None else failed.code,
@@ -98,3 +100,12 @@ def _document(url: str, findings: "list[Finding]", failed: "Finding | None") -> 
             for f in findings
         ],
     }
+
+
+def _address(url: str) -> str | None:
+    """An address as it was given. An invalid one may hold a password anywhere, and is left out."""
+    try:
+        parse_address(url)
+    except BadAddress:
+        return None
+    return redact(url)

@@ -11,9 +11,9 @@ import socket
 import ssl
 import threading
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, ProxyError
 
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -25,6 +25,7 @@ from nninteractive_ws.errors import (
     Unauthorized,
     Untrusted,
 )
+from nninteractive_ws.redaction import printable, redact
 
 T = TypeVar("T")
 
@@ -48,13 +49,15 @@ class SshTarget:
 @dataclass(frozen=True)
 class Address:
     """Where a server is. ``path`` begins with a slash. ``ssh``: where it is only reached through a tunnel; ``host``
-    and ``port`` are then those on the other side."""
+    and ``port`` are then those on the other side. ``unix_socket``: connections go to this Unix socket; ``host`` and
+    ``port`` then only name the server."""
 
     secure: bool
     host: str
     port: int
     path: str = "/"
     ssh: SshTarget | None = None
+    unix_socket: str | None = None
 
     @property
     def url(self) -> str:
@@ -78,48 +81,107 @@ class Address:
         return self.url
 
 
+#: What a host name may consist of: letters of any script, digits, and what separates them. ssh's configuration may
+#: hand a host and a user to a shell (%h and %r in ProxyCommand and Match exec), so nothing that a shell, ssh's
+#: patterns or its percent tokens give a meaning is let through.
+_HOST = re.compile(r"(?![-.])[\w.-]{1,253}")
+_USER = re.compile(r"(?![-.])[\w.+-]{1,128}(@(?![-.])[\w.-]{1,128})?")
+_ZONE = re.compile(r"[\w.-]{1,32}", re.ASCII)
+#: How a token of a server begins.
+_TOKEN_PREFIX = "nws_"
+
+
 def parse_address(text: str) -> Address:
     """An address from ``host``, ``host:port``, ``ws://…``, ``wss://…``, ``http://…``, ``https://…`` or
     ``ssh://[user@]host[:ssh-port][/server-port]``, which is reached through OpenSSH.
 
     No scheme means ws; no port means 1528, or 443 behind https and wss without one; 0.0.0.0, which is where a
-    server listens and not where it can be reached, means this machine. Raises BadAddress.
+    server listens and not where it can be reached, means this machine. Raises BadAddress, which does not repeat the
+    text, as it may hold a token or a password.
     """
     given = text.strip()
     if not given:
         raise BadAddress("No server address was given. One looks like gpu-box:1528 or ws://127.0.0.1:1528.")
-    with_scheme = given if "://" in given else f"//[{given}]" if _is_ipv6(given) else f"//{given}"
-    try:
-        parts = urlsplit(with_scheme)
-        host, port = parts.hostname, parts.port
-    except ValueError as e:
-        raise BadAddress(f'"{given}" is not an address: {e}. One looks like gpu-box:1528.') from e
-    if parts.scheme == "ssh":
-        target = _ssh_target(given, parts)
+    if given.lower().startswith("ssh://"):
+        target = _ssh_target(given)
         return Address(False, "127.0.0.1", target.server_port, ssh=target)
-    if parts.scheme not in _SCHEMES or not host or port == 0 or any(c.isspace() for c in host):
-        raise BadAddress(
-            f'"{given}" is not an address of a server. One looks like gpu-box:1528 or ws://127.0.0.1:1528.'
-        )
-    if parts.username or parts.password:
+    if "@" in given or "?" in given or "#" in given or _TOKEN_PREFIX in given.lower():
         raise BadAddress("A token does not belong in the address: pass it as the token, which is not shown in logs.")
+    parts = _split(given if "://" in given else f"//[{given}]" if _is_ipv6(given) else f"//{given}")
+    if parts is None:
+        raise _not_an_address("it cannot be split into a host and a port from 1 to 65535")
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme not in _SCHEMES:
+        raise _not_an_address("it begins with another scheme than ws, wss, http, https and ssh")
+    if port == 0 or not _is_host(host):
+        raise _not_an_address("it lacks a valid host name or port")
     secure = _SCHEMES[parts.scheme] == "wss"
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
-    return Address(secure, host, port or (443 if secure else DEFAULT_PORT), parts.path or "/")
+    path = quote(parts.path or "/", safe="/:@!$&'()*+,;=%~")
+    return Address(secure, host, port or (443 if secure else DEFAULT_PORT), path)
 
 
-def _ssh_target(given: str, parts: SplitResult) -> SshTarget:
-    host, user, path = parts.hostname or "", parts.username or "", parts.path.strip("/")
-    # What begins with a hyphen would be an option of ssh's.
-    wrong = not host or parts.port == 0 or any(w.startswith("-") or re.search(r"\s", w) for w in (host, user))
-    if wrong or parts.password or not re.fullmatch(r"\d{0,5}", path) or int(path or 1) not in range(1, 65536):
-        raise BadAddress(
-            f'"{given if not parts.password else "ssh://…"}" is not an address of a server. Behind ssh one looks like '
-            f"ssh://user@gpu-box, or ssh://user@gpu-box:22/{DEFAULT_PORT} with the ports of ssh and of the server; a "
-            "password has no place in it."
-        )
-    return SshTarget(f"{user}@{host}" if user else host, parts.port, int(path or DEFAULT_PORT))
+def shown_address(text: str) -> str:
+    """An address for a message; one that is invalid is not repeated, as it may hold a password."""
+    try:
+        return str(parse_address(text))
+    except BadAddress:
+        return "the given address"
+
+
+def _not_an_address(reason: str) -> BadAddress:
+    return BadAddress(
+        f"This is not an address of a server: {reason}. One looks like gpu-box:1528 or ws://127.0.0.1:1528. The text "
+        "is not repeated here, because it may hold a password."
+    )
+
+
+def _split(text: str) -> SplitResult | None:
+    """The parts of a URL; None where it has none. The standard library's errors would repeat the text."""
+    if any(c.isspace() or not c.isprintable() for c in text):
+        return None  # urlsplit leaves some of these out silently
+    try:
+        parts = urlsplit(text)
+        # A colon without a port is a typo, such as that of "ws:/host", whose host would be "ws".
+        return None if (parts.port is not None and parts.hostname is None) or parts.netloc.endswith(":") else parts
+    except ValueError:
+        return None
+
+
+def _is_host(host: str) -> bool:
+    address, percent, zone = host.partition("%")
+    if ":" in host:
+        return _is_ipv6(address) and (not percent or _ZONE.fullmatch(zone) is not None)
+    return _HOST.fullmatch(host) is not None
+
+
+def _ssh_target(given: str) -> SshTarget:
+    parts = None if _TOKEN_PREFIX in given.lower() else _split(given)
+    if parts is not None and _is_ssh(parts):
+        host, user = parts.hostname or "", parts.username
+        return SshTarget(f"{user}@{host}" if user else host, parts.port, int(parts.path.strip("/") or DEFAULT_PORT))
+    raise BadAddress(
+        "This is not an address of a server behind ssh. One looks like ssh://user@gpu-box, or "
+        f"ssh://user@gpu-box:22/{DEFAULT_PORT} with the ports of ssh and of the server. User and host have only "
+        "letters, digits, dots, hyphens and underscores; another name can be given an alias in ~/.ssh/config. "
+        "Passwords and tokens have no place in it, so the text is not repeated here."
+    )
+
+
+def _is_ssh(parts: SplitResult) -> bool:
+    host, port = parts.hostname or "", parts.path.strip("/")
+    return (
+        _is_host(host)
+        and "%" not in host  # a percent sign would begin one of ssh's tokens
+        and parts.port != 0
+        and parts.password is None
+        and (parts.username is None or _USER.fullmatch(parts.username) is not None)
+        and not parts.query
+        and not parts.fragment
+        and re.fullmatch(r"[0-9]{0,5}", port) is not None
+        and 0 < int(port or DEFAULT_PORT) < 65536
+    )
 
 
 def _bracketed(host: str) -> str:
@@ -196,46 +258,48 @@ NO_UPGRADE = (
 # ---- why not ----------------------------------------------------------------------------------------------
 
 
-def explain(error: BaseException, address: Address) -> Error:
-    """What went wrong while connecting, as an error whose sentence says what to do."""
+def explain(error: BaseException, address: Address, token: str | None = None) -> Error:
+    """What went wrong while connecting, as an error whose sentence says what to do. ``token``: is kept out of it, as
+    a server may repeat what it was sent."""
+    explained = _explain(error, address)
+    message = redact(str(explained), token)
+    return explained if message == str(explained) else type(explained)(message)
+
+
+def _explain(error: BaseException, address: Address) -> Error:
     where = f"{address.host}:{address.port}"
+    said = printable(str(error))
     if isinstance(error, Error):
         return error
     if isinstance(error, InvalidStatus):
-        return _explain_status(error, where)
+        return _explain_status(error, address)
     if isinstance(error, socket.gaierror | UnicodeError):
-        return ConnectionFailed(f'The name "{address.host}" is not known ({error}). Check its spelling, or the VPN.')
+        return ConnectionFailed(f'The name "{address.host}" is not known ({said}). Check its spelling, or the VPN.')
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(error, address, where)
     # A server without TLS takes the beginning of it for nonsense, and hangs up.
     hung_up = isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
     if isinstance(error, ssl.SSLError) or (address.secure and hung_up):
-        said = str(error) or "the server hung up"
         return ConnectionFailed(
-            f"No secure connection to {where} could be made: {said}. Does the server speak TLS at this port? "
-            "One that does not is reached with ws://."
+            f"No secure connection to {where} could be made: {said or 'the server hung up'}. Does the server speak "
+            "TLS at this port? One that does not is reached with ws://."
         )
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         return ConnectionFailed(f"{where} does not answer. A firewall may be in between, or the machine is off.")
     # Where a name has several addresses and all of them refuse, asyncio names the errors in one sentence.
-    if isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in str(error):
+    if isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in said:
         return ConnectionFailed(
             f"Nothing listens at {where}. Start the server there (nninteractive-ws serve), or correct the port."
         )
-    if isinstance(error, InvalidURI):  # that of a redirection; the address itself has been looked at
-        return ConnectionFailed(
-            f"What answers at {where} sends one on to {error.uri}. If that is where the server is, use it as the "
-            "address."
-        )
     if isinstance(error, ProxyError):
         return ConnectionFailed(
-            f"The proxy that this computer's settings name does not let connections through to {where} ({error}). Ask "
+            f"The proxy that this computer's settings name does not let connections through to {where} ({said}). Ask "
             f"whoever runs it to allow it; or, if the server is reached without it, except it: NO_PROXY={address.host}."
         )
     if isinstance(error, InvalidMessage | InvalidHandshake | EOFError):
         hint = "" if address.secure else " If it is one that speaks TLS, write wss:// in front of the address."
-        return ConnectionFailed(f"What answers at {where} is not an nninteractive-ws server ({error}).{hint}")
-    return ConnectionFailed(f"The connection to {where} failed: {str(error) or type(error).__name__}.")
+        return ConnectionFailed(f"What answers at {where} is not an nninteractive-ws server ({said}).{hint}")
+    return ConnectionFailed(f"The connection to {where} failed: {said or type(error).__name__}.")
 
 
 # OpenSSL's X509_V_ERR_…
@@ -266,23 +330,50 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, address: Address, 
     )
 
 
-def _explain_status(error: InvalidStatus, where: str) -> Error:
+def redirect_target(location: str, address: Address) -> str:
+    """A redirect's target for a message: its origin and path. The rest of it may hold secrets of a login page."""
+    base = address.url.replace("ws", "http", 1)
+    parts = _split(urljoin(base, location)) if _split(location) else None
+    if parts is None or not parts.hostname:
+        return "an invalid address"
+    port = f":{parts.port}" if parts.port is not None else ""
+    return redact(f"{parts.scheme}://{_bracketed(parts.hostname)}{port}{parts.path}")
+
+
+def redirected(location: str, address: Address) -> str:
+    """Why a redirect is not followed: a token goes only to the server that it was given for."""
+    return (
+        f"What answers at {address.host}:{address.port} redirects to {redirect_target(location, address)}. Redirects "
+        "are not followed, so that a token reaches no other server. If that is where the server is, use it as the "
+        "address."
+    )
+
+
+def _explain_status(error: InvalidStatus, address: Address) -> Error:
+    where, headers = f"{address.host}:{address.port}", error.response.headers
     status, body = error.response.status_code, bytes(error.response.body or b"")
-    said = body.decode(errors="replace").strip()[:300]
+    said = printable(body.decode(errors="replace")).strip()[:300]
+    if locations := headers.get_all("Location") if 300 <= status < 400 else []:
+        return ConnectionFailed(redirected(locations[0], address))
     if status == 401:
         return Unauthorized(f"{where} wants a token, or does not know this one. {said}".strip())
     if status == 426:  # of our own gateway, to which the wish for a WebSocket did not come through
         return ConnectionFailed(NO_UPGRADE)
+    plain = any(kind.startswith("text/plain") for kind in headers.get_all("Content-Type"))
+    if (
+        status in (403, 421) and plain and "--allow-host" in said
+    ):  # of our own gateway, which is reached by another name
+        return ConnectionFailed(said)
     if status == 403 and "origin" in said.lower():
         return ForbiddenOrigin(said)
-    if status == 503 and error.response.headers.get("Content-Type", "").startswith("text/plain") and said:
+    if status == 503 and plain and said:
         # Of our own gateway; a proxy's is a page.
         return ShuttingDown(said) if "stopp" in said else AtCapacity(said)
     if status in (502, 503, 504):
         return ConnectionFailed(
             f"A proxy answers at {where} (HTTP {status}) but reaches no server behind it; is the server running?"
         )
-    if where.endswith(f":{_OFFICIAL_PORT}") or b'"detail"' in body:
+    if address.port == _OFFICIAL_PORT or b'"detail"' in body:
         return ConnectionFailed(
             f"What answers at {where} (HTTP {status}) looks like the official nnInteractive server, which speaks "
             f"another protocol. Ours listens on port {DEFAULT_PORT}."

@@ -11,22 +11,26 @@ import socket
 import ssl
 import statistics
 import time
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
-from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, InvalidUpgrade
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidUpgrade
 from websockets.proxy import Proxy
 
-from nninteractive_ws.client.address import NO_UPGRADE, Address, explain, look_up, parse_address, trust
+from nninteractive_ws.client.address import NO_UPGRADE, Address, explain, look_up, parse_address, redirected, trust
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial, open_tunnel
 from nninteractive_ws.client.finding import Finding, Look, Trouble
-from nninteractive_ws.client.http import Route, proxy_for
+from nninteractive_ws.client.http import Route
+from nninteractive_ws.client.proxies import except_it, proxy_for
 from nninteractive_ws.client.recognise import Answerer, recognise
 from nninteractive_ws.client.reconnect import why_closed
 from nninteractive_ws.client.speed import Speed
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed, Error, Unauthorized
+from nninteractive_ws.redaction import printable, redact
+
+T = TypeVar("T")
 
 #: Name, connection, TLS and plain HTTP are there within this, each.
 ANSWER_WITHIN_S = 10.0
@@ -87,13 +91,22 @@ class Checkup:
             seen = await look()
         except (Trouble, Error) as e:
             trouble = self._through_ssh(step, e)
-            data = trouble.data if isinstance(trouble, Trouble) else {}
-            return Finding(step, "failed", str(trouble), time.monotonic() - started, trouble.code, data)
+            data = self._safe(trouble.data) if isinstance(trouble, Trouble) else {}
+            return Finding(step, "failed", self._safe(str(trouble)), time.monotonic() - started, trouble.code, data)
         if seen is None:
             return None
-        return Finding(
-            step, "warning" if seen.warning else "ok", seen.found, time.monotonic() - started, data=seen.data
-        )
+        status: Literal["ok", "warning"] = "warning" if seen.warning else "ok"
+        return Finding(step, status, self._safe(seen.found), time.monotonic() - started, data=self._safe(seen.data))
+
+    def _safe(self, found: T) -> T:
+        """The same without secrets and characters that control a terminal: much of it are the words of a server."""
+        if isinstance(found, str):
+            return cast("T", redact(printable(found), self._token))
+        if isinstance(found, dict):
+            return cast("T", {key: self._safe(value) for key, value in found.items()})
+        if isinstance(found, list):
+            return cast("T", [self._safe(value) for value in found])
+        return found
 
     def _through_ssh(self, step: str, trouble: Trouble | Error) -> Trouble | Error:
         """The tunnel's end here takes every connection; whether there is something at its other end, ssh knows."""
@@ -124,7 +137,7 @@ class Checkup:
         await open_tunnel(self._tunnel)
         target, self._address = self._tunnel.target, self._tunnel.local
         self._route = Route(self._address, None, None, ANSWER_WITHIN_S)
-        words = f"lets {target.host} be reached, and forwards a port to {target.server_port} there"
+        words = f"lets {target.host} be reached, and forwards to port {target.server_port} there"
         return Look(words, {"host": target.host, "server_port": target.server_port})
 
     async def _look_for_proxy(self) -> Look | None:
@@ -132,12 +145,8 @@ class Checkup:
             return None
         try:
             self._proxy = proxy = proxy_for(self._address)
-        except InvalidProxy as e:
-            raise Trouble(
-                "bad_proxy",
-                f'This computer\'s settings name a proxy that cannot be one ("{e.proxy}": {e.msg}). Correct it there, '
-                f"or in the environment variable HTTPS_PROXY or ALL_PROXY; {self._except_it()}",
-            ) from e
+        except ConnectionFailed as e:
+            raise Trouble("bad_proxy", str(e)) from e
         if proxy is None:
             why = "this machine needs none" if self._address.is_loopback else "this computer's settings name none"
             return Look(f"none: {why}", {"proxy": None})
@@ -145,16 +154,13 @@ class Checkup:
             raise Trouble(
                 "bad_proxy",
                 f"This computer's settings name a SOCKS proxy ({proxy.host}:{proxy.port}), for which a package is "
-                f"missing: pip install python-socks. {self._except_it()}",
+                f"missing: pip install python-socks. {except_it(self._address)}",
             )
         words = (
             f"connections go through {proxy.scheme}://{proxy.host}:{proxy.port}, as this computer's settings say (but "
             "not those of the polled client, and so of 3D Slicer: it goes directly)"
         )
         return Look(words, {"proxy": f"{proxy.scheme}://{proxy.host}:{proxy.port}"})
-
-    def _except_it(self) -> str:
-        return f"If the server is reached without a proxy, except it: NO_PROXY={self._address.host}."
 
     async def _look_up(self) -> Look | None:
         proxy, address = self._proxy, self._address
@@ -200,8 +206,10 @@ class Checkup:
                 said = said.removeprefix("Tunnel connection failed: ")
                 cure = "It wants a name and a password" if said.startswith("407") else "Ask whoever runs it to allow it"
                 words = f"{named} does not let connections through to {address.host}:{address.port} (HTTP {said}). "
-                return Trouble("proxy_refused", f"{words}{cure}. {self._except_it()}")
-            words = f"{named}, which this computer's settings name, cannot be reached ({said}). {self._except_it()}"
+                return Trouble("proxy_refused", f"{words}{cure}. {except_it(self._address)}")
+            words = (
+                f"{named}, which this computer's settings name, cannot be reached ({said}). {except_it(self._address)}"
+            )
             return Trouble("proxy_unreachable", words)
         words = str(explain(error, address))
         if isinstance(error, ConnectionRefusedError):
@@ -264,12 +272,7 @@ class Checkup:
                 "server's own token is never asked for here. Ask whoever runs it for a way past it.",
             )
         if 300 <= health.status < 400:
-            to = health.headers.get("location", "another page")
-            raise Trouble(
-                "redirected",
-                f"What answers at {where}{software} sends one on to {to}. That is a web page, perhaps that of a login "
-                "to the network; or the address of the server is that one.",
-            )
+            raise Trouble("redirected", redirected(health.headers.get("location", ""), self._address))
         if health.status == 400 and await asyncio.to_thread(self._wants_tls):
             raise self._tls_wanted()
         words = f"{who.name or 'something that speaks HTTP'} (HTTP {health.status}), and no nninteractive-ws so far"

@@ -13,9 +13,10 @@ from websockets.protocol import State
 from nninteractive_ws import protocol
 from nninteractive_ws.client import reconnect
 from nninteractive_ws.client.address import Address, explain
+from nninteractive_ws.client.proxies import proxy_url
 from nninteractive_ws.client.reconnect import Silence
 from nninteractive_ws.client.tunnel import Tunnel
-from nninteractive_ws.errors import ConnectionFailed
+from nninteractive_ws.errors import ConnectionFailed, Error
 
 #: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
 FAREWELL_WITHIN_S = 2.0
@@ -23,6 +24,13 @@ FAREWELL_WITHIN_S = 2.0
 _LOOK_AGAIN_S, _START_WITHIN_S = 0.1, 60.0
 #: How often it is looked whether there were signs of life, of the time after which one is asked for.
 _LOOKS = 8
+
+
+class _Connect(websocket_connect):
+    """Without redirects: a token goes only to the server that it was given for, and in no other way than asked for."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 class Connection(ClientConnection):
@@ -63,7 +71,7 @@ class Connection(ClientConnection):
 async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLContext | None = None) -> Connection:
     """Connect. ``trusting``: see :func:`~nninteractive_ws.client.address.trust`. Raises a sentence, as an Error."""
     try:
-        connection = await websocket_connect(
+        connection = await _Connect(
             where.url,
             create_connection=Connection,
             additional_headers={"Authorization": f"Bearer {token}"} if token else None,
@@ -72,13 +80,30 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
             open_timeout=reconnect.OPEN_WITHIN_S,
             ping_interval=None,
             close_timeout=FAREWELL_WITHIN_S,
-            proxy=None if where.is_loopback else True,
             ssl=trusting,
+            logger=reconnect.websocket_log,
+            **await _route(where),
         )
+    except Error:  # a sentence already, and no cause of itself
+        raise
     except Exception as e:
-        raise explain(e, where) from e
+        raise explain(e, where, token) from e
     assert isinstance(connection, Connection)
     return connection
+
+
+async def _route(where: Address) -> dict[str, Any]:
+    """How to get there: by a connected Unix socket, or by TCP, through a proxy where the settings name one."""
+    if where.unix_socket is None:
+        return {"proxy": proxy_url(where)}
+    connected = socket.socket(socket.AF_UNIX)
+    connected.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connected, where.unix_socket)
+    except BaseException:
+        connected.close()
+        raise
+    return {"sock": connected, "proxy": None}
 
 
 async def open_tunnel(tunnel: Tunnel) -> None:

@@ -4,25 +4,16 @@ import base64
 from dataclasses import dataclass
 import http.client
 import json
+import socket
 import ssl
 from typing import Any
 
-from websockets.proxy import Proxy, get_proxy, parse_proxy
-from websockets.uri import parse_uri
+from websockets.proxy import Proxy
 
 from nninteractive_ws.client.address import Address
 
 #: The descriptions that servers give of themselves have some hundred kilobytes.
 _MOST_BYTES = 4 * 2**20
-
-
-def proxy_for(address: Address) -> Proxy | None:
-    """The proxy that the computer's settings name for an address; never one for this machine.
-
-    Raises websockets' InvalidProxy.
-    """
-    named = None if address.is_loopback else get_proxy(parse_uri(address.url))
-    return None if named is None else parse_proxy(named)
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,11 @@ class Route:
         )
         if proxy is not None:
             made.set_tunnel(at.host, at.port, headers=_authorization(proxy))
+        if at.unix_socket is not None:
+            made.sock = socket.socket(socket.AF_UNIX)
+            made.sock.settimeout(self._timeout)
+            made.sock.connect(at.unix_socket)
+            return at.host
         made.connect()
         return str(made.sock.getpeername()[0])
 

@@ -26,17 +26,27 @@ from nninteractive_ws.client.address import Address, explain, on_a_thread, parse
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.journal import Journal
-from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, RECONNECT_FOR_S, Retries, Silence, why_closed
+from nninteractive_ws.client.reconnect import (
+    OPEN_WITHIN_S,
+    RECONNECT_FOR_S,
+    Retries,
+    Silence,
+    websocket_log,
+    why_closed,
+)
 from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.client.upload import ImageSource
-from nninteractive_ws.errors import ConnectionFailed, Error
+from nninteractive_ws.errors import ConnectionFailed, Error, TooLarge
 
 _log = logging.getLogger(__name__)
 
 #: A frame of Slicer's window at 60 Hz lasts 16 ms; half of it is left to everything else.
 BUDGET_S = 0.008
 _CHUNK_BYTES = 64 * 1024
+#: As many as websockets' other drivers take for one message. An empty fragment costs memory, too, and no limit on the
+#: size of a message counts it.
+_MAX_FRAGMENTS = 4096
 #: What has come and is not read makes the system say "reset" instead of goodbye; that much of it is read.
 _MOST_UNREAD_CHUNKS = 64
 
@@ -56,7 +66,9 @@ class _Connection:
         self._stream = Stream(address, trusting, clock)
         self._open_by = clock() + OPEN_WITHIN_S
         self._silence = Silence(clock)
-        self._websocket = ClientProtocol(parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES)
+        self._websocket = ClientProtocol(
+            parse_uri(address.url), max_size=protocol.MAX_MESSAGE_BYTES, logger=websocket_log
+        )
         self._pinged_at = 0.0
         self._unsent: deque[memoryview] = deque()
         self._full = False  # whether the system took less than there was
@@ -112,6 +124,8 @@ class _Connection:
             self.round_trip = self._clock() - self._pinged_at
         # A text message is an error of the server's; the core says so.
         elif isinstance(item, Frame) and item.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
+            if len(self._fragments) >= _MAX_FRAGMENTS:
+                raise TooLarge("A message had more parts than this client takes.")
             self._fragments.append(bytes(item.data))
             if item.fin:
                 yield b"".join(self._fragments)
@@ -264,10 +278,10 @@ class PolledSession:
         return True
 
     def _explained(self, error: Exception) -> Error:
-        if self._tunnel is None:
-            return explain(error, self._address)
-        explained = explain(error, self._tunnel.local)
-        return self._tunnel.explain(explained) if type(explained) is ConnectionFailed else explained
+        explained = explain(error, self._address, self._token)
+        if self._tunnel is None or type(explained) is not ConnectionFailed:
+            return explained
+        return self._tunnel.explain(explained)
 
     def _prepare(self) -> bool:
         if self._preparing is None:

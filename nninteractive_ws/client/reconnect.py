@@ -1,6 +1,7 @@
 """When a lost connection is tried again, and how a silent one is noticed: what the drivers share. No I/O."""
 
 from collections.abc import Callable, Iterator
+import logging
 import random
 
 from websockets.frames import Close, CloseCode
@@ -15,6 +16,7 @@ from nninteractive_ws.errors import (
     TooLarge,
     Untrusted,
 )
+from nninteractive_ws.redaction import redact
 
 #: A server that can be reached at all answers the handshake within this.
 OPEN_WITHIN_S = 15.0
@@ -28,6 +30,19 @@ PING_EVERY_S, PONG_WITHIN_S = 10.0, 20.0
 #: What the system has taken and not yet delivered cannot be seen, and a ping waits behind it. So that is limited: to
 #: what a link of 250 kbit/s delivers before it is taken for dead. It is enough for 5 MB/s at a round trip of 100 ms.
 SEND_BUFFER_BYTES = 512 * 1024
+
+
+class _Redacted(logging.Filter):
+    """Keeps tokens out of the headers that websockets logs at the level DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+#: What the drivers' WebSockets log to: below the logger of websockets, so that its level holds for this one too.
+websocket_log = logging.getLogger("websockets.client.nninteractive_ws")
+websocket_log.addFilter(_Redacted())
 
 _NOT_UNDERSTOOD = (CloseCode.PROTOCOL_ERROR, CloseCode.UNSUPPORTED_DATA, CloseCode.INVALID_DATA)
 

@@ -71,6 +71,9 @@ class Stream:
     def _look_up(self) -> bool:
         """The addresses of the name. A thread asks for what the system may not know by itself."""
         host, port = self._address.host, self._address.port
+        if self._address.unix_socket is not None:
+            self._sort([(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", self._address.unix_socket)])
+            return True
         if self._found is None:
             if self._address.is_literal or host == "localhost":
                 self._sort(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -95,7 +98,8 @@ class Stream:
         try:
             self._socket = socket.socket(family, socket.SOCK_STREAM)
             self._socket.setblocking(False)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._address.unix_socket is None:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self._socket.connect(where)
         except BlockingIOError:

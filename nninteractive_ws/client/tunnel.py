@@ -1,17 +1,26 @@
-"""A way to a server that listens on its own machine only: the user's own OpenSSH, which forwards a port to it.
+"""A way to a server that listens on its own machine only: the user's own OpenSSH, which forwards a socket to it.
 
 So keys, agents, jump hosts and ``~/.ssh/config`` work as in a terminal. Passwords are never asked for.
+
+This end is a Unix socket in a folder that only this user may enter. A TCP port could be bound by another user of this
+machine between its choice and ssh's use of it, who would then receive the token; and every user could connect to it.
+OpenSSH on Windows forwards no Unix sockets, so there it is a TCP port. ssh then has to say first that it listens at
+the port itself. Other users of the same Windows machine can still connect to it, as to any port on loopback, so the
+server's tokens are what keeps them out.
 """
 
 import contextlib
+from pathlib import Path
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 from typing import IO
 
 from nninteractive_ws.client.address import Address, SshTarget
 from nninteractive_ws.errors import ConnectionFailed, Untrusted
+from nninteractive_ws.redaction import printable, redact
 
 #: ssh gives up on a machine that does not answer for so long, and notices a network that is gone as soon.
 _CONNECT_S, _ALIVE_S = 15, 10
@@ -21,19 +30,31 @@ _OPTIONS = {
     "ConnectTimeout": str(_CONNECT_S),
     "ServerAliveInterval": str(_ALIVE_S),
     "ServerAliveCountMax": "3",
+    "StreamLocalBindMask": "0177",
+    "StreamLocalBindUnlink": "yes",
 }
-#: Between the choice of a free port and ssh's use of it, another program may take it.
+#: Whether this end of the tunnel can be a Unix socket.
+_UNIX_SOCKETS = sys.platform != "win32"
+#: The longest path of a Unix socket, in bytes: macOS has 104 with the NUL at the end, Linux 108.
+_MAX_SOCKET_PATH = 103
+#: A path of these means the same to ssh, which gives a colon, a percent sign and others a meaning of their own.
+_PLAIN_PATH = re.compile(r"[\w./+-]+", re.ASCII)
+#: Of the name that tempfile makes up.
+_RANDOM_NAME = "nninteractive-12345678/socket"
+#: Without Unix sockets: between the choice of a free port and ssh's use of it, another program may take it.
 _MOST_PORTS = 3
 
 
 class Tunnel:
-    """A local port that is forwarded to ``target.server_port`` of the machine behind ``target``. Nothing here waits."""
+    """A local socket that is forwarded to ``target.server_port`` of the machine behind ``target``. Nothing here
+    waits."""
 
     def __init__(self, target: SshTarget) -> None:
         self.target = target
         self._process: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._port = 0
         self._ports_taken = 0
         self._was_ready = False
@@ -41,8 +62,18 @@ class Tunnel:
 
     @property
     def local(self) -> Address:
-        """This end of it."""
+        """This end of it, once it is :meth:`ready`. Raises ConnectionFailed where it is closed."""
+        if self._folder is not None:
+            # The server is named by its own port, the only one that it knows.
+            return Address(False, "127.0.0.1", self.target.server_port, unix_socket=self._socket_path)
+        if self._port == 0:
+            raise ConnectionFailed(f"The ssh tunnel to {self.target.host} is closed.")
         return Address(False, "127.0.0.1", self._port)
+
+    @property
+    def _socket_path(self) -> str:
+        assert self._folder is not None
+        return str(Path(self._folder.name, "socket"))
 
     def ready(self) -> bool:
         """Whether connections pass; ssh is started where none runs. To be called again until it is true.
@@ -57,26 +88,51 @@ class Tunnel:
             self._end_ssh()
             if was_ready:
                 return False  # it was lost, as the connection through it; whether there is another is to be seen
-            if "Address already in use" in words and self._ports_taken < _MOST_PORTS:
+            if "Address already in use" in words and not _UNIX_SOCKETS and self._ports_taken < _MOST_PORTS:
                 self._ports_taken += 1
                 return False
             raise self._explained(words)
-        # On loopback this is decided at once.
-        try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-        except OSError:
+        if not self._listens():
             return False
         self._ports_taken = 0
         self._was_ready, self._heard = True, len(self._words())
         return True
 
+    def _listens(self) -> bool:
+        """Whether ssh takes connections at this end. It is decided at once."""
+        try:
+            if self._folder is not None:
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.settimeout(1)
+                    probe.connect(self._socket_path)
+            # Before ssh has said so itself, another program may be what listens.
+            elif f"listening on 127.0.0.1 port {self._port}." in self._words():
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            else:
+                return False
+        except OSError:
+            if self._folder is not None and self._was_ready and not Path(self._socket_path).exists():
+                self._end_ssh()  # temporary files were deleted; the next call makes another socket
+            return False
+        return True
+
     def _start(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
         # To be read while it is written, so that every write goes to its end. It lives as long as the process.
         self._said = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        forward = f"127.0.0.1:{self._port}:127.0.0.1:{self.target.server_port}"
-        self._process = self._ssh(["-N", "-L", forward], stdin=subprocess.DEVNULL)
+        there = f"127.0.0.1:{self.target.server_port}"
+        try:
+            if _UNIX_SOCKETS:
+                self._folder = _private_folder()
+                options = ["-L", f"{self._socket_path}:{there}"]
+            else:
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    self._port = free.getsockname()[1]
+                # At this level ssh says when it listens.
+                options = ["-o", "LogLevel=DEBUG1", "-L", f"127.0.0.1:{self._port}:{there}"]
+            self._process = self._ssh(["-N", *options], stdin=subprocess.DEVNULL)
+        except ConnectionFailed:
+            self._end_ssh()
+            raise
 
     def _ssh(
         self, options: list[str], command: str | None = None, stdin: int = subprocess.PIPE
@@ -112,7 +168,8 @@ class Tunnel:
             self._end_server()
             said = self._words().strip().splitlines()[-3:]
             raise ConnectionFailed(
-                f"The server could not be started on {self.target.host} (status {status}): {' '.join(said)[:500]}"
+                f"The server could not be started on {self.target.host} (status {status}): "
+                f"{redact(printable(' '.join(said)))[:500]}"
             )
         return self._server is not None
 
@@ -125,7 +182,7 @@ class Tunnel:
         return self._said.read().decode(errors="replace")
 
     def explain(self, error: ConnectionFailed) -> ConnectionFailed:
-        """What a failure at the local port means: of the tunnel, or of what is behind it."""
+        """What a failure at the local end means: of the tunnel, or of what is behind it."""
         if self.nothing_listens:
             return ConnectionFailed(
                 f"ssh reached {self.target.host}, but nothing listens at port {self.target.server_port} there. Start "
@@ -135,10 +192,13 @@ class Tunnel:
 
     def _explained(self, words: str) -> ConnectionFailed:
         host = self.target.host
+        # What is there at the level DEBUG1 alone names steps that may have failed before another one worked.
+        words = "\n".join(line for line in words.splitlines() if not line.startswith("debug1:"))
         for pattern, kind, sentence in _SAID:
             if re.search(pattern, words, re.IGNORECASE):
                 return kind(sentence.format(host=host))
-        return ConnectionFailed(f"ssh to {host} failed: {' '.join(words.split())[-500:] or 'it said nothing'}")
+        said = printable(" ".join(words.split()))[-500:]
+        return ConnectionFailed(redact(f"ssh to {host} failed: {said or 'it said nothing'}"))
 
     # ---- the end --------------------------------------------------------------------------------------------
 
@@ -163,7 +223,27 @@ class Tunnel:
         if self._said is not None:
             self._said.close()
             self._said = None
-        self._was_ready, self._heard = False, 0
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+        self._port, self._was_ready, self._heard = 0, False, 0
+
+
+def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A new folder that only this user may enter, of a path that suits a Unix socket. Raises ConnectionFailed."""
+    failure = "no folder for temporary files has a path that is short enough, of ASCII letters and digits"
+    for place in (tempfile.gettempdir(), "/tmp"):
+        path = str(Path(place, _RANDOM_NAME))
+        if len(path) > _MAX_SOCKET_PATH or not _PLAIN_PATH.fullmatch(path):
+            continue
+        try:
+            return tempfile.TemporaryDirectory(prefix="nninteractive-", dir=place)  # with the mode 0700
+        except OSError as e:
+            failure = f"in {place} no folder can be made ({e.strerror})"
+    raise ConnectionFailed(
+        f"There is no place for the socket of an ssh tunnel: {failure}. Set the environment variable TMPDIR to a "
+        "folder with a short path in which you may write."
+    )
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -175,6 +255,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 _SAID: list[tuple[str, type[ConnectionFailed], str]] = [
+    (
+        r"unix_listener:",
+        ConnectionFailed,
+        "ssh could not create the socket of the tunnel to {host} on this machine. Set the environment variable TMPDIR "
+        "to a folder on a local disk, with a short path, in which you may write.",
+    ),
     (
         r"host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
         Untrusted,

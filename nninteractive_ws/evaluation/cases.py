@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage, BadJobs
 from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
-from nninteractive_ws.files.rows import check_columns, empty, read_rows, shown, text_of
+from nninteractive_ws.files.rows import check_columns, empty, path_of, read_rows, shown, text_of
 
 COLUMNS = ("image", "labels", "label", "name")
+#: The largest value that a label map can have.
+_MAX_LABEL = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +95,9 @@ def read_cases(path: Path) -> list[FileCase]:
 
 def _collect(row: Mapping[str, object], folder: Path, cases: dict[Path, FileCase]) -> None:
     check_columns(row, COLUMNS)
-    name = text_of(row, "image", "the path of an image")
-    image, labels = folder / name, folder / text_of(row, "labels", "the path of a label map")
+    expected = "the path of an image"
+    name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected)
+    labels = path_of(row, "labels", folder, "the path of a label map")
     case = cases.get(image)
     value = _label(row.get("label"))
     if case is not None and (value is None or not case.structures):
@@ -116,9 +119,9 @@ def _label(cell: object) -> int | None:
     if empty(cell):
         return None
     try:
-        value = int(str(cell))
+        value = int(cell) if isinstance(cell, int | str) and not isinstance(cell, bool) else 0
     except ValueError:
         value = 0
-    if value < 1:
+    if not 1 <= value <= _MAX_LABEL:
         raise BadJobs(f"column label: expected a whole number from 1, found {shown(cell)}.")
     return value

@@ -1,8 +1,6 @@
 """Results as tables: two CSV files, and what is printed."""
 
 from collections.abc import Iterable, Sequence
-import csv
-import io
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from rich.table import Table
 
 from nninteractive_ws.evaluation.measures import BALL_RADIUS, TARGETS
 from nninteractive_ws.evaluation.run import ObjectResult
+from nninteractive_ws.files.cells import csv_text
 from nninteractive_ws.files.images import writing
 
 PROMPT_COLUMNS = (
@@ -39,12 +38,8 @@ def write_tables(folder: Path, results: Sequence[ObjectResult], model: str, lice
 
 
 def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
     with writing(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8", newline="")
+        partial.write_text(csv_text([columns, *lines]), encoding="utf-8", newline="")
 
 
 def _prompt_lines(result: ObjectResult) -> Iterable[Sequence[object]]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import Volume
+from nninteractive_ws.files.rows import printed
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 
@@ -51,8 +52,9 @@ def read_markups(path: Path, volume: Volume) -> list[Markup]:
         raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
     except BadJobs as e:
         raise BadJobs(f"{path}: {e}") from e
-    except (KeyError, TypeError, ValueError) as e:
-        raise BadJobs(f"{path} is not a markups file as 3D Slicer writes it ({e!r}).") from e
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as e:
+        reason = printed(repr(e))[:200]
+        raise BadJobs(f"{path} is not a markups file as 3D Slicer writes it ({reason}).") from e
     if not found:
         raise BadJobs(f"{path} holds no point, ROI or closed curve.")
     return found
@@ -68,7 +70,9 @@ def _read(markup: dict[str, Any], volume: Volume) -> Iterator[Markup]:
     elif kind == "ClosedCurve":
         yield _lasso(markup, volume)
     else:
-        raise BadJobs(f"it holds a markup of type {kind}; Fiducial, ROI and ClosedCurve can be used.")
+        raise BadJobs(
+            f"it holds a markup of type {printed(str(kind)[:40])}; Fiducial, ROI and ClosedCurve can be used."
+        )
 
 
 def _control_points(markup: dict[str, Any]) -> Points:
@@ -83,7 +87,7 @@ def _lps(vectors: Points, markup: dict[str, Any]) -> Points:
     """Positions or directions (n, 3) of a file, in LPS."""
     system = markup["coordinateSystem"]
     if system not in ("LPS", "RAS"):
-        raise BadJobs(f"its coordinate system is {system}; LPS or RAS is needed.")
+        raise BadJobs(f"its coordinate system is {printed(str(system)[:40])}; LPS or RAS is needed.")
     return vectors * (1, 1, 1) if system == "LPS" else vectors * (-1, -1, 1)
 
 
@@ -115,7 +119,8 @@ def _box(markup: dict[str, Any], volume: Volume) -> Box:
 
 
 def _inside(starts: Points, stops: Points, volume: Volume, what: str) -> Box:
-    pairs = np.stack((starts, stops), axis=1).astype(int).tolist()
+    limit = 2.0**31  # beyond any volume, and still exact as an integer
+    pairs = np.clip(np.stack((starts, stops), axis=1), -limit, limit).astype(int).tolist()
     box = Box.from_pairs(pairs).clip(volume.voxels.shape)
     if box is None:
         raise BadJobs(f"{what} lies outside the volume.")

@@ -4,10 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import csv
 import json
 from pathlib import Path
+import unicodedata
 
 from nninteractive_ws.errors import BadJobs
 
 Row = Mapping[str, object] | str  # a string says why there is no row
+
+#: How much of a cell an error shows.
+_MAX_SHOWN = 120
 
 
 def read_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -21,6 +25,8 @@ def read_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> Iter
         raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
     except UnicodeDecodeError as e:
         raise BadJobs(f"{path} is not a text file in UTF-8: save it as one (in Excel, as CSV UTF-8).") from e
+    except ValueError as e:  # a NUL in the path, or half of a character
+        raise BadJobs(f"{shown(str(path))} is not the path of a file ({e}).") from e
     return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(path, text, columns, needed)
 
 
@@ -29,7 +35,10 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str], needed: Sequence[st
     first, *lines = text.split("\n")
     # Where a comma is the decimal sign, spreadsheets put a semicolon between cells.
     separator = ";" if ";" in first and "," not in first else ","
-    header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+    try:
+        header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator, strict=True), [])]
+    except csv.Error as e:
+        raise BadJobs(f"{path}, line 1: expected the names of columns, found something else ({e}).") from e
     if not set(needed) <= set(header) <= set(columns) or len(set(header)) < len(header):
         raise BadJobs(
             f"{path}, line 1: expected some of the columns {', '.join(columns)}, {' and '.join(needed)} among them and "
@@ -58,24 +67,45 @@ def _jsonl_rows(text: str) -> Iterator[tuple[int, Row]]:
         except ValueError as e:
             yield number, f"expected a JSON object, found something else ({e})."
             continue
-        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {line.strip()[:40]}."
+        except RecursionError:
+            yield number, "expected a JSON object, found values nested too deeply. A list of pairs is the deepest."
+            continue
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {printed(line.strip()[:40])}."
 
 
 def check_columns(row: Mapping[str, object], columns: Sequence[str]) -> None:
     """Raises BadJobs where a row has a column that is not one of these, as one of JSON Lines may."""
     unknown = [name for name in row if name not in columns]
     if unknown:
-        raise BadJobs(f"column {unknown[0]}: expected one of the columns {', '.join(columns)}.")
+        name = printed(str(unknown[0])[:_MAX_SHOWN])
+        raise BadJobs(f"column {name}: expected one of the columns {', '.join(columns)}.")
 
 
 def text_of(row: Mapping[str, object], column: str, expected: str) -> str:
-    """The text in a cell. Raises BadJobs, which says what was ``expected``, where there is none."""
+    """The text in a cell. Raises BadJobs, which says what was ``expected``, where there is none, or where it has line
+    breaks, other control characters, or bytes that are not text: no table of results could hold them."""
     value = row.get(column)
     if isinstance(value, Path):
-        return str(value)
-    if empty(value) or not isinstance(value, str) or "\0" in value:
+        value = str(value)
+    elif isinstance(value, str):
+        value = value.strip()
+    if not isinstance(value, str) or not value or any(unicodedata.category(c) in _NO_TEXT for c in value):
         raise BadJobs(f"column {column}: expected {expected}, found {shown(value)}.")
-    return value.strip()
+    return value
+
+
+#: Control characters, lone surrogates (what Python has for bytes that are not UTF-8), line and paragraph separators.
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
+
+
+def path_of(row: Mapping[str, object], column: str, folder: Path, expected: str) -> Path:
+    """The path in a cell, which is relative to ``folder``. Raises BadJobs where there is none."""
+    path = folder / text_of(row, column, expected)
+    try:
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # links in a circle are a RuntimeError
+        raise BadJobs(f"column {column}: expected {expected}, found {shown(str(path))} ({e}).") from e
+    return path
 
 
 def empty(value: object) -> bool:
@@ -84,5 +114,16 @@ def empty(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A cell as an error shows it."""
-    return "nothing" if empty(value) else json.dumps(value, ensure_ascii=False, default=str)
+    """A cell as an error shows it: in one line, and not all of a long one."""
+    if empty(value):
+        return "nothing"
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, TypeError, ValueError):  # nested too deeply, in itself, or a number of too many digits
+        return f"a {type(value).__name__} that cannot be shown"
+    return printed(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
+
+
+def printed(text: str) -> str:
+    """A text with what cannot be printed, or written as UTF-8, as an escape sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,9 +12,11 @@ from queue import SimpleQueue
 import stat
 from typing import Any
 
+from nninteractive_ws.client.address import shown_address
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import color_of, partial_path
+from nninteractive_ws.files.names import folded, safe_name, with_digest
 from nninteractive_ws.jobs.pipeline import Activity, Open, Task, process
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
@@ -127,7 +129,7 @@ class Batch(Iterator[VolumeResult]):
         return local_server("--log-level", "warning", *(("--model", self._model) if self._model else ()))
 
     async def _open(self, address: str) -> AsyncSession:
-        self._tell(Activity("", f"connecting to {address}"))
+        self._tell(Activity("", f"connecting to {shown_address(address)}"))
         notice = lambda event: self._tell(Activity("", event.message))  # noqa: E731
         return await aconnect(address, on={"notice": notice}, **self._how)
 
@@ -135,11 +137,15 @@ class Batch(Iterator[VolumeResult]):
 def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
     """Where every job's segmentation goes; a job whose file would take another's place gets none."""
     inputs = {path for job in jobs for path in (job.image, *(p.file.resolve() for p in job.prompts if p.file))}
-    taken: dict[Path, Job] = {}
+    taken: dict[str, tuple[Path, Job]] = {}
     tasks = []
     for job in jobs:
-        output = folder / _output_name(job, format)
-        other = taken.setdefault(output, job)
+        name = _output_name(job, format)
+        if taken.get(folded(name.as_posix()), (name, job))[0] != name:
+            # The names differ by case alone, or by how accents are written: on Windows and macOS they are one.
+            name = name.with_name(f"{with_digest(_stem(name, format), job.name)}.{format}")
+        output = folder / name
+        other = taken.setdefault(folded(name.as_posix()), (name, job))[1]
         wrong = ""
         if output.resolve() in inputs:
             wrong = f"{output} would be written over a file that is read; give another folder."
@@ -148,7 +154,22 @@ def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
         if wrong:
             job.faults = dict.fromkeys(job.segments, wrong)
         tasks.append(Task(job, output, _key(job, format)))
+    _check_folders(tasks, folder)
     return tasks
+
+
+def _stem(name: Path, format: str) -> str:
+    return name.name.removesuffix(f".{format}")
+
+
+def _check_folders(tasks: list[Task], folder: Path) -> None:
+    """A job whose file would lie in a folder that is a file of another job, or the table of results, is told so."""
+    files = {folded("results.csv"), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
+    for task in tasks:
+        parents = [p.as_posix() for p in task.output.relative_to(folder).parents]
+        if blocked := [p for p in parents if folded(p) in files]:
+            wrong = f"{task.output} would lie in a folder that is the file {blocked[0]}; give the image another name."
+            task.job.faults = dict.fromkeys(task.job.segments, wrong)
 
 
 def _tidy(task: Task) -> None:
@@ -160,14 +181,14 @@ def _tidy(task: Task) -> None:
 
 
 def _output_name(job: Job, format: str) -> Path:
-    """The image's path as the table writes it, from its root, with another ending."""
+    """The image's path as the table writes it, from its root, with another ending, and valid on any system."""
     written = PurePath(os.path.normpath(job.name))
     parts = [part for part in written.parts if part not in (written.anchor, "..", ".")]
     *folders, name = parts or [job.image.name or "image"]  # of ".", a series beside its table
     if not _is_folder(job.image):
         name = name.removesuffix(".gz")
         name = name.removesuffix(PurePath(name).suffix)
-    return Path(*folders, f"{name}.{format}")
+    return Path(*map(safe_name, folders), f"{safe_name(name)}.{format}")
 
 
 def _is_folder(path: Path) -> bool:
@@ -197,7 +218,7 @@ def _is_done(task: Task, result: VolumeResult | None) -> bool:
     return (
         result is not None
         and not result.errors
-        and result.output is not None
-        and result.output.exists()
+        and result.output == task.output
+        and task.output.exists()
         and [s.name for s in result.segments] == task.job.segments
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import LONGEST_NAME, is_segment_name
-from nninteractive_ws.files.rows import Row, check_columns, empty, read_rows, shown, text_of
+from nninteractive_ws.files.rows import Row, check_columns, empty, path_of, read_rows, shown, text_of
 
 COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity")
 Kind = Literal["point", "bbox", "scribble", "lasso", "markups"]
@@ -69,10 +69,14 @@ def read_table(jobs: str | Path | Iterable[Mapping[str, object]]) -> Table:
     Paths are relative to the file's folder, of rows to the working directory. Raises BadJobs where it is no such file.
     """
     if not isinstance(jobs, str | Path):
-        return _collect(Path(), ((f"row {n}", row) for n, row in enumerate(jobs, start=1)))
+        return _collect(Path(), ((f"row {n}", _mapping(row)) for n, row in enumerate(jobs, start=1)))
     path = Path(jobs)
     rows = read_rows(path, COLUMNS, ("image",))
     return _collect(path.parent, ((f"{path.name}, line {line}", row) for line, row in rows))
+
+
+def _mapping(row: object) -> Row:
+    return row if isinstance(row, Mapping) else f"expected a dictionary, found {shown(row)}."
 
 
 def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
@@ -84,12 +88,12 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
             continue
         name = segment = ""
         try:
-            name = text_of(row, "image", "the path of an image")
+            expected = "the path of an image"
+            name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected).resolve()
             segment = _segment(row)
         except BadJobs as e:
             table.strays.append((name, f"{where}, {e}"))
             continue
-        image = (folder / name).resolve()
         job = jobs.setdefault(image, Job(image, name))
         if segment not in job.segments:
             job.segments.append(segment)
@@ -128,7 +132,7 @@ def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -
         raise BadJobs(f"column {wanted[0]}: expected a value here{' or in lps' * (len(wanted) - 1)}, found {found}.")
     column = used[0]
     if column == "file":
-        path = folder / text_of(row, "file", "the path of a file")
+        path = path_of(row, "file", folder, "the path of a file")
         return Prompt(where, segment, cast("Kind", kind), positive, file=path)
     numbers = _numbers(row, kind, column)
     return Prompt(where, segment, cast("Kind", kind), positive, numbers, column == "lps")
@@ -163,7 +167,7 @@ def _numbers(row: Mapping[str, object], kind: str, column: str) -> tuple[float, 
         else:
             pairs = [[float(n) for n in (p.split(":") if isinstance(p, str) else p)] for p in parts]
         _check_numbers(pairs, kind, column)
-    except (TypeError, ValueError):
+    except (OverflowError, RecursionError, TypeError, ValueError):
         expected = _NUMBERS[kind, column]
         raise BadJobs(f"column {column}: expected {expected}, found {shown(value)}.") from None
     return tuple(n for pair in pairs for n in pair)

@@ -1,0 +1,42 @@
+"""The proxy that the computer's settings name for a server."""
+
+from websockets.exceptions import InvalidProxy
+from websockets.proxy import Proxy, get_proxy, parse_proxy
+from websockets.uri import parse_uri
+
+from nninteractive_ws.client.address import Address
+from nninteractive_ws.errors import ConnectionFailed
+
+
+def proxy_url(address: Address) -> str | None:
+    """The URL of the proxy for an address, as the settings have it; it may hold a password. None for this machine.
+
+    Raises ConnectionFailed where it is no URL of a proxy.
+    """
+    named = None if address.is_loopback else get_proxy(parse_uri(address.url))
+    if named is not None and _parse(named) is None:
+        # Raised here and not where parsing fails: that error repeats the URL.
+        raise ConnectionFailed(
+            "This computer's settings name a proxy by an invalid address, which is not repeated here because it may "
+            "hold a password. One looks like http://proxy:3128. Correct it in the settings, or in the environment "
+            f"variable HTTPS_PROXY or ALL_PROXY. {except_it(address)}"
+        )
+    return named
+
+
+def proxy_for(address: Address) -> Proxy | None:
+    """The same in its parts."""
+    named = proxy_url(address)
+    return None if named is None else _parse(named)
+
+
+def except_it(address: Address) -> str:
+    """What helps where a proxy is not needed."""
+    return f"If the server is reached without a proxy, except it: NO_PROXY={address.host}."
+
+
+def _parse(url: str) -> Proxy | None:
+    try:
+        return parse_proxy(url)
+    except (InvalidProxy, ValueError):
+        return None
