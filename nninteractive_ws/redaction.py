@@ -4,19 +4,25 @@ import re
 
 _HIDDEN = "***"
 
-# Secrets are recognized by their surroundings. Their own form is known for this project's tokens alone.
+# A token behind its scheme, and whatever begins as a token of this project does (access.TOKEN_PREFIX). The text may be
+# escaped already: a blank may be \t, and the letter before a token part of an \n.
+_TOKEN = re.compile(r"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|nws_[\w-]+", re.ASCII | re.IGNORECASE)
+# Other secrets are recognized by their surroundings.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.ASCII), replacement)
     for pattern, replacement in (
         (r"((?:proxy-)?authorization[\"']?\s*[:=]\s*)[^\r\n]+", rf"\1{_HIDDEN}"),
-        (r"\b((?:bearer|basic)\s+)[^\s\"']+", rf"\1{_HIDDEN}"),
-        (r"nws_[\w-]+", _HIDDEN),
         # User and password of a URL. A password may hold "/" and "@" itself, so everything up to the last "@" goes.
         (r"(//)[^\s\"'<>]*@", rf"\1{_HIDDEN}@"),
         (r"(\w://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", rf"\1?{_HIDDEN}"),
         (r"\b((?:\w+[_-])?(?:token|secret|password|passwd|api_?key)=)[^\s&\"']+", rf"\1{_HIDDEN}"),
     )
 )
+
+
+def redact_tokens(text: str) -> str:
+    """Replace tokens behind ``Bearer`` and ``Basic``, and this project's own, by ``***``; a JSON text stays one."""
+    return _TOKEN.sub(lambda found: (found[1] or "") + _HIDDEN, text)
 
 
 def redact(text: str, *secrets: str | None) -> str:
@@ -26,7 +32,7 @@ def redact(text: str, *secrets: str | None) -> str:
         text = text.replace(secret, _HIDDEN)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return text
+    return redact_tokens(text)
 
 
 def printable(text: str) -> str:

@@ -17,13 +17,13 @@ import urllib.request
 from chain_helpers import health, http, server_process, wait_until
 import pytest
 
+from nninteractive_ws.redaction import redact_tokens
 from nninteractive_ws.server.access import add_user, new_token
 from nninteractive_ws.server.logs import (
     MAX_QUEUED_BYTES,
     REPEAT_BURST,
     REPEAT_WINDOW_S,
     configure_logging,
-    without_secrets,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="fills pipes")
@@ -331,8 +331,8 @@ def test_no_secret_is_logged(as_json: bool) -> None:
 
 @pytest.mark.parametrize("said", ["the news_item", "a forbearer", "Bearer", "session=ab12 user=alice", "nws"])
 def test_other_words_stay(said: str) -> None:
-    assert without_secrets(said) == said
+    assert redact_tokens(said) == said
 
 
 def test_what_stands_around_a_secret_stays() -> None:
-    assert without_secrets('{"a": "Bearer x.y", "b": 1} nws_abc-D_9.') == '{"a": "Bearer ***", "b": 1} ***.'
+    assert redact_tokens('{"a": "Bearer x.y", "b": 1} nws_abc-D_9.') == '{"a": "Bearer ***", "b": 1} ***.'

@@ -19,6 +19,8 @@ from typing import TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from nninteractive_ws.redaction import redact_tokens
+
 # What a record has without any fields; websockets adds the connection itself, which is no word.
 _NO_FIELDS = (*RESERVED_ATTRS, "websocket")
 
@@ -29,10 +31,6 @@ REPEAT_BURST, REPEAT_WINDOW_S = 50, 10.0
 #: The end of a process waits for so long for the reader of its log, and not that long where nothing is read.
 FLUSH_TIMEOUT_S, FLUSH_STALL_S = 5.0, 1.0
 _RETRY_S = 0.05
-
-# What follows "Bearer ", and whatever begins as a token does (access.TOKEN_PREFIX). The text may be escaped already:
-# a blank may be \t, and the letter before a token part of an \n.
-_SECRETS = re.compile(r"""(bearer(?:\s|\\[nrt])+)[^\s"'\\]+|nws_[\w-]+""", re.ASCII | re.IGNORECASE)
 
 
 def configure_logging(process: str, level: str, json: bool) -> None:
@@ -48,7 +46,7 @@ def configure_logging(process: str, level: str, json: bool) -> None:
         root.removeHandler(other)
         other.close()
     handler = BackgroundHandler(sys.stderr)
-    handler.setFormatter(_WithoutSecrets(_json_formatter(process) if json else _TextFormatter(process)))
+    handler.setFormatter(_RedactingFormatter(_json_formatter(process) if json else _TextFormatter(process)))
     root.addHandler(handler)
     # Below that it logs every header and every message, tokens and images included.
     logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
@@ -210,12 +208,7 @@ def _summary(last: logging.LogRecord, count: int, seconds: float) -> logging.Log
     return last
 
 
-def without_secrets(text: str) -> str:
-    """A text with *** in the place of what follows ``Bearer`` and of tokens."""
-    return _SECRETS.sub(lambda found: (found[1] or "") + "***", text)
-
-
-class _WithoutSecrets(logging.Formatter):
+class _RedactingFormatter(logging.Formatter):
     """The last step, not a filter of records: fields and tracebacks may hold secrets, too."""
 
     def __init__(self, inner: logging.Formatter) -> None:
@@ -223,7 +216,7 @@ class _WithoutSecrets(logging.Formatter):
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(self._inner.format(record))
+        return redact_tokens(self._inner.format(record))
 
 
 class _TextFormatter(logging.Formatter):
