@@ -1,8 +1,9 @@
-"""A message in endless empty parts, which no limit on its size counts."""
+"""What no limit on the size of a message counts: endless empty parts of one, and pings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 import itertools
+import socket
 from typing import Any
 
 from chain_helpers import run, wait_until
@@ -10,6 +11,7 @@ import pytest
 from threads import on_a_thread
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
+from websockets.utils import accept_key
 
 import nninteractive_ws as nni
 from nninteractive_ws import errors
@@ -49,3 +51,36 @@ def by_polling(address: str) -> Exception:
 def test_endless_empty_fragments(driver: Callable[[str], Exception]) -> None:
     with sending_empty_fragments() as address:
         assert isinstance(driver(address), errors.TooLarge)
+
+
+# ---- pings ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sending_pings() -> Iterator[str]:
+    """A server that sends pings without end, and reads nothing."""
+
+    def behave(listening: socket.socket) -> None:
+        with suppress(OSError):  # the client went, or the test is over
+            connection, _ = listening.accept()
+            with connection:
+                request = connection.recv(4096).decode()
+                key = request.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
+                connection.sendall(
+                    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Accept: " + accept_key(key).encode() + b"\r\n\r\n"
+                )
+                while True:
+                    connection.sendall(b"\x89\x00" * 4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with on_a_thread(lambda: behave(listening), lambda: listening.shutdown(socket.SHUT_RDWR)):
+            yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_pings_of_a_server_that_does_not_read_their_answers() -> None:
+    with sending_pings() as address:
+        error = by_polling(address)
+    assert isinstance(error, errors.ConnectionFailed)
+    assert "pings" in str(error)

@@ -47,6 +47,9 @@ _CHUNK_BYTES = 64 * 1024
 #: As many as websockets' other drivers take for one message. An empty fragment costs memory, too, and no limit on the
 #: size of a message counts it.
 _MAX_FRAGMENTS = 4096
+#: Messages, pings and pongs that wait for the system to take them: one message and some pongs, unless a server sends
+#: pings and does not read.
+_MAX_UNSENT = 4096
 #: What has come and is not read makes the system say "reset" instead of goodbye; that much of it is read.
 _MOST_UNREAD_CHUNKS = 64
 
@@ -113,6 +116,8 @@ class _Connection:
         if self._websocket.handshake_exc is not None:
             raise self._websocket.handshake_exc
         self._queue_bytes()
+        if len(self._unsent) > _MAX_UNSENT:
+            raise ConnectionFailed("The server sends pings without reading their answers.")
         if not data or (self.opened and self._websocket.state is not State.OPEN):
             self.ended = why_closed(self._websocket.close_rcvd, self._websocket.close_sent)
         return messages

@@ -71,7 +71,8 @@ class ServerForm:
         known = [address, *others][:_KEPT_SERVERS]
         box.clear()
         box.addItems(known)
-        qt.QSettings().setValue(f"{SETTINGS}/servers", known)
+        # What is no address may hold a password.
+        qt.QSettings().setValue(f"{SETTINGS}/servers", [server for server in known if _parsed(server) is not None])
         self._logic.setServer(*server)
         self.stop()
 
@@ -162,10 +163,16 @@ class _Doctor:
 
 
 def _isEncrypted(address):
+    parsed = _parsed(address)
+    return parsed is not None and parsed.secure
+
+
+def _parsed(address):
+    """The address, or None where it is none, of which the user is told when it is connected to."""
     try:
-        return parse_address(address).secure
-    except BadAddress:  # it is told when it is connected to
-        return False
+        return parse_address(address)
+    except BadAddress:
+        return None
 
 
 def userAgrees(address):
