@@ -32,7 +32,7 @@ PARTS = {
     ],
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "tour", "picture"],
-    "benchmark": ["link", "work", "sides", "client", "measure", "device", "run", "report"],
+    "benchmark": ["link", "work", "sides", "client", "measure", "session_memory", "device", "run", "report"],
     "files": ["dicom", "images", "markups", "rows"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [

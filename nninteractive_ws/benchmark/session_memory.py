@@ -1,0 +1,257 @@
+"""The memory that a session's account states, and the memory that its processes take for it.
+
+``python -m nninteractive_ws.benchmark.session_memory PORT CASE VOLUME`` is the client, in a process of its own. It
+prints its own figures as a line of JSON at every stage, and goes on with a line of its standard input.
+
+An image is charged in full when it is announced. Its pages, and those of its interaction channels, become resident
+when they are first written. So the client first has all of them written, by prompts of every kind and polarity, and
+leaves a mask that fills the volume in the segment in hand. The growth from there is what the case adds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import sys
+import time
+from typing import Any
+import urllib.request
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.parser import text_string_to_metric_families
+import psutil
+
+from nninteractive_ws.benchmark.measure import ClientProcess, Record
+from nninteractive_ws.benchmark.sides import OWN, Served, Server
+from nninteractive_ws.client.events import Done, Failed, ImageProgress
+from nninteractive_ws.client.polled import PolledSession
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.geometry import Box, Index
+
+_CLICKS, _EDITS, _SEGMENTS = 2000, 300, 256
+#: Of those segments, one is there before.
+_CLICKS_EACH = 2
+_POSITIVE_SHARE = 0.6
+_WARM_UP_CLICKS = 100
+#: Points so close that each page of their channels is written.
+_POINT_STRIDE = 8
+_BRUSH_VOXELS = (8, 20)
+#: Millimeters along each axis: the torso, so that several organs are in the volume.
+_EXTENT_MM = 320.0
+_STAGES = ("connected", "image", "case")
+Volume = npt.NDArray[np.int16]
+
+
+# ---- the client's process ---------------------------------------------------------------------------------
+
+
+class _User:
+    """A client that waits for each answer. ``rng``: where it prompts."""
+
+    def __init__(self, port: int, volume: Volume) -> None:
+        self.volume, self.rng = volume, np.random.default_rng(0)
+        self.shape: Index = volume.shape[0], volume.shape[1], volume.shape[2]
+        self._session = PolledSession(f"ws://127.0.0.1:{port}")
+        self.core = self._session.core
+        self._session.set_image(volume)
+        self._until(lambda event: isinstance(event, ImageProgress) and event.present == event.total)
+
+    def ask(self, command: str, *arguments: object, **options: object) -> None:
+        """A command of the client's core."""
+        number = getattr(self.core, command)(*arguments, **options)
+        self._until(lambda event: isinstance(event, Done) and event.result.request == number)
+
+    def _until(self, is_last: Callable[[object], bool]) -> None:
+        while True:
+            for event in self._session.poll():
+                if isinstance(event, Failed):
+                    raise event.error
+                if is_last(event):
+                    return
+            time.sleep(5e-4)
+
+    def voxel(self) -> list[int]:
+        return [int(self.rng.integers(n)) for n in self.shape]
+
+    def click(self, segment: str) -> None:
+        self.ask("add_point", segment, self.voxel(), positive=self.rng.random() < _POSITIVE_SHARE)
+
+    def paint(self, segment: str) -> None:
+        """Paint or erase with a round brush, only where the tissue is as bright as in its center."""
+        center, radius = self.voxel(), int(self.rng.integers(*_BRUSH_VOXELS))
+        around = Box.from_pairs([(c - radius, c + radius + 1) for c in center]).clip(self.shape)
+        assert around is not None
+        distances = [np.arange(a, b) - c for (a, b), c in zip(around.pairs, center, strict=True)]
+        brush = sum(d**2 for d in np.ix_(*distances)) <= radius**2
+        tissue = np.abs(self.volume[around.slices] - self.volume[tuple(center)]) < self.volume.std() / 4
+        self.ask("flip_mask", segment, brush & tissue, box=around.pairs)
+
+    def touch(self) -> None:
+        """Have every page of the image and its interaction channels written."""
+        everywhere = np.ones(self.shape, bool)
+        for positive in (True, False):
+            how = {"positive": positive, "run": False}
+            self.ask("add_scribble", "touched", everywhere, **how)
+            self.ask("add_lasso", "touched", everywhere, **how)
+            self.ask("add_bbox", "touched", Box.whole(self.shape).pairs, **how)
+            for i, j in np.ndindex(*(n // _POINT_STRIDE for n in self.shape[:2])):
+                self.ask("add_point", "touched", (_POINT_STRIDE * i, _POINT_STRIDE * j, self.shape[2] // 2), **how)
+        self.ask("remove_segment", "touched")
+        self.ask("set_mask", "filled", everywhere)
+        for _ in range(_WARM_UP_CLICKS):
+            self.click("filled")
+        self.ask("set_mask", "filled", everywhere)
+
+    def kept_bytes(self) -> int:
+        """Bytes of the histories and masks that the client's core keeps."""
+        return sum(segment.memory + segment.mask.nbytes for segment in self.core.segments.values())
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _click(user: _User) -> None:
+    for _ in range(_CLICKS):
+        user.click("clicked")
+
+
+def _paint(user: _User) -> None:
+    user.click("painted")
+    for _ in range(_EDITS):
+        user.paint("painted")
+
+
+def _segment(user: _User) -> None:
+    for n in range(_SEGMENTS - 1):
+        for _ in range(_CLICKS_EACH):
+            user.click(f"segment {n}")
+
+
+@dataclass(frozen=True)
+class _Case:
+    edge: int
+    work: Callable[[_User], None]
+
+
+_CASES = {
+    f"{_CLICKS:,} clicks": _Case(160, _click),
+    f"{_EDITS} hand edits": _Case(192, _paint),
+    f"{_SEGMENTS} segments": _Case(160, _segment),
+}
+#: What is done in a session.
+CASES = tuple(_CASES)
+
+
+def main() -> None:
+    port, case, path = sys.argv[1:]
+    volume = np.load(path)
+    # The first session of a process takes memory that the next ones find.
+    _use(int(port), volume, lambda user: user.click("first"))
+    _say({"resident": _resident_bytes(os.getpid())})
+    _use(int(port), volume, lambda user: _run(user, _CASES[case]))
+
+
+def _use(port: int, volume: Volume, work: Callable[[_User], None]) -> None:
+    user = _User(port, volume)
+    try:
+        work(user)
+    finally:
+        user.close()
+
+
+def _run(user: _User, case: _Case) -> None:
+    for work in (_User.touch, case.work):
+        work(user)
+        _say({"resident": _resident_bytes(os.getpid()), "accounted": user.kept_bytes()})
+
+
+def _say(figures: Mapping[str, int]) -> None:
+    print(json.dumps(figures), flush=True)
+    sys.stdin.readline()
+
+
+# ---- the benchmark's process ------------------------------------------------------------------------------
+
+
+def measure(model: Path, name: str) -> Record:
+    """Do a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
+    case = _CASES[name]
+    volume = model.with_name("session volume.npy")
+    np.save(volume, make_phantom(0, (case.edge,) * 3, (_EXTENT_MM / case.edge,) * 3).image)
+    with OWN.serve(Served(model, "cpu")) as server:
+        client = ClientProcess("session_memory", str(server.port), name, str(volume))
+        with client.process:
+            stages = [_stage(client, server) for _ in _STAGES]
+    return Record("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Bytes of a moment: of the worker by purpose, and of both processes."""
+
+    charged: Mapping[str, int]
+    worker: int
+    client: Mapping[str, int]
+
+
+def _stage(client: ClientProcess, server: Server) -> _Stage:
+    figures = json.loads(client.hear())
+    (worker,) = psutil.Process(server.pid).children()
+    if "accounted" not in figures:
+        _wait_for_end_of_sessions(server)
+    stage = _Stage(_charged(server), _resident_bytes(worker.pid), figures)
+    client.say()
+    return stage
+
+
+def _figures(connected: _Stage, image: _Stage, case: _Stage) -> dict[str, float]:
+    kept, base = sum(case.charged.values()), sum(image.charged.values())
+    return {
+        **_compared("worker, beyond the image", kept - base, case.worker - image.worker),
+        **_compared("worker, with the image", kept, case.worker - connected.worker),
+        **_compared(
+            "client, beyond the image",
+            case.client["accounted"] - image.client["accounted"],
+            case.client["resident"] - image.client["resident"],
+        ),
+        **_compared(
+            "client, beyond the volume", case.client["accounted"], case.client["resident"] - connected.client["resident"]
+        ),
+    }
+
+
+def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
+    return {
+        f"{of}, accounted, MB": accounted / 1e6,
+        f"{of}, resident, MB": resident / 1e6,
+        f"{of}, accounted / resident": accounted / resident,
+    }
+
+
+def _charged(server: Server) -> dict[str, int]:
+    found = {}
+    for family in text_string_to_metric_families(_metrics(server)):
+        for sample in family.samples:
+            if sample.name == "nninteractive_ws_session_memory_bytes":
+                found[sample.labels["purpose"]] = int(sample.value)
+    return found
+
+
+def _metrics(server: Server) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def _wait_for_end_of_sessions(server: Server) -> None:
+    while any(_charged(server).values()):
+        time.sleep(0.05)
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+if __name__ == "__main__":
+    main()
