@@ -40,6 +40,8 @@ _POINT_STRIDE = 8
 _BRUSH_VOXELS = (8, 20)
 #: Millimeters along each axis: the torso, so that several organs are in the volume.
 _EXTENT_MM = 320.0
+#: Standard deviation in Hounsfield units, as in a low-dose CT. It makes the surfaces of masks ragged.
+_NOISE_HU = 30.0
 _STAGES = ("connected", "image", "case")
 Volume = npt.NDArray[np.int16]
 
@@ -179,12 +181,18 @@ def measure(model: Path, name: str) -> Record:
     """Do a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
     case = _CASES[name]
     volume = model.with_name("session volume.npy")
-    np.save(volume, make_phantom(0, (case.edge,) * 3, (_EXTENT_MM / case.edge,) * 3).image)
+    np.save(volume, _noisy_phantom((case.edge,) * 3))
     with OWN.serve(Served(model, "cpu")) as server:
         client = ClientProcess("session_memory", str(server.port), name, str(volume))
         with client.process:
             stages = [_stage(client, server) for _ in _STAGES]
     return Record("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
+
+
+def _noisy_phantom(shape: Index) -> Volume:
+    spacing = _EXTENT_MM / shape[0], _EXTENT_MM / shape[1], _EXTENT_MM / shape[2]
+    noise = np.random.default_rng(0).normal(0, _NOISE_HU, shape)
+    return (make_phantom(0, shape, spacing).image + noise).astype(np.int16)
 
 
 @dataclass(frozen=True)

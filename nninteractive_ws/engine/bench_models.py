@@ -26,7 +26,7 @@ _OFFICIAL_PATCH = 192
 _CUBE, _LEANING = 4, 3.0
 # The local network: its patch, and how far from the newest prompt it changes the mask, in cubes. It stays off the
 # patch's border, where a change makes nnInteractive zoom out.
-_LOCAL_PATCH, _REACH = 80, 7
+_LOCAL_PATCH, _REACH = 72, 6
 
 
 class _Notebook:
@@ -92,14 +92,15 @@ class LocalNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float (batch, channels, X, Y, Z), image first, then nnInteractive's interaction channels."""
         image, previous = x[:, :1], x[:, 1:2]
-        positive, negative = (x[:, first:8:2].amax(1, keepdim=True) for first in (2, 3))
+        cubes, brightness = max_pool3d(x[:, 2:], _CUBE), avg_pool3d(image, _CUBE)
+        positive, negative = (cubes[:, first::2].amax(1, keepdim=True) for first in (0, 1))
         marks = torch.maximum(positive, negative)
         newest = ((marks > 0) & (marks >= 0.95 * marks.amax())).to(x.dtype)  # older prompts have faded
-        brightness = (image * newest).sum() / newest.sum().clamp_min(1)
-        alike = (avg_pool3d(image, 3, stride=1, padding=1) - brightness).abs() < 0.25 * image.std()
-        near = interpolate(max_pool3d(max_pool3d(newest, _CUBE), 2 * _REACH + 1, stride=1, padding=_REACH), x.shape[2:])
+        near = interpolate(max_pool3d(newest, 2 * _REACH + 1, stride=1, padding=_REACH), scale_factor=_CUBE) > 0
+        marked = (brightness * newest).sum() / newest.sum().clamp_min(1)
+        alike = (image - marked).abs() < 0.1
         adds = (positive * newest).amax() >= (negative * newest).amax()
-        answer = torch.where((near > 0) & alike, adds.to(x.dtype), previous)
+        answer = torch.where(near & alike, adds.to(x.dtype), previous)
         # Channels last in memory: upstream's argmax takes several times longer across planes.
         return torch.cat((0.5 - answer, answer - 0.5), 1).contiguous(memory_format=torch.channels_last_3d)
 
