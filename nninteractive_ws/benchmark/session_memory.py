@@ -5,17 +5,20 @@ prints its own figures as a line of JSON at every stage, and goes on with a line
 
 An image is charged in full when it is announced. Its pages, and those of its interaction channels, become resident
 when they are first written. So the client first has all of them written, by prompts of every kind and polarity, and
-leaves a mask that fills the volume in the segment in hand. The growth from there is what the case adds.
+leaves a mask that fills the volume in the segment in hand. A case adds what both figures grow by from there.
+
+Both processes return freed memory to the system before they are measured. What is freed and not returned serves the
+next request, whichever session's, and belongs to none.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 import json
+from mmap import PAGESIZE
 import os
 from pathlib import Path
 import sys
 import time
-from typing import Any
 import urllib.request
 
 import numpy as np
@@ -25,10 +28,13 @@ import psutil
 
 from nninteractive_ws.benchmark.measure import ClientProcess, Record
 from nninteractive_ws.benchmark.sides import OWN, Served, Server
+from nninteractive_ws.client.blocking import connect
 from nninteractive_ws.client.events import Done, Failed, ImageProgress
 from nninteractive_ws.client.polled import PolledSession
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.history import Segment
+from nninteractive_ws.processes import return_freed_memory
 
 _CLICKS, _EDITS, _SEGMENTS = 2000, 300, 256
 #: Of those segments, one is there before.
@@ -37,11 +43,12 @@ _POSITIVE_SHARE = 0.6
 _WARM_UP_CLICKS = 100
 #: Points so close that each page of their channels is written.
 _POINT_STRIDE = 8
-_BRUSH_VOXELS = (8, 20)
+_BRUSH_VOXELS, _BRUSH_TOLERANCE_HU = (8, 20), 40
 #: Millimeters along each axis: the torso, so that several organs are in the volume.
 _EXTENT_MM = 320.0
 #: Standard deviation in Hounsfield units, as in a low-dose CT. It makes the surfaces of masks ragged.
 _NOISE_HU = 30.0
+_PAUSE_S = 0.5
 _STAGES = ("connected", "image", "case")
 Volume = npt.NDArray[np.int16]
 
@@ -87,7 +94,7 @@ class _User:
         assert around is not None
         distances = [np.arange(a, b) - c for (a, b), c in zip(around.pairs, center, strict=True)]
         brush = sum(d**2 for d in np.ix_(*distances)) <= radius**2
-        tissue = np.abs(self.volume[around.slices] - self.volume[tuple(center)]) < self.volume.std() / 4
+        tissue = np.abs(self.volume[around.slices] - self.volume[tuple(center)]) < _BRUSH_TOLERANCE_HU
         self.ask("flip_mask", segment, brush & tissue, box=around.pairs)
 
     def touch(self) -> None:
@@ -107,11 +114,24 @@ class _User:
         self.ask("set_mask", "filled", everywhere)
 
     def kept_bytes(self) -> int:
-        """Bytes of the histories and masks that the client's core keeps."""
-        return sum(segment.memory + segment.mask.nbytes for segment in self.core.segments.values())
+        """Bytes of the histories that the client's core keeps, and of the pages of masks that were written."""
+        return sum(segment.memory + _written_bytes(segment) for segment in self.core.segments.values())
 
     def close(self) -> None:
         self._session.close()
+
+
+def _written_bytes(segment: Segment) -> int:
+    """Bytes of the pages of a mask that the segment's steps have written."""
+    if (box := segment.extent) is None:
+        return 0
+    _, rows, columns = segment.shape
+    (i0, i1), (j0, j1), (k0, k1) = box.pairs
+    planes = np.arange(i0, i1) * rows
+    first = ((planes + j0) * columns + k0) // PAGESIZE
+    last = ((planes + j1 - 1) * columns + k1 - 1) // PAGESIZE
+    shared = np.count_nonzero(first[1:] == last[:-1])
+    return int((last - first + 1).sum() - shared) * PAGESIZE
 
 
 def _click(user: _User) -> None:
@@ -151,7 +171,7 @@ def main() -> None:
     volume = np.load(path)
     # The first session of a process takes memory that the next ones find.
     _use(int(port), volume, lambda user: user.click("first"))
-    _say({"resident": _resident_bytes(os.getpid())})
+    _report()
     _use(int(port), volume, lambda user: _run(user, _CASES[case]))
 
 
@@ -166,11 +186,12 @@ def _use(port: int, volume: Volume, work: Callable[[_User], None]) -> None:
 def _run(user: _User, case: _Case) -> None:
     for work in (_User.touch, case.work):
         work(user)
-        _say({"resident": _resident_bytes(os.getpid()), "accounted": user.kept_bytes()})
+        _report(accounted=user.kept_bytes())
 
 
-def _say(figures: Mapping[str, int]) -> None:
-    print(json.dumps(figures), flush=True)
+def _report(**accounted: int) -> None:
+    return_freed_memory()
+    print(json.dumps({"resident": _resident_bytes(os.getpid()), **accounted}), flush=True)
     sys.stdin.readline()
 
 
@@ -197,10 +218,12 @@ def _noisy_phantom(shape: Index) -> Volume:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Bytes of a moment: of the worker by purpose, and of both processes."""
+    """Bytes at a moment. ``charged``: to the worker's sessions, by purpose. ``worker``: resident, once freed memory was
+    returned; ``freed``: that memory. ``client``: what the client reports."""
 
     charged: Mapping[str, int]
     worker: int
+    freed: int
     client: Mapping[str, int]
 
 
@@ -208,10 +231,21 @@ def _stage(client: ClientProcess, server: Server) -> _Stage:
     figures = json.loads(client.hear())
     (worker,) = psutil.Process(server.pid).children()
     if "accounted" not in figures:
-        _wait_for_end_of_sessions(server)
-    stage = _Stage(_charged(server), _resident_bytes(worker.pid), figures)
+        while any(_gauge(server, "session_memory_bytes", "purpose").values()):
+            time.sleep(_PAUSE_S)
+    charged, before = _gauge(server, "session_memory_bytes", "purpose"), _resident_bytes(worker.pid)
+    _return_freed_memory(server, worker)
+    after = _resident_bytes(worker.pid)
     client.say()
-    return stage
+    return _Stage(charged, after, before - after, figures)
+
+
+def _return_freed_memory(server: Server, worker: psutil.Process) -> None:
+    """Have the worker return freed memory, as it does whenever a session ends."""
+    connect(f"ws://127.0.0.1:{server.port}").close()
+    last = 0
+    while last != (last := _resident_bytes(worker.pid)):
+        time.sleep(_PAUSE_S)
 
 
 def _figures(connected: _Stage, image: _Stage, case: _Stage) -> dict[str, float]:
@@ -225,8 +259,11 @@ def _figures(connected: _Stage, image: _Stage, case: _Stage) -> dict[str, float]
             case.client["resident"] - image.client["resident"],
         ),
         **_compared(
-            "client, beyond the volume", case.client["accounted"], case.client["resident"] - connected.client["resident"]
+            "client, beyond the volume",
+            case.client["accounted"],
+            case.client["resident"] - connected.client["resident"],
         ),
+        "worker, freed and not returned, MB": case.freed / 1e6,
     }
 
 
@@ -238,23 +275,19 @@ def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
     }
 
 
-def _charged(server: Server) -> dict[str, int]:
-    found = {}
-    for family in text_string_to_metric_families(_metrics(server)):
-        for sample in family.samples:
-            if sample.name == "nninteractive_ws_session_memory_bytes":
-                found[sample.labels["purpose"]] = int(sample.value)
-    return found
+def _gauge(server: Server, name: str, label: str) -> dict[str, int]:
+    """The values of a gauge of the server, by a label."""
+    return {
+        sample.labels[label]: int(sample.value)
+        for family in text_string_to_metric_families(_metrics(server))
+        for sample in family.samples
+        if sample.name == f"nninteractive_ws_{name}"
+    }
 
 
 def _metrics(server: Server) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
         return str(answer.read().decode())
-
-
-def _wait_for_end_of_sessions(server: Server) -> None:
-    while any(_charged(server).values()):
-        time.sleep(0.05)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,7 +1,7 @@
 """Model folders to measure with, which note every pass of the network, in whichever server it is made.
 
-``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded, FOLDER/official, FOLDER/local and, where
-there is a GPU, FOLDER/large, and prints the device there is.
+``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded, FOLDER/official, FOLDER/local and,
+where there is a GPU, FOLDER/large, and prints the device there is.
 """
 
 import argparse
