@@ -228,7 +228,7 @@ def test_the_local_network_changes_as_much_as_a_real_one(tmp_path: Path) -> None
         logits = model.artifacts["network"](x)
     answer = logits[0, 1] > logits[0, 0]
     assert answer[:10].all(), "the mask stays as it was away from the prompt"
-    assert 50_000 < answer[10:].sum() < 150_000
+    assert 50_000 < answer[10:].sum() < 250_000
     assert not answer[-4:].any(), "nothing changes at the border, so nnInteractive does not zoom out"
 
 

@@ -130,7 +130,7 @@ def test_what_is_said_of_a_request(changes: int) -> None:
                     checksum=0,
                     voxels=0,
                     final=False,
-                )  # fmt: skip
+                )
             )
             while outbox.take() is not None:
                 pass
