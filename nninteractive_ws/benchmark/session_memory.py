@@ -57,7 +57,7 @@ Volume = npt.NDArray[np.int16]
 
 
 class _User:
-    """A client that waits for each answer. ``rng``: where it prompts."""
+    """A client that waits for each answer, and draws its prompts from a seeded generator."""
 
     def __init__(self, port: int, volume: Volume) -> None:
         self.volume, self.rng = volume, np.random.default_rng(0)
@@ -233,9 +233,10 @@ def _stage(client: ClientProcess, server: Server) -> _Stage:
     if "accounted" not in figures:
         while any(_gauge(server, "session_memory_bytes", "purpose").values()):
             time.sleep(_PAUSE_S)
-    charged, before = _gauge(server, "session_memory_bytes", "purpose"), _resident_bytes(worker.pid)
+    before = _resident_bytes(worker.pid)
     _return_freed_memory(server, worker)
     after = _resident_bytes(worker.pid)
+    charged = _gauge(server, "session_memory_bytes", "purpose")
     client.say()
     return _Stage(charged, after, before - after, figures)
 
@@ -271,7 +272,7 @@ def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
     return {
         f"{of}, accounted, MB": accounted / 1e6,
         f"{of}, resident, MB": resident / 1e6,
-        f"{of}, accounted / resident": accounted / resident,
+        f"{of}, accounted / resident": accounted / max(resident, 1),
     }
 
 
