@@ -105,14 +105,22 @@ def pack(delta: Delta, encoding: Encoding) -> Bits:
 
 
 def _pack(box: Box, flips: Mask, encoding: Encoding) -> Bits:
-    flat = flips.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    ends = np.concatenate((edges, [flat.size]))
-    runs = np.diff(ends, prepend=0)
-    if flat[0]:
-        runs = np.concatenate(([0], runs))
-    packed = arrays.pack(runs.astype("<u4"), encoding)
-    return Bits(box=box.pairs, runs=len(runs), encoding=encoding, data=packed)
+    runs = _run_lengths(flips.ravel())
+    return Bits(box=box.pairs, runs=len(runs), encoding=encoding, data=arrays.pack(runs, encoding))
+
+
+def _run_lengths(flat: Mask) -> npt.NDArray[np.uint32]:
+    # In place, and 32 bits wide as soon as possible: a noisy mask has a run for every other voxel.
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    first = int(flat[0])  # 1 after an empty run of unset voxels
+    runs = np.zeros(first + len(edges) + 1, np.dtype("<u4"))
+    runs[first:-1] = edges
+    del edges
+    ends = runs[first:]
+    ends[:-1] += 1
+    ends[-1] = flat.size
+    ends[1:] -= ends[:-1]
+    return runs
 
 
 def unpack(bits: Bits, shape: Index) -> Delta:

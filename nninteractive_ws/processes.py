@@ -1,6 +1,7 @@
-"""Processes: the Python ones that this package starts, and the memory that a process has freed."""
+"""Processes of this package: how they are started, and how they return memory to the system."""
 
 import ctypes
+import gc
 import sys
 
 
@@ -22,3 +23,10 @@ def trim_memory() -> None:
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if malloc_trim is not None:
             malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Free what refers to itself, and give freed memory back to the system. It takes up to some tenths of a second: not
+    on an event loop."""
+    gc.collect()
+    trim_memory()

@@ -10,21 +10,26 @@ import subprocess
 import sys
 import time
 
+from chain_helpers import wait_until
 import numpy as np
 import pytest
 from rich.console import Console
 from threads import on_a_thread
 import torch
 
-from nninteractive_ws.benchmark import device, measure, report
+from nninteractive_ws import messages as wire
+from nninteractive_ws.benchmark import device, measure, report, session_memory
 from nninteractive_ws.benchmark.link import LinkSpeed, link
 from nninteractive_ws.benchmark.measure import Passes, Record, clients_at, prompt_at_once
 from nninteractive_ws.benchmark.run import make_models
 from nninteractive_ws.benchmark.sides import OFFICIAL, OWN, SIDES, Served, Server
 from nninteractive_ws.benchmark.work import Work, make_work
-from nninteractive_ws.engine.bench_models import write_official_size
+from nninteractive_ws.engine.bench_models import write_local, write_official_size
 from nninteractive_ws.engine.models import load_model
 from nninteractive_ws.evaluation.user import KINDS
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.history import STEP_BYTES, Segment
+from nninteractive_ws.masks import Delta
 
 SHAPE = (96, 80, 72)
 
@@ -207,3 +212,63 @@ def test_a_shape_that_is_none_is_said(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+# ---- memory of a session ----------------------------------------------------------------------------------
+
+
+def test_the_local_network_changes_as_much_as_a_real_one(tmp_path: Path) -> None:
+    write_local(tmp_path / "local")
+    model = load_model("local", tmp_path / "local", torch.device("cpu"))
+    x = torch.zeros(1, 8, *model.description.patch_size)
+    x[:, 0] = 0.05 * torch.randn(x.shape[2:], generator=torch.Generator().manual_seed(0))
+    x[0, 4, 34:38, 34:38, 34:38] = 1
+    x[0, 1, :10] = 1
+    with torch.inference_mode():
+        logits = model.artifacts["network"](x)
+    answer = logits[0, 1] > logits[0, 0]
+    assert answer[:10].all(), "the mask stays as it was away from the prompt"
+    assert 50_000 < answer[10:].sum() < 250_000
+    assert not answer[-4:].any(), "nothing changes at the border, so nnInteractive does not zoom out"
+
+
+def test_what_a_session_is_charged_for_is_compared_with_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_CLICKS": 12, "_WARM_UP_CLICKS": 2, "_POINT_STRIDE": 24}.items():
+        monkeypatch.setattr(session_memory, name, value)
+    write_local(tmp_path / "local")
+    volume = session_memory._noisy_phantom((72, 72, 72))
+    with OWN.serve(Served(tmp_path / "local", "cpu")) as server:
+        user = session_memory._User(server.port, volume)
+        user.touch()
+        image = session_memory._gauge(server, "session_memory_bytes", "purpose")
+        assert image["image"] >= 18 * volume.size
+        kept = user.kept_bytes()
+        assert kept > volume.size
+        session_memory._click(user)
+        assert len(user.core.segments["clicked"].steps) == 12
+        assert user.kept_bytes() > kept
+        # The worker reports after it has answered.
+        wait_until(
+            lambda: (
+                session_memory._gauge(server, "session_memory_bytes", "purpose")["segments"]
+                > image["segments"] + 12 * STEP_BYTES
+            )
+        )
+        user.close()
+
+
+def test_pages_of_a_mask_are_those_of_its_changes() -> None:
+    segment = Segment.empty("a", (64, 64, 64))  # 4096 bytes a plane
+    assert session_memory._written_bytes(segment) == 0
+    change = Delta(Box((3, 10, 0), (8, 20, 64)), np.ones((5, 10, 64), bool))
+    segment.append(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), change, "raw")
+    assert session_memory._written_bytes(segment) == 5 * 4096
+    thin = Segment.empty("a", (64, 8, 8))  # 64 planes a page
+    thin.append(
+        wire.AddPoint(id=1, segment="a", point=(1, 2, 3)),
+        Delta(Box.whole((64, 8, 8)), np.ones((64, 8, 8), bool)),
+        "raw",
+    )
+    assert session_memory._written_bytes(thin) == 4096

@@ -33,7 +33,7 @@ PARTS = {
     ],
     "evaluation": ["user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "tour", "picture"],
-    "benchmark": ["link", "work", "sides", "client", "measure", "device", "run", "report"],
+    "benchmark": ["link", "work", "sides", "client", "measure", "session_memory", "device", "run", "report"],
     "files": ["cells", "names", "rows", "dicom", "images", "markups"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [

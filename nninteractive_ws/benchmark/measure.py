@@ -296,11 +296,10 @@ def _go_on(client: Client, port: int, work: Work) -> None:
 
 
 class ClientProcess:
-    """A client in a process of its own; see the module ``client``."""
+    """A client in a process of its own, which runs a module."""
 
-    def __init__(self, side: Side, port: int, work: Path) -> None:
-        words = [side.name, str(port), str(work), str(_PROMPTS_EACH)]
-        command = python_module("nninteractive_ws.benchmark.client", *words)
+    def __init__(self, module: str, *arguments: str) -> None:
+        command = python_module(f"nninteractive_ws.benchmark.{module}", *arguments)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def hear(self) -> str:
@@ -322,7 +321,8 @@ class ClientProcess:
 def clients_at(side: Side, port: int, n: int, work: Path) -> Iterator[list[ClientProcess]]:
     """So many clients that have opened a volume and prompted once; ``work``: the folder that it is kept in."""
     with ExitStack() as stack:
-        made = [ClientProcess(side, port, work) for _ in range(n)]
+        arguments = [side.name, str(port), str(work), str(_PROMPTS_EACH)]
+        made = [ClientProcess("client", *arguments) for _ in range(n)]
         for one in made:
             stack.enter_context(one.process)
         for one in made:

@@ -9,7 +9,7 @@ import subprocess
 
 import psutil
 
-from nninteractive_ws.benchmark import Part, measure
+from nninteractive_ws.benchmark import Part, measure, session_memory
 from nninteractive_ws.benchmark.measure import LINKS, Passes, Record
 from nninteractive_ws.benchmark.sides import Served
 from nninteractive_ws.benchmark.work import Work, make_work
@@ -108,6 +108,9 @@ def _in_processes(
     if Part.MEMORY in parts:
         say("memory")
         yield from measure.memory(served, whole, " x ".join(map(str, work.volume.shape)))
+        for case in session_memory.CASES:
+            say(f"memory of a session: {case}")
+            yield session_memory.measure(folder / "local", case)
     if Part.GPU in parts:
         say("prompts on the GPU, with a network of the official size")
         yield from on_device(folder / "large", whole, times, device)

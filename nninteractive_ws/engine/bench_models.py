@@ -1,7 +1,7 @@
 """Model folders to measure with, which note every pass of the network, in whichever server it is made.
 
-``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded, FOLDER/official and, where there is a
-GPU, FOLDER/large, and prints the device there is.
+``python -m nninteractive_ws.engine.bench_models FOLDER`` makes FOLDER/embedded, FOLDER/official, FOLDER/local and,
+where there is a GPU, FOLDER/large, and prints the device there is.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool3d, interpolate, max_pool3d
 
 from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from nninteractive_ws.engine.demo_network import HalfResolutionUNet, residual_encoder
@@ -24,6 +24,9 @@ from nninteractive_ws.engine.models import pick_device
 _OFFICIAL_PATCH = 192
 # The thin network: the edge of the cubes that it sees as one, and by how much it leans to "not the object".
 _CUBE, _LEANING = 4, 3.0
+# The local network: its patch, and how far from the newest prompt it changes the mask, in cubes. It stays off the
+# patch's border, where a change makes nnInteractive zoom out.
+_LOCAL_PATCH, _REACH = 72, 6
 
 
 class _Notebook:
@@ -78,6 +81,30 @@ class ThinNetwork(nn.Module):
         return _as_marked(interpolate(self.look(x), x.shape[2:]), x)
 
 
+class LocalNetwork(nn.Module):
+    """A network without weights that answers in milliseconds: a prompt adds or removes the tissue around it that is as
+    bright as the voxels that it marks. Masks are as large and as ragged as real ones, so histories are, too.
+    """
+
+    def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float (batch, channels, X, Y, Z), image first, then nnInteractive's interaction channels."""
+        image, previous = x[:, :1], x[:, 1:2]
+        cubes, brightness = max_pool3d(x[:, 2:], _CUBE), avg_pool3d(image, _CUBE)
+        positive, negative = (cubes[:, first::2].amax(1, keepdim=True) for first in (0, 1))
+        marks = torch.maximum(positive, negative)
+        newest = ((marks > 0) & (marks >= 0.95 * marks.amax())).to(x.dtype)  # older prompts have faded
+        near = interpolate(max_pool3d(newest, 2 * _REACH + 1, stride=1, padding=_REACH), scale_factor=_CUBE) > 0
+        marked = (brightness * newest).sum() / newest.sum().clamp_min(1)
+        alike = (image - marked).abs() < 0.1
+        adds = (positive * newest).amax() >= (negative * newest).amax()
+        answer = torch.where(near & alike, adds.to(x.dtype), previous)
+        # Channels last in memory: upstream's argmax takes several times longer across planes.
+        return torch.cat((0.5 - answer, answer - 0.5), 1).contiguous(memory_format=torch.channels_last_3d)
+
+
 class LargeNetwork(nn.Module):
     """The architecture of nnInteractive 1.0, a residual encoder U-Net of 102 million parameters. Its random weights
     have little to say beside what the prompts mark. It notes nothing: see bench_sessions.
@@ -118,6 +145,11 @@ def write_official_geometry(folder: Path, passes_file: Path) -> None:
     _write(folder, network, {"passes_file": str(passes_file)})
 
 
+def write_local(folder: Path) -> None:
+    """The local network and its small patch. ``folder`` is made."""
+    _write(folder, LocalNetwork(8, 2), {}, _LOCAL_PATCH)
+
+
 def write_official_size(folder: Path) -> None:
     """The official patch, and a network of the official size and random weights, the same every time. ``folder`` is
     made."""
@@ -125,11 +157,11 @@ def write_official_size(folder: Path) -> None:
     _write(folder, LargeNetwork(8, 2), {})
 
 
-def _write(folder: Path, network: nn.Module, arguments: dict[str, str]) -> None:
-    """A model folder with the official patch. ``arguments``: of the network's class, beside those that all have."""
+def _write(folder: Path, network: nn.Module, arguments: dict[str, str], patch: int = _OFFICIAL_PATCH) -> None:
+    """A model folder. ``arguments``: of the network's class, beside those that all have."""
     shutil.copytree(MODEL_FOLDER, folder)
     with _configuration(folder) as configuration:
-        configuration["patch_size"] = [_OFFICIAL_PATCH] * 3
+        configuration["patch_size"] = [patch] * 3
         architecture = configuration["architecture"]
         architecture["network_class_name"] = f"{__spec__.name}.{type(network).__name__}"
         architecture["arch_kwargs"] = arguments
@@ -153,6 +185,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     write_embedded(folder / "embedded", folder / "passes")
     write_official_geometry(folder / "official", folder / "passes")
+    write_local(folder / "local")
     device = pick_device("auto")
     if device.type != "cpu":
         write_official_size(folder / "large")

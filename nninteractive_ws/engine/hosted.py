@@ -9,8 +9,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws.engine.dialogue import Dialogue
-from nninteractive_ws.engine.memory import return_freed_memory
 from nninteractive_ws.messages import Notice
+from nninteractive_ws.processes import return_freed_memory
 from nninteractive_ws.server import link
 from nninteractive_ws.server.link import Answered
 

@@ -13,7 +13,7 @@ class Shown:
 
     def __init__(self, before: Mask) -> None:
         self._before = before
-        self._results: list[tuple[Box, Mask]] = []
+        self._results: list[tuple[Box, npt.NDArray[np.uint8]]] = []
         self.overlay = NO_CHANGE
 
     def replace(self, box: Box, values: Mask) -> Delta:
@@ -45,7 +45,8 @@ class Shown:
 
     def add_result(self, box: Box, values: Mask) -> None:
         """Remember a part of the final answer; later parts lie over earlier ones."""
-        self._results.append((box, values))
+        # As bits: refinement boxes overlap, and hundreds of them take many times the volume.
+        self._results.append((box, np.packbits(values)))
 
     def final(self) -> Delta:
         """What all results change of the mask from before."""
@@ -56,8 +57,8 @@ class Shown:
             hull = hull.union(box)
         before = self._before[hull.slices]
         after = before.copy()
-        for box, values in self._results:
-            after[box.within(hull).slices] = values
+        for box, bits in self._results:
+            after[box.within(hull).slices] = np.unpackbits(bits, count=box.voxels).reshape(box.shape)
         return masks.diff(before, after, hull.start)
 
 

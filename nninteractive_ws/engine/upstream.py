@@ -30,6 +30,10 @@ upstream_module.print = lambda *words: _log.debug("%s", " ".join(map(str, words)
 # numpy's global generator decides upstream's fallback plan: one plan at a time, each from the same seed.
 _PLAN_LOCK = threading.Lock()
 
+# Written boxes that are remembered one by one; beyond them, one around all those of a channel. A day of clicks would
+# take megabytes that nobody is charged for.
+_MAX_WRITTEN = 1024
+
 
 class Watcher(Protocol):
     """What the session above does at each seam."""
@@ -144,6 +148,15 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         bounds = [sl.indices(int(n))[:2] for sl, n in zip(spatial_slicer, self.interactions.shape[1:], strict=True)]
         if all(b > a for a, b in bounds):
             self._written.add((channel, Box.from_pairs(bounds)))
+        if len(self._written) > _MAX_WRITTEN:
+            self._written = set(self._written_hulls().items())
+
+    def _written_hulls(self) -> dict[int, Box]:
+        """A box around all that was written, of each channel that was."""
+        hulls: dict[int, Box] = {}
+        for channel, box in self._written:
+            hulls[channel] = box.union(hulls.get(channel))
+        return hulls
 
     # ---- prediction ---------------------------------------------------------------------------------------
 
@@ -164,12 +177,9 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
     def _zoomed_input(self, zoom: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What upstream builds of a view larger than the patch, and the previous segmentation in it."""
         view, patch = self._view, self.configuration_manager.patch_size
-        hulls: dict[int, Box] = {}
-        for channel, box in self._written:
-            hulls[channel] = box.union(hulls.get(channel))
         interactions, previous = zoomed_interactions(
             Grid(view, patch),
-            hulls,
+            self._written_hulls(),
             self.num_interaction_channels,
             set(self._get_dilation_channels_for_resample()),
             round_to_nearest_odd(2 * zoom - 1),

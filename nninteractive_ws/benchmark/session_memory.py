@@ -1,0 +1,299 @@
+"""The memory that a session's account states, and the memory that its processes take for it.
+
+``python -m nninteractive_ws.benchmark.session_memory PORT CASE VOLUME`` is the client, in a process of its own. It
+prints its own figures as a line of JSON at every stage, and goes on with a line of its standard input.
+
+An image is charged in full when it is announced. Its pages, and those of its interaction channels, become resident
+when they are first written. So the client first has all of them written, by prompts of every kind and polarity, and
+leaves a mask that fills the volume in the segment in hand. A case adds what both figures grow by from there.
+
+Both processes return freed memory to the system before they are measured. What is freed and not returned serves the
+next request, whichever session's, and belongs to none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import json
+from mmap import PAGESIZE
+import os
+from pathlib import Path
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.parser import text_string_to_metric_families
+import psutil
+
+from nninteractive_ws.benchmark.measure import ClientProcess, Record
+from nninteractive_ws.benchmark.sides import OWN, Served, Server
+from nninteractive_ws.client.blocking import connect
+from nninteractive_ws.client.events import Done, Failed, ImageProgress
+from nninteractive_ws.client.polled import PolledSession
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.history import Segment
+from nninteractive_ws.processes import return_freed_memory
+
+_CLICKS, _EDITS, _SEGMENTS = 2000, 300, 256
+#: Of those segments, one is there before.
+_CLICKS_EACH = 2
+_POSITIVE_SHARE = 0.6
+_WARM_UP_CLICKS = 100
+#: Points so close that each page of their channels is written.
+_POINT_STRIDE = 8
+_BRUSH_VOXELS, _BRUSH_TOLERANCE_HU = (8, 20), 40
+#: Millimeters along each axis: the torso, so that several organs are in the volume.
+_EXTENT_MM = 320.0
+#: Standard deviation in Hounsfield units, as in a low-dose CT. It makes the surfaces of masks ragged.
+_NOISE_HU = 30.0
+_PAUSE_S = 0.5
+_STAGES = ("connected", "image", "case")
+Volume = npt.NDArray[np.int16]
+
+
+# ---- the client's process ---------------------------------------------------------------------------------
+
+
+class _User:
+    """A client that waits for each answer, and draws its prompts from a seeded generator."""
+
+    def __init__(self, port: int, volume: Volume) -> None:
+        self.volume, self.rng = volume, np.random.default_rng(0)
+        self.shape: Index = volume.shape[0], volume.shape[1], volume.shape[2]
+        self._session = PolledSession(f"ws://127.0.0.1:{port}")
+        self.core = self._session.core
+        self._session.set_image(volume)
+        self._until(lambda event: isinstance(event, ImageProgress) and event.present == event.total)
+
+    def ask(self, command: str, *arguments: object, **options: object) -> None:
+        """A command of the client's core."""
+        number = getattr(self.core, command)(*arguments, **options)
+        self._until(lambda event: isinstance(event, Done) and event.result.request == number)
+
+    def _until(self, is_last: Callable[[object], bool]) -> None:
+        while True:
+            for event in self._session.poll():
+                if isinstance(event, Failed):
+                    raise event.error
+                if is_last(event):
+                    return
+            time.sleep(5e-4)
+
+    def voxel(self) -> list[int]:
+        return [int(self.rng.integers(n)) for n in self.shape]
+
+    def click(self, segment: str) -> None:
+        self.ask("add_point", segment, self.voxel(), positive=self.rng.random() < _POSITIVE_SHARE)
+
+    def paint(self, segment: str) -> None:
+        """Paint or erase with a round brush, only where the tissue is as bright as in its center."""
+        center, radius = self.voxel(), int(self.rng.integers(*_BRUSH_VOXELS))
+        around = Box.from_pairs([(c - radius, c + radius + 1) for c in center]).clip(self.shape)
+        assert around is not None
+        distances = [np.arange(a, b) - c for (a, b), c in zip(around.pairs, center, strict=True)]
+        brush = sum(d**2 for d in np.ix_(*distances)) <= radius**2
+        tissue = np.abs(self.volume[around.slices] - self.volume[tuple(center)]) < _BRUSH_TOLERANCE_HU
+        self.ask("flip_mask", segment, brush & tissue, box=around.pairs)
+
+    def touch(self) -> None:
+        """Have every page of the image and its interaction channels written."""
+        everywhere = np.ones(self.shape, bool)
+        for positive in (True, False):
+            how = {"positive": positive, "run": False}
+            self.ask("add_scribble", "touched", everywhere, **how)
+            self.ask("add_lasso", "touched", everywhere, **how)
+            self.ask("add_bbox", "touched", Box.whole(self.shape).pairs, **how)
+            for i, j in np.ndindex(*(n // _POINT_STRIDE for n in self.shape[:2])):
+                self.ask("add_point", "touched", (_POINT_STRIDE * i, _POINT_STRIDE * j, self.shape[2] // 2), **how)
+        self.ask("remove_segment", "touched")
+        self.ask("set_mask", "filled", everywhere)
+        for _ in range(_WARM_UP_CLICKS):
+            self.click("filled")
+        self.ask("set_mask", "filled", everywhere)
+
+    def kept_bytes(self) -> int:
+        """Bytes of the histories that the client's core keeps, and of the pages of masks that were written."""
+        return sum(segment.memory + _written_bytes(segment) for segment in self.core.segments.values())
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _written_bytes(segment: Segment) -> int:
+    """Bytes of the pages of a mask that the segment's steps have written."""
+    if (box := segment.extent) is None:
+        return 0
+    _, rows, columns = segment.shape
+    (i0, i1), (j0, j1), (k0, k1) = box.pairs
+    planes = np.arange(i0, i1) * rows
+    first = ((planes + j0) * columns + k0) // PAGESIZE
+    last = ((planes + j1 - 1) * columns + k1 - 1) // PAGESIZE
+    shared = np.count_nonzero(first[1:] == last[:-1])
+    return int((last - first + 1).sum() - shared) * PAGESIZE
+
+
+def _click(user: _User) -> None:
+    for _ in range(_CLICKS):
+        user.click("clicked")
+
+
+def _paint(user: _User) -> None:
+    user.click("painted")
+    for _ in range(_EDITS):
+        user.paint("painted")
+
+
+def _segment(user: _User) -> None:
+    for n in range(_SEGMENTS - 1):
+        for _ in range(_CLICKS_EACH):
+            user.click(f"segment {n}")
+
+
+@dataclass(frozen=True)
+class _Case:
+    edge: int
+    work: Callable[[_User], None]
+
+
+_CASES = {
+    f"{_CLICKS:,} clicks": _Case(160, _click),
+    f"{_EDITS} hand edits": _Case(192, _paint),
+    f"{_SEGMENTS} segments": _Case(160, _segment),
+}
+#: What is done in a session.
+CASES = tuple(_CASES)
+
+
+def main() -> None:
+    port, case, path = sys.argv[1:]
+    volume = np.load(path)
+    # The first session of a process takes memory that the next ones find.
+    _use(int(port), volume, lambda user: user.click("first"))
+    _report()
+    _use(int(port), volume, lambda user: _run(user, _CASES[case]))
+
+
+def _use(port: int, volume: Volume, work: Callable[[_User], None]) -> None:
+    user = _User(port, volume)
+    try:
+        work(user)
+    finally:
+        user.close()
+
+
+def _run(user: _User, case: _Case) -> None:
+    for work in (_User.touch, case.work):
+        work(user)
+        _report(accounted=user.kept_bytes())
+
+
+def _report(**accounted: int) -> None:
+    return_freed_memory()
+    print(json.dumps({"resident": _resident_bytes(os.getpid()), **accounted}), flush=True)
+    sys.stdin.readline()
+
+
+# ---- the benchmark's process ------------------------------------------------------------------------------
+
+
+def measure(model: Path, name: str) -> Record:
+    """Do a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
+    case = _CASES[name]
+    volume = model.with_name("session volume.npy")
+    np.save(volume, _noisy_phantom((case.edge,) * 3))
+    with OWN.serve(Served(model, "cpu")) as server:
+        client = ClientProcess("session_memory", str(server.port), name, str(volume))
+        with client.process:
+            stages = [_stage(client, server) for _ in _STAGES]
+    return Record("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
+
+
+def _noisy_phantom(shape: Index) -> Volume:
+    spacing = _EXTENT_MM / shape[0], _EXTENT_MM / shape[1], _EXTENT_MM / shape[2]
+    noise = np.random.default_rng(0).normal(0, _NOISE_HU, shape)
+    return (make_phantom(0, shape, spacing).image + noise).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Bytes at a moment. ``charged``: to the worker's sessions, by purpose. ``worker``: resident, once freed memory was
+    returned; ``freed``: that memory. ``client``: what the client reports."""
+
+    charged: Mapping[str, int]
+    worker: int
+    freed: int
+    client: Mapping[str, int]
+
+
+def _stage(client: ClientProcess, server: Server) -> _Stage:
+    figures = json.loads(client.hear())
+    (worker,) = psutil.Process(server.pid).children()
+    if "accounted" not in figures:
+        while any(_gauge(server, "session_memory_bytes", "purpose").values()):
+            time.sleep(_PAUSE_S)
+    before = _resident_bytes(worker.pid)
+    _return_freed_memory(server, worker)
+    after = _resident_bytes(worker.pid)
+    charged = _gauge(server, "session_memory_bytes", "purpose")
+    client.say()
+    return _Stage(charged, after, before - after, figures)
+
+
+def _return_freed_memory(server: Server, worker: psutil.Process) -> None:
+    """Have the worker return freed memory, as it does whenever a session ends."""
+    connect(f"ws://127.0.0.1:{server.port}").close()
+    last = 0
+    while last != (last := _resident_bytes(worker.pid)):
+        time.sleep(_PAUSE_S)
+
+
+def _figures(connected: _Stage, image: _Stage, case: _Stage) -> dict[str, float]:
+    kept, base = sum(case.charged.values()), sum(image.charged.values())
+    return {
+        **_compared("worker, beyond the image", kept - base, case.worker - image.worker),
+        **_compared("worker, with the image", kept, case.worker - connected.worker),
+        **_compared(
+            "client, beyond the image",
+            case.client["accounted"] - image.client["accounted"],
+            case.client["resident"] - image.client["resident"],
+        ),
+        **_compared(
+            "client, beyond the volume",
+            case.client["accounted"],
+            case.client["resident"] - connected.client["resident"],
+        ),
+        "worker, freed and not returned, MB": case.freed / 1e6,
+    }
+
+
+def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
+    return {
+        f"{of}, accounted, MB": accounted / 1e6,
+        f"{of}, resident, MB": resident / 1e6,
+        f"{of}, accounted / resident": accounted / max(resident, 1),
+    }
+
+
+def _gauge(server: Server, name: str, label: str) -> dict[str, int]:
+    """The values of a gauge of the server, by a label."""
+    return {
+        sample.labels[label]: int(sample.value)
+        for family in text_string_to_metric_families(_metrics(server))
+        for sample in family.samples
+        if sample.name == f"nninteractive_ws_{name}"
+    }
+
+
+def _metrics(server: Server) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+if __name__ == "__main__":
+    main()
