@@ -35,7 +35,7 @@ def memory_of(steps: Iterable[Step]) -> int:
 class Segment:
     """``mask``: bool, the shape of the image. It is the composition of the changes of all steps.
 
-    A segment that is not in use may be folded (:meth:`fold`): its mask is then kept as run lengths, and unfolds by
+    A segment that is not in use may be folded (:meth:`pack_mask`): its mask is then kept as run lengths, and unfolds by
     itself when it is asked for. ``steps``, the oldest first; ``undone``: the one to redo next is the last.
     """
 
@@ -46,7 +46,7 @@ class Segment:
     steps: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
     _mask: Mask | None = field(default=None, repr=False)
-    _folded: Bits | None = field(default=None, repr=False)
+    _packed_mask: Bits | None = field(default=None, repr=False)
     _history_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,15 +61,15 @@ class Segment:
     def mask(self) -> Mask:
         if self._mask is None:
             self._mask = np.zeros(self.shape, bool)
-            masks.apply(self._unpack(self._folded), self._mask)
-            self._folded = None
+            masks.apply(self._unpack(self._packed_mask), self._mask)
+            self._packed_mask = None
         return self._mask
 
-    def fold(self, encoding: Encoding) -> None:
+    def pack_mask(self, encoding: Encoding) -> None:
         """Keep the mask as run lengths until it is used again."""
         if self._mask is not None:
             tight = masks.crop(self._mask, self.extent)
-            self._folded = None if tight.box is None else masks.pack(tight, encoding)
+            self._packed_mask = None if tight.box is None else masks.pack(tight, encoding)
             self._mask = None
 
     @property
@@ -85,7 +85,7 @@ class Segment:
     @property
     def memory(self) -> int:
         """Bytes that the history and a folded mask take."""
-        return self._history_bytes + mask_memory(self._folded)
+        return self._history_bytes + mask_memory(self._packed_mask)
 
     @property
     def extent(self) -> Box | None:
@@ -153,7 +153,7 @@ class Segment:
     def rebuild(self) -> None:
         """Make the mask the composition of the steps' changes, where it can no longer be trusted."""
         if self._mask is None:
-            self._mask, self._folded = self.composed(), None
+            self._mask, self._packed_mask = self.composed(), None
         else:
             self._mask[...] = self.composed()
         self.voxels = int(np.count_nonzero(self._mask))

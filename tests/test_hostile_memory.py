@@ -105,7 +105,7 @@ def client_bytes(message: wire.Message) -> bytes:
     return protocol.encode(message)
 
 
-def test_many_segments_of_all_voxels_are_kept_folded(quick: QuickServer) -> None:
+def test_many_segments_of_all_voxels_are_kept_packed(quick: QuickServer) -> None:
     """256 masks of 7 MB would be 1.8 GB."""
 
     async def work() -> None:

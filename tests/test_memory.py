@@ -49,7 +49,7 @@ def test_what_is_kept_already_is_counted_beyond_the_limit_and_less_is_always_gra
     assert pool.reserve("a", "segments", 140), "it shrinks"
     pool.charge("a", "segments", 0)
     assert pool.used_bytes == 0
-    assert pool.used_for() == {"image": 0, "segments": 0, "queue": 0, "outbox": 0, "request": 0}
+    assert pool.used_by_purpose() == {"image": 0, "segments": 0, "queue": 0, "outbox": 0, "request": 0}
 
 
 def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:

@@ -17,7 +17,7 @@ from test_doctor import free_port
 import nninteractive_ws as nni
 from nninteractive_ws import errors
 from nninteractive_ws.cli.doctor import _document
-from nninteractive_ws.client.address import parse_address, shown_address
+from nninteractive_ws.client.address import parse_address, printable_address
 from nninteractive_ws.client.checkup import Checkup
 from nninteractive_ws.client.finding import Finding
 from nninteractive_ws.redaction import printable, redact
@@ -68,7 +68,7 @@ def test_no_malformed_address_is_repeated(scheme: str, parts: list[str], secret:
     refused = refusal(text)
     assume(refused is not None)
     assert secret.lower() not in told(refused).lower()
-    assert secret.lower() not in shown_address(text).lower()
+    assert secret.lower() not in printable_address(text).lower()
     assert secret.lower() not in shown_by_doctor(text).lower()
 
 

@@ -12,7 +12,7 @@ import typer
 
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
-from nninteractive_ws.client.address import shown_address
+from nninteractive_ws.client.address import printable_address
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import Error
@@ -155,7 +155,7 @@ def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Vector, bool]]
 def server_or_own(address: str | None, model: str | None, progress: SessionProgress) -> Iterator[str]:
     """The address that is given, or of a server that is started here with ``model``. Raises ServerDidNotStart."""
     if address is not None:
-        progress.say(f"connecting to {shown_address(address)}")
+        progress.say(f"connecting to {printable_address(address)}")
         yield address
         return
     progress.say("starting a server")

@@ -122,7 +122,7 @@ def parse_address(text: str) -> Address:
     return Address(secure, host, port or (443 if secure else DEFAULT_PORT), path)
 
 
-def shown_address(text: str) -> str:
+def printable_address(text: str) -> str:
     """An address for a message; one that is invalid is not repeated, as it may hold a password."""
     try:
         return str(parse_address(text))
@@ -340,7 +340,7 @@ def redirect_target(location: str, address: Address) -> str:
     return redact(f"{parts.scheme}://{_bracketed(parts.hostname)}{port}{parts.path}")
 
 
-def redirected(location: str, address: Address) -> str:
+def redirect_message(location: str, address: Address) -> str:
     """Why a redirect is not followed: a token goes only to the server that it was given for."""
     return (
         f"What answers at {address.host}:{address.port} redirects to {redirect_target(location, address)}. Redirects "
@@ -354,7 +354,7 @@ def _explain_status(error: InvalidStatus, address: Address) -> Error:
     status, body = error.response.status_code, bytes(error.response.body or b"")
     said = printable(body.decode(errors="replace")).strip()[:300]
     if locations := headers.get_all("Location") if 300 <= status < 400 else []:
-        return ConnectionFailed(redirected(locations[0], address))
+        return ConnectionFailed(redirect_message(locations[0], address))
     if status == 401:
         return Unauthorized(f"{where} wants a token, or does not know this one. {said}".strip())
     if status == 426:  # of our own gateway, to which the wish for a WebSocket did not come through

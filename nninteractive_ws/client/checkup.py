@@ -16,13 +16,21 @@ from typing import Any, Literal, TypeVar, cast
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidUpgrade
 from websockets.proxy import Proxy
 
-from nninteractive_ws.client.address import NO_UPGRADE, Address, explain, look_up, parse_address, redirected, trust
+from nninteractive_ws.client.address import (
+    NO_UPGRADE,
+    Address,
+    explain,
+    look_up,
+    parse_address,
+    redirect_message,
+    trust,
+)
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial, open_tunnel
 from nninteractive_ws.client.finding import Finding, Look, Trouble
 from nninteractive_ws.client.http import Route
-from nninteractive_ws.client.proxies import except_it, proxy_for
+from nninteractive_ws.client.proxies import no_proxy_hint, proxy_for
 from nninteractive_ws.client.recognise import Answerer, recognise
 from nninteractive_ws.client.reconnect import why_closed
 from nninteractive_ws.client.speed import Speed
@@ -91,21 +99,23 @@ class Checkup:
             seen = await look()
         except (Trouble, Error) as e:
             trouble = self._through_ssh(step, e)
-            data = self._safe(trouble.data) if isinstance(trouble, Trouble) else {}
-            return Finding(step, "failed", self._safe(str(trouble)), time.monotonic() - started, trouble.code, data)
+            data = self._redacted(trouble.data) if isinstance(trouble, Trouble) else {}
+            return Finding(step, "failed", self._redacted(str(trouble)), time.monotonic() - started, trouble.code, data)
         if seen is None:
             return None
         status: Literal["ok", "warning"] = "warning" if seen.warning else "ok"
-        return Finding(step, status, self._safe(seen.found), time.monotonic() - started, data=self._safe(seen.data))
+        return Finding(
+            step, status, self._redacted(seen.found), time.monotonic() - started, data=self._redacted(seen.data)
+        )
 
-    def _safe(self, found: T) -> T:
+    def _redacted(self, found: T) -> T:
         """The same without secrets and characters that control a terminal: much of it are the words of a server."""
         if isinstance(found, str):
             return cast("T", redact(printable(found), self._token))
         if isinstance(found, dict):
-            return cast("T", {key: self._safe(value) for key, value in found.items()})
+            return cast("T", {key: self._redacted(value) for key, value in found.items()})
         if isinstance(found, list):
-            return cast("T", [self._safe(value) for value in found])
+            return cast("T", [self._redacted(value) for value in found])
         return found
 
     def _through_ssh(self, step: str, trouble: Trouble | Error) -> Trouble | Error:
@@ -154,7 +164,7 @@ class Checkup:
             raise Trouble(
                 "bad_proxy",
                 f"This computer's settings name a SOCKS proxy ({proxy.host}:{proxy.port}), for which a package is "
-                f"missing: pip install python-socks. {except_it(self._address)}",
+                f"missing: pip install python-socks. {no_proxy_hint(self._address)}",
             )
         words = (
             f"connections go through {proxy.scheme}://{proxy.host}:{proxy.port}, as this computer's settings say (but "
@@ -206,10 +216,8 @@ class Checkup:
                 said = said.removeprefix("Tunnel connection failed: ")
                 cure = "It wants a name and a password" if said.startswith("407") else "Ask whoever runs it to allow it"
                 words = f"{named} does not let connections through to {address.host}:{address.port} (HTTP {said}). "
-                return Trouble("proxy_refused", f"{words}{cure}. {except_it(self._address)}")
-            words = (
-                f"{named}, which this computer's settings name, cannot be reached ({said}). {except_it(self._address)}"
-            )
+                return Trouble("proxy_refused", f"{words}{cure}. {no_proxy_hint(self._address)}")
+            words = f"{named}, which this computer's settings name, cannot be reached ({said}). {no_proxy_hint(self._address)}"
             return Trouble("proxy_unreachable", words)
         words = str(explain(error, address))
         if isinstance(error, ConnectionRefusedError):
@@ -272,7 +280,7 @@ class Checkup:
                 "server's own token is never asked for here. Ask whoever runs it for a way past it.",
             )
         if 300 <= health.status < 400:
-            raise Trouble("redirected", redirected(health.headers.get("location", ""), self._address))
+            raise Trouble("redirected", redirect_message(health.headers.get("location", ""), self._address))
         if health.status == 400 and await asyncio.to_thread(self._wants_tls):
             raise self._tls_wanted()
         words = f"{who.name or 'something that speaks HTTP'} (HTTP {health.status}), and no nninteractive-ws so far"

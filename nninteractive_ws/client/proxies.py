@@ -19,7 +19,7 @@ def proxy_url(address: Address) -> str | None:
         raise ConnectionFailed(
             "This computer's settings name a proxy by an invalid address, which is not repeated here because it may "
             "hold a password. One looks like http://proxy:3128. Correct it in the settings, or in the environment "
-            f"variable HTTPS_PROXY or ALL_PROXY. {except_it(address)}"
+            f"variable HTTPS_PROXY or ALL_PROXY. {no_proxy_hint(address)}"
         )
     return named
 
@@ -30,7 +30,7 @@ def proxy_for(address: Address) -> Proxy | None:
     return None if named is None else _parse(named)
 
 
-def except_it(address: Address) -> str:
+def no_proxy_hint(address: Address) -> str:
     """What helps where a proxy is not needed."""
     return f"If the server is reached without a proxy, except it: NO_PROXY={address.host}."
 

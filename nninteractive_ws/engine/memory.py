@@ -98,7 +98,7 @@ class MemoryPool:
         with self._lock:
             return dict(self._used.get(owner, {}))
 
-    def used_for(self) -> dict[str, int]:
+    def used_by_purpose(self) -> dict[str, int]:
         """Bytes of all owners, by purpose."""
         with self._lock:
             totals: dict[str, int] = dict.fromkeys(get_args(Purpose), 0)

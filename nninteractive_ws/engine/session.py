@@ -138,7 +138,7 @@ class Session:
         self._image: BrickImage | None = None
         self._segments: dict[str, Segment] = {}
         self._selected: Segment | None = None  # whose prompts are in the interaction channels now
-        self._unfolded: Segment | None = None  # the only one whose mask may be an array now
+        self._unpacked: Segment | None = None  # the only one whose mask may be an array now
         self._previews = True
         self._prediction: _Prediction | None = None
         self._request: Request | None = None
@@ -353,7 +353,7 @@ class Session:
         segment.voxels = masks.crop(segment.mask, segment.extent).voxels
         if (old := self._segments.get(request.segment)) is not None:
             self._forget(old)
-        self._use(segment)
+        self._unpack_only(segment)
         self._segments[request.segment] = segment
         return self._done(request, segment, NO_CHANGE)
 
@@ -402,7 +402,7 @@ class Session:
         self._image_or_raise()
         if name not in self._segments:
             raise UnknownSegment(f'There is no segment "{name}" in this session; a prompt makes one.')
-        return self._use(self._segments[name])
+        return self._unpack_only(self._segments[name])
 
     def _segment_for(self, name: str) -> Segment:
         """The segment of a name, made where it is not there."""
@@ -411,7 +411,7 @@ class Session:
             self._check_segment_limit(name)
             self._segments[name] = Segment.empty(name, image.shape)
         self._check_steps(self._segments[name])
-        return self._use(self._segments[name])
+        return self._unpack_only(self._segments[name])
 
     def _check_segment_limit(self, name: str) -> None:
         if name not in self._segments and len(self._segments) >= LIMITS.segments:
@@ -424,23 +424,23 @@ class Session:
                 "segment and go on there."
             )
 
-    def _use(self, segment: Segment) -> Segment:
+    def _unpack_only(self, segment: Segment) -> Segment:
         """Let this segment be the only one whose mask is an array: those of the others are folded."""
-        if self._unfolded is not None and self._unfolded is not segment:
-            self._unfolded.fold(self._encoding)
-        self._unfolded = segment
+        if self._unpacked is not None and self._unpacked is not segment:
+            self._unpacked.pack_mask(self._encoding)
+        self._unpacked = segment
         return segment
 
     def _forget(self, segment: Segment) -> None:
         self._segments.pop(segment.name, None)
         if self._selected is segment:
             self._selected = None
-        if self._unfolded is segment:
-            self._unfolded = None
+        if self._unpacked is segment:
+            self._unpacked = None
 
     def _forget_segments(self) -> None:
         self._segments.clear()
-        self._selected = self._unfolded = None
+        self._selected = self._unpacked = None
 
     def _select(self, segment: Segment) -> None:
         """Put the segment's prompts and mask into the interaction channels, as prompting once more would.

@@ -102,7 +102,7 @@ class Worker:
                 message = await self._to_gateway.get()
                 await control.send(link.encode(message))
                 if isinstance(message, link.Ready | link.Answered | link.Gone):
-                    charged = self._pools[-1].used_for()
+                    charged = self._pools[-1].used_by_purpose()
                     await control.send(link.encode(link.Memory(used_memory(self._device), charged)))
         except ConnectionClosed:
             pass  # the gateway went; run() ends too
@@ -140,7 +140,7 @@ class Worker:
     async def _evict(self, name: str, session: HostedSession | None) -> None:
         # None: it is being opened.
         if session is None or not await asyncio.to_thread(session.evict_if_idle, self._idle):
-            self._to_gateway.put_nowait(link.Kept(name))
+            self._to_gateway.put_nowait(link.EvictionRefused(name))
 
     def _make_room(self, requester: object) -> bool:
         """Wait for a session that ends, or else give up the one that was used longest ago, from any thread; whether

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import Volume
-from nninteractive_ws.files.rows import printed
+from nninteractive_ws.files.rows import escaped
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 
@@ -53,7 +53,7 @@ def read_markups(path: Path, volume: Volume) -> list[Markup]:
     except BadJobs as e:
         raise BadJobs(f"{path}: {e}") from e
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as e:
-        reason = printed(repr(e))[:200]
+        reason = escaped(repr(e))[:200]
         raise BadJobs(f"{path} is not a markups file as 3D Slicer writes it ({reason}).") from e
     if not found:
         raise BadJobs(f"{path} holds no point, ROI or closed curve.")
@@ -71,7 +71,7 @@ def _read(markup: dict[str, Any], volume: Volume) -> Iterator[Markup]:
         yield _lasso(markup, volume)
     else:
         raise BadJobs(
-            f"it holds a markup of type {printed(str(kind)[:40])}; Fiducial, ROI and ClosedCurve can be used."
+            f"it holds a markup of type {escaped(str(kind)[:40])}; Fiducial, ROI and ClosedCurve can be used."
         )
 
 
@@ -87,7 +87,7 @@ def _lps(vectors: Points, markup: dict[str, Any]) -> Points:
     """Positions or directions (n, 3) of a file, in LPS."""
     system = markup["coordinateSystem"]
     if system not in ("LPS", "RAS"):
-        raise BadJobs(f"its coordinate system is {printed(str(system)[:40])}; LPS or RAS is needed.")
+        raise BadJobs(f"its coordinate system is {escaped(str(system)[:40])}; LPS or RAS is needed.")
     return vectors * (1, 1, 1) if system == "LPS" else vectors * (-1, -1, 1)
 
 

@@ -70,14 +70,14 @@ def _jsonl_rows(text: str) -> Iterator[tuple[int, Row]]:
         except RecursionError:
             yield number, "expected a JSON object, found values nested too deeply. A list of pairs is the deepest."
             continue
-        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {printed(line.strip()[:40])}."
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {escaped(line.strip()[:40])}."
 
 
 def check_columns(row: Mapping[str, object], columns: Sequence[str]) -> None:
     """Raises BadJobs where a row has a column that is not one of these, as one of JSON Lines may."""
     unknown = [name for name in row if name not in columns]
     if unknown:
-        name = printed(str(unknown[0])[:_MAX_SHOWN])
+        name = escaped(str(unknown[0])[:_MAX_SHOWN])
         raise BadJobs(f"column {name}: expected one of the columns {', '.join(columns)}.")
 
 
@@ -121,9 +121,9 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (RecursionError, TypeError, ValueError):  # nested too deeply, in itself, or a number of too many digits
         return f"a {type(value).__name__} that cannot be shown"
-    return printed(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
+    return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
 
 
-def printed(text: str) -> str:
+def escaped(text: str) -> str:
     """A text with what cannot be printed, or written as UTF-8, as an escape sequence."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

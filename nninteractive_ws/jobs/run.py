@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import stat
 from typing import Any
 
-from nninteractive_ws.client.address import shown_address
+from nninteractive_ws.client.address import printable_address
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadJobs
 from nninteractive_ws.files.images import color_of, partial_path
@@ -129,7 +129,7 @@ class Batch(Iterator[VolumeResult]):
         return local_server("--log-level", "warning", *(("--model", self._model) if self._model else ()))
 
     async def _open(self, address: str) -> AsyncSession:
-        self._tell(Activity("", f"connecting to {shown_address(address)}"))
+        self._tell(Activity("", f"connecting to {printable_address(address)}"))
         notice = lambda event: self._tell(Activity("", event.message))  # noqa: E731
         return await aconnect(address, on={"notice": notice}, **self._how)
 

@@ -95,17 +95,17 @@ class Gateway:
         # outside a container, and nobody should have to list those.
         self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
         # The workers' port is for this machine alone, but for every user of it.
-        self._clients, self._worker_connections = admission_limits(settings.max_sessions)
+        self._client_admission, self._worker_admission = admission_limits(settings.max_sessions)
         self._conversations: set[asyncio.Task[None]] = set()
         self._dialling: dict[uuid.UUID, Worker] = {}
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled; ``started`` is told the port. Raises WorkerFailed or OSError."""
         async with contextlib.AsyncExitStack() as stack:
-            listening = listen(self._settings.host, self._settings.port, self._clients)
+            listening = listen(self._settings.host, self._settings.port, self._client_admission)
             for one in listening:
                 await stack.enter_async_context(self._serve_clients_at(one))
-            (internal,) = listen("127.0.0.1", 0, self._worker_connections)
+            (internal,) = listen("127.0.0.1", 0, self._worker_admission)
             await stack.enter_async_context(self._serve_workers_at(internal))
             # What lives as long as the process need not be looked at whenever closed connections are collected.
             gc.collect()
@@ -122,7 +122,7 @@ class Gateway:
         return serve(
             self._serve_client,
             sock=listening,
-            backlog=self._clients.accept_batch,
+            backlog=self._client_admission.accept_batch,
             ssl=self._settings.tls,
             process_request=self._process_request,
             # No page in a browser, which could reach a server on loopback too, unless it is named.
@@ -141,7 +141,7 @@ class Gateway:
         return serve(
             self._serve_worker,
             sock=listening,
-            backlog=self._worker_connections.accept_batch,
+            backlog=self._worker_admission.accept_batch,
             process_request=self._admit_worker,
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
@@ -164,7 +164,7 @@ class Gateway:
 
     async def _serve_worker(self, connection: ServerConnection) -> None:
         worker = self._dialling.pop(connection.id, None)
-        with self._worker_connections.with_session(connection):
+        with self._worker_admission.with_session(connection):
             if worker is not None:
                 await worker.serve(connection)
             else:
@@ -175,9 +175,9 @@ class Gateway:
         if isinstance(message, link.Answered):
             self._metrics.answered(message.kind, message.code, message.timings)
             if message.code is None:
-                self._sessions.used(message.session)
-        elif isinstance(message, link.Kept):
-            self._sessions.stays(message.session)
+                self._sessions.mark_used(message.session)
+        elif isinstance(message, link.EvictionRefused):
+            self._sessions.eviction_refused(message.session)
         elif isinstance(message, link.Gone):
             _log.info("evicted" if message.evicted else "over", extra={"session": message.session})
             if message.evicted:
@@ -323,7 +323,7 @@ class Gateway:
             async def work(superseded: asyncio.Event, entry: Entry = held) -> bool:
                 return await self._serve_connection(client, hello, entry, superseded)
 
-            with self._clients.with_session(client):
+            with self._client_admission.with_session(client):
                 if await self._sessions.hold(entry, work):
                     return
             entry = None

@@ -50,7 +50,7 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     timings: Timings | None = None
 
 
-class Kept(msgspec.Struct, frozen=True, tag="kept"):
+class EvictionRefused(msgspec.Struct, frozen=True, tag="kept"):
     """Worker to gateway: a session that was to be forgotten if idle is not, and stays."""
 
     session: str
@@ -77,7 +77,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
 class Forget(msgspec.Struct, frozen=True, tag="forget"):
     """Gateway to worker: forget a session. ``idle``: only if it is idle, and then for another's sake; the answer is
-    :class:`Gone` or :class:`Kept`."""
+    :class:`Gone` or :class:`EvictionRefused`."""
 
     session: str
     idle: bool = False
@@ -94,7 +94,7 @@ class Attached(msgspec.Struct, frozen=True):
     memory: FreeMemory | None = None
 
 
-WorkerMessage = Ready | Failed | Gone | Answered | Kept | Memory
+WorkerMessage = Ready | Failed | Gone | Answered | EvictionRefused | Memory
 GatewayMessage = Open | Forget
 
 

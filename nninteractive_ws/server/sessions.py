@@ -31,7 +31,9 @@ class Entry:
     worker: Worker | None = None
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    _stays: asyncio.Event = field(default_factory=asyncio.Event)  # the answer of a worker that was asked to evict it
+    _eviction_refused: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # the answer of a worker that was asked to evict it
     connected: bool = False
     _next: asyncio.Event | None = None  # of the connection that came last; set when another takes its place
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,9 +106,9 @@ class Registry:
 
     async def _evict(self, entry: Entry) -> bool:
         """Ask a worker to give up a session if it is idle; whether it did."""
-        entry._stays.clear()
+        entry._eviction_refused.clear()
         await self._forget(entry, True)
-        answers = [asyncio.ensure_future(event.wait()) for event in (entry.gone, entry._stays)]
+        answers = [asyncio.ensure_future(event.wait()) for event in (entry.gone, entry._eviction_refused)]
         try:
             await asyncio.wait(answers, timeout=_EVICTION_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -114,12 +116,12 @@ class Registry:
                 answer.cancel()
         return entry.gone.is_set()
 
-    def stays(self, name: str) -> None:
+    def eviction_refused(self, name: str) -> None:
         """A worker was asked to evict a session, which is not idle."""
         if (entry := self._entries.get(name)) is not None:
-            entry._stays.set()
+            entry._eviction_refused.set()
 
-    def used(self, name: str) -> None:
+    def mark_used(self, name: str) -> None:
         """A request of a session was done."""
         if (entry := self._entries.get(name)) is not None:
             entry.last_used = time.monotonic()
