@@ -2,7 +2,7 @@
 
 ``blosc2.decompress2`` must not meet hostile bytes unguarded (4.14.1). It allocates what a forged header asks for,
 returns other memory for a chunk of uninitialized values, and for a plug-in codec or filter it runs ``python -c`` in
-the working folder and loads the library that this prints. :func:`unpack` checks the whole header first.
+the working folder and loads the library whose path that prints. :func:`unpack` checks the whole header first.
 """
 
 import struct
@@ -33,7 +33,7 @@ _CODECS = frozenset({0, 1, 3, 4})
 # None, shuffle, bit shuffle, delta, truncated precision, byte delta. All others are plug-ins.
 _BLOSC2_FILTERS = frozenset({0, 1, 2, 3, 4, 35})
 # Bits 4 to 6 of blosc2_flags name a special chunk: none, zeros, NaN, one value. 4 is "uninitialized". The other bits
-# are for dictionaries, longer headers, lazy chunks (of a file) and instrumentation: nothing that travels needs them.
+# are for dictionaries, longer headers, lazy chunks (of a file) and instrumentation, which are never needed on the wire.
 _SPECIAL_SHIFT, _SPECIAL_CHUNKS = 4, frozenset({0, 1, 2, 3})
 
 # Bytes of the same place side by side, which makes the run lengths of masks a fifth smaller than bits would. Nearby

@@ -99,7 +99,7 @@ class Presence:
         return bool(self._there[index])
 
     def indices(self) -> list[int]:
-        """Those that are there."""
+        """The numbers of the bricks that are there."""
         found: list[int] = np.flatnonzero(self._there).tolist()
         return found
 

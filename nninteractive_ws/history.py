@@ -1,7 +1,7 @@
 """A segment: its mask and its history. Both ends keep one, and the client's can bring the server's back.
 
-A history keeps its changes as they travel, as compressed run lengths: a step of some kilobytes would take megabytes as
-an array. They are unpacked when they are used.
+A history keeps its changes in their wire form, as compressed run lengths: a step of some kilobytes would take megabytes
+as an array. They are unpacked when they are used.
 """
 
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ def memory_of(steps: Iterable[Step]) -> int:
 class Segment:
     """``mask``: bool, the shape of the image. It is the composition of the changes of all steps.
 
-    A segment that is not in use may be folded (:meth:`pack_mask`): its mask is then kept as run lengths, and unfolds by
-    itself when it is asked for. ``steps``, the oldest first; ``undone``: the one to redo next is the last.
+    The mask of a segment that is not in use may be packed (:meth:`pack_mask`). It is unpacked when it is used.
+    ``steps``: the oldest first; ``undone``: the one to redo next is the last.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Segment:
 
     @classmethod
     def empty(cls, name: str, shape: Index) -> "Segment":
-        """A segment with no step. Its mask is made at once: two threads may ask for it at the same time."""
+        """A segment with no step. Its mask is allocated at once, because two threads may use it at the same time."""
         return cls(name, shape, _mask=np.zeros(shape, bool))
 
     @property
@@ -74,17 +74,17 @@ class Segment:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no step, and none to redo: as if the segment had not been made yet."""
+        """Whether there is no step, and none to redo, as in a new segment."""
         return not self.steps and not self.undone
 
     @property
     def is_flat(self) -> bool:
-        """Whether there is nothing that :meth:`flatten` could make less."""
+        """Whether :meth:`flatten` could not make the history smaller."""
         return not self.undone and len(self.steps) <= 1 and all(isinstance(s.request, SetMask) for s in self.steps)
 
     @property
     def memory(self) -> int:
-        """Bytes that the history and a folded mask take."""
+        """Bytes in memory of the history and a packed mask."""
         return self._history_bytes + mask_memory(self._packed_mask)
 
     @property
@@ -121,11 +121,11 @@ class Segment:
         self.undone.clear()
 
     def undo(self) -> Delta:
-        """Move the last step to those undone; what is to be applied to the mask. Raises IndexError without a step."""
+        """Move the last step to the undone ones. Return the change to apply. Raises IndexError without a step."""
         return self._move(self.steps, self.undone)
 
     def redo(self) -> Delta:
-        """Move the step that was undone last back; what is to be applied. Raises IndexError without one."""
+        """Move the last undone step back. Return the change to apply to the mask. Raises IndexError without one."""
         return self._move(self.undone, self.steps)
 
     def _move(self, source: list[Step], target: list[Step]) -> Delta:
@@ -151,20 +151,20 @@ class Segment:
         return summed
 
     def rebuild(self) -> None:
-        """Make the mask the composition of the steps' changes, where it can no longer be trusted."""
+        """Recompute the mask as the composition of the steps' changes."""
         if self._mask is None:
             self._mask, self._packed_mask = self.composed(), None
         else:
             self._mask[...] = self.composed()
         self.voxels = int(np.count_nonzero(self._mask))
 
-    # ---- the client's ---------------------------------------------------------------------------------------
+    # ---- for the client ---------------------------------------------------------------------------------------
 
     def credit_move(self, back: bool, change: Delta, is_fresh: bool, encoding: Encoding) -> None:
-        """Undo (``back``) or redo a step whose change the server has sent, so that the mask has it already.
+        """Undo (``back``) or redo a step whose change the server has sent, and which the mask has already.
 
-        ``change``: what the server did. It counts where one step was credited with the changes of several, unless
-        the mask was not fresh. Raises ValueError where there is no such step.
+        ``change``: the server's. If it differs from the step's, because one step was credited with the changes of
+        several, it replaces the step's, unless the mask was not fresh. Raises ValueError where there is no such step.
         """
         source, target = (self.steps, self.undone) if back else (self.undone, self.steps)
         if not source:
@@ -175,7 +175,7 @@ class Segment:
             self.reconcile(encoding)
 
     def reconcile(self, encoding: Encoding) -> None:
-        """Credit the last step with whatever the mask holds beyond the steps' changes."""
+        """Credit the last step with the difference between the mask and the steps' changes."""
         surplus = masks.diff(self.composed(), self.mask)
         if self.steps and surplus.box is not None:
             self._replace_last(self.steps, masks.compose(self._unpack(self.steps[-1].change), surplus), encoding)

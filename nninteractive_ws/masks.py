@@ -23,8 +23,8 @@ Mask = npt.NDArray[np.bool_]
 class Delta:
     """The voxels of ``box`` to flip: ``flips`` is bool and of the box's shape. No box: nothing changes.
 
-    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask. What was
-    packed once, or came packed, is not packed again: the same delta is sent and kept in the history.
+    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask. The packed
+    form is cached, because the same delta is sent and kept in the history.
     """
 
     box: Box | None
@@ -136,7 +136,7 @@ def unpack(bits: Bits, shape: Index) -> Delta:
 
 
 def check(bits: Bits, shape: Index) -> None:
-    """Raise what :func:`unpack` would, without the memory for the voxels of the box."""
+    """Raise the errors of :func:`unpack`, without allocating the voxels of the box."""
     _unpack_runs(bits, shape)
 
 

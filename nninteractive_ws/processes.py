@@ -15,9 +15,9 @@ def python_module(module: str, *arguments: str) -> list[str]:
 
 
 def trim_memory() -> None:
-    """Give the memory that this process has freed back to the system; it takes milliseconds, without the GIL.
+    """Return freed memory to the system. It takes milliseconds, without the GIL.
 
-    glibc keeps it for the next allocations, gigabytes after a large session. Other systems' allocators do not.
+    glibc keeps it for later allocations: gigabytes after a large session. Other systems' allocators do not.
     """
     if sys.platform == "linux":
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
@@ -26,7 +26,7 @@ def trim_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Free what refers to itself, and give freed memory back to the system. It takes up to some tenths of a second: not
-    on an event loop."""
+    """Collect reference cycles, and return freed memory to the system. It takes up to some tenths of a second: do not call
+    it on an event loop."""
     gc.collect()
     trim_memory()

@@ -4,8 +4,8 @@ import re
 
 _HIDDEN = "***"
 
-# A token behind its scheme, and whatever begins as a token of this project does (access.TOKEN_PREFIX). The text may be
-# escaped already: a blank may be \t, and the letter before a token part of an \n.
+# A token after its scheme, and words that begin like tokens of this project (access.TOKEN_PREFIX). The text may be
+# escaped already: a blank may be \t, and the letter before a token may belong to an \n.
 _TOKEN = re.compile(r"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|nws_[\w-]+", re.ASCII | re.IGNORECASE)
 # Other secrets are recognized by their surroundings.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -21,7 +21,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def redact_tokens(text: str) -> str:
-    """Replace tokens behind ``Bearer`` and ``Basic``, and this project's own, by ``***``; a JSON text stays one."""
+    """Replace tokens after ``Bearer`` and ``Basic``, and this project's own, by ``***``. JSON stays valid."""
     return _TOKEN.sub(lambda found: (found[1] or "") + _HIDDEN, text)
 
 
@@ -36,5 +36,5 @@ def redact(text: str, *secrets: str | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that are not printable by spaces. Text of a server could control a terminal otherwise."""
+    """Replace characters that are not printable by spaces, because a server's text could control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)

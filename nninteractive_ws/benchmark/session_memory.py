@@ -1,14 +1,14 @@
-"""The memory that a session's account states, and the memory that its processes take for it.
+"""The memory that is charged to a session, against the resident memory of its processes.
 
 ``python -m nninteractive_ws.benchmark.session_memory PORT CASE VOLUME`` is the client, in a process of its own. It
-prints its own figures as a line of JSON at every stage, and goes on with a line of its standard input.
+prints its own figures as a line of JSON at every stage, and continues at a line on its standard input.
 
 An image is charged in full when it is announced. Its pages, and those of its interaction channels, become resident
-when they are first written. So the client first has all of them written, by prompts of every kind and polarity, and
-leaves a mask that fills the volume in the segment in hand. A case adds what both figures grow by from there.
+when they are first written. So the client first writes all of them, with prompts of every kind and polarity, and
+leaves a mask that fills the volume in the current segment. A case measures the growth of both figures from there.
 
-Both processes return freed memory to the system before they are measured. What is freed and not returned serves the
-next request, whichever session's, and belongs to none.
+Both processes return freed memory to the system before they are measured. Freed memory that is not returned serves the
+next request of any session, and belongs to none.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,11 +37,11 @@ from nninteractive_ws.history import Segment
 from nninteractive_ws.processes import return_freed_memory
 
 _CLICKS, _EDITS, _SEGMENTS = 2000, 300, 256
-#: Of those segments, one is there before.
+#: Clicks in each of the segments, one of which exists before.
 _CLICKS_EACH = 2
 _POSITIVE_SHARE = 0.6
 _WARM_UP_CLICKS = 100
-#: Points so close that each page of their channels is written.
+#: Distance of points, small enough that each page of their channels is written.
 _POINT_STRIDE = 8
 _BRUSH_VOXELS, _BRUSH_TOLERANCE_HU = (8, 20), 40
 #: Millimeters along each axis: the torso, so that several organs are in the volume.
@@ -68,7 +68,7 @@ class _User:
         self._until(lambda event: isinstance(event, ImageProgress) and event.present == event.total)
 
     def ask(self, command: str, *arguments: object, **options: object) -> None:
-        """A command of the client's core."""
+        """Call a method of the client's core, and wait for the answer."""
         number = getattr(self.core, command)(*arguments, **options)
         self._until(lambda event: isinstance(event, Done) and event.result.request == number)
 
@@ -98,7 +98,7 @@ class _User:
         self.ask("flip_mask", segment, brush & tissue, box=around.pairs)
 
     def touch(self) -> None:
-        """Have every page of the image and its interaction channels written."""
+        """Write every page of the image and its interaction channels."""
         everywhere = np.ones(self.shape, bool)
         for positive in (True, False):
             how = {"positive": positive, "run": False}
@@ -162,14 +162,14 @@ _CASES = {
     f"{_EDITS} hand edits": _Case(192, _paint),
     f"{_SEGMENTS} segments": _Case(160, _segment),
 }
-#: What is done in a session.
+#: Names of the cases.
 CASES = tuple(_CASES)
 
 
 def main() -> None:
     port, case, path = sys.argv[1:]
     volume = np.load(path)
-    # The first session of a process takes memory that the next ones find.
+    # The first session of a process takes memory that later ones reuse.
     _use(int(port), volume, lambda user: user.click("first"))
     _report()
     _use(int(port), volume, lambda user: _run(user, _CASES[case]))
@@ -218,8 +218,8 @@ def _noisy_phantom(shape: Index) -> Volume:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Bytes at a moment. ``charged``: to the worker's sessions, by purpose. ``worker``: resident, once freed memory was
-    returned; ``freed``: that memory. ``client``: what the client reports."""
+    """Bytes at one stage. ``charged``: to the worker's sessions, by purpose. ``worker``: resident, after freed memory
+    was returned; ``freed``: that freed memory. ``client``: the client's own figures."""
 
     charged: Mapping[str, int]
     worker: int

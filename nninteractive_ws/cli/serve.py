@@ -48,7 +48,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A further DNS name of the server, needed where there are no tokens; may be repeated.",
+            help="A further DNS name of a server without tokens; may be repeated.",
         ),
     ] = None,
     max_sessions: Annotated[
@@ -135,7 +135,7 @@ def serve(
         )
         run_gateway(settings, end_with_stdin)
     except (ModelNotFound, WorkerFailed, AccessError) as e:
-        # Where nobody reads standard error, printing to it would block for ever.
+        # If nobody reads standard error, printing to it would block forever.
         with stderr.capture() as captured, contextlib.suppress(typer.Exit):
             fail(e)
         write_to_stderr(captured.get())

@@ -49,8 +49,8 @@ class SshTarget:
 @dataclass(frozen=True)
 class Address:
     """Where a server is. ``path`` begins with a slash. ``ssh``: where it is only reached through a tunnel; ``host``
-    and ``port`` are then those on the other side. ``unix_socket``: connections go to this Unix socket; ``host`` and
-    ``port`` then only name the server."""
+    and ``port`` are then those on the other side. ``unix_socket``: connections go to this Unix socket, and ``host``
+    and ``port`` only name the server."""
 
     secure: bool
     host: str
@@ -81,13 +81,13 @@ class Address:
         return self.url
 
 
-#: What a host name may consist of: letters of any script, digits, and what separates them. ssh's configuration may
-#: hand a host and a user to a shell (%h and %r in ProxyCommand and Match exec), so nothing that a shell, ssh's
-#: patterns or its percent tokens give a meaning is let through.
+#: Host names: letters of any script, digits, dots, hyphens and underscores. ssh's configuration may hand a host and a
+#: user to a shell (%h and %r in ProxyCommand and Match exec), so characters that are special to a shell, to ssh's
+#: patterns or to its percent tokens are refused.
 _HOST = re.compile(r"(?![-.])[\w.-]{1,253}")
 _USER = re.compile(r"(?![-.])[\w.+-]{1,128}(@(?![-.])[\w.-]{1,128})?")
 _ZONE = re.compile(r"[\w.-]{1,32}", re.ASCII)
-#: How a token of a server begins.
+#: The beginning of a server's tokens.
 _TOKEN_PREFIX = "nws_"
 
 
@@ -138,9 +138,9 @@ def _not_an_address(reason: str) -> BadAddress:
 
 
 def _split(text: str) -> SplitResult | None:
-    """The parts of a URL; None where it has none. The standard library's errors would repeat the text."""
+    """The parts of a URL; None if it is invalid. The standard library's errors would repeat the text."""
     if any(c.isspace() or not c.isprintable() for c in text):
-        return None  # urlsplit leaves some of these out silently
+        return None  # urlsplit removes some of these silently
     try:
         parts = urlsplit(text)
         # A colon without a port is a typo, such as that of "ws:/host", whose host would be "ws".
@@ -259,8 +259,8 @@ NO_UPGRADE = (
 
 
 def explain(error: BaseException, address: Address, token: str | None = None) -> Error:
-    """What went wrong while connecting, as an error whose sentence says what to do. ``token``: is kept out of it, as
-    a server may repeat what it was sent."""
+    """What went wrong while connecting, as an error whose sentence says what to do. ``token``: removed from the
+    sentence, because a server may repeat it."""
     explained = _explain(error, address)
     message = redact(str(explained), token)
     return explained if message == str(explained) else type(explained)(message)
@@ -331,7 +331,7 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, address: Address, 
 
 
 def redirect_target(location: str, address: Address) -> str:
-    """A redirect's target for a message: its origin and path. The rest of it may hold secrets of a login page."""
+    """The origin and path of a redirect's target, for a message. The rest may hold secrets of a login page."""
     base = address.url.replace("ws", "http", 1)
     parts = _split(urljoin(base, location)) if _split(location) else None
     if parts is None or not parts.hostname:
@@ -341,7 +341,7 @@ def redirect_target(location: str, address: Address) -> str:
 
 
 def redirect_message(location: str, address: Address) -> str:
-    """Why a redirect is not followed: a token goes only to the server that it was given for."""
+    """A message that names a redirect. It is not followed, because a token goes only to the server it was given for."""
     return (
         f"What answers at {address.host}:{address.port} redirects to {redirect_target(location, address)}. Redirects "
         "are not followed, so that a token reaches no other server. If that is where the server is, use it as the "
@@ -360,9 +360,8 @@ def _explain_status(error: InvalidStatus, address: Address) -> Error:
     if status == 426:  # of our own gateway, to which the wish for a WebSocket did not come through
         return ConnectionFailed(NO_UPGRADE)
     plain = any(kind.startswith("text/plain") for kind in headers.get_all("Content-Type"))
-    if (
-        status in (403, 421) and plain and "--allow-host" in said
-    ):  # of our own gateway, which is reached by another name
+    # Of our own gateway, at a name that it does not accept as its own.
+    if status in (403, 421) and plain and "--allow-host" in said:
         return ConnectionFailed(said)
     if status == 403 and "origin" in said.lower():
         return ForbiddenOrigin(said)

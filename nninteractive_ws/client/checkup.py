@@ -109,7 +109,7 @@ class Checkup:
         )
 
     def _redacted(self, found: T) -> T:
-        """The same without secrets and characters that control a terminal: much of it are the words of a server."""
+        """The same without secrets and control characters: a server may have sent them."""
         if isinstance(found, str):
             return cast("T", redact(printable(found), self._token))
         if isinstance(found, dict):
@@ -217,8 +217,8 @@ class Checkup:
                 cure = "It wants a name and a password" if said.startswith("407") else "Ask whoever runs it to allow it"
                 words = f"{named} does not let connections through to {address.host}:{address.port} (HTTP {said}). "
                 return Trouble("proxy_refused", f"{words}{cure}. {no_proxy_hint(self._address)}")
-            words = f"{named}, which this computer's settings name, cannot be reached ({said}). {no_proxy_hint(self._address)}"
-            return Trouble("proxy_unreachable", words)
+            words = f"{named}, which this computer's settings name, cannot be reached ({said})."
+            return Trouble("proxy_unreachable", f"{words} {no_proxy_hint(self._address)}")
         words = str(explain(error, address))
         if isinstance(error, ConnectionRefusedError):
             return Trouble("refused", words)

@@ -45,7 +45,7 @@ from nninteractive_ws.messages import Encoding
 
 #: A request during which the server's worker ended this often may be the reason, and is not sent again.
 _MOST_LOSSES = 2
-# Why a server may refuse a segment's history, but take its mask.
+# Errors of a server that may refuse a segment's history and still accept its mask.
 _HISTORY_REFUSED = UnsupportedPrompt | OutOfMemory | AtCapacity | TooLarge
 
 
@@ -280,7 +280,7 @@ class Core:
 
     @property
     def segment_names(self) -> list[str]:
-        """The segments that there are; one is made by its first prompt, from the first preview on."""
+        """The names of the segments. One exists from the first preview of its first prompt on."""
         return [name for name, segment in list(self.segments.items()) if segment.revision or not segment.is_empty]
 
     @property
@@ -551,8 +551,8 @@ class Core:
         return [events.Failed(waiting.number, error)]
 
     def _forget_if_empty(self, waiting: _Waiting) -> None:
-        """The first request of a segment failed: the server has no such segment. Its mask is empty, and may be in the
-        hands of the user: it stays the same array."""
+        """Reset a segment whose first request failed, because the server has no such segment. Its empty mask stays the
+        same array, because the user may hold it."""
         segment = self.segments.get(waiting.segment or "")
         if segment is not None and segment.is_empty and isinstance(waiting.request, wire.SetMask | wire.Prompt):
             segment.revision = 0

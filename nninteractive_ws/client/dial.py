@@ -27,7 +27,7 @@ _LOOKS = 8
 
 
 class _Connect(websocket_connect):
-    """Without redirects: a token goes only to the server that it was given for, and in no other way than asked for."""
+    """Does not follow redirects: a token goes only to its server, and only over the requested scheme."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -84,7 +84,7 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
             logger=reconnect.websocket_log,
             **await _route(where),
         )
-    except Error:  # a sentence already, and no cause of itself
+    except Error:  # it is explained already
         raise
     except Exception as e:
         raise explain(e, where, token) from e
@@ -93,7 +93,7 @@ async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLCon
 
 
 async def _route(where: Address) -> dict[str, Any]:
-    """How to get there: by a connected Unix socket, or by TCP, through a proxy where the settings name one."""
+    """Options of the connection: a connected Unix socket, or the proxy, if the settings name one."""
     if where.unix_socket is None:
         return {"proxy": proxy_url(where)}
     connected = socket.socket(socket.AF_UNIX)

@@ -121,9 +121,9 @@ def load(path: str | Path) -> Journal:
 
 
 def _check(file: _File) -> None:
-    """Raise an Error unless every step fits the image. Nothing of an image's size is allocated for it.
+    """Raise an Error unless every step fits the image. No array of the image's size is allocated.
 
-    A few bytes can stand for gigabytes of voxels: those are made once there is an image of that size.
+    A few bytes can stand for gigabytes of voxels. Masks are allocated once there is an image of that size.
     """
     if math.prod(file.shape) > MAX_VOXELS:
         raise BadJournal(f"The journal is of an image of the shape {file.shape}, which is too large to be one.")

@@ -44,11 +44,11 @@ _log = logging.getLogger(__name__)
 #: A frame of Slicer's window at 60 Hz lasts 16 ms; half of it is left to everything else.
 BUDGET_S = 0.008
 _CHUNK_BYTES = 64 * 1024
-#: As many as websockets' other drivers take for one message. An empty fragment costs memory, too, and no limit on the
-#: size of a message counts it.
+#: Limit of fragments of a message, as in websockets' own drivers. An empty fragment takes memory, too, but the size limit
+#: of messages does not count it.
 _MAX_FRAGMENTS = 4096
-#: Messages, pings and pongs that wait for the system to take them: one message and some pongs, unless a server sends
-#: pings and does not read.
+#: Limit of messages, pings and pongs that wait to be sent: one message and some pongs, unless a server sends pings and
+#: does not read.
 _MAX_UNSENT = 4096
 #: What has come and is not read makes the system say "reset" instead of goodbye; that much of it is read.
 _MOST_UNREAD_CHUNKS = 64
@@ -117,7 +117,7 @@ class _Connection:
             raise self._websocket.handshake_exc
         self._queue_bytes()
         if len(self._unsent) > _MAX_UNSENT:
-            raise ConnectionFailed("The server sends pings without reading their answers.")
+            raise ConnectionFailed("The server sends pings without reading their answers; the connection was closed.")
         if not data or (self.opened and self._websocket.state is not State.OPEN):
             self.ended = why_closed(self._websocket.close_rcvd, self._websocket.close_sent)
         return messages
@@ -130,7 +130,7 @@ class _Connection:
         # A text message is an error of the server's; the core says so.
         elif isinstance(item, Frame) and item.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
             if len(self._fragments) >= _MAX_FRAGMENTS:
-                raise TooLarge("A message had more parts than this client takes.")
+                raise TooLarge(f"The server sent a message in more than {_MAX_FRAGMENTS:,} fragments.")
             self._fragments.append(bytes(item.data))
             if item.fin:
                 yield b"".join(self._fragments)

@@ -1,4 +1,4 @@
-"""The proxy that the computer's settings name for a server."""
+"""The proxy for a server, from the computer's settings."""
 
 from websockets.exceptions import InvalidProxy
 from websockets.proxy import Proxy, get_proxy, parse_proxy
@@ -9,13 +9,13 @@ from nninteractive_ws.errors import ConnectionFailed
 
 
 def proxy_url(address: Address) -> str | None:
-    """The URL of the proxy for an address, as the settings have it; it may hold a password. None for this machine.
+    """The URL of the proxy for an address, from the settings. It may hold a password. None: no proxy.
 
-    Raises ConnectionFailed where it is no URL of a proxy.
+    Raises ConnectionFailed if the URL is invalid.
     """
     named = None if address.is_loopback else get_proxy(parse_uri(address.url))
     if named is not None and _parse(named) is None:
-        # Raised here and not where parsing fails: that error repeats the URL.
+        # Raised here, because the parser's own error repeats the URL.
         raise ConnectionFailed(
             "This computer's settings name a proxy by an invalid address, which is not repeated here because it may "
             "hold a password. One looks like http://proxy:3128. Correct it in the settings, or in the environment "
@@ -25,13 +25,13 @@ def proxy_url(address: Address) -> str | None:
 
 
 def proxy_for(address: Address) -> Proxy | None:
-    """The same in its parts."""
+    """The parts of :func:`proxy_url`."""
     named = proxy_url(address)
     return None if named is None else _parse(named)
 
 
 def no_proxy_hint(address: Address) -> str:
-    """What helps where a proxy is not needed."""
+    """The hint for a server that is reached without a proxy."""
     return f"If the server is reached without a proxy, except it: NO_PROXY={address.host}."
 
 

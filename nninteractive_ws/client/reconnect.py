@@ -40,7 +40,7 @@ class _Redacted(logging.Filter):
         return True
 
 
-#: What the drivers' WebSockets log to: below the logger of websockets, so that its level holds for this one too.
+#: Logger of the drivers' WebSockets. It is a child of websockets' logger, so that it has the same level.
 websocket_log = logging.getLogger("websockets.client.nninteractive_ws")
 websocket_log.addFilter(_Redacted())
 

@@ -2,11 +2,11 @@
 
 So keys, agents, jump hosts and ``~/.ssh/config`` work as in a terminal. Passwords are never asked for.
 
-This end is a Unix socket in a folder that only this user may enter. A TCP port could be bound by another user of this
-machine between its choice and ssh's use of it, who would then receive the token; and every user could connect to it.
-OpenSSH on Windows forwards no Unix sockets, so there it is a TCP port. ssh then has to say first that it listens at
-the port itself. Other users of the same Windows machine can still connect to it, as to any port on loopback, so the
-server's tokens are what keeps them out.
+This end is a Unix socket in a folder that only this user may enter. Every user of this machine could connect to a TCP
+port. Another user could also bind the port between its choice and ssh's use of it, and would then receive the token.
+OpenSSH on Windows does not forward Unix sockets, so this end is a TCP port there. It is used only after ssh has
+reported that it listens at the port itself. Other users of the Windows machine can still connect to it, as to any port
+on loopback, and only the server's tokens keep them out.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ _OPTIONS = {
 _UNIX_SOCKETS = sys.platform != "win32"
 #: The longest path of a Unix socket, in bytes: macOS has 104 with the NUL at the end, Linux 108.
 _MAX_SOCKET_PATH = 103
-#: A path of these means the same to ssh, which gives a colon, a percent sign and others a meaning of their own.
+#: Paths without characters that are special to ssh, such as a colon or a percent sign.
 _PLAIN_PATH = re.compile(r"[\w./+-]+", re.ASCII)
-#: Of the name that tempfile makes up.
+#: As long as the random names of tempfile.
 _RANDOM_NAME = "nninteractive-12345678/socket"
 #: Without Unix sockets: between the choice of a free port and ssh's use of it, another program may take it.
 _MOST_PORTS = 3
 
 
 class Tunnel:
-    """A local socket that is forwarded to ``target.server_port`` of the machine behind ``target``. Nothing here
-    waits."""
+    """A local socket that is forwarded to ``target.server_port`` of the machine behind ``target``. No method
+    blocks."""
 
     def __init__(self, target: SshTarget) -> None:
         self.target = target
@@ -62,9 +62,9 @@ class Tunnel:
 
     @property
     def local(self) -> Address:
-        """This end of it, once it is :meth:`ready`. Raises ConnectionFailed where it is closed."""
+        """This end of the tunnel, once it is :meth:`ready`. Raises ConnectionFailed if it is closed."""
         if self._folder is not None:
-            # The server is named by its own port, the only one that it knows.
+            # The address has the server's own port, which is the port in its Host header.
             return Address(False, "127.0.0.1", self.target.server_port, unix_socket=self._socket_path)
         if self._port == 0:
             raise ConnectionFailed(f"The ssh tunnel to {self.target.host} is closed.")
@@ -99,13 +99,13 @@ class Tunnel:
         return True
 
     def _listens(self) -> bool:
-        """Whether ssh takes connections at this end. It is decided at once."""
+        """Whether ssh accepts connections at this end. It does not wait."""
         try:
             if self._folder is not None:
                 with socket.socket(socket.AF_UNIX) as probe:
                     probe.settimeout(1)
                     probe.connect(self._socket_path)
-            # Before ssh has said so itself, another program may be what listens.
+            # Until ssh has reported that it listens, another program may have the port.
             elif f"listening on 127.0.0.1 port {self._port}." in self._words():
                 socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
             else:
@@ -127,7 +127,7 @@ class Tunnel:
             else:
                 with socket.create_server(("127.0.0.1", 0)) as free:
                     self._port = free.getsockname()[1]
-                # At this level ssh says when it listens.
+                # At this level, ssh reports that it listens.
                 options = ["-o", "LogLevel=DEBUG1", "-L", f"127.0.0.1:{self._port}:{there}"]
             self._process = self._ssh(["-N", *options], stdin=subprocess.DEVNULL)
         except ConnectionFailed:
@@ -192,7 +192,7 @@ class Tunnel:
 
     def _explained(self, words: str) -> ConnectionFailed:
         host = self.target.host
-        # What is there at the level DEBUG1 alone names steps that may have failed before another one worked.
+        # Lines of the level DEBUG1 may be about steps that failed before another one worked.
         words = "\n".join(line for line in words.splitlines() if not line.startswith("debug1:"))
         for pattern, kind, sentence in _SAID:
             if re.search(pattern, words, re.IGNORECASE):
@@ -230,7 +230,7 @@ class Tunnel:
 
 
 def _private_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A new folder that only this user may enter, of a path that suits a Unix socket. Raises ConnectionFailed."""
+    """A new folder that only this user may enter, with a path that suits a Unix socket. Raises ConnectionFailed."""
     failure = "no folder for temporary files has a path that is short enough, of ASCII letters and digits"
     for place in (tempfile.gettempdir(), "/tmp"):
         path = str(Path(place, _RANDOM_NAME))

@@ -24,8 +24,8 @@ from nninteractive_ws.engine.models import pick_device
 _OFFICIAL_PATCH = 192
 # The thin network: the edge of the cubes that it sees as one, and by how much it leans to "not the object".
 _CUBE, _LEANING = 4, 3.0
-# The local network: its patch, and how far from the newest prompt it changes the mask, in cubes. It stays off the
-# patch's border, where a change makes nnInteractive zoom out.
+# The local network: its patch, and the distance from the newest prompt within which it changes the mask, in cubes. It
+# stays off the patch's border, where a change makes nnInteractive zoom out.
 _LOCAL_PATCH, _REACH = 72, 6
 
 
@@ -83,7 +83,7 @@ class ThinNetwork(nn.Module):
 
 class LocalNetwork(nn.Module):
     """A network without weights that answers in milliseconds: a prompt adds or removes the tissue around it that is as
-    bright as the voxels that it marks. Masks are as large and as ragged as real ones, so histories are, too.
+    bright as the marked voxels. Masks and histories are as large and as ragged as real ones.
     """
 
     def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:

@@ -19,12 +19,12 @@ from nninteractive_ws.server.outbox import ANSWERS_KEPT, Outbox
 
 _log = logging.getLogger(__name__)
 
-#: Requests that wait, at most: fewer than answers are kept, so that each can be repeated.
+#: Limit of queued requests. More answers are kept, so that each can be repeated.
 MAX_WAITING = ANSWERS_KEPT // 2
-#: Each request that is refused is remembered, too. A client that goes on after so many in a row does not listen.
+#: Limit of refused requests in a row, each of which is kept, too. A client beyond it ignores the answers.
 MAX_REFUSED = 4096
-# What a request takes in memory besides the bytes of its message, and of a mask in it. Measured with tracemalloc: 290
-# for a click, whose message of 61 bytes is not kept.
+# Bytes in memory of a request besides its message, and besides a mask in it. Measured with tracemalloc: 290 for a
+# click, whose message of 61 bytes is not kept.
 _REQUEST_BYTES = 256
 
 
@@ -45,13 +45,13 @@ class Dialogue:
     ) -> None:
         self.outbox = Outbox(wake)
         self.encoding, self._name, self._pools = encoding, name, pools
-        #: When something useful came last: a request that could be done, or a brick that was not there.
+        #: Time of the last useful message: a request that succeeded, or a new brick.
         self.last_used = time.monotonic()
         self._account = SessionAccount(pools)
         self._session = Session(model, device, self.outbox, encoding, self._account)
         self._waiting: deque[tuple[Request, float, int]] = deque()
         self._waiting_bytes = 0
-        self._running: int | None = None  # the id of the request in hand
+        self._running: int | None = None  # the id of the running request
         self._refused = 0
         self._last_id = 0
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class Dialogue:
             self.outbox.put_aside(progress)
 
     def _cancel(self, message: Cancel) -> None:
-        """Cancel what waits or runs. Any other id is of a request that is done, or that was not sent yet."""
+        """Cancel a queued or running request. Any other id is of a request that is done, or that was not sent yet."""
         with self._lock:
             unanswered = {request.id for request, _, _ in self._waiting} | {self._running}
         if message.request is None or message.request in unanswered:
@@ -120,7 +120,7 @@ class Dialogue:
             self._waiting.append((request, time.monotonic(), memory))
             self._waiting_bytes += memory
             self._refused = 0
-            # Again: a request may have been done since.
+            # Again: a request may have finished since.
             self._account.charge("queue", self._waiting_bytes)
 
     def _refuse(self, error: Error, request: int | None) -> bool:
@@ -183,9 +183,9 @@ class Dialogue:
         self._session.cancel(Cancel(), self._last_id)
 
     def close_if_idle(self, idle: float) -> bool:
-        """Let go of everything for good, unless a request waits or runs; whether it did.
+        """Release everything for good, unless a request is queued or running. Return whether it did.
 
-        ``idle``: seconds for which nothing useful must have come.
+        ``idle``: seconds since the last useful message, at least.
         """
         with self._lock:
             used = time.monotonic() - self.last_used < idle
@@ -196,7 +196,7 @@ class Dialogue:
         return True
 
     def close(self) -> None:
-        """Let go of everything for good; no request is being done."""
+        """Release everything for good, while no request is running."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -208,7 +208,7 @@ class Dialogue:
 
 
 def _memory_of_content(request: Request, size: int) -> int:
-    """Bytes that a request of a message of ``size`` bytes takes beyond those that every request does."""
+    """Bytes in memory of a request beyond ``_REQUEST_BYTES``. ``size``: of its message."""
     if isinstance(request, Restore):
         return memory_of((*request.steps, *request.undone))
     return size + (MASK_BYTES if hasattr(request, "mask") else 0)

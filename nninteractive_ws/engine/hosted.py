@@ -21,8 +21,8 @@ _FLUSH_WITHIN_S = 5.0
 
 
 class HostedSession:
-    """A dialogue, its two threads, and the connection there is, if any. One thread takes its messages in, the other
-    does its requests: no session can keep another's from being heard. ``makes_room``: whether others may be forgotten
+    """A dialogue, its two threads, and the connection there is, if any. One thread receives its messages, the other
+    does its requests, so that no session blocks another's messages. ``makes_room``: whether others may be forgotten
     for its sake. ``over``: set once nobody wants it any more; ``ended``: done once it holds nothing any more."""
 
     def __init__(
@@ -123,11 +123,11 @@ class HostedSession:
                 await self._to_do.wait()
 
     def evict_if_idle(self, idle: float) -> bool:
-        """Give up the session's memory for another's sake, from any thread; whether it did. Its client is told, and the
+        """Evict the session if it is idle, from any thread. Return whether it was. Its client is told, and the
         connection ends.
 
-        A session that has something to do stays, and one with a connection on which something useful came in the last
-        ``idle`` seconds: two would take turns at its memory.
+        A session with a queued or running request is not idle, nor is a connected one with a useful message in the last
+        ``idle`` seconds: two such sessions would evict each other by turns.
         """
         if self.over.is_set() or not self.dialogue.close_if_idle(idle if self.connected else 0.0):
             return False
@@ -145,7 +145,7 @@ class HostedSession:
             self._stopping = True
             self._to_do.set()
             self._room.set()
-            # Without a thread of a pool, which others need meanwhile: the request in hand may take long to notice.
+            # Not on a thread of a shared pool: the running request may take long to notice the cancellation.
             await self._work
             await self._loop.run_in_executor(self._thread, self._close)
         finally:

@@ -1,8 +1,7 @@
-"""Memory of the sessions on a worker: what each keeps is counted, and refused where there is no more.
+"""Memory of the sessions on a worker: it is counted by session, and limited.
 
-A session keeps an image with its interaction channels, and beyond it segments with their histories, requests that
-wait, and messages for its client. Everything is charged to its account, before it is allocated where its size is known
-then.
+A session keeps an image with its interaction channels, and beyond it segments with their histories, queued requests,
+and messages for its client. Everything is charged to its account, and before it is allocated if its size is known then.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,23 +17,23 @@ from nninteractive_ws.errors import OutOfMemory, TooLarge
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.messages import FreeMemory
 
-#: What a session keeps beyond its image: "request" is what the one in hand needs while it runs.
+#: Purposes of a session's memory. "request": temporary memory of the running request.
 Purpose = Literal["image", "segments", "queue", "outbox", "request"]
 
-#: Of what is free when the workers of a machine start, this much is for sessions; the rest is for models and passes.
+#: The share for sessions of the memory that is free when a machine's workers start. The rest is for models and passes.
 _SHARE = 0.8
-# What a session may keep beyond its image: a part of the pool, so that a few sessions cannot take it from all others,
-# within these bounds. Thousands of prompts and hand edits take less than the lower one.
+# Limit of a session's memory beyond its image: a share of the pool, so that a few sessions cannot use it up, within
+# these bounds. Thousands of prompts and hand edits take less than the lower bound.
 _SESSION_SHARE, _MIN_SESSION_BYTES, _MAX_SESSION_BYTES = 1 / 16, 64 * 1024**2, 2**30
-# So much a session may keep whatever others do: where they have taken all that there is, its next click still works.
+# A session may always keep this much beyond its image: its next click works even if other sessions use up the pool.
 _GUARANTEED_BYTES = 4 * 1024**2
-# So much may always wait: requests that free memory must get through.
+# This much may always be queued, so that requests that free memory get through.
 _SMALL_QUEUE_BYTES = 1024**2
 # Beyond image and interactions, a pass of the official network and the refinement's cache need room on a GPU.
 _DEVICE_HEADROOM_BYTES = 8 * 1024**3
 # Up to this many voxels nnInteractive 2.6 keeps interactions as a dense tensor on the CPU ("auto"), else compressed.
 _DENSE_VOXELS = 512 * 512 * 1024
-# Masks of the image's size that exist at a time, that of the segment in hand among them. Measured with tracemalloc: 5
+# Masks of the image's size that exist at a time, including the current segment's. Measured with tracemalloc: 5
 # while a mask is set, 6 while one that fills the image is predicted, 3 while a step is undone or a history restored.
 _MASKS = 6
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -60,8 +59,7 @@ class MemoryPool:
         return max(_MIN_SESSION_BYTES, min(_MAX_SESSION_BYTES, int(_SESSION_SHARE * self.limit)))
 
     def reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
-        """Let an owner have ``needed`` bytes for a purpose, in place of others that are idle if need be; whether there
-        were so many."""
+        """Reserve ``needed`` bytes for a purpose, and evict idle sessions if necessary. Return whether they fit."""
         while not self._try_to_reserve(owner, purpose, needed):
             if needed > self.limit or not self._evict(owner):
                 return False
@@ -76,7 +74,7 @@ class MemoryPool:
             return fits
 
     def charge(self, owner: object, purpose: Purpose, used: int) -> None:
-        """Count what an owner keeps already, even if that is more than the limit: what follows is refused then."""
+        """Count memory that an owner has allocated, even beyond the limit. Later reservations are refused then."""
         with self._lock:
             self._set(owner, purpose, used)
 
@@ -89,7 +87,7 @@ class MemoryPool:
             del self._used[owner]
 
     def release(self, owner: object) -> None:
-        """Give back all that an owner has."""
+        """Release all memory of an owner."""
         with self._lock:
             self._total -= sum(self._used.pop(owner, {}).values())
 
@@ -109,7 +107,7 @@ class MemoryPool:
 
 
 class SessionAccount:
-    """What one session keeps: its image in one of the pools, and everything else in the last one, the host's."""
+    """The memory of one session: its image in one of the pools, and everything else in the last one, the host's."""
 
     def __init__(self, pools: Sequence[MemoryPool]) -> None:
         self._pools, self._host = pools, pools[-1]
@@ -117,7 +115,8 @@ class SessionAccount:
         self._released = False
 
     def reserve_image(self, shape: Index, channels: int) -> torch.device:
-        """Reserve memory for an image; where. Raises TooLarge if it never fits, OutOfMemory if not now."""
+        """Reserve memory for an image, and return its device. Raises TooLarge if it never fits, OutOfMemory if it
+        does not fit now."""
         voxels = math.prod(shape)
         for pool in self._pools:
             if pool.reserve(self, "image", voxels * bytes_per_voxel(pool.device, voxels, channels)):
@@ -144,15 +143,15 @@ class SessionAccount:
 
     def reserve(self, purpose: Purpose, needed: int) -> None:
         """Reserve bytes before they are allocated. Raises OutOfMemory with the numbers."""
-        # What a request needs while it runs is not kept, and ends with it.
+        # Temporary memory of a request is not kept, and ends with it.
         kept = self.kept_bytes
         more = 0 if purpose == "request" else needed - self._host.used_by(self).get(purpose, 0)
         small = purpose == "queue" and needed <= _SMALL_QUEUE_BYTES
         if kept + more > self._host.session_limit and not small:
             raise OutOfMemory(
                 f"This session keeps {_mb(kept)} beyond its image, and {_mb(max(more, 0))} more would be over the "
-                f"limit of {_mb(self._host.session_limit)}. Remove segments that are done, or wait for requests that "
-                "are not answered yet."
+                f"limit of {_mb(self._host.session_limit)}. Remove finished segments, or wait until pending "
+                "requests are answered."
             )
         if small or kept + needed <= _GUARANTEED_BYTES:
             self.charge(purpose, needed)
@@ -163,13 +162,13 @@ class SessionAccount:
             )
 
     def charge(self, purpose: Purpose, used: int) -> None:
-        """Count what is kept already."""
+        """Count memory that is allocated already."""
         with self._lock:
             if not self._released:
                 self._host.charge(self, purpose, used)
 
     def release(self) -> None:
-        """Give back everything. What a message that is still coming in would be charged for is not counted any more."""
+        """Release everything. Later charges, for a message that is still being received, are ignored."""
         with self._lock:
             self._released = True
             for pool in self._pools:
@@ -177,17 +176,16 @@ class SessionAccount:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes beyond the image, but for what the request in hand needs."""
+        """Bytes beyond the image, without the temporary memory of the running request."""
         return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in ("image", "request"))
 
 
 def memory_pools(
     device: torch.device, host_limit: int | None, workers: int, evict: Callable[[object], bool]
 ) -> list[MemoryPool]:
-    """Where a worker may keep sessions, the best place for images first.
+    """The memory pools of a worker, the best one for images first.
 
-    ``host_limit``: bytes on the host; None: this worker's part of what is free now, which it shares with ``workers``
-    in all, itself included.
+    ``host_limit``: bytes on the host; None: a share of what is free now, divided by the number of ``workers``.
     """
     cpu = torch.device("cpu")
     limit = host_limit if host_limit is not None else int(_SHARE * _free_host_bytes() / workers)

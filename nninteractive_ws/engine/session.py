@@ -81,15 +81,15 @@ LIMITS = Limits(
     unacknowledged_bricks=128,
 )
 
-# Requests that make a segment or let it grow.
+# Requests that create a segment, or add to it.
 _GROWING = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Restore
-# What the result of a growing request takes at least.
+# Bytes of the result of a growing request, at least.
 _RESULT_BYTES = 64 * 1024
-# Bytes that a run length takes at the peak, while a mask is unpacked, changed and packed again, beyond the masks that
-# the image is charged for. Measured with tracemalloc: 10 where every other voxel of the image is set, 9 with every
+# Peak bytes of a run length, while a mask is unpacked, changed and packed again. They come on top of the masks that are
+# charged with the image. Measured with tracemalloc: 10 where every other voxel of the image is set, 9 with every
 # tenth.
 _RUN_BYTES = 12
-# After a request that needed so much memory, what is free is given back to the system.
+# A request that needed more than this returns freed memory to the system afterwards.
 _MUCH_BYTES = 64 * 1024**2
 
 
@@ -138,7 +138,7 @@ class Session:
         self._image: BrickImage | None = None
         self._segments: dict[str, Segment] = {}
         self._selected: Segment | None = None  # whose prompts are in the interaction channels now
-        self._unpacked: Segment | None = None  # the only one whose mask may be an array now
+        self._unpacked: Segment | None = None  # the only one whose mask may be an array
         self._previews = True
         self._prediction: _Prediction | None = None
         self._request: Request | None = None
@@ -150,8 +150,8 @@ class Session:
     # ---- from any thread ----------------------------------------------------------------------------------
 
     def put_bricks(self, message: ImageBricks) -> tuple[int, ImageProgress | None]:
-        """Store bricks; how many were not there before, and the acknowledgement. Those of an image that is no longer
-        the session's are ignored, and not acknowledged.
+        """Store bricks. Return the number of new ones, and the acknowledgement. Bricks of another image than the
+        session's are ignored, and not acknowledged.
 
         Raises BadMessage, TooLarge or BadImage.
         """
@@ -197,10 +197,10 @@ class Session:
         with self._lock:
             self._request = request
         self._clock = _Clock(arrived, queued=time.monotonic() - arrived)
-        needed = _memory_needed(request) if isinstance(request, _GROWING) else 0
+        needed = _memory_needed(request)
         try:
             self._check_cancelled()
-            if isinstance(request, _GROWING):
+            if needed:
                 self._account.reserve("request", needed)
             return self._HANDLERS[type(request)](self, request)
         except (RuntimeError, MemoryError) as e:
@@ -221,7 +221,7 @@ class Session:
                 self._cancelled = {i for i in self._cancelled if i > request.id}
 
     def _count_memory(self, request: Request, freed: int) -> None:
-        """Charge what is kept after a request, and give back what is not."""
+        """Charge the memory that is kept after a request, and release the rest. ``freed``: its temporary memory."""
         segment = self._segments.get(getattr(request, "segment", None) or "")
         if segment is not None and segment.is_empty and isinstance(request, SetMask | Prompt):
             self._forget(segment)  # its first request failed
@@ -342,7 +342,7 @@ class Session:
             request.segment, shape, request.revision, steps=list(request.steps), undone=list(request.undone)
         )
         for step in request.steps:
-            # One by one, and not without a look: a long history takes minutes.
+            # A long history takes minutes, so cancellation is checked at each step.
             self._check_cancelled()
             if step.change is not None:
                 masks.apply(masks.unpack(step.change, shape), segment.mask)
@@ -421,11 +421,11 @@ class Session:
         if len(segment.steps) >= LIMITS.steps:
             raise AtCapacity(
                 f'Segment "{segment.name}" has {LIMITS.steps:,} steps, which is the limit. Set its mask in a new '
-                "segment and go on there."
+                "segment, and continue with that one."
             )
 
     def _unpack_only(self, segment: Segment) -> Segment:
-        """Let this segment be the only one whose mask is an array: those of the others are folded."""
+        """Make this segment the only one whose mask is an array. The mask of the previous one is packed."""
         if self._unpacked is not None and self._unpacked is not segment:
             self._unpacked.pack_mask(self._encoding)
         self._unpacked = segment
@@ -614,7 +614,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_needed(request: Request) -> int:
-    """Bytes that a growing request needs while it runs, beyond the masks that the image is charged for."""
+    """Bytes of temporary memory of a request, beyond the masks that are charged with the image."""
+    if not isinstance(request, _GROWING):
+        return 0
     if isinstance(request, Restore):
         steps = (*request.steps, *request.undone)
         each = (_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps)

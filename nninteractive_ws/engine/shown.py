@@ -45,7 +45,7 @@ class Shown:
 
     def add_result(self, box: Box, values: Mask) -> None:
         """Remember a part of the final answer; later parts lie over earlier ones."""
-        # As bits: refinement boxes overlap, and hundreds of them take many times the volume.
+        # As bits: refinement boxes overlap, and hundreds of them have many times the volume's voxels.
         self._results.append((box, np.packbits(values)))
 
     def final(self) -> Delta:

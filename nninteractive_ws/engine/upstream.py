@@ -30,8 +30,8 @@ upstream_module.print = lambda *words: _log.debug("%s", " ".join(map(str, words)
 # numpy's global generator decides upstream's fallback plan: one plan at a time, each from the same seed.
 _PLAN_LOCK = threading.Lock()
 
-# Written boxes that are remembered one by one; beyond them, one around all those of a channel. A day of clicks would
-# take megabytes that nobody is charged for.
+# Limit of written boxes. Beyond it, those of a channel are merged into one bounding box: a day of clicks would take
+# megabytes that no session is charged for.
 _MAX_WRITTEN = 1024
 
 
@@ -152,7 +152,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
             self._written = set(self._written_hulls().items())
 
     def _written_hulls(self) -> dict[int, Box]:
-        """A box around all that was written, of each channel that was."""
+        """The bounding box of all writes, by channel."""
         hulls: dict[int, Box] = {}
         for channel, box in self._written:
             hulls[channel] = box.union(hulls.get(channel))

@@ -38,7 +38,7 @@ _ENDS_WITHIN_S = 5.0
 
 class Worker:
     """One model on one device, and the sessions on it. ``memory``: bytes for sessions on the host; None: a share of
-    what is free, divided by ``workers``, how many there are on this host. ``idle``: seconds after which a connected
+    what is free, divided by ``workers``, their number on this host. ``idle``: seconds after which a connected
     session that is not used may be given up for another. ``compiled``: as :func:`load_model` takes it."""
 
     def __init__(self, port: int, secret: str, memory: int | None, workers: int, idle: float, compiled: bool) -> None:
@@ -138,7 +138,7 @@ class Worker:
         self._to_gateway.put_nowait(link.Gone(session.name, session.evicted))
 
     async def _evict(self, name: str, session: HostedSession | None) -> None:
-        # None: it is being opened.
+        # None: the session is being opened.
         if session is None or not await asyncio.to_thread(session.evict_if_idle, self._idle):
             self._to_gateway.put_nowait(link.EvictionRefused(name))
 

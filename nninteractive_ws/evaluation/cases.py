@@ -13,7 +13,7 @@ from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
 from nninteractive_ws.files.rows import check_columns, empty, path_of, read_rows, shown, text_of
 
 COLUMNS = ("image", "labels", "label", "name")
-#: The largest value that a label map can have.
+#: The largest label of a label map.
 _MAX_LABEL = 2**63 - 1
 
 

@@ -1,7 +1,7 @@
-"""Cells of CSV files that spreadsheets take for text, whatever they contain, and that come back as they were.
+"""Cells of CSV files that are never a formula to a spreadsheet, and that are read back unchanged.
 
 A cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break is a formula to a spreadsheet, or hides one.
-It gets an apostrophe in front, by which spreadsheets mark text. So does what follows a semicolon or a tab, because
+It gets an apostrophe in front, which marks text in spreadsheets. The same is done after a semicolon or a tab, because
 spreadsheets may split cells there.
 """
 

@@ -4,11 +4,11 @@ import hashlib
 import re
 import unicodedata
 
-#: What Windows does not allow in a name, and characters that control a terminal.
+#: Characters that Windows does not allow in a name, and those that control a terminal.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-#: Windows takes these for devices, with any ending and in any case.
+#: Devices on Windows, with any ending and in any case.
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE | re.DOTALL)
-#: File systems allow 255, of which an ending and a prefix while the file is written need some.
+#: File systems allow 255. The ending, and the prefix of a file that is being written, need some of them.
 _MAX_BYTES = 200
 
 
@@ -25,12 +25,12 @@ def safe_name(name: str) -> str:
 
 
 def with_digest(name: str, of: str) -> str:
-    """A name that a digest of another text tells from the same name of others."""
+    """A name with a digest of another text, which makes it unique."""
     digest = hashlib.sha256(of.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     shortened = name.encode()[: _MAX_BYTES - len(digest) - 1].decode(errors="ignore")
     return f"{shortened}-{digest}"
 
 
 def folded(name: str) -> str:
-    """Two names of the same folded form are one file on Windows or macOS."""
+    """A key that is equal for names of one file on Windows or macOS: without case and Unicode normal form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

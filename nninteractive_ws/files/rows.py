@@ -10,7 +10,7 @@ from nninteractive_ws.errors import BadJobs
 
 Row = Mapping[str, object] | str  # a string says why there is no row
 
-#: How much of a cell an error shows.
+#: Characters of a cell that an error shows, at most.
 _MAX_SHOWN = 120
 
 
@@ -25,7 +25,7 @@ def read_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> Iter
         raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
     except UnicodeDecodeError as e:
         raise BadJobs(f"{path} is not a text file in UTF-8: save it as one (in Excel, as CSV UTF-8).") from e
-    except ValueError as e:  # a NUL in the path, or half of a character
+    except ValueError as e:  # a NUL in the path, or a lone surrogate
         raise BadJobs(f"{shown(str(path))} is not the path of a file ({e}).") from e
     return _jsonl_rows(text) if path.suffix == ".jsonl" else _csv_rows(path, text, columns, needed)
 
@@ -82,7 +82,7 @@ def check_columns(row: Mapping[str, object], columns: Sequence[str]) -> None:
 
 
 def text_of(row: Mapping[str, object], column: str, expected: str) -> str:
-    """The text in a cell. Raises BadJobs, which says what was ``expected``, where there is none, or where it has line
+    """The text in a cell. Raises BadJobs, which says what was ``expected``, if there is none, or if it has line
     breaks, other control characters, or bytes that are not text: no table of results could hold them."""
     value = row.get(column)
     if isinstance(value, Path):
@@ -103,7 +103,7 @@ def path_of(row: Mapping[str, object], column: str, folder: Path, expected: str)
     path = folder / text_of(row, column, expected)
     try:
         path.resolve()
-    except (OSError, RuntimeError, ValueError) as e:  # links in a circle are a RuntimeError
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links is a RuntimeError
         raise BadJobs(f"column {column}: expected {expected}, found {shown(str(path))} ({e}).") from e
     return path
 
@@ -114,16 +114,16 @@ def empty(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A cell as an error shows it: in one line, and not all of a long one."""
+    """A cell for an error: on one line, and shortened."""
     if empty(value):
         return "nothing"
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    except (RecursionError, TypeError, ValueError):  # nested too deeply, in itself, or a number of too many digits
+    except (RecursionError, TypeError, ValueError):  # nested too deeply or in itself, or a number with too many digits
         return f"a {type(value).__name__} that cannot be shown"
     return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
 
 
 def escaped(text: str) -> str:
-    """A text with what cannot be printed, or written as UTF-8, as an escape sequence."""
+    """A text with escape sequences for characters that cannot be printed, or written as UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -96,8 +96,8 @@ class ResultsFile:
                     rows.setdefault(row["job"], []).append(row)
             except BadJobs as e:
                 raise BadJobs(
-                    f"{self.path}, line {number}: {e} The file was edited. Delete this line, so that its image is "
-                    "segmented again, or give another folder."
+                    f"{self.path}, line {number}: {e} The file was edited. Delete this line, and its image is "
+                    "segmented again; or give another folder."
                 ) from e
         return {key: self._volume(found, segments[key]) for key, found in rows.items()}
 
@@ -145,7 +145,7 @@ class ResultsFile:
 
 
 def _one_line(text: str) -> str:
-    """A result is a line, also where an error or the server's name for its model has several."""
+    """A text on one line: a result is a line, even if an error or the name of a model has several."""
     return " ".join(text.split())
 
 

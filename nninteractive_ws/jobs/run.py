@@ -142,7 +142,7 @@ def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
     for job in jobs:
         name = _output_name(job, format)
         if taken.get(folded(name.as_posix()), (name, job))[0] != name:
-            # The names differ by case alone, or by how accents are written: on Windows and macOS they are one.
+            # The names differ only by case, or in the encoding of accents. On Windows and macOS they are one file.
             name = name.with_name(f"{with_digest(_stem(name, format), job.name)}.{format}")
         output = folder / name
         other = taken.setdefault(folded(name.as_posix()), (name, job))[1]
@@ -163,7 +163,7 @@ def _stem(name: Path, format: str) -> str:
 
 
 def _check_folders(tasks: list[Task], folder: Path) -> None:
-    """A job whose file would lie in a folder that is a file of another job, or the table of results, is told so."""
+    """Set an error on jobs whose output folder would be an output of another job, or the table of results."""
     files = {folded("results.csv"), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
     for task in tasks:
         parents = [p.as_posix() for p in task.output.relative_to(folder).parents]

@@ -99,7 +99,7 @@ class TokenFile:
         try:
             warning = insecure_permissions(self._path)
         except OSError:
-            return  # it has just been replaced; the next look finds another one
+            return  # the file was just replaced; the next check finds the new one
         if warning is not None:
             _log.warning("%s", warning)
 
@@ -140,7 +140,8 @@ def remove_user(path: Path, name: str) -> None:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[None]:
-    """Without a lock, two commands at the same moment would undo each other: a revoked token would be valid again."""
+    """Hold the lock of a token file. Without it, two commands at the same moment would undo each other, and a revoked
+    token would be valid again."""
     try:
         with file_lock(path.resolve()):
             yield
@@ -154,20 +155,20 @@ def insecure_permissions(path: Path) -> str | None:
         return None  # Windows has access control lists instead of these bits
     file = path.resolve()
     if file.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"Other users of this machine may change the token file {path}: chmod go-w {shlex.quote(str(file))}"
-    # Also those of a link: its folder decides where it leads to.
+        return f"Other users of this machine may change the token file {path}. Run: chmod go-w {shlex.quote(str(file))}"
+    # The folder of a symbolic link counts, too: a user who may write there can point the link elsewhere.
     for folder in sorted({*path.absolute().parents, *file.parents}):
         if _others_may_write(folder):
             return (
                 f"Other users of this machine may replace the token file {path}, since they may write to {folder}. "
-                f"Move it, or: chmod go-w {shlex.quote(str(folder))}"
+                f"Move it, or run: chmod go-w {shlex.quote(str(folder))}"
             )
     return None
 
 
 def _others_may_write(folder: Path) -> bool:
     found = folder.stat()
-    if found.st_mode & stat.S_ISVTX:  # as /tmp: only the owner of a file replaces it
+    if found.st_mode & stat.S_ISVTX:  # such as /tmp: only its owner can replace a file
         return False
     if found.st_mode & stat.S_IWOTH:
         return True
@@ -175,13 +176,14 @@ def _others_may_write(folder: Path) -> bool:
 
 
 def _is_private_group(user: int, group: int) -> bool:
-    """Whether nobody is in a group but the user. Many systems make one for each user, with folders writable to it."""
+    """Whether the user is the only member of a group. Many systems create such a group for each user, and make folders
+    writable for it."""
     import grp
     import pwd
 
     try:
         owner, owners_group = pwd.getpwuid(user), grp.getgrgid(group)
-    except KeyError:  # as in a container
+    except KeyError:  # in a container, for instance
         return False
     return owner.pw_name == owners_group.gr_name and set(owners_group.gr_mem) <= {owner.pw_name}
 

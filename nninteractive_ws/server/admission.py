@@ -1,7 +1,7 @@
-"""Limits on connections that have no session, counted from accept on: before TLS, HTTP and hello.
+"""Limits on connections without a session, counted from accept on: before TLS, HTTP and hello.
 
-At a limit the oldest such connection of the address with the most of them is dropped for the new one. So silent
-connections and floods from one address do not lock out another address, and a new connection always gets its turn.
+At a limit, a new connection displaces the oldest one of the address that has the most. So silent connections and floods
+from one address do not lock out another address, and a new connection is always served.
 """
 
 from collections import Counter
@@ -21,16 +21,17 @@ from websockets.asyncio.server import ServerConnection
 
 _log = logging.getLogger(__name__)
 
-#: A TLS handshake that does not go on costs 312 KiB, so that this many hold 80 MB.
+#: Connections without a session. A stalled TLS handshake costs 312 KiB, so this many take 80 MB.
 MAX_PENDING = 256
-# asyncio's TLS connections are reference cycles, and too few objects for Python to look for them in time.
+# Closed connections per garbage collection. asyncio's TLS connections are reference cycles of few, large objects, which
+# Python by itself would collect too late.
 _CLOSED_BEFORE_COLLECTION = 128
 #: Descriptors for everything but connections: the event loop, files, pipes to the workers.
 RESERVED_DESCRIPTORS = 48
-# Connections that the system accepts for the process while it is busy; it may allow fewer. Everybody waits in this
-# queue behind a flood, so that a longer one would mean longer waits.
+# Connections that the system accepts for the process while it is busy. The system may allow fewer. In a flood, every
+# client waits in this queue, so a longer queue would mean longer waits.
 _LISTEN_BACKLOG = 1024
-# Connections closed in one go while there are too many open ones.
+# Connections closed in one call of accept while too many are open.
 _MAX_REFUSALS = 256
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -39,24 +40,24 @@ class Admission:
     """Counts the connections of one or more listening sockets.
 
     ``max_pending``: connections without a session; ``max_of_address``: those from one address, which may be a reverse
-    proxy with all the clients there are; ``max_open``: connections in all.
+    proxy in front of all clients; ``max_open``: connections in all.
     """
 
     def __init__(self, max_pending: int, max_of_address: int, max_open: int) -> None:
         self._max_pending, self._max_of_address, self._max_open = max_pending, max_of_address, max_open
-        # Weak, so that a connection whose setup fails in the event loop does not count for ever.
+        # Weak, so that a connection whose setup fails in the event loop does not count forever.
         self._pending: WeakKeyDictionary[AcceptedSocket, str] = WeakKeyDictionary()  # in the order of arrival
         self._open: WeakSet[AcceptedSocket] = WeakSet()
         self._closed = 0
 
     @property
     def accept_batch(self) -> int:
-        """Connections to accept in one go. An HTTP request that has arrived is answered four turns of the event loop
-        after accept: before those behind it displace its connection."""
+        """Connections to accept in one turn of the event loop. An HTTP request that has arrived is answered four turns
+        after accept, before later connections displace its own."""
         return max(1, self._max_of_address // 8)
 
     def admit(self, connection: "AcceptedSocket", address: str) -> bool:
-        """Count a connection that was just accepted, at the cost of an older one if need be; False: close it."""
+        """Count a connection that was just accepted, and drop an older one if necessary. False: close the new one."""
         if len(self._open) >= self._max_open:
             _log.warning("refused a connection: too many are open", extra={"peer": address})
             return False
@@ -70,7 +71,7 @@ class Admission:
         return True
 
     def drop_one(self) -> bool:
-        """Drop the oldest connection of the address with the most; False where all have sessions."""
+        """Drop the oldest connection of the address with the most; False if all have sessions."""
         counts = Counter(self._pending.values())
         if counts:
             self._drop_oldest(max(counts, key=counts.__getitem__))
@@ -80,12 +81,12 @@ class Admission:
         oldest = next(connection for connection, its in self._pending.items() if its == source)
         del self._pending[oldest]
         _log.warning("dropped a connection without a session: there were too many", extra={"peer": source})
-        # The transport owns the descriptor. It sees the end of the stream, and closes.
-        with suppress(OSError):  # the peer was faster
+        # The transport owns the descriptor. It sees the end of the stream, and closes it.
+        with suppress(OSError):  # the peer has closed it already
             oldest.shutdown(socket.SHUT_RDWR)
 
     def closed(self, connection: "AcceptedSocket") -> None:
-        """A connection does not count any more."""
+        """Stop counting a connection that was closed."""
         self._open.discard(connection)
         self._pending.pop(connection, None)
         self._closed += 1
@@ -94,8 +95,8 @@ class Admission:
 
     @contextmanager
     def with_session(self, connection: ServerConnection) -> Iterator[None]:
-        """While it has a session, a connection is not dropped for others. Afterwards it may be: a client that does not
-        answer the close frame holds its connection for seconds."""
+        """Protect a connection from being dropped while it has a session. Afterwards it may be dropped: a client that
+        does not answer the close frame holds its connection for seconds."""
         accepted = self._find(connection)
         source = None if accepted is None else self._pending.pop(accepted, None)
         try:
@@ -106,13 +107,13 @@ class Admission:
 
     def _find(self, connection: ServerConnection) -> "AcceptedSocket | None":
         own = connection.transport.get_extra_info("socket")
-        if own is None:  # a TLS connection that was lost meanwhile
+        if own is None:  # a TLS connection that has been lost
             return None
         return next((accepted for accepted in self._open if accepted.fileno() == own.fileno()), None)
 
 
 class AcceptedSocket(socket.socket):
-    """The server's end of a connection, which counts until it is closed, whoever closes it."""
+    """The server's end of a connection. It counts until it is closed."""
 
     def __init__(self, accepted: socket.socket, admission: Admission) -> None:
         self._admission = admission
@@ -124,9 +125,10 @@ class AcceptedSocket(socket.socket):
 
 
 class ListeningSocket(socket.socket):
-    """A listening socket whose ``accept`` counts, and gets by without descriptors.
+    """A listening socket whose ``accept`` counts connections, and copes with running out of descriptors.
 
-    asyncio's selector event loop calls ``accept``. The proactor of Windows does not: there, only the timeouts hold.
+    asyncio's selector event loop calls ``accept``. The proactor event loop of Windows does not: on Windows, only the
+    timeouts apply.
     """
 
     def __init__(self, listening: socket.socket, admission: Admission) -> None:
@@ -135,11 +137,12 @@ class ListeningSocket(socket.socket):
         self._spare: int | None = _open_spare()
 
     def listen(self, backlog: int = _LISTEN_BACKLOG, /) -> None:
-        """asyncio takes one number for the queue and for how many it accepts in one go; a flood needs a long queue."""
+        """asyncio uses one number for two things: the length of the queue, and the connections accepted in one turn. In
+        a flood, the queue must be long."""
         super().listen(max(backlog, _LISTEN_BACKLOG))
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Raises BlockingIOError where there is no connection to serve now."""
+        """Raises BlockingIOError if there is no connection to serve now."""
         for _ in range(_MAX_REFUSALS):
             try:
                 accepted, peer = super().accept()
@@ -148,7 +151,7 @@ class ListeningSocket(socket.socket):
                     raise
                 _log.warning("cannot accept a connection: %s", e.strerror)
                 if self._admission.drop_one():
-                    break  # the event loop closes that one, and comes again
+                    break  # the event loop closes the dropped one, and calls again
                 if not self._refuse_by_spare():
                     raise
                 continue
@@ -156,16 +159,16 @@ class ListeningSocket(socket.socket):
             if self._admission.admit(connection, str(peer[0])):
                 return connection, peer
             connection.close()
-        raise BlockingIOError(errno.EAGAIN, "others have their turn first")
+        raise BlockingIOError(errno.EAGAIN, "no connection to serve now")
 
     def _refuse_by_spare(self) -> bool:
-        """Close the next connection with the help of a descriptor kept for that; False where that one is lost, too.
+        """Close the next connection with the help of a spare descriptor; False if the spare is lost, too.
 
-        Without this the socket stays readable: the event loop would spin, or stop listening for a second.
+        Otherwise the socket would stay readable, and the event loop would spin, or stop listening for a second.
         """
         if self._spare is not None:
             os.close(self._spare)
-            with suppress(OSError):  # the client went, or another process took the descriptor
+            with suppress(OSError):  # the client has gone, or another process took the descriptor
                 super().accept()[0].close()
         self._spare = _open_spare()
         return self._spare is not None
@@ -185,7 +188,7 @@ def _open_spare() -> int | None:
 
 
 def _network(address: str) -> str:
-    """Whose an address is: of IPv6, one subscriber has 2^64."""
+    """The network that counts as one source. An IPv6 subscriber has 2^64 addresses."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -199,7 +202,7 @@ def _network(address: str) -> str:
 
 
 def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
-    """Listen at every address of a host, all at the same port; "" means every address there is. Raises OSError."""
+    """Listen at every address of a host, at the same port. "" means every address of this machine. Raises OSError."""
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listening: list[ListeningSocket] = []
     try:
@@ -208,7 +211,7 @@ def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
             try:
                 bound = socket.create_server(own, family=family)
             except OSError as e:
-                # A name may stand for ::1, too, where IPv6 is switched off.
+                # A name may resolve to ::1 although IPv6 is switched off.
                 if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(found) == 1:
                     raise
                 _log.warning("cannot listen at %s: %s", address[0], e.strerror)
@@ -230,10 +233,10 @@ def bound_port(listening: socket.socket) -> int:
 
 
 def admission_limits(max_sessions: int) -> tuple[Admission, Admission]:
-    """Limits that the descriptors of this process allow: for clients, and for its own workers' connections.
+    """Limits that the descriptors of this process allow: for clients, and for connections of its workers.
 
-    A session takes two descriptors, one to its client and one to its worker. Dropped connections, and those that are
-    being closed, are open for a moment, too.
+    A session takes two descriptors, one to its client and one to its worker. Dropped and closing connections keep
+    theirs for a moment.
     """
     free = _descriptors() - RESERVED_DESCRIPTORS - 3 * max_sessions
     if free < 48:
@@ -260,7 +263,7 @@ def _descriptors() -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and the workers that it starts, have as many open files as the system allows it."""
+    """Raise the limit of open files of this process, and of the workers that it starts, as far as the system allows."""
     if sys.platform == "win32":
         return
     import resource
@@ -270,5 +273,5 @@ def raise_descriptor_limit() -> None:
         return
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as e:  # macOS has a lower limit than the one it names
+    except (OSError, ValueError) as e:  # macOS enforces a lower limit than it reports
         _log.info("the limit of open files stays %d: %s", soft, e)

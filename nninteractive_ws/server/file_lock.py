@@ -1,4 +1,4 @@
-"""A lock between processes for the change of a file: read, change and replace become one step."""
+"""A lock between processes: to read, change and replace a file becomes one step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,18 +17,18 @@ class FileLocked(Exception):
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which need not exist. Raises FileLocked, and OSError where its folder is not writable.
+    """Hold the lock of a file, which need not exist. Raises FileLocked, and OSError if its folder is not writable.
 
-    The lock file lies beside it, and ends with the lock: left behind it would belong to one user, and others who may
-    change the folder could not open it. The system releases the lock of a process that dies.
+    The lock file lies beside the file, and is deleted with the lock. If it were kept, it would belong to one user, and
+    other users of the folder could not open it. The system releases the lock of a process that dies.
     """
     lock = path.with_name(f".{path.name}.lock")
     descriptor = _acquire(lock)
     try:
         yield
     finally:
-        # While it is held: whoever waits finds that the name stands for another file by now, and tries again.
-        with suppress(PermissionError):  # on Windows, while somebody waits
+        # Deleted while it is held: a waiting process finds that the name is another file by now, and tries again.
+        with suppress(PermissionError):  # on Windows, while another process waits
             lock.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -45,7 +45,7 @@ def _acquire(lock: Path) -> int:
 
 
 def _try(lock: Path) -> int | None:
-    """A descriptor that holds the lock; None where another process does."""
+    """A descriptor that holds the lock; None if another process holds it."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except PermissionError:

@@ -53,7 +53,7 @@ class Settings:
     """How to serve. ``port`` 0 takes a free one. ``worker``: arguments of the worker processes, one for each of
     ``devices``. ``linger``: seconds a session is kept without a connection; ``idle``: seconds after which one that is
     not used may be given up for another. ``origins``: of the web pages that may use the server. ``allowed_hosts``:
-    further names by which a server without tokens may be addressed."""
+    further DNS names of a server without tokens."""
 
     worker: tuple[str, ...]
     model_name: str
@@ -90,11 +90,11 @@ class Gateway:
             settings.linger,
             self._tell_to_forget,
         )
-        # With tokens, a page that rebinds its name learns what /healthz says to everybody (status, model, device, count
-        # of sessions): all else wants a token. Such servers are reached by many names, through reverse proxies or from
-        # outside a container, and nobody should have to list those.
+        # With tokens, DNS rebinding reveals only /healthz (status, model, device, number of sessions): all else needs a
+        # token. Such servers have many names, through reverse proxies or from outside a container, and nobody should
+        # have to list them.
         self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
-        # The workers' port is for this machine alone, but for every user of it.
+        # Every user of this machine can reach the workers' port.
         self._client_admission, self._worker_admission = admission_limits(settings.max_sessions)
         self._conversations: set[asyncio.Task[None]] = set()
         self._dialling: dict[uuid.UUID, Worker] = {}
@@ -107,7 +107,7 @@ class Gateway:
                 await stack.enter_async_context(self._serve_clients_at(one))
             (internal,) = listen("127.0.0.1", 0, self._worker_admission)
             await stack.enter_async_context(self._serve_workers_at(internal))
-            # What lives as long as the process need not be looked at whenever closed connections are collected.
+            # Objects that live as long as the process are excluded from the collection of closed connections.
             gc.collect()
             gc.freeze()
             started(bound_port(listening[0]))
@@ -228,7 +228,7 @@ class Gateway:
         return None
 
     def _refuse_web_page(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Only browsers send an origin, and a host that somebody else chose."""
+        """Refuse a request that a foreign web page makes a browser send: by its Host or its Origin; None: accepted."""
         if self._hosts is not None and (host := self._hosts.refused(request.headers)) is not None:
             name = host if re.fullmatch(r"[\w.:-]{1,260}", host, re.ASCII) else "NAME"
             _log.warning("refused: unknown host %.260s", host, extra={"peer": _peer(connection)})
@@ -241,9 +241,7 @@ class Gateway:
         if foreign:
             _log.warning("refused: web page of %.260s", foreign[0], extra={"peer": _peer(connection)})
             self._metrics.failed("forbidden_origin")
-            message = (
-                "Web pages of this origin may not use this server. Whoever runs it allows them with --allow-origin.\n"
-            )
+            message = "Web pages of this origin may not use this server. To allow them, start it with --allow-origin.\n"
             return connection.respond(HTTPStatus.FORBIDDEN, message)
         return None
 
@@ -348,7 +346,7 @@ class Gateway:
             return True
         finally:
             await link.close(peer)
-            await asyncio.to_thread(trim_memory)  # messages were as large as a message may be
+            await asyncio.to_thread(trim_memory)  # messages may have been large
             _log.info("connection closed", extra={"session": entry.name, "code": client.close_code})
 
     async def _wait_for_worker(self, client: ServerConnection) -> Worker:

@@ -1,7 +1,7 @@
 """The names by which a server without tokens may be addressed, against DNS rebinding.
 
-A web page of ``attacker.example`` whose name is then resolved to 127.0.0.1 may read what the server answers: to the
-browser both are one site. The request still names the page's host, and the page cannot change that.
+A web page of ``attacker.example`` may read the answers of a local server once that name resolves to 127.0.0.1: for the
+browser, both are one site. The Host header of the request still has the name, and the page cannot change it.
 """
 
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ class AllowedHosts:
     def __init__(self, names: Iterable[str]) -> None:
         own = socket.gethostname().lower()
         self._names = {*(_normalize(name) for name in names if name), own, f"{own.partition('.')[0]}.local"}
-        # Without a network, a DNS lookup can take longer than anybody wants to wait for the server.
+        # On a thread: without a network, a DNS lookup can take longer than the start of the server should.
         threading.Thread(target=self._add_full_name, name="own full name", daemon=True).start()
 
     def _add_full_name(self) -> None:
         self._names = self._names | {_normalize(socket.getfqdn())}
 
     def refused(self, headers: Headers) -> str | None:
-        """The host of a request that is not accepted; None where all is well. A browser always sends one."""
+        """The Host header that is not accepted, if there is one. Browsers always send the header."""
         return next((host for host in headers.get_all("Host") if not self._accepts(host)), None)
 
     def _accepts(self, host: str) -> bool:

@@ -51,13 +51,13 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
 
 
 class EvictionRefused(msgspec.Struct, frozen=True, tag="kept"):
-    """Worker to gateway: a session that was to be forgotten if idle is not, and stays."""
+    """Worker to gateway: a session that was to be evicted is not idle, and stays."""
 
     session: str
 
 
 class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """Worker to gateway: bytes in use on its device, and those that its sessions are charged for, by purpose."""
+    """Worker to gateway: bytes in use on its device, and bytes charged to its sessions, by purpose."""
 
     used: int
     charged: dict[str, int] = {}

@@ -24,11 +24,11 @@ from nninteractive_ws.redaction import redact_tokens
 # What a record has without any fields; websockets adds the connection itself, which is no word.
 _NO_FIELDS = (*RESERVED_ATTRS, "websocket")
 
-#: Bytes of log that wait for somebody to read them.
+#: Bytes of log that wait for a reader.
 MAX_QUEUED_BYTES = 1024 * 1024
-#: Records that one line of code may log in a window; further ones are summed up.
+#: Records that one line of code may log in a window. Further ones are counted, and summed up in one record.
 REPEAT_BURST, REPEAT_WINDOW_S = 50, 10.0
-#: The end of a process waits for so long for the reader of its log, and not that long where nothing is read.
+#: Timeouts for flushing the log at the end of a process: in all, and while nothing is read.
 FLUSH_TIMEOUT_S, FLUSH_STALL_S = 5.0, 1.0
 _RETRY_S = 0.05
 
@@ -54,17 +54,17 @@ def configure_logging(process: str, level: str, json: bool) -> None:
 
 
 class BackgroundHandler(logging.Handler):
-    """Write records to a file descriptor on a thread of its own, so that a pipe which nobody reads blocks nothing else.
+    """Write records to a file descriptor on a thread of its own, so that a pipe without a reader blocks nothing else.
 
-    What waits for the reader is bounded; records that find no room are counted, and the count is written. So are
-    records that repeat themselves, see :class:`_Throttle`.
+    The queue is bounded. Dropped records are counted, and the count is logged. The same holds for repeated records, see
+    :class:`_Throttle`.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._descriptor, self._encoding = stream.fileno(), stream.encoding
         self._throttle = _Throttle()
-        # Its lock is reentrant: an object that is destroyed meanwhile may log.
+        # Its lock is reentrant, because the destructor of an object may log.
         self._changed = threading.Condition()
         self._lines: deque[bytes] = deque()
         self._queued = self._written = self._dropped = 0
@@ -88,7 +88,7 @@ class BackgroundHandler(logging.Handler):
         self.write(self.format(record) + "\n")
 
     def write(self, text: str) -> None:
-        """Write a text behind the records there are."""
+        """Write a text after the queued records."""
         line = text.encode(self._encoding, "backslashreplace")
         with self._changed:
             if self._queued + len(line) > MAX_QUEUED_BYTES:
@@ -107,7 +107,7 @@ class BackgroundHandler(logging.Handler):
                 self._changed.notify_all()
 
     def _next(self) -> bytes | None:
-        """Wait for a line to write; None: there will not be any more."""
+        """Wait for a line to write; None: the handler is closing."""
         with self._changed:
             while True:
                 if self._dropped and self._queued < MAX_QUEUED_BYTES // 2:
@@ -127,7 +127,7 @@ class BackgroundHandler(logging.Handler):
             return line
 
     def flush(self) -> None:
-        """Wait until all is written, or until the reader takes nothing for a while."""
+        """Wait until all is written, or until the reader stalls."""
         end = time.monotonic() + FLUSH_TIMEOUT_S
         with self._changed:
             while not self._idle:
@@ -138,7 +138,7 @@ class BackgroundHandler(logging.Handler):
                     self._changed.wait(_RETRY_S)
 
     def close(self) -> None:
-        """Write the summaries and what still waits, and end the thread."""
+        """Write the summaries and the queue, and end the thread."""
         with self._changed:
             if not self._closing:
                 self._enqueue_summaries(closing=True)
@@ -149,15 +149,15 @@ class BackgroundHandler(logging.Handler):
 
 
 def write_to_stderr(text: str) -> None:
-    """Write to standard error behind the log, without waiting for a reader."""
+    """Write to standard error after the log, without waiting for a reader."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, BackgroundHandler):
             handler.write(text)
 
 
 def _write(descriptor: int, line: bytes) -> None:
-    # Not through sys.stderr: its lock, held by a thread that is stuck, would abort the end of the process.
-    with contextlib.suppress(OSError):  # the reader has gone, and there is nobody to tell
+    # Not through sys.stderr: if a stuck thread held its lock, the interpreter would abort at exit.
+    with contextlib.suppress(OSError):  # the reader has gone
         while line:
             try:
                 line = line[os.write(descriptor, line) :]
@@ -167,7 +167,7 @@ def _write(descriptor: int, line: bytes) -> None:
 
 @dataclass
 class _Window:
-    """Records from one line of code: since when, how many, and the last one that was held back."""
+    """Records from one line of code: the first one's time, their number, and the last one that was held back."""
 
     start: float
     count: int = 0
@@ -175,8 +175,8 @@ class _Window:
 
 
 class _Throttle:
-    """Lets through so many records of a line of code in a time, and sums up the others: a client that can provoke a
-    record can provoke millions."""
+    """Limits the records of each line of code per window, and sums up the others: a client that can provoke one record
+    can provoke millions."""
 
     def __init__(self) -> None:
         self._windows: dict[tuple[str, int], _Window] = {}
@@ -184,7 +184,7 @@ class _Throttle:
     def accepts(self, record: logging.LogRecord) -> bool:
         """Whether to log a record now."""
         if record.levelno <= logging.DEBUG:
-            return True  # somebody looks closely
+            return True  # debugging needs every record
         window = self._windows.setdefault((record.pathname, record.lineno), _Window(time.monotonic()))
         window.count += 1
         if window.count <= REPEAT_BURST:

@@ -29,7 +29,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 @dataclass(frozen=True)
 class Now:
     """What is so at a moment: sessions with a client and those waiting for theirs, workers that have loaded the
-    model, and, by device, the memory that they use in bytes, and that which sessions are charged for by purpose."""
+    model, and, by device, bytes of memory in use, and bytes charged to sessions by purpose."""
 
     connected: int
     waiting: int

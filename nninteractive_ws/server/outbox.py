@@ -18,22 +18,22 @@ ANSWERS_KEPT = 1024
 BYTES_KEPT = 16 * 1024**2
 #: While more than this waits for the client, no further request is begun and no further message is read.
 FULL_BYTES, FULL_FRAMES = 8 * 1024**2, 512
-#: What a message takes in memory besides its bytes, and a request besides its messages. Measured with tracemalloc.
+#: Bytes in memory of a message besides its data, and of a request besides its messages. Measured with tracemalloc.
 FRAME_BYTES, RECORD_BYTES = 88, 272
-# Acknowledgements are merged up to so many bricks: merging longer lists again and again would take long.
+# Bricks of a merged acknowledgement, at most: merging long lists again and again would be slow.
 _MAX_MERGED = 4096
 
 
 @dataclass(eq=False, slots=True)
 class _Frame:
-    """A message. ``pending``: itself, while it can be merged with the next."""
+    """An encoded message. ``pending``: the message itself, while it can be merged with the next."""
 
     data: bytes
     pending: Message | None = None
 
     @classmethod
     def of(cls, message: Message, pending: Message | None = None) -> "_Frame":
-        # A copy: the encoder's own bytes object has a buffer half as large again, for as long as it is kept.
+        # A copy: the buffer of the encoder's own bytes object is half as large again, and would be kept with it.
         return cls(bytes(memoryview(protocol.encode(message))), pending)
 
 
@@ -51,7 +51,7 @@ class _Record:
 
     @property
     def memory(self) -> int:
-        """Bytes that all of it takes."""
+        """Bytes of the record and all its messages."""
         return RECORD_BYTES + sum(len(f.data) + FRAME_BYTES for f in self.frames)
 
 
@@ -97,7 +97,7 @@ class Outbox:
 
     @property
     def memory(self) -> int:
-        """Bytes that everything kept takes, and what waits."""
+        """Bytes of kept records and of the queue."""
         with self._lock:
             return self._memory + self._waiting_bytes
 
@@ -161,7 +161,7 @@ class Outbox:
         self._wake()
 
     def put_change(self, message: MaskDelta) -> None:
-        """Say that a mask changed. It can be taken back by :meth:`withdraw_change` until it was sent."""
+        """Queue a change of a mask. Until it is sent, :meth:`withdraw_change` can withdraw it."""
         with self._lock:
             assert self._current is not None
             self._say(self._current, _Frame.of(message, message))

@@ -15,7 +15,7 @@ from nninteractive_ws.server.workers import Worker
 
 #: A connected session that was used in this time is not given up for another: two would take turns at it.
 IDLE_S = 30.0
-#: A worker that is asked to give up a session answers within this, unless it is stuck.
+#: Timeout for a worker's answer when it is asked to evict a session. Only a stuck worker exceeds it.
 _EVICTION_TIMEOUT_S = 2.0
 
 
@@ -31,9 +31,7 @@ class Entry:
     worker: Worker | None = None
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    _eviction_refused: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # the answer of a worker that was asked to evict it
+    _eviction_refused: asyncio.Event = field(default_factory=asyncio.Event)  # by its worker
     connected: bool = False
     _next: asyncio.Event | None = None  # of the connection that came last; set when another takes its place
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -42,7 +40,7 @@ class Entry:
 
 class Registry:
     """See the module. ``linger``: seconds a session is kept without a connection; ``forget(entry, idle)`` tells the
-    session's worker, which knows whether a session is idle."""
+    session's worker, which decides whether the session is idle."""
 
     def __init__(
         self,
@@ -105,7 +103,7 @@ class Registry:
         return False
 
     async def _evict(self, entry: Entry) -> bool:
-        """Ask a worker to give up a session if it is idle; whether it did."""
+        """Ask a worker to evict a session if it is idle. Return whether it did."""
         entry._eviction_refused.clear()
         await self._forget(entry, True)
         answers = [asyncio.ensure_future(event.wait()) for event in (entry.gone, entry._eviction_refused)]
@@ -117,12 +115,12 @@ class Registry:
         return entry.gone.is_set()
 
     def eviction_refused(self, name: str) -> None:
-        """A worker was asked to evict a session, which is not idle."""
+        """Note that a worker refused to evict a session, because it is not idle."""
         if (entry := self._entries.get(name)) is not None:
             entry._eviction_refused.set()
 
     def mark_used(self, name: str) -> None:
-        """A request of a session was done."""
+        """Note that a request of a session was done."""
         if (entry := self._entries.get(name)) is not None:
             entry.last_used = time.monotonic()
 

@@ -28,7 +28,7 @@ MOST_ENDS_WHILE_LOADING = 3
 
 # glibc's malloc gives every thread an arena of its own, which keeps what was freed: with a thread for each session that
 # comes and goes, memory would grow by hundreds of megabytes.
-# What a worker starts itself, such as the compiler of torch.compile, keeps the working folder off sys.path, too.
+# PYTHONSAFEPATH keeps the working folder off sys.path in processes that a worker starts, such as torch.compile's.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "PYTHONSAFEPATH": "1"}
 
 
@@ -48,7 +48,7 @@ class Worker:
         self._was_ready = False
         #: What it runs, once the model is loaded.
         self.description: link.Ready | None = None
-        #: Bytes in use on its device, and those that its sessions are charged for, by purpose.
+        #: Bytes in use on its device, and bytes charged to its sessions, by purpose.
         self.memory = 0
         self.charged: dict[str, int] = {}
 

@@ -45,7 +45,7 @@ def store(scene, segmentation, volume, journal, books, previews):
 
 
 def load(scene, segmentation, volume, shape):
-    """The journal and the books that are kept, or None. ``shape``: the volume's. Raises BadJournal where they are
+    """The journal and the books that are kept, or None. ``shape``: the volume's. Raises BadJournal if they are
     damaged, or of another volume."""
     node = find(scene, segmentation, volume)
     if node is None or not node.GetText():

@@ -71,7 +71,7 @@ class ServerForm:
         known = [address, *others][:_KEPT_SERVERS]
         box.clear()
         box.addItems(known)
-        # What is no address may hold a password.
+        # A text that is not an address may hold a password.
         qt.QSettings().setValue(f"{SETTINGS}/servers", [server for server in known if _parsed(server) is not None])
         self._logic.setServer(*server)
         self.stop()
@@ -168,7 +168,7 @@ def _isEncrypted(address):
 
 
 def _parsed(address):
-    """The address, or None where it is none, of which the user is told when it is connected to."""
+    """The address; None if it is invalid. The user learns of that when connecting."""
     try:
         return parse_address(address)
     except BadAddress:

@@ -120,14 +120,14 @@ class SparseMask:
 
     @classmethod
     def unpacked(cls, packed, shape):
-        """The mask of what :meth:`packed` gave, for a volume of ``shape``. Raises ValueError, KeyError or zlib.error
+        """The mask of a result of :meth:`packed`, for a volume of ``shape``. Raises ValueError, KeyError or zlib.error
         for anything else."""
         if packed is None:
             return cls()
         box = Box.from_pairs(packed["box"])
         if not box.inside(shape):
             raise ValueError(f"the box {box.pairs} is not inside the volume of shape {shape}")
-        # A few bytes can stand for gigabytes: no more is unpacked than the box has.
+        # A few bytes can stand for gigabytes, so no more is unpacked than the box has.
         size = -(-box.voxels // 8)
         bits = np.frombuffer(zlib.decompressobj().decompress(b64decode(packed["bits"]), size + 1), np.uint8)
         if len(bits) != size:
