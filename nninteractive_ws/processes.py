@@ -26,7 +26,7 @@ def trim_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Collect reference cycles, and return freed memory to the system. It takes up to some tenths of a second: do not call
-    it on an event loop."""
+    """Collect reference cycles, and return freed memory to the system. It takes up to some tenths of a second: do not
+    call it on an event loop."""
     gc.collect()
     trim_memory()

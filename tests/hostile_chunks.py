@@ -1,4 +1,4 @@
-"""blosc2 chunks that were tampered with, and a trap for a library that runs what it finds in the working folder."""
+"""Corrupted blosc2 chunks, and a trap for a library that runs files of the working folder."""
 
 from pathlib import Path
 import random
@@ -14,12 +14,12 @@ CHUNK_SHAPE, CHUNK_DTYPE = (16, 16, 16), "int16"
 CHUNK_CODECS = ("ZSTD", "LZ4", "BLOSCLZ", "ZLIB", "LZ4HC")
 CHUNK_CONTENTS = ("noise", "runs", "zeros")
 
-#: Plug-ins that C-Blosc2 knows, by the number that a chunk names them with.
+#: Plug-ins that C-Blosc2 knows, by their number in a chunk.
 PLUG_IN_CODECS = {36: "openhtj2k", 37: "grok", 38: "openzl", 39: "j2k", 40: "htj2k"}
 
 
 def packed_chunk(codec: str, content: str) -> bytes:
-    """A chunk as others may make it."""
+    """A valid chunk."""
     array = {
         "noise": np.random.default_rng(3).integers(-1000, 1000, CHUNK_SHAPE),
         "runs": np.arange(16**3).reshape(CHUNK_SHAPE) // 100,
@@ -58,7 +58,7 @@ def mutated(chunk: bytes, rng: random.Random) -> bytes:
 
 
 def set_trap(folder: Path) -> Path:
-    """A file that is there once a program has looked for a plug-in in ``folder``, its working folder."""
+    """A path that exists once a program has imported a plug-in from ``folder``, its working folder."""
     sprung = folder / "sprung"
     for name in PLUG_IN_CODECS.values():
         (folder / f"blosc2_{name}.py").write_text(f"open({str(sprung)!r}, 'w')\n")

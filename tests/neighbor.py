@@ -1,4 +1,4 @@
-"""Another client of a server that is attacked, and the memory of the server's processes meanwhile."""
+"""Another client of a server under attack, and the memory of the server's processes meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from quick_server import QuickServer, resident_bytes
 
 import nninteractive_ws as nni
 
-#: Between the rounds of the other client, which is not to take all of the machine.
+#: Pause between the rounds of the other client, so that it does not use up the machine.
 PAUSE_S = 0.5
-#: A message of 64 MiB is held a few times over while it is passed on and decoded.
+#: A message of 64 MiB is in memory several times while it is relayed and decoded.
 GATEWAY_MAY_GROW, WORKER_MAY_GROW = 512 * 2**20, 1024 * 2**20
 
 
@@ -62,7 +62,7 @@ class Neighbor:
             self._failure = e
 
     def leave(self) -> None:
-        """Stop. Raises what went wrong."""
+        """Stop, and raise the error that occurred, if any."""
         self._stop.set()
         self._thread.join()
         if self._failure is not None:
@@ -82,8 +82,8 @@ def forget_peak(pid: int) -> None:
 def undisturbed(
     server: QuickServer, gateway: int = GATEWAY_MAY_GROW, worker: int = WORKER_MAY_GROW
 ) -> Iterator[Neighbor]:
-    """Meanwhile processes live, the log has no fault, a neighbor notices nothing, and the memory of ``gateway`` and
-    ``worker`` grows by so many bytes at most."""
+    """Check that the processes live, the log has no traceback, a neighbor's masks stay right, and the memory of gateway
+    and worker grows by at most ``gateway`` and ``worker`` bytes."""
     pids = {"gateway": (server.pid, gateway), "worker": (server.worker, worker)}
     neighbor = Neighbor(server.address)
     before = {name: resident_bytes(pid) for name, (pid, _) in pids.items()}

@@ -23,19 +23,19 @@ from nninteractive_ws import messages as wire
 from nninteractive_ws.server.access import add_user
 from nninteractive_ws.server.admission import MAX_PENDING
 
-# Other loopback addresses than 127.0.0.1 need no setup on Linux alone, and so do the counts under /proc.
+# Only Linux has other loopback addresses than 127.0.0.1 without setup, and the counts under /proc.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses 127.0.0.2 and /proc")
 
-#: More than a server holds of one address, and of all.
+#: More connections than a server keeps of one address, and of all.
 MANY = 2 * MAX_PENDING
-#: Open files of a server that an attacker runs out of quickly.
+#: Limit of open files, low enough that an attacker uses it up quickly.
 FEW_DESCRIPTORS = 256
 
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-# The beginning of a TLS handshake: a record of 512 bytes that do not come.
+# The beginning of a TLS handshake: a record of 512 bytes, which are never sent.
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00"
 
 
@@ -57,7 +57,7 @@ def silent(address: str, source: str, first: bytes = b"", count: int = MANY) -> 
 
 
 def health_from(address: str, source: str, context: ssl.SSLContext | None = None) -> Any:
-    """What /healthz answers to somebody at another address of loopback."""
+    """The answer of /healthz to a client at another loopback address."""
     route: dict[str, Any] = {"timeout": 30, "source_address": (source, 0)}
     if context is None:
         connection = http.client.HTTPConnection("127.0.0.1", port_of(address), **route)
@@ -72,8 +72,7 @@ def health_from(address: str, source: str, context: ssl.SSLContext | None = None
 
 @contextmanager
 def flood(address: str, source: str, first: bytes = b"") -> Iterator[list[int]]:
-    """Connections from one address as fast as they can be made, of which the last 1000 stay open; how many there were
-    is in the list."""
+    """Open connections from one address as fast as possible, and keep the last 1000 open. The list has their number."""
     over, opened = threading.Event(), [0]
 
     def attack() -> None:
@@ -133,7 +132,7 @@ def prompt(address: str, meanwhile: Callable[[], object]) -> None:
 @pytest.mark.parametrize("attacker", ["127.0.0.1", "127.0.0.2"])
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n", UPGRADE], ids=["nothing", "half a request", "upgrade"])
 def test_health_is_answered_in_a_flood(small: ServerProcess, log: Path, attacker: str, first: bytes) -> None:
-    """Also to the attacker's own address, behind which there may be others, as behind a reverse proxy."""
+    """Also to the attacker's own address, which may be a reverse proxy with other clients."""
     before, logged = count_descriptors(small.process.pid), log.stat().st_size
     with flood(small.address, attacker, first) as opened:
         wait_until(lambda: opened[0] > FEW_DESCRIPTORS)
@@ -149,7 +148,7 @@ def test_health_is_answered_in_a_flood(small: ServerProcess, log: Path, attacker
 
 
 def test_what_was_not_logged_is_counted(small: ServerProcess, log: Path) -> None:
-    """After the floods above, which were not short of connections to drop."""
+    """After the floods above, in which many connections were dropped."""
     wait_until(lambda: " more in " in log.read_text())
     assert "dropped a connection without a session" in log.read_text()
 
@@ -190,7 +189,7 @@ def test_the_workers_port_stands_a_flood(small: ServerProcess) -> None:
 
 
 def test_fewer_descriptors_than_connections(tmp_path: Path) -> None:
-    """The last resort: the server runs out of them all the same, and neither spins nor stops to answer."""
+    """The last resort: the server runs out of descriptors, but neither spins nor stops answering."""
     log = tmp_path / "log"
     with log.open("w") as file, server_process("--max-sessions", "1", stderr=file, limit="-n 24") as server:
         wait_until(lambda: health_from(server.address, "127.0.0.1")["status"] == "ready")
@@ -230,7 +229,7 @@ def test_silent_connections_are_closed(server: str, first: bytes) -> None:
 
 
 def test_the_newest_connections_stay(server: str) -> None:
-    """A client that is slow to say hello is let in as long as it is not one of too many."""
+    """A client that is slow to send hello is accepted if there are not too many others."""
 
     async def work() -> None:
         client = PlainClient(await connect(server, proxy=None))
@@ -243,7 +242,7 @@ def test_the_newest_connections_stay(server: str) -> None:
 
 
 def test_probes_leave_nothing_behind(small: ServerProcess) -> None:
-    """Those that connect and go, that reset, and those that ask and do not wait."""
+    """Probes that connect and close, that reset, and that ask without waiting for the answer."""
     wait_until(lambda: health_from(small.address, "127.0.0.1")["status"] == "ready")
     before = count_descriptors(small.process.pid)
     for n in range(300):

@@ -176,7 +176,7 @@ def forged(chunk: bytes, offset: int, value: int) -> bytes:
 
 
 def test_unguarded_the_library_allocates_what_a_forged_header_says() -> None:
-    """Why there is a guard; and that the other tests would see the memory."""
+    """Shows why the header is checked, and that the other tests would notice the memory."""
     chunk = forged(chunk_of_zeros(2**20), _PLAIN_BYTES, 2**26)
     with pytest.raises(AssertionError, match="at the peak"), peak_memory_below(2**25):
         blosc2.decompress2(chunk, nthreads=1)
@@ -196,13 +196,13 @@ def test_a_forged_length_is_refused(size: int) -> None:
         arrays.unpack(chunk, "blosc2", "uint8", (2**20,))
 
 
-def test_a_chunk_of_uninitialised_values_is_refused() -> None:
+def test_a_chunk_of_uninitialized_values_is_refused() -> None:
     chunk = chunk_of_zeros(4096)
     assert arrays.unpack(chunk, "blosc2", "uint8", (4096,)).tobytes() == bytes(4096)
-    uninitialised = chunk[:_SPECIAL] + bytes([chunk[_SPECIAL] & 0x8F | 4 << 4])
-    assert blosc2.get_cbuffer_sizes(uninitialised)[0] == 4096  # the library has no objection
+    uninitialized = chunk[:_SPECIAL] + bytes([chunk[_SPECIAL] & 0x8F | 4 << 4])
+    assert blosc2.get_cbuffer_sizes(uninitialized)[0] == 4096  # the library has no objection
     with pytest.raises(BadMessage, match="uninitialized"):
-        arrays.unpack(uninitialised, "blosc2", "uint8", (4096,))
+        arrays.unpack(uninitialized, "blosc2", "uint8", (4096,))
 
 
 @pytest.mark.parametrize("special", range(8))
@@ -258,13 +258,13 @@ def plug_in_chunk(codec: int) -> bytes:
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once the library has looked for a plug-in in the working folder."""
+    """A path that exists once the library has imported a plug-in from the working folder."""
     monkeypatch.chdir(tmp_path)
     return set_trap(tmp_path)
 
 
 def test_unguarded_the_library_runs_a_program_that_it_finds_in_the_working_folder(trap: Path) -> None:
-    """Why plug-ins are refused; and that the next test would see it. It needs a program called python or python3."""
+    """Shows why plug-ins are refused, and that the next test would notice one. Needs a program python or python3."""
     with pytest.raises(ValueError, match="decompressing"):
         blosc2.decompress2(plug_in_chunk(37), nthreads=1)
     assert trap.exists()
@@ -295,7 +295,7 @@ def test_every_byte_of_a_header_is_checked(offset: int, trap: Path) -> None:
     for chunk in (chunk_of("runs"), chunk_of("noise"), chunk_of_zeros(8192)):
         for value in range(256):
             accepted_or_refused(with_byte(chunk, offset, value), "int16", (4096,))
-            # With a plug-in for a codec, whatever else the byte changes.
+            # With a plug-in codec, too: no value of a byte may make it run.
             accepted_or_refused(with_byte(plug_in_chunk(36), offset, value), "int16", (4096,))
     assert not trap.exists()
 
@@ -331,6 +331,6 @@ def test_a_frame_of_the_library_is_not_a_chunk() -> None:
 
 
 def test_a_pickled_array_is_refused() -> None:
-    """What the library's own pack_array makes; unpacking that would run what is in it."""
+    """The result of the library's own pack_array. Unpacking it as such would run code in it."""
     packed = blosc2.pack_tensor(np.arange(100, dtype=np.int16))
     assert not accepted_or_refused(packed, "int16", (100,))

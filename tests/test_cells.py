@@ -1,4 +1,4 @@
-"""Cells that no spreadsheet takes for a formula, and that come back as they were."""
+"""Cells that are never a formula to a spreadsheet, and that are read back unchanged."""
 
 import csv
 import re

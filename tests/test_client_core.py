@@ -429,6 +429,20 @@ def test_a_change_that_does_not_fit_is_the_servers_fault(open_core: Core, box: A
         say(open_core, wire.Progress(id=number, state="waiting_for_image", box=((0, 1), (0, 1), (9, 9))))
 
 
+def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
+    """Else a server could make the client keep any number of masks."""
+    number = open_core.add_point("a", (1, 2, 3))
+    bits = wire.Bits(box=((0, 1), (0, 1), (0, 1)), runs=2, encoding="raw", data=b"\0\0\0\0\1\0\0\0")
+    delta = wire.MaskDelta(
+        segment="b", request=number, base_rev=0, rev=1, change=bits, checksum=0, voxels=1, final=True
+    )
+    snapshot = wire.MaskSnapshot(segment="b", request=number, rev=1, mask=bits, voxels=1)
+    for message in (delta, snapshot):
+        with pytest.raises(errors.BadMessage, match='segment "a" with one "b"'):
+            say(open_core, message)
+    assert "b" not in open_core.segments
+
+
 def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> None:
     number = open_core.set_image(source)
     prompt = open_core.add_point("a", (1, 2, 3))

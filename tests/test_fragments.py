@@ -1,4 +1,4 @@
-"""What no limit on the size of a message counts: endless empty parts of one, and pings."""
+"""Attacks that the size limit of messages does not count: endless empty fragments, and pings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

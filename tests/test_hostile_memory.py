@@ -1,4 +1,4 @@
-"""Clients that try to make a server keep more than it has: each is refused with the numbers, and others go on."""
+"""Clients that try to exhaust a server's memory: each is refused with the numbers, and other clients go on."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from nninteractive_ws.masks import Delta
 
 MIB = 2**20
 SHAPE: Index = (192, 192, 192)
-#: A worker may grow by what the image of an attacker takes, and by what messages and their answers do.
+#: Growth of a worker: an attacker's image, and messages with their answers.
 MAY_GROW = 24 * 192**3 + 64 * MIB
-#: Pages that are in use in part stay.
+#: Growth that may remain, because partly used pages are not returned.
 MAY_KEEP = 128 * MIB
 #: Images whose bricks are mostly empty space.
 THIN: Sequence[Index] = ((1, 1, 2**30), (2**30, 1, 1), (1, 33, 2**24 + 2**20))
@@ -37,7 +37,7 @@ def quick() -> Iterator[QuickServer]:
 
 @contextmanager
 def attacked(server: QuickServer, gateway: int = 400 * MIB, worker: int = MAY_GROW) -> Iterator[None]:
-    """As :func:`undisturbed`; and what was freed has gone back to the system once the attackers have left."""
+    """As :func:`undisturbed`. Besides, freed memory is returned to the system after the attackers have left."""
     pids = {"gateway": server.pid, "worker": server.worker}
     before = {name: resident_bytes(pid) for name, pid in pids.items()}
     with undisturbed(server, gateway, worker):
@@ -145,7 +145,7 @@ def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
 
 
 def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -> None:
-    """What cannot be packed is refused with the numbers; what is there stays, and memory comes back."""
+    """A mask beyond the limit is refused with the numbers. Others stay, and removing one frees its memory."""
     shape = (128, 128, 128)
 
     async def work() -> None:
@@ -174,7 +174,7 @@ def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -
 
 
 def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
-    """Eight sessions whose first prompt waits for bricks that never come, and then as much as there is."""
+    """Eight sessions whose first prompt waits for bricks that never come, and which then fill their queues."""
     data = np.random.default_rng(0).bytes(8 * MIB)
     scribble = wire.Bits(box=Box.whole((128, 128, 128)).pairs, runs=2 * MIB, encoding="raw", data=data)
 
@@ -261,7 +261,7 @@ def test_a_thin_image_is_refused_at_once(quick: QuickServer, shape: Index) -> No
 
 @pytest.mark.parametrize("shape", [(1, 1, 2**25), (2**25, 1, 1), (1, 5792, 5792)], ids=str)
 def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) -> None:
-    """Its corner is there; a prompt in it works."""
+    """One brick is sent, and a prompt in it is begun."""
 
     async def work() -> None:
         client = await PlainClient.open(quick.address)
@@ -288,7 +288,7 @@ def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) ->
 
 
 def test_sessions_that_end_in_a_long_request_do_not_keep_others_from_being_heard(quick: QuickServer) -> None:
-    """More of them than a pool of threads has, each with minutes of work when it says bye."""
+    """More sessions than a thread pool has threads, each with minutes of work when it sends bye."""
 
     async def leave_with_work(client: PlainClient) -> None:
         await announce(client, (160, 160, 160))

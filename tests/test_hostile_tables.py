@@ -1,4 +1,4 @@
-"""Tables and results that nobody would write on purpose: an error for the row or the table, and never a traceback."""
+"""Invalid tables and results: an error for the row or the table, and never a traceback."""
 
 from collections.abc import Callable
 import csv
@@ -36,7 +36,7 @@ def quick() -> Any:
 
 # ---- rows -----------------------------------------------------------------------------------------------------
 
-#: Lines of JSON, and what is said of them.
+#: Lines of JSON, and a part of their error.
 BAD_LINES = {
     "deep": ('{"image": ' + DEEP + "}", "nested too deeply"),
     "deep numbers": ('{"image": "a", "segment": "s", "ijk": ' + "[" * 900 + "]" * 900 + "}", "three numbers"),

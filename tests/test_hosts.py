@@ -1,4 +1,4 @@
-"""Requests that a web page can make a browser send: other hosts and other origins, over real HTTP."""
+"""Requests that a web page can make a browser send, with foreign hosts and origins, over real HTTP."""
 
 from collections.abc import Iterator
 import http.client

@@ -184,7 +184,7 @@ def test_nothing_is_held_back_for_who_looks_closely() -> None:
 
 # ---- a pipe that nobody reads -----------------------------------------------------------------------------
 
-# Many lines of code, none of which repeats itself: about 20 times what is kept.
+# Many lines of code, each of which logs once: about 20 times the size of the queue.
 TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' for n in range(5000)))\n"
 
 
@@ -274,7 +274,7 @@ def full_pipe() -> Iterator[tuple[int, Any]]:
 
 @posix
 def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
-    """It says on standard error that it refuses clients, and cannot."""
+    """Its log of refused clients fills the pipe of standard error."""
     add_user(tmp_path / "tokens", "alice")
     with (
         full_pipe() as (writer, fill),

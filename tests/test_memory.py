@@ -1,4 +1,4 @@
-"""Memory of sessions: what fits, whose is given up, and what is said where nothing fits."""
+"""Memory of sessions: reservations, evictions, and errors if nothing fits."""
 
 from pathlib import Path
 import re

@@ -1,4 +1,4 @@
-"""The constants of memory accounts against the memory that is allocated, as tracemalloc counts it."""
+"""The constants of memory accounts against allocated memory, measured with tracemalloc."""
 
 from collections.abc import Callable, Iterator
 import gc
@@ -29,22 +29,22 @@ NEAR = 0.2
 
 
 def kept_bytes(make: Callable[[int], object]) -> float:
-    """Bytes that stay allocated for each of the objects that ``make`` returns, or keeps elsewhere. Ids are unlike small
-    numbers, which Python has once."""
+    """Bytes that stay allocated for each object that ``make`` returns, or keeps elsewhere. Ids start at 1000, because
+    Python caches small numbers."""
     make(999)
     gc.collect()
     tracemalloc.start()
     try:
         kept = [make(n) for n in range(1000, 1000 + COUNT)]
         gc.collect()
-        # The list of them is not theirs.
+        # Without the list of the objects.
         return (tracemalloc.get_traced_memory()[0] - kept.__sizeof__()) / COUNT
     finally:
         tracemalloc.stop()
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that are allocated at a time while something is done."""
+    """The peak of allocated bytes while ``work`` runs."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -66,7 +66,7 @@ def place(n: int) -> tuple[int, int, int]:
 
 
 def noisy(mask: Mask, n: int) -> Mask:
-    """What a real segmentation has: a surface that is not smooth."""
+    """A mask with a ragged surface, as real segmentations have."""
     return mask & (np.random.default_rng(n).random(mask.shape) < 0.9)
 
 

@@ -1,4 +1,4 @@
-"""A file that lies where a command runs is not imported by what the command starts."""
+"""Processes that a command starts do not import files of its working folder."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def hostile_folder(tmp_path: Path) -> Path:
 
 
 def test_without_the_option_the_working_folder_comes_first(hostile_folder: Path) -> None:
-    """Why there is one; and that the next test would see it."""
+    """Shows why the option is needed, and that the next test would notice an import."""
     command = [word for word in python_module("nninteractive_ws", "--help") if word != "-P"]
     done = subprocess.run(command, cwd=hostile_folder, capture_output=True, check=False)
     assert done.returncode != 0
@@ -48,7 +48,7 @@ def test_a_command_its_server_and_its_worker_import_nothing_from_the_working_fol
 
 @pytest.mark.parametrize("folder", [PACKAGE, SLICER_MODULE], ids=lambda folder: folder.name)
 def test_python_is_started_in_one_place(folder: Path) -> None:
-    """Another ``-m`` in a list of words would be one without ``-P``."""
+    """Elsewhere, a command with ``-m`` could lack ``-P``."""
     for path in folder.rglob("*.py"):
         words = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
         assert "-m" not in words or path == PACKAGE / "processes.py", path

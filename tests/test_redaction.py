@@ -1,4 +1,4 @@
-"""Secrets stay out of what is shown: of addresses, proxies and logs, and of what a server repeats."""
+"""Secrets are not shown: those in addresses, proxies and logs, and those that a server repeats."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ TOKEN = "nws_hunter2-S3cret"
 
 
 def told(error: BaseException | None) -> str:
-    """All that a traceback of an error prints of it."""
+    """All text of an error that a traceback prints."""
     if error is None:
         return ""
     context = None if error.__suppress_context__ else error.__context__

@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 #: A frame of Slicer's window at 60 Hz lasts 16 ms; half of it is left to everything else.
 BUDGET_S = 0.008
 _CHUNK_BYTES = 64 * 1024
-#: Limit of fragments of a message, as in websockets' own drivers. An empty fragment takes memory, too, but the size limit
-#: of messages does not count it.
+#: Limit of fragments of a message, as in websockets' own drivers. An empty fragment takes memory, too, but the size
+#: limit of messages does not count it.
 _MAX_FRAGMENTS = 4096
 #: Limit of messages, pings and pongs that wait to be sent: one message and some pongs, unless a server sends pings and
 #: does not read.

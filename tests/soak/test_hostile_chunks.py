@@ -1,4 +1,4 @@
-"""Mutated blosc2 chunks, by the million: each is right-sized or refused, and nothing is run for it."""
+"""A million mutated blosc2 chunks: each unpacks to the right size or is refused, and no program is run."""
 
 import itertools
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from test_soak import MINUTES
 
 CHUNKS = 1_000_000 if MINUTES else 2_000
-#: What Python itself does when a process is started; a library's own are seen by the trap.
+#: Audit events of Python when a process is started. The trap notices processes that a library starts itself.
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 
 pytestmark = pytest.mark.timeout(3600)

@@ -1,7 +1,7 @@
-"""Memory over a long time: by itself some seconds, as many minutes as NNINTERACTIVE_WS_SOAK_MINUTES says.
+"""Memory over a long time: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes.
 
-Four clients stay connected and do all that users do. Their sessions are full of histories when the memory of the
-gateway and the worker is measured, but no fuller than at the measurements before.
+Four clients stay connected and do all that users do. When the memory of the gateway and the worker is measured, their
+sessions are full of histories, but no fuller than at the measurements before.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(SECONDS + 300)
 
 
 class User:
-    """A client that goes on where it was: an image is replaced after so many requests."""
+    """A client that keeps its session, and replaces the image after ``REQUESTS_PER_IMAGE`` requests."""
 
     def __init__(self, address: str, seed: int) -> None:
         self._client, self._rng = Polled(address), random.Random(seed)
