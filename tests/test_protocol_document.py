@@ -219,7 +219,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for row in rows:
         module, constant = in_quotes(row[0])[0].split(".")
         assert number(in_quotes(row[1])[0]) == getattr(modules[module], constant)
-    assert len(rows) == 4
+    assert len(rows) == 8
 
 
 def test_the_version_and_the_features_are_those_of_the_code() -> None:
