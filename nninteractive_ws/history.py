@@ -60,9 +60,10 @@ class Segment:
     @property
     def mask(self) -> Mask:
         if self._mask is None:
-            self._mask = np.zeros(self.shape, bool)
-            masks.apply(self._unpack(self._packed_mask), self._mask)
-            self._packed_mask = None
+            unpacked: Mask = np.zeros(self.shape, bool)
+            masks.apply(self._unpack(self._packed_mask), unpacked)
+            # Assigned last, because memory may run out before.
+            self._mask, self._packed_mask = unpacked, None
         return self._mask
 
     def pack_mask(self, encoding: Encoding) -> None:
@@ -113,9 +114,8 @@ class Segment:
                 waiting.append(step.request)  # type: ignore[arg-type]
         return waiting
 
-    def append(self, request: StepRequest, change: Delta, encoding: Encoding) -> None:
+    def append(self, step: Step) -> None:
         """Add a step whose change has been applied; steps that were undone before it are dropped."""
-        step = _step(request, change, encoding)
         self._history_bytes += memory_of((step,)) - memory_of(self.undone)
         self.steps.append(step)
         self.undone.clear()
@@ -129,9 +129,9 @@ class Segment:
         return self._move(self.undone, self.steps)
 
     def _move(self, source: list[Step], target: list[Step]) -> Delta:
-        step = source.pop()
-        target.append(step)
-        return self._unpack(step.change)
+        change = self._unpack(source[-1].change)  # first: memory may run out
+        target.append(source.pop())
+        return change
 
     def _unpack(self, change: Bits | None) -> Delta:
         return NO_CHANGE if change is None else masks.unpack(change, self.shape)
@@ -182,7 +182,7 @@ class Segment:
 
     def _replace_last(self, steps: list[Step], change: Delta, encoding: Encoding) -> None:
         last = steps[-1]
-        steps[-1] = _step(last.request, change, encoding)
+        steps[-1] = make_step(last.request, change, encoding)
         self._history_bytes += memory_of(steps[-1:]) - memory_of((last,))
 
     def flatten(self, encoding: Encoding) -> None:
@@ -192,9 +192,10 @@ class Segment:
         self.steps.clear()
         if mask.box is not None:
             request = SetMask(id=1, segment=self.name, mask=masks.pack(mask, encoding))
-            self.steps.append(_step(request, mask, encoding))
+            self.steps.append(make_step(request, mask, encoding))
         self._history_bytes = memory_of(self.steps)
 
 
-def _step(request: StepRequest, change: Delta, encoding: Encoding) -> Step:
+def make_step(request: StepRequest, change: Delta, encoding: Encoding) -> Step:
+    """A step of a request, and of what it changed."""
     return Step(request=request, change=None if change.box is None else masks.pack(change, encoding))

@@ -39,7 +39,7 @@ from nninteractive_ws.errors import (
     error_from_wire,
 )
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.history import Segment
+from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
 
@@ -609,7 +609,7 @@ class Core:
         if isinstance(request, wire.Undo | wire.Redo):
             segment.credit_move(isinstance(request, wire.Undo), waiting.change, is_fresh, self._encoding())
         elif not isinstance(request, wire.Run) or segment.pending():
-            segment.append(request, waiting.change, self._encoding())
+            segment.append(make_step(request, waiting.change, self._encoding()))
 
     def _take_back(self, waiting: _Waiting) -> list[Event]:
         """Undo what previews of an unanswered request have changed: they come again."""

@@ -117,6 +117,8 @@ class Dialogue:
             raise AtCapacity(f"{waiting} requests of this session wait already; wait for answers before sending more.")
         self._account.reserve("queue", waiting_bytes + memory)
         with self._lock:
+            if self._closed:
+                return  # evicted meanwhile; the client is being told
             self._waiting.append((request, time.monotonic(), memory))
             self._waiting_bytes += memory
             self._refused = 0

@@ -146,7 +146,9 @@ class HostedSession:
             self._to_do.set()
             self._room.set()
             # Not on a thread of a shared pool: the running request may take long to notice the cancellation.
-            await self._work
+            (failure,) = await asyncio.gather(self._work, return_exceptions=True)
+            if failure is not None:
+                _log.error("the requests of a session failed", exc_info=failure, extra={"session": self.name})
             await self._loop.run_in_executor(self._thread, self._close)
         finally:
             self._thread.shutdown(wait=False)

@@ -34,7 +34,7 @@ from nninteractive_ws.errors import (
     UnsupportedPrompt,
 )
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.history import Segment
+from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import (
     MAX_SEGMENTS,
@@ -275,6 +275,7 @@ class Session:
         segment = self._segment_or_raise(request.segment)
         if not segment.pending():
             return self._done(request, segment, NO_CHANGE)
+        self._check_steps(segment)
         self._select(segment)
         return self._predict(segment, request, self._upstream.predict_pending)
 
@@ -479,6 +480,12 @@ class Session:
             self._emit_progress("predicting")
             work()
             final = shown.final()
+            change = masks.compose(shown.overlay, final)
+            # Packed before the mask changes, since memory may run out: as a step, and to be sent.
+            made = masks.compose(given, final)
+            step = make_step(request, made, self._encoding)
+            if change.box is not None:
+                masks.pack(change, self._encoding)
         except BaseException:
             self._selected = None
             change = masks.compose(shown.back(), given)
@@ -489,20 +496,19 @@ class Session:
             raise
         finally:
             self._prediction = None
-        change = masks.compose(shown.overlay, final)
         masks.apply(final, segment.mask)
         self._teller.change(request.id, segment, change, segment.mask, final=True)
         self._selected = segment
-        change = masks.compose(given, final)
-        segment.append(request, change, self._encoding)
-        return self._done(request, segment, change)
+        segment.append(step)
+        return self._done(request, segment, made)
 
     def _commit(self, request: SetMask | Reset, change: Delta, segment: Segment) -> Done:
         """Make a step that needs no prediction."""
         self._selected = None if self._selected is segment else self._selected
+        step = make_step(request, change, self._encoding)
         masks.apply(change, segment.mask)
         self._teller.change(request.id, segment, change, segment.mask, final=True)
-        segment.append(request, change, self._encoding)
+        segment.append(step)
         return self._done(request, segment, change)
 
     # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
