@@ -167,6 +167,20 @@ def test_a_session_that_is_over_is_charged_for_nothing_more() -> None:
     account.release()
     account.charge("outbox", MB)
     account.reserve("queue", MB)
+    account.reserve("request", 50 * MB)
+    assert pool.used_bytes == 0
+
+
+def test_a_session_that_ends_while_others_are_evicted_for_it_keeps_nothing() -> None:
+    def evict(requester: object) -> bool:
+        account.release()
+        pool.release("other")
+        return True
+
+    pool = MemoryPool(CPU, 100 * MB, evict)
+    pool.charge("other", "image", 100 * MB)
+    account = SessionAccount([pool])
+    account.reserve("request", 50 * MB)
     assert pool.used_bytes == 0
 
 

@@ -155,7 +155,11 @@ class SessionAccount:
             )
         if small or kept + needed <= _GUARANTEED_BYTES:
             self.charge(purpose, needed)
-        elif not self._released and not self._host.reserve(self, purpose, needed):
+        elif self._host.reserve(self, purpose, needed):
+            with self._lock:
+                if self._released:  # while others were evicted for this
+                    self._host.release(self)
+        else:
             raise OutOfMemory(
                 f"This request needs about {_mb(needed)} on the server, which has {_mb(self._host.limit)} for "
                 f"sessions, {_mb(self._host.used_bytes)} of it in use. Try again later."
