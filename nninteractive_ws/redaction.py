@@ -4,9 +4,12 @@ import re
 
 _HIDDEN = "***"
 
-# A token after its scheme, and words that begin like tokens of this project (access.TOKEN_PREFIX). The text may be
+#: The beginning of every token of a server, by which people, scanners of repositories and the log recognize one.
+TOKEN_PREFIX = "nws_"
+
+# A token after its scheme, and words that begin like tokens of this project. The text may be
 # escaped already: a blank may be \t, and the letter before a token may belong to an \n.
-_TOKEN = re.compile(r"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|nws_[\w-]+", re.ASCII | re.IGNORECASE)
+_TOKEN = re.compile(rf"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|{TOKEN_PREFIX}[\w-]+", re.ASCII | re.IGNORECASE)
 # Other secrets are recognized by their surroundings.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.ASCII), replacement)

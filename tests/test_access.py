@@ -22,9 +22,9 @@ from threads import on_a_thread
 import trustme
 from websockets.datastructures import Headers
 
+from nninteractive_ws.redaction import TOKEN_PREFIX
 from nninteractive_ws.server import file_lock
 from nninteractive_ws.server.access import (
-    TOKEN_PREFIX,
     AccessError,
     BadCertificate,
     BadTokenFile,

@@ -25,7 +25,7 @@ from nninteractive_ws.errors import (
     Unauthorized,
     Untrusted,
 )
-from nninteractive_ws.redaction import printable, redact
+from nninteractive_ws.redaction import TOKEN_PREFIX, printable, redact
 
 T = TypeVar("T")
 
@@ -87,8 +87,6 @@ class Address:
 _HOST = re.compile(r"(?![-.])[\w.-]{1,253}")
 _USER = re.compile(r"(?![-.])[\w.+-]{1,128}(@(?![-.])[\w.-]{1,128})?")
 _ZONE = re.compile(r"[\w.-]{1,32}", re.ASCII)
-#: The beginning of a server's tokens.
-_TOKEN_PREFIX = "nws_"
 
 
 def parse_address(text: str) -> Address:
@@ -105,7 +103,7 @@ def parse_address(text: str) -> Address:
     if given.lower().startswith("ssh://"):
         target = _ssh_target(given)
         return Address(False, "127.0.0.1", target.server_port, ssh=target)
-    if "@" in given or "?" in given or "#" in given or _TOKEN_PREFIX in given.lower():
+    if "@" in given or "?" in given or "#" in given or TOKEN_PREFIX in given.lower():
         raise BadAddress("A token does not belong in the address: pass it as the token, which is not shown in logs.")
     parts = _split(given if "://" in given else f"//[{given}]" if _is_ipv6(given) else f"//{given}")
     if parts is None:
@@ -157,7 +155,7 @@ def _is_host(host: str) -> bool:
 
 
 def _ssh_target(given: str) -> SshTarget:
-    parts = None if _TOKEN_PREFIX in given.lower() else _split(given)
+    parts = None if TOKEN_PREFIX in given.lower() else _split(given)
     if parts is not None and _is_ssh(parts):
         host, user = parts.hostname or "", parts.username
         return SshTarget(f"{user}@{host}" if user else host, parts.port, int(parts.path.strip("/") or DEFAULT_PORT))

@@ -18,12 +18,11 @@ from typing import NoReturn
 
 from websockets.datastructures import Headers
 
+from nninteractive_ws.redaction import TOKEN_PREFIX
 from nninteractive_ws.server.file_lock import FileLocked, file_lock
 
 _log = logging.getLogger(__name__)
 
-#: What tokens begin with, so that people, scanners of repositories and our own log know one when they see it.
-TOKEN_PREFIX = "nws_"
 _MAX_NAME = 64
 
 
