@@ -24,8 +24,8 @@ PARTS = {
         "aio", "blocking", "polled", "http", "recognise", "finding", "speed", "checkup",
     ],
     "server": [
-        "link", "outbox", "logs", "file_lock", "access", "admission", "hosts", "metrics", "workers", "sessions",
-        "gateway", "local", "run",
+        "link", "outbox", "logs", "file_lock", "access", "admission", "buffers", "hosts", "metrics", "workers",
+        "sessions", "gateway", "local", "run",
     ],
     "engine": [
         "catalogue", "demo_rules", "demo_network", "device", "memory", "image", "zoomed", "upstream", "shown", "teller",

@@ -49,6 +49,9 @@ class Connection(ClientConnection):
     def data_received(self, data: bytes) -> None:
         self._silence.broken()
         super().data_received(data)
+        # Pongs of pings that a server sends without reading their answers: beyond one message there are no others.
+        if self.transport.get_write_buffer_size() > protocol.MAX_MESSAGE_BYTES + reconnect.SEND_BUFFER_BYTES:
+            self.transport.abort()
 
     async def watch(self) -> NoReturn:
         """Wait until the other end is silent for too long, and then end the connection. Raises ConnectionFailed."""

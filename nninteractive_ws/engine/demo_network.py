@@ -383,6 +383,7 @@ def _filled(planes: Sequence[torch.Tensor], precision: torch.dtype) -> tuple[tor
     """
     cpu = planes[0].device.type == "cpu"
     channels = [n for n, plane in enumerate(planes) if not cpu or bool(plane.amax() != 0) or bool(plane.amin() != 0)]
+    channels = channels or [0]  # a patch outside of a thin image has none
     filled = torch.cat([planes[n].to(precision) for n in channels], 1)
     return filled.contiguous(memory_format=torch.channels_last_3d), channels
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 import gc
 from http import HTTPStatus
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from nninteractive_ws.processes import trim_memory
 from nninteractive_ws.server import link
 from nninteractive_ws.server.access import TokenFile, bearer_token
 from nninteractive_ws.server.admission import ListeningSocket, admission_limits, bound_port, listen
+from nninteractive_ws.server.buffers import BoundedConnection, IncomingBytes
 from nninteractive_ws.server.hosts import AllowedHosts
 from nninteractive_ws.server.metrics import Metrics, Now
 from nninteractive_ws.server.sessions import IDLE_S, Entry, Registry
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 #: Timeouts of the TLS handshake and of the HTTP request, each, and then of hello.
 OPEN_TIMEOUT_S, HELLO_TIMEOUT_S = 5.0, 5.0
+#: After a connection that held so much, unreachable objects are collected: once its handler has returned.
+_MUCH_BYTES, _COLLECT_AFTER_S = 1024**2, 1.0
 #: Size limit of the first message.
 HELLO_BYTES = 64 * 1024
 #: A worker's or client's process may be held up by a long computation; it is not dead for that.
@@ -96,6 +100,7 @@ class Gateway:
         self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
         # Every user of this machine can reach the workers' port.
         self._client_admission, self._worker_admission = admission_limits(settings.max_sessions)
+        self._incoming_bytes = IncomingBytes()
         self._conversations: set[asyncio.Task[None]] = set()
         self._dialling: dict[uuid.UUID, Worker] = {}
 
@@ -122,6 +127,7 @@ class Gateway:
         return serve(
             self._serve_client,
             sock=listening,
+            create_connection=partial(BoundedConnection, incoming_bytes=self._incoming_bytes),  # type: ignore[arg-type]
             backlog=self._client_admission.accept_batch,
             ssl=self._settings.tls,
             process_request=self._process_request,
@@ -295,6 +301,9 @@ class Gateway:
             pass  # the client went; there is nobody to tell
         finally:
             self._conversations.discard(task)
+            if isinstance(client, BoundedConnection) and client.largest_incoming > _MUCH_BYTES:
+                # A closed connection is a reference cycle, which holds the parts of a message that was not finished.
+                asyncio.get_running_loop().call_later(_COLLECT_AFTER_S, _collect)
 
     async def _shake_hands(self, client: ServerConnection) -> tuple[Hello, Encoding]:
         try:
@@ -314,8 +323,8 @@ class Gateway:
         while True:
             if entry is None:
                 entry = await self._sessions.open(user, encoding, hello.make_room)
-                words = f"opened by {hello.client or 'a client'}"
-                _log.info(words, extra={"session": entry.name, "user": user, "peer": _peer(client)})
+                fields = {"session": entry.name, "user": user, "peer": _peer(client), "client": hello.client}
+                _log.info("opened", extra=fields)
             held = entry
 
             async def work(superseded: asyncio.Event, entry: Entry = held) -> bool:
@@ -377,6 +386,8 @@ class Gateway:
                 async for message in source:
                     self._metrics.moved(direction, len(message))
                     await sink.send(message)
+                    if isinstance(source, BoundedConnection):
+                        source.passed_on(len(message))
             except ConnectionClosed:
                 pass  # both ends' close codes are looked at below
 
@@ -397,6 +408,11 @@ class Gateway:
             self._sessions.drop(entry.name)  # before the client knows, who may want another
         finally:
             await _end(up, down, replaced)
+
+
+def _collect() -> None:
+    gc.collect()
+    asyncio.get_running_loop().run_in_executor(None, trim_memory)
 
 
 async def _pass_on_the_rest(up: "asyncio.Future[None]", peer: ServerConnection) -> None:
