@@ -33,6 +33,7 @@ worker = ("--model-name", DEMO, "--model-folder", str(MODEL_FOLDER), "--memory",
 run_gateway(Settings(worker, DEMO, port=0, max_sessions=3, idle={IDLE_S}))
 """
 SHAPE = (120, 120, 120)  # the memory holds one such image
+SMALL_SHAPE = (64, 64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,41 @@ def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
                 while True:
                     await client.hear()
         await asyncio.to_thread(wait_until, lambda: health(server)["sessions"] == 0)
+
+    run(work())
+
+
+def test_prompts_whose_bricks_do_not_come_keep_no_place(server: str) -> None:
+    """Two clients that went in the middle of an upload, and one that is stuck."""
+
+    async def work() -> None:
+        clients = [await PlainClient.open(server) for _ in range(3)]
+        for client in clients:
+            await client.say(wire.SetImage(id=1, image="x", shape=SMALL_SHAPE, dtype="int16", mean=0.0, std=1.0))
+            await client.hear_answer(1)
+            await client.say(wire.AddPoint(id=2, segment="a", point=(5, 5, 5)))
+            await client.hear_until(wire.Progress)
+        for client in clients[:2]:
+            client.websocket.transport.abort()
+        await asyncio.to_thread(wait_until, lambda: sessions(server, "waiting") == 2)
+        opened = [await Watched().open(server) for _ in range(2)]  # in the place of those that are away
+        with pytest.raises(nni.Error) as refused:
+            await Watched().open(server)
+        assert refused.value.code == "at_capacity", "bricks may still come"
+        await asyncio.sleep(IDLE_S + 0.1)
+        for session in opened:
+            await session.set_options(autozoom=True)  # these are in use
+        opened.append(await Watched().open(server))
+        heard = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                heard.append(await clients[2].hear())
+        assert [m.code for m in heard if isinstance(m, wire.Notice)] == ["evicted"]
+        assert not [m for m in heard if isinstance(m, wire.ErrorMessage | wire.Done)], "it is done after a restore"
+        await opened[2].set_image(phantom(5))
+        await opened[2].segment("a").add_point((30, 30, 30))
+        for session in opened:
+            await session.close()
 
     run(work())
 

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 MAX_WAITING = ANSWERS_KEPT // 2
 #: Limit of refused requests in a row, each of which is kept, too. A client beyond it ignores the answers.
 MAX_REFUSED = 4096
+# A request that waits for bricks ends within this when it is cancelled.
+_STOP_TIMEOUT_S = 2.0
 # Bytes in memory of a request besides its message, and besides a mask in it. Measured with tracemalloc: 290 for a
 # click, whose message of 61 bytes is not kept.
 _REQUEST_BYTES = 256
@@ -56,6 +58,8 @@ class Dialogue:
         self._last_id = 0
         self._lock = threading.Lock()
         self._closed = False
+        self._no_request = threading.Event()  # set while none is running
+        self._no_request.set()
 
     def attach(self, fresh: bool) -> Attached:
         """Begin a connection; what the client is told of the session it takes up, or begins."""
@@ -152,8 +156,14 @@ class Dialogue:
                 return None
             request, arrived, memory = self._waiting.popleft()
             self._running = request.id
+            self._no_request.clear()
         self.outbox.begin(request.id)
-        answer = self._answer(request, arrived)
+        try:
+            answer = self._answer(request, arrived)
+        finally:
+            self._no_request.set()
+        if self._closed:
+            return None  # evicted meanwhile
         self.outbox.put(answer)
         with self._lock:
             self._running = None
@@ -185,16 +195,21 @@ class Dialogue:
         self._session.cancel(Cancel(), self._last_id)
 
     def close_if_idle(self, idle: float) -> bool:
-        """Release everything for good, unless a request is queued or running. Return whether it did.
+        """Release everything for good, unless a request waits or runs; whether it did.
 
-        ``idle``: seconds since the last useful message, at least.
+        ``idle``: seconds for which nothing useful must have come. A request that waits for bricks of the image, of
+        which none comes, does not count: its client is away or stuck. It gets no answer, and is done after a restore.
         """
         with self._lock:
             used = time.monotonic() - self.last_used < idle
-            if used or self._running is not None or self._waiting or self._closed:
+            busy = (self._running is not None or self._waiting) and not self._session.awaits_bricks
+            if used or busy or self._closed:
                 return False
             self._closed = True
-        self._release()
+            self._waiting.clear()
+        self.stop()
+        if self._no_request.wait(_STOP_TIMEOUT_S):
+            self._release()
         return True
 
     def close(self) -> None:

@@ -139,6 +139,8 @@ class Session:
         self._segments: dict[str, Segment] = {}
         self._selected: Segment | None = None  # whose prompts are in the interaction channels now
         self._unpacked: Segment | None = None  # the only one whose mask may be an array
+        #: Whether the running request waits for bricks of the image.
+        self.awaits_bricks = False
         self._previews = True
         self._prediction: _Prediction | None = None
         self._request: Request | None = None
@@ -520,9 +522,13 @@ class Session:
             return
 
         def report(present: int, needed: int) -> None:
+            self.awaits_bricks = True
             self._emit_progress("waiting_for_image", present, needed, clipped)
 
-        waited = image.wait_for(clipped, self._is_cancelled, report)
+        try:
+            waited = image.wait_for(clipped, self._is_cancelled, report)
+        finally:
+            self.awaits_bricks = False
         if waited:
             self._clock.waiting_for_image += waited
             self._emit_progress("refining" if refinements else "predicting", 0, refinements)
