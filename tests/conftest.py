@@ -56,7 +56,7 @@ def server():
     """The address of a real server with the embedded model, on loopback, for all tests of a run."""
     from nninteractive_ws.server.local import local_server
 
-    with local_server("--model", "demo", "--log-level", "warning") as address:
+    with local_server("--model", "demo", "--log-level", "warning", "--allow-host", "gpu-box") as address:
         yield address
 
 

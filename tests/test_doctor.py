@@ -53,7 +53,7 @@ def failure(address: str, **options: Any) -> Finding:
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
-    with quick_server("--max-sessions", "2") as server:
+    with quick_server("--max-sessions", "2", "--allow-host", "gpu-box.invalid") as server:
         wait_until(lambda: health(server.address)["status"] == "ready")
         yield server
 
@@ -521,6 +521,13 @@ def test_through_a_proxy(quick: QuickServer, proxied: Proxied) -> None:
     assert "http://127.0.0.1" in by_step["proxy"].found
     assert "lets connections through" in by_step["connection"].found
     assert by_step["encryption"].status == "warning", "it leaves this machine"
+
+
+def test_a_server_that_does_not_know_its_name(quick: QuickServer, proxied: Proxied) -> None:
+    with proxied(quick.address.removeprefix("ws://")):
+        failed = failure("other-box.invalid:1528")
+    assert (failed.step, failed.code) == ("server", "host_refused")
+    assert "--allow-host other-box.invalid" in failed.found
 
 
 def test_a_proxy_that_refuses(proxied: Proxied) -> None:

@@ -225,7 +225,7 @@ def test_inputs_of_all_kinds(quick: QuickServer) -> None:
     # It was not all refused at the door.
     assert seen["session goes on"] >= 0.3 * INPUTS
     assert seen["Done"] >= 0.04 * INPUTS
-    assert seen["bad_message of a request"] >= 0.2 * INPUTS
+    assert seen["bad_message of a request"] + seen["out_of_memory of a request"] >= 0.2 * INPUTS
 
 
 def test_every_field_wrong(quick: QuickServer) -> None:

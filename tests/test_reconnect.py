@@ -37,7 +37,7 @@ from nninteractive_ws.server.access import add_user, remove_user
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[QuickServer]:
-    with quick_server() as server:
+    with quick_server("--allow-host", "gpu-box") as server:
         yield server
 
 

@@ -45,6 +45,8 @@ def token(
             )
         if (warning := insecure_permissions(file)) is not None:
             stderr.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    except FileNotFoundError:
+        fail(f"there is no folder {file.parent}; create it, or give the token file another place.")
     except (AccessError, OSError) as e:
         fail(e)
 

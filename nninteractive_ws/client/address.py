@@ -104,7 +104,10 @@ def parse_address(text: str) -> Address:
         target = _ssh_target(given)
         return Address(False, "127.0.0.1", target.server_port, ssh=target)
     if "@" in given or "?" in given or "#" in given or TOKEN_PREFIX in given.lower():
-        raise BadAddress("A token does not belong in the address: pass it as the token, which is not shown in logs.")
+        raise BadAddress(
+            "A password or token does not belong in the address: take it out. A token is given as the argument token, "
+            "or in the environment variable NNINTERACTIVE_WS_TOKEN; it is not shown in logs."
+        )
     parts = _split(given if "://" in given else f"//[{given}]" if _is_ipv6(given) else f"//{given}")
     if parts is None:
         raise _not_an_address("it cannot be split into a host and a port from 1 to 65535")

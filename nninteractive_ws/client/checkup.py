@@ -279,6 +279,8 @@ class Checkup:
                 f"Something in front of the server{software} wants a login of its own (HTTP {health.status}): the "
                 "server's own token is never asked for here. Ask whoever runs it for a way past it.",
             )
+        if health.status == 421:  # of this server, to a name that it was not told of
+            raise Trouble("host_refused", health.body.decode(errors="replace").strip())
         if 300 <= health.status < 400:
             raise Trouble("redirected", redirect_message(health.headers.get("location", ""), self._address))
         if health.status == 400 and await asyncio.to_thread(self._wants_tls):
@@ -338,7 +340,10 @@ class Checkup:
         return self._answerer is not None and self._answerer.product == "nninteractive_ws"
 
     def _no_token(self) -> Trouble:
-        how = "on the command line as the environment variable NNINTERACTIVE_WS_TOKEN, in Python as token=..."
+        how = (
+            "on the command line as the environment variable NNINTERACTIVE_WS_TOKEN, in Python as the argument token of "
+            "connect()"
+        )
         who = "Whoever runs the server makes one with nninteractive-ws token NAME."
         if self._token:
             return Trouble("token_wrong", f"The server does not know this token. Is it complete, and current? {who}")

@@ -79,7 +79,10 @@ class BrickImage:
         values = arrays.unpack(brick.data, brick.encoding, self.dtype, box.shape)
         normalised = self._normalise(values)
         if not np.isfinite(normalised).all():
-            raise BadImage(f"Brick {brick.index} of the image has NaN or infinite voxels.")
+            raise BadImage(
+                f"Brick {brick.index} of the image has voxels that are not finite, or not after they are normalized "
+                f"with the mean {self.statistics.mean:g} and the standard deviation {self.statistics.std:g}."
+            )
         # No lock: bricks do not overlap, and no pass reads a brick before it is marked as present.
         self.voxels[0][box.slices] = torch.from_numpy(normalised).to(self.voxels.device)
 
