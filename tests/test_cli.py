@@ -212,3 +212,11 @@ def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
     assert len(np.unique(sitk.GetArrayFromImage(labels))) == 9
     names = slicerio.segment_names(slicerio.read_segmentation(str(tmp_path / "demo-output" / "segments.seg.nrrd")))
     assert names[0] == "liver"
+
+
+@pytest.mark.parametrize(("device", "sentence"), [("quatsch", '"quatsch" is no device'), ("cuda:99", "no cuda:99")])
+def test_a_device_that_is_not_there_ends_the_server_with_a_sentence(device: str, sentence: str) -> None:
+    done = run("serve", "--port", "0", "--model", "demo", "--device", device)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

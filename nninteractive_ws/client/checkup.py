@@ -341,8 +341,8 @@ class Checkup:
 
     def _no_token(self) -> Trouble:
         how = (
-            "on the command line as the environment variable NNINTERACTIVE_WS_TOKEN, in Python as the argument token of "
-            "connect()"
+            "on the command line as the environment variable NNINTERACTIVE_WS_TOKEN, in Python as the argument token "
+            "of connect()"
         )
         who = "Whoever runs the server makes one with nninteractive-ws token NAME."
         if self._token:

@@ -22,10 +22,22 @@ class LoadedModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name as torch writes it, or of ``auto``: CUDA where there is a GPU, else the CPU."""
+    """The device of a name as torch writes it, or of ``auto``: CUDA where there is a GPU, else the CPU.
+
+    Raises ValueError for a name that is none, or of a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f'"{name}" is no device. Use auto, cpu, cuda or cuda:1, for instance.') from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"There is no {name}: torch finds {torch.cuda.device_count()} GPUs on this machine. Use auto or cpu, or "
+            "install a build of torch for your GPU."
+        )
+    return device
 
 
 def load_model(name: str, folder: Path, device: torch.device, compiled: bool = False) -> LoadedModel:

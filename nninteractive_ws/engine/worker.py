@@ -56,7 +56,11 @@ class Worker:
     async def run(self, name: str, folder: Path, device_name: str) -> None:
         """Serve until the gateway closes the connection."""
         async with self._dial(link.WORKER_PATH, self._secret) as control:
-            self._device = pick_device(device_name)
+            try:
+                self._device = pick_device(device_name)
+            except ValueError as e:
+                await control.send(link.encode(link.Failed(str(e))))
+                return
             self._thread = DeviceThread(str(self._device))
             try:
                 # On the thread that will run it: cuDNN keeps what the warm-up finds per thread.
