@@ -57,7 +57,7 @@ def test_a_file_that_others_may_write_is_warned_of(tmp_path: Path) -> None:
         (["[red]x y"], '"[red]x y" cannot be a name'),
         (["carla", "--remove"], "There is no carla in tokens"),
         (["--list", "--file", "nothing"], "The token file nothing cannot be read (No such file or directory)"),
-        (["bob", "--file", "nowhere/tokens"], "No such file or directory"),
+        (["bob", "--file", "nowhere/tokens"], "there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, words: list[str], said: str) -> None:
