@@ -28,7 +28,7 @@ from nninteractive_ws.engine.bench_models import write_local, write_official_siz
 from nninteractive_ws.engine.models import load_model
 from nninteractive_ws.evaluation.user import KINDS
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.history import STEP_BYTES, Segment
+from nninteractive_ws.history import STEP_BYTES, Segment, make_step
 from nninteractive_ws.masks import Delta
 
 SHAPE = (96, 80, 72)
@@ -263,7 +263,7 @@ def test_pages_of_a_mask_are_those_of_its_changes() -> None:
     segment = Segment.empty("a", (64, 64, 64))  # 4096 bytes a plane
     assert session_memory._written_bytes(segment) == 0
     change = Delta(Box((3, 10, 0), (8, 20, 64)), np.ones((5, 10, 64), bool))
-    segment.append(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), change, "raw")
+    segment.append(make_step(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), change, "raw"))
     assert session_memory._written_bytes(segment) == 5 * 4096
     thin = Segment.empty("a", (64, 8, 8))  # 64 planes a page
     thin.append(

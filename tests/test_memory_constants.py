@@ -19,7 +19,7 @@ from nninteractive_ws.engine.session import _RUN_BYTES, Session
 from nninteractive_ws.engine.shown import Shown
 from nninteractive_ws.engine.upstream import _MAX_WRITTEN
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.history import Segment
+from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.outbox import Outbox
 
@@ -92,7 +92,7 @@ def test_a_step(request_of: Callable[[int], wire.Request], radius: int) -> None:
 
     def append(n: int) -> None:
         change = masks.tight(noisy(ball(SHAPE, place(n), radius), n))
-        segment.append(received(request_of(n)), change, "blosc2")  # type: ignore[arg-type]
+        segment.append(make_step(received(request_of(n)), change, "blosc2"))  # type: ignore[arg-type]
 
     actual = kept_bytes(append)
     assert segment.memory / len(segment.steps) == pytest.approx(actual, rel=NEAR)

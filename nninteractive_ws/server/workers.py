@@ -32,10 +32,6 @@ MOST_ENDS_WHILE_LOADING = 3
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "PYTHONSAFEPATH": "1"}
 
 
-# Libraries print to standard output, which is for the results of a command.
-_STDERR = 2
-
-
 class WorkerFailed(Exception):
     """The worker cannot load its model; starting another one would not help."""
 
@@ -90,9 +86,11 @@ class Worker:
 
     async def _start(self, port: int) -> asyncio.subprocess.Process:
         self._secret = secrets.token_urlsafe(32)
+        # Libraries print to standard output, which is for the gateway's address alone. It is not passed on to standard
+        # error: where nobody reads that, printing would block the worker.
         process = await asyncio.create_subprocess_exec(
             *python_module("nninteractive_ws.engine.worker", "--port", str(port), *self._arguments),
-            stdin=asyncio.subprocess.PIPE, stdout=_STDERR, env={**_ENVIRONMENT, **os.environ},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env={**_ENVIRONMENT, **os.environ},
         )  # fmt: skip
         assert process.stdin is not None
         # Through the pipe, which stays open: the worker ends when it closes, however this process ends.
