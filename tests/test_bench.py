@@ -266,9 +266,6 @@ def test_pages_of_a_mask_are_those_of_its_changes() -> None:
     segment.append(make_step(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), change, "raw"))
     assert session_memory._written_bytes(segment) == 5 * 4096
     thin = Segment.empty("a", (64, 8, 8))  # 64 planes a page
-    thin.append(
-        wire.AddPoint(id=1, segment="a", point=(1, 2, 3)),
-        Delta(Box.whole((64, 8, 8)), np.ones((64, 8, 8), bool)),
-        "raw",
-    )
+    whole = Delta(Box.whole((64, 8, 8)), np.ones((64, 8, 8), bool))
+    thin.append(make_step(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), whole, "raw"))
     assert session_memory._written_bytes(thin) == 4096
