@@ -4,6 +4,7 @@ They need slicer-core, and PythonQt as ``slicer_module/qt_host/build.py`` builds
 these tests are skipped, and say which.
 """
 
+import contextlib
 from pathlib import Path
 import sys
 import time
@@ -18,6 +19,9 @@ def _load():
     """The extension with PythonQt; None and the reason where something is missing."""
     import pythonqt
 
+    with contextlib.suppress(ImportError):
+        # A part of some builds of torch, which the server of these tests imports: loaded after Qt, it crashes.
+        import triton  # noqa: F401
     try:
         import slicer
     except ImportError:
