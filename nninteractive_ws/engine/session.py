@@ -162,10 +162,11 @@ class Session:
             return 0, None
         before = image.presence.count
         image.put(message.bricks)
-        return image.presence.count - before, ImageProgress(
+        present = image.presence.count
+        return present - before, ImageProgress(
             image=image.name,
             received=[b.index for b in message.bricks],
-            present=image.presence.count,
+            present=present,
             total=len(image.grid),
         )
 
