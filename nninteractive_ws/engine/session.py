@@ -242,7 +242,9 @@ class Session:
         self._forget_segments()
         if self._image is None or not self._image.is_of(request):
             # The old one goes before the next one is allocated: the two may not fit side by side.
-            self._release_image()
+            if self._image is not None:
+                self._release_image()
+                return_freed_memory()
             device = self._account.reserve_image(request.shape, self._upstream.num_interaction_channels)
             try:
                 self._image = BrickImage(request, device)
@@ -265,7 +267,6 @@ class Session:
         if self._image is not None:
             self._image = None
             self._upstream.close_image()
-            return_freed_memory()
         self._account.release_image()
 
     def _add_prompt(self, request: Prompt) -> Done:
