@@ -124,7 +124,8 @@ class Presence:
 
 def check_size(shape: Index) -> None:
     """Raise TooLarge for an image of too many voxels, or so thin that it has too many bricks."""
-    voxels, count = math.prod(shape), len(Grid(shape))
+    # Not len(Grid(shape)): Python's len ends at 2^63, and a shape from the wire may have up to 2^78 bricks.
+    voxels, count = math.prod(shape), math.prod(Grid(shape).counts)
     size = " × ".join(map(str, shape))
     if voxels > MAX_VOXELS:
         raise TooLarge(

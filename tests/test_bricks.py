@@ -16,7 +16,7 @@ from strategies import boxes
 
 from nninteractive_ws import bricks
 from nninteractive_ws.bricks import BRICK, Grid, Presence
-from nninteractive_ws.errors import BadImage
+from nninteractive_ws.errors import BadImage, TooLarge
 from nninteractive_ws.geometry import Box, Index
 
 Volume = np.ndarray[Any, Any]
@@ -391,3 +391,14 @@ def test_a_deviation_that_float32_cannot_hold_is_refused(scale: float) -> None:
     volume = np.array([[[1, -1]]], np.float32) * np.float32(scale)
     with pytest.raises(BadImage, match="cannot be normalised"):
         bricks.statistics(volume)
+
+
+@given(shape=st.tuples(*[st.one_of(st.integers(2**10, 2**31 - 1), st.sampled_from([1, 32, 2**31 - 1]))] * 3))
+@example(shape=(2**31 - 1,) * 3)
+def test_any_size_of_the_wire_is_accepted_or_too_large(shape: Index) -> None:
+    counts = [-(-n // 32) for n in shape]
+    if math.prod(shape) <= 2**30 and math.prod(counts) <= 2**20:
+        bricks.check_size(shape)
+    else:
+        with pytest.raises(TooLarge, match=r"at most 1,0\d\d,"):
+            bricks.check_size(shape)
