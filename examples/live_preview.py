@@ -1,6 +1,6 @@
-"""The blocking client: a click, and the mask that grows while the network works.
+"""Blocking client: a point prompt, and mask previews while the network runs.
 
-With a server at hand:
+With a running server:
 
     nninteractive-ws serve --model demo &
     python examples/live_preview.py [ADDRESS]
@@ -12,15 +12,15 @@ import time
 import nninteractive_ws as nni
 from nninteractive_ws.client.events import MaskDelta
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.evaluation.user import middle
+from nninteractive_ws.evaluation.simulated_user import deepest_voxel
 
 
 def main(address: str = "ws://127.0.0.1:1528") -> None:
-    phantom = make_phantom(seed=1)  # any 3-D array would do; this one is indexed (i, j, k)
+    phantom = make_phantom(seed=1)  # any 3-D array is possible; this one is indexed (i, j, k)
     started = time.monotonic()
 
     def show(event: MaskDelta) -> None:
-        # Called on the client's own thread: be quick, or hand it on.
+        # Called on the client's thread, so it must not block.
         kind = "result " if event.final else "preview"
         print(f"{time.monotonic() - started:6.2f} s  {kind}  {event.segment}: {event.voxels:,} voxels in {event.box}")
 
@@ -28,12 +28,12 @@ def main(address: str = "ws://127.0.0.1:1528") -> None:
         model = session.server.model
         print(f"model {model.name} ({model.license}) on {session.server.device}")
         session.on("mask_delta", show)
-        session.set_image(phantom.image)  # the voxels travel in the background; the click need not wait for them
+        session.set_image(phantom.image)  # the upload runs in the background; prompts need not wait for it
         liver = session.segment("liver")
-        result = liver.add_point(middle(phantom.mask("liver")))
-        print(f"{result.timings.network:.2f} s of it in the network, in {result.timings.passes} passes")
+        result = liver.add_point(deepest_voxel(phantom.mask("liver")))
+        print(f"{result.timings.network:.2f} s in the network, in {result.timings.passes} passes")
 
-        liver.undo()  # as if the click had never been
+        liver.undo()  # removes the prompt and its mask
         liver.redo()
         sent, received = session.bytes_sent / 1e6, session.bytes_received / 1e3
         print(f"{liver.voxels:,} voxels; sent {sent:.1f} MB, received {received:.1f} kB")

@@ -1,11 +1,11 @@
-"""Batch from Python: prompts made by a program, results as they are done.
+"""Batch processing from Python: generated prompts, results in order of completion.
 
-With a server at hand:
+With a running server:
 
     nninteractive-ws serve --model demo &
     python examples/many_volumes.py [ADDRESS [FOLDER]]
 
-Run it twice: what is in the folder already is not made again.
+Run it twice: finished volumes are not processed again.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ import SimpleITK as sitk
 
 import nninteractive_ws as nni
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.evaluation.user import middle
+from nninteractive_ws.evaluation.simulated_user import deepest_voxel
 
 ORGANS = ("liver", "spleen")
 
 
 def prompts(folder: Path) -> Iterator[dict[str, object]]:
-    """Writes two small volumes, and clicks once into each organ; yields a row of the table for every click."""
+    """Write two small volumes, and yield a row of the table with a point for each organ."""
     for seed in (1, 2):
         phantom = make_phantom(seed, (80, 68, 64), (4.5, 4.5, 4.5))
         path = folder / f"phantom{seed}.nii.gz"
@@ -31,7 +31,7 @@ def prompts(folder: Path) -> Iterator[dict[str, object]]:
             image.SetSpacing(phantom.spacing)
             sitk.WriteImage(image, str(path))
         for organ in ORGANS:
-            yield {"image": str(path), "segment": organ, "ijk": middle(phantom.mask(organ))}
+            yield {"image": str(path), "segment": organ, "ijk": deepest_voxel(phantom.mask(organ))}
 
 
 def main(address: str = "ws://127.0.0.1:1528", folder: str = "many-volumes") -> None:
@@ -43,7 +43,7 @@ def main(address: str = "ws://127.0.0.1:1528", folder: str = "many-volumes") -> 
         for segment in result.segments:
             done = "earlier" if result.earlier else f"{segment.predict_s:.1f} s"
             print(f"{Path(result.image).name}, {segment.name}: {segment.ml:.0f} ml ({done})")
-    print(f"{output / 'results.csv'} has it all")
+    print(f"All results are in {output / 'results.csv'}.")
 
 
 if __name__ == "__main__":

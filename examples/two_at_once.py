@@ -1,6 +1,6 @@
-"""The asyncio client: two segments of one image, prompted at the same time.
+"""Asyncio client: two segments of one image, prompted at the same time.
 
-With a server at hand:
+With a running server:
 
     nninteractive-ws serve --model demo &
     python examples/two_at_once.py [ADDRESS]
@@ -12,18 +12,18 @@ import sys
 import nninteractive_ws as nni
 from nninteractive_ws.client.events import Progress
 from nninteractive_ws.demo.phantom import Phantom, make_phantom
-from nninteractive_ws.evaluation.user import middle
+from nninteractive_ws.evaluation.simulated_user import deepest_voxel
 
 
 async def segment(session: nni.AsyncSession, phantom: Phantom, organ: str) -> None:
-    """Click into the middle of an organ."""
-    result = await session.segment(organ).add_point(middle(phantom.mask(organ)))
+    """Send a point at the deepest voxel of an organ."""
+    result = await session.segment(organ).add_point(deepest_voxel(phantom.mask(organ)))
     waited = result.timings.queued + result.timings.waiting_for_image
     print(f"{organ}: {result.voxels:,} voxels after {result.timings.total:.1f} s, {waited:.1f} s of them waiting")
 
 
 def show(event: Progress) -> None:
-    print(f"{event.segment}: {event.state} {event.n}/{event.m}")
+    print(f"{event.segment}: {event.state} {event.done}/{event.total}")
 
 
 async def main(address: str = "ws://127.0.0.1:1528") -> None:

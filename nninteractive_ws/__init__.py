@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from nninteractive_ws.errors import Error
 
 if TYPE_CHECKING:
+    from nninteractive_ws import errors
+    from nninteractive_ws.client import events
     from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, aconnect
     from nninteractive_ws.client.blocking import Segment, Session, connect
     from nninteractive_ws.client.events import Result
     from nninteractive_ws.client.journal import Journal, load
-    from nninteractive_ws.client.polled import PolledSession
+    from nninteractive_ws.client.polled import PolledSegment, PolledSession
     from nninteractive_ws.geometry import Box
     from nninteractive_ws.jobs.batch import batch
 
@@ -31,6 +33,7 @@ __all__ = [
     "Box",
     "Error",
     "Journal",
+    "PolledSegment",
     "PolledSession",
     "Result",
     "Segment",
@@ -38,15 +41,18 @@ __all__ = [
     "aconnect",
     "batch",
     "connect",
+    "errors",
+    "events",
     "load",
 ]
 
-# Imported when they are asked for: what they need takes most of a second, and --help needs none of it.
-_PLACES = {
+# Imported on first use, because their dependencies take most of a second to import, and --help needs none of them.
+_MODULES = {
     "AsyncSegment": "client.aio",
     "AsyncSession": "client.aio",
     "Box": "geometry",
     "Journal": "client.journal",
+    "PolledSegment": "client.polled",
     "PolledSession": "client.polled",
     "Result": "client.events",
     "Segment": "client.blocking",
@@ -58,10 +64,15 @@ _PLACES = {
 }
 
 
+_SUBMODULES = {"events": "client.events"}
+
+
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
+    place = _SUBMODULES.get(name) or _MODULES.get(name)
+    if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    module = import_module(f"{__name__}.{place}")
+    found: object = module if name in _SUBMODULES else getattr(module, name)
     globals()[name] = found
     return found
 

@@ -5,17 +5,17 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; say what to install where only the client is."""
+    """Run the command line. If only the client is installed, exit with the package to install."""
     try:
-        from nninteractive_ws.cli.main import asked_command, make_app
+        from nninteractive_ws.cli.main import make_app, requested_command
 
-        app = make_app(asked_command(sys.argv[1:], os.environ))
+        app = make_app(requested_command(sys.argv[1:], os.environ))
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("nninteractive_ws"):
             raise
         sys.exit(
-            f"The command line needs the package {e.name}: pip install 'nninteractive-ws[cli]' to work with a server "
-            "elsewhere, or 'nninteractive-ws[server]' to run one here."
+            f"The command line needs the package {e.name}. Run: pip install 'nninteractive-ws[cli]'. To run a server "
+            "on this machine too, install 'nninteractive-ws[server]' instead."
         )
     app()
 

@@ -1,16 +1,16 @@
-"""Every error of this project, one tree, each with the code it has on the wire.
+"""All errors of this project in one tree, each with its code on the wire.
 
 ::
 
     Error
-    ├── ProtocolError            one side sent what the protocol does not allow
+    ├── ProtocolError            one side broke the protocol
     │   ├── BadMessage               bad_message
     │   └── UnsupportedVersion       unsupported_version
-    ├── Refused                  the server does not let this client in, or not now
+    ├── Refused                  the server refuses this client
     │   ├── Unauthorized             unauthorized
     │   ├── ForbiddenOrigin          forbidden_origin
     │   └── AtCapacity               at_capacity
-    ├── InvalidRequest           the request was understood and cannot be done as it stands
+    ├── InvalidRequest           the request is understood but cannot be done
     │   ├── TooLarge                 too_large
     │   ├── BadImage                 bad_image
     │   ├── NoImage                  no_image
@@ -19,32 +19,32 @@
     │   ├── UnknownSegment           unknown_segment
     │   └── NothingToUndo            nothing_to_undo
     ├── Cancelled                    cancelled
-    ├── ServerError              not the client's doing
+    ├── ServerError              a fault of the server
     │   ├── OutOfMemory              out_of_memory
     │   ├── WorkerLost               worker_lost
     │   ├── ShuttingDown             shutting_down
     │   └── InternalError            internal
     ├── BadJournal                   bad_journal (client only)
-    ├── BadJobs                      bad_jobs (client only)
+    ├── InvalidTable                 bad_jobs (client only)
     └── ConnectionFailed             connection_failed (client only, never on the wire)
         ├── BadAddress               bad_address (client only)
         └── Untrusted                untrusted (client only)
 
-An error that answers a request concerns that request alone: the session goes on and the segment is as it was
-before. After an error that names no request the connection is closed.
+An error that answers a request concerns that request alone. The session continues, and the segment is as before.
+After an error that names no request, the connection is closed.
 """
 
 from typing import ClassVar
 
 
 class Error(Exception):
-    """The base of every error here. ``str(error)`` is a sentence for the user."""
+    """Base of all errors. ``str(error)`` is a sentence for the user, ``code`` a stable name for programs."""
 
     code: ClassVar[str] = "internal"
 
 
 class ProtocolError(Error):
-    """One side sent what the protocol does not allow."""
+    """One side broke the protocol."""
 
 
 class BadMessage(ProtocolError):
@@ -60,7 +60,7 @@ class UnsupportedVersion(ProtocolError):
 
 
 class Refused(Error):
-    """The server does not let this client in, or not now."""
+    """The server refuses this client."""
 
 
 class Unauthorized(Refused):
@@ -76,13 +76,13 @@ class ForbiddenOrigin(Refused):
 
 
 class AtCapacity(Refused):
-    """The server has as many sessions as it takes."""
+    """The server has no free session, or a limit of the session is reached."""
 
     code = "at_capacity"
 
 
 class InvalidRequest(Error):
-    """The request was understood and cannot be done as it stands."""
+    """The request is understood but cannot be done."""
 
 
 class TooLarge(InvalidRequest):
@@ -98,7 +98,7 @@ class BadImage(InvalidRequest):
 
 
 class NoImage(InvalidRequest):
-    """A prompt before any image."""
+    """A prompt before the first image."""
 
     code = "no_image"
 
@@ -110,7 +110,7 @@ class OutOfBounds(InvalidRequest):
 
 
 class UnsupportedPrompt(InvalidRequest):
-    """A prompt that the loaded model was not trained for, or that is empty."""
+    """A prompt that the model was not trained for, or an empty one."""
 
     code = "unsupported_prompt"
 
@@ -128,65 +128,65 @@ class NothingToUndo(InvalidRequest):
 
 
 class Cancelled(Error):
-    """The request was cancelled; the segment is as it was before it."""
+    """The request was cancelled. The segment is as before."""
 
     code = "cancelled"
 
 
 class ServerError(Error):
-    """Not the client's doing."""
+    """A fault of the server."""
 
 
 class OutOfMemory(ServerError):
-    """The device or the machine has not enough memory for the request."""
+    """The server has not enough memory for the request."""
 
     code = "out_of_memory"
 
 
 class WorkerLost(ServerError):
-    """The process that held the session ended."""
+    """The worker process of the session ended."""
 
     code = "worker_lost"
 
 
 class ShuttingDown(ServerError):
-    """The server is being stopped."""
+    """The server is stopping."""
 
     code = "shutting_down"
 
 
 class InternalError(ServerError):
-    """A fault in the server; its log has the details."""
+    """An unexpected error on the server. Its log has the details."""
 
     code = "internal"
 
 
 class BadJournal(Error):
-    """A file that is no journal, or a damaged one."""
+    """A file that is no journal, or is damaged."""
 
     code = "bad_journal"
 
 
-class BadJobs(Error):
-    """A table of jobs that is none, or a row or a file of prompts in it that cannot be used."""
+class InvalidTable(Error):
+    """A table of jobs, one of its rows, or a file of prompts cannot be used."""
 
     code = "bad_jobs"
 
 
 class ConnectionFailed(Error):
-    """The client could not reach the server, or lost it."""
+    """The server cannot be reached, or the connection was lost."""
 
     code = "connection_failed"
 
 
 class BadAddress(ConnectionFailed):
-    """An address that names no server."""
+    """A text that is no server address."""
 
     code = "bad_address"
 
 
 class Untrusted(ConnectionFailed):
-    """A server whose certificate does not prove that it is the one that was asked for."""
+    """The server's certificate does not prove its identity."""
 
     code = "untrusted"
 
@@ -196,12 +196,12 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
     return [kind, *below] if "code" in vars(kind) and kind is not Error else below
 
 
-#: The errors that may travel, by code.
+#: Errors on the wire, by code.
 WIRE_ERRORS: dict[str, type[Error]] = {
-    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal | BadJobs)
+    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal | InvalidTable)
 }
 
 
 def error_from_wire(code: str, message: str) -> Error:
-    """The error that a peer's code and sentence stand for; an unknown code becomes :class:`InternalError`."""
+    """Return the error for a code and a sentence of the peer. An unknown code becomes :class:`InternalError`."""
     return WIRE_ERRORS.get(code, InternalError)(message)

@@ -1,7 +1,7 @@
-"""A segment: its mask and its history. Both ends keep one, and the client's can bring the server's back.
+"""Segments with their masks and histories. Both ends keep them, and the server's can be restored from the client's.
 
-A history keeps its changes in their wire form, as compressed run lengths: a step of some kilobytes would take megabytes
-as an array. They are unpacked when they are used.
+A history keeps changes in their wire format, as compressed run lengths. A step of some kilobytes would take megabytes
+as an array. Changes are unpacked when they are used.
 """
 
 from collections.abc import Iterable
@@ -12,20 +12,20 @@ import numpy as np
 from nninteractive_ws import masks
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
-from nninteractive_ws.messages import Bits, Encoding, Prompt, SetMask, Step, StepRequest
+from nninteractive_ws.messages import Encoding, Prompt, RunLengthMask, SetMask, Step, StepRequest
 
-#: Bytes of a step in memory besides its masks, and of a mask besides its data. Measured with tracemalloc: 280 for a
-#: click. A mask takes 330, and up to 520 if the coordinates of its box are above 256: Python keeps smaller ones once.
+#: Bytes in memory of a step besides its masks, and of a mask besides its data. Measured with tracemalloc: 280 for a
+#: click. A mask takes 330, and up to 520 if the coordinates of its box are above 256, since Python caches smaller ones.
 STEP_BYTES, MASK_BYTES = 288, 352
 
 
-def mask_memory(mask: Bits | None) -> int:
-    """Bytes that a packed mask takes in memory."""
+def mask_memory(mask: RunLengthMask | None) -> int:
+    """Return the bytes in memory of a packed mask."""
     return 0 if mask is None else MASK_BYTES + len(mask.data)
 
 
 def memory_of(steps: Iterable[Step]) -> int:
-    """Bytes that steps take in memory."""
+    """Return the bytes in memory of steps."""
     return sum(
         STEP_BYTES + mask_memory(getattr(step.request, "mask", None)) + mask_memory(step.change) for step in steps
     )
@@ -33,10 +33,11 @@ def memory_of(steps: Iterable[Step]) -> int:
 
 @dataclass
 class Segment:
-    """``mask``: bool, the shape of the image. It is the composition of the changes of all steps.
+    """A segment with its mask and its history.
 
-    The mask of a segment that is not in use may be packed (:meth:`pack_mask`). It is unpacked when it is used.
-    ``steps``: the oldest first; ``undone``: the one to redo next is the last.
+    ``mask``: bool, of the shape of the image; the composition of the changes of all steps. The mask of a segment that
+    is not in use may be packed (:meth:`pack_mask`), and is unpacked when it is used. ``steps``: the oldest first.
+    ``undone``: undone steps, the next one to redo last. ``voxels``: number of set voxels.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Segment:
     steps: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
     _mask: Mask | None = field(default=None, repr=False)
-    _packed_mask: Bits | None = field(default=None, repr=False)
+    _packed_mask: RunLengthMask | None = field(default=None, repr=False)
     _history_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Segment:
 
     @classmethod
     def empty(cls, name: str, shape: Index) -> "Segment":
-        """A segment with no step. Its mask is allocated at once, because two threads may use it at the same time."""
+        """Create a segment without steps. Its mask is allocated now, because two threads may use it concurrently."""
         return cls(name, shape, _mask=np.zeros(shape, bool))
 
     @property
@@ -62,30 +63,30 @@ class Segment:
         if self._mask is None:
             unpacked: Mask = np.zeros(self.shape, bool)
             masks.apply(self._unpack(self._packed_mask), unpacked)
-            # Assigned last, because memory may run out before.
+            # Assigned last, because memory may run out above.
             self._mask, self._packed_mask = unpacked, None
         return self._mask
 
     def pack_mask(self, encoding: Encoding) -> None:
         """Keep the mask as run lengths until it is used again."""
         if self._mask is not None:
-            tight = masks.crop(self._mask, self.extent)
-            self._packed_mask = None if tight.box is None else masks.pack(tight, encoding)
+            cropped = masks.crop(self._mask, self.extent)
+            self._packed_mask = None if cropped.box is None else masks.pack(cropped, encoding)
             self._mask = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no step, and none to redo, as in a new segment."""
+        """Whether there are no steps and no undone steps, as in a new segment."""
         return not self.steps and not self.undone
 
     @property
     def is_flat(self) -> bool:
-        """Whether :meth:`flatten` could not make the history smaller."""
+        """Whether :meth:`flatten` would not reduce the history."""
         return not self.undone and len(self.steps) <= 1 and all(isinstance(s.request, SetMask) for s in self.steps)
 
     @property
     def memory(self) -> int:
-        """Bytes in memory of the history and a packed mask."""
+        """Bytes in memory of the history and of a packed mask."""
         return self._history_bytes + mask_memory(self._packed_mask)
 
     @property
@@ -98,57 +99,57 @@ class Segment:
         return extent
 
     def active_steps(self) -> list[Step]:
-        """The steps whose prompts count, in order; the first may be the mask that they started from."""
+        """Return the steps since the last reset, in order. The first may be the set_mask or reset itself."""
         for n in range(len(self.steps) - 1, -1, -1):
             if self.steps[n].is_reset:
                 return self.steps[n:]
         return self.steps
 
     def pending(self) -> list[Prompt]:
-        """The prompts that wait for a prediction."""
-        waiting: list[Prompt] = []
+        """Return the prompts that wait for a prediction."""
+        pending: list[Prompt] = []
         for step in self.active_steps():
             if step.predicted or step.is_reset:
-                waiting = []
+                pending = []
             else:
-                waiting.append(step.request)  # type: ignore[arg-type]
-        return waiting
+                pending.append(step.request)  # type: ignore[arg-type]
+        return pending
 
     def append(self, step: Step) -> None:
-        """Add a step whose change has been applied; steps that were undone before it are dropped."""
+        """Append a step whose change has been applied, and drop the undone steps."""
         self._history_bytes += memory_of((step,)) - memory_of(self.undone)
         self.steps.append(step)
         self.undone.clear()
 
     def undo(self) -> Delta:
-        """Move the last step to the undone ones. Return the change to apply. Raises IndexError without a step."""
+        """Move the last step to the undone ones. Return the change to apply. Raises IndexError if there is no step."""
         return self._move(self.steps, self.undone)
 
     def redo(self) -> Delta:
-        """Move the last undone step back. Return the change to apply to the mask. Raises IndexError without one."""
+        """Move the last undone step back. Return the change to apply. Raises IndexError if there is no undone step."""
         return self._move(self.undone, self.steps)
 
     def _move(self, source: list[Step], target: list[Step]) -> Delta:
-        change = self._unpack(source[-1].change)  # first: memory may run out
+        change = self._unpack(source[-1].change)  # first, because memory may run out
         target.append(source.pop())
         return change
 
-    def _unpack(self, change: Bits | None) -> Delta:
+    def _unpack(self, change: RunLengthMask | None) -> Delta:
         return NO_CHANGE if change is None else masks.unpack(change, self.shape)
 
     def flip(self, change: Delta) -> None:
-        """Apply a change to the mask and keep count of its voxels."""
+        """Apply a change to the mask, and update the number of set voxels."""
         masks.apply(change, self.mask)
         if change.box is not None:
-            now_set = int(np.count_nonzero(self.mask[change.box.slices] & change.flips))
-            self.voxels += 2 * now_set - change.voxels
+            newly_set = int(np.count_nonzero(self.mask[change.box.slices] & change.flips))
+            self.voxels += 2 * newly_set - change.voxels
 
     def composed(self) -> Mask:
-        """The composition of the changes of all steps: a new array."""
-        summed: Mask = np.zeros(self.shape, bool)  # unlike zeros_like, nothing is touched that stays empty
+        """Return the composition of the changes of all steps, as a new array."""
+        composition: Mask = np.zeros(self.shape, bool)  # unlike zeros_like, this does not write the pages
         for step in self.steps:
-            masks.apply(self._unpack(step.change), summed)
-        return summed
+            masks.apply(self._unpack(step.change), composition)
+        return composition
 
     def rebuild(self) -> None:
         """Recompute the mask as the composition of the steps' changes."""
@@ -161,24 +162,24 @@ class Segment:
     # ---- for the client ---------------------------------------------------------------------------------------
 
     def credit_move(self, back: bool, change: Delta, is_fresh: bool, encoding: Encoding) -> None:
-        """Undo (``back``) or redo a step whose change the server has sent, and which the mask has already.
+        """Undo (``back``) or redo a step whose change the server has sent and the mask already has.
 
-        ``change``: the server's. If it differs from the step's, because one step was credited with the changes of
-        several, it replaces the step's, unless the mask was not fresh. Raises ValueError where there is no such step.
+        ``change``: the server's. It may differ from the step's, if the step was credited with the changes of several.
+        Then it replaces the step's, unless the mask was not fresh. Raises ValueError if there is no such step.
         """
         source, target = (self.steps, self.undone) if back else (self.undone, self.steps)
         if not source:
-            raise ValueError("a step was undone or redone that was never done")
+            raise ValueError("There is no step to undo or redo. Check the history of the segment.")
         expected = self._move(source, target)
         if is_fresh and masks.compose(expected, change).box is not None:
             self._replace_last(target, change, encoding)
             self.reconcile(encoding)
 
     def reconcile(self, encoding: Encoding) -> None:
-        """Credit the last step with the difference between the mask and the steps' changes."""
-        surplus = masks.diff(self.composed(), self.mask)
-        if self.steps and surplus.box is not None:
-            self._replace_last(self.steps, masks.compose(self._unpack(self.steps[-1].change), surplus), encoding)
+        """Credit the last step with the difference between the mask and the composition of the steps' changes."""
+        difference = masks.diff(self.composed(), self.mask)
+        if self.steps and difference.box is not None:
+            self._replace_last(self.steps, masks.compose(self._unpack(self.steps[-1].change), difference), encoding)
 
     def _replace_last(self, steps: list[Step], change: Delta, encoding: Encoding) -> None:
         last = steps[-1]
@@ -186,8 +187,8 @@ class Segment:
         self._history_bytes += memory_of(steps[-1:]) - memory_of((last,))
 
     def flatten(self, encoding: Encoding) -> None:
-        """Collapse the history into one step that sets the mask: any server can restore it."""
-        mask = masks.tight(self.composed())
+        """Collapse the history into one set_mask step, which any server can restore."""
+        mask = masks.to_delta(self.composed())
         self.undone.clear()
         self.steps.clear()
         if mask.box is not None:
@@ -197,5 +198,5 @@ class Segment:
 
 
 def make_step(request: StepRequest, change: Delta, encoding: Encoding) -> Step:
-    """A step of a request, and of what it changed."""
+    """Return the step of a request and its change."""
     return Step(request=request, change=None if change.box is None else masks.pack(change, encoding))

@@ -1,7 +1,7 @@
-"""Changes of a mask: what differs between two masks, as the exclusive or inside the smallest box around it.
+"""Changes of masks. A delta is the exclusive or of two masks in its bounding box.
 
-Applying a delta twice undoes it, and two of them compose into one, so the same object is the live preview,
-the result, undo, redo, the journal and the catching up of a slow client.
+Applying a delta twice reverts it, and two deltas compose into one. Therefore deltas serve as previews, results, steps
+of undo and redo, entries of the journal, and merged updates for a slow client.
 """
 
 from collections.abc import Sequence
@@ -14,34 +14,34 @@ import numpy.typing as npt
 from nninteractive_ws import arrays
 from nninteractive_ws.errors import BadMessage, OutOfBounds
 from nninteractive_ws.geometry import Box, Index, box_in_volume
-from nninteractive_ws.messages import Bits, Encoding
+from nninteractive_ws.messages import Encoding, RunLengthMask
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """The voxels of ``box`` to flip: ``flips`` is bool and of the box's shape. No box: nothing changes.
+    """The voxels of ``box`` to flip. ``flips``: bool, of the box's shape. ``box`` None: no change.
 
-    The same pair stands for a mask that is empty outside the box: it is the change from the empty mask. The packed
-    form is cached, because the same delta is sent and kept in the history.
+    It also represents a mask that is empty outside the box, as the change from the empty mask. The packed form is
+    cached, because the same delta is sent and kept in the history.
     """
 
     box: Box | None
     flips: Mask
-    _packed: dict[Encoding, Bits] = field(default_factory=dict, repr=False)
+    _packed: dict[Encoding, RunLengthMask] = field(default_factory=dict, repr=False)
 
     @property
     def voxels(self) -> int:
-        """How many voxels change."""
+        """Number of voxels that change."""
         return int(np.count_nonzero(self.flips))
 
 
 NO_CHANGE = Delta(None, np.zeros((0, 0, 0), bool))
 
 
-def hull(mask: Mask) -> Box | None:
-    """The smallest box around what is set."""
+def bounding_box(mask: Mask) -> Box | None:
+    """Return the bounding box of the set voxels, or None if there are none."""
     bounds = []
     for axis in range(3):
         occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -52,67 +52,70 @@ def hull(mask: Mask) -> Box | None:
     return Box.from_pairs(bounds)
 
 
-def tight(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
-    """The delta of ``flips``, an array whose first voxel lies at ``origin``, cut to the smallest box."""
-    box = hull(flips)
+def to_delta(flips: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
+    """Return the delta of ``flips``, cropped to its bounding box. ``origin``: index of the array's first voxel."""
+    box = bounding_box(flips)
     return NO_CHANGE if box is None else Delta(box.shift(origin), np.ascontiguousarray(flips[box.slices]))
 
 
 def crop(mask: Mask, extent: Box | None) -> Delta:
-    """A mask that is empty outside ``extent`` (None: everywhere), cut to the smallest box. It may be a view."""
-    return NO_CHANGE if extent is None else tight(mask[extent.slices], extent.start)
+    """Crop a mask that is empty outside ``extent`` (None: everywhere) to its bounding box. The result may be a view."""
+    return NO_CHANGE if extent is None else to_delta(mask[extent.slices], extent.start)
 
 
 def diff(before: Mask, after: Mask, origin: Sequence[int] = (0, 0, 0)) -> Delta:
-    """What turns ``before`` into ``after``, two arrays of one shape whose first voxel lies at ``origin``."""
-    return tight(before ^ after, origin)
+    """Return the change between two arrays of the same shape. ``origin``: index of their first voxel."""
+    return to_delta(before ^ after, origin)
 
 
 def apply(delta: Delta, mask: Mask) -> None:
-    """Flip the delta's voxels of ``mask`` in place. Raises OutOfBounds where the box is not inside."""
+    """Flip the delta's voxels of ``mask`` in place. Raises OutOfBounds if the box is not inside."""
     if delta.box is None:
         return
     if not delta.box.inside(mask.shape):
-        raise OutOfBounds(f"A change of the box {delta.box.pairs} does not fit a volume of shape {mask.shape}.")
+        raise OutOfBounds(
+            f"The box {delta.box.pairs} of a change is not inside the volume of shape {mask.shape}. Use changes of "
+            "the same volume."
+        )
     view = mask[delta.box.slices]
     np.logical_xor(view, delta.flips, out=view)
 
 
 def compose(first: Delta, second: Delta) -> Delta:
-    """The one delta that does what the two do in turn (in either order)."""
+    """Return the delta that is equivalent to both, in any order."""
     if first.box is None or second.box is None:
         return second if first.box is None else first
     frame = first.box.union(second.box)
     flips = np.zeros(frame.shape, bool)
-    flips[first.box.within(frame).slices] = first.flips
-    view = flips[second.box.within(frame).slices]
+    flips[first.box.relative_to(frame).slices] = first.flips
+    view = flips[second.box.relative_to(frame).slices]
     np.logical_xor(view, second.flips, out=view)
-    return tight(flips, frame.start)
+    return to_delta(flips, frame.start)
 
 
 def checksum(mask: Mask, box: Box) -> int:
-    """CRC-32 of the box's voxels in C order, packed eight to a byte, the first voxel in the lowest bit."""
+    """Return the CRC-32 of the box's voxels in C order, packed eight to a byte, the first voxel in the lowest bit."""
     return zlib.crc32(np.packbits(mask[box.slices], axis=None, bitorder="little").tobytes())
 
 
-def pack(delta: Delta, encoding: Encoding) -> Bits:
-    """A delta, or a mask, for the wire. Raises ValueError where it has no box: then nothing is to be sent."""
+def pack(delta: Delta, encoding: Encoding) -> RunLengthMask:
+    """Pack a delta, or a mask, for the wire. Raises ValueError if it is empty."""
     if delta.box is None:
-        raise ValueError("an empty delta has no box to send")
+        raise ValueError("An empty delta cannot be packed, because it has no box. Check delta.box first.")
     if encoding not in delta._packed:
         delta._packed[encoding] = _pack(delta.box, delta.flips, encoding)
     return delta._packed[encoding]
 
 
-def _pack(box: Box, flips: Mask, encoding: Encoding) -> Bits:
+def _pack(box: Box, flips: Mask, encoding: Encoding) -> RunLengthMask:
     runs = _run_lengths(flips.ravel())
-    return Bits(box=box.pairs, runs=len(runs), encoding=encoding, data=arrays.pack(runs, encoding))
+    return RunLengthMask(box=box.pairs, runs=len(runs), encoding=encoding, data=arrays.pack(runs, encoding))
 
 
 def _run_lengths(flat: Mask) -> npt.NDArray[np.uint32]:
-    # In place, and 32 bits wide as soon as possible: a noisy mask has a run for every other voxel.
+    # In place, and 32 bits wide as soon as possible, because a noisy mask has a run for every other voxel.
     edges = np.flatnonzero(flat[1:] != flat[:-1])
-    first = int(flat[0])  # 1 after an empty run of unset voxels
+    first = int(flat[0])  # 1 if the mask starts with an empty run of unset voxels
     runs = np.zeros(first + len(edges) + 1, np.dtype("<u4"))
     runs[first:-1] = edges
     del edges
@@ -123,28 +126,30 @@ def _run_lengths(flat: Mask) -> npt.NDArray[np.uint32]:
     return runs
 
 
-def unpack(bits: Bits, shape: Index) -> Delta:
-    """The delta, or mask, of a message about a volume of ``shape``; the box as sent, not cut.
+def unpack(packed: RunLengthMask, shape: Index) -> Delta:
+    """Unpack a delta, or a mask, of a volume of ``shape``. Its box is not cropped to the bounding box.
 
-    Raises OutOfBounds where the box is not inside the volume, BadMessage where box and runs do not match,
-    and what :func:`arrays.unpack` raises.
+    Raises OutOfBounds if the box is not inside the volume, BadMessage if box and runs do not match, and the errors of
+    :func:`arrays.unpack`.
     """
-    box, runs = _unpack_runs(bits, shape)
-    is_set = np.zeros(bits.runs, bool)
+    box, runs = _unpack_runs(packed, shape)
+    is_set = np.zeros(packed.runs, bool)
     is_set[1::2] = True
-    return Delta(box, np.repeat(is_set, runs).reshape(box.shape), {bits.encoding: bits})
+    return Delta(box, np.repeat(is_set, runs).reshape(box.shape), {packed.encoding: packed})
 
 
-def check(bits: Bits, shape: Index) -> None:
+def check(packed: RunLengthMask, shape: Index) -> None:
     """Raise the errors of :func:`unpack`, without allocating the voxels of the box."""
-    _unpack_runs(bits, shape)
+    _unpack_runs(packed, shape)
 
 
-def _unpack_runs(bits: Bits, shape: Index) -> tuple[Box, npt.NDArray[np.uint32]]:
-    box = box_in_volume(bits.box, shape)
-    if bits.runs > box.voxels + 1:
-        raise BadMessage(f"{bits.runs:,} runs were announced for a box of {box.voxels:,} voxels.")
-    runs = arrays.unpack(bits.data, bits.encoding, "<u4", (bits.runs,)).astype(np.uint32, copy=False)
-    if int(runs.sum(dtype=np.int64)) != box.voxels:
-        raise BadMessage(f"The runs of a box of {box.voxels:,} voxels do not add up to it.")
+def _unpack_runs(packed: RunLengthMask, shape: Index) -> tuple[Box, npt.NDArray[np.uint32]]:
+    box = box_in_volume(packed.box, shape)
+    if packed.runs > box.voxels + 1:
+        raise BadMessage(
+            f"{packed.runs:,} runs were announced for a box of {box.voxels:,} voxels. Send at most {box.voxels + 1:,}."
+        )
+    runs = arrays.unpack(packed.data, packed.encoding, "<u4", (packed.runs,)).astype(np.uint32, copy=False)
+    if (total := int(runs.sum(dtype=np.int64))) != box.voxels:
+        raise BadMessage(f"The runs of a box of {box.voxels:,} voxels must add up to that number, not to {total:,}.")
     return box, runs

@@ -1,8 +1,8 @@
-"""Every message of the protocol, one frozen struct each: the table of contents of ``protocol.md``.
+"""All messages of the protocol, as frozen structs in the order of ``protocol.md``.
 
-Voxel positions are array indices (i, j, k); boxes are half-open pairs ((i0, i1), (j0, j1), (k0, k1)). On the
-wire a message is a msgpack map of its fields plus ``type``. A field with a default may be left out; unknown
-fields are ignored.
+Voxel positions are array indices (i, j, k). Boxes are end-exclusive pairs ((i0, i1), (j0, j1), (k0, k1)). On the wire,
+a message is a msgpack map of its fields and ``type``. A field with a default may be omitted. Unknown fields are
+ignored.
 """
 
 from typing import Annotated, Literal
@@ -15,20 +15,20 @@ DType = Literal["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16"
 ProgressState = Literal["queued", "waiting_for_image", "predicting", "refining"]
 NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted", "warning"]
 
-#: Segments of a session, and steps of a segment (done and undone each), at most.
+#: Limits of a session's segments, and of a segment's steps (done and undone each).
 MAX_SEGMENTS, MAX_STEPS = 256, 10_000
-#: Bricks of an image, at most: 32,768 are 1024^3 voxels, but a thin image has more of them for its voxels.
+#: Limit of an image's bricks. 32,768 are 1024^3 voxels, but a thin image has more bricks for its voxels.
 MAX_BRICKS = 2**20
 
-# Bounds that a decoder checks by itself; those that depend on the image are the engine's.
+# Bounds that the decoder checks. The engine checks those that depend on the image.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-#: Of a segment that is restored: with room to grow from there.
+#: The revision of a restored segment, from which it can increase within Count.
 Revision = Annotated[int, Meta(ge=0, le=2**52)]
 RequestId = Annotated[int, Meta(ge=1, le=2**53)]
 Coordinate = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Checksum = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-# What float32 holds, the network's type: an image is normalised in it. NaN is outside too.
+# The range of float32, in which an image is normalized for the network. It excludes NaN.
 _FLOAT32_MAX, _FLOAT32_MIN_NORMAL = (2 - 2.0**-23) * 2.0**127, 2.0**-126
 Real = Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 Deviation = Annotated[float, Meta(ge=_FLOAT32_MIN_NORMAL, le=_FLOAT32_MAX)]
@@ -42,18 +42,18 @@ Pairs = tuple[Range, Range, Range]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of messages."""
+    """The base of all messages, and of their parts."""
 
 
 class Message(Struct, frozen=True, kw_only=True, tag_field="type"):
     """The base of all messages."""
 
 
-class Bits(Struct, frozen=True, kw_only=True):
-    """The voxels of a box, each set or not: a mask, a prompt's strokes, or what changed.
+class RunLengthMask(Struct, frozen=True, kw_only=True):
+    """The voxels of a box, each set or not: a mask, a prompt's strokes, or a change.
 
-    The box is read in C order (k fastest) as alternating run lengths, the first one of unset voxels (it may
-    be 0); ``runs`` of them, little-endian uint32, then packed by ``encoding`` into ``data``.
+    The box is read in C order (k fastest) as alternating run lengths. The first one is of unset voxels, and may be 0.
+    ``runs``: the number of run lengths. ``data``: the run lengths as little-endian uint32, packed by ``encoding``.
     """
 
     box: Pairs
@@ -63,7 +63,7 @@ class Bits(Struct, frozen=True, kw_only=True):
 
 
 class Brick(Struct, frozen=True, kw_only=True):
-    """One brick of the image: its index in the grid (C order) and its voxels, C order, packed."""
+    """One brick of the image: its index in the grid (C order), and its voxels (C order), packed."""
 
     index: Count
     encoding: Encoding
@@ -71,24 +71,24 @@ class Brick(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One entry of a segment's history: the request that made it and the change of the mask, if any."""
+    """One step of a segment's history: its request, and its change of the mask, if any."""
 
     request: "StepRequest"
-    change: Bits | None = None
+    change: RunLengthMask | None = None
 
     @property
     def predicted(self) -> bool:
-        """Whether a prediction followed, after which no prompt was pending."""
+        """Whether the step includes a prediction, after which no prompt is pending."""
         return isinstance(self.request, Run) or (not isinstance(self.request, Reset) and self.request.run)
 
     @property
     def is_reset(self) -> bool:
-        """Whether the prompts before it no longer count."""
+        """Whether the prompts before the step no longer count."""
         return isinstance(self.request, SetMask | Reset)
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Where the time of a request went, in seconds; ``passes`` counts the network's forward passes."""
+    """Times of a request's phases in seconds. ``passes``: the number of the network's forward passes."""
 
     queued: float = 0.0
     waiting_for_image: float = 0.0
@@ -98,7 +98,7 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """What the server runs. ``prompts``: the kinds it supports, of point, scribble, lasso, bbox2d, bbox3d, mask."""
+    """The model of the server. ``prompts``: the supported ones of point, scribble, lasso, bbox2d, bbox3d, mask."""
 
     name: Text
     license: Text
@@ -108,7 +108,7 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What the server accepts at most. ``session_bytes``: memory of a session beyond its image; 0: not told."""
+    """Limits of the server. ``session_bytes``: memory of a session beyond its image; 0: not stated."""
 
     message_bytes: Count
     image_voxels: Count
@@ -119,8 +119,11 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class FreeMemory(Struct, frozen=True, kw_only=True):
-    """Bytes at the moment of the welcome. ``device``: free on the device, of ``device_total``; ``images``: of what
-    the server keeps for images, those that no session has."""
+    """Free memory in bytes at the time of the welcome.
+
+    ``device``: free on the device. ``device_total``: all of the device. ``images``: free in the server's pool for
+    images.
+    """
 
     device: Count
     device_total: Count
@@ -137,13 +140,13 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     client: Text = ""
     features: Words = []
     encodings: Words
-    session: Text | None = None
-    secret: Text | None = None
-    make_room: bool = True
+    session_id: Text | None = None
+    session_secret: Text | None = None
+    allow_eviction: bool = True
 
 
 class SetImage(Message, frozen=True, kw_only=True, tag="set_image"):
-    """Announce the image; its voxels follow as bricks. All segments of an image before it are dropped."""
+    """Announce the image, whose voxels follow as bricks. All segments are dropped."""
 
     id: RequestId
     image: Name
@@ -154,27 +157,27 @@ class SetImage(Message, frozen=True, kw_only=True, tag="set_image"):
 
 
 class ImageBricks(Message, frozen=True, kw_only=True, tag="image_bricks"):
-    """Some bricks of the announced image, in any order. Not a request: it has no id and no answer."""
+    """Send some bricks of the announced image, in any order. Not a request, so it has no id and no answer."""
 
     image: Name
     bricks: Annotated[list[Brick], Meta(min_length=1, max_length=64)]
 
 
 class SetMask(Message, frozen=True, kw_only=True, tag="set_mask"):
-    """Replace a segment's mask, empty outside the box, or change it; the prompts before it no longer count.
+    """Replace a segment's mask, which is empty outside the box, or change it. Earlier prompts no longer count.
 
-    ``flip``: the bits are what changes.
+    ``flip``: ``mask`` is a change of the current mask.
     """
 
     id: RequestId
     segment: Name
-    mask: Bits
+    mask: RunLengthMask
     flip: bool = False
     run: bool = False
 
 
 class AddPoint(Message, frozen=True, kw_only=True, tag="add_point"):
-    """A click on a voxel."""
+    """Add a click on a voxel."""
 
     id: RequestId
     segment: Name
@@ -184,7 +187,7 @@ class AddPoint(Message, frozen=True, kw_only=True, tag="add_point"):
 
 
 class AddBbox(Message, frozen=True, kw_only=True, tag="add_bbox"):
-    """A box around the object, or around what is not the object."""
+    """Add a box around the object, or around a region outside the object."""
 
     id: RequestId
     segment: Name
@@ -194,21 +197,21 @@ class AddBbox(Message, frozen=True, kw_only=True, tag="add_bbox"):
 
 
 class AddScribble(Message, frozen=True, kw_only=True, tag="add_scribble"):
-    """Strokes through the object, the model's preferred thickness wide."""
+    """Add strokes, best of the model's preferred thickness."""
 
     id: RequestId
     segment: Name
-    mask: Bits
+    mask: RunLengthMask
     positive: bool = True
     run: bool = True
 
 
 class AddLasso(Message, frozen=True, kw_only=True, tag="add_lasso"):
-    """A filled outline of the object in a slice."""
+    """Add a filled outline of the object in a slice."""
 
     id: RequestId
     segment: Name
-    mask: Bits
+    mask: RunLengthMask
     positive: bool = True
     run: bool = True
 
@@ -221,28 +224,28 @@ class Run(Message, frozen=True, kw_only=True, tag="run"):
 
 
 class Undo(Message, frozen=True, kw_only=True, tag="undo"):
-    """Take back the last step of the segment's history."""
+    """Undo the last step of the segment's history."""
 
     id: RequestId
     segment: Name
 
 
 class Redo(Message, frozen=True, kw_only=True, tag="redo"):
-    """Do again the last step that was taken back."""
+    """Redo the last undone step."""
 
     id: RequestId
     segment: Name
 
 
 class Reset(Message, frozen=True, kw_only=True, tag="reset"):
-    """Empty the segment and forget its prompts. It can be undone."""
+    """Clear the mask and the prompts of a segment. It can be undone."""
 
     id: RequestId
     segment: Name
 
 
 class Restore(Message, frozen=True, kw_only=True, tag="restore"):
-    """Bring a segment back as the client's journal has it; nothing is predicted."""
+    """Restore a segment from the client's journal, without a prediction."""
 
     id: RequestId
     segment: Name
@@ -252,21 +255,21 @@ class Restore(Message, frozen=True, kw_only=True, tag="restore"):
 
 
 class RemoveSegment(Message, frozen=True, kw_only=True, tag="remove_segment"):
-    """Forget a segment with its history."""
+    """Remove a segment with its history."""
 
     id: RequestId
     segment: Name
 
 
 class GetMask(Message, frozen=True, kw_only=True, tag="get_mask"):
-    """Ask for a snapshot, after a gap in the revisions or a wrong checksum."""
+    """Request a snapshot, for instance after a gap in the revisions or a wrong checksum."""
 
     id: RequestId
     segment: Name
 
 
 class SetOptions(Message, frozen=True, kw_only=True, tag="set_options"):
-    """Change how this session predicts; a field left out stays as it is."""
+    """Change options of the session. An omitted field is unchanged."""
 
     id: RequestId
     autozoom: bool | None = None
@@ -274,13 +277,13 @@ class SetOptions(Message, frozen=True, kw_only=True, tag="set_options"):
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
-    """Stop a request that waits or runs, or with no ``request`` all of them. Not a request itself."""
+    """Cancel a pending or running request, or all if ``request`` is None. Not a request itself."""
 
     request: RequestId | None = None
 
 
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
-    """The client is done; the session need not be kept."""
+    """End the session. The server need not keep it."""
 
 
 StepRequest = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Reset
@@ -296,19 +299,19 @@ ClientMessage = Hello | ImageBricks | Cancel | Bye | Request
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """The answer to ``hello``: what was agreed, what the server is, and what it still has of the session."""
+    """The answer to ``hello``: the agreed features and encoding, the server's properties, and the session's state."""
 
     version: int
-    server: Text
+    server_version: Text
     features: Words
     encoding: Encoding
-    session: Text
-    secret: Text
+    session_id: Text
+    session_secret: Text
     resumed: bool
     last_id: Count = 0
     revisions: dict[Name, Count] = {}
     image: Text | None = None
-    bricks: bytes = b""
+    present_bricks: bytes = b""
     limits: Limits
     model: Model
     device: Text
@@ -316,7 +319,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
 
 
 class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
-    """Bricks that have arrived: an acknowledgement, and how many of all are there."""
+    """An acknowledgement of bricks, with the number of present and of all bricks."""
 
     image: Name
     received: Annotated[list[Count], Meta(max_length=MAX_BRICKS)]
@@ -325,42 +328,47 @@ class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
 
 
 class Progress(Message, frozen=True, kw_only=True, tag="progress"):
-    """What a request is doing. ``n`` of ``m``: place in the queue, bricks there, or passes made; ``box``: the
-    part of the image it waits for, which the client sends first."""
+    """The state of a request.
+
+    ``done`` of ``total``: position in the queue, present bricks, or finished passes. ``box``: the part of the image
+    that the request waits for, which the client sends first.
+    """
 
     id: RequestId
     state: ProgressState
-    n: Count = 0
-    m: Count = 0
+    done: Count = 0
+    total: Count = 0
     box: Pairs | None = None
 
 
 class MaskDelta(Message, frozen=True, kw_only=True, tag="mask_delta"):
-    """The voxels of a segment that changed between two revisions; ``checksum`` is that of the box afterwards."""
+    """A change of a segment between two revisions. ``checksum``: of the box after the change."""
 
     segment: Name
     request: RequestId
-    base_rev: Count
-    rev: Count
-    change: Bits
+    base_revision: Count
+    revision: Count
+    change: RunLengthMask
     checksum: Checksum
     voxels: Count
     final: bool
 
 
 class MaskSnapshot(Message, frozen=True, kw_only=True, tag="mask_snapshot"):
-    """A segment's whole mask: ``mask`` is the smallest box around it, none where the segment is empty."""
+    """A segment's whole mask. ``mask``: the voxels of its bounding box; None if the segment is empty."""
 
     segment: Name
     request: RequestId
-    rev: Count
-    mask: Bits | None = None
+    revision: Count
+    mask: RunLengthMask | None = None
     voxels: Count
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):
-    """The request is done and everything it caused was sent before. ``changed``: the box that holds every
-    voxel it changed."""
+    """The answer to a successful request. All its other messages were sent before.
+
+    ``changed``: a box that holds every voxel that the request changed.
+    """
 
     id: RequestId
     segment: Name | None = None
@@ -371,7 +379,7 @@ class Done(Message, frozen=True, kw_only=True, tag="done"):
 
 
 class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
-    """A request failed, or with no ``id`` the connection. ``message`` is a sentence for the user."""
+    """The failure of a request, or of the connection if ``id`` is None. ``message``: a sentence for the user."""
 
     code: Name
     message: Text
@@ -379,7 +387,7 @@ class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
 
 
 class Notice(Message, frozen=True, kw_only=True, tag="notice"):
-    """Something the user should know; nothing to answer."""
+    """Information for the user, which needs no answer."""
 
     code: NoticeCode
     message: Text

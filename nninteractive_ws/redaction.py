@@ -1,21 +1,21 @@
-"""Text that is safe to show: without secrets, and without characters that control a terminal."""
+"""Removal of secrets, and of characters that control a terminal, from text."""
 
 import re
 
 _HIDDEN = "***"
 
-#: The beginning of every token of a server, by which people, scanners of repositories and the log recognize one.
+#: Prefix of all tokens of servers, by which people, secret scanners and the log recognize them.
 TOKEN_PREFIX = "nws_"
 
-# A token after its scheme, and words that begin like tokens of this project. The text may be
-# escaped already: a blank may be \t, and the letter before a token may belong to an \n.
+# Tokens after their scheme, and words with the prefix of this project's tokens. The text may be escaped already, so
+# that whitespace may be \t, and the letter before a token may belong to an \n.
 _TOKEN = re.compile(rf"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|{TOKEN_PREFIX}[\w-]+", re.ASCII | re.IGNORECASE)
-# Other secrets are recognized by their surroundings.
+# Other secrets are recognized by their context.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.ASCII), replacement)
     for pattern, replacement in (
         (r"((?:proxy-)?authorization[\"']?\s*[:=]\s*)[^\r\n]+", rf"\1{_HIDDEN}"),
-        # User and password of a URL. A password may hold "/" and "@" itself, so everything up to the last "@" goes.
+        # User and password of a URL. A password may contain "/" and "@", so everything up to the last "@" is removed.
         (r"(//)[^\s\"'<>]*@", rf"\1{_HIDDEN}@"),
         (r"(\w://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", rf"\1?{_HIDDEN}"),
         (r"\b((?:\w+[_-])?(?:token|secret|password|passwd|api_?key)=)[^\s&\"']+", rf"\1{_HIDDEN}"),
@@ -24,13 +24,13 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def redact_tokens(text: str) -> str:
-    """Replace tokens after ``Bearer`` and ``Basic``, and this project's own, by ``***``. JSON stays valid."""
-    return _TOKEN.sub(lambda found: (found[1] or "") + _HIDDEN, text)
+    """Replace tokens after ``Bearer`` and ``Basic``, and tokens of this project, by ``***``. JSON stays valid."""
+    return _TOKEN.sub(lambda match: (match[1] or "") + _HIDDEN, text)
 
 
 def redact(text: str, *secrets: str | None) -> str:
     """Replace credentials in URLs and headers, tokens of this project, and the given ``secrets`` by ``***``."""
-    # The longest first: one secret may be a part of another.
+    # The longest first, because one secret may be a part of another.
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     for pattern, replacement in _PATTERNS:

@@ -1,4 +1,4 @@
-"""Draws the module's icon: a click into an organ, the mask that it makes, and the waves that carry both.
+"""Draw the module's icon: a click into an organ, its mask, and radio waves for the connection.
 
 python slicer_module/draw_icon.py     writes NNInteractiveWS/Resources/Icons/NNInteractiveWS.png (needs matplotlib)
 """
@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 
 SIZE = 128
-_SAMPLES = 8  # per pixel and axis; their mean makes edges smooth
+_SAMPLES = 8  # per pixel and axis, for anti-aliasing
 TARGET = Path(__file__).parent / "NNInteractiveWS" / "Resources" / "Icons" / "NNInteractiveWS.png"
 
 NIGHT, DUSK = np.array([0.05, 0.10, 0.20]), np.array([0.10, 0.28, 0.44])
@@ -18,7 +18,7 @@ WHITE = np.array([1.0, 1.0, 1.0])
 
 
 def draw():
-    """RGBA, (SIZE, SIZE, 4), of floats from 0 to 1."""
+    """Return the icon as RGBA, (SIZE, SIZE, 4), floats from 0 to 1."""
     line = (np.arange(SIZE * _SAMPLES) + 0.5) / _SAMPLES
     x, y = np.meshgrid(line, line)
     plate = _rounded_square(x, y, margin=4, radius=26)
@@ -40,14 +40,14 @@ def _rounded_square(x, y, margin, radius):
 
 
 def _organ(x, y, center_x, center_y):
-    """Pixels to the outline of a rounded, uneven shape; below 0 inside."""
+    """Signed distance in pixels to the outline of a rounded, uneven shape, negative inside."""
     angle = np.arctan2(y - center_y, x - center_x)
     outline = 35 + 4.0 * np.cos(2 * angle + 0.5) + 3.0 * np.cos(3 * angle - 1.0)
     return np.hypot(x - center_x, y - center_y) - outline
 
 
 def _wave(x, y, center_x, center_y, radius, half_width):
-    """An arc toward the upper right, with round ends."""
+    """Mask of an arc toward the upper right, with round ends."""
     toward, spread = -np.pi / 4, 0.42
     angle = np.arctan2(y - center_y, x - center_x)
     nearest = toward + np.clip(angle - toward, -spread, spread)
@@ -68,7 +68,7 @@ def _over(below, color, cover):
 
 
 def _mean_of_samples(rgba):
-    """Colors weighted by how much of a pixel they fill."""
+    """Average the samples of each pixel. Weight colors by alpha."""
     rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
     mean = rgba.reshape(SIZE, _SAMPLES, SIZE, _SAMPLES, 4).mean(axis=(1, 3))
     alpha = mean[..., 3:]

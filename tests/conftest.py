@@ -1,8 +1,12 @@
-"""What all tests share."""
+"""Options, markers and fixtures for all tests."""
 
 import os
+from pathlib import Path
 import signal
+import sys
 
+from helpers.programs import find_program
+from helpers.unit import NOT_UNIT_FIXTURES, may_have_unit_tests
 from hypothesis import HealthCheck, settings
 import pytest
 
@@ -14,9 +18,48 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline and no health check of the speed of generating: a busy machine is not a failed test.
-settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+#: A quarter of the examples, without --slow.
+settings.register_profile("quick", settings.get_profile("full"), max_examples=25)
+
+#: Markers of tests that need a program, and its path if it is installed.
+PROGRAMS = {
+    "nginx": find_program("nginx"),
+    "sshd": find_program("sshd") if sys.platform == "linux" and find_program("ssh") else None,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run slow tests too, and property tests with all examples")
+    parser.addoption("--unit", action="store_true", help="run only tests that start no process and need no torch")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    profile = settings.get_profile("full" if config.getoption("--slow") else "quick")
+    settings.register_profile("chosen", profile, derandomize=bool(os.environ.get("CI")))
+    settings.load_profile("chosen")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--unit") and collection_path.match("test_*.py"):
+        return not may_have_unit_tests(collection_path) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--unit"):
+        items[:] = [i for i in items if not NOT_UNIT_FIXTURES.intersection(getattr(i, "fixturenames", ()))]
+    for item in items:
+        if config.getoption("--slow"):
+            # Property tests are part of "--slow -m slow", because they have more examples there.
+            if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+                item.add_marker("slow")
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+        for marker, program in PROGRAMS.items():
+            if program is None and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker} is not installed"))
 
 
 # torch and the engine are imported inside: without them, the tests of the client still run.
@@ -27,8 +70,8 @@ def demo_model():
     """The embedded model on the CPU, loaded once. What it answers is not tested: it may be trained again."""
     import torch
 
-    from nninteractive_ws.engine.catalogue import DEMO, MODEL_FOLDER
-    from nninteractive_ws.engine.models import load_model
+    from nninteractive_ws.engine.model_loader import load_model
+    from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
 
     return load_model(DEMO, MODEL_FOLDER, torch.device("cpu"))
 
@@ -36,7 +79,7 @@ def demo_model():
 @pytest.fixture(scope="session")
 def quick_model(demo_model):
     """The embedded model with a network that takes milliseconds and has habits of its own."""
-    from engine_helpers import quick
+    from helpers.engine import quick
 
     return quick(demo_model)
 
@@ -44,9 +87,9 @@ def quick_model(demo_model):
 @pytest.fixture(scope="session")
 def device():
     """The one thread that runs networks."""
-    from nninteractive_ws.engine.device import DeviceThread
+    from nninteractive_ws.engine.device_scheduler import DeviceScheduler
 
-    thread = DeviceThread("cpu")
+    thread = DeviceScheduler("cpu")
     yield thread
     thread.close()
 
@@ -54,7 +97,7 @@ def device():
 @pytest.fixture(scope="session")
 def server():
     """The address of a real server with the embedded model, on loopback, for all tests of a run."""
-    from nninteractive_ws.server.local import local_server
+    from nninteractive_ws.server.local_server import local_server
 
     with local_server("--model", "demo", "--log-level", "warning", "--allow-host", "gpu-box") as address:
         yield address
@@ -63,9 +106,9 @@ def server():
 @pytest.fixture(params=["Blocking", "Polled"], ids=str.lower)
 def driver(request):
     """Each of the two drivers of the client."""
-    import driver_helpers
+    from helpers import drivers
 
-    return getattr(driver_helpers, request.param)
+    return getattr(drivers, request.param)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Packed arrays: numpy is the oracle there and back, and nothing hostile gets further than an error."""
+"""Packed arrays: numpy is the oracle, and invalid data leads to an error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from typing import Any, get_args
 import zlib
 
 import blosc2
-from hostile_chunks import CHUNK_DTYPE, CHUNK_SHAPE, accepted_or_refused, mutated, packed_chunk, set_trap
+from helpers.hostile_chunks import CHUNK_DTYPE, CHUNK_SHAPE, accepted_or_refused, mutated, packed_chunk, set_trap
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -2,11 +2,11 @@
 
 import itertools
 
+from helpers.strategies import boxes, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from strategies import boxes, shapes
 
 from nninteractive_ws.geometry import Box, Index
 
@@ -70,7 +70,7 @@ def test_within_finds_the_same_voxels_in_a_crop(data: st.DataObject) -> None:
     box = data.draw(boxes(frame.shape)).shift(frame.start)
     volume = np.arange(np.prod(shape)).reshape(shape)
     crop = volume[frame.slices]
-    assert np.array_equal(crop[box.within(frame).slices], volume[box.slices])
+    assert np.array_equal(crop[box.relative_to(frame).slices], volume[box.slices])
 
 
 @pytest.mark.parametrize("pairs", [((0, 0), (0, 1), (0, 1)), ((0, 1), (2, 1), (0, 1)), ((0, 1), (0, 1), (5, 5))])

@@ -1,10 +1,10 @@
 """A segment's history: packed and unpacked, and unchanged if memory runs out during a request."""
 
+from helpers.strategies import same_shape_masks
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from strategies import same_shape_masks
 
 from nninteractive_ws import masks
 from nninteractive_ws import messages as wire
@@ -50,7 +50,7 @@ def test_undo_and_redo_go_through_all_states(states: list[Mask], back: int, fort
     assert np.array_equal(segment.mask, all_states[len(segment.steps)])
     assert np.array_equal(segment.composed(), segment.mask)
     assert segment.memory == memory_of(segment.steps) + memory_of(segment.undone)
-    segment.append(make_step(wire.Reset(id=1, segment="a"), masks.tight(segment.mask.copy()), "raw"))
+    segment.append(make_step(wire.Reset(id=1, segment="a"), masks.to_delta(segment.mask.copy()), "raw"))
     assert segment.undone == []
     assert segment.memory == memory_of(segment.steps)
 
@@ -71,14 +71,14 @@ def test_what_came_packed_is_kept_as_it_came() -> None:
     """Not packed once more: that takes time, and may differ."""
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
-    bits = masks.pack(masks.tight(mask), "deflate")
+    bits = masks.pack(masks.to_delta(mask), "deflate")
     change = masks.unpack(bits, (8, 8, 8))
     assert make_step(wire.Reset(id=1, segment="a"), change, "deflate").change is bits
 
 
 @pytest.fixture
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    def refuse(bits: wire.Bits, shape: Index) -> Delta:
+    def refuse(bits: wire.RunLengthMask, shape: Index) -> Delta:
         raise MemoryError
 
     monkeypatch.setattr(masks, "unpack", refuse)

@@ -1,4 +1,4 @@
-"""The log as it comes out of a real process."""
+"""The log of a real process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +14,17 @@ from typing import Any
 import urllib.error
 import urllib.request
 
-from chain_helpers import health, http, server_process, wait_until
+from helpers.end_to_end import health, http, server_process, wait_until
 import pytest
 
-from nninteractive_ws.redaction import redact_tokens
-from nninteractive_ws.server.access import add_user, new_token
-from nninteractive_ws.server.logs import (
+from nninteractive_ws.logs import (
     MAX_QUEUED_BYTES,
     REPEAT_BURST,
     REPEAT_WINDOW_S,
     configure_logging,
 )
+from nninteractive_ws.redaction import redact_tokens
+from nninteractive_ws.server.access import add_user, new_token
 
 posix = pytest.mark.skipif(os.name != "posix", reason="fills pipes")
 
@@ -34,7 +34,7 @@ TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
 def program(code: str, level: str = "info", as_json: bool = False) -> list[str]:
     """A command that configures its log and then runs some code."""
     setup = (
-        "import logging, sys, time, warnings\nfrom nninteractive_ws.server.logs import configure_logging\n"
+        "import logging, sys, time, warnings\nfrom nninteractive_ws.logs import configure_logging\n"
         f"configure_logging('gateway', {level!r}, {as_json})\nlog = logging.getLogger('nninteractive_ws.test')\n"
     )
     return [sys.executable, "-c", setup + code]
@@ -53,9 +53,9 @@ def objects(code: str, level: str = "info") -> list[dict[str, Any]]:
 
 
 def test_a_line_of_text() -> None:
-    said = logged("log.warning('closed after %d s', 3, extra={'session': 'ab12', 'user': 'alice', 'request': 7})")
+    output = logged("log.warning('closed after %d s', 3, extra={'session': 'ab12', 'user': 'alice', 'request': 7})")
     assert re.fullmatch(
-        TIME + r" gateway WARNING nninteractive_ws\.test: closed after 3 s session=ab12 user=alice request=7\n", said
+        TIME + r" gateway WARNING nninteractive_ws\.test: closed after 3 s session=ab12 user=alice request=7\n", output
     )
 
 
@@ -73,8 +73,8 @@ def test_fields_can_be_told_apart() -> None:
         None: "None",
         1.5: "1.5",
     }
-    said = logged(f"for value in {list(shown)!r}: log.info('x', extra={{'a': value, 'b': 1}})")
-    assert [line.partition(": x ")[2] for line in said.splitlines()] == [f"a={word} b=1" for word in shown.values()]
+    output = logged(f"for value in {list(shown)!r}: log.info('x', extra={{'a': value, 'b': 1}})")
+    assert [line.partition(": x ")[2] for line in output.splitlines()] == [f"a={word} b=1" for word in shown.values()]
 
 
 def test_an_object_in_json() -> None:
@@ -95,9 +95,9 @@ def test_an_object_in_json() -> None:
 def test_a_client_cannot_write_lines_of_its_own() -> None:
     evil = "x\n2026-01-01 00:00:00,000 gateway INFO a: b\r\x1b[31m\u2028"
     code = f"log.info('opened by %s', {evil!r}, extra={{'user': {evil!r}}})"
-    said = logged(code)
-    assert len(said.splitlines()) == 1
-    assert said.rstrip("\n").isprintable()
+    output = logged(code)
+    assert len(output.splitlines()) == 1
+    assert output.rstrip("\n").isprintable()
     (found,) = objects(code)
     assert found["user"] == evil
 
@@ -120,13 +120,13 @@ def test_the_level(level: str, count: int) -> None:
     assert len(logged("log.debug('a'); log.info('b'); log.error('c')", level).splitlines()) == count
 
 
-@pytest.mark.parametrize(("level", "said"), [("debug", ["b"]), ("warning", ["b"]), ("error", [])])
-def test_websockets_says_only_what_is_wrong(level: str, said: list[str]) -> None:
+@pytest.mark.parametrize(("level", "expected"), [("debug", ["b"]), ("warning", ["b"]), ("error", [])])
+def test_websockets_says_only_what_is_wrong(level: str, expected: list[str]) -> None:
     code = (
         "log = logging.getLogger('websockets.server')\nlog.info('a'); log.warning('b', extra={'websocket': object()})"
     )
-    assert [line.rpartition(": ")[2] for line in logged(code, level).splitlines()] == said
-    assert ["websocket" in found for found in objects(code, level)] == [False] * len(said)
+    assert [line.rpartition(": ")[2] for line in logged(code, level).splitlines()] == expected
+    assert ["websocket" in found for found in objects(code, level)] == [False] * len(expected)
 
 
 def test_warnings_are_in_the_log() -> None:
@@ -136,8 +136,8 @@ def test_warnings_are_in_the_log() -> None:
 
 
 def test_configuring_again_replaces() -> None:
-    said = logged("configure_logging('worker', 'info', False)\nlog.info('once')")
-    assert re.fullmatch(TIME + r" worker INFO nninteractive_ws\.test: once\n", said)
+    output = logged("configure_logging('worker', 'info', False)\nlog.info('once')")
+    assert re.fullmatch(TIME + r" worker INFO nninteractive_ws\.test: once\n", output)
 
 
 def test_an_unknown_level() -> None:
@@ -149,8 +149,8 @@ def test_an_unknown_level() -> None:
 
 
 def test_repeated_lines_are_summed_up() -> None:
-    said = logged("for n in range(1000): log.warning('refused %d', n, extra={'peer': n})\nlog.warning('another')")
-    lines = said.splitlines()
+    output = logged("for n in range(1000): log.warning('refused %d', n, extra={'peer': n})\nlog.warning('another')")
+    lines = output.splitlines()
     assert len(lines) == REPEAT_BURST + 2
     assert lines[REPEAT_BURST - 1].endswith(f"refused {REPEAT_BURST - 1} peer={REPEAT_BURST - 1}")
     assert lines[-2].endswith(": another"), "a line from elsewhere is not held back"
@@ -167,6 +167,7 @@ def test_repeated_tracebacks_are_summed_up() -> None:
     assert "exc_info" not in found[-1]
 
 
+@pytest.mark.slow
 def test_a_line_comes_back_after_the_window() -> None:
     code = (
         f"for n in range(2):\n    for m in range({REPEAT_BURST + 5}): log.warning('window %d', n)\n"
@@ -188,6 +189,7 @@ def test_nothing_is_held_back_for_who_looks_closely() -> None:
 TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' for n in range(5000)))\n"
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_ends_though_nobody_reads_its_log() -> None:
     code = TORRENT + "import psutil; print(psutil.Process().memory_info().rss, flush=True)"
@@ -202,6 +204,7 @@ def test_a_process_ends_though_nobody_reads_its_log() -> None:
     assert int(done.stdout) - int(read.stdout) < 4 * MAX_QUEUED_BYTES
 
 
+@pytest.mark.slow
 @posix
 def test_what_nobody_read_in_time_is_counted() -> None:
     code = TORRENT + "print('logged', flush=True)\nsys.stdin.readline()\nlog.warning('after')"
@@ -272,6 +275,7 @@ def full_pipe() -> Iterator[tuple[int, Any]]:
         os.close(writer)
 
 
+@pytest.mark.slow
 @posix
 def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
     """Its log of refused clients fills the pipe of standard error."""
@@ -291,6 +295,7 @@ def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.slow
 @posix
 def test_a_server_that_cannot_load_its_model_ends_though_nobody_reads_why(tmp_path: Path) -> None:
     with full_pipe() as (writer, fill), server_process("--device", "cuda:99", stderr=writer) as server:
@@ -320,8 +325,8 @@ LEAKS = [
 @pytest.mark.parametrize("as_json", [False, True])
 def test_no_secret_is_logged(as_json: bool) -> None:
     secret = "q" * 10 + "-._~+/=,;:" + "q" * 10
-    said = logged("\nlog.info('next')\n".join(leak.format(new_token(), secret) for leak in LEAKS), as_json=as_json)
-    parts = re.split(r'.*: next\n|.*"message": "next".*\n', said)
+    output = logged("\nlog.info('next')\n".join(leak.format(new_token(), secret) for leak in LEAKS), as_json=as_json)
+    parts = re.split(r'.*: next\n|.*"message": "next".*\n', output)
     for leak, part in zip(LEAKS, parts, strict=True):
         assert "***" in part, leak
         assert "nws_" not in part, leak
@@ -329,9 +334,9 @@ def test_no_secret_is_logged(as_json: bool) -> None:
         assert not as_json or all(json.loads(line) for line in part.splitlines()), leak
 
 
-@pytest.mark.parametrize("said", ["the news_item", "a forbearer", "Bearer", "session=ab12 user=alice", "nws"])
-def test_other_words_stay(said: str) -> None:
-    assert redact_tokens(said) == said
+@pytest.mark.parametrize("expected", ["the news_item", "a forbearer", "Bearer", "session=ab12 user=alice", "nws"])
+def test_other_words_stay(expected: str) -> None:
+    assert redact_tokens(expected) == expected
 
 
 def test_what_stands_around_a_secret_stays() -> None:

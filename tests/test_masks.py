@@ -1,18 +1,18 @@
-"""Changes of masks, and how they travel: numpy on whole masks is the oracle."""
+"""Changes of masks and their encoding. The oracle is numpy on whole masks."""
 
 from typing import get_args
 
+from helpers.strategies import boxes, masks_of, same_shape_masks, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from strategies import boxes, masks_of, same_shape_masks, shapes
 
 from nninteractive_ws import arrays, masks
 from nninteractive_ws.errors import BadMessage, OutOfBounds, TooLarge
 from nninteractive_ws.geometry import Box, Index, Pairs
 from nninteractive_ws.masks import NO_CHANGE, Delta, Mask
-from nninteractive_ws.messages import Bits, Encoding
+from nninteractive_ws.messages import Encoding, RunLengthMask
 
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 OFFSETS = st.tuples(*[st.integers(0, 50)] * 3)
@@ -33,9 +33,9 @@ def bounding_box(mask: Mask) -> Box | None:
     return Box.from_pairs(np.stack((at.min(axis=0), at.max(axis=0) + 1), axis=1).tolist())
 
 
-def bits(box: Box, runs: list[int], encoding: Encoding = "raw") -> Bits:
+def bits(box: Box, runs: list[int], encoding: Encoding = "raw") -> RunLengthMask:
     packed = arrays.pack(np.array(runs, "<u4"), encoding)
-    return Bits(box=box.pairs, runs=len(runs), encoding=encoding, data=packed)
+    return RunLengthMask(box=box.pairs, runs=len(runs), encoding=encoding, data=packed)
 
 
 # ---- changes ----------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_no_change_changes_nothing() -> None:
     assert mask.all()
     assert NO_CHANGE.voxels == 0
     assert masks.diff(mask, mask).box is None
-    assert masks.tight(np.zeros((0, 0, 0), bool)).box is None
+    assert masks.to_delta(np.zeros((0, 0, 0), bool)).box is None
 
 
 # ---- the checksum -----------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_the_checksum_notices_any_one_voxel(data: st.DataObject) -> None:
 # ---- on the wire ------------------------------------------------------------------------------------------
 
 
-def decoded(message: Bits, shape: Index) -> Mask:
+def decoded(message: RunLengthMask, shape: Index) -> Mask:
     """Run by run, with plain Python."""
     runs = arrays.unpack(message.data, message.encoding, "<u4", (message.runs,)).tolist()
     flat = [bool(n % 2) for n, run in enumerate(runs) for _ in range(run)]
@@ -170,7 +170,7 @@ def decoded(message: Bits, shape: Index) -> Mask:
 @given(st.data())
 def test_a_change_survives_the_wire(encoding: Encoding, data: st.DataObject) -> None:
     shape = data.draw(shapes())
-    delta = masks.tight(data.draw(masks_of(shape)))
+    delta = masks.to_delta(data.draw(masks_of(shape)))
     if delta.box is None:
         return
     message = masks.pack(delta, encoding)
@@ -218,7 +218,7 @@ def test_nothing_cannot_be_sent() -> None:
 def test_a_change_in_the_far_corner_of_a_volume_costs_what_it_is() -> None:
     mask = np.zeros((400, 400, 400), bool)
     mask[-1, -1, -1] = True
-    message = masks.pack(masks.tight(mask), "raw")
+    message = masks.pack(masks.to_delta(mask), "raw")
     assert message == bits(Box((399, 399, 399), (400, 400, 400)), [0, 1])
 
 
@@ -258,18 +258,18 @@ def test_more_runs_than_the_box_can_have_are_refused() -> None:
 )
 def test_a_box_that_is_empty_or_not_inside_is_refused(pairs: Pairs) -> None:
     with pytest.raises(OutOfBounds, match="box"):
-        masks.unpack(Bits(box=pairs, runs=1, encoding="raw", data=bytes(4)), (4, 4, 4))
+        masks.unpack(RunLengthMask(box=pairs, runs=1, encoding="raw", data=bytes(4)), (4, 4, 4))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_bytes_that_are_no_runs_are_refused(encoding: Encoding) -> None:
     for data in (b"", b"\0" * 7, b"\0" * 33, b"\xff" * 40):
         with pytest.raises(BadMessage):
-            masks.unpack(Bits(box=BOX.pairs, runs=2, encoding=encoding, data=data), (4, 4, 4))
+            masks.unpack(RunLengthMask(box=BOX.pairs, runs=2, encoding=encoding, data=data), (4, 4, 4))
 
 
 def test_more_runs_than_may_be_unpacked_are_too_large() -> None:
     shape = (1024, 1024, 1024)
-    message = Bits(box=Box.whole(shape).pairs, runs=2**26 + 1, encoding="blosc2", data=b"")
+    message = RunLengthMask(box=Box.whole(shape).pairs, runs=2**26 + 1, encoding="blosc2", data=b"")
     with pytest.raises(TooLarge):
         masks.unpack(message, shape)

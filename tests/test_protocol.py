@@ -1,15 +1,15 @@
-"""The codec and the handshake; plain msgpack is the other implementation."""
+"""The codec and the handshake."""
 
 import random
 import tracemalloc
 from typing import Any, get_args
 
+from helpers.strategies import CLIENT_TYPES, SERVER_TYPES, client_messages, fields_of, plain, server_messages, values_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 import msgpack
 import msgspec
 import pytest
-from strategies import CLIENT_TYPES, SERVER_TYPES, client_messages, fields_of, plain, server_messages, values_of
 
 from nninteractive_ws import errors, messages, protocol
 from nninteractive_ws.errors import BadMessage, TooLarge, UnsupportedVersion
@@ -33,6 +33,7 @@ def test_a_clients_message_survives(message: messages.Message) -> None:
     data = protocol.encode(message)
     assert protocol.decode_client(data) == message
     assert msgpack.unpackb(data) == plain(message)
+    assert msgspec.msgpack.encode(message) == data
 
 
 @given(server_messages())
@@ -40,6 +41,7 @@ def test_a_servers_message_survives(message: messages.Message) -> None:
     data = protocol.encode(message)
     assert protocol.decode_server(data) == message
     assert msgpack.unpackb(data) == plain(message)
+    assert msgspec.msgpack.encode(message) == data
 
 
 @pytest.mark.parametrize("kind", CLIENT_TYPES + SERVER_TYPES)
@@ -340,12 +342,12 @@ def test_an_error_that_has_no_code_on_the_wire_travels_as_internal(kind: type[er
     assert protocol.to_error_message(kind("x"), None).code == "internal"
 
 
-@pytest.mark.parametrize("words", ["x" * 10_000, "file \udcff.nii", "", "é" * 5000])
-def test_any_sentence_can_travel(words: str) -> None:
-    sent = protocol.to_error_message(errors.InternalError(words), 1)
+@pytest.mark.parametrize("message", ["x" * 10_000, "file \udcff.nii", "", "é" * 5000])
+def test_any_sentence_can_travel(message: str) -> None:
+    sent = protocol.to_error_message(errors.InternalError(message), 1)
     arrived = protocol.decode_server(protocol.encode(sent))
     assert isinstance(arrived, messages.ErrorMessage)
-    assert arrived.message == words.replace("\udcff", "?")[:4096]
+    assert arrived.message == message.replace("\udcff", "?")[:4096]
 
 
 # ---- the handshake ----------------------------------------------------------------------------------------

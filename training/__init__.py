@@ -1,1 +1,1 @@
-"""How the embedded model is made: ``python -m training.train --help``. Not part of the installed package."""
+"""Training of the embedded model: ``python -m training.train --help``. Not part of the installed package."""

@@ -1,7 +1,7 @@
 """Write the trained network as a model folder: ``python -m training.export WORK [FOLDER]``.
 
-With ``--blend FOLDER SHARE`` the weights are the mean of those of another model folder, which the training started
-from, and of the trained ones, which count SHARE of 1 (arXiv:2109.01903).
+With ``--blend FOLDER SHARE`` the weights are interpolated between those of another model folder, from which the
+training started, and the trained ones. SHARE from 0 to 1 is the weight of the latter (arXiv:2109.01903).
 """
 
 import argparse
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from nninteractive_ws.engine.catalogue import MODEL_FOLDER
 from nninteractive_ws.engine.demo_network import HalfResolutionUNet
+from nninteractive_ws.engine.model_registry import MODEL_FOLDER
 from training.episodes import CHANNELS, DECAY, PATCH, POINT_RADIUS
 
 FEATURES = [16, 32, 64, 96, 112]
@@ -28,7 +28,7 @@ They are licensed as the project is. Not for clinical use.
 
 
 def plans() -> dict[str, object]:
-    """The plans of nnU-Net, as far as inference reads them; any importable network class may be named."""
+    """Return the part of nnU-Net's plans that inference reads. The network class can be any importable one."""
     architecture = {
         "network_class_name": "nninteractive_ws.engine.demo_network.HalfResolutionUNet",
         "arch_kwargs": {"features": FEATURES},
@@ -74,7 +74,7 @@ def capability() -> dict[str, object]:
 
 
 def export(state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the folder; weights in half precision, which the network widens again when it loads them."""
+    """Write the folder, with weights in half precision, which the network converts to float32 on loading."""
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     dataset = {"channel_names": {"0": "any"}, "labels": {"background": 0, "object": 1}, "file_ending": ".nii.gz"}
     for name, content in (("plans", plans()), ("dataset", dataset), ("inference_info", capability())):
@@ -89,23 +89,23 @@ def export(state: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that :func:`export` wrote, in half precision."""
+    """Load the weights written by :func:`export`, in half precision."""
     checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
     weights: dict[str, torch.Tensor] = checkpoint["network_weights"]
     return weights
 
 
 def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the CPU, in half precision; a weight that the network holds under several names stays one."""
+    """Convert to half precision on the CPU. A weight with several names in the network stays shared."""
     once = {tensor.data_ptr(): tensor.half().cpu() for tensor in state.values()}
     return {key: once[tensor.data_ptr()] for key, tensor in state.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="the folder that training.train wrote")
-    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
-    parser.add_argument("--blend", nargs=2, metavar=("FOLDER", "SHARE"))
+    parser.add_argument("work", type=Path, help="folder written by training.train")
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER, help="model folder to write")
+    parser.add_argument("--blend", nargs=2, metavar=("FOLDER", "SHARE"), help="weight average with another model")
     args = parser.parse_args()
     network = build_network()
     network.load_state_dict(torch.load(args.work / "state.pth", weights_only=True)["average"])

@@ -1,39 +1,40 @@
-"""Volumes to train on, all of them made by code: phantoms in many variations, and scenes of random anatomy."""
+"""Synthetic training volumes: phantoms in many variations, and scenes of random anatomy."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, make_phantom
+from nninteractive_ws.demo.phantom import ORGANS, TISSUE_HU, Canvas, Phantom, Vector, make_phantom
+from nninteractive_ws.geometry import Index
 
-# An object smaller than this is not asked for.
-LEAST_VOXELS = 60
-# Shares of the scenes: phantoms as the demo shows them, phantoms varied, the rest random anatomy.
+# Minimum size of an object that is prompted.
+MIN_OBJECT_VOXELS = 60
+# Shares of the scenes: phantoms as in the demo, and varied phantoms. The rest is random anatomy.
 _DEMO, _VARIED = 0.35, 0.3
-# How many stay as they were drawn, i, j and k leading to LPS, as in DICOM's axial slices; and how many are mirrored
-# along i and j alone, as where files follow another convention (RAS, LAS). The others may lie in any way.
+# Share of scenes in the original orientation, with i, j and k along LPS as in axial DICOM slices, and share mirrored
+# along i and j only, as in files with another convention (RAS, LAS). The others have any orientation.
 _AS_DRAWN, _AXIAL = 0.4, 0.35
-# How many of the varied ones have voxels of about a millimetre.
+# Share of varied phantoms with voxels of about a millimeter.
 _FINE = 0.3
-# How many of all but the first have what no label names between their organs and in them.
+# Share of all scenes but the first kind with unlabeled structures between and within organs.
 _CLUTTERED = 0.6
-# Hounsfield units of a torso without contrast agent: organs hardly differ, and what parts them is fat.
+# Hounsfield units of a torso without contrast agent: organs hardly differ, and are separated by fat.
 _UNENHANCED = {
     "muscle": 50, "liver": 55, "spleen": 46, "right kidney": 30, "left kidney": 30, "stomach": 25, "aorta": 40,
     "vena cava": 40, "gallbladder": 8, "spine": 160, "pancreas": 36, "bowel": 25, "liver lesion": 35,
 }  # fmt: skip
 _FAT_HU = -100.0
-# How often an organ of the phantom is asked for: those that are learnt early less often, the hard ones more.
+# Relative frequencies with which organs are prompted: lower for those learned early, higher for hard ones.
 _SHARES = dict.fromkeys(("spleen", "right kidney", "left kidney", "stomach", "right lung", "left lung"), 0.4)
 _SHARES |= dict.fromkeys(("aorta", "vena cava", "gallbladder", "pancreas", "bowel"), 1.5) | {"liver lesion": 4}
 
 
 @dataclass
 class Scene:
-    """image: float32, z-scored as the inference session does it. labels: uint8, 0 is background; same shape.
+    """image: float32, z-scored as in the inference session. labels: uint8, 0 is background; same shape.
 
-    shares: for every value of a label, how often it is asked for, relative to the others; float (256,).
+    shares: relative frequency with which each label is prompted; float (256,).
     """
 
     image: np.ndarray
@@ -42,7 +43,7 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A new scene, of a kind drawn by the shares above."""
+    """Generate a scene of a kind drawn by the shares above."""
     kind = rng.random()
     if kind < _DEMO:
         phantom = make_phantom(int(rng.integers(1_000_000, 2**31)), *_crop_of_demo(rng))
@@ -58,7 +59,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
         image = _vary_intensities(image, rng)
     if kind >= _DEMO and rng.random() < 0.3:
         image, labels = _slab(image, labels, rng)
-    if np.bincount(labels.ravel())[1:].max(initial=0) < LEAST_VOXELS or not image.std():
+    if np.bincount(labels.ravel())[1:].max(initial=0) < MIN_OBJECT_VOXELS or not image.std():
         return make_scene(rng)
     image -= image.mean()
     image /= image.std()
@@ -67,12 +68,13 @@ def make_scene(rng: np.random.Generator) -> Scene:
         for name, share in _SHARES.items():
             shares[ORGANS[name]] = share
     order, mirrored = pose(rng)
-    turned = (np.ascontiguousarray(np.flip(a.transpose(order), mirrored)) for a in (image, labels))
-    return Scene(*turned, shares)
+    image = np.ascontiguousarray(np.flip(image.transpose(order), mirrored))
+    labels = np.ascontiguousarray(np.flip(labels.transpose(order), mirrored))
+    return Scene(image, labels, shares)
 
 
 def pose(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How a volume lies in its array, drawn by the shares above: the order of its axes, and which are mirrored then."""
+    """Draw an orientation by the shares above: the order of the axes, and the axes that are mirrored afterwards."""
     kind = rng.random()
     if kind < _AS_DRAWN:
         return (0, 1, 2), ()
@@ -82,13 +84,13 @@ def pose(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(rng.permutation(3).tolist()), tuple(np.flatnonzero(mirrored).tolist())
 
 
-def _crop_of_demo(rng: np.random.Generator) -> tuple:
-    spacing = tuple(float(s) for s in 2.5 * np.exp(0.05 * rng.standard_normal(3)))
-    return (160, 128, 112), spacing
+def _crop_of_demo(rng: np.random.Generator) -> tuple[Index, Vector]:
+    i, j, k = (float(s) for s in 2.5 * np.exp(0.05 * rng.standard_normal(3)))
+    return (160, 128, 112), (i, j, k)
 
 
 def _varied_phantom(rng: np.random.Generator) -> Phantom:
-    # Of fine ones more: there, an organ fills all that the network sees.
+    # More fine ones, in which an organ fills the whole patch.
     finest, coarsest = (0.6, 1.2) if rng.random() < _FINE else (0.7, 3.6)
     base = np.exp(rng.uniform(np.log(finest), np.log(coarsest)))
     spacing = base * np.exp(0.1 * rng.standard_normal(3))
@@ -96,10 +98,10 @@ def _varied_phantom(rng: np.random.Generator) -> Phantom:
         spacing[rng.integers(3)] *= rng.uniform(1.5, 3)
     extent = np.array([rng.uniform(280, 400), rng.uniform(230, 320), rng.uniform(80, 320)])
     shape = np.clip(np.rint(extent / spacing), 16, 160).astype(int)
-    cut_away = np.maximum(0, extent - shape * spacing) / 2  # of fine voxels there are not enough for all of the body
+    cut_away = np.maximum(0, extent - shape * spacing) / 2  # fine voxels do not cover the whole body
     offset = tuple((rng.normal(0, (20, 15, 50)) + rng.uniform(-cut_away, cut_away)).tolist())
     hu = {}
-    if rng.random() < 0.4:  # another modality: any tissue may have any value
+    if rng.random() < 0.4:  # another modality, with arbitrary values
         hu = {name: float(rng.uniform(-300, 500)) for name in TISSUE_HU}
     elif rng.random() < 0.6:
         hu = {name: mean + float(rng.normal(0, 6)) for name, mean in _UNENHANCED.items()}
@@ -116,7 +118,7 @@ def _varied_phantom(rng: np.random.Generator) -> Phantom:
 
 
 def _slab(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A few slices of a volume, as many real ones are."""
+    """Crop a volume to a few slices, as in many real ones."""
     axis, n = int(rng.integers(3)), int(rng.integers(16, 56))
     first = int(rng.integers(max(1, image.shape[axis] - n)))
     where = [slice(None)] * 3
@@ -128,7 +130,7 @@ def _slab(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tu
 
 
 def _random_anatomy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A body of touching parts, with organs, vessels, walls and lesions in it: image and labels."""
+    """Generate a body of adjacent parts with organs, vessels, walls and lesions: image and labels."""
     shape = rng.integers(64, 144, 3)
     spacing = np.ones(3)
     if rng.random() < 0.35:
@@ -136,53 +138,61 @@ def _random_anatomy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         spacing[axis] = rng.uniform(1.5, 4)
         shape[axis] = max(20, int(shape[axis] / spacing[axis]))
     n = int(rng.integers(12, 36))
-    hu, is_ct, apart = _tissues(rng, n)
-    canvas = Canvas(rng, tuple(shape.tolist()), tuple(spacing.tolist()), (0.0, 0.0, 0.0), hu)
+    hu, is_ct, separated = _tissues(rng, n)
+    si, sj, sk = spacing.tolist()
+    canvas = Canvas(rng, tuple(shape.tolist()), (si, sj, sk), (0.0, 0.0, 0.0), hu)
     half = shape * spacing / 2
-    used = _draw_parts(canvas, rng, half, apart) if rng.random() < 0.6 else 0
-    small = rng.random() < 0.3  # many small things: vessels, nodes, lesions
+    used = _draw_parts(canvas, rng, half, separated) if rng.random() < 0.6 else 0
+    small = rng.random() < 0.3  # many small objects: vessels, nodes, lesions
     for value in range(used + 1, n):
         largest = half.max() * (0.25 if small else 0.8)
         size = float(np.exp(rng.uniform(np.log(3), np.log(max(6.0, largest)))))
-        _draw_organ(canvas, rng, value, rng.uniform(-half, half), size, apart)
+        _draw_organ(canvas, rng, value, rng.uniform(-half, half), size, separated)
     image = ndimage.gaussian_filter(canvas.image, rng.uniform(0.3, 0.9))
     spread = float(np.std([mean for name, mean in hu.items() if name.isdigit()]))
     image += _texture(canvas, rng, n, spread)
-    if not is_ct and rng.random() < 0.5:  # magnitude images: noise has no sign
+    if not is_ct and rng.random() < 0.5:  # magnitude images have Rician noise
         image = np.hypot(image, rng.uniform(0.02, 0.15) * spread * rng.standard_normal(image.shape, np.float32))
     return np.asarray(image, np.float32), canvas.labels
 
 
+def _whole(canvas: Canvas) -> tuple[slice, slice, slice]:
+    i, j, k = canvas.image.shape
+    return slice(0, i), slice(0, j), slice(0, k)
+
+
 def _tissues(rng: np.random.Generator, n: int) -> tuple[dict[str, float], bool, bool]:
-    """Mean values of air, of what lies between organs, and of tissues "1" to "n-1"; whether they are Hounsfield units;
-    and whether the organs hardly differ, so that each needs something that parts it from the next."""
-    is_ct, alike = bool(rng.random() < 0.5), bool(rng.random() < 0.4)
+    """Draw mean values of air, of tissue between organs, and of tissues "1" to "n-1".
+
+    Also return whether they are Hounsfield units, and whether the organs are alike, so that they need separation.
+    """
+    is_ct, similar = bool(rng.random() < 0.5), bool(rng.random() < 0.4)
     if is_ct:
-        soft = rng.normal(40, rng.uniform(4, 14), n) if alike else rng.normal(60, rng.uniform(15, 60), n)
+        soft = rng.normal(40, rng.uniform(4, 14), n) if similar else rng.normal(60, rng.uniform(15, 60), n)
         other = rng.choice((-850.0, -100.0, 10.0, 350.0), n) + rng.normal(0, 30, n)
         values = np.where(rng.random(n) < 0.75, soft, other)
         values[0] = -1000
         between = _FAT_HU + rng.normal(0, 15)
     else:
         values = rng.uniform(0.1, 1, n) ** rng.uniform(0.5, 2)
-        if alike:
+        if similar:
             values = 0.5 + 0.15 * (values - 0.5)
         values[0] = rng.choice((0.0, 0.0, 0.5, 1.0))
         between = rng.choice((rng.uniform(0, 0.35), rng.uniform(0.65, 1)))
     hu = {"air" if i == 0 else str(i): float(v) for i, v in enumerate(values)}
-    return hu | {"between": float(between)}, is_ct, alike
+    return hu | {"between": float(between)}, is_ct, similar
 
 
-def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray, apart: bool) -> int:
-    """Fill a body with parts that touch, as organs and muscles do, or almost; the highest label used."""
+def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray, separated: bool) -> int:
+    """Fill a body with parts that touch or almost touch, like organs and muscles. Return the highest label."""
     n = int(rng.integers(3, 10))
-    box = tuple(slice(0, s) for s in canvas.image.shape)
+    box = _whole(canvas)
     grid = [g + rng.uniform(2, 8) * canvas.bumps(box, rng.uniform(12, 40)) for g in canvas.grid(box)]
     nearest, second = np.full((2, *canvas.image.shape), np.inf, np.float32)
     owner = np.zeros(canvas.image.shape, np.uint8)
     for value in range(1, n + 1):
-        place = rng.uniform(-half, half)
-        distance = sum(((g - np.float32(c)) ** 2 for g, c in zip(grid, place, strict=True)))
+        offset = rng.uniform(-half, half)
+        distance = np.asarray(sum((g - np.float32(c)) ** 2 for g, c in zip(grid, offset, strict=True)))
         closer = distance < nearest
         second = np.minimum(second, np.maximum(distance, nearest))
         nearest[closer], owner[closer] = distance[closer], value
@@ -191,7 +201,7 @@ def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray, apar
     owner[~inside] = 0
     values = np.array([canvas.hu["air" if v == 0 else str(v)] for v in range(n + 1)], np.float32)
     canvas.image[...] = values[owner]
-    if apart or rng.random() < 0.2:
+    if separated or rng.random() < 0.2:
         septum = (owner > 0) & (np.sqrt(second) - np.sqrt(nearest) < rng.uniform(1, 5))
         canvas.image[septum], owner[septum] = canvas.hu["between"], 0
     canvas.labels[...] = owner
@@ -199,13 +209,13 @@ def _draw_parts(canvas: Canvas, rng: np.random.Generator, half: np.ndarray, apar
 
 
 def _draw_organ(
-    canvas: Canvas, rng: np.random.Generator, value: int, centre: np.ndarray, size: float, apart: bool
+    canvas: Canvas, rng: np.random.Generator, value: int, center: np.ndarray, size: float, separated: bool
 ) -> None:
-    name, middle, kind = str(value), tuple(centre.tolist()), rng.random()
+    name, position, kind = str(value), tuple(center.tolist()), rng.random()
     if kind < 0.25:  # a vessel, perhaps with branches
         radius = max(1.2, float(rng.uniform(0.1, 0.35)) * size)
-        path = centre + np.cumsum(0.5 * size * (rng.normal(0, 0.8, (6, 3)) + rng.normal(0, 0.8, 3)), 0)
-        if apart:
+        path = center + np.cumsum(0.5 * size * (rng.normal(0, 0.8, (6, 3)) + rng.normal(0, 0.8, 3)), 0)
+        if separated:
             canvas.tube("between", path, radius + rng.uniform(1, 3), label=0)
         canvas.tube(name, path, radius, label=value)
         for _ in range(int(rng.integers(0, 3))):
@@ -214,34 +224,35 @@ def _draw_organ(
         return
     radii = tuple((size * np.exp(rng.uniform(0.1, 0.5) * rng.standard_normal(3))).tolist())
     if kind < 0.4:
-        _draw_wall(canvas, rng, value, middle, radii)
+        _draw_wall(canvas, rng, value, position, radii)
         return
     tilt, bump = float(rng.normal(0, 0.3)), float(rng.uniform(0, 0.3))
-    if apart or rng.random() < 0.2:
+    if separated or rng.random() < 0.2:
         rim = tuple(r + rng.uniform(1, 4) for r in radii)
-        canvas.ellipsoid("between", middle, rim, bump=0.5 * bump, tilt=tilt, label=0)
-    canvas.ellipsoid(name, middle, radii, bump=bump, tilt=tilt, label=value)
+        canvas.ellipsoid("between", position, rim, bump=0.5 * bump, tilt=tilt, label=0)
+    canvas.ellipsoid(name, position, radii, bump=bump, tilt=tilt, label=value)
     if rng.random() < 0.25:
-        _draw_inside(canvas, rng, value, middle, radii)
+        _draw_inside(canvas, rng, value, position, radii)
 
 
-def _draw_inside(canvas: Canvas, rng: np.random.Generator, value: int, middle: tuple, radii: tuple) -> None:
-    """Parts of an organ that look like another tissue and belong to it: marrow, contents, a lesion, a level of gas."""
+def _draw_inside(canvas: Canvas, rng: np.random.Generator, value: int, position: Vector, radii: Vector) -> None:
+    """Draw a part of an organ that looks like another tissue: marrow, contents, a lesion, or a gas level."""
     tissue = _other_tissue(canvas, rng)
     mean = canvas.hu[str(value)]
     canvas.hu["inside"] = mean + float(rng.uniform(0.2, 1.0)) * (canvas.hu[tissue] - mean)
-    box = canvas.box(middle, tuple(1.2 * r for r in radii))
+    x, y, z = (1.2 * r for r in radii)
+    box = canvas.box(position, (x, y, z))
     if box is None:
         return
     organ = canvas.labels[box] == value
     if rng.random() < 0.25:
         axis = int(rng.integers(3))
-        level = canvas.grid(box)[axis] - np.float32(middle[axis] + rng.uniform(-0.6, 0.6) * radii[axis])
+        level = canvas.grid(box)[axis] - np.float32(position[axis] + rng.uniform(-0.6, 0.6) * radii[axis])
         distance = np.broadcast_to(level * rng.choice((-1, 1)), organ.shape)
     else:
         size = rng.uniform(0.3, 0.8) * np.asarray(radii)
-        place = np.asarray(middle) + rng.uniform(-1, 1, 3) * 0.5 * (np.asarray(radii) - size)
-        grid = zip(canvas.grid(box), place, size, strict=True)
+        offset = np.asarray(position) + rng.uniform(-1, 1, 3) * 0.5 * (np.asarray(radii) - size)
+        grid = zip(canvas.grid(box), offset, size, strict=True)
         radius = np.sqrt(sum(((g - np.float32(c)) / np.float32(r)) ** 2 for g, c, r in grid))
         distance = (radius + rng.uniform(0, 0.4) * canvas.bumps(box, max(3.0, size.min())) - 1) * size.min()
     distance = np.where(organ, distance, np.inf)
@@ -252,12 +263,13 @@ def _other_tissue(canvas: Canvas, rng: np.random.Generator) -> str:
     return str(rng.choice([name for name in canvas.hu if name.isdigit()]))
 
 
-def _draw_wall(canvas: Canvas, rng: np.random.Generator, value: int, middle: tuple, radii: tuple) -> None:
-    """A shell, whole or open at one side: the wall of a hollow organ, a cortex, a sheet."""
-    box = canvas.box(middle, tuple(1.5 * r + 4 for r in radii))
+def _draw_wall(canvas: Canvas, rng: np.random.Generator, value: int, position: Vector, radii: Vector) -> None:
+    """Draw a shell, closed or open at one side: the wall of a hollow organ, a cortex, a sheet."""
+    x, y, z = (1.5 * r + 4 for r in radii)
+    box = canvas.box(position, (x, y, z))
     if box is None:
         return
-    grid = [g - np.float32(c) for g, c in zip(canvas.grid(box), middle, strict=True)]
+    grid = [g - np.float32(c) for g, c in zip(canvas.grid(box), position, strict=True)]
     radius = np.sqrt(sum((g / np.float32(r)) ** 2 for g, r in zip(grid, radii, strict=True)))
     radius = radius + rng.uniform(0, 0.2) * canvas.bumps(box, 0.8 * min(radii))
     distance = np.abs(radius - 1) * min(radii) - rng.uniform(1.0, max(1.5, 0.2 * min(radii)))
@@ -268,8 +280,8 @@ def _draw_wall(canvas: Canvas, rng: np.random.Generator, value: int, middle: tup
 
 
 def _texture(canvas: Canvas, rng: np.random.Generator, n: int, spread: float) -> np.ndarray:
-    """Noise of the scanner, and a texture of its own strength for every tissue."""
-    box = tuple(slice(0, s) for s in canvas.image.shape)
+    """Return scanner noise, and a texture of individual strength for each tissue."""
+    box = _whole(canvas)
     noise = rng.standard_normal(canvas.image.shape, np.float32)
     if rng.random() < 0.6:
         noise = ndimage.gaussian_filter(noise, rng.uniform(0.4, 1.0))
@@ -280,8 +292,10 @@ def _texture(canvas: Canvas, rng: np.random.Generator, n: int, spread: float) ->
 
 
 def _clutter(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw what real bodies are full of and no label names: vessels, fasciae and lumps of another tissue in one of
-    those between the organs, and faint vessels in organs."""
+    """Draw unlabeled structures as in real bodies.
+
+    These are vessels, fasciae and lumps of another tissue in a tissue between the organs, and faint vessels in organs.
+    """
     smooth, spread = ndimage.gaussian_filter(image, 1.0), float(image.std())
     near, beside = (ndimage.binary_dilation(labels > 0, iterations=n) for n in (2, 4))
     beside &= ~near
@@ -301,7 +315,7 @@ def _clutter(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
 
 
 def _filaments(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Curves where two smooth fields are about 0, or sheets where one is: how much of each voxel they fill."""
+    """Return the volume fraction of curves on the zero sets of two smooth fields, or of sheets on that of one."""
     size = float(np.exp(rng.uniform(np.log(5), np.log(25))))
     width = np.float32(rng.uniform(1, 3) / size)
     distance = np.abs(_field(shape, size, rng))
@@ -311,17 +325,17 @@ def _filaments(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def _field(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random field of about unit variance whose features are ``size`` voxels wide: float32."""
+    """Return a smooth random field of about unit variance with features of ``size`` voxels: float32."""
     return _enlarged(rng.standard_normal([max(2, round(n / size) + 2) for n in shape]), shape)
 
 
 def _enlarged(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     zoom = [n / c for n, c in zip(shape, coarse.shape, strict=True)]
-    return ndimage.zoom(coarse.astype(np.float32), zoom, order=1, grid_mode=True, mode="nearest")
+    return np.asarray(ndimage.zoom(coarse.astype(np.float32), zoom, order=1, grid_mode=True, mode="nearest"))
 
 
 def _vary_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What scanners and exports do to a volume: thick slices, a bias field, another grey scale, inversion."""
+    """Simulate effects of scanners and exports: thick slices, bias field, another gray scale, inversion."""
     if rng.random() < 0.2:
         image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.9))
     if rng.random() < 0.2:
@@ -341,7 +355,7 @@ def _vary_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def _thick_slices(image: np.ndarray, axis: int, n: int) -> np.ndarray:
-    """The volume as it looks when it was scanned in slices ``n`` times as thick and interpolated afterwards."""
+    """Simulate a scan in slices ``n`` times as thick, interpolated afterwards."""
     thick = ndimage.uniform_filter1d(image, n, axis=axis)
     scanned = np.take(thick, np.arange(n // 2, image.shape[axis], n), axis)
     at = np.clip((np.arange(image.shape[axis]) - n // 2) / n, 0, scanned.shape[axis] - 1)

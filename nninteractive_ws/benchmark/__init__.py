@@ -1,10 +1,10 @@
-"""This server and nnInteractive's own, measured with the same model, volume and prompts in one run."""
+"""Benchmark of this server against nnInteractive's own, with the same model, volume and prompts in one run."""
 
 from enum import StrEnum
 
 
 class Part(StrEnum):
-    """What can be measured."""
+    """The parts of the benchmark."""
 
     FIRST_MASK = "first-mask"
     PROMPTS = "prompts"

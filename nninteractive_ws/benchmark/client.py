@@ -1,8 +1,10 @@
-"""A client in a process of its own: opens a volume, waits for the others, gives prompts.
+"""A client in a process of its own.
 
-``python -m nninteractive_ws.benchmark.client SIDE PORT FOLDER PROMPTS``, with the work that is kept in FOLDER. It
-prints a line once it is ready; with a line of its standard input it goes on, and prints what it measured as JSON; then
-it prompts another object for every further line, and ends with its standard input.
+``python -m nninteractive_ws.benchmark.client SYSTEM PORT FOLDER PROMPTS``, with the workload saved in FOLDER.
+
+The client opens the volume, prompts once, and prints an empty line when it is ready. At a line on its standard input it
+sends its prompts, and prints the measured times as JSON. Then it prompts another object at each further line. It ends
+with its standard input.
 """
 
 import json
@@ -11,32 +13,32 @@ from pathlib import Path
 import sys
 import time
 
-from nninteractive_ws.benchmark.sides import SIDES, OwnClient, peak_bytes
-from nninteractive_ws.benchmark.work import Work
+from nninteractive_ws.benchmark.systems import SYSTEMS, OwnClient, peak_bytes
+from nninteractive_ws.benchmark.workload import Workload
 
 
 def main() -> None:
     name, port, folder, prompts = sys.argv[1:]
-    work = Work.load(Path(folder))
-    click = work.prompts["point", True]
+    workload = Workload.load(Path(folder))
+    prompt = workload.prompts["point", True]
     loaded = peak_bytes(os.getpid())
-    client = next(side for side in SIDES if side.name == name).connect(int(port))
-    client.open(work.volume)
-    client.whole_image_at()
-    client.give(click)
+    client = next(system for system in SYSTEMS if system.name == name).connect(int(port))
+    client.open(workload.volume)
+    client.wait_for_upload()
+    client.send_prompt(prompt)
     print(flush=True)
     sys.stdin.readline()
-    answers = []
+    results = []
     for _ in range(int(prompts)):
         client.reset()
-        given = time.monotonic()
-        answer = client.give(click)
-        answers.append((given, answer.first, answer.final))
-    print(json.dumps({"answers": answers, "added": peak_bytes(os.getpid()) - loaded}), flush=True)
+        sent = time.monotonic()
+        times = client.send_prompt(prompt)
+        results.append((sent, times.first, times.final))
+    print(json.dumps({"answers": results, "added": peak_bytes(os.getpid()) - loaded}), flush=True)
     for line in sys.stdin:
         assert isinstance(client, OwnClient)
         client.segment(line)
-        client.give(click)
+        client.send_prompt(prompt)
         print(flush=True)
     client.close()
 

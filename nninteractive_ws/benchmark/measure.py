@@ -1,8 +1,9 @@
-"""What is measured. Every measurement is made with one side and then the other, in turns, and is a record."""
+"""The measurements. Each alternates between the two systems, and yields a Measurement per run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 import json
 from pathlib import Path
 import subprocess
@@ -11,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from nninteractive_ws.benchmark.link import Link, LinkSpeed, link
-from nninteractive_ws.benchmark.sides import (
+from nninteractive_ws.benchmark.network_emulation import Link, LinkSpeed, link
+from nninteractive_ws.benchmark.systems import (
     OFFICIAL,
     OWN,
-    SIDES,
+    SYSTEMS,
     Client,
     OfficialClient,
     OwnClient,
-    Served,
+    ServedModel,
     Server,
-    Side,
+    SystemUnderTest,
 )
-from nninteractive_ws.benchmark.work import Work
-from nninteractive_ws.evaluation.user import KINDS
+from nninteractive_ws.benchmark.workload import Workload
+from nninteractive_ws.evaluation.simulated_user import KINDS
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.processes import python_module
 
@@ -33,124 +34,126 @@ LINKS = (
     LinkSpeed("100 Mbit/s", 100e6, 0.0),
     LinkSpeed("20 Mbit/s, 20 ms", 20e6, 0.02),
 )
-#: A link that only counts.
-_COUNTING = LinkSpeed("counting", 1e12, 0.0)
-#: How many clients there are at once, and how many prompts each gives.
+#: A link that only counts bytes.
+_UNLIMITED = LinkSpeed("counting", 1e12, 0.0)
+#: Numbers of simultaneous clients, and number of prompts of each.
 CLIENTS, _PROMPTS_EACH = (1, 2, 4, 8), 6
 
 
 @dataclass(frozen=True)
-class Record:
-    """One measurement. ``measured``: what, with its unit, and how much."""
+class Measurement:
+    """One measurement. ``measured``: values by quantity and unit."""
 
     part: str
-    side: str
+    system: str
     case: str
     run: int
     measured: Mapping[str, float]
 
 
-class Passes:
-    """The passes of the network that both servers have noted; see engine.bench_models."""
+class PassLog:
+    """Log of the network passes of both servers, written by benchmark.models."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def between(self, start: float, end: float) -> list[float]:
-        """The seconds of each pass that began in an interval of time.monotonic()."""
+        """Return the seconds of each pass that started in an interval of time.monotonic()."""
         lines = [line.split() for line in self._file.read_text().splitlines()]
         return [float(took) for began, took in lines if start <= float(began) <= end]
 
     def seconds_beyond(self, start: float, end: float) -> float:
-        """What of such an interval was not spent in passes."""
+        """Return the seconds of an interval outside of passes."""
         return end - start - sum(self.between(start, end))
 
 
 @contextmanager
-def both(served: Served) -> Iterator[dict[str, Server]]:
-    """Both servers, by the names of their sides."""
+def serve_both(served: ServedModel) -> Iterator[dict[str, Server]]:
+    """Start both servers. Yields them by the names of their systems."""
     with ExitStack() as stack:
-        yield {side.name: stack.enter_context(side.serve(served)) for side in SIDES}
+        yield {system.name: stack.enter_context(system.serve(served)) for system in SYSTEMS}
 
 
-def in_turns(times: int) -> Iterator[tuple[int, Side]]:
-    """Each side so many times, and none always first."""
+def alternate(times: int) -> Iterator[tuple[int, SystemUnderTest]]:
+    """Yield each system ``times`` times, in alternating order."""
     for run in range(times):
-        for side in SIDES if run % 2 == 0 else SIDES[::-1]:
-            yield run, side
+        for system in SYSTEMS if run % 2 == 0 else SYSTEMS[::-1]:
+            yield run, system
 
 
 # ---- first mask --------------------------------------------------------------------------------------------
 
 
 def first_mask(
-    servers: Mapping[str, Server], work: Work, case: str, speed: LinkSpeed | None, times: int
-) -> Iterator[Record]:
-    """From a client that is not connected yet to the first mask, and to the whole image on the server: while the prompt
-    is answered, which official clients give once the image is there, and without any prompt.
+    servers: Mapping[str, Server], workload: Workload, case: str, speed: LinkSpeed | None, times: int
+) -> Iterator[Measurement]:
+    """Measure the time from connecting to the first mask, and to the complete upload of the image.
 
-    ``speed``: of the link; None: loopback.
+    The upload is measured while a prompt is processed, and without a prompt. Official clients can only prompt after the
+    upload. ``speed``: of the emulated link; None: loopback.
     """
-    for run, side in in_turns(times):
+    for run, system in alternate(times):
         with ExitStack() as stack:
-            port = servers[side.name].port
-            counted = None if speed is None else stack.enter_context(link(port, speed))
-            reached = port if counted is None else counted.port
-            measured = _open_and_click(side, reached, work)
-            if counted is not None:
-                measured["image and prompt up, MB"] = counted.count()[0] / 1e6
-            measured["whole image, s"] = _open(side, reached, work)
-        yield Record("first mask", side.name, case, run, measured)
+            port = servers[system.name].port
+            relay = None if speed is None else stack.enter_context(link(port, speed))
+            reached = port if relay is None else relay.port
+            measured = _open_and_prompt(system, reached, workload)
+            if relay is not None:
+                measured["image and prompt up, MB"] = relay.count()[0] / 1e6
+            measured["whole image, s"] = _open(system, reached, workload)
+        yield Measurement("first mask", system.name, case, run, measured)
 
 
-def _open_and_click(side: Side, port: int, work: Work) -> dict[str, float]:
+def _open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> dict[str, float]:
     started = time.monotonic()
-    with closing(side.connect(port)) as client:
-        client.open(work.volume)
-        answer = client.give(work.prompts["point", True])
-        whole = client.whole_image_at()
+    with closing(system.connect(port)) as client:
+        client.open(workload.volume)
+        answer = client.send_prompt(workload.prompts["point", True])
+        uploaded = client.wait_for_upload()
     return {
         "first mask, s": answer.first - started,
         "result, s": answer.final - started,
-        "whole image and mask, s": max(whole, answer.final) - started,
+        "whole image and mask, s": max(uploaded, answer.final) - started,
     }
 
 
-def _open(side: Side, port: int, work: Work) -> float:
+def _open(system: SystemUnderTest, port: int, workload: Workload) -> float:
     started = time.monotonic()
-    with closing(side.connect(port)) as client:
-        client.open(work.volume)
-        return client.whole_image_at() - started
+    with closing(system.connect(port)) as client:
+        client.open(workload.volume)
+        return client.wait_for_upload() - started
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------
 
 
-def prompts(servers: Mapping[str, Server], passes: Passes, work: Work, case: str, times: int) -> Iterator[Record]:
-    """Every kind of prompt, positive on an empty segment and negative on what came of that: seconds beyond the
-    network's passes, and bytes both ways.
+def prompts(
+    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
+) -> Iterator[Measurement]:
+    """Measure prompts of each kind: seconds beyond the network's passes, and bytes in both directions.
 
-    Where much of a zoomed-out answer is to be refined, nnInteractive draws lots: then a prompt may need more or fewer
-    passes on one side than on the other, and its ratios mean little.
+    Positive prompts start from an empty segment, negative ones from its result. If large parts of a zoomed-out
+    prediction are to be refined, nnInteractive draws patches at random. Then the systems may need different numbers of
+    passes for a prompt, and the ratios are not meaningful.
     """
     with ExitStack() as stack:
         clients: dict[str, Client] = {}
-        for side in SIDES:
-            clients[side.name] = client = side.connect(servers[side.name].port)
+        for system in SYSTEMS:
+            clients[system.name] = client = system.connect(servers[system.name].port)
             stack.callback(client.close)
-            client.open(work.volume)
-            client.whole_image_at()
-        for run, side in in_turns(times):
-            for kind, positive, measured in _each_prompt(clients[side.name], work, _timed(passes)):
-                yield Record("prompt", side.name, f"{case}, {words(kind, positive)}", run, measured)
-    for side in SIDES:
-        with link(servers[side.name].port, _COUNTING) as counted:
-            client = side.connect(counted.port)
+            client.open(workload.volume)
+            client.wait_for_upload()
+        for run, system in alternate(times):
+            for kind, positive, measured in _each_prompt(clients[system.name], workload, _time_prompt(pass_log)):
+                yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", run, measured)
+    for system in SYSTEMS:
+        with link(servers[system.name].port, _UNLIMITED) as relay:
+            client = system.connect(relay.port)
             try:
-                client.open(work.volume)
-                client.whole_image_at()
-                for kind, positive, measured in _each_prompt(client, work, _counted(counted)):
-                    yield Record("prompt", side.name, f"{case}, {words(kind, positive)}", 0, measured)
+                client.open(workload.volume)
+                client.wait_for_upload()
+                for kind, positive, measured in _each_prompt(client, workload, _count_bytes(relay)):
+                    yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", 0, measured)
             finally:
                 client.close()
 
@@ -158,50 +161,53 @@ def prompts(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
 _Measure = Callable[[Callable[[], Any]], dict[str, float]]
 
 
-def _each_prompt(client: Client, work: Work, measure: _Measure) -> Iterator[tuple[str, bool, dict[str, float]]]:
+def _each_prompt(client: Client, workload: Workload, measure: _Measure) -> Iterator[tuple[str, bool, dict[str, float]]]:
     for kind in KINDS:
         client.reset()
         for positive in (True, False):
-            prompt = work.prompts[kind, positive]
-            yield kind, positive, measure(lambda: client.give(prompt))  # noqa: B023 - called at once
+            prompt = workload.prompts[kind, positive]
+            yield kind, positive, measure(lambda: client.send_prompt(prompt))  # noqa: B023 - called at once
 
 
-def _timed(passes: Passes) -> _Measure:
-    def measure(give: Callable[[], Any]) -> dict[str, float]:
+def _time_prompt(pass_log: PassLog) -> _Measure:
+    def measure(send: Callable[[], Any]) -> dict[str, float]:
         started = time.monotonic()
-        answer = give()
+        answer = send()
         return {
-            "passes": len(passes.between(started, answer.final)),
+            "passes": len(pass_log.between(started, answer.final)),
             "first mask, s": answer.first - started,
             "result, s": answer.final - started,
-            "beyond the network, ms": 1e3 * passes.seconds_beyond(started, answer.final),
+            "beyond the network, ms": 1e3 * pass_log.seconds_beyond(started, answer.final),
         }
 
     return measure
 
 
-def _counted(counted: Link) -> _Measure:
-    def measure(give: Callable[[], Any]) -> dict[str, float]:
-        before = counted.count()
-        give()
-        up, down = (after - b for after, b in zip(counted.count(), before, strict=True))
+def _count_bytes(relay: Link) -> _Measure:
+    def measure(send: Callable[[], Any]) -> dict[str, float]:
+        before = relay.count()
+        send()
+        up, down = (after - b for after, b in zip(relay.count(), before, strict=True))
         return {"up, kB": up / 1e3, "down, kB": down / 1e3}
 
     return measure
 
 
-def words(kind: str, positive: bool) -> str:
-    """A prompt in a word and a sign."""
+def describe(kind: str, positive: bool) -> str:
+    """Return a short name of a prompt: its kind and sign."""
     return f"{kind} {'+' if positive else '-'}"
 
 
-# ---- what a session is good for ----------------------------------------------------------------------------
+# ---- history and recovery ----------------------------------------------------------------------------------
 
 
-def history(servers: Mapping[str, Server], passes: Passes, work: Work, case: str, times: int) -> Iterator[Record]:
-    """Undo, redo, and going to another object and back: milliseconds beyond the network's passes.
+def history(
+    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
+) -> Iterator[Measurement]:
+    """Measure undo, redo, and switching to another object and back: milliseconds beyond the network's passes.
 
-    The official client has no redo, and one object; coming back to one is to give it the mask, without its prompts.
+    The official client has no redo, and a single object. Switching back to an object sends its mask, without its
+    prompts.
     """
     with ExitStack() as stack:
         own = OwnClient(servers[OWN.name].port)
@@ -210,85 +216,91 @@ def history(servers: Mapping[str, Server], passes: Passes, work: Work, case: str
         stack.callback(official.close)
         clients: dict[str, OwnClient | OfficialClient] = {OWN.name: own, OFFICIAL.name: official}
         for client in clients.values():
-            client.open(work.volume)
-            client.whole_image_at()
-        for run, side in in_turns(times):
-            for what, act in _history_of(clients[side.name], work):
+            client.open(workload.volume)
+            client.wait_for_upload()
+        for run, system in alternate(times):
+            for name, action in _history_of(clients[system.name], workload):
                 started = time.monotonic()
-                act()
+                action()
                 ended = time.monotonic()
-                beyond = 1e3 * passes.seconds_beyond(started, ended)
-                yield Record("history", side.name, f"{case}, {what}", run, {"beyond the network, ms": beyond})
+                beyond = 1e3 * pass_log.seconds_beyond(started, ended)
+                yield Measurement("history", system.name, f"{case}, {name}", run, {"beyond the network, ms": beyond})
 
 
-def _history_of(client: OwnClient | OfficialClient, work: Work) -> Iterator[tuple[str, Callable[[], object]]]:
-    first, second = work.prompts["point", True], work.prompts["point", False]
+def _history_of(client: OwnClient | OfficialClient, workload: Workload) -> Iterator[tuple[str, Callable[[], object]]]:
+    first, second = workload.prompts["point", True], workload.prompts["point", False]
     client.reset()
-    client.give(first)
-    client.give(second)
+    client.send_prompt(first)
+    client.send_prompt(second)
     yield "undo", client.undo
     if isinstance(client, OwnClient):
         yield "redo", client.redo
-        yield "another object", lambda: _in_segment(client, "b", lambda: client.give(first))
-        yield "and back", lambda: _in_segment(client, "a", lambda: client.give(second))
+        yield "another object", lambda: _in_segment(client, "b", lambda: client.send_prompt(first))
+        yield "and back", lambda: _in_segment(client, "a", lambda: client.send_prompt(second))
     else:
         mask = client.mask()
-        yield "another object", lambda: _from_mask(client, None, lambda: client.give(first))
-        yield "and back", lambda: _from_mask(client, mask, lambda: client.give(second))
+        yield "another object", lambda: _from_mask(client, None, lambda: client.send_prompt(first))
+        yield "and back", lambda: _from_mask(client, mask, lambda: client.send_prompt(second))
 
 
-def _in_segment(client: OwnClient, name: str, act: Callable[[], object]) -> None:
+def _in_segment(client: OwnClient, name: str, action: Callable[[], object]) -> None:
     client.segment(name)
-    act()
+    action()
 
 
-def _from_mask(client: OfficialClient, mask: Mask | None, act: Callable[[], object]) -> None:
+def _from_mask(client: OfficialClient, mask: Mask | None, action: Callable[[], object]) -> None:
     client.reset()
     if mask is not None:
         client.start_from(mask)
-    act()
+    action()
 
 
-def losses(served: Served, passes: Passes, work: Work, case: str, times: int) -> Iterator[Record]:
-    """A cut connection, and a server that is started again: seconds from when it can be reached again to the result of
-    the next prompt, beyond the network's passes.
+def losses(served: ServedModel, pass_log: PassLog, workload: Workload, case: str, times: int) -> Iterator[Measurement]:
+    """Measure recovery from a lost connection and from a restarted server.
 
-    The official session does not survive its server: there the volume is opened anew and given the mask, and the
-    earlier prompts are lost.
+    The result is the time in seconds from when the server is reachable again to the result of the next prompt, beyond
+    the network's passes. An official session does not survive its server. Its client uploads the volume and the mask
+    again, and the earlier prompts are lost.
     """
-    for run, side in in_turns(times):
-        with side.serve(served) as server:
-            with link(server.port, _COUNTING) as first:
-                client = side.connect(first.port)
-                client.open(work.volume)
-                client.whole_image_at()
-                client.give(work.prompts["point", True])
-            with link(server.port, _COUNTING, first.port):
-                yield _after(side, passes, f"{case}, a cut connection", run, lambda: _click(client, work))  # noqa: B023
-        with side.serve(served) as another, link(another.port, _COUNTING, first.port):
-            yield _after(side, passes, f"{case}, a restarted server", run, lambda: _go_on(client, first.port, work))  # noqa: B023
+    for run, system in alternate(times):
+        with system.serve(served) as server:
+            with link(server.port, _UNLIMITED) as first:
+                client = system.connect(first.port)
+                client.open(workload.volume)
+                client.wait_for_upload()
+                client.send_prompt(workload.prompts["point", True])
+            with link(server.port, _UNLIMITED, first.port):
+                yield _measure_loss(
+                    system, pass_log, f"{case}, a cut connection", run, partial(_prompt_again, client, workload)
+                )
+        with system.serve(served) as another, link(another.port, _UNLIMITED, first.port):
+            yield _measure_loss(
+                system, pass_log, f"{case}, a restarted server", run, partial(_resume, client, first.port, workload)
+            )
 
 
-def _after(side: Side, passes: Passes, case: str, run: int, act: Callable[[], object]) -> Record:
+def _measure_loss(
+    system: SystemUnderTest, pass_log: PassLog, case: str, run: int, action: Callable[[], object]
+) -> Measurement:
     started = time.monotonic()
-    act()
-    beyond = passes.seconds_beyond(started, time.monotonic())
-    return Record("loss", side.name, case, run, {"beyond the network, s": beyond})
+    action()
+    beyond = pass_log.seconds_beyond(started, time.monotonic())
+    return Measurement("loss", system.name, case, run, {"beyond the network, s": beyond})
 
 
-def _click(client: Client, work: Work) -> None:
-    client.give(work.prompts["point", False])
+def _prompt_again(client: Client, workload: Workload) -> None:
+    client.send_prompt(workload.prompts["point", False])
 
 
-def _go_on(client: Client, port: int, work: Work) -> None:
-    """On a server that has never seen the client."""
+def _resume(client: Client, port: int, workload: Workload) -> None:
+    """Continue on a restarted server, which does not know the session."""
     if isinstance(client, OfficialClient):
         mask = client.mask()
         client.close()
         client = OfficialClient.at(port)
-        client.open(work.volume)
+        client.open(workload.volume)
         client.start_from(mask)
-    _click(client, work)
+    _prompt_again(client, workload)
     client.close()
 
 
@@ -296,84 +308,84 @@ def _go_on(client: Client, port: int, work: Work) -> None:
 
 
 class ClientProcess:
-    """A client in a process of its own, which runs a module."""
+    """A client in a process of its own that runs a module of this package."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         command = python_module(f"nninteractive_ws.benchmark.{module}", *arguments)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def hear(self) -> str:
-        """The next line that it prints."""
+    def read_line(self) -> str:
+        """Return the next line of its standard output."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a client ended with status {self.process.wait()}")
+            raise RuntimeError(f"A client process ended with status {self.process.wait()}.")
         return line
 
-    def say(self, word: str = "") -> None:
-        """Let it go on."""
+    def write_line(self, text: str = "") -> None:
+        """Write a line to its standard input, at which it continues."""
         assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
+        self.process.stdin.write(text + "\n")
         self.process.stdin.flush()
 
 
 @contextmanager
-def clients_at(side: Side, port: int, n: int, work: Path) -> Iterator[list[ClientProcess]]:
-    """So many clients that have opened a volume and prompted once; ``work``: the folder that it is kept in."""
+def clients_at(system: SystemUnderTest, port: int, n: int, workload_folder: Path) -> Iterator[list[ClientProcess]]:
+    """Start ``n`` clients that have opened the saved workload and prompted once."""
     with ExitStack() as stack:
-        arguments = [side.name, str(port), str(work), str(_PROMPTS_EACH)]
-        made = [ClientProcess("client", *arguments) for _ in range(n)]
-        for one in made:
-            stack.enter_context(one.process)
-        for one in made:
-            one.hear()
-        yield made
+        arguments = [system.name, str(port), str(workload_folder), str(_PROMPTS_EACH)]
+        processes = [ClientProcess("client", *arguments) for _ in range(n)]
+        for client in processes:
+            stack.enter_context(client.process)
+        for client in processes:
+            client.read_line()
+        yield processes
 
 
-def prompt_at_once(made: Sequence[ClientProcess]) -> list[dict[str, Any]]:
-    """Let them give their prompts; what each of them measured."""
-    for one in made:
-        one.say()
-    return [json.loads(one.hear()) for one in made]
+def prompt_at_once(processes: Sequence[ClientProcess]) -> list[dict[str, Any]]:
+    """Let all clients send their prompts at once. Return the report of each."""
+    for client in processes:
+        client.write_line()
+    return [json.loads(client.read_line()) for client in processes]
 
 
-def clients(served: Served, work: Path, case: str, times: int) -> Iterator[Record]:
-    """Several clients at once, each with its own session, which click without a pause."""
+def clients(served: ServedModel, workload_folder: Path, case: str, times: int) -> Iterator[Measurement]:
+    """Measure simultaneous clients, each with its own session, that prompt without a pause."""
     for n in CLIENTS:
-        for run, side in in_turns(times):
-            with side.serve(served) as server, clients_at(side, server.port, n, work) as made:
-                told = prompt_at_once(made)
-            given, first, final = np.concatenate([one["answers"] for one in told]).T
+        for run, system in alternate(times):
+            with system.serve(served) as server, clients_at(system, server.port, n, workload_folder) as processes:
+                reports = prompt_at_once(processes)
+            sent, first, final = np.concatenate([report["answers"] for report in reports]).T
             measured = {
-                "a prompt on average, s": float(final.max() - given.min()) / len(given),
-                "first mask, median s": float(np.median(first - given)),
-                "first mask, 95 % s": float(np.percentile(first - given, 95)),
-                "result, median s": float(np.median(final - given)),
-                "result, 95 % s": float(np.percentile(final - given, 95)),
+                "a prompt on average, s": float(final.max() - sent.min()) / len(sent),
+                "first mask, median s": float(np.median(first - sent)),
+                "first mask, 95 % s": float(np.percentile(first - sent, 95)),
+                "result, median s": float(np.median(final - sent)),
+                "result, 95 % s": float(np.percentile(final - sent, 95)),
             }
-            yield Record("clients", side.name, f"{case}, clients: {n}", run, measured)
+            yield Measurement("clients", system.name, f"{case}, clients: {n}", run, measured)
 
 
-def memory(served: Served, work: Path, case: str) -> Iterator[Record]:
-    """The most memory that server and client have had, and what a second session and a second segment add to it.
+def memory(served: ServedModel, workload_folder: Path, case: str) -> Iterator[Measurement]:
+    """Measure the peak memory of server and client, and the increase by a second session and a second segment.
 
-    An official session has one object: another is another session.
+    An official session has a single object, so a second object needs a second session.
     """
-    for side in SIDES:
+    for system in SYSTEMS:
         peaks = []
         for n in (1, 2):
-            with side.serve(served) as server, clients_at(side, server.port, n, work) as made:
-                told = prompt_at_once(made)
+            with system.serve(served) as server, clients_at(system, server.port, n, workload_folder) as processes:
+                reports = prompt_at_once(processes)
                 peaks.append(server.peak_bytes())
-                if n == 1 and side is OWN:
-                    made[0].say("b")
-                    made[0].hear()
+                if n == 1 and system is OWN:
+                    processes[0].write_line("b")
+                    processes[0].read_line()
                     segment = server.peak_bytes() - peaks[0]
         session = peaks[1] - peaks[0]
         measured = {
             "server, one session, MB": peaks[0] / 1e6,
             "server, a second session, MB": session / 1e6,
-            "server, a second object, MB": (segment if side is OWN else session) / 1e6,
-            "client, beside the volume, MB": told[0]["added"] / 1e6,
+            "server, a second object, MB": (segment if system is OWN else session) / 1e6,
+            "client, beside the volume, MB": reports[0]["added"] / 1e6,
         }
-        yield Record("memory", side.name, case, 0, measured)
+        yield Measurement("memory", system.name, case, 0, measured)

@@ -1,4 +1,4 @@
-"""The parts of the benchmark, one after the other."""
+"""Run the parts of the benchmark."""
 
 from collections.abc import Callable, Iterator, Sequence
 import json
@@ -10,20 +10,20 @@ import subprocess
 import psutil
 
 from nninteractive_ws.benchmark import Part, measure, session_memory
-from nninteractive_ws.benchmark.measure import LINKS, Passes, Record
-from nninteractive_ws.benchmark.sides import Served
-from nninteractive_ws.benchmark.work import Work, make_work
+from nninteractive_ws.benchmark.measure import LINKS, Measurement, PassLog
+from nninteractive_ws.benchmark.systems import ServedModel
+from nninteractive_ws.benchmark.workload import Workload, make_workload
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.processes import python_module
 
-#: How cost grows: a fraction of every side of the volume. Over the link of the middle speed.
+#: Scale factors of the volume's edges, to measure how cost grows. Measured over the second of the links.
 _FRACTIONS = (0.5, 0.75, 1.25)
-#: What several clients open: the demo's phantom, so that many fit on one machine.
+#: Volume of simultaneous clients: the demo's phantom, so that many fit on one machine.
 _SMALL: Index = (160, 128, 112)
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Return properties of the machine."""
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -34,96 +34,96 @@ def machine() -> dict[str, object]:
 
 
 def make_models(folder: Path) -> str:
-    """Write the model folders into a folder; the device there is. In a process of its own, which alone needs torch."""
-    command = python_module("nninteractive_ws.engine.bench_models", str(folder))
+    """Create the model folders in ``folder``, and return the device. Only the subprocess for it imports torch."""
+    command = python_module("nninteractive_ws.benchmark.models", str(folder))
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 class NoGpu(Exception):
-    """What needs a GPU was asked for where there is none."""
+    """A part of the benchmark needs a GPU, and there is none."""
 
 
 def run(
-    parts: Sequence[Part] | None, folder: Path, shape: Index, times: int, say: Callable[[str], None]
-) -> Iterator[Record]:
-    """Measure; each record as it is made.
+    parts: Sequence[Part] | None, folder: Path, shape: Index, times: int, on_status: Callable[[str], None]
+) -> Iterator[Measurement]:
+    """Run parts of the benchmark, and yield each measurement.
 
-    ``parts``: None: all that this machine has the devices for. ``folder``: an empty one, for models, volumes and the
-    servers' logs. ``say``: told in words what comes next. Raises NoGpu, ServerDidNotStart, and the errors of both
+    ``parts``: None: all for which this machine has the devices. ``folder``: an empty one, for models, volumes and the
+    servers' logs. ``on_status``: called with the next step. Raises NoGpu, ServerDidNotStart, and the errors of both
     clients.
     """
-    say("making models and a volume")
+    on_status("creating models and a volume")
     device = make_models(folder)
     if parts is None:
         parts = [part for part in Part if part is not Part.GPU or device != "cpu"]
     elif Part.GPU in parts and device == "cpu":
-        raise NoGpu("--part gpu needs a GPU that torch can use; torch finds none on this machine.")
-    work = make_work(shape)
-    passes = Passes(folder / "passes")
+        raise NoGpu("--part gpu needs a GPU, and torch finds none on this machine. Choose other parts.")
+    workload = make_workload(shape)
+    pass_log = PassLog(folder / "passes")
     size = " x ".join(map(str, shape))
-    embedded = Served(folder / "embedded", device)
+    embedded = ServedModel(folder / "embedded", device)
     if Part.FIRST_MASK in parts:
         for model in ("embedded", "official"):
-            say(f"first mask, {model} patch")
-            with measure.both(Served(folder / model, device)) as servers:
+            on_status(f"first mask, {model} patch")
+            with measure.serve_both(ServedModel(folder / model, device)) as servers:
                 patch = "patch 96" if model == "embedded" else "patch 192"
                 for speed in (None, *LINKS):
                     name = "loopback" if speed is None else speed.name
-                    yield from measure.first_mask(servers, work, f"{patch}, {name}", speed, times)
-        with measure.both(embedded) as servers:
+                    yield from measure.first_mask(servers, workload, f"{patch}, {name}", speed, times)
+        with measure.serve_both(embedded) as servers:
             for fraction in _FRACTIONS:
                 smaller = _scaled(shape, fraction)
-                say(f"first mask, {smaller}")
+                on_status(f"first mask, {smaller}")
                 case = f"patch 96, {LINKS[1].name}, {' x '.join(map(str, smaller))}"
-                yield from measure.first_mask(servers, make_work(smaller), case, LINKS[1], times)
+                yield from measure.first_mask(servers, make_workload(smaller), case, LINKS[1], times)
     if Part.PROMPTS in parts or Part.HISTORY in parts:
-        with measure.both(embedded) as servers:
+        with measure.serve_both(embedded) as servers:
             if Part.PROMPTS in parts:
-                say("prompts")
-                yield from measure.prompts(servers, passes, work, size, times)
+                on_status("prompts")
+                yield from measure.prompts(servers, pass_log, workload, size, times)
             if Part.HISTORY in parts:
-                say("undo, redo, other objects")
-                yield from measure.history(servers, passes, work, size, times)
+                on_status("undo, redo, other objects")
+                yield from measure.history(servers, pass_log, workload, size, times)
         if Part.HISTORY in parts:
-            say("cut connections, restarted servers")
-            yield from measure.losses(embedded, passes, work, size, times)
-    yield from _in_processes(parts, folder, device, work, times, say)
+            on_status("cut connections, restarted servers")
+            yield from measure.losses(embedded, pass_log, workload, size, times)
+    yield from _in_processes(parts, folder, device, workload, times, on_status)
 
 
 def _in_processes(
-    parts: Sequence[Part], folder: Path, device: str, work: Work, times: int, say: Callable[[str], None]
-) -> Iterator[Record]:
-    """What needs clients in processes of their own."""
-    served = Served(folder / "embedded", device, max(measure.CLIENTS))
+    parts: Sequence[Part], folder: Path, device: str, workload: Workload, times: int, on_status: Callable[[str], None]
+) -> Iterator[Measurement]:
+    """Run the parts whose clients are in processes of their own."""
+    served = ServedModel(folder / "embedded", device, max(measure.CLIENTS))
     if Part.CLIENTS in parts:
-        say("several clients")
+        on_status("several clients")
         small = folder / "small"
         small.mkdir()
-        make_work(_SMALL).save(small)
+        make_workload(_SMALL).save(small)
         yield from measure.clients(served, small, "demo's phantom", times)
-    whole = folder / "whole"
+    workload_folder = folder / "workload"
     if Part.MEMORY in parts or Part.GPU in parts:
-        whole.mkdir()
-        work.save(whole)
+        workload_folder.mkdir()
+        workload.save(workload_folder)
     if Part.MEMORY in parts:
-        say("memory")
-        yield from measure.memory(served, whole, " x ".join(map(str, work.volume.shape)))
+        on_status("memory")
+        yield from measure.memory(served, workload_folder, " x ".join(map(str, workload.volume.shape)))
         for case in session_memory.CASES:
-            say(f"memory of a session: {case}")
+            on_status(f"memory of a session: {case}")
             yield session_memory.measure(folder / "local", case)
     if Part.GPU in parts:
-        say("prompts on the GPU, with a network of the official size")
-        yield from on_device(folder / "large", whole, times, device)
+        on_status("prompts on the GPU, with a network of the official size")
+        yield from on_device(folder / "large", workload_folder, times, device)
 
 
-def on_device(model: Path, work: Path, times: int, device: str) -> Iterator[Record]:
-    """What the module ``device`` measures, in a process of its own; ``work``: the folder that it is kept in."""
-    arguments = [str(model), str(work), str(times), device]
+def on_device(model: Path, workload_folder: Path, times: int, device: str) -> Iterator[Measurement]:
+    """Run the module ``device`` in a process of its own. ``workload_folder``: contains the saved workload."""
+    arguments = [str(model), str(workload_folder), str(times), device]
     command = python_module("nninteractive_ws.benchmark.device", *arguments)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            yield Record(**json.loads(line))
+            yield Measurement(**json.loads(line))
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 

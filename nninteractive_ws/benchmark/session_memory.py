@@ -1,4 +1,4 @@
-"""The memory that is charged to a session, against the resident memory of its processes.
+"""Compare the memory charged to a session with the resident memory of its processes.
 
 ``python -m nninteractive_ws.benchmark.session_memory PORT CASE VOLUME`` is the client, in a process of its own. It
 prints its own figures as a line of JSON at every stage, and continues at a line on its standard input.
@@ -26,8 +26,8 @@ import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 import psutil
 
-from nninteractive_ws.benchmark.measure import ClientProcess, Record
-from nninteractive_ws.benchmark.sides import OWN, Served, Server
+from nninteractive_ws.benchmark.measure import ClientProcess, Measurement
+from nninteractive_ws.benchmark.systems import OWN, ServedModel, Server
 from nninteractive_ws.client.blocking import connect
 from nninteractive_ws.client.events import Done, Failed, ImageProgress
 from nninteractive_ws.client.polled import PolledSession
@@ -57,19 +57,22 @@ Volume = npt.NDArray[np.int16]
 
 
 class _User:
-    """A client that waits for each answer, and draws its prompts from a seeded generator."""
+    """A client that draws prompts from a seeded generator, and waits for each result."""
 
     def __init__(self, port: int, volume: Volume) -> None:
         self.volume, self.rng = volume, np.random.default_rng(0)
         self.shape: Index = volume.shape[0], volume.shape[1], volume.shape[2]
         self._session = PolledSession(f"ws://127.0.0.1:{port}")
-        self.core = self._session.core
         self._session.set_image(volume)
         self._until(lambda event: isinstance(event, ImageProgress) and event.present == event.total)
 
-    def ask(self, command: str, *arguments: object, **options: object) -> None:
-        """Call a method of the client's core, and wait for the answer."""
-        number = getattr(self.core, command)(*arguments, **options)
+    @property
+    def histories(self) -> Mapping[str, Segment]:
+        return self._session.histories
+
+    def call(self, command: str, segment: str, *arguments: object, **options: object) -> None:
+        """Call a method of a segment, and wait for its result."""
+        number = getattr(self._session.segment(segment), command)(*arguments, **options)
         self._until(lambda event: isinstance(event, Done) and event.result.request == number)
 
     def _until(self, is_last: Callable[[object], bool]) -> None:
@@ -81,41 +84,41 @@ class _User:
                     return
             time.sleep(5e-4)
 
-    def voxel(self) -> list[int]:
+    def random_voxel(self) -> list[int]:
         return [int(self.rng.integers(n)) for n in self.shape]
 
     def click(self, segment: str) -> None:
-        self.ask("add_point", segment, self.voxel(), positive=self.rng.random() < _POSITIVE_SHARE)
+        self.call("add_point", segment, self.random_voxel(), positive=self.rng.random() < _POSITIVE_SHARE)
 
     def paint(self, segment: str) -> None:
         """Paint or erase with a round brush, only where the tissue is as bright as in its center."""
-        center, radius = self.voxel(), int(self.rng.integers(*_BRUSH_VOXELS))
-        around = Box.from_pairs([(c - radius, c + radius + 1) for c in center]).clip(self.shape)
-        assert around is not None
-        distances = [np.arange(a, b) - c for (a, b), c in zip(around.pairs, center, strict=True)]
+        center, radius = self.random_voxel(), int(self.rng.integers(*_BRUSH_VOXELS))
+        box = Box.from_pairs([(c - radius, c + radius + 1) for c in center]).clip(self.shape)
+        assert box is not None
+        distances = [np.arange(a, b) - c for (a, b), c in zip(box.pairs, center, strict=True)]
         brush = sum(d**2 for d in np.ix_(*distances)) <= radius**2
-        tissue = np.abs(self.volume[around.slices] - self.volume[tuple(center)]) < _BRUSH_TOLERANCE_HU
-        self.ask("flip_mask", segment, brush & tissue, box=around.pairs)
+        tissue = np.abs(self.volume[box.slices] - self.volume[tuple(center)]) < _BRUSH_TOLERANCE_HU
+        self.call("flip_mask", segment, brush & tissue, box=box.pairs)
 
     def touch(self) -> None:
         """Write every page of the image and its interaction channels."""
         everywhere = np.ones(self.shape, bool)
         for positive in (True, False):
-            how = {"positive": positive, "run": False}
-            self.ask("add_scribble", "touched", everywhere, **how)
-            self.ask("add_lasso", "touched", everywhere, **how)
-            self.ask("add_bbox", "touched", Box.whole(self.shape).pairs, **how)
+            options = {"positive": positive, "run": False}
+            self.call("add_scribble", "touched", everywhere, **options)
+            self.call("add_lasso", "touched", everywhere, **options)
+            self.call("add_bbox", "touched", Box.whole(self.shape).pairs, **options)
             for i, j in np.ndindex(*(n // _POINT_STRIDE for n in self.shape[:2])):
-                self.ask("add_point", "touched", (_POINT_STRIDE * i, _POINT_STRIDE * j, self.shape[2] // 2), **how)
-        self.ask("remove_segment", "touched")
-        self.ask("set_mask", "filled", everywhere)
+                self.call("add_point", "touched", (_POINT_STRIDE * i, _POINT_STRIDE * j, self.shape[2] // 2), **options)
+        self.call("remove", "touched")
+        self.call("set_mask", "filled", everywhere)
         for _ in range(_WARM_UP_CLICKS):
             self.click("filled")
-        self.ask("set_mask", "filled", everywhere)
+        self.call("set_mask", "filled", everywhere)
 
     def kept_bytes(self) -> int:
-        """Bytes of the histories that the client's core keeps, and of the pages of masks that were written."""
-        return sum(segment.memory + _written_bytes(segment) for segment in self.core.segments.values())
+        """Bytes of the histories that the client keeps, and of the pages of masks that were written."""
+        return sum(segment.memory + _written_bytes(segment) for segment in self.histories.values())
 
     def close(self) -> None:
         self._session.close()
@@ -154,7 +157,7 @@ def _segment(user: _User) -> None:
 @dataclass(frozen=True)
 class _Case:
     edge: int
-    work: Callable[[_User], None]
+    run: Callable[[_User], None]
 
 
 _CASES = {
@@ -175,17 +178,17 @@ def main() -> None:
     _use(int(port), volume, lambda user: _run(user, _CASES[case]))
 
 
-def _use(port: int, volume: Volume, work: Callable[[_User], None]) -> None:
+def _use(port: int, volume: Volume, run: Callable[[_User], None]) -> None:
     user = _User(port, volume)
     try:
-        work(user)
+        run(user)
     finally:
         user.close()
 
 
 def _run(user: _User, case: _Case) -> None:
-    for work in (_User.touch, case.work):
-        work(user)
+    for step in (_User.touch, case.run):
+        step(user)
         _report(accounted=user.kept_bytes())
 
 
@@ -198,16 +201,16 @@ def _report(**accounted: int) -> None:
 # ---- the benchmark's process ------------------------------------------------------------------------------
 
 
-def measure(model: Path, name: str) -> Record:
-    """Do a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
+def measure(model: Path, name: str) -> Measurement:
+    """Measure a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
     case = _CASES[name]
     volume = model.with_name("session volume.npy")
     np.save(volume, _noisy_phantom((case.edge,) * 3))
-    with OWN.serve(Served(model, "cpu")) as server:
+    with OWN.serve(ServedModel(model, "cpu")) as server:
         client = ClientProcess("session_memory", str(server.port), name, str(volume))
         with client.process:
             stages = [_stage(client, server) for _ in _STAGES]
-    return Record("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
+    return Measurement("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
 
 
 def _noisy_phantom(shape: Index) -> Volume:
@@ -228,7 +231,7 @@ class _Stage:
 
 
 def _stage(client: ClientProcess, server: Server) -> _Stage:
-    figures = json.loads(client.hear())
+    figures = json.loads(client.read_line())
     (worker,) = psutil.Process(server.pid).children()
     if "accounted" not in figures:
         while any(_gauge(server, "session_memory_bytes", "purpose").values()):
@@ -237,7 +240,7 @@ def _stage(client: ClientProcess, server: Server) -> _Stage:
     _return_freed_memory(server, worker)
     after = _resident_bytes(worker.pid)
     charged = _gauge(server, "session_memory_bytes", "purpose")
-    client.say()
+    client.write_line()
     return _Stage(charged, after, before - after, figures)
 
 
@@ -277,7 +280,7 @@ def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
 
 
 def _gauge(server: Server, name: str, label: str) -> dict[str, int]:
-    """The values of a gauge of the server, by a label."""
+    """Return the values of a gauge of the server by label."""
     return {
         sample.labels[label]: int(sample.value)
         for family in text_string_to_metric_families(_metrics(server))
@@ -287,8 +290,8 @@ def _gauge(server: Server, name: str, label: str) -> dict[str, int]:
 
 
 def _metrics(server: Server) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
-        return str(answer.read().decode())
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as response:
+        return str(response.read().decode())
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""What commands say and how they end."""
+"""Console output and exit statuses of the commands."""
 
 from typing import NoReturn
 
@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
-#: Results go to standard output, everything else here.
+#: Console for everything but results, which go to standard output.
 stderr = Console(stderr=True, highlight=False)
-#: The exit status of a command that Ctrl-C ended.
+#: Exit status after Ctrl-C.
 INTERRUPTED = 130
 
 
 def fail(error: object) -> NoReturn:
-    """End the command with an error in words, and exit status 1."""
+    """Print an error, and end the command with exit status 1."""
     stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""``nninteractive-ws doctor``: can this server be used from here, how well, and if not, what is wrong."""
+"""``nninteractive-ws doctor``."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from nninteractive_ws.client.address import DEFAULT_PORT, parse_address
 from nninteractive_ws.errors import BadAddress
 from nninteractive_ws.redaction import redact
 
-if TYPE_CHECKING:  # it brings what --help does not need
-    from nninteractive_ws.client.finding import Finding
+if TYPE_CHECKING:  # its imports would slow down --help
+    from nninteractive_ws.doctor.results import StepResult
 
 _LABELS = {
     "ssh": "ssh",
@@ -31,17 +31,16 @@ _STYLES = {"ok": "", "warning": "yellow", "failed": "bold red"}
 
 def doctor(
     url: Annotated[
-        str, typer.Argument(help="The address of a server: host, host:port, ws://, wss://, https:// or ssh://.")
+        str, typer.Argument(help="Address of the server: host, host:port, ws://, wss://, https:// or ssh://.")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     ca: Ca = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document instead of a table.")] = False,
 ) -> None:
-    """Say in words whether a server can be used from here, and how fast.
+    """Check each step of a connection to a server, and measure throughput.
 
-    It looks up the name, connects, agrees on encryption, sees who answers (ours, another system's server, a proxy),
-    tries the token, opens a session, sends 8 MB of made-up image and segments a ball in it. The first step that
-    fails ends the list, with what to do; the exit status is then 1. Nobody's session is given up for it, and its own
-    is gone afterwards.
+    The steps are DNS lookup, TCP connection, TLS, identification of the server (this one, that of another system, or a
+    proxy), token, session, an upload of 8 MB of synthetic image, and a prompt in it. The first failed step ends the
+    list with a remedy, and the exit status is 1. The check never evicts another session, and closes its own.
 
     Examples:
 
@@ -50,39 +49,39 @@ def doctor(
         nninteractive-ws doctor wss://gpu-box:1528 --ca cert.pem
         nninteractive-ws doctor ssh://user@gpu-box --json
 
-    Without an address it looks at a server on this machine. A token for the server is taken from the environment
+    Without an address, a server on this machine is checked. The token for the server is read from the environment
     variable NNINTERACTIVE_WS_TOKEN.
     """
-    findings = asyncio.run(_examine(url, ca))
-    failed = next((f for f in findings if f.status == "failed"), None)
+    results = asyncio.run(_examine(url, ca))
+    failed = next((f for f in results if f.status == "failed"), None)
     if as_json:
-        print(json.dumps(_document(url, findings, failed), indent=2))
+        print(json.dumps(_document(url, results, failed), indent=2))
     else:
-        Console().print(_table(findings))
+        Console().print(_table(results))
     if failed is not None:
         raise typer.Exit(1)
 
 
-async def _examine(url: str, ca: Path | None) -> "list[Finding]":
-    from nninteractive_ws.client.checkup import Checkup
+async def _examine(url: str, ca: Path | None) -> "list[StepResult]":
+    from nninteractive_ws.doctor.checks import Doctor
 
-    with stderr.status("looking") as status:
+    with stderr.status("checking") as status:
 
-        def say(words: str) -> None:
-            status.update(Text(words))
+        def on_status(message: str) -> None:
+            status.update(Text(message))
 
-        checkup = Checkup(url, token=os.environ.get(TOKEN_VARIABLE), ca=ca, say=say)
-        return [finding async for finding in checkup.run()]
+        doctor = Doctor(url, token=os.environ.get(TOKEN_VARIABLE), ca=ca, on_status=on_status)
+        return [result async for result in doctor.run()]
 
 
-def _table(findings: "list[Finding]") -> Table:
+def _table(results: "list[StepResult]") -> Table:
     table = Table("step", "found", "seconds")
-    for f in findings:
+    for f in results:
         table.add_row(_LABELS.get(f.step, f.step), Text(f.found, _STYLES[f.status]), f"{f.seconds:.3f}")
     return table
 
 
-def _document(url: str, findings: "list[Finding]", failed: "Finding | None") -> dict[str, Any]:
+def _document(url: str, results: "list[StepResult]", failed: "StepResult | None") -> dict[str, Any]:
     return {
         "address": _address(url),
         "ok": failed is None,
@@ -97,13 +96,13 @@ def _document(url: str, findings: "list[Finding]", failed: "Finding | None") -> 
                 "seconds": round(f.seconds, 6),
                 "data": f.data,
             }
-            for f in findings
+            for f in results
         ],
     }
 
 
 def _address(url: str) -> str | None:
-    """An address as it was given. An invalid one may hold a password anywhere, and is left out."""
+    """Return a redacted address, or None for an invalid one, which may contain a password anywhere."""
     try:
         parse_address(url)
     except BadAddress:

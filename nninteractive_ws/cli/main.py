@@ -1,53 +1,52 @@
-"""``nninteractive-ws``: the commands. Only the one that is asked for is imported, so that --help is quick."""
+"""``nninteractive-ws``: the commands. Only the requested one is imported, so that --help is fast."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import typer
 
-#: What each is for: the beginning of its own help. They stand in the order in which a newcomer needs them, and each
-#: is a module of this package.
+#: First line of the help of each command, in the order for new users. Each command is a module of this package.
 COMMANDS = {
-    "demo": "The whole chain on an embedded phantom and model: server, client, previews, a table, a picture.",
-    "serve": "Serve nnInteractive to clients, until Ctrl-C.",
+    "demo": "Run server, client and previews on an embedded phantom and model, and draw a figure.",
+    "serve": "Serve nnInteractive to clients until Ctrl-C.",
     "segment": "Segment one object of an image from points and boxes.",
-    "batch": "Segment many images by a table of prompts.",
-    "evaluate": "Measure how good a model is: a simulated user prompts it where the truth is known.",
-    "bench": "Measure this server against nnInteractive's own, on the same work.",
-    "doctor": "Say in words whether a server can be used from here, and how fast.",
-    "models": "List the models there are, and download official ones.",
-    "token": "Make a token for a user of a server, and print it; or take one back.",
+    "batch": "Segment many images with the prompts of a table.",
+    "evaluate": "Evaluate a model with a simulated user on images with known ground truth.",
+    "bench": "Benchmark this server against nnInteractive's own on the same workload.",
+    "doctor": "Check each step of a connection to a server, and measure throughput.",
+    "models": "List models, and download official ones.",
+    "token": "Create or revoke the access token of a user.",
 }
 
-_HELP = """Segment anything in a 3D medical image by pointing at it, with the GPU elsewhere.
+_HELP = """Segment anything in a 3D medical image from a few prompts, with the GPU on another machine.
 
-Begin with:
+First steps:
 
-    # everything on this machine, nothing to download
+    # server and client on this machine, without a download
     nninteractive-ws demo
-    # an image of your own
+    # segment your own image
     nninteractive-ws segment ct.nii.gz --point 60,70,60 -o liver.nii.gz
-    # on the machine with the GPU
+    # start a server on the machine with the GPU
     nninteractive-ws serve
-    # is that machine in reach, and how fast?
+    # check the connection to it
     nninteractive-ws doctor ssh://user@gpu-box
 
-Each command tells its options with --help.
+Each command lists its options with --help.
 """
 
 
-def make_app(asked: str | None) -> typer.Typer:
-    """The application. ``asked``: the command that is going to be run, or to tell of itself; the others are listed."""
+def make_app(requested: str | None) -> typer.Typer:
+    """Create the application. ``requested``: the command to run or to show the help of; the others are only listed."""
     app = typer.Typer(
         name="nninteractive-ws",
         help=_HELP,
         no_args_is_help=True,
         pretty_exceptions_show_locals=False,
-        rich_markup_mode="markdown",  # so that paragraphs are as wide as the terminal
+        rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal
     )
-    for name, words in COMMANDS.items():
-        if name != asked:
-            app.command(name, help=words)(_listed)
+    for name, help_text in COMMANDS.items():
+        if name != requested:
+            app.command(name, help=help_text)(_listed)
             continue
         module = import_module(f"nninteractive_ws.cli.{name}")
         if isinstance(group := getattr(module, "app", None), typer.Typer):
@@ -57,13 +56,12 @@ def make_app(asked: str | None) -> typer.Typer:
     return app
 
 
-def asked_command(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """The command that is named by the arguments, those behind the program's name; or, while a shell completes a line,
-    by that line."""
+def requested_command(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Return the command named by the arguments after the program's name, or by the line that a shell completes."""
     line = environment.get("_TYPER_COMPLETE_ARGS") or environment.get("COMP_WORDS")
-    words = line.split()[1:] if line else arguments
-    return next((word for word in words if not word.startswith("-")), None)
+    tokens = line.split()[1:] if line else arguments
+    return next((word for word in tokens if not word.startswith("-")), None)
 
 
 def _listed() -> None:
-    """Stands for a command that is not asked for."""
+    """Placeholder for a command that is not requested."""

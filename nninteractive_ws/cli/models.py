@@ -17,12 +17,14 @@ app = typer.Typer()
 @app.callback(invoke_without_command=True)
 def models(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    offline: Annotated[bool, typer.Option(help="Do not ask Hugging Face for the list of official models.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    offline: Annotated[
+        bool, typer.Option(help="No download of the list of official models from Hugging Face.")
+    ] = False,
 ) -> None:
-    """List the models there are, and download official ones.
+    """List models, and download official ones.
 
-    The list tells names, licences, folders, what has been downloaded, and which is the default of `serve`.
+    The list has names, licenses and folders of the models, whether they are downloaded, and the default of `serve`.
 
     Examples:
 
@@ -31,12 +33,12 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
-    catalogue = _catalogue()
+    model_registry = _list_models()
     try:
-        entries = catalogue.list_models(refresh=not offline)
-    except catalogue.ModelNotFound as error:
-        stderr.print(f"[yellow]{escape(str(error))}[/]\nThese are known here:", soft_wrap=True)
-        entries = catalogue.list_models()
+        entries = model_registry.list_models(refresh=not offline)
+    except model_registry.ModelNotFound as error:
+        stderr.print(f"[yellow]{escape(str(error))}[/]\nThe list has only locally known models.", soft_wrap=True)
+        entries = model_registry.list_models()
     if as_json:
         content = [
             {
@@ -50,7 +52,7 @@ def models(
         ]
         print(json.dumps(content, indent=2))
         return
-    table = Table("name", "what", "licence", "folder")
+    table = Table("name", "title", "license", "folder")
     for e in entries:
         name = f"{e.name} (default)" if e.default else e.name
         table.add_row(name, e.title, e.license, str(e.folder or "not downloaded"))
@@ -58,21 +60,21 @@ def models(
 
 
 @app.command()
-def download(name: Annotated[str, typer.Argument(help="The name of an official model.")]) -> None:
-    """Download an official model; its licence is printed. NAME is one that `models` lists."""
-    catalogue = _catalogue()
+def download(name: Annotated[str, typer.Argument(help="Name of an official model.")]) -> None:
+    """Download an official model, and print its license. The command `models` lists the names."""
+    model_registry = _list_models()
     try:
-        found, folder = catalogue.find_model(name)
-    except catalogue.ModelNotFound as e:
+        found, folder = model_registry.find_model(name)
+    except model_registry.ModelNotFound as e:
         fail(e)
-    words = f"{found} is in {folder}; its licence: {catalogue.read_license(folder)}"
-    stderr.print(escape(words), soft_wrap=True)
+    message = f"{found} is in {folder}. License: {model_registry.read_license(folder)}"
+    stderr.print(escape(message), soft_wrap=True)
 
 
-def _catalogue() -> ModuleType:
-    """Imported when it is needed: it takes seconds."""
+def _list_models() -> ModuleType:
+    """Import the model registry on demand, because that takes seconds."""
     try:
-        from nninteractive_ws.engine import catalogue
+        from nninteractive_ws.engine import model_registry
     except ModuleNotFoundError as e:
-        fail(f"models needs the package {e.name}: pip install 'nninteractive-ws[server]'")
-    return catalogue
+        fail(f"models needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
+    return model_registry

@@ -1,4 +1,4 @@
-"""A session's events as a progress display."""
+"""Progress display for the events of a session."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from nninteractive_ws.client.events import EventName
 
 
 class SessionProgress:
-    """Two lines: the image on its way, and what the server does; and one above for a whole of which that is a part."""
+    """Two progress lines, for the upload and the current request, below an optional overall one."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._whole = progress.add_task("", total=None, visible=False)
+        self._overall = progress.add_task("", total=None, visible=False)
         self._image = progress.add_task("image", total=None, visible=False)
-        self._work = progress.add_task("connecting", total=None)
+        self._request = progress.add_task("connecting", total=None)
 
     @property
     def callbacks(self) -> dict[EventName, Callback]:
@@ -30,39 +30,42 @@ class SessionProgress:
             "progress": self._on_progress,
         }
 
-    def say(self, words: str) -> None:
-        """What is being done, in words."""
-        self._progress.update(self._work, description=escape(words), total=None, completed=0)
+    def set_status(self, description: str) -> None:
+        """Show the current activity."""
+        self._progress.update(self._request, description=escape(description), total=None, completed=0)
 
-    def whole(self, words: str, n: int, m: int) -> None:
-        """What is being done, in words, and that ``n`` of ``m`` things are done."""
-        self._progress.update(self._whole, visible=True, description=escape(words), total=m, completed=n)
+    def set_overall(self, description: str, done: int, total: int) -> None:
+        """Show the overall activity and progress."""
+        self._progress.update(self._overall, visible=True, description=escape(description), total=total, completed=done)
 
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost":
-            self.say(f"{event.reason} Trying again.")
+            self.set_status(f"{event.reason} Reconnecting.")
 
     def _notice(self, event: events.Notice) -> None:
-        self.say(event.message)
+        self.set_status(event.message)
 
     def _on_image(self, event: events.ImageProgress) -> None:
         self._progress.update(self._image, visible=True, total=event.total, completed=event.present)
 
     def _on_progress(self, event: events.Progress) -> None:
-        words = in_words(event)
+        description = describe(event)
         counted = event.state in ("waiting_for_image", "refining")
         self._progress.update(
-            self._work, description=words, total=event.m if counted else None, completed=event.n if counted else 0
+            self._request,
+            description=description,
+            total=event.total if counted else None,
+            completed=event.done if counted else 0,
         )
 
 
-def in_words(event: events.Progress) -> str:
-    """What a request is doing, for people."""
+def describe(event: events.Progress) -> str:
+    """Describe the state of a request."""
     return {
-        "queued": f"queued, {event.n} ahead",
-        "waiting_for_image": f"waiting for the image, part {event.n} of {event.m}",
+        "queued": f"queued, {event.done} ahead",
+        "waiting_for_image": f"waiting for the image, {event.done} of {event.total} parts",
         "predicting": "predicting",
-        "refining": f"refining, {event.n} of {event.m}",
+        "refining": f"refining, {event.done} of {event.total}",
     }[event.state]
 
 

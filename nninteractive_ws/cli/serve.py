@@ -1,6 +1,8 @@
 """``nninteractive-ws serve``."""
 
+from collections.abc import Sequence
 import contextlib
+from enum import StrEnum
 from pathlib import Path
 import re
 from typing import Annotated
@@ -11,74 +13,86 @@ from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.client.address import DEFAULT_PORT
 
 
+class LogLevel(StrEnum):
+    """Levels of the log."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
 def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="An official model by name (downloaded on first use), a model folder, or 'demo' for the small "
-            "embedded one. Default: nnInteractive's default model where it has been downloaded, else 'demo'."
+            help="Name of an official model (downloaded on first use), model folder, or 'demo' for the small embedded "
+            "model. Default: nnInteractive's default model if it has been downloaded, else 'demo'."
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; the default is this machine only.")
+        str, typer.Option(help="Address to listen on. The default accepts connections from this machine only.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="The port to listen at; 0 takes a free one.", min=0, max=65535)
+        int, typer.Option(help="Port to listen on; 0 selects a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
     device: Annotated[
-        str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1.")
+        str, typer.Option(help="Device for inference: auto, cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1.")
     ] = "auto",
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Let in only who has a token of this file; see the command token.", exists=True, dir_okay=False
+            help="Accept only clients with a token from this file, see `token --help`.", exists=True, dir_okay=False
         ),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Speak TLS with this certificate (PEM, with those above it).")
+        Path | None, typer.Option(help="TLS certificate (PEM), followed by its intermediate certificates.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of --tls-cert (PEM).")] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen elsewhere than on loopback although there are no tokens.")
+        bool, typer.Option("--insecure", help="Allow a --host other than loopback without tokens.")
     ] = False,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="The origin of a web page that may use the server; may be repeated.")
+        list[str] | None, typer.Option(help="Origin of web pages that may use the server; may be repeated.")
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A further DNS name of a server without tokens; may be repeated.",
+            help="Additional DNS name of a server without tokens; may be repeated.",
         ),
     ] = None,
     max_sessions: Annotated[
-        int, typer.Option(help="How many sessions there may be, those that wait for their client included.", min=1)
+        int, typer.Option(help="Maximum number of sessions, including disconnected ones.", min=1)
     ] = 16,
     max_sessions_per_user: Annotated[
-        int | None, typer.Option(help="How many of them one user may have; default: all.", min=1)
+        int | None, typer.Option(help="Maximum number of sessions per user. Default: --max-sessions.", min=1)
     ] = None,
     linger: Annotated[
-        float, typer.Option(help="Seconds a session is kept after its connection was lost.", min=0)
+        float, typer.Option(help="Seconds for which a session is kept after its connection is lost.", min=0)
     ] = 600.0,
     memory: Annotated[
         float | None,
         typer.Option(
-            help="Gigabytes of this machine's memory for the sessions of each worker; default: 80 % of what is free, "
-            "divided by the number of workers.",
+            help="Gigabytes of host memory for the sessions of each worker. Default: 80 % of the free memory, divided "
+            "by the number of workers.",
             min=0.001,
         ),
     ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the network for the GPU (torch.compile): a slower start, then faster prompts."
+            "--compile", help="Compile the network for the GPU (torch.compile): slower start, faster prompts."
         ),
     ] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning, error or critical.")] = "info",
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="Lowest level that is logged.", case_sensitive=False)] = (
+        LogLevel.INFO
+    ),
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> None:
-    """Serve nnInteractive to clients, until Ctrl-C.
+    """Serve nnInteractive to clients until Ctrl-C.
 
     Examples:
 
@@ -87,34 +101,28 @@ def serve(
         nninteractive-ws serve --host 0.0.0.0 --token-file tokens \\
             --tls-cert cert.pem --tls-key key.pem
 
-    The first is for this machine and for whoever comes through ssh. It listens at once, tells clients that the model
-    is loading until it is there, and computes on the GPU where there is one.
+    The first example serves this machine, and clients that connect through SSH. The server listens at once. It notifies
+    clients while the model is loading. Inference runs on a GPU if there is one.
     """
+    _check_options(tls_cert, tls_key, allow_host or (), max_sessions, max_sessions_per_user)
     try:
-        from nninteractive_ws.engine.catalogue import ModelNotFound, find_model, read_license
-        from nninteractive_ws.server.access import AccessError, check_listening, tls_context
-        from nninteractive_ws.server.gateway import Settings
-        from nninteractive_ws.server.logs import configure_logging, write_to_stderr
+        from nninteractive_ws.engine.model_registry import ModelNotFound, find_model, read_license
+        from nninteractive_ws.logs import configure_logging, write_to_stderr
+        from nninteractive_ws.server.access import AccessError, check_bind_address
         from nninteractive_ws.server.run import run_gateway
-        from nninteractive_ws.server.workers import WorkerFailed
+        from nninteractive_ws.server.settings import Settings
+        from nninteractive_ws.server.tls import tls_context
+        from nninteractive_ws.server.workers import WorkerStartupError
     except ModuleNotFoundError as e:
-        fail(f"serving needs the package {e.name}: pip install 'nninteractive-ws[server]'")
+        fail(f"serve needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
 
-    if (tls_cert is None) != (tls_key is None):
-        fail("--tls-cert and --tls-key belong together: give both.")
-    for name in allow_host or ():
-        if not re.fullmatch(r"[\w.-]+", name):
-            fail(f'--allow-host takes a name such as gpu-box.example.org, without scheme and port, not "{name}".')
+    configure_logging("gateway", log_level, log_json)
     try:
-        configure_logging("gateway", log_level, log_json)
-    except ValueError as e:
-        fail(e)
-    try:
-        warning = check_listening(host, token_file is not None, tls_cert is not None, insecure)
+        warning = check_bind_address(host, token_file is not None, tls_cert is not None, insecure)
         if warning:
             stderr.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         name, folder = find_model(model)
-        stderr.print(f"model [bold]{name}[/] ({folder}), licence: {read_license(folder)}", soft_wrap=True)
+        stderr.print(f"model [bold]{name}[/] ({folder}), license: {read_license(folder)}", soft_wrap=True)
         worker = ["--model-name", name, "--model-folder", str(folder), "--log-level", log_level]
         worker += ["--log-json"] if log_json else []
         worker += ["--compile"] if compiled else []
@@ -134,7 +142,7 @@ def serve(
             allowed_hosts=tuple(allow_host or ()),
         )
         run_gateway(settings, end_with_stdin)
-    except (ModelNotFound, WorkerFailed, AccessError) as e:
+    except (ModelNotFound, WorkerStartupError, AccessError) as e:
         # If nobody reads standard error, printing to it would block forever.
         with stderr.capture() as captured, contextlib.suppress(typer.Exit):
             fail(e)
@@ -142,5 +150,29 @@ def serve(
         raise typer.Exit(1) from e
     except OSError as e:
         fail(
-            f"cannot listen at {host}:{port}: {e.strerror or e}. Is another server running? --port 0 takes a free port."
+            f"Cannot listen on {host}:{port}: {e.strerror or e}. Stop the other server, or choose another port. "
+            "--port 0 selects a free one."
+        )
+
+
+def _check_options(
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    allowed_hosts: Sequence[str],
+    max_sessions: int,
+    max_sessions_per_user: int | None,
+) -> None:
+    """Raise a usage error for invalid combinations of options."""
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("Expected both or neither of them.", param_hint="'--tls-cert' and '--tls-key'")
+    for name in allowed_hosts:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise typer.BadParameter(
+                f'Expected a DNS name such as gpu-box.example.org, without scheme and port, found "{name}".',
+                param_hint="'--allow-host'",
+            )
+    if max_sessions_per_user is not None and max_sessions_per_user > max_sessions:
+        raise typer.BadParameter(
+            f"Expected at most --max-sessions, which is {max_sessions}, found {max_sessions_per_user}.",
+            param_hint="'--max-sessions-per-user'",
         )

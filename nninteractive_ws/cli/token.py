@@ -11,12 +11,12 @@ from nninteractive_ws.cli.segment import TOKEN_VARIABLE
 
 
 def token(
-    file: Annotated[Path, typer.Option(help="The token file; it is made where there is none.")],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Whose token it is.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the user out of the file.")] = False,
-    list_users: Annotated[bool, typer.Option("--list", help="Print the names in the file.")] = False,
+    file: Annotated[Path, typer.Option(help="Token file; created if it does not exist.")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of the user.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the user and the token from the file.")] = False,
+    list_users: Annotated[bool, typer.Option("--list", help="Print the names of all users in the file.")] = False,
 ) -> None:
-    """Make a token for a user of a server, and print it; or take one back.
+    """Create or revoke the access token of a user.
 
     Examples:
 
@@ -24,32 +24,33 @@ def token(
         nninteractive-ws token alice --remove --file tokens
         nninteractive-ws token --list --file tokens
 
-    A server that runs looks at the file by itself. The file holds no tokens, only what is needed to know one.
+    A new token is printed once. The file stores only its digest. A running server reloads a changed file by itself.
     """
     from nninteractive_ws.server.access import AccessError, add_user, insecure_permissions, remove_user, users
 
     if list_users == (name is not None) or (list_users and remove):
-        raise typer.BadParameter("give a NAME, or a NAME and --remove, or --list alone")
+        raise typer.BadParameter("Expected a NAME, a NAME with --remove, or --list alone.")
     try:
         if name is None:
             for user in users(file):
                 print(user)
         elif remove:
             remove_user(file, name)
-            _say(f"{name} can no longer connect to servers that use {file}; connections that are open stay.")
+            _print_status(f"{name} can no longer connect to servers that use {file}. Open connections are not closed.")
         else:
             print(add_user(file, name))
-            _say(
-                f"That is the token of {name}, shown this once: {file} has only its digest. Clients take it from the "
-                f"environment variable {TOKEN_VARIABLE}, in Python from connect(..., token=...)."
+            _print_status(
+                f"This is the token of {name}. It is shown only once, because {file} stores only its digest. Clients "
+                f"read it from the environment variable {TOKEN_VARIABLE}, or take it as connect(..., token=...) in "
+                "Python."
             )
         if (warning := insecure_permissions(file)) is not None:
             stderr.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     except FileNotFoundError:
-        fail(f"there is no folder {file.parent}; create it, or give the token file another place.")
+        fail(f"The folder {file.parent} does not exist. Create it, or choose another token file.")
     except (AccessError, OSError) as e:
         fail(e)
 
 
-def _say(words: str) -> None:
-    stderr.print(escape(words), soft_wrap=True)
+def _print_status(message: str) -> None:
+    stderr.print(escape(message), soft_wrap=True)

@@ -15,15 +15,16 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from nninteractive_ws.client import events
-from nninteractive_ws.client.address import parse_address, trust
+from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.core import Core
-from nninteractive_ws.client.dial import FAREWELL_WITHIN_S, Connection, Dialler, dial, dial_through
+from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialler, MonitoredConnection, dial, dial_through
 from nninteractive_ws.client.events import Event, EventName, Result
-from nninteractive_ws.client.given import Boxlike
+from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.inputs import Boxlike
 from nninteractive_ws.client.journal import Journal
-from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, why_closed
+from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, close_error
+from nninteractive_ws.client.tls import ssl_context
 from nninteractive_ws.client.tunnel import Tunnel
-from nninteractive_ws.client.upload import ImageSource
 from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
@@ -34,7 +35,20 @@ Callback = Callable[[Any], object]
 
 
 class AsyncSession:
-    """A session on a server. Made by :func:`aconnect`; close it, or use it with ``async with``."""
+    """The asyncio form of :class:`~nninteractive_ws.Session`, made by :func:`aconnect`.
+
+    Close it with :meth:`close`, or use it with ``async with``. Requests may be awaited at the same time. The server
+    does them in the order of the calls. Cancelling an awaiting task cancels its request.
+
+    Examples
+    --------
+    >>> async def segment_liver():
+    ...     async with await nni.aconnect("ws://127.0.0.1:1528") as session:
+    ...         await session.set_image(volume)
+    ...         return await session.segment("liver").add_point((30, 40, 36))
+    >>> asyncio.run(segment_liver()).segment
+    'liver'
+    """
 
     def __init__(
         self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
@@ -47,65 +61,70 @@ class AsyncSession:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._welcome: Welcome | None = None
         self._to_write = asyncio.Event()
-        self._websocket: Connection | None = None
+        self._websocket: MonitoredConnection | None = None
         self._failure: Error | None = None
         self._closing: asyncio.Task[None] | None = None
         #: Bytes of the messages so far, each way.
         self.bytes_sent = self.bytes_received = 0
-        self._life = asyncio.ensure_future(self._live())
+        self._runner = asyncio.ensure_future(self._run())
 
-    # ---- what a user meets --------------------------------------------------------------------------------
+    # ---- public -------------------------------------------------------------------------------------------
 
     @property
     def server(self) -> Welcome:
-        """What the server is: model, licence, device, limits. After a reconnection, what it is now."""
+        """The server's ``welcome``: model, license, device and limits. After a reconnection, those of now."""
         assert self._welcome is not None
         return self._welcome
 
     def on(self, name: EventName, callback: Callback) -> None:
-        """Call ``callback(event)`` for every event of a kind, on the event loop; see ``client.events``."""
+        """Register a callback for every event of one kind, called on the event loop.
+
+        Parameters
+        ----------
+        name : str
+            Kind of event; see :mod:`nninteractive_ws.events`.
+        callback : callable
+            Called with the event. It must return soon.
+
+        Raises
+        ------
+        ValueError
+            If no event has this name.
+        """
         if name not in events.EVENT_NAMES:
-            raise ValueError(f'no event is called "{name}"; there are {", ".join(events.EVENT_NAMES)}')
+            raise ValueError(f'No event is called "{name}". The names are {", ".join(events.EVENT_NAMES)}.')
         self._callbacks[name].append(callback)
 
     async def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
-        """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
-
-        The voxels travel in the background, so the array must not change. All segments are forgotten, and
-        requests that are not done are cancelled. ``journal``: brings back the segments that :meth:`save` kept.
-        Raises BadImage, also where the journal is of another image, TooLarge or OutOfMemory; then there is no image.
-        """
+        """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
         source = await asyncio.to_thread(ImageSource.of, image)
         await self._ask(lambda: self._core.set_image(source, journal))
 
     async def save(self, path: str | Path) -> None:
-        """Write prompts and masks to a file, but not the image, to go on another day: see :func:`load`.
-
-        Requests that are not done are not in it. Works without a connection too. Raises NoImage or OSError.
-        """
+        """Write the journal, to continue another day: prompts and masks, but not the image. See ``Session.save``."""
         journal = self._core.journal()
         await asyncio.to_thread(journal.save, path)
 
     def segment(self, name: str) -> "AsyncSegment":
-        """The segment of a name; it is made with its first prompt."""
+        """Return the segment of a name. Its first prompt creates it. See ``Session.segment``."""
         return AsyncSegment(self, name)
 
     @property
     def segments(self) -> list[str]:
-        """The names of the segments there are."""
+        """The names of the segments."""
         return self._core.segment_names
 
     def cancel(self) -> None:
-        """Stop what runs and what waits; each of the requests ends with Cancelled."""
+        """Cancel all pending requests. Each of them raises Cancelled."""
         self._core.cancel()
         self._to_write.set()
 
     async def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> None:
-        """Change how the session predicts; None leaves as it is."""
+        """Change how the session predicts. See ``Session.set_options``."""
         await self._ask(lambda: self._core.set_options(autozoom=autozoom, previews=previews))
 
     async def close(self) -> None:
-        """End the session on the server, and the connection, or the attempts to get one."""
+        """End the session on the server and the connection, or the attempts to connect."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -118,24 +137,26 @@ class AsyncSession:
     ) -> None:
         await self.close()
 
-    # ---- inside -------------------------------------------------------------------------------------------
+    # ---- private ------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
-        self._life.cancel()
-        await asyncio.gather(self._life, return_exceptions=True)
+        self._runner.cancel()
+        await asyncio.gather(self._runner, return_exceptions=True)
         if self._websocket is not None:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
-                await asyncio.wait_for(self._say_bye(self._websocket), FAREWELL_WITHIN_S)
+                await asyncio.wait_for(self._send_bye(self._websocket), FAREWELL_TIMEOUT_S)
             await self._websocket.close()
         if self._tunnel is not None:
             await asyncio.to_thread(self._tunnel.close)
         self._fail(ConnectionFailed("The session was closed."))
 
-    async def _say_bye(self, websocket: Connection) -> None:
-        """The server closes the connection once it has let go of everything; until then it is listened to, as it may
-        not listen to who does not."""
+    async def _send_bye(self, websocket: MonitoredConnection) -> None:
+        """Send ``bye``, and drain the connection until the server has closed it.
+
+        The server closes it once everything is released. It does not read from a client that does not read.
+        """
         self._core.bye()
-        listening = asyncio.ensure_future(self._hear_out(websocket))
+        listening = asyncio.ensure_future(self._drain(websocket))
         try:
             while (frame := self._core.next_control()) is not None:
                 await websocket.send(frame)
@@ -144,17 +165,23 @@ class AsyncSession:
             listening.cancel()
 
     @staticmethod
-    async def _hear_out(websocket: Connection) -> None:
+    async def _drain(websocket: MonitoredConnection) -> None:
         async for _ in websocket:
             pass
 
     async def wait_open(self) -> Welcome:
-        """Wait until the server has said welcome, which it does once its model is loaded."""
+        """Wait until the server is ready.
+
+        Returns
+        -------
+        Welcome
+            Model, license, device and limits of the server.
+        """
         await asyncio.shield(self._opened)
         return self.server
 
     async def _ask(self, command: Callable[[], int]) -> Result:
-        """Give a command to the core and wait for its answer. Cancelling the waiting cancels the request."""
+        """Pass a command to the core, and wait for the answer. Cancelling the wait cancels the request."""
         if self._failure is not None:
             raise self._failure
         number = command()
@@ -167,22 +194,22 @@ class AsyncSession:
             self._to_write.set()
             raise
 
-    async def _live(self) -> None:
-        """One connection after another, until trying again is no use."""
+    async def _run(self) -> None:
+        """Keep a connection open until an error is final."""
         while True:
-            error = await self._have_a_connection()
-            delay = self._retries.after(error)
+            error = await self._run_connection()
+            delay = self._retries.delay_after(error)
             if delay is None:
                 break
-            await self._stay_away(error, delay)
-        self._tell(events.Failed(None, error))
+            await self._wait_before_retry(error, delay)
+        self._emit(events.Failed(None, error))
         self._fail(error)
 
-    async def _have_a_connection(self) -> Error:
-        """Make one, and use it as long as it lasts; why it ended."""
+    async def _run_connection(self) -> Error:
+        """Make a connection and use it until it ends. Return the reason."""
         try:
             self._websocket = await self._dial()
-            await self._converse(self._websocket)
+            await self._exchange(self._websocket)
         except Error as e:
             error = e
         except Exception as e:
@@ -193,26 +220,26 @@ class AsyncSession:
             self._websocket = None
         return error
 
-    async def _stay_away(self, error: Error, delay: float) -> None:
-        if not self._core.resting:
-            self._tell(events.Connection("lost", reason=str(error), retry_in=delay))
+    async def _wait_before_retry(self, error: Error, delay: float) -> None:
+        if not self._core.is_dormant:
+            self._emit(events.Connection("lost", reason=str(error), retry_in=delay))
             await self._wait_for_a_request(delay)
             return
-        self._tell(events.Connection("lost", reason=str(error)))
-        while self._core.resting:
+        self._emit(events.Connection("lost", reason=str(error)))
+        while self._core.is_dormant:
             self._to_write.clear()
             await self._to_write.wait()
-        self._retries.rested()
+        self._retries.woken()
 
     async def _wait_for_a_request(self, within: float) -> None:
-        before = self._core.asked
+        before = self._core.request_count
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while self._core.asked == before:
+                while self._core.request_count == before:
                     self._to_write.clear()
                     await self._to_write.wait()
 
-    async def _converse(self, websocket: Connection) -> NoReturn:
+    async def _exchange(self, websocket: MonitoredConnection) -> NoReturn:
         """Raises the Error that ends the connection."""
         self._core.start()
         self._to_write.set()
@@ -226,15 +253,15 @@ class AsyncSession:
             found = await asyncio.gather(*tasks, return_exceptions=True)
         raise next(e for e in found if isinstance(e, Exception))
 
-    async def _write(self, websocket: Connection) -> None:
+    async def _write(self, websocket: MonitoredConnection) -> None:
         while True:
             frame = await self._next_frame()
             try:
                 await websocket.send(frame)
             except ConnectionClosed:
-                return  # the reader sees it too, with the reason
+                return  # the reader raises it, with the reason
             except AttributeError:
-                # From asyncio in Python 3.11, where bytes waited when the end came.
+                # Raised by asyncio of Python 3.11 if the connection ends with unsent bytes.
                 if websocket.state is State.CLOSED:
                     return
                 raise
@@ -249,22 +276,21 @@ class AsyncSession:
                 return await asyncio.to_thread(make)
             await self._to_write.wait()
 
-    async def _read(self, websocket: Connection) -> NoReturn:
+    async def _read(self, websocket: MonitoredConnection) -> NoReturn:
         try:
             while True:
                 data = await websocket.recv()
                 self.bytes_received += len(data)
-                # A text message is an error of the server's; the core says so.
+                # A text message is an error of the server; the core raises it.
                 for event in self._core.receive(data if isinstance(data, bytes) else data.encode()):
                     self._handle(event)
+                if self._core.ended is not None:
+                    raise self._core.ended
                 self._to_write.set()
         except ConnectionClosed as e:
-            raise why_closed(e.rcvd, e.sent, e.__cause__) from e
+            raise close_error(e.rcvd, e.sent, e.__cause__) from e
 
     def _handle(self, event: Event) -> None:
-        """Raises the Error that ends the connection, where the server says that it does."""
-        if isinstance(event, events.Failed) and event.request is None:
-            raise event.error
         if isinstance(event, events.Connection) and event.welcome is not None:
             self._welcome = event.welcome
             self._retries.opened()
@@ -274,11 +300,9 @@ class AsyncSession:
             self._settle(event.result.request, event.result)
         elif isinstance(event, events.Failed) and event.request is not None:
             self._settle(event.request, event.error)
-        self._tell(event)
-        if isinstance(event, events.Notice) and event.code == "evicted":
-            raise ConnectionFailed(event.message)
+        self._emit(event)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         for callback in self._callbacks[event.name]:
             try:
                 callback(event)
@@ -291,12 +315,12 @@ class AsyncSession:
             return
         if isinstance(outcome, Error):
             future.set_exception(outcome)
-            future.exception()  # so that a waiter that left is not complained about
+            future.exception()  # retrieved, so that asyncio does not warn about a waiter that left
         else:
             future.set_result(outcome)
 
     def _fail(self, error: Error) -> None:
-        """The session has ended: everybody who waits is told why, once."""
+        """End the session: every pending wait raises ``error``."""
         if self._failure is not None:
             return
         self._failure = error
@@ -305,81 +329,77 @@ class AsyncSession:
             self._opened.exception()
         for number in list(self._results):
             self._settle(number, error)
-        self._tell(events.Connection("closed", reason=str(error)))
+        self._emit(events.Connection("closed", reason=str(error)))
 
 
 class AsyncSegment:
-    """A segment of a session: its prompts and its mask. All positions are array indices."""
+    """A segment of an :class:`AsyncSession`: the asyncio form of :class:`~nninteractive_ws.Segment`."""
 
     def __init__(self, session: AsyncSession, name: str) -> None:
         self._session, self._core, self.name = session, session._core, name
 
     @property
     def mask(self) -> Mask:
-        """bool, the volume's shape, kept up to date in place, previews included."""
+        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
         return self._core.segment(self.name).mask
 
     @property
     def voxels(self) -> int:
-        """How many voxels the mask has."""
+        """Number of voxels in the mask. Raises NoImage."""
         return self._core.segment(self.name).voxels
 
     @property
     def can_undo(self) -> int:
-        """How many steps can be undone."""
+        """Number of steps that can be undone. Raises NoImage."""
         return len(self._core.segment(self.name).steps)
 
     @property
     def can_redo(self) -> int:
-        """How many steps can be redone."""
+        """Number of steps that can be redone. Raises NoImage."""
         return len(self._core.segment(self.name).undone)
 
     async def add_point(self, point: Sequence[float], *, positive: bool = True, run: bool = True) -> Result:
-        """A click on the voxel (i, j, k); floats are rounded. Raises NoImage, OutOfBounds or UnsupportedPrompt.
-
-        ``run`` false: the prompt waits for :meth:`run` or for a prompt that runs.
-        """
+        """Add a point. See ``Segment.add_point``."""
         return await self._ask(lambda: self._core.add_point(self.name, point, positive=positive, run=run))
 
     async def add_bbox(self, box: Boxlike, *, positive: bool = True, run: bool = True) -> Result:
-        """A half-open box ((i0, i1), (j0, j1), (k0, k1)), best one voxel thick on one axis. Raises as a point."""
+        """Add a bounding box. See ``Segment.add_bbox``."""
         return await self._ask(lambda: self._core.add_bbox(self.name, box, positive=positive, run=run))
 
     async def add_scribble(
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
-        """Strokes: a mask of the volume's shape, or of ``box``'s; only the part around them travels."""
+        """Add a scribble: strokes through the object. See ``Segment.add_scribble``."""
         return await self._ask(lambda: self._core.add_scribble(self.name, mask, box=box, positive=positive, run=run))
 
     async def add_lasso(
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
-        """A filled outline in a slice: a mask of the volume's shape, or of ``box``'s."""
+        """Add a lasso: a filled outline in one slice. See ``Segment.add_lasso``."""
         return await self._ask(lambda: self._core.add_lasso(self.name, mask, box=box, positive=positive, run=run))
 
     async def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
-        """Start from a mask: of the volume's shape, or of ``box``'s and empty outside. Earlier prompts no longer
-        count. ``run``: refine it at once."""
+        """Replace the mask. Earlier prompts no longer count. See ``Segment.set_mask``."""
         return await self._ask(lambda: self._core.set_mask(self.name, mask, box=box, run=run))
 
     async def run(self) -> Result:
-        """Predict from the prompts that were added with ``run`` false."""
+        """Predict from the prompts that were added with ``run=False``. See ``Segment.run``."""
         return await self._ask(lambda: self._core.run(self.name))
 
     async def undo(self) -> Result:
-        """Take back the last step, as often as there are steps. Raises NothingToUndo."""
+        """Undo the last step: a prompt, a set mask or a reset. See ``Segment.undo``."""
         return await self._ask(lambda: self._core.undo(self.name))
 
     async def redo(self) -> Result:
-        """Do again what was taken back. Raises NothingToUndo."""
+        """Redo the step that was undone last. See ``Segment.redo``."""
         return await self._ask(lambda: self._core.redo(self.name))
 
     async def reset(self) -> Result:
-        """Empty the segment and forget its prompts; it can be undone."""
+        """Empty the mask and forget the prompts. This can be undone. See ``Segment.reset``."""
         return await self._ask(lambda: self._core.reset(self.name))
 
     async def remove(self) -> Result:
-        """Forget the segment with its history."""
+        """Remove the segment with its history. This cannot be undone. See ``Segment.remove``."""
         return await self._ask(lambda: self._core.remove_segment(self.name))
 
     async def _ask(self, command: Callable[[], int]) -> Result:
@@ -395,26 +415,32 @@ async def aconnect(
     reconnect_for: float = RECONNECT_FOR_S,
     on: "dict[EventName, Callback] | None" = None,
 ) -> AsyncSession:
-    """Connect to a server and wait for its welcome, however long it takes to load its model.
+    """Connect to a server, and wait until it is ready: the asyncio form of :func:`connect`.
 
-    ``address``: see :func:`~nninteractive_ws.client.address.parse_address`. ``ca``: a PEM file of certificates
-    to trust instead of the system's, for ``wss://``. ``start``: for ``ssh://``, the command that starts a server over
-    there where none answers, such as ``nninteractive-ws serve``; it ends with the session. ``reconnect_for``: seconds
-    for which a connection that is lost later is tried again before the session is given up; 0: not at all,
-    ``math.inf``: for ever. ``on``: callbacks from the start, for the notice that the model is loading for instance.
+    Parameters
+    ----------
+    address, token, ca, start, reconnect_for, on
+        As for :func:`nninteractive_ws.connect`. Callbacks are called on the event loop.
 
-    Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
-    UnsupportedVersion.
+    Returns
+    -------
+    AsyncSession
+        The session. Close it after use.
+
+    Raises
+    ------
+    ConnectionFailed, Unauthorized, AtCapacity, UnsupportedVersion
+        As for :func:`nninteractive_ws.connect`.
     """
     where = parse_address(address)
     tunnel = None if where.ssh is None else Tunnel(where.ssh)
-    trusting = trust(where, ca)
+    tls = ssl_context(where, ca)
     if tunnel is not None:
         dialler = partial(dial_through, tunnel, start, token=token)
     elif start is not None:
         raise BadAddress(f"A server can only be started through ssh, and {where} is reached without it.")
     else:
-        dialler = partial(dial, where, token=token, trusting=trusting)
+        dialler = partial(dial, where, token=token, ssl_context=tls)
     session = AsyncSession(dialler, Core(), reconnect_for, tunnel)
     try:
         for name, callback in (on or {}).items():

@@ -1,4 +1,4 @@
-"""The blocking API: the asyncio driver on one thread of its own, so that bricks travel while the caller computes."""
+"""The blocking API: the asyncio driver on its own thread, so that bricks travel while the caller computes."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from nninteractive_ws.client.address import Found, look_up
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
+from nninteractive_ws.client.dns import AddressList, resolve
 from nninteractive_ws.client.events import EventName, Result
-from nninteractive_ws.client.given import Boxlike
+from nninteractive_ws.client.inputs import Boxlike
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop whose end need not wait for a name that is being looked up, which without a network takes long."""
+    """An event loop that can end during a DNS lookup, which takes long without a network."""
 
-    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Found:
-        return await asyncio.wrap_future(look_up(host, port, **hints))
+    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> AddressList:
+        return await asyncio.wrap_future(resolve(host, port, **hints))
 
 
 class _IOThread:
     """An event loop on a thread, until :meth:`stop`."""
 
     def __init__(self) -> None:
-        # Held while work is handed over, so that none is after the loop was told to stop.
+        # Held while work is submitted, so that none is submitted after the loop was stopped.
         self._lock = threading.Lock()
         self._stopped = False
         running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
@@ -45,9 +45,9 @@ class _IOThread:
         self._loop, self._stop = running.result()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the loop and wait; an interrupted wait (Ctrl-C) cancels it there.
+        """Run ``work`` on the loop and wait. An interrupted wait (Ctrl-C) cancels it.
 
-        Raises ConnectionFailed once the thread was stopped.
+        Raises ConnectionFailed after the thread was stopped.
         """
         if threading.current_thread() is self._thread:
             work.close()
@@ -66,13 +66,13 @@ class _IOThread:
             raise
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call ``function`` on the loop, soon; not any more once the thread was stopped."""
+        """Call ``function`` on the loop soon, or never if the thread was stopped."""
         with self._lock:
             if not self._stopped:
                 self._loop.call_soon_threadsafe(function)
 
     def stop(self) -> None:
-        """End the loop and the thread; what is still waited for ends with ConnectionFailed."""
+        """End the loop and the thread. Pending waits raise ConnectionFailed."""
         with self._lock:
             if not self._stopped:
                 self._stopped = True
@@ -92,7 +92,19 @@ async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, a
 
 
 class Session:
-    """A session on a server. Made by :func:`connect`; close it, or use it with ``with``."""
+    """A session on a server, made by :func:`connect`.
+
+    Close it with :meth:`close`, or use it with ``with``. A session outlives lost connections: it connects again, and
+    restores images, prompts and masks if the server no longer has them.
+
+    Examples
+    --------
+    >>> with nni.connect("ws://127.0.0.1:1528") as session:
+    ...     session.set_image(volume)
+    ...     result = session.segment("liver").add_point((30, 40, 36))
+    >>> result.segment
+    'liver'
+    """
 
     def __init__(self, thread: _IOThread, session: AsyncSession) -> None:
         self._thread, self._async = thread, session
@@ -100,61 +112,131 @@ class Session:
 
     @property
     def server(self) -> Welcome:
-        """What the server is: model, licence, device, limits."""
+        """The server's ``welcome``: model, license, device and limits. After a reconnection, those of now."""
         return self._async.server
 
     def on(self, name: EventName, callback: Callback) -> None:
-        """Call ``callback(event)`` for every event of a kind, on the I/O thread; see ``client.events``.
+        """Register a callback for every event of one kind.
 
-        A callback must return soon, and must not call this session's blocking methods.
+        Parameters
+        ----------
+        name : str
+            Kind of event: ``connection``, ``image_progress``, ``progress``, ``mask_delta``, ``done``, ``error`` or
+            ``notice``. See :mod:`nninteractive_ws.events`.
+        callback : callable
+            Called with the event, on the I/O thread. It must return soon, and must not call blocking methods of this
+            session.
+
+        Raises
+        ------
+        ValueError
+            If no event has this name.
         """
         self._async.on(name, callback)
 
     def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
-        """Use a volume: 3-D, any real dtype, order or stride. Returns once the server has taken it on.
+        """Use a volume, and return once the server has accepted it.
 
-        The voxels travel in the background, so the array must not change. All segments are forgotten, and
-        requests that are not done are cancelled. ``journal``: brings back the segments that :meth:`save` kept.
-        Raises BadImage, also where the journal is of another image, TooLarge or OutOfMemory; then there is no image.
+        The voxels travel in the background, so the array must not change. All segments are removed, and pending
+        requests are cancelled.
+
+        Parameters
+        ----------
+        image : array_like
+            3-D array of real numbers, of any dtype, memory order or stride. Its axes are the (i, j, k) of all prompts
+            and masks.
+        journal : Journal, optional
+            Restores the segments of an earlier session on the same image; see :meth:`save`.
+
+        Raises
+        ------
+        BadImage
+            If the array is no volume, has voxels that are not finite, is constant, or is not the journal's image.
+        TooLarge
+            If the image is over the server's limits.
+        OutOfMemory
+            If the server has no memory for the image. There is no image then.
+        ConnectionFailed
+            If the session was closed or lost.
+
+        Examples
+        --------
+        >>> session.set_image(volume)
         """
         self._thread.wait(self._async.set_image(image, journal))
 
     def save(self, path: str | Path) -> None:
-        """Write prompts and masks to a file, but not the image, to go on another day: see :func:`load`.
+        """Write the journal, to continue another day: prompts and masks, but not the image.
 
-        Requests that are not done are not in it. Works without a connection too. Raises NoImage or OSError.
+        Requests without an answer are left out. Works without a connection. Read the file with :func:`load`.
+
+        Parameters
+        ----------
+        path : str or Path
+            File to write, completely or not at all. Readable by the user alone.
+
+        Raises
+        ------
+        NoImage
+            If there is no image.
+        OSError
+            If the file cannot be written.
         """
         self._thread.wait(self._async.save(path))
 
     def segment(self, name: str) -> "Segment":
-        """The segment of a name; it is made with its first prompt."""
+        """Return the segment of a name. Its first prompt creates it.
+
+        Parameters
+        ----------
+        name : str
+            1 to 256 characters.
+
+        Returns
+        -------
+        Segment
+            A view of the segment. Two calls with one name return views of the same segment.
+        """
         return Segment(self._thread, self._async.segment(name))
 
     @property
     def segments(self) -> list[str]:
-        """The names of the segments there are."""
+        """The names of the segments."""
         return self._async.segments
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the messages to the server so far."""
+        """Bytes of all messages to the server."""
         return self._async.bytes_sent
 
     @property
     def bytes_received(self) -> int:
-        """Bytes of the messages from the server so far."""
+        """Bytes of all messages from the server."""
         return self._async.bytes_received
 
     def cancel(self) -> None:
-        """Stop what runs and what waits, from any thread; each of the requests ends with Cancelled."""
+        """Cancel all pending requests, from any thread. Each of them raises Cancelled."""
         self._thread.call(self._async.cancel)
 
     def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> None:
-        """Change how the session predicts; None leaves as it is."""
+        """Change how the session predicts.
+
+        Parameters
+        ----------
+        autozoom : bool, optional
+            Whether the network zooms out for objects larger than its patch. On at first. None leaves it as it is.
+        previews : bool, optional
+            Whether masks are sent while they are computed. On at first. None leaves it as it is.
+
+        Raises
+        ------
+        ConnectionFailed
+            If the session was closed or lost.
+        """
         self._thread.wait(self._async.set_options(autozoom=autozoom, previews=previews))
 
     def close(self) -> None:
-        """End the session on the server, the connection and the thread. Closing twice does nothing more."""
+        """End the session on the server, the connection and the thread. A second call does nothing."""
         if not self._closed:
             self._closed = True
             try:
@@ -172,81 +254,287 @@ class Session:
 
 
 class Segment:
-    """A segment of a session: its prompts and its mask. All positions are array indices."""
+    """A segment of a :class:`Session`: its prompts and its mask.
+
+    All positions are array indices (i, j, k) of the image. Every prompt waits for its result, and raises the errors
+    below and, like all requests, ConnectionFailed, OutOfMemory, WorkerLost and InternalError.
+
+    Examples
+    --------
+    >>> spleen = session.segment("spleen")
+    >>> result = spleen.add_point((30, 40, 36))
+    >>> spleen.mask.shape == volume.shape
+    True
+    """
 
     def __init__(self, thread: _IOThread, segment: AsyncSegment) -> None:
         self._thread, self._async = thread, segment
 
     @property
     def name(self) -> str:
+        """The segment's name."""
         return self._async.name
 
     @property
     def mask(self) -> Mask:
-        """bool, the volume's shape, kept up to date in place, previews included."""
+        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
         return self._async.mask
 
     @property
     def voxels(self) -> int:
-        """How many voxels the mask has."""
+        """Number of voxels in the mask. Raises NoImage."""
         return self._async.voxels
 
     @property
     def can_undo(self) -> int:
-        """How many steps can be undone."""
+        """Number of steps that can be undone. Raises NoImage."""
         return self._async.can_undo
 
     @property
     def can_redo(self) -> int:
-        """How many steps can be redone."""
+        """Number of steps that can be redone. Raises NoImage."""
         return self._async.can_redo
 
     def add_point(self, point: Sequence[float], *, positive: bool = True, run: bool = True) -> Result:
-        """A click on the voxel (i, j, k); floats are rounded. Raises NoImage, OutOfBounds or UnsupportedPrompt.
+        """Add a point.
 
-        ``run`` false: the prompt waits for :meth:`run` or for a prompt that runs.
+        Parameters
+        ----------
+        point : sequence of 3 float
+            Voxel (i, j, k). Fractions are rounded to the nearest voxel.
+        positive : bool, default True
+            True: the voxel belongs to the object. False: it does not.
+        run : bool, default True
+            Predict now. False: the prompt waits for :meth:`run` or for the next prompt that runs.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        NoImage
+            If there is no image.
+        OutOfBounds
+            If the point is outside of the image.
+        UnsupportedPrompt
+            If the model was not trained for points.
+        Cancelled
+            If the request was cancelled. The mask is as before.
+
+        Examples
+        --------
+        >>> session.segment("liver").add_point((20, 30, 36), positive=False).voxels >= 0
+        True
         """
         return self._thread.wait(self._async.add_point(point, positive=positive, run=run))
 
     def add_bbox(self, box: Boxlike, *, positive: bool = True, run: bool = True) -> Result:
-        """A half-open box ((i0, i1), (j0, j1), (k0, k1)), best one voxel thick on one axis. Raises as a point."""
+        """Add a bounding box.
+
+        Parameters
+        ----------
+        box : Box or nested sequence of int
+            End-exclusive voxel ranges ((i0, i1), (j0, j1), (k0, k1)). Models trained on 2-D boxes do best with a box
+            that is one voxel thick along one axis.
+        positive, run
+            As for :meth:`add_point`.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
+            As for :meth:`add_point`. OutOfBounds also for an empty box.
+
+        Examples
+        --------
+        >>> box = ((20, 40), (30, 50), (36, 37))
+        >>> session.segment("boxed").add_bbox(box).segment
+        'boxed'
+        """
         return self._thread.wait(self._async.add_bbox(box, positive=positive, run=run))
 
     def add_scribble(
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
-        """Strokes: a mask of the volume's shape, or of ``box``'s; only the part around them travels."""
+        """Add a scribble: strokes through the object.
+
+        Parameters
+        ----------
+        mask : array_like
+            Voxels of the strokes (nonzero), of the image's shape, or of the shape of ``box``. Only the part around
+            the strokes travels. Strokes are best as thick as ``session.server.model.scribble_thickness``, in voxels.
+        box : Box or nested sequence of int, optional
+            End-exclusive box of the image that ``mask`` covers.
+        positive, run
+            As for :meth:`add_point`.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
+            As for :meth:`add_point`. OutOfBounds also for a mask of another shape. UnsupportedPrompt also for a mask
+            without a voxel.
+
+        Examples
+        --------
+        >>> stroke = np.ones((20, 1, 1), bool)
+        >>> session.segment("drawn").add_scribble(stroke, box=((20, 40), (40, 41), (36, 37))).segment
+        'drawn'
+        """
         return self._thread.wait(self._async.add_scribble(mask, box=box, positive=positive, run=run))
 
     def add_lasso(
         self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
-        """A filled outline in a slice: a mask of the volume's shape, or of ``box``'s."""
+        """Add a lasso: a filled outline in one slice.
+
+        Parameters
+        ----------
+        mask : array_like
+            Voxels on and inside of the outline (nonzero), of the image's shape, or of the shape of ``box``.
+        box : Box or nested sequence of int, optional
+            End-exclusive box of the image that ``mask`` covers.
+        positive, run
+            As for :meth:`add_point`.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
+            As for :meth:`add_scribble`.
+        """
         return self._thread.wait(self._async.add_lasso(mask, box=box, positive=positive, run=run))
 
     def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
-        """Start from a mask: of the volume's shape, or of ``box``'s and empty outside. Earlier prompts no longer
-        count. ``run``: refine it at once."""
+        """Replace the mask. Earlier prompts no longer count.
+
+        Parameters
+        ----------
+        mask : array_like
+            The object's voxels (nonzero), of the image's shape, or of the shape of ``box``.
+        box : Box or nested sequence of int, optional
+            End-exclusive box of the image that ``mask`` covers. The mask is empty outside of it.
+        run : bool, default False
+            Refine the mask with the network now.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        NoImage
+            If there is no image.
+        OutOfBounds
+            If the mask has another shape, or the box is outside of the image.
+        UnsupportedPrompt
+            If the model cannot start from a mask.
+
+        Examples
+        --------
+        >>> session.segment("copy").set_mask(session.segment("drawn").mask).segment
+        'copy'
+        """
         return self._thread.wait(self._async.set_mask(mask, box=box, run=run))
 
     def run(self) -> Result:
-        """Predict from the prompts that were added with ``run`` false."""
+        """Predict from the prompts that were added with ``run=False``.
+
+        Returns
+        -------
+        Result
+            The change of the mask, and timings.
+
+        Raises
+        ------
+        UnknownSegment
+            If the segment does not exist.
+        """
         return self._thread.wait(self._async.run())
 
     def undo(self) -> Result:
-        """Take back the last step, as often as there are steps. Raises NothingToUndo."""
+        """Undo the last step: a prompt, a set mask or a reset.
+
+        Returns
+        -------
+        Result
+            The change of the mask.
+
+        Raises
+        ------
+        NothingToUndo
+            If no step is left.
+        UnknownSegment
+            If the segment does not exist.
+
+        Examples
+        --------
+        >>> copy = session.segment("copy")
+        >>> copy.undo().voxels, copy.can_redo
+        (0, 1)
+        """
         return self._thread.wait(self._async.undo())
 
     def redo(self) -> Result:
-        """Do again what was taken back. Raises NothingToUndo."""
+        """Redo the step that was undone last.
+
+        Returns
+        -------
+        Result
+            The change of the mask.
+
+        Raises
+        ------
+        NothingToUndo
+            If no undone step is left.
+        UnknownSegment
+            If the segment does not exist.
+        """
         return self._thread.wait(self._async.redo())
 
     def reset(self) -> Result:
-        """Empty the segment and forget its prompts; it can be undone."""
+        """Empty the mask and forget the prompts. This can be undone.
+
+        Returns
+        -------
+        Result
+            The change of the mask.
+
+        Raises
+        ------
+        UnknownSegment
+            If the segment does not exist.
+        """
         return self._thread.wait(self._async.reset())
 
     def remove(self) -> Result:
-        """Forget the segment with its history."""
+        """Remove the segment with its history. This cannot be undone.
+
+        Returns
+        -------
+        Result
+            Without a change.
+
+        Raises
+        ------
+        UnknownSegment
+            If the segment does not exist.
+        """
         return self._thread.wait(self._async.remove())
 
 
@@ -259,17 +547,47 @@ def connect(
     reconnect_for: float = RECONNECT_FOR_S,
     on: "dict[EventName, Callback] | None" = None,
 ) -> Session:
-    """Connect to a server and wait for its welcome, however long it takes to load its model.
+    """Connect to a server, and wait until it is ready. Loading its model can take a minute.
 
-    ``address``: ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://``, ``https://`` or ``ssh://user@host``.
-    ``ca``: a PEM file of certificates to trust instead of the system's, for ``wss://``. ``start``: for ``ssh://``, the
-    command that starts a server over there where none answers, such as ``nninteractive-ws serve``; it ends with the
-    session. ``reconnect_for``: seconds for which a connection that is lost later is tried again before the session
-    is given up; 0: not at all, ``math.inf``: for ever. ``on``: callbacks from the start, for the notice that the
-    model is loading for instance.
+    Parameters
+    ----------
+    address : str
+        ``host``, ``host:port``, ``ws://``, ``wss://``, ``http://``, ``https://`` or ``ssh://user@host``.
+    token : str, optional
+        Token for a server that has a token file.
+    ca : str or Path, optional
+        PEM file of certificates to trust for ``wss://``, instead of the system's.
+    start : str, optional
+        Command that starts a server on the host of ``ssh://`` if none runs there, such as
+        ``nninteractive-ws serve``. The server ends with the session.
+    reconnect_for : float, default 300
+        Seconds for which a lost connection is tried again. 0: not at all. ``math.inf``: forever.
+    on : dict of str to callable, optional
+        Callbacks by event name, as for :meth:`Session.on`, registered before the connection is made.
 
-    Raises ConnectionFailed (of its kinds, BadAddress and Untrusted), Unauthorized, AtCapacity or
-    UnsupportedVersion.
+    Returns
+    -------
+    Session
+        The session. Close it after use.
+
+    Raises
+    ------
+    ConnectionFailed
+        If the server cannot be reached. Its kinds are BadAddress (the address names no server) and Untrusted (the
+        certificate does not prove the server's identity).
+    Unauthorized
+        If the server needs a token, or refuses this one.
+    AtCapacity
+        If all sessions of the server are in use.
+    UnsupportedVersion
+        If client and server speak different versions of the protocol.
+
+    Examples
+    --------
+    >>> session = nni.connect("ws://127.0.0.1:1528")
+    >>> session.server.model.name
+    'demo'
+    >>> session.close()
     """
     thread = _IOThread()
     try:

@@ -1,10 +1,10 @@
 """The client without I/O: commands and frames in, frames and events out; the clock is passed in.
 
-A driver calls :meth:`Core.start`, sends what :meth:`Core.next_control` and :meth:`Core.next_brick` give, in
-this order of preference, and passes every frame that comes to :meth:`Core.receive`. The core keeps the
-journal: of every segment the prompts in order, what each changed, and the mask. When a connection was lost,
-:meth:`Core.start` begins another one: it takes the session up again, or brings one back that the server no
-longer has. Commands may be given at any time; without a connection they wait for the next one.
+A driver calls :meth:`Core.start`, sends the frames of :meth:`Core.next_control` and :meth:`Core.next_brick`, in
+this order of preference, and passes every received frame to :meth:`Core.receive`. The core keeps the history of each
+segment: the prompts in order, their changes, and the mask. After a connection was lost, :meth:`Core.start` begins
+another one: it resumes the session, or restores it if the server no longer has it. Commands may be given at any time;
+without a connection they wait for the next one.
 """
 
 from collections import deque
@@ -22,13 +22,15 @@ from nninteractive_ws import arrays, masks, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
 from nninteractive_ws.client.events import Event
-from nninteractive_ws.client.given import Boxlike, box_inside, marked, middle, voxel
+from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.inputs import Boxlike, box_inside, middle, to_index, to_mask
 from nninteractive_ws.client.journal import Journal
-from nninteractive_ws.client.upload import ImageSource, Upload
+from nninteractive_ws.client.upload import Upload
 from nninteractive_ws.errors import (
     AtCapacity,
     BadMessage,
     Cancelled,
+    ConnectionFailed,
     Error,
     InvalidRequest,
     NoImage,
@@ -43,18 +45,18 @@ from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Encoding
 
-#: A request during which the server's worker ended this often may be the reason, and is not sent again.
-_MOST_LOSSES = 2
-# Errors of a server that may refuse a segment's history and still accept its mask.
+#: A request during which the worker ended this often may be the cause. It is not sent again.
+_MAX_LOSSES = 2
+# After these errors of a restore, the server may still accept the mask without its history.
 _HISTORY_REFUSED = UnsupportedPrompt | OutOfMemory | AtCapacity | TooLarge
 
 
 @dataclass
-class _Waiting:
-    """A request without its answer yet.
+class _PendingRequest:
+    """A request without an answer.
 
-    ``number``: the id the user knows, also after it was sent again under another; None for the core's own
-    requests. ``image``: the image it is about. ``base``: the segment's revision before the first of its changes.
+    ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
+    requests. ``image``: the image of the request. ``base``: the segment's revision before the request's first change.
     """
 
     number: int | None
@@ -71,28 +73,35 @@ class _Waiting:
 
 
 class Core:
-    """See the module. ``encodings``: what this client can unpack, the preferred first. ``make_room``: whether the
-    server may forget sessions of others for this one's sake."""
+    """The protocol's client side, without I/O.
+
+    ``encodings``: array encodings that this client can unpack, the preferred first. ``clock``: returns seconds.
+    ``allow_eviction``: whether the server may evict other sessions for this one.
+    """
 
     def __init__(
         self,
         *,
         encodings: Sequence[Encoding] = arrays.ENCODINGS,
         clock: Callable[[], float] = time.monotonic,
-        make_room: bool = True,
+        allow_eviction: bool = True,
     ) -> None:
-        self._encodings, self._clock, self._make_room = tuple(encodings), clock, make_room
+        self._encodings, self._clock, self._allow_eviction = tuple(encodings), clock, allow_eviction
         self._control: deque[bytes] = deque()
-        self._waiting: dict[int, _Waiting] = {}
+        self._pending: dict[int, _PendingRequest] = {}
         self._last_id = 0
         self._upload: Upload | None = None
-        self._stale: set[str] = set()  # segments whose snapshot is awaited
+        self._stale: set[str] = set()  # segments with a pending snapshot
         self._options: wire.SetOptions | None = None
-        self._session: tuple[str, str] | None = None  # its name and secret, to take it up again
+        self._session: tuple[str, str] | None = None  # its id and secret, for resuming it
         self._evicted = False
-        self._later: list[Event] = []  # what happened between two frames, to be told with the next
-        self._held: dict[str, list[Event]] = {}  # answers about segments whose snapshot is awaited
+        self._deferred: list[Event] = []  # events that the next call of receive() returns
+        self._held_answers: dict[
+            str, list[Event]
+        ] = {}  # answers held back while a snapshot of their segment is pending
         self.welcome: wire.Welcome | None = None
+        #: Error that ended this connection, or None. A driver then closes the connection.
+        self.ended: Error | None = None
         self.image: ImageSource | None = None
         self.segments: dict[str, Segment] = {}
 
@@ -101,41 +110,40 @@ class Core:
     def start(self) -> None:
         """Begin a connection: the first, or another after one was lost."""
         self._control.clear()
-        self.welcome = None
-        self._upload = None
+        self.welcome = self.ended = self._upload = None
         self._evicted = False
-        for waiting in self._waiting.values():
-            self._later += self._take_back(waiting)
+        for pending in self._pending.values():
+            self._deferred += self._revert_previews(pending)
         for name in self._stale:
-            self._later.append(self._rebuild(self.segments[name]))
+            self._deferred.append(self._rebuild(self.segments[name]))
         session, secret = self._session or (None, None)
         hello = wire.Hello(
             version=protocol.PROTOCOL_VERSION,
             client=f"nninteractive-ws {version('nninteractive-ws')}",
             features=list(protocol.FEATURES),
             encodings=list(self._encodings),
-            session=session,
-            secret=secret,
-            make_room=self._make_room,
+            session_id=session,
+            session_secret=secret,
+            allow_eviction=self._allow_eviction,
         )
         self._control.append(protocol.encode(hello))
 
     @property
-    def asked(self) -> int:
-        """How many requests there have been: whoever makes another wants a connection now, not when it is due."""
+    def request_count(self) -> int:
+        """Number of requests so far. A new one cuts the back-off of a reconnection short."""
         return self._last_id
 
     @property
-    def resting(self) -> bool:
-        """Whether no connection is needed before the next request: the server gave the session's room to another."""
-        return self._evicted and not self._waiting
+    def is_dormant(self) -> bool:
+        """Whether the session was evicted, so that it needs no connection before the next request."""
+        return self._evicted and not self._pending
 
     def next_control(self) -> bytes | None:
-        """The next frame that is not a part of the image, or None."""
+        """Return the next frame that is no part of the image, or None."""
         return self._control.popleft() if self._control else None
 
     def next_brick(self) -> Callable[[], bytes] | None:
-        """The making of the next frame with a part of the image, a few milliseconds of work, or None for now."""
+        """Return a function that builds the next image frame in a few milliseconds, or None."""
         indices = self._upload.next() if self._upload is not None else []
         if not indices or self.image is None or self.welcome is None:
             return None
@@ -148,50 +156,47 @@ class Core:
         return make
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take a frame; what the user should know of it. Raises BadMessage or TooLarge."""
+        """Handle a frame, and return its events. It may set ``ended``. Raises BadMessage or TooLarge."""
         message = protocol.decode_server(data)
         handle = None if message is None else self._HANDLERS.get(type(message))
         try:
-            happened = [] if handle is None else handle(self, message)
+            emitted = [] if handle is None else handle(self, message)
         except (ValueError, InvalidRequest) as e:
-            raise BadMessage(f"The server sent a {type(message).__name__} that does not fit: {e}") from e
-        earlier, self._later = self._later, []
-        return earlier + happened
+            raise BadMessage(f"The server sent an inconsistent {type(message).__name__}: {e}") from e
+        earlier, self._deferred = self._deferred, []
+        return earlier + emitted
 
-    # ---- commands: each returns the request's number ------------------------------------------------------
+    # ---- commands: each returns the number of its request ------------------------------------------------------
 
     def set_image(self, source: ImageSource, journal: Journal | None = None) -> int:
-        """Announce an image; its bricks follow. All segments are forgotten, and unanswered requests cancelled:
-        they may wait for bricks of an image that will never come. ``journal``: brings its segments back.
+        """Announce an image; its bricks follow. Remove all segments, and restore those of ``journal``.
 
-        Raises BadImage where the journal is of another image, BadJournal where it is damaged.
+        Pending requests are cancelled, because they may wait for bricks of the old image. Raises BadImage if the
+        journal belongs to another image, and BadJournal if it is damaged.
         """
         kept = {} if journal is None else journal.segments_of(source)
         self.cancel()
-        self._use(source)
+        self._replace_image(source)
         number = self._request(self._announcement(source))
         for segment in kept.values():
             self.segments[segment.name] = segment
-            self._post(self._restoration(segment), None)
+            self._enqueue(self._restore_message(segment), None)
         return number
 
     def journal(self) -> Journal:
-        """What is needed to go on with this image another day, but for the image. Raises NoImage.
-
-        Requests that have no answer yet are not in it.
-        """
+        """Return prompts and masks, to continue another day. Pending requests are left out. Raises NoImage."""
         if self.image is None:
-            raise NoImage("There is no image yet, and so nothing to keep.")
+            raise NoImage("There is no image, so there is nothing to save.")
         return Journal.of(self.image, [s for s in self.segments.values() if not s.is_empty])
 
     def add_point(self, segment: str, point: Sequence[float], *, positive: bool = True, run: bool = True) -> int:
-        """A click on the voxel ``point`` (i, j, k). Raises NoImage or OutOfBounds."""
-        index = voxel(point, self._shape())
+        """Add a point, the voxel (i, j, k). Raises NoImage or OutOfBounds."""
+        index = to_index(point, self._shape())
         message = wire.AddPoint(id=self._next_id(), segment=segment, point=index, positive=positive, run=run)
         return self._prompt(message, index)
 
     def add_bbox(self, segment: str, box: Boxlike, *, positive: bool = True, run: bool = True) -> int:
-        """A half-open box ((i0, i1), (j0, j1), (k0, k1)). Raises NoImage or OutOfBounds."""
+        """Add an end-exclusive box ((i0, i1), (j0, j1), (k0, k1)). Raises NoImage or OutOfBounds."""
         checked = box_inside(box, self._shape())
         message = wire.AddBbox(id=self._next_id(), segment=segment, box=checked.pairs, positive=positive, run=run)
         return self._prompt(message, middle(checked))
@@ -205,7 +210,7 @@ class Core:
         positive: bool = True,
         run: bool = True,
     ) -> int:
-        """Strokes: a mask of the volume's shape, or of ``box``'s. Raises NoImage, OutOfBounds, UnsupportedPrompt."""
+        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt."""
         return self._add_strokes(wire.AddScribble, segment, mask, box, positive, run)
 
     def add_lasso(
@@ -217,7 +222,7 @@ class Core:
         positive: bool = True,
         run: bool = True,
     ) -> int:
-        """A filled outline: a mask of the volume's shape, or of ``box``'s. Raises as :meth:`add_scribble`."""
+        """Add a filled outline: a mask of the volume's shape, or of ``box``'s. Raises as :meth:`add_scribble`."""
         return self._add_strokes(wire.AddLasso, segment, mask, box, positive, run)
 
     def set_mask(
@@ -228,12 +233,15 @@ class Core:
         box: Boxlike | None = None,
         run: bool = False,
     ) -> int:
-        """Replace the segment's mask; empty outside ``box``. Raises as above."""
+        """Replace the segment's mask, empty outside of ``box``. Raises NoImage or OutOfBounds."""
         return self._set_mask(segment, mask, box, run=run)
 
     def flip_mask(self, segment: str, flips: npt.ArrayLike, *, box: Boxlike | None = None) -> int:
-        """Change the segment's mask where ``flips`` is set, as somebody did by hand: only that travels. It is a step
-        as :meth:`set_mask` is, and changes the mask as it is after the requests before. Raises as above."""
+        """Flip the voxels of ``flips`` in the segment's mask, for edits by hand. Only they travel.
+
+        This is a step like :meth:`set_mask`, and applies to the mask after all earlier requests. Raises NoImage or
+        OutOfBounds.
+        """
         return self._set_mask(segment, flips, box, flip=True)
 
     def run(self, segment: str) -> int:
@@ -241,54 +249,54 @@ class Core:
         return self._request(wire.Run(id=self._next_id(), segment=segment))
 
     def undo(self, segment: str) -> int:
-        """Take back the last step."""
+        """Undo the last step."""
         return self._request(wire.Undo(id=self._next_id(), segment=segment))
 
     def redo(self, segment: str) -> int:
-        """Do again what was taken back last."""
+        """Redo the step that was undone last."""
         return self._request(wire.Redo(id=self._next_id(), segment=segment))
 
     def reset(self, segment: str) -> int:
-        """Empty the segment and forget its prompts; it can be undone."""
+        """Empty the segment and forget its prompts. This can be undone."""
         return self._request(wire.Reset(id=self._next_id(), segment=segment))
 
     def remove_segment(self, segment: str) -> int:
-        """Forget a segment with its history."""
+        """Remove a segment with its history."""
         return self._request(wire.RemoveSegment(id=self._next_id(), segment=segment))
 
     def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> int:
-        """Change how the session predicts; None leaves as it is."""
+        """Change how the session predicts. None leaves an option as it is."""
         return self._request(wire.SetOptions(id=self._next_id(), autozoom=autozoom, previews=previews))
 
     def cancel(self, request: int | None = None) -> None:
-        """Stop one request, or all. Each is answered: done, or an error that says it was cancelled."""
-        for sent, waiting in self._waiting.items():
-            if waiting.number is not None and request in (None, waiting.number):
-                waiting.cancelled = True
+        """Cancel one request, or all. Each is answered by ``done``, or by the error ``cancelled``."""
+        for sent, pending in self._pending.items():
+            if pending.number is not None and request in (None, pending.number):
+                pending.cancelled = True
                 self._send(wire.Cancel(request=sent))
 
     def bye(self) -> None:
-        """Tell the server that the session need not be kept."""
+        """End the session on the server."""
         self._send(wire.Bye())
 
     def segment(self, name: str) -> Segment:
-        """The segment of a name, made where it is not there. Raises NoImage."""
+        """Return the segment of a name; create it if there is none. Raises NoImage."""
         if name not in self.segments:
-            # In one step, because another thread may look at the segment's mask for the first time.
+            # In one step, because another thread may read the segment's mask for the first time.
             self.segments.setdefault(name, Segment.empty(name, self._shape()))
         return self.segments[name]
 
     @property
     def segment_names(self) -> list[str]:
-        """The names of the segments. One exists from the first preview of its first prompt on."""
+        """The names of the segments. A segment exists from the first preview of its first prompt on."""
         return [name for name, segment in list(self.segments.items()) if segment.revision or not segment.is_empty]
 
     @property
-    def waiting(self) -> list[int]:
-        """The numbers of the user's requests that have no answer yet."""
-        return [w.number for w in self._waiting.values() if w.number is not None]
+    def pending_requests(self) -> list[int]:
+        """The numbers of the user's pending requests."""
+        return [pending.number for pending in self._pending.values() if pending.number is not None]
 
-    # ---- making requests ----------------------------------------------------------------------------------
+    # ---- requests -----------------------------------------------------------------------------------------
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -299,31 +307,31 @@ class Core:
             self._control.append(protocol.encode(message))
 
     def _request(self, request: wire.Request) -> int:
-        self._post(request, request.id)
+        self._enqueue(request, request.id)
         return request.id
 
-    def _post(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
-        self._waiting[request.id] = _Waiting(number, request, self.image, losses=losses)
+    def _enqueue(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
+        self._pending[request.id] = _PendingRequest(number, request, self.image, losses=losses)
         self._send(request)
 
-    def _set_mask(self, segment: str, mask: npt.ArrayLike, box: Boxlike | None, **how: bool) -> int:
-        given = marked(mask, box, self._shape())
-        if given.box is None:
-            # What is empty has no smallest box; any voxel says as much.
-            given = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
-        assert given.box is not None
-        bits = masks.pack(given, self._encoding())
-        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, **how), middle(given.box))
+    def _set_mask(self, segment: str, mask: npt.ArrayLike, box: Boxlike | None, **fields: bool) -> int:
+        drawn = to_mask(mask, box, self._shape())
+        if drawn.box is None:
+            # An empty mask has no bounding box. Any voxel, unset, says the same.
+            drawn = Delta(Box((0, 0, 0), (1, 1, 1)), np.zeros((1, 1, 1), bool))
+        assert drawn.box is not None
+        bits = masks.pack(drawn, self._encoding())
+        return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, **fields), middle(drawn.box))
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
         if self._upload is not None:
-            self._upload.look_at(focus)
+            self._upload.set_focus(focus)
         return self._request(request)
 
-    def _use(self, image: ImageSource | None) -> None:
+    def _replace_image(self, image: ImageSource | None) -> None:
         self.image = image
         self.segments.clear()
-        self._later += self._trust_all()
+        self._deferred += self._mark_all_fresh()
         self._begin_upload()
 
     def _begin_upload(self) -> None:
@@ -346,7 +354,7 @@ class Core:
 
     def _shape(self) -> Index:
         if self.image is None:
-            raise NoImage("There is no image yet: call set_image before the first prompt.")
+            raise NoImage("There is no image. Call set_image before the first prompt.")
         return self.image.grid.shape
 
     def _add_strokes(
@@ -358,9 +366,9 @@ class Core:
         positive: bool,
         run: bool,
     ) -> int:
-        strokes = marked(mask, box, self._shape())
+        strokes = to_mask(mask, box, self._shape())
         if strokes.box is None:
-            raise UnsupportedPrompt("The scribble or lasso is empty: it marks no voxel.")
+            raise UnsupportedPrompt("The scribble or lasso is empty. Mark at least one voxel.")
         bits = masks.pack(strokes, self._encoding())
         message = kind(id=self._next_id(), segment=segment, mask=bits, positive=positive, run=run)
         return self._prompt(message, middle(strokes.box))
@@ -369,71 +377,75 @@ class Core:
 
     def _on_welcome(self, message: wire.Welcome) -> list[Event]:
         self.welcome = message
-        self._session = message.session, message.secret
-        happened: list[Event] = [events.Connection("open", message)]
-        return happened + (self._go_on(message) if message.resumed else self._start_anew())
+        self._session = message.session_id, message.session_secret
+        emitted: list[Event] = [events.Connection("open", message)]
+        return emitted + (self._resume_session(message) if message.resumed else self._restore_session())
 
-    def _go_on(self, welcome: wire.Welcome) -> list[Event]:
-        """Take up the session: what has no answer is sent again as it was, and what differs is put right."""
-        for sent, waiting in self._waiting.items():
-            self._send(waiting.request)
-            if waiting.cancelled:
+    def _resume_session(self, welcome: wire.Welcome) -> list[Event]:
+        """Resume the session: send pending requests again, and synchronize segments that differ."""
+        for sent, pending in self._pending.items():
+            self._send(pending.request)
+            if pending.cancelled:
                 self._send(wire.Cancel(request=sent))
         self._begin_upload()
         if self.image is None or welcome.image != self.image.name or self._upload is None:
-            return []  # the set_image that is on its way brings what is missing
-        self._upload.acknowledged(self._upload.bricks_in(welcome.bricks))
-        if not any(isinstance(w.request, wire.SetImage) for w in self._waiting.values()):
+            return []  # the pending set_image brings the bricks
+        self._upload.acknowledged(self._upload.bricks_in(welcome.present_bricks))
+        if not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values()):
             self._compare_segments(welcome.revisions)
         return []
 
     def _compare_segments(self, revisions: dict[str, int]) -> None:
-        """Where a request has no answer yet, the answer will tell."""
-        unsettled = {w.segment for w in self._waiting.values()} | self._stale
+        """Synchronize segments without a pending request. The answer of a pending request does it for the others."""
+        unsettled = {pending.segment for pending in self._pending.values()} | self._stale
         for segment in [s for s in self.segments.values() if s.name not in unsettled and not s.is_empty]:
             if segment.name not in revisions:
-                self._post(self._restoration(segment), None)
+                self._enqueue(self._restore_message(segment), None)
             elif revisions[segment.name] != segment.revision:
-                self._ask_for_snapshot(segment)
+                self._request_snapshot(segment)
 
-    def _start_anew(self) -> list[Event]:
-        """Bring everything back into a new session, and then send what has no answer, under new ids."""
-        happened = self._trust_all()
-        unanswered, self._waiting = [w for w in self._waiting.values() if w.number is not None], {}
+    def _restore_session(self) -> list[Event]:
+        """Restore everything in a new session, and then send pending requests under new ids."""
+        emitted = self._mark_all_fresh()
+        to_resend, self._pending = [pending for pending in self._pending.values() if pending.number is not None], {}
         if self._options is not None:
-            self._post(_renumbered(self._options, self._next_id()), None)
+            self._enqueue(_renumbered(self._options, self._next_id()), None)
         if self.image is not None:
-            self._bring_back(self.image, unanswered)
-        for waiting in unanswered:
-            if (error := self._why_not_again(waiting)) is not None:
-                happened.append(events.Failed(waiting.number, error))
-            elif not isinstance(waiting.request, wire.SetImage):
-                self._post(_renumbered(waiting.request, self._next_id()), waiting.number, waiting.losses)
-        return happened
+            self._restore_image(self.image, to_resend)
+        for pending in to_resend:
+            if (error := self._retry_error(pending)) is not None:
+                emitted.append(events.Failed(pending.number, error))
+            elif not isinstance(pending.request, wire.SetImage):
+                self._enqueue(_renumbered(pending.request, self._next_id()), pending.number, pending.losses)
+        return emitted
 
-    def _bring_back(self, image: ImageSource, unanswered: list[_Waiting]) -> None:
-        """Announce the image, for the ``set_image`` that has no answer yet if there is one, and restore."""
-        mine = (w for w in unanswered if isinstance(w.request, wire.SetImage) and not self._is_obsolete(w))
+    def _restore_image(self, image: ImageSource, to_resend: list[_PendingRequest]) -> None:
+        """Announce the image, as the pending ``set_image`` if there is one, and restore the segments."""
+        mine = (
+            pending
+            for pending in to_resend
+            if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending)
+        )
         self._begin_upload()
-        self._post(self._announcement(image), next((w.number for w in mine), None))
+        self._enqueue(self._announcement(image), next((pending.number for pending in mine), None))
         for segment in self.segments.values():
             if not segment.is_empty:
-                self._post(self._restoration(segment), None)
+                self._enqueue(self._restore_message(segment), None)
 
-    def _is_obsolete(self, waiting: _Waiting) -> bool:
-        """Whether the request is about an image that has been replaced."""
-        return waiting.image is not self.image and not isinstance(waiting.request, wire.SetOptions)
+    def _is_obsolete(self, pending: _PendingRequest) -> bool:
+        """Whether the image of the request has been replaced."""
+        return pending.image is not self.image and not isinstance(pending.request, wire.SetOptions)
 
-    def _why_not_again(self, waiting: _Waiting) -> Error | None:
-        """Why a request that was not answered before the connection was lost is not to be sent again."""
-        if self._is_obsolete(waiting):
+    def _retry_error(self, pending: _PendingRequest) -> Error | None:
+        """Return the error of a pending request that must not be sent again after a lost connection, or None."""
+        if self._is_obsolete(pending):
             return Cancelled("The connection was lost during the request, and its image has been replaced since.")
-        if waiting.cancelled and not isinstance(waiting.request, wire.SetImage):
-            return Cancelled("The request was cancelled, and the connection lost; the segment is as it was before.")
-        if waiting.losses >= _MOST_LOSSES and not isinstance(waiting.request, wire.SetImage):
+        if pending.cancelled and not isinstance(pending.request, wire.SetImage):
+            return Cancelled("The request was cancelled, and the connection was lost. The segment is unchanged.")
+        if pending.losses >= _MAX_LOSSES and not isinstance(pending.request, wire.SetImage):
             return WorkerLost(
-                f"The server's computing process has ended {waiting.losses} times during this request, which may be "
-                "the reason; it is not tried again. The segment is as it was before."
+                f"The worker process ended {pending.losses} times during this request, which may be the cause. "
+                "The request is not sent again. The segment is unchanged."
             )
         return None
 
@@ -444,139 +456,142 @@ class Core:
         return [events.ImageProgress(message.present, message.total)]
 
     def _on_progress(self, message: wire.Progress) -> list[Event]:
-        waiting = self._waiting.get(message.id)
-        if waiting is None or self._is_obsolete(waiting):
+        pending = self._pending.get(message.id)
+        if pending is None or self._is_obsolete(pending):
             return []
         if message.box is not None and self._upload is not None:
-            self._upload.need(Box.from_pairs(message.box))
-        if waiting.number is None:
+            self._upload.prioritize(Box.from_pairs(message.box))
+        if pending.number is None:
             return []
-        return [events.Progress(waiting.number, waiting.segment, message.state, message.n, message.m)]
+        return [events.Progress(pending.number, pending.segment, message.state, message.done, message.total)]
 
     def _on_mask_delta(self, message: wire.MaskDelta) -> list[Event]:
-        waiting = self._waiting.get(message.request)
-        if waiting is None or self._is_obsolete(waiting) or message.segment in self._stale:
+        pending = self._pending.get(message.request)
+        if pending is None or self._is_obsolete(pending) or message.segment in self._stale:
             return []
-        self._check_segment(message.segment, waiting)
+        self._check_segment(message.segment, pending)
         segment = self.segment(message.segment)
-        if message.base_rev != segment.revision:
-            return self._ask_for_snapshot(segment)
+        if message.base_revision != segment.revision:
+            return self._request_snapshot(segment)
         change = masks.unpack(message.change, self._shape())
         assert change.box is not None
         masks.apply(change, segment.mask)
         if masks.checksum(segment.mask, change.box) != message.checksum:
-            return self._ask_for_snapshot(segment)
-        waiting.base = segment.revision if waiting.base is None else waiting.base
-        segment.revision, segment.voxels = message.rev, message.voxels
-        waiting.change = masks.compose(waiting.change, change)
-        return [_mask_event(segment, waiting, change.box, message.final)]
+            return self._request_snapshot(segment)
+        pending.base = segment.revision if pending.base is None else pending.base
+        segment.revision, segment.voxels = message.revision, message.voxels
+        pending.change = masks.compose(pending.change, change)
+        return [_mask_event(segment, pending, change.box, message.final)]
 
     def _on_mask_snapshot(self, message: wire.MaskSnapshot) -> list[Event]:
-        waiting = self._waiting.get(message.request)
-        if waiting is None or self._is_obsolete(waiting):
+        pending = self._pending.get(message.request)
+        if pending is None or self._is_obsolete(pending):
             return []
-        self._check_segment(message.segment, waiting)
+        self._check_segment(message.segment, pending)
         segment = self.segment(message.segment)
         segment.mask[...] = False
         if message.mask is not None:
             masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
-        segment.revision, segment.voxels = message.rev, message.voxels
+        segment.revision, segment.voxels = message.revision, message.voxels
         segment.reconcile(self._encoding())
         return [
-            _mask_event(segment, waiting, Box.whole(self._shape()), final=True),
-            *self._trust(segment.name),
+            _mask_event(segment, pending, Box.whole(self._shape()), final=True),
+            *self._mark_fresh(segment.name),
         ]
 
-    def _check_segment(self, name: str, waiting: _Waiting) -> None:
-        if name != waiting.segment:
-            raise BadMessage(f'The server answered a request about segment "{waiting.segment}" with one "{name}".')
+    def _check_segment(self, name: str, pending: _PendingRequest) -> None:
+        if name != pending.segment:
+            raise BadMessage(f'The server answered a request about segment "{pending.segment}" with segment "{name}".')
 
-    def _trust(self, segment: str) -> list[Event]:
-        """The mask of a segment is right again, or nobody asks for it: the answers that were held back."""
+    def _mark_fresh(self, segment: str) -> list[Event]:
+        """Note that a segment needs no snapshot any more. Return the answers that were held back."""
         self._stale.discard(segment)
-        return self._held.pop(segment, [])
+        return self._held_answers.pop(segment, [])
 
-    def _trust_all(self) -> list[Event]:
-        return [event for segment in list(self._stale) for event in self._trust(segment)]
+    def _mark_all_fresh(self) -> list[Event]:
+        return [event for segment in list(self._stale) for event in self._mark_fresh(segment)]
 
     def _compare_revisions(self, done: wire.Done) -> None:
-        """Notice that the last change of all is missing, which no other change would show."""
+        """Request a snapshot if the last change is missing, which no later change would reveal."""
         segment = self.segments.get(done.segment or "")
         if segment is not None and segment.revision != done.revision and segment.name not in self._stale:
-            self._ask_for_snapshot(segment)
+            self._request_snapshot(segment)
 
-    def _ask_for_snapshot(self, segment: Segment) -> list[Event]:
+    def _request_snapshot(self, segment: Segment) -> list[Event]:
         self._stale.add(segment.name)
-        self._post(wire.GetMask(id=self._next_id(), segment=segment.name), None)
+        self._enqueue(wire.GetMask(id=self._next_id(), segment=segment.name), None)
         return []
 
     def _on_done(self, message: wire.Done) -> list[Event]:
-        waiting = self._waiting.pop(message.id, None)
-        if waiting is None:
+        pending = self._pending.pop(message.id, None)
+        if pending is None:
             return []
-        self._record(waiting)
-        if not self._is_obsolete(waiting):
+        self._record(pending)
+        if not self._is_obsolete(pending):
             self._compare_revisions(message)
-        if waiting.number is None:
+        if pending.number is None:
             return []
         changed = None if message.changed is None else Box.from_pairs(message.changed)
         result = events.Result(
-            waiting.number, message.segment, changed, message.voxels, message.revision, message.timings
+            pending.number, message.segment, changed, message.voxels, message.revision, message.timings
         )
         done = events.Done(result)
         if message.segment is not None and message.segment in self._stale:
-            self._held.setdefault(message.segment, []).append(done)  # who is told looks at the mask
+            self._held_answers.setdefault(message.segment, []).append(done)  # the user reads the mask when told
             return []
         return [done]
 
     def _on_error(self, message: wire.ErrorMessage) -> list[Event]:
         error = error_from_wire(message.code, message.message)
         if message.id is None:
-            if isinstance(error, WorkerLost) and self._waiting:
-                next(iter(self._waiting.values())).losses += 1  # requests are done in turn: it was this one's
-            return [events.Failed(None, error)]
-        waiting = self._waiting.pop(message.id, None)
-        if waiting is None:
+            if isinstance(error, WorkerLost) and self._pending:
+                next(iter(self._pending.values())).losses += 1  # requests run in order, so it was the first one
+            return self._end(error)
+        pending = self._pending.pop(message.id, None)
+        if pending is None:
             return []
-        self._forget_if_empty(waiting)
-        if isinstance(waiting.request, wire.GetMask):
-            return self._trust(waiting.request.segment)  # the next change of the segment asks again
-        if isinstance(waiting.request, wire.Restore):
-            return self._restore_the_mask(waiting, error)
-        if isinstance(waiting.request, wire.SetImage) and not self._is_obsolete(waiting):
-            if waiting.number is None:
-                self._session = None  # it has no image and is of no use; the next may have room
+        self._reset_if_empty(pending)
+        if isinstance(pending.request, wire.GetMask):
+            return self._mark_fresh(pending.request.segment)  # the next change of the segment requests it again
+        if isinstance(pending.request, wire.Restore):
+            return self._retry_restore_flattened(pending, error)
+        if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending):
+            if pending.number is None:
+                self._session = None  # useless without its image; a new session may have memory for it
             else:
-                self._use(None)
-        return [events.Failed(waiting.number, error)]
+                self._replace_image(None)
+        return self._end(error) if pending.number is None else [events.Failed(pending.number, error)]
 
-    def _forget_if_empty(self, waiting: _Waiting) -> None:
-        """Reset a segment whose first request failed, because the server has no such segment. Its empty mask stays the
-        same array, because the user may hold it."""
-        segment = self.segments.get(waiting.segment or "")
-        if segment is not None and segment.is_empty and isinstance(waiting.request, wire.SetMask | wire.Prompt):
+    def _end(self, error: Error) -> list[Event]:
+        self.ended = error
+        return []
+
+    def _reset_if_empty(self, pending: _PendingRequest) -> None:
+        """Reset a segment whose first request failed: the server has no such segment. Its empty mask stays the same
+        array, because the user may hold it."""
+        segment = self.segments.get(pending.segment or "")
+        if segment is not None and segment.is_empty and isinstance(pending.request, wire.SetMask | wire.Prompt):
             segment.revision = 0
 
-    def _restore_the_mask(self, waiting: _Waiting, error: Error) -> list[Event]:
-        """Another server may not know the prompts of a segment's history, or have no memory for it; its mask can be
-        brought back anyway."""
-        segment = self.segments.get(waiting.segment or "")
-        if segment is None or self._is_obsolete(waiting) or not isinstance(error, _HISTORY_REFUSED):
-            return [events.Failed(None, error)]
-        if segment.is_flat:
-            return [events.Failed(None, error)]
-        # Before the requests that follow: they are about the segment, and wait for nothing.
+    def _retry_restore_flattened(self, pending: _PendingRequest, error: Error) -> list[Event]:
+        """Restore the mask alone: another server may not support the prompts of a history, or have no memory for it."""
+        segment = self.segments.get(pending.segment or "")
+        is_current = segment is not None and not self._is_obsolete(pending)
+        if segment is None or not is_current or segment.is_flat or not isinstance(error, _HISTORY_REFUSED):
+            return self._end(error)
+        # Before the requests that follow, which need the segment.
         notice = self._flatten(segment, str(error))
-        self._post(self._restoration(segment), None)
+        self._enqueue(self._restore_message(segment), None)
         return [notice]
 
     def _flatten(self, segment: Segment, why: str) -> Event:
         segment.flatten(self._encoding())
-        sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({why}); its mask is kept.'
+        sentence = f'The prompts of segment "{segment.name}" cannot be used on this server ({why}). Its mask is kept.'
         return events.Notice("warning", sentence)
 
     def _on_notice(self, message: wire.Notice) -> list[Event]:
-        self._evicted = self._evicted or message.code == "evicted"
+        if message.code == "evicted":
+            self._evicted, self.ended = True, ConnectionFailed(message.message)
         return [events.Notice(message.code, message.message)]
 
     _HANDLERS: ClassVar[dict[type, Callable[["Core", Any], list[Event]]]] = {
@@ -592,46 +607,46 @@ class Core:
 
     # ---- the journal --------------------------------------------------------------------------------------
 
-    def _record(self, waiting: _Waiting) -> None:
-        """Make the history what the server's is after a request was done."""
-        request = waiting.request
-        if self._is_obsolete(waiting) or isinstance(request, wire.SetImage | wire.Restore | wire.GetMask):
+    def _record(self, pending: _PendingRequest) -> None:
+        """Update the history as the server did for a request that succeeded."""
+        request = pending.request
+        if self._is_obsolete(pending) or isinstance(request, wire.SetImage | wire.Restore | wire.GetMask):
             return
         if isinstance(request, wire.SetOptions):
             self._options = request if self._options is None else _merged(self._options, request)
             return
         if isinstance(request, wire.RemoveSegment):
             self.segments.pop(request.segment, None)
-            self._later += self._trust(request.segment)
+            self._deferred += self._mark_fresh(request.segment)
             return
         segment = self.segment(request.segment)
         is_fresh = segment.name not in self._stale
         if isinstance(request, wire.Undo | wire.Redo):
-            segment.credit_move(isinstance(request, wire.Undo), waiting.change, is_fresh, self._encoding())
+            segment.credit_move(isinstance(request, wire.Undo), pending.change, is_fresh, self._encoding())
         elif not isinstance(request, wire.Run) or segment.pending():
-            segment.append(make_step(request, waiting.change, self._encoding()))
+            segment.append(make_step(request, pending.change, self._encoding()))
 
-    def _take_back(self, waiting: _Waiting) -> list[Event]:
-        """Undo what previews of an unanswered request have changed: they come again."""
-        change, base, waiting.change, waiting.base = waiting.change, waiting.base, NO_CHANGE, None
-        segment = self.segments.get(waiting.segment or "")
-        if segment is None or base is None or self._is_obsolete(waiting):
+    def _revert_previews(self, pending: _PendingRequest) -> list[Event]:
+        """Revert the previews of a pending request: they are sent again."""
+        change, base, pending.change, pending.base = pending.change, pending.base, NO_CHANGE, None
+        segment = self.segments.get(pending.segment or "")
+        if segment is None or base is None or self._is_obsolete(pending):
             return []
         segment.flip(change)
         segment.revision = base
-        return [] if change.box is None else [_mask_event(segment, waiting, change.box, final=True)]
+        return [] if change.box is None else [_mask_event(segment, pending, change.box, final=True)]
 
     def _rebuild(self, segment: Segment) -> Event:
-        """Let a mask that cannot be trusted be what its history adds up to."""
+        """Recompute a mask that is out of step from its history."""
         segment.rebuild()
         whole = Box.whole(self._shape())
         return events.MaskDelta(None, segment.name, whole, segment.revision, segment.voxels, True)
 
-    def _restoration(self, segment: Segment) -> wire.Restore:
-        most = protocol.MAX_MESSAGE_BYTES if self.welcome is None else self.welcome.limits.message_bytes
-        if segment.memory > most and not segment.is_flat:
-            why = f"its history of {segment.memory:,} bytes is more than the {most:,} of a message"
-            self._later.append(self._flatten(segment, why))
+    def _restore_message(self, segment: Segment) -> wire.Restore:
+        max_bytes = protocol.MAX_MESSAGE_BYTES if self.welcome is None else self.welcome.limits.message_bytes
+        if segment.memory > max_bytes and not segment.is_flat:
+            why = f"its history of {segment.memory:,} bytes is more than the {max_bytes:,} of a message"
+            self._deferred.append(self._flatten(segment, why))
         return wire.Restore(
             id=self._next_id(),
             segment=segment.name,
@@ -650,5 +665,5 @@ def _merged(old: wire.SetOptions, new: wire.SetOptions) -> wire.SetOptions:
     return msgspec.structs.replace(old, **changed)
 
 
-def _mask_event(segment: Segment, waiting: _Waiting, box: Box, final: bool) -> Event:
-    return events.MaskDelta(waiting.number, segment.name, box, segment.revision, segment.voxels, final)
+def _mask_event(segment: Segment, pending: _PendingRequest, box: Box, final: bool) -> Event:
+    return events.MaskDelta(pending.number, segment.name, box, segment.revision, segment.voxels, final)

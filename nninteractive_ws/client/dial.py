@@ -1,4 +1,4 @@
-"""A WebSocket connection for the asyncio driver, which notices when the other end is gone."""
+"""The WebSocket connection of the asyncio driver, with a keepalive."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,34 +12,37 @@ from websockets.protocol import State
 
 from nninteractive_ws import protocol
 from nninteractive_ws.client import reconnect
-from nninteractive_ws.client.address import Address, explain
+from nninteractive_ws.client.address import AF_UNIX, Address
+from nninteractive_ws.client.connection_errors import connection_error
 from nninteractive_ws.client.proxies import proxy_url
-from nninteractive_ws.client.reconnect import Silence
+from nninteractive_ws.client.reconnect import KeepaliveMonitor
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed, Error
 
-#: A farewell is a courtesy: closing does not wait for a server that takes in nothing more.
-FAREWELL_WITHIN_S = 2.0
-#: How often it is looked whether a tunnel is there, and a server that was started; and for how long for the latter.
-_LOOK_AGAIN_S, _START_WITHIN_S = 0.1, 60.0
-#: How often it is looked whether there were signs of life, of the time after which one is asked for.
-_LOOKS = 8
+#: Timeout for sending ``bye`` and closing. Closing does not wait for a server that reads nothing more.
+FAREWELL_TIMEOUT_S = 2.0
+#: Interval of checks for a tunnel and for a started server, and timeout for that server.
+_CHECK_EVERY_S, _START_TIMEOUT_S = 0.1, 60.0
+#: Checks of the keepalive per ping interval.
+_CHECKS_PER_PING = 8
 
 
 class _Connect(websocket_connect):
-    """Does not follow redirects: a token goes only to its server, and only over the requested scheme."""
+    """A connector that follows no redirects: a token goes only to its server, and only over the requested scheme."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
 
 
-class Connection(ClientConnection):
-    """A connection that knows when the other end was last heard. websockets' own keepalive knows only of pongs,
-    and a pong that waits behind a large mask on a slow link comes too late for it."""
+class MonitoredConnection(ClientConnection):
+    """A connection with a keepalive that counts all received bytes.
+
+    websockets' own keepalive counts pongs alone. A pong behind a large mask on a slow link comes too late for it.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._silence = Silence(self.loop.time)
+        self._keepalive = KeepaliveMonitor(self.loop.time)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         connection: socket.socket = transport.get_extra_info("socket")
@@ -47,51 +50,53 @@ class Connection(ClientConnection):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._silence.broken()
+        self._keepalive.heard()
         super().data_received(data)
-        # Pongs of pings that a server sends without reading their answers: beyond one message there are no others.
+        # More than one message waits: the server sends pings and does not read the pongs.
         if self.transport.get_write_buffer_size() > protocol.MAX_MESSAGE_BYTES + reconnect.SEND_BUFFER_BYTES:
             self.transport.abort()
 
     async def watch(self) -> NoReturn:
-        """Wait until the other end is silent for too long, and then end the connection. Raises ConnectionFailed."""
+        """End the connection when the server is silent for too long. Raises ConnectionFailed then."""
         unsent = 0
         try:
             while True:
-                await asyncio.sleep(reconnect.PING_EVERY_S / _LOOKS)
+                await asyncio.sleep(reconnect.PING_EVERY_S / _CHECKS_PER_PING)
                 if self.transport.get_write_buffer_size() != unsent:
-                    self._silence.broken()
-                if self._silence.ask_now() and self.protocol.state is State.OPEN:
-                    # Not by ping(), which waits until the system takes the bytes. That may be never.
+                    self._keepalive.heard()
+                if self._keepalive.should_ping() and self.protocol.state is State.OPEN:
+                    # Not by ping(), which waits until the operating system accepts the bytes, perhaps forever.
                     self.protocol.send_ping(b"")
                     self.send_data()
                 unsent = self.transport.get_write_buffer_size()
         except ConnectionFailed:
-            self.transport.abort()  # a polite end would be waited for
+            self.transport.abort()  # close() would wait for the server
             raise
 
 
-async def dial(where: Address, *, token: str | None = None, trusting: ssl.SSLContext | None = None) -> Connection:
-    """Connect. ``trusting``: see :func:`~nninteractive_ws.client.address.trust`. Raises a sentence, as an Error."""
+async def dial(
+    where: Address, *, token: str | None = None, ssl_context: ssl.SSLContext | None = None
+) -> MonitoredConnection:
+    """Connect to a server. ``ssl_context``: see :func:`~nninteractive_ws.client.tls.ssl_context`. Raises Error."""
     try:
         connection = await _Connect(
             where.url,
-            create_connection=Connection,
+            create_connection=MonitoredConnection,
             additional_headers={"Authorization": f"Bearer {token}"} if token else None,
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
-            open_timeout=reconnect.OPEN_WITHIN_S,
+            open_timeout=reconnect.OPEN_TIMEOUT_S,
             ping_interval=None,
-            close_timeout=FAREWELL_WITHIN_S,
-            ssl=trusting,
+            close_timeout=FAREWELL_TIMEOUT_S,
+            ssl=ssl_context,
             logger=reconnect.websocket_log,
             **await _route(where),
         )
-    except Error:  # it is explained already
+    except Error:  # translated already
         raise
     except Exception as e:
-        raise explain(e, where, token) from e
-    assert isinstance(connection, Connection)
+        raise connection_error(e, where, token) from e
+    assert isinstance(connection, MonitoredConnection)
     return connection
 
 
@@ -99,7 +104,7 @@ async def _route(where: Address) -> dict[str, Any]:
     """Options of the connection: a connected Unix socket, or the proxy, if the settings name one."""
     if where.unix_socket is None:
         return {"proxy": proxy_url(where)}
-    connected = socket.socket(socket.AF_UNIX)
+    connected = socket.socket(AF_UNIX)
     connected.setblocking(False)
     try:
         await asyncio.get_running_loop().sock_connect(connected, where.unix_socket)
@@ -110,16 +115,18 @@ async def _route(where: Address) -> dict[str, Any]:
 
 
 async def open_tunnel(tunnel: Tunnel) -> None:
-    """Wait until a tunnel is there; it is opened where it is not. Raises a sentence, as an Error."""
+    """Open a tunnel, and wait until it is ready. Raises Error."""
     while not tunnel.ready():
-        await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(_CHECK_EVERY_S)
 
 
-async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None = None) -> Connection:
-    """Connect through a tunnel, which is opened where it is not. ``start``: the command that starts a server on the
-    other side where none answers. Raises a sentence, as an Error."""
+async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None = None) -> MonitoredConnection:
+    """Open a tunnel if necessary, and connect through it. Raises Error.
+
+    ``start``: the command that starts a server on the remote machine if none runs there.
+    """
     await open_tunnel(tunnel)
-    until = asyncio.get_running_loop().time() + _START_WITHIN_S
+    until = asyncio.get_running_loop().time() + _START_TIMEOUT_S
     while True:
         try:
             return await dial(tunnel.local, token=token)
@@ -128,9 +135,9 @@ async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None =
             if not started and start is not None and tunnel.nothing_listens:
                 tunnel.start_server(start)
             elif not started or asyncio.get_running_loop().time() > until:
-                raise tunnel.explain(e) from e
-            await asyncio.sleep(_LOOK_AGAIN_S)
+                raise tunnel.connection_error(e) from e
+            await asyncio.sleep(_CHECK_EVERY_S)
 
 
-#: Makes a session's next connection. Raises what :func:`dial` does.
-Dialler = Callable[[], Awaitable[Connection]]
+#: Makes a session's next connection. Raises Error.
+Dialler = Callable[[], Awaitable[MonitoredConnection]]

@@ -1,4 +1,4 @@
-"""What a client tells its user as it happens. ``name`` is what ``session.on`` takes."""
+"""Events of a session. ``session.on(name, callback)`` registers for one kind, by the class attribute ``name``."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,11 +10,19 @@ from nninteractive_ws.messages import NoticeCode, ProgressState, Timings, Welcom
 
 @dataclass(frozen=True)
 class Connection:
-    """What became of the connection.
+    """The state of the connection changed. Its name is ``connection``.
 
-    ``open``: the server has said ``welcome``; its ``resumed`` says whether it still had the session, which is
-    brought back otherwise. ``lost``: for the ``reason``, and it is tried again in ``retry_in`` seconds (None:
-    with the next request). ``closed``: for the ``reason``, and for ever; the last event of a session.
+    Attributes
+    ----------
+    state : {"open", "lost", "closed"}
+        ``open``: the server has sent ``welcome``. ``lost``: the connection broke. ``closed``: the session ended. No
+        event follows.
+    welcome : Welcome, optional
+        With ``open``. Its ``resumed`` tells whether the server still had the session; otherwise the client restores it.
+    reason : str
+        With ``lost`` and ``closed``: a sentence for the user.
+    retry_in : float, optional
+        With ``lost``: seconds until the next attempt. None: the next request connects.
     """
 
     name: ClassVar = "connection"
@@ -26,7 +34,13 @@ class Connection:
 
 @dataclass(frozen=True)
 class ImageProgress:
-    """``present`` of ``total`` bricks of the image are on the server."""
+    """Bricks of the image arrived on the server. Its name is ``image_progress``.
+
+    Attributes
+    ----------
+    present, total : int
+        Bricks on the server, and bricks of the image.
+    """
 
     name: ClassVar = "image_progress"
     present: int
@@ -35,20 +49,48 @@ class ImageProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a request is doing. ``n`` of ``m``: place in the queue, bricks there, or passes made."""
+    """The state of a request. Its name is ``progress``.
+
+    Attributes
+    ----------
+    request : int
+        Number of the request.
+    segment : str, optional
+        Segment of the request.
+    state : {"queued", "waiting_for_image", "predicting", "refining"}
+        ``queued``: ``done`` requests are ahead. ``waiting_for_image``: ``done`` of ``total`` bricks are there.
+        ``refining``: ``done`` of ``total`` passes are made.
+    done, total : int
+        See ``state``. 0 where they have no meaning.
+    """
 
     name: ClassVar = "progress"
     request: int
     segment: str | None
     state: ProgressState
-    n: int
-    m: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
 class MaskDelta:
-    """A segment's mask has changed inside ``box``; the mask holds it already. Not ``final``: a preview.
-    ``request`` is None where the whole mask was fetched again because a change was missing."""
+    """The mask of a segment changed. Its name is ``mask_delta``. ``segment.mask`` has the change already.
+
+    Attributes
+    ----------
+    request : int, optional
+        Request that caused the change. None after the whole mask was fetched because a change was missing.
+    segment : str
+        Name of the segment.
+    box : Box
+        Bounding box of the change, in voxels (i, j, k).
+    revision : int
+        Revision of the mask after the change.
+    voxels : int
+        Voxels of the mask after the change.
+    final : bool
+        False: a preview.
+    """
 
     name: ClassVar = "mask_delta"
     request: int | None
@@ -61,7 +103,24 @@ class MaskDelta:
 
 @dataclass(frozen=True)
 class Result:
-    """What a request did. ``changed``: the box around all it changed. ``timings``: seconds, on the server."""
+    """What a request did.
+
+    Attributes
+    ----------
+    request : int
+        Number of the request.
+    segment : str, optional
+        Name of the segment. None for ``set_image`` and ``set_options``.
+    changed : Box, optional
+        Bounding box of all changed voxels, (i, j, k). None if none changed.
+    voxels : int
+        Voxels of the mask.
+    revision : int
+        Revision of the mask.
+    timings : Timings
+        Seconds on the server: ``queued``, ``waiting_for_image``, ``network`` and ``total``; and ``passes``, the number
+        of forward passes.
+    """
 
     request: int
     segment: str | None
@@ -73,7 +132,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Done:
-    """A request is done."""
+    """A request succeeded. Its name is ``done``.
+
+    Attributes
+    ----------
+    result : Result
+        The result of the request.
+    """
 
     name: ClassVar = "done"
     result: Result
@@ -81,7 +146,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A request failed, or with no ``request`` the session: it is closed next."""
+    """A request failed, or the session did. Its name is ``error``.
+
+    Attributes
+    ----------
+    request : int, optional
+        Number of the request. None: the session failed, and closes.
+    error : Error
+        One of :mod:`nninteractive_ws.errors`.
+    """
 
     name: ClassVar = "error"
     request: int | None
@@ -90,7 +163,15 @@ class Failed:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know."""
+    """Information for the user. Its name is ``notice``.
+
+    Attributes
+    ----------
+    code : str
+        ``loading_model``, ``worker_lost``, ``shutting_down``, ``evicted`` or ``warning``.
+    message : str
+        A sentence.
+    """
 
     name: ClassVar = "notice"
     code: NoticeCode

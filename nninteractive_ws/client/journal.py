@@ -1,24 +1,24 @@
-"""The journal as a file: what is needed to go on with an image another day, but for the image itself."""
+"""Journal of a session: its prompts and masks without the image, in memory and as a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
-import os
 from pathlib import Path
-import tempfile
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from nninteractive_ws import masks
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.bricks import MAX_VOXELS
-from nninteractive_ws.client.upload import ImageSource
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.errors import BadImage, BadJournal, Error
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.history import Segment
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import MAX_SEGMENTS, MAX_STEPS, Count, Name, Shape, Step
+from nninteractive_ws.protocol import to_msgpack
 
 FORMAT: Literal["nninteractive-ws journal"] = "nninteractive-ws journal"
 _VERSION = 1
@@ -32,7 +32,7 @@ class _SegmentHistory(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """One msgpack map. ``steps`` and ``undone`` are those of the protocol's ``restore``."""
+    """A journal file, one msgpack map. ``steps`` and ``undone`` are those of the protocol's ``restore``."""
 
     format: Literal["nninteractive-ws journal"]
     version: int
@@ -43,9 +43,16 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Journal:
-    """Of every segment the prompts, what each changed, and what was undone; and which image they are of.
+    """The history of each segment of an image: prompts, their changes, and undone steps.
 
-    ``image``: the digest of the image's voxels, type and shape (see :class:`ImageSource`). ``shape``: its shape.
+    Pass it to :meth:`Session.set_image` with the same image to continue.
+
+    Attributes
+    ----------
+    image : str
+        Digest of the image's voxels, dtype and shape, 32 hexadecimal digits.
+    shape : tuple of 3 int
+        Shape of the image, (i, j, k).
     """
 
     image: str
@@ -54,80 +61,162 @@ class Journal:
 
     @classmethod
     def of(cls, image: ImageSource, segments: Sequence[Segment]) -> "Journal":
-        """What there is now; what happens later does not change it."""
-        kept = {s.name: _SegmentHistory(s.name, s.revision, list(s.steps), list(s.undone)) for s in segments}
-        return cls(image.name, image.grid.shape, kept)
+        """Make a journal of the current state of segments.
+
+        Parameters
+        ----------
+        image : ImageSource
+            The image of the segments.
+        segments : sequence of history.Segment
+            The segments to record.
+
+        Returns
+        -------
+        Journal
+            A snapshot. Later changes of the segments do not change it.
+        """
+        histories = {s.name: _SegmentHistory(s.name, s.revision, list(s.steps), list(s.undone)) for s in segments}
+        return cls(image.name, image.grid.shape, histories)
 
     @property
     def masks(self) -> dict[str, Mask]:
-        """The mask of each segment, bool, of the image's shape: new arrays."""
+        """Mask of each segment, as new bool arrays of the image's shape."""
         return {name: segment.mask for name, segment in self._segments().items()}
 
     def segments_of(self, image: ImageSource) -> dict[str, Segment]:
-        """The segments, new, for this image. Raises BadImage where the journal is of another."""
+        """Return new segments with the histories of the journal.
+
+        Parameters
+        ----------
+        image : ImageSource
+            The image to use them with.
+
+        Returns
+        -------
+        dict of str to history.Segment
+            Segments by name.
+
+        Raises
+        ------
+        BadImage
+            If the journal belongs to another image.
+        """
         if image.name != self.image:
             raise BadImage(
-                f"The journal was written for another image: of the shape {self.shape} and the digest {self.image}, "
-                f"where this one has the shape {image.grid.shape} and the digest {image.name}."
+                f"The journal belongs to another image of shape {self.shape} and digest {self.image}. This image "
+                f"has the shape {image.grid.shape} and the digest {image.name}. Load the image that the journal was "
+                "saved with, in the same orientation and dtype, or start without the journal."
             )
         return self._segments()
 
     def _segments(self) -> dict[str, Segment]:
-        made = {}
-        for name, kept in self._histories.items():
-            segment = Segment(name, self.shape, kept.revision, steps=list(kept.steps), undone=list(kept.undone))
+        segments = {}
+        for name, history in self._histories.items():
+            steps, undone = list(history.steps), list(history.undone)
+            segments[name] = segment = Segment(name, self.shape, history.revision, steps=steps, undone=undone)
             segment.rebuild()
-            made[name] = segment
-        return made
+        return segments
 
     def to_bytes(self) -> bytes:
-        """The content of a journal's file."""
-        return msgspec.msgpack.encode(_File(FORMAT, _VERSION, self.image, self.shape, list(self._histories.values())))
+        """Return the content of a journal file.
+
+        Returns
+        -------
+        bytes
+            One msgpack map.
+        """
+        return to_msgpack(_File(FORMAT, _VERSION, self.image, self.shape, list(self._histories.values())))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Journal":
-        """Raises BadJournal where these bytes are not a journal, or a damaged one."""
+        """Read the content of a journal file.
+
+        Parameters
+        ----------
+        data : bytes
+            Content of the file.
+
+        Returns
+        -------
+        Journal
+            The journal.
+
+        Raises
+        ------
+        BadJournal
+            If the bytes are not a journal, or are damaged.
+        """
         try:
-            found = msgspec.msgpack.decode(data, type=_File)
-            if found.version != _VERSION:
+            file = msgspec.msgpack.decode(data, type=_File)
+            if file.version != _VERSION:
                 raise BadJournal(
-                    f"The journal is of version {found.version} and this release reads version {_VERSION}: "
-                    "update it (pip install --upgrade nninteractive-ws)."
+                    f"The journal has format version {file.version}, but this release reads version {_VERSION}. Update "
+                    "nninteractive-ws (pip install --upgrade nninteractive-ws)."
                 )
-            _check(found)
+            _check(file)
         except BadJournal:
             raise
         except (ValueError, RecursionError, Error) as e:
-            raise BadJournal(f"This is not a journal of nninteractive-ws, or a damaged one ({e}).") from e
-        return cls(found.image, found.shape, {s.name: s for s in found.segments})
+            detail = str(e).rstrip(".")
+            raise BadJournal(f"This is not a journal of nninteractive-ws, or it is damaged. Details: {detail}.") from e
+        return cls(file.image, file.shape, {s.name: s for s in file.segments})
 
     def save(self, path: str | Path) -> None:
-        """Write a file, all of it or nothing. Raises OSError."""
-        path = Path(path)
-        # In the same folder, so that the last step is a rename; readable to the user alone, as patients' data is.
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the journal to a file.
+
+        Parameters
+        ----------
+        path : str or Path
+            File to write, completely or not at all. Readable by the user alone.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        with atomic_write(Path(path), private=True) as partial:  # it holds patient data
+            partial.write_bytes(self.to_bytes())
 
 
 def load(path: str | Path) -> Journal:
-    """Read what :meth:`Journal.save` wrote. Raises OSError or BadJournal."""
+    """Read a journal from a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        File that :meth:`Session.save` or :meth:`Journal.save` wrote.
+
+    Returns
+    -------
+    Journal
+        The journal, for :meth:`Session.set_image`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    BadJournal
+        If the file is not a journal, or is damaged.
+
+    Examples
+    --------
+    >>> session.save("liver.journal")
+    >>> journal = nni.load("liver.journal")
+    >>> journal.shape == volume.shape
+    True
+    >>> session.set_image(volume, journal)
+    """
     return Journal.from_bytes(Path(path).read_bytes())
 
 
 def _check(file: _File) -> None:
     """Raise an Error unless every step fits the image. No array of the image's size is allocated.
 
-    A few bytes can stand for gigabytes of voxels. Masks are allocated once there is an image of that size.
+    A few bytes can decode to gigabytes of voxels. Masks are only allocated when an image of that size exists.
     """
     if math.prod(file.shape) > MAX_VOXELS:
-        raise BadJournal(f"The journal is of an image of the shape {file.shape}, which is too large to be one.")
+        raise BadJournal(f"The journal's image shape {file.shape} is too large. The limit is {MAX_VOXELS:,} voxels.")
     for step in (step for segment in file.segments for step in (*segment.steps, *segment.undone)):
-        for bits in (step.change, getattr(step.request, "mask", None)):
-            if bits is not None:
-                masks.check(bits, file.shape)
+        for mask in (step.change, getattr(step.request, "mask", None)):
+            if mask is not None:
+                masks.check(mask, file.shape)

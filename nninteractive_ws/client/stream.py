@@ -1,4 +1,4 @@
-"""A stream of bytes to a server for the polled driver: no call waits, whatever the network does."""
+"""A non-blocking byte stream to a server, for the polled driver."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -6,24 +6,25 @@ import errno
 import socket
 import ssl
 
-from nninteractive_ws.client.address import Address, Found, look_up
-from nninteractive_ws.client.reconnect import OPEN_WITHIN_S, SEND_BUFFER_BYTES
+from nninteractive_ws.client.address import AF_UNIX, Address
+from nninteractive_ws.client.dns import AddressList, resolve
+from nninteractive_ws.client.reconnect import OPEN_TIMEOUT_S, SEND_BUFFER_BYTES
 
-# What an operation that would have to wait says, without and with TLS.
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# Exceptions of an operation that would block, without and with TLS.
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Stream:
-    """A connection, made step by step: look up the name, try one address after the other, agree on TLS.
+    """A connection, made step by step: DNS lookup, each address in turn, TLS handshake.
 
-    ``trusting``: see :func:`~nninteractive_ws.client.address.trust`. Methods raise OSError where it fails.
+    ``ssl_context``: see :func:`~nninteractive_ws.client.tls.ssl_context`. Methods raise OSError on failure.
     """
 
-    def __init__(self, address: Address, trusting: ssl.SSLContext | None, clock: Callable[[], float]) -> None:
-        self._address, self._trusting, self._clock = address, trusting, clock
-        self._found: Future[Found] | None = None
-        self._untried: Found | None = None
-        self._seconds_each = OPEN_WITHIN_S
+    def __init__(self, address: Address, ssl_context: ssl.SSLContext | None, clock: Callable[[], float]) -> None:
+        self._address, self._ssl_context, self._clock = address, ssl_context, clock
+        self._found: Future[AddressList] | None = None
+        self._untried: AddressList | None = None
+        self._seconds_each = OPEN_TIMEOUT_S
         self._try_until = 0.0
         self._failure: OSError | None = None
         self._socket: socket.socket | None = None
@@ -31,35 +32,35 @@ class Stream:
         self.ready = False
 
     def fileno(self) -> int:
-        """The socket's; -1 where there is none."""
+        """Return the socket's descriptor, or -1."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
 
-    def receive(self, most: int) -> bytes | None:
-        """Up to ``most`` bytes; none: the other end has closed; None: nothing has come."""
+    def receive(self, max_bytes: int) -> bytes | None:
+        """Return up to ``max_bytes``. Empty: the server has closed the stream. None: nothing has arrived."""
         assert self._socket is not None
         try:
-            return self._socket.recv(most)
-        except _LATER:
+            return self._socket.recv(max_bytes)
+        except _WOULD_BLOCK:
             return None
 
     def send(self, data: memoryview) -> int:
-        """How many bytes the system took."""
+        """Return how many bytes the operating system accepted."""
         assert self._socket is not None
         try:
             return self._socket.send(data)
-        except _LATER:
+        except _WOULD_BLOCK:
             return 0
 
-    # ---- the way there ------------------------------------------------------------------------------------
+    # ---- connecting ---------------------------------------------------------------------------------------
 
     def advance(self) -> bool:
-        """Go on with making the connection; whether something was done. In the end, ``ready`` is true."""
+        """Do the next step of connecting, until ``ready``. Return whether there was one."""
         if self._untried is None:
-            return self._look_up()
+            return self._resolve()
         if self._socket is None:
             self._try_next()
         elif not self._connected:
@@ -68,29 +69,29 @@ class Stream:
             return self._shake_hands(self._socket)
         return True
 
-    def _look_up(self) -> bool:
-        """The addresses of the name. A thread asks for what the system may not know by itself."""
+    def _resolve(self) -> bool:
+        """Look up the addresses of the host, on a thread if that may block."""
         host, port = self._address.host, self._address.port
         if self._address.unix_socket is not None:
-            self._sort([(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", self._address.unix_socket)])
+            self._sort([(AF_UNIX, socket.SOCK_STREAM, 0, "", self._address.unix_socket)])
             return True
         if self._found is None:
             if self._address.is_literal or host == "localhost":
                 self._sort(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
                 return True
-            self._found = look_up(host, port, type=socket.SOCK_STREAM)
+            self._found = resolve(host, port, type=socket.SOCK_STREAM)
         if not self._found.done():
             return False
         self._sort(self._found.result())
         return True
 
-    def _sort(self, found: Found) -> None:
+    def _sort(self, found: AddressList) -> None:
         # "localhost" may name ::1 first, where a server on 127.0.0.1 does not listen.
         self._untried = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
-        self._seconds_each = OPEN_WITHIN_S / len(found)
+        self._seconds_each = OPEN_TIMEOUT_S / len(found)
 
     def _try_next(self) -> None:
-        """Begin to connect to the next address. Raises what the last one said where there is none left."""
+        """Begin to connect to the next address. Raises the first failure if there is none left."""
         if not self._untried:
             raise self._failure or TimeoutError
         family, _, _, _, where = self._untried.pop(0)
@@ -108,7 +109,7 @@ class Stream:
             self._give_up_address(e)
 
     def _give_up_address(self, failure: OSError) -> None:
-        # A refusal says more than silence, and the first address more than the others.
+        # A refusal tells more than a timeout, and the first address more than the others.
         if self._failure is None or isinstance(self._failure, TimeoutError):
             self._failure = failure
         self.close()
@@ -126,10 +127,10 @@ class Stream:
                 self._give_up_address(TimeoutError())
             return False
         self._connected = True
-        if self._trusting is None:
+        if self._ssl_context is None:
             self.ready = True
         else:
-            self._socket = self._trusting.wrap_socket(
+            self._socket = self._ssl_context.wrap_socket(
                 self._socket, server_hostname=self._address.host, do_handshake_on_connect=False
             )
         return True

@@ -1,6 +1,6 @@
-"""A way to a server that listens on its own machine only: the user's own OpenSSH, which forwards a socket to it.
+"""A tunnel to a server that listens on its own machine only: the user's own OpenSSH forwards a socket to it.
 
-So keys, agents, jump hosts and ``~/.ssh/config`` work as in a terminal. Passwords are never asked for.
+Keys, agents, jump hosts and ``~/.ssh/config`` work as in a terminal. ssh never asks for a password.
 
 This end is a Unix socket in a folder that only this user may enter. Every user of this machine could connect to a TCP
 port. Another user could also bind the port between its choice and ssh's use of it, and would then receive the token.
@@ -9,7 +9,6 @@ reported that it listens at the port itself. Other users of the Windows machine 
 on loopback, and only the server's tokens keep them out.
 """
 
-import contextlib
 from pathlib import Path
 import re
 import socket
@@ -18,14 +17,17 @@ import sys
 import tempfile
 from typing import IO
 
-from nninteractive_ws.client.address import Address, SshTarget
+from nninteractive_ws.client.address import AF_UNIX, Address, SshTarget
 from nninteractive_ws.errors import ConnectionFailed, Untrusted
+from nninteractive_ws.processes import creation_flags, end_process
 from nninteractive_ws.redaction import printable, redact
 
-#: ssh gives up on a machine that does not answer for so long, and notices a network that is gone as soon.
+#: Seconds until ssh gives up on a machine that does not answer, and between its keepalives.
 _CONNECT_S, _ALIVE_S = 15, 10
+#: Seconds that ssh, or a server behind it, has to end by itself.
+_END_TIMEOUT_S = 3.0
 _OPTIONS = {
-    "BatchMode": "yes",  # it has no terminal to ask on
+    "BatchMode": "yes",  # there is no terminal for questions
     "ExitOnForwardFailure": "yes",
     "ConnectTimeout": str(_CONNECT_S),
     "ServerAliveInterval": str(_ALIVE_S),
@@ -41,24 +43,23 @@ _MAX_SOCKET_PATH = 103
 _PLAIN_PATH = re.compile(r"[\w./+-]+", re.ASCII)
 #: As long as the random names of tempfile.
 _RANDOM_NAME = "nninteractive-12345678/socket"
-#: Without Unix sockets: between the choice of a free port and ssh's use of it, another program may take it.
-_MOST_PORTS = 3
+#: Attempts without Unix sockets: another program may take the free port before ssh binds it.
+_MAX_PORTS = 3
 
 
 class Tunnel:
-    """A local socket that is forwarded to ``target.server_port`` of the machine behind ``target``. No method
-    blocks."""
+    """A local socket that ssh forwards to ``target.server_port`` on the machine of ``target``. No method blocks."""
 
     def __init__(self, target: SshTarget) -> None:
         self.target = target
         self._process: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._said: IO[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._port = 0
         self._ports_taken = 0
         self._was_ready = False
-        self._heard = 0  # how much of what ssh said is from before the last time it was ready
+        self._reported = 0  # length of ssh's output when the tunnel was ready last
 
     @property
     def local(self) -> Address:
@@ -76,49 +77,50 @@ class Tunnel:
         return str(Path(self._folder.name, "socket"))
 
     def ready(self) -> bool:
-        """Whether connections pass; ssh is started where none runs. To be called again until it is true.
+        """Return whether the tunnel is open; start ssh if it does not run. Call it again until it returns True.
 
-        Raises ConnectionFailed or Untrusted with what ssh said, in words; the next call tries again.
+        Raises ConnectionFailed or Untrusted if ssh failed. The next call tries again.
         """
         if self._process is None:
             self._start()
             return False
         if self._process.poll() is not None:
-            words, was_ready = self._words(), self._was_ready
+            stderr, was_ready = self._error_text(), self._was_ready
             self._end_ssh()
             if was_ready:
-                return False  # it was lost, as the connection through it; whether there is another is to be seen
-            if "Address already in use" in words and not _UNIX_SOCKETS and self._ports_taken < _MOST_PORTS:
+                return False  # the tunnel was lost; the next call opens another one
+            if "Address already in use" in stderr and not _UNIX_SOCKETS and self._ports_taken < _MAX_PORTS:
                 self._ports_taken += 1
                 return False
-            raise self._explained(words)
+            raise self._ssh_error(stderr)
         if not self._listens():
             return False
         self._ports_taken = 0
-        self._was_ready, self._heard = True, len(self._words())
+        self._was_ready, self._reported = True, len(self._error_text())
         return True
 
     def _listens(self) -> bool:
-        """Whether ssh accepts connections at this end. It does not wait."""
+        """Return whether ssh accepts connections at this end, without waiting."""
         try:
             if self._folder is not None:
-                with socket.socket(socket.AF_UNIX) as probe:
+                with socket.socket(AF_UNIX) as probe:
                     probe.settimeout(1)
                     probe.connect(self._socket_path)
-            # Until ssh has reported that it listens, another program may have the port.
-            elif f"listening on 127.0.0.1 port {self._port}." in self._words():
+            # Another program may have the port. ssh reports its listener after it has bound the port. (The line "Local
+            # forwarding listening on" comes before that.)
+            elif "[port listener]" in self._error_text():
                 socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
             else:
                 return False
         except OSError:
             if self._folder is not None and self._was_ready and not Path(self._socket_path).exists():
-                self._end_ssh()  # temporary files were deleted; the next call makes another socket
+                self._end_ssh()  # the temporary folder was deleted; the next call makes another one
             return False
         return True
 
     def _start(self) -> None:
-        # To be read while it is written, so that every write goes to its end. It lives as long as the process.
-        self._said = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        # Read while ssh writes it, so every write appends. It lives as long as the process.
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115
         there = f"127.0.0.1:{self.target.server_port}"
         try:
             if _UNIX_SOCKETS:
@@ -127,7 +129,7 @@ class Tunnel:
             else:
                 with socket.create_server(("127.0.0.1", 0)) as free:
                     self._port = free.getsockname()[1]
-                # At this level, ssh reports that it listens.
+                # At this level, ssh reports its listener.
                 options = ["-o", "LogLevel=DEBUG1", "-L", f"127.0.0.1:{self._port}:{there}"]
             self._process = self._ssh(["-N", *options], stdin=subprocess.DEVNULL)
         except ConnectionFailed:
@@ -138,51 +140,57 @@ class Tunnel:
         self, options: list[str], command: str | None = None, stdin: int = subprocess.PIPE
     ) -> "subprocess.Popen[bytes]":
         settings = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
-        words = ["ssh", "-T", *settings, *options]
+        arguments = ["ssh", "-T", *settings, *options]
         if self.target.port is not None:
-            words += ["-p", str(self.target.port)]
-        words += ["--", self.target.host, *([command] if command else [])]
+            arguments += ["-p", str(self.target.port)]
+        arguments += ["--", self.target.host, *([command] if command else [])]
         try:
-            return subprocess.Popen(words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=self._said)
+            return subprocess.Popen(
+                arguments,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                creationflags=creation_flags(),
+            )
         except FileNotFoundError as e:
             raise ConnectionFailed(
                 "There is no ssh on this machine. Install OpenSSH's client, or open a tunnel with another program and "
                 "connect to its local port."
             ) from e
 
-    # ---- the server on the other side -----------------------------------------------------------------------
+    # ---- the server on the remote machine -------------------------------------------------------------------
 
     @property
     def nothing_listens(self) -> bool:
-        """Whether ssh has said, since it was last ready, that nothing listens at the server's port."""
-        return "open failed: connect failed" in self._words()[self._heard :]
+        """Whether ssh has reported, since the tunnel was ready last, that nothing listens at the server's port."""
+        return "open failed: connect failed" in self._error_text()[self._reported :]
 
     def start_server(self, command: str) -> None:
-        """Start a server over there, which ends with this tunnel. ``command``: such as ``nninteractive-ws serve``."""
+        """Start a server on the remote machine by a command such as ``nninteractive-ws serve``, until :meth:`close`."""
         self._server = self._ssh([], f"{command} --port {self.target.server_port} --end-with-stdin")
 
     def server_runs(self) -> bool:
-        """Whether a server was started over there and has not ended. Raises ConnectionFailed where it has."""
+        """Return whether :meth:`start_server` was called. Raises ConnectionFailed if that server has ended."""
         if self._server is not None and self._server.poll() is not None:
             status = self._server.returncode
             self._end_server()
-            said = self._words().strip().splitlines()[-3:]
+            output = self._error_text().strip().splitlines()[-3:]
             raise ConnectionFailed(
                 f"The server could not be started on {self.target.host} (status {status}): "
-                f"{redact(printable(' '.join(said)))[:500]}"
+                f"{redact(printable(' '.join(output)))[:500]}"
             )
         return self._server is not None
 
-    # ---- in words -------------------------------------------------------------------------------------------
+    # ---- errors ---------------------------------------------------------------------------------------------
 
-    def _words(self) -> str:
-        if self._said is None:
+    def _error_text(self) -> str:
+        if self._stderr is None:
             return ""
-        self._said.seek(0)
-        return self._said.read().decode(errors="replace")
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
 
-    def explain(self, error: ConnectionFailed) -> ConnectionFailed:
-        """What a failure at the local end means: of the tunnel, or of what is behind it."""
+    def connection_error(self, error: ConnectionFailed) -> ConnectionFailed:
+        """Translate a failure at the local end into one of the tunnel, or of the server behind it."""
         if self.nothing_listens:
             return ConnectionFailed(
                 f"ssh reached {self.target.host}, but nothing listens at port {self.target.server_port} there. Start "
@@ -190,47 +198,43 @@ class Tunnel:
             )
         return ConnectionFailed(f"Through ssh to {self.target.host}: {error}")
 
-    def _explained(self, words: str) -> ConnectionFailed:
+    def _ssh_error(self, stderr: str) -> ConnectionFailed:
         host = self.target.host
-        # Lines of the level DEBUG1 may be about steps that failed before another one worked.
-        words = "\n".join(line for line in words.splitlines() if not line.startswith("debug1:"))
-        for pattern, kind, sentence in _SAID:
-            if re.search(pattern, words, re.IGNORECASE):
+        # Lines of level DEBUG1 may report steps that failed before another one worked.
+        stderr = "\n".join(line for line in stderr.splitlines() if not line.startswith("debug1:"))
+        for pattern, kind, sentence in _SSH_MESSAGES:
+            if re.search(pattern, stderr, re.IGNORECASE):
                 return kind(sentence.format(host=host))
-        said = printable(" ".join(words.split()))[-500:]
-        return ConnectionFailed(redact(f"ssh to {host} failed: {said or 'it said nothing'}"))
+        output = printable(" ".join(stderr.split()))[-500:]
+        return ConnectionFailed(redact(f"ssh to {host} failed: {output or 'it output nothing'}"))
 
     # ---- the end --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the tunnel, and the server that it started."""
+        """Close the tunnel, and end the server that it started."""
         self._end_server()
         self._end_ssh()
 
     def _end_server(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            assert server.stdin is not None
-            with contextlib.suppress(OSError):  # it has ended already
-                server.stdin.close()
-            _end(server)
+            end_process(server, _END_TIMEOUT_S, terminate=False)
 
     def _end_ssh(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.terminate()
-            _end(process)
-        if self._said is not None:
-            self._said.close()
-            self._said = None
+            end_process(process, _END_TIMEOUT_S)
+        if self._stderr is not None:
+            self._stderr.close()
+            self._stderr = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
-        self._port, self._was_ready, self._heard = 0, False, 0
+        self._port, self._was_ready, self._reported = 0, False, 0
 
 
 def _private_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A new folder that only this user may enter, with a path that suits a Unix socket. Raises ConnectionFailed."""
+    """Make a folder that only this user may enter, with a path for a Unix socket. Raises ConnectionFailed."""
     failure = "no folder for temporary files has a path that is short enough, of ASCII letters and digits"
     for place in (tempfile.gettempdir(), "/tmp"):
         path = str(Path(place, _RANDOM_NAME))
@@ -246,15 +250,7 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
     )
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        process.wait(3)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-_SAID: list[tuple[str, type[ConnectionFailed], str]] = [
+_SSH_MESSAGES: list[tuple[str, type[ConnectionFailed], str]] = [
     (
         r"unix_listener:",
         ConnectionFailed,

@@ -1,1 +1,1 @@
-"""A phantom torso and a small trained model, so that everything runs with no GPU and no download."""
+"""Demonstration with a torso phantom and a small trained model. It needs neither a GPU nor a download."""

@@ -6,13 +6,13 @@ import re
 import numpy as np
 
 from nninteractive_ws.demo.phantom import ORGANS, make_phantom
-from nninteractive_ws.errors import BadJobs
+from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.evaluation.cases import Scan
 
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """The phantom of a seed, all its organs."""
+    """The phantom of a seed, with all its organs as structures."""
 
     seed: int
 
@@ -27,14 +27,16 @@ class PhantomCase:
 
 
 def phantom_cases(seeds: str) -> list[PhantomCase]:
-    """The phantoms of ``10``, ``10-13`` or ``10-13,20``. Raises BadJobs."""
+    """Return the phantoms of ``10``, ``10-13`` or ``10-13,20``. Raises InvalidTable."""
     found: list[int] = []
     for part in seeds.split(","):
         numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if numbers is None:
-            raise BadJobs(f'"phantom:{seeds}" is not expected: write seeds such as phantom:10-13 or phantom:3,7.')
+            raise InvalidTable(f'"phantom:{seeds}" is invalid. Expected seeds such as phantom:10-13 or phantom:3,7.')
         first = int(numbers[1])
         found += range(first, int(numbers[2] or first) + 1)
     if not found:
-        raise BadJobs(f'"phantom:{seeds}" names no seeds: the first of a range must not be greater than the last.')
+        raise InvalidTable(
+            f'"phantom:{seeds}" is an empty range. The first seed must not be greater than the last one.'
+        )
     return [PhantomCase(seed) for seed in dict.fromkeys(found)]

@@ -1,1 +1,1 @@
-"""The only part that imports torch and nnInteractive: models, sessions, the device thread, the worker."""
+"""The worker side: models, sessions, the device thread. The only package that imports torch and nnInteractive."""

@@ -1,7 +1,8 @@
-"""Memory of the sessions on a worker: it is counted by session, and limited.
+"""Memory of the sessions on a worker, which is counted by session and limited.
 
-A session keeps an image with its interaction channels, and beyond it segments with their histories, queued requests,
-and messages for its client. Everything is charged to its account, and before it is allocated if its size is known then.
+A session keeps an image with its interaction channels. Beyond it, the session keeps segments with their histories,
+queued requests, and messages for its client. Everything is charged to its account, before the allocation if its size is
+known by then.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,31 +17,32 @@ import torch
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.messages import FreeMemory
+from nninteractive_ws.units import format_bytes
 
 #: Purposes of a session's memory. "request": temporary memory of the running request.
 Purpose = Literal["image", "segments", "queue", "outbox", "request"]
 
-#: The share for sessions of the memory that is free when a machine's workers start. The rest is for models and passes.
+#: Share of the memory free at the start of a host's workers that is for sessions. The rest is for models and passes.
 _SHARE = 0.8
-# Limit of a session's memory beyond its image: a share of the pool, so that a few sessions cannot use it up, within
-# these bounds. Thousands of prompts and hand edits take less than the lower bound.
+# Limit of a session's memory beyond its image. It is a share of the pool, so that a few sessions cannot use it up, and
+# lies within these bounds. Thousands of prompts and manual edits take less than the lower bound.
 _SESSION_SHARE, _MIN_SESSION_BYTES, _MAX_SESSION_BYTES = 1 / 16, 64 * 1024**2, 2**30
-# A session may always keep this much beyond its image: its next click works even if other sessions use up the pool.
+# A session may always keep this much beyond its image, so that clicks work even if other sessions use up the pool.
 _GUARANTEED_BYTES = 4 * 1024**2
-# This much may always be queued, so that requests that free memory get through.
+# This much may always be queued, so that requests that free memory are accepted.
 _SMALL_QUEUE_BYTES = 1024**2
-# Beyond image and interactions, a pass of the official network and the refinement's cache need room on a GPU.
+# GPU memory for a pass of the official network and the refinement's cache, besides image and interactions.
 _DEVICE_HEADROOM_BYTES = 8 * 1024**3
-# Up to this many voxels nnInteractive 2.6 keeps interactions as a dense tensor on the CPU ("auto"), else compressed.
+# Up to this many voxels, nnInteractive 2.6 keeps interactions as a dense tensor on the CPU ("auto"), else compressed.
 _DENSE_VOXELS = 512 * 512 * 1024
-# Masks of the image's size that exist at a time, including the current segment's. Measured with tracemalloc: 5
-# while a mask is set, 6 while one that fills the image is predicted, 3 while a step is undone or a history restored.
+# Masks of the image's size that exist at the same time, including the current segment's. Measured with tracemalloc: 5
+# while a mask is set, 6 while a mask that fills the image is predicted, 3 while a step is undone or a history restored.
 _MASKS = 6
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class MemoryPool:
-    """The memory for sessions on one device. ``evict(requester)`` ends an idle session; False where there is none."""
+    """The memory for sessions on one device. ``evict(requester)`` ends an idle session, or returns False."""
 
     def __init__(self, device: torch.device, limit: int, evict: Callable[[object], bool]) -> None:
         self.device, self.limit = device, limit
@@ -59,7 +61,7 @@ class MemoryPool:
         return max(_MIN_SESSION_BYTES, min(_MAX_SESSION_BYTES, int(_SESSION_SHARE * self.limit)))
 
     def reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
-        """Reserve ``needed`` bytes for a purpose, and evict idle sessions if necessary. Return whether they fit."""
+        """Reserve ``needed`` bytes for a purpose, and evict idle sessions if necessary. Return whether that worked."""
         while not self._try_to_reserve(owner, purpose, needed):
             if needed > self.limit or not self._evict(owner):
                 return False
@@ -74,7 +76,7 @@ class MemoryPool:
             return fits
 
     def charge(self, owner: object, purpose: Purpose, used: int) -> None:
-        """Count memory that an owner has allocated, even beyond the limit. Later reservations are refused then."""
+        """Count memory that an owner has allocated, even beyond the limit. Later reservations are then refused."""
         with self._lock:
             self._set(owner, purpose, used)
 
@@ -92,12 +94,12 @@ class MemoryPool:
             self._total -= sum(self._used.pop(owner, {}).values())
 
     def used_by(self, owner: object) -> dict[Purpose, int]:
-        """Bytes of an owner, by purpose."""
+        """Return the bytes of an owner, by purpose."""
         with self._lock:
             return dict(self._used.get(owner, {}))
 
     def used_by_purpose(self) -> dict[str, int]:
-        """Bytes of all owners, by purpose."""
+        """Return the bytes of all owners, by purpose."""
         with self._lock:
             totals: dict[str, int] = dict.fromkeys(get_args(Purpose), 0)
             for account in self._used.values():
@@ -107,7 +109,7 @@ class MemoryPool:
 
 
 class SessionAccount:
-    """The memory of one session: its image in one of the pools, and everything else in the last one, the host's."""
+    """The memory of one session. Its image is in one of the pools, everything else in the last one, the host's."""
 
     def __init__(self, pools: Sequence[MemoryPool]) -> None:
         self._pools, self._host = pools, pools[-1]
@@ -115,8 +117,10 @@ class SessionAccount:
         self._released = False
 
     def reserve_image(self, shape: Index, channels: int) -> torch.device:
-        """Reserve memory for an image, and return its device. Raises TooLarge if it never fits, OutOfMemory if it
-        does not fit now."""
+        """Reserve memory for an image, and return its device.
+
+        Raises TooLarge if the image can never fit, and OutOfMemory if it does not fit now.
+        """
         voxels = math.prod(shape)
         for pool in self._pools:
             if pool.reserve(self, "image", voxels * bytes_per_voxel(pool.device, voxels, channels)):
@@ -127,14 +131,14 @@ class SessionAccount:
             fitting = last.limit // bytes_per_voxel(last.device, 0, channels)
             side = math.floor(fitting ** (1 / 3))
             raise TooLarge(
-                f"The image of {' × '.join(map(str, shape))} voxels needs about {_gb(needed)} on the server, which has "
-                f"{_gb(last.limit)} for images. A crop of at most {fitting:,} voxels around the object would fit, "
-                f"for instance {side} × {side} × {side}."
+                f"The image of {' × '.join(map(str, shape))} voxels needs about {format_bytes(needed)} on the "
+                f"server, which has {format_bytes(last.limit)} for images. Send a crop of at most {fitting:,} voxels "
+                f"around the object, for instance {side} × {side} × {side}."
             )
         raise OutOfMemory(
-            f"The image needs about {_gb(needed)} on the server, which has {_gb(last.limit)} for images, "
-            f"{_gb(last.used_bytes)} of it in use by sessions at work. Try again later, or send a crop around the "
-            "object."
+            f"The image needs about {format_bytes(needed)} on the server, which has {format_bytes(last.limit)} for "
+            f"images, {format_bytes(last.used_bytes)} of it in use by active sessions. Try again later, or send a "
+            "crop around the object."
         )
 
     def release_image(self) -> None:
@@ -142,37 +146,38 @@ class SessionAccount:
             pool.charge(self, "image", 0)
 
     def reserve(self, purpose: Purpose, needed: int) -> None:
-        """Reserve bytes before they are allocated. Raises OutOfMemory with the numbers."""
-        # Temporary memory of a request is not kept, and ends with it.
+        """Reserve bytes before they are allocated. Raises OutOfMemory, with the numbers in its message."""
+        # Temporary memory of a request is not kept after it.
         kept = self.kept_bytes
         more = 0 if purpose == "request" else needed - self._host.used_by(self).get(purpose, 0)
         small = purpose == "queue" and needed <= _SMALL_QUEUE_BYTES
         if kept + more > self._host.session_limit and not small:
             raise OutOfMemory(
-                f"This session keeps {_mb(kept)} beyond its image, and {_mb(max(more, 0))} more would be over the "
-                f"limit of {_mb(self._host.session_limit)}. Remove finished segments, or wait until pending "
-                "requests are answered."
+                f"This session keeps {format_bytes(kept)} beyond its image, and {format_bytes(max(more, 0))} more "
+                f"would exceed the limit of {format_bytes(self._host.session_limit)}. Remove finished segments, or "
+                "wait until pending requests are answered."
             )
         if small or kept + needed <= _GUARANTEED_BYTES:
             self.charge(purpose, needed)
         elif self._host.reserve(self, purpose, needed):
             with self._lock:
-                if self._released:  # while others were evicted for this
+                if self._released:  # evicting other sessions takes time
                     self._host.release(self)
         else:
             raise OutOfMemory(
-                f"This request needs about {_mb(needed)} on the server, which has {_mb(self._host.limit)} for "
-                f"sessions, {_mb(self._host.used_bytes)} of it in use. Try again later."
+                f"This request needs about {format_bytes(needed)} on the server, which has "
+                f"{format_bytes(self._host.limit)} for sessions, {format_bytes(self._host.used_bytes)} of it in use. "
+                "Try again later."
             )
 
     def charge(self, purpose: Purpose, used: int) -> None:
-        """Count memory that is allocated already."""
+        """Count memory that has been allocated already."""
         with self._lock:
             if not self._released:
                 self._host.charge(self, purpose, used)
 
     def release(self) -> None:
-        """Release everything. Later charges, for a message that is still being received, are ignored."""
+        """Release everything. Later charges are ignored; there may be one for a message that is being received."""
         with self._lock:
             self._released = True
             for pool in self._pools:
@@ -180,16 +185,17 @@ class SessionAccount:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes beyond the image, without the temporary memory of the running request."""
+        """Bytes kept beyond the image, without the temporary memory of the running request."""
         return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in ("image", "request"))
 
 
 def memory_pools(
     device: torch.device, host_limit: int | None, workers: int, evict: Callable[[object], bool]
 ) -> list[MemoryPool]:
-    """The memory pools of a worker, the best one for images first.
+    """Return the memory pools of a worker, the preferred one for images first, the host's last.
 
-    ``host_limit``: bytes on the host; None: a share of what is free now, divided by the number of ``workers``.
+    ``host_limit``: bytes on the host; None: a share of the memory that is free now, divided by the number of
+    ``workers`` on this host. ``evict``: see MemoryPool.
     """
     cpu = torch.device("cpu")
     limit = host_limit if host_limit is not None else int(_SHARE * _free_host_bytes() / workers)
@@ -201,28 +207,28 @@ def memory_pools(
 
 
 def _free_host_bytes() -> int:
-    return _of_this_process(psutil.virtual_memory().available)
+    return _limit_to_cgroup(psutil.virtual_memory().available)
 
 
-def _of_this_process(n: int) -> int:
-    # In a container the machine's memory is not the process's; the kernel's file says "max" where it is.
+def _limit_to_cgroup(n: int) -> int:
+    # A container may limit a process to less than the host's memory. Without a limit, the kernel's file holds "max".
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return min(n, int(limit)) if limit.isdigit() else n
 
 
 def free_memory(pools: Sequence[MemoryPool]) -> FreeMemory:
-    """What is free now on the device of a worker, and in the larger of the pools that it has for images."""
+    """Return the memory that is free now on a worker's device, and in the pool with the most free memory."""
     device = pools[0].device
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
     else:
-        free, total = _free_host_bytes(), _of_this_process(psutil.virtual_memory().total)
+        free, total = _free_host_bytes(), _limit_to_cgroup(psutil.virtual_memory().total)
     images = max(0, *(pool.limit - pool.used_bytes for pool in pools))
     return FreeMemory(device=free, device_total=total, images=images)
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes in use on a worker's device: by all on a GPU, by this process on the host."""
+    """Return the bytes in use on a worker's device: by all processes on a GPU, by this process on the host."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
@@ -230,14 +236,9 @@ def used_memory(device: torch.device) -> int:
 
 
 def bytes_per_voxel(device: torch.device, voxels: int, channels: int) -> int:
-    """What a voxel of an image takes: the image in float32, the interactions in float16, and the masks."""
+    """Return the bytes per voxel of the image in float32, the interactions in float16, and the masks.
+
+    ``voxels``: of the image. ``channels``: of the interactions.
+    """
     dense = device.type != "cpu" or voxels <= _DENSE_VOXELS
     return 4 + (2 * channels if dense else 1) + _MASKS
-
-
-def _gb(n: int) -> str:
-    return f"{n / 1e9:.2f} GB"
-
-
-def _mb(n: int) -> str:
-    return f"{n / 1e6:,.0f} MB"

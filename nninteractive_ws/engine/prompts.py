@@ -1,4 +1,4 @@
-"""Prompts as messages, checked, and as calls of upstream's session."""
+"""Validation of prompts, and their conversion to calls of upstream's session."""
 
 import numpy as np
 
@@ -10,22 +10,20 @@ from nninteractive_ws.messages import AddBbox, AddLasso, AddPoint, AddScribble, 
 
 
 def check_prompt(prompt: Prompt, shape: Index, supported: list[str]) -> None:
-    """Raises OutOfBounds, UnsupportedPrompt or BadMessage where the prompt cannot be used on this volume."""
+    """Raise OutOfBounds, UnsupportedPrompt or BadMessage if the prompt cannot be used on a volume of ``shape``."""
     kind = _KINDS[type(prompt)]
     if isinstance(prompt, AddPoint):
         if not all(0 <= p < n for p, n in zip(prompt.point, shape, strict=True)):
             raise OutOfBounds(
-                f"The point {prompt.point} is outside the volume of shape {shape}: "
-                f"indices go from (0, 0, 0) to {tuple(n - 1 for n in shape)}."
+                f"The point {prompt.point} is outside the volume of shape {shape}. Use indices from (0, 0, 0) to "
+                f"{tuple(n - 1 for n in shape)}."
             )
     elif isinstance(prompt, AddBbox):
         kind = _check_box(prompt, shape, supported)
     elif not masks.unpack(prompt.mask, shape).flips.any():
-        raise UnsupportedPrompt(f"The {kind} is empty: it marks no voxel.")
+        raise UnsupportedPrompt(f"The {kind} is empty. Mark at least one voxel.")
     if kind not in supported:
-        raise UnsupportedPrompt(
-            f"The loaded model does not support {kind} prompts; it supports {', '.join(supported)}."
-        )
+        raise UnsupportedPrompt(f"The loaded model does not support {kind} prompts. Use one of {', '.join(supported)}.")
 
 
 _KINDS = {AddPoint: "point", AddBbox: "bbox2d", AddScribble: "scribble", AddLasso: "lasso"}
@@ -39,7 +37,7 @@ def _check_box(prompt: AddBbox, shape: Index, supported: list[str]) -> str:
 
 
 def apply_prompt(session: UpstreamSession, prompt: Prompt, run: bool) -> None:
-    """Give a checked prompt to upstream's session, with or without a prediction."""
+    """Add a checked prompt to upstream's session. ``run``: whether to predict."""
     if isinstance(prompt, AddPoint):
         session.add_point_interaction(prompt.point, prompt.positive, run_prediction=run)
     elif isinstance(prompt, AddBbox):
@@ -56,10 +54,10 @@ def apply_prompt(session: UpstreamSession, prompt: Prompt, run: bool) -> None:
 
 
 def boxes_for(prompt: AddBbox, model_takes_3d: bool) -> list[Box]:
-    """The boxes to give to the model for one prompt.
+    """Return the boxes to pass to the model for one prompt.
 
-    A model trained on 2-D boxes gets a 3-D one as its three middle slices, which together say as much. The
-    slice that spans the two longest sides comes last: upstream centres and zooms on the last prompt.
+    A model trained on 2-D boxes gets the three middle slices of a 3-D box, which together have the same information.
+    The slice that spans the two longest sides comes last, because upstream centers and zooms on the last prompt.
     """
     box = Box.from_pairs(prompt.box)
     if model_takes_3d or 1 in box.shape:

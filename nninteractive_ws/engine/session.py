@@ -1,27 +1,29 @@
 """A user's session on the worker: one image, its segments, their prompts and histories.
 
-:meth:`Session.handle` does one request on the session's own thread. Bricks and cancellations come in from
-other threads. Everything the client is to see goes into the outbox, in the order in which it happens.
+This is the server's side of a session. The client's side is in ``nninteractive_ws/client``.
+
+:meth:`Session.handle` handles one request on the session's own thread. Bricks and cancellations arrive on other
+threads. All messages to the client go into the outbox, in the order of the events.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 import logging
 import threading
-import time
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from nninteractive_ws import bricks, masks
-from nninteractive_ws.engine.device import DeviceThread, Seat
+from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
 from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.engine.mask_updates import MaskUpdateSender
 from nninteractive_ws.engine.memory import SessionAccount
-from nninteractive_ws.engine.models import LoadedModel
+from nninteractive_ws.engine.model_loader import LoadedModel
+from nninteractive_ws.engine.outbox import Outbox
+from nninteractive_ws.engine.prediction import PassRunner, Prediction
 from nninteractive_ws.engine.prompts import apply_prompt, check_prompt
-from nninteractive_ws.engine.shown import Shown, occupied, resampled
-from nninteractive_ws.engine.teller import Teller
+from nninteractive_ws.engine.running_request import RunningRequest
 from nninteractive_ws.engine.upstream import UpstreamSession
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -33,7 +35,6 @@ from nninteractive_ws.errors import (
     UnknownSegment,
     UnsupportedPrompt,
 )
-from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import (
@@ -43,7 +44,6 @@ from nninteractive_ws.messages import (
     AddLasso,
     AddPoint,
     AddScribble,
-    Bits,
     Cancel,
     Done,
     Encoding,
@@ -51,7 +51,6 @@ from nninteractive_ws.messages import (
     ImageBricks,
     ImageProgress,
     Limits,
-    Progress,
     Prompt,
     Redo,
     RemoveSegment,
@@ -59,6 +58,7 @@ from nninteractive_ws.messages import (
     Reset,
     Restore,
     Run,
+    RunLengthMask,
     SetImage,
     SetMask,
     SetOptions,
@@ -67,7 +67,6 @@ from nninteractive_ws.messages import (
 )
 from nninteractive_ws.processes import return_freed_memory
 from nninteractive_ws.protocol import MAX_MESSAGE_BYTES
-from nninteractive_ws.server.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
@@ -76,75 +75,44 @@ LIMITS = Limits(
     image_voxels=bricks.MAX_VOXELS,
     segments=MAX_SEGMENTS,
     steps=MAX_STEPS,
-    # 128 bricks are at most 16 MiB on the way: enough to fill 100 Mbit/s at 100 ms several times over, little
-    # enough that a prompt's message is never more than a blink behind them.
+    # 128 bricks are at most 16 MiB in flight. That is several times the bandwidth-delay product of 100 Mbit/s at 100
+    # ms, and little enough that a prompt's message behind them is hardly delayed.
     unacknowledged_bricks=128,
 )
 
-# Requests that create a segment, or add to it.
-_GROWING = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Restore
-# Bytes of the result of a growing request, at least.
+# Requests that create a segment, or extend its history.
+_STEP_REQUESTS = SetMask | AddPoint | AddBbox | AddScribble | AddLasso | Run | Restore
+# Minimum of bytes to reserve for the result of a request that extends a history.
 _RESULT_BYTES = 64 * 1024
-# Peak bytes of a run length, while a mask is unpacked, changed and packed again. They come on top of the masks that are
-# charged with the image. Measured with tracemalloc: 10 where every other voxel of the image is set, 9 with every
-# tenth.
+# Peak bytes per run length while a mask is unpacked, changed and packed again, in addition to the masks that are
+# charged with the image. Measured with tracemalloc: 10 if every other voxel of the image is set, 9 if every tenth is.
 _RUN_BYTES = 12
-# A request that needed more than this returns freed memory to the system afterwards.
-_MUCH_BYTES = 64 * 1024**2
-
-
-@dataclass
-class _Clock:
-    """Where the time of the request in hand goes; seconds."""
-
-    arrived: float
-    queued: float = 0.0
-    waiting_for_image: float = 0.0
-    network: float = 0.0
-    passes: int = 0
-
-    def timings(self) -> Timings:
-        total = time.monotonic() - self.arrived
-        return Timings(
-            queued=self.queued,
-            waiting_for_image=self.waiting_for_image,
-            network=self.network,
-            passes=self.passes,
-            total=total,
-        )
-
-
-@dataclass
-class _Prediction:
-    """A prompt being predicted. ``extent``: outside it, the mask was empty before."""
-
-    request: Request
-    segment: Segment
-    shown: Shown
-    extent: Box | None
+# After a request that used more bytes than this, freed memory is returned to the system.
+_TRIM_THRESHOLD_BYTES = 64 * 1024**2
 
 
 class Session:
-    """See the module. ``encoding`` packs what is sent; what comes in says its own."""
+    """One session: image, segments, options, and the running request.
+
+    ``encoding``: for arrays that are sent. Received arrays name their own encoding.
+    """
 
     def __init__(
-        self, model: LoadedModel, device: DeviceThread, outbox: Outbox, encoding: Encoding, account: SessionAccount
+        self, model: LoadedModel, device: DeviceScheduler, outbox: Outbox, encoding: Encoding, account: SessionAccount
     ) -> None:
         self._model, self._device, self._outbox, self._account = model, device, outbox, account
         self._encoding = encoding
-        self._teller = Teller(outbox, encoding)
-        self._upstream = UpstreamSession(model.artifacts, model.device, model.threads, watcher=self)
-        self._seat = Seat(self._report_queue)
+        self._updates = MaskUpdateSender(outbox, encoding)
+        self._upstream = UpstreamSession(model.artifacts, model.device, model.threads)
+        self._slot = SchedulerSlot(self._report_queue)
+        self._passes = PassRunner(model, device, self._slot)
         self._image: BrickImage | None = None
         self._segments: dict[str, Segment] = {}
-        self._selected: Segment | None = None  # whose prompts are in the interaction channels now
+        self._selected: Segment | None = None  # the segment whose prompts are in the interaction channels
         self._unpacked: Segment | None = None  # the only one whose mask may be an array
-        #: Whether the running request waits for bricks of the image.
-        self.awaits_bricks = False
         self._previews = True
-        self._prediction: _Prediction | None = None
-        self._request: Request | None = None
-        self._clock = _Clock(0.0)
+        self._running: RunningRequest | None = None
+        self._prediction: Prediction | None = None
         self._cancelled: set[int] = set()
         self._cancelled_up_to = 0
         self._lock = threading.RLock()
@@ -152,10 +120,10 @@ class Session:
     # ---- from any thread ----------------------------------------------------------------------------------
 
     def put_bricks(self, message: ImageBricks) -> tuple[int, ImageProgress | None]:
-        """Store bricks. Return the number of new ones, and the acknowledgement. Bricks of another image than the
-        session's are ignored, and not acknowledged.
+        """Store bricks. Return the number of new ones, and the acknowledgement.
 
-        Raises BadMessage, TooLarge or BadImage.
+        Bricks of another image than the session's are ignored, and not acknowledged. Raises BadMessage, TooLarge or
+        BadImage.
         """
         image = self._image
         if image is None or image.name != message.image:
@@ -177,29 +145,34 @@ class Session:
                 self._cancelled_up_to = last_id
             else:
                 self._cancelled.add(message.request)
-            # Under the lock that a next request needs to begin: else its pass might be the one that is dropped.
+            # The next request needs the same lock to begin. Without it, that request's pass might be dropped.
             if self._is_cancelled():
-                self._device.drop(self._seat, Cancelled("The request was cancelled while it waited for its turn."))
+                self._device.drop(self._slot, Cancelled("The request was cancelled. The segment is unchanged."))
         image = self._image
         if image is not None:
             image.wake()
 
+    @property
+    def awaits_bricks(self) -> bool:
+        """Whether the running request waits for bricks of the image."""
+        prediction = self._prediction
+        return prediction is not None and prediction.awaits_bricks
+
     def state(self) -> tuple[BrickImage | None, dict[str, int]]:
-        """The image, and of every segment the revision."""
+        """Return the image, and the revision of every segment."""
         return self._image, {name: segment.revision for name, segment in list(self._segments.items())}
 
     # ---- requests -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of everything, while no request is done."""
+        """Release image and segments. No request must be running."""
         self._forget_segments()
         self._release_image()
 
     def handle(self, request: Request, arrived: float) -> Done:
-        """Do a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
+        """Handle a request that arrived at ``arrived`` (time.monotonic()). Raises the errors of the protocol."""
         with self._lock:
-            self._request = request
-        self._clock = _Clock(arrived, queued=time.monotonic() - arrived)
+            self._running = RunningRequest(request, arrived, self._outbox, self._is_cancelled)
         needed = _memory_needed(request)
         try:
             self._check_cancelled()
@@ -211,16 +184,16 @@ class Session:
                 raise
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            state = "There is no image now" if self._image is None else "The segment is as it was before"
+            state = "There is no image now" if self._image is None else "The segment is unchanged"
             raise OutOfMemory(
-                f"The server's memory was not enough for this request ({e}). {state}; a smaller image, a crop around "
-                "the object for instance, needs less."
+                f"The server's memory was not enough for this request ({e}). {state}. Use a smaller image, for "
+                "instance a crop around the object."
             ) from e
         finally:
             self._count_memory(request, freed=needed)
             with self._lock:
-                self._request = None
-                # Ids grow, so what was cancelled before or at this one is done with.
+                self._running = None
+                # Ids increase, so cancellations up to this one are no longer needed.
                 self._cancelled = {i for i in self._cancelled if i > request.id}
 
     def _count_memory(self, request: Request, freed: int) -> None:
@@ -232,16 +205,18 @@ class Session:
         before = self._account.kept_bytes
         self._account.charge("segments", kept)
         self._account.charge("request", 0)
-        if freed + max(0, before - self._account.kept_bytes) > _MUCH_BYTES:
+        if freed + max(0, before - self._account.kept_bytes) > _TRIM_THRESHOLD_BYTES:
             return_freed_memory()
 
     def _set_image(self, request: SetImage) -> Done:
         bricks.check_size(request.shape)
         if not np.isfinite(request.mean) or not np.isfinite(request.std) or np.float32(request.std) == 0:
-            raise BadImage("The image's mean and standard deviation must be finite, and the latter above zero.")
+            raise BadImage(
+                "The image's mean and standard deviation must be finite, and the standard deviation greater than zero."
+            )
         self._forget_segments()
-        if self._image is None or not self._image.is_of(request):
-            # The old one goes before the next one is allocated: the two may not fit side by side.
+        if self._image is None or not self._image.matches(request):
+            # The old image is released before the new one is allocated, because both may not fit.
             if self._image is not None:
                 self._release_image()
                 return_freed_memory()
@@ -255,13 +230,13 @@ class Session:
         else:
             self._upstream.open_image(self._image)
         self._announce_bricks()
-        return Done(id=request.id, timings=self._clock.timings())
+        return Done(id=request.id, timings=self._timings())
 
     def _announce_bricks(self) -> None:
-        """Tell which bricks need not be sent: those that are there from before."""
+        """Acknowledge the bricks that are present from before, and need not be sent."""
         image = self._image_or_raise()
-        there = image.presence.indices()
-        self._outbox.put(ImageProgress(image=image.name, received=there, present=len(there), total=len(image.grid)))
+        present = image.presence.indices()
+        self._outbox.put(ImageProgress(image=image.name, received=present, present=len(present), total=len(image.grid)))
 
     def _release_image(self) -> None:
         if self._image is not None:
@@ -272,7 +247,7 @@ class Session:
     def _add_prompt(self, request: Prompt) -> Done:
         check_prompt(request, self._image_or_raise().shape, self._model.description.prompts)
         segment = self._segment_for(request.segment)
-        self._select(segment)
+        self._load_prompts(segment)
         return self._predict(segment, request, lambda: apply_prompt(self._upstream, request, request.run))
 
     def _run(self, request: Run) -> Done:
@@ -280,30 +255,31 @@ class Session:
         if not segment.pending():
             return self._done(request, segment, NO_CHANGE)
         self._check_steps(segment)
-        self._select(segment)
+        self._load_prompts(segment)
         return self._predict(segment, request, self._upstream.predict_pending)
 
     def _set_mask(self, request: SetMask) -> Done:
         image = self._image_or_raise()
         if "mask" not in self._model.description.prompts:
-            raise UnsupportedPrompt("The loaded model cannot start from a mask.")
-        given = masks.unpack(request.mask, image.shape)
+            supported = ", ".join(self._model.description.prompts)
+            raise UnsupportedPrompt(f"The loaded model cannot start from a mask. Use one of {supported}.")
+        mask = masks.unpack(request.mask, image.shape)
         segment = self._segment_for(request.segment)
-        assert given.box is not None
-        frame = given.box.union(segment.extent)
+        assert mask.box is not None
+        frame = mask.box.union(segment.extent)
         values = segment.mask[frame.slices].copy() if request.flip else np.zeros(frame.shape, bool)
-        values[given.box.within(frame).slices] ^= given.flips
+        values[mask.box.relative_to(frame).slices] ^= mask.flips
         change = masks.diff(segment.mask[frame.slices], values, frame.start)
         if not request.run:
             return self._commit(request, change, segment)
-        # Predicted on top of the given mask; history and journal see one step with the change of both.
+        # The prediction starts from the new mask. History and journal get one step with the change of both.
         masks.apply(change, segment.mask)
         self._selected = None
         try:
             self._upstream.clear()
             self._upstream.write_previous(segment.mask, frame)
             return self._predict(
-                segment, request, lambda: self._upstream.predict_whole_mask(segment.mask), given=change
+                segment, request, lambda: self._upstream.predict_whole_mask(segment.mask), prior=change
             )
         except BaseException:
             masks.apply(change, segment.mask)
@@ -313,25 +289,25 @@ class Session:
         segment = self._segment_or_raise(request.segment)
         self._check_steps(segment)
         mask = masks.crop(segment.mask, segment.extent)
-        # A copy: the change must not be a view of the mask that it is applied to.
+        # A copy, because the change must not be a view of the mask that it is applied to.
         return self._commit(request, NO_CHANGE if mask.box is None else Delta(mask.box, mask.flips.copy()), segment)
 
     def _undo(self, request: Undo) -> Done:
         segment = self._segment_or_raise(request.segment)
         if not segment.steps:
-            raise NothingToUndo(f'Segment "{segment.name}" has no prompt to undo.')
+            raise NothingToUndo(f'Segment "{segment.name}" has no step to undo.')
         return self._move_in_history(request, segment, segment.undo())
 
     def _redo(self, request: Redo) -> Done:
         segment = self._segment_or_raise(request.segment)
         if not segment.undone:
-            raise NothingToUndo(f'Segment "{segment.name}" has nothing to redo.')
+            raise NothingToUndo(f'Segment "{segment.name}" has no step to redo.')
         return self._move_in_history(request, segment, segment.redo())
 
     def _move_in_history(self, request: Request, segment: Segment, change: Delta) -> Done:
         self._selected = None if self._selected is segment else self._selected
         masks.apply(change, segment.mask)
-        self._teller.change(request.id, segment, change, segment.mask, final=True)
+        self._updates.send_change(request.id, segment, change, segment.mask, final=True)
         return self._done(request, segment, change)
 
     def _restore(self, request: Restore) -> Done:
@@ -365,11 +341,11 @@ class Session:
     def _remove_segment(self, request: RemoveSegment) -> Done:
         segment = self._segment_or_raise(request.segment)
         self._forget(segment)
-        return Done(id=request.id, segment=segment.name, timings=self._clock.timings())
+        return Done(id=request.id, segment=segment.name, timings=self._timings())
 
     def _get_mask(self, request: GetMask) -> Done:
         segment = self._segment_or_raise(request.segment)
-        self._teller.snapshot(request.id, segment)
+        self._updates.send_snapshot(request.id, segment)
         return self._done(request, segment, NO_CHANGE)
 
     def _set_options(self, request: SetOptions) -> Done:
@@ -377,7 +353,7 @@ class Session:
             self._upstream.set_do_autozoom(request.autozoom)
         if request.previews is not None:
             self._previews = request.previews
-        return Done(id=request.id, timings=self._clock.timings())
+        return Done(id=request.id, timings=self._timings())
 
     _HANDLERS: ClassVar[dict[type, Callable[["Session", Any], Done]]] = {
         SetImage: _set_image,
@@ -400,17 +376,17 @@ class Session:
 
     def _image_or_raise(self) -> BrickImage:
         if self._image is None:
-            raise NoImage("There is no image yet: call set_image before the first prompt.")
+            raise NoImage("There is no image. Call set_image before the first prompt.")
         return self._image
 
     def _segment_or_raise(self, name: str) -> Segment:
         self._image_or_raise()
         if name not in self._segments:
-            raise UnknownSegment(f'There is no segment "{name}" in this session; a prompt makes one.')
+            raise UnknownSegment(f'There is no segment "{name}" in this session. Create it with a prompt.')
         return self._unpack_only(self._segments[name])
 
     def _segment_for(self, name: str) -> Segment:
-        """The segment of a name, made where it is not there."""
+        """Return the segment of a name. Create it if there is none."""
         image = self._image_or_raise()
         if name not in self._segments:
             self._check_segment_limit(name)
@@ -420,7 +396,7 @@ class Session:
 
     def _check_segment_limit(self, name: str) -> None:
         if name not in self._segments and len(self._segments) >= LIMITS.segments:
-            raise AtCapacity(f"This session has {LIMITS.segments} segments, which is the limit; remove one first.")
+            raise AtCapacity(f"This session has {LIMITS.segments} segments, which is the limit. Remove one first.")
 
     def _check_steps(self, segment: Segment) -> None:
         if len(segment.steps) >= LIMITS.steps:
@@ -430,7 +406,7 @@ class Session:
             )
 
     def _unpack_only(self, segment: Segment) -> Segment:
-        """Make this segment the only one whose mask is an array. The mask of the previous one is packed."""
+        """Make this segment the only one whose mask is an array. Pack the mask of the previous one."""
         if self._unpacked is not None and self._unpacked is not segment:
             self._unpacked.pack_mask(self._encoding)
         self._unpacked = segment
@@ -447,11 +423,11 @@ class Session:
         self._segments.clear()
         self._selected = self._unpacked = None
 
-    def _select(self, segment: Segment) -> None:
-        """Put the segment's prompts and mask into the interaction channels, as prompting once more would.
+    def _load_prompts(self, segment: Segment) -> None:
+        """Put the segment's prompts and mask into the interaction channels, in the state after its last prompt.
 
-        Every prompt is written again without prediction, which repeats the decay and its renormalisation step
-        for step; then the mask becomes the previous segmentation, which is what it equals after any prompt.
+        Every prompt is written again without prediction, which repeats the decay and its renormalization step by step.
+        Then the mask becomes the previous segmentation, as after any prompt.
         """
         if self._selected is segment:
             return
@@ -469,125 +445,29 @@ class Session:
     # ---- prediction ---------------------------------------------------------------------------------------
 
     def _predict(
-        self, segment: Segment, request: Prompt | Run | SetMask, work: Callable[[], None], given: Delta = NO_CHANGE
+        self, segment: Segment, request: Prompt | Run | SetMask, predict: Callable[[], None], prior: Delta = NO_CHANGE
     ) -> Done:
-        """Do ``work``, which may call back below; then the segment has one more step, or is as it was.
-
-        ``given``: a change of the mask that is part of the step and has been made, but not been sent.
-        """
-        shown = Shown(segment.mask)
-        extent = segment.extent if given.box is None else given.box.union(segment.extent)
-        self._prediction = _Prediction(request, segment, shown, extent)
+        """Run a prediction and append its step. The segment is unchanged if it fails. ``prior``: see Prediction."""
+        running, image = self._running_or_raise(), self._image_or_raise()
+        prediction = Prediction(running, segment, image, self._passes, self._updates, self._previews, prior)
+        self._prediction = self._upstream.hooks = prediction
+        self._selected = None
         try:
-            if given.box is not None:
-                self._teller.change(request.id, segment, given, segment.mask, final=False)
-            self._emit_progress("predicting")
-            work()
-            final = shown.final()
-            change = masks.compose(shown.overlay, final)
-            # Packed before the mask changes, since memory may run out: as a step, and to be sent.
-            made = masks.compose(given, final)
-            step = make_step(request, made, self._encoding)
-            if change.box is not None:
-                masks.pack(change, self._encoding)
-        except BaseException:
-            self._selected = None
-            change = masks.compose(shown.back(), given)
-            if change.box is not None:
-                before = segment.mask.copy() if given.box is not None else segment.mask
-                masks.apply(given, before)
-                self._teller.change(request.id, segment, change, before, final=True)
-            raise
+            step, change = prediction.run(request, predict)
         finally:
-            self._prediction = None
-        masks.apply(final, segment.mask)
-        self._teller.change(request.id, segment, change, segment.mask, final=True)
+            self._prediction = self._upstream.hooks = None
         self._selected = segment
-        segment.append(step)
-        return self._done(request, segment, made)
-
-    def _commit(self, request: SetMask | Reset, change: Delta, segment: Segment) -> Done:
-        """Make a step that needs no prediction."""
-        self._selected = None if self._selected is segment else self._selected
-        step = make_step(request, change, self._encoding)
-        masks.apply(change, segment.mask)
-        self._teller.change(request.id, segment, change, segment.mask, final=True)
         segment.append(step)
         return self._done(request, segment, change)
 
-    # ---- called back by upstream's session (see upstream.Watcher) -----------------------------------------
-
-    def need(self, box: Box, refinements: int) -> None:
-        image = self._image_or_raise()
-        clipped = box.clip(image.shape)
-        if clipped is None:
-            return
-
-        def report(present: int, needed: int) -> None:
-            self.awaits_bricks = True
-            self._emit_progress("waiting_for_image", present, needed, clipped)
-
-        try:
-            waited = image.wait_for(clipped, self._is_cancelled, report)
-        finally:
-            self.awaits_bricks = False
-        if waited:
-            self._clock.waiting_for_image += waited
-            self._emit_progress("refining" if refinements else "predicting", 0, refinements)
-
-    def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
-        self._check_cancelled()
-        submitted = time.monotonic()
-        network = self._model.artifacts["network"]
-        cuda = self._model.device.type == "cuda"
-
-        def work() -> tuple[torch.Tensor, float, float]:
-            # Both modes are thread-local: the device thread has to enter them as upstream's caller did.
-            started = time.monotonic()
-            with torch.inference_mode(), torch.autocast(self._model.device.type, enabled=cuda):
-                logits: torch.Tensor = network(inputs)
-            if cuda:
-                torch.cuda.synchronize(self._model.device)
-            return logits, started, time.monotonic()
-
-        logits, started, ended = self._device.run(self._seat, work, refines=refines)
-        self._clock.queued += started - submitted
-        self._clock.network += ended - started
-        self._clock.passes += 1
-        self._check_cancelled()
-        return logits
-
-    def coarse(self, prediction: torch.Tensor, box: Box) -> None:
-        inside = box.clip(self._image_or_raise().shape)
-        if self._prediction is None or not self._previews or inside is None:
-            return
-        answer = prediction.cpu().numpy() != 0
-        before = self._prediction.extent.intersection(inside) if self._prediction.extent is not None else None
-        said = occupied(answer, box, inside)
-        looked = before if said is None else said.union(before)
-        shown = self._prediction.shown
-        self._preview(shown.back() if looked is None else shown.replace(looked, resampled(answer, box, looked)))
-
-    def refined(self, prediction: torch.Tensor, box: Box, n: int, of: int) -> None:
-        self._emit_progress("refining", n, of)
-        inside = box.clip(self._image_or_raise().shape)
-        if self._prediction is None or not self._previews or inside is None:
-            return
-        values = prediction.cpu().numpy()[inside.within(box).slices]
-        self._preview(self._prediction.shown.patch(inside, values))
-
-    def result(self, prediction: torch.Tensor, box: Box) -> None:
-        inside = box.clip(self._image_or_raise().shape)
-        assert self._prediction is not None
-        if inside is not None:
-            values = prediction[inside.within(box).slices].cpu().numpy() > 0.5
-            self._prediction.shown.add_result(inside, values)
-
-    def _preview(self, change: Delta) -> None:
-        assert self._prediction is not None
-        if change.box is not None:
-            p = self._prediction
-            self._teller.change(p.request.id, p.segment, change, p.shown, final=False)
+    def _commit(self, request: SetMask | Reset, change: Delta, segment: Segment) -> Done:
+        """Apply a change without a prediction, and append its step."""
+        self._selected = None if self._selected is segment else self._selected
+        step = make_step(request, change, self._encoding)
+        masks.apply(change, segment.mask)
+        self._updates.send_change(request.id, segment, change, segment.mask, final=True)
+        segment.append(step)
+        return self._done(request, segment, change)
 
     # ---- to the client ------------------------------------------------------------------------------------
 
@@ -598,45 +478,48 @@ class Session:
             revision=segment.revision,
             changed=None if change.box is None else change.box.pairs,
             voxels=segment.voxels,
-            timings=self._clock.timings(),
+            timings=self._timings(),
         )
 
-    def _emit_progress(self, state: Any, n: int = 0, m: int = 0, box: Box | None = None) -> None:
-        if self._request is not None:
-            pairs = None if box is None else box.pairs
-            self._outbox.put(Progress(id=self._request.id, state=state, n=n, m=m, box=pairs))
+    def _timings(self) -> Timings:
+        return self._running_or_raise().timings()
 
     def _report_queue(self, ahead: int) -> None:
-        self._emit_progress("queued" if ahead else "predicting", ahead)
+        running = self._running
+        if running is not None:
+            running.report_queue(ahead)
 
     # ---- cancellation -------------------------------------------------------------------------------------
 
     def _is_cancelled(self) -> bool:
         with self._lock:
-            request = self._request
-            return request is not None and (request.id <= self._cancelled_up_to or request.id in self._cancelled)
+            running = self._running
+            return running is not None and (running.id <= self._cancelled_up_to or running.id in self._cancelled)
 
     def _check_cancelled(self) -> None:
-        if self._is_cancelled():
-            raise Cancelled("The request was cancelled; the segment is as it was before.")
+        self._running_or_raise().check_cancelled()
+
+    def _running_or_raise(self) -> RunningRequest:
+        assert self._running is not None, "only handlers of requests may call this"
+        return self._running
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # For the machine's memory, torch has but a sentence; for a GPU's it has a class of RuntimeError.
+    # For host memory, torch raises RuntimeError with one of these sentences; for GPU memory it has an exception class.
     sentences = ("can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in sentences)
 
 
 def _memory_needed(request: Request) -> int:
-    """Bytes of temporary memory of a request, beyond the masks that are charged with the image."""
-    if not isinstance(request, _GROWING):
+    """Return the bytes of temporary memory of a request, beyond the masks that are charged with the image."""
+    if not isinstance(request, _STEP_REQUESTS):
         return 0
     if isinstance(request, Restore):
         steps = (*request.steps, *request.undone)
-        each = (_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps)
-        return _RESULT_BYTES + max(each, default=0)
+        per_step = (_memory_of_runs((step.change, getattr(step.request, "mask", None))) for step in steps)
+        return _RESULT_BYTES + max(per_step, default=0)
     return _RESULT_BYTES + _memory_of_runs((getattr(request, "mask", None),))
 
 
-def _memory_of_runs(parts: Iterable[Bits | None]) -> int:
-    return sum(_RUN_BYTES * bits.runs for bits in parts if bits is not None)
+def _memory_of_runs(run_length_masks: Iterable[RunLengthMask | None]) -> int:
+    return sum(_RUN_BYTES * mask.runs for mask in run_length_masks if mask is not None)

@@ -1,7 +1,8 @@
-"""nnInteractive's own session, fed by bricks and watched pass by pass.
+"""A subclass of nnInteractive's session that waits for bricks, and calls hooks at every pass.
 
-The subclass overrides private methods of nnInteractive 2.6; ``tests/test_upstream_contract.py`` holds each of
-them, so that a new release fails there and not in a user's mask. What a prompt does is upstream's code.
+Upstream's code decides the effect of a prompt. The subclass overrides private methods of nnInteractive 2.6.
+``tests/engine/test_upstream_contract.py`` tests each of them, so that an incompatible release fails there and not in a
+user's mask.
 """
 
 from collections.abc import Sequence
@@ -18,49 +19,52 @@ import torch
 from torch.nn.functional import interpolate
 
 from nninteractive_ws.engine.image import BrickImage, zeros
-from nninteractive_ws.engine.zoomed import Grid, zoomed_interactions
+from nninteractive_ws.engine.zoom_out import ResampleGrid, zoomed_interactions
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 
 _log = logging.getLogger(__name__)
 
-# Upstream reports on standard output with print; a name of its own module's shadows the builtin.
-upstream_module.print = lambda *words: _log.debug("%s", " ".join(map(str, words)))
+# Upstream prints to standard output. A global of its module shadows the builtin and logs instead.
+upstream_module.print = lambda *parts: _log.debug("%s", " ".join(map(str, parts)))
 
-# numpy's global generator decides upstream's fallback plan: one plan at a time, each from the same seed.
+# Upstream's fallback plan is drawn from numpy's global generator. Under the lock, each plan starts from the same seed.
 _PLAN_LOCK = threading.Lock()
 
-# Limit of written boxes. Beyond it, those of a channel are merged into one bounding box: a day of clicks would take
-# megabytes that no session is charged for.
+# Limit of written boxes. Beyond it, those of a channel are merged into one bounding box. Otherwise a day of clicks
+# would take megabytes that no session is charged for.
 _MAX_WRITTEN = 1024
 
 
-class Watcher(Protocol):
-    """What the session above does at each seam."""
+class InferenceHooks(Protocol):
+    """Hooks of a running prompt, implemented by :class:`~nninteractive_ws.engine.prediction.Prediction`."""
 
-    def need(self, box: Box, refinements: int) -> None:
-        """Return once the image is there in ``box``, or raise Cancelled. ``refinements``: for how many; 0: for a look
-        at all of ``box``."""
+    def wait_for_image(self, box: Box, refinements: int) -> None:
+        """Wait until the image is present in ``box``, or raise Cancelled.
+
+        ``refinements``: the number of refinement passes to follow; 0: a first or zoomed-out pass over ``box``.
+        """
 
     def run_pass(self, inputs: torch.Tensor, refines: bool) -> torch.Tensor:
         """Run the network, or raise Cancelled."""
 
-    def coarse(self, prediction: torch.Tensor, box: Box) -> None:
-        """A first or zoomed-out answer: uint8 or int64 of patch size, standing for the voxels of ``box``."""
+    def on_coarse(self, prediction: torch.Tensor, box: Box) -> None:
+        """Take a first or zoomed-out prediction: uint8 or int64, of patch size, for the voxels of ``box``."""
 
-    def refined(self, prediction: torch.Tensor, box: Box, n: int, of: int) -> None:
-        """The n-th of ``of`` refinement answers: bool, the shape of ``box``."""
+    def on_refined(self, prediction: torch.Tensor, box: Box, done: int, total: int) -> None:
+        """Take a refinement prediction: bool, of the shape of ``box``. ``done``: its number, from 1 to ``total``."""
 
-    def result(self, prediction: torch.Tensor, box: Box) -> None:
-        """A part of the final answer, the shape of ``box``; later parts overwrite earlier ones."""
+    def on_result(self, prediction: torch.Tensor, box: Box) -> None:
+        """Take a part of the final prediction, of the shape of ``box``. Later parts overwrite earlier ones."""
 
 
 class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
-    """One image's interaction channels. Boxes here may reach outside the image, as upstream's do."""
+    """Upstream's session, with the interaction channels of one image. Boxes may extend beyond the image."""
 
-    def __init__(self, artifacts: dict[str, Any], device: torch.device, threads: int, watcher: Watcher) -> None:
+    def __init__(self, artifacts: dict[str, Any], device: torch.device, threads: int) -> None:
         super().__init__(device=device, torch_n_threads=threads, enable_undo=False)
-        self._watcher = watcher
+        #: Hooks of the running prompt.
+        self.hooks: InferenceHooks | None = None
         self._refining: list[Box] = []
         self._refined = 0
         self._written: set[tuple[int, Box]] = set()
@@ -71,13 +75,13 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
     # ---- the image ----------------------------------------------------------------------------------------
 
     def close_image(self) -> None:
-        """Let go of the image and its interaction channels."""
+        """Release the image and its interaction channels."""
         self._reset_session()
         self.clear_pending()
         self._written.clear()
 
     def open_image(self, image: BrickImage) -> None:
-        """Take an image whose bricks may still be missing, and no prompts yet."""
+        """Set an image, whose bricks may still be missing, and clear all prompts."""
         self.close_image()
         self._image_device = image.voxels.device
         on_device = self._image_device.type != "cpu"
@@ -110,7 +114,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
     # ---- prompts without prediction -----------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all prompts and the previous segmentation: zero what was written, and only that."""
+        """Clear all prompts and the previous segmentation. Only the regions that were written are set to zero."""
         for channel, box in self._written:
             self.interactions[(channel, *box.slices)] = 0
         self._written.clear()
@@ -119,12 +123,12 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self.clear_pending()
 
     def clear_pending(self) -> None:
-        """Let no prompt wait for a prediction."""
+        """Clear the list of prompts that wait for a prediction."""
         self.new_interaction_centers: list[Any] = []
         self.new_interaction_zoom_out_factors: list[float] = []
 
     def write_previous(self, mask: Mask, box: Box | None) -> None:
-        """Make ``mask``, empty outside ``box``, the previous segmentation."""
+        """Make ``mask`` the previous segmentation. It is empty outside ``box``; None: everywhere."""
         if box is None:
             return
         channel = self._get_prev_seg_channel()
@@ -134,7 +138,7 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self.interactions[(channel, *box.slices)] = values if on_blosc2 else torch.from_numpy(values)
 
     def predict_whole_mask(self, mask: Mask) -> None:
-        """Refine all of a mask that was just written, as upstream does for an initial segmentation."""
+        """Refine a whole mask that was just written, as upstream does for an initial segmentation."""
         self._generic_add_patch_from_image(torch.from_numpy(mask))
         self._predict(force_full_refine=True)
 
@@ -143,22 +147,27 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self._predict()
 
     def _record_interactions_region(self, channel: int, spatial_slicer: Any, current: Any = None) -> None:
-        # Upstream announces every write here, for its undo; we remember where, to clear it later.
+        # Upstream calls this before every write, for its undo. The region is recorded here, to be cleared later.
         super()._record_interactions_region(channel, spatial_slicer, current)
         bounds = [sl.indices(int(n))[:2] for sl, n in zip(spatial_slicer, self.interactions.shape[1:], strict=True)]
         if all(b > a for a, b in bounds):
             self._written.add((channel, Box.from_pairs(bounds)))
         if len(self._written) > _MAX_WRITTEN:
-            self._written = set(self._written_hulls().items())
+            self._written = set(self._written_boxes().items())
 
-    def _written_hulls(self) -> dict[int, Box]:
-        """The bounding box of all writes, by channel."""
-        hulls: dict[int, Box] = {}
+    def _written_boxes(self) -> dict[int, Box]:
+        """Bounding box of all writes, by channel."""
+        boxes: dict[int, Box] = {}
         for channel, box in self._written:
-            hulls[channel] = box.union(hulls.get(channel))
-        return hulls
+            boxes[channel] = box.union(boxes.get(channel))
+        return boxes
 
     # ---- prediction ---------------------------------------------------------------------------------------
+
+    @property
+    def _running_hooks(self) -> InferenceHooks:
+        assert self.hooks is not None, "hooks must be set before a prediction"
+        return self.hooks
 
     def _predict(self, force_full_refine: bool = False) -> Any:
         self._refining, self._refined = [], 0
@@ -168,18 +177,18 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         sizes = [round(p * zoom_out_factor) for p in self.configuration_manager.patch_size]
         view = [(c - p // 2, c + p // 2 + p % 2) for c, p in zip(prediction_center, sizes, strict=True)]
         self._view = Box.from_pairs(view)
-        self._watcher.need(self._view, refinements=0)
+        self._running_hooks.wait_for_image(self._view, refinements=0)
         if self.device.type != "cpu" or tuple(sizes) == tuple(self.configuration_manager.patch_size):
             return super()._build_network_input(prediction_center, zoom_out_factor)
         inputs, previous = self._zoomed_input(zoom_out_factor)
         return inputs, sizes, [list(pair) for pair in view], previous
 
     def _zoomed_input(self, zoom: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """What upstream builds of a view larger than the patch, and the previous segmentation in it."""
+        """Return upstream's network input for a view larger than the patch, and the previous segmentation in it."""
         view, patch = self._view, self.configuration_manager.patch_size
         interactions, previous = zoomed_interactions(
-            Grid(view, patch),
-            self._written_hulls(),
+            ResampleGrid(view, patch),
+            self._written_boxes(),
             self.num_interaction_channels,
             set(self._get_dilation_channels_for_resample()),
             round_to_nearest_odd(2 * zoom - 1),
@@ -190,7 +199,9 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         image = torch.zeros((len(self.preprocessed_image), *view.shape), dtype=self.preprocessed_image.dtype)
         inside = view.clip(self.image_shape)
         if inside is not None:
-            image[(slice(None), *inside.within(view).slices)] = self.preprocessed_image[(slice(None), *inside.slices)]
+            image[(slice(None), *inside.relative_to(view).slices)] = self.preprocessed_image[
+                (slice(None), *inside.slices)
+            ]
         image = interpolate(image[None], patch, mode="trilinear")[0]
         return torch.cat((image, interactions)), previous
 
@@ -198,16 +209,16 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         self._interactions_region_into((channel, channel + 1), [list(pair) for pair in box], into[None])
 
     def _run_network(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits = self._watcher.run_pass(inputs, bool(self._refining))
+        logits = self._running_hooks.run_pass(inputs, bool(self._refining))
         if self._refining:
             self._refined += 1
             box = self._refining[self._refined - 1]
-            self._watcher.refined(logits[0, 1] > logits[0, 0], box, self._refined, len(self._refining))
-        # Upstream's argmax follows; across two planes it takes a CPU as long as half of a small network's pass.
+            self._running_hooks.on_refined(logits[0, 1] > logits[0, 0], box, self._refined, len(self._refining))
+        # Upstream's argmax follows. Across two separate planes, it takes a CPU half as long as a small network's pass.
         return logits.contiguous(memory_format=torch.channels_last_3d) if logits.device.type == "cpu" else logits
 
     def _detect_change_at_border(self, pred: torch.Tensor, prev_pred: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
-        self._watcher.coarse(pred, self._view)
+        self._running_hooks.on_coarse(pred, self._view)
         return bool(super()._detect_change_at_border(pred, prev_pred, *args, **kwargs))
 
     def _plan_refinement_bboxes(self, *args: Any, **kwargs: Any) -> Any:
@@ -221,30 +232,30 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
 
     def _refine_coarse_with_local_cache(self, bboxes_ordered: Any, *args: Any, **kwargs: Any) -> None:
         boxes = [Box.from_pairs(b) for b in bboxes_ordered]
-        hull = boxes[0]
+        union = boxes[0]
         for box in boxes[1:]:
-            hull = hull.union(box)
-        self._watcher.need(hull, refinements=len(boxes))
+            union = union.union(box)
+        self._running_hooks.wait_for_image(union, refinements=len(boxes))
         self._refining = boxes
         super()._refine_coarse_with_local_cache(bboxes_ordered, *args, **kwargs)
 
     def _paste_prediction_to_target_buffer(self, prediction: torch.Tensor, bbox: Any, record_undo: bool = True) -> None:
-        # There is no target buffer: the session above keeps a mask for each segment.
-        self._watcher.result(prediction, Box.from_pairs(bbox))
+        # There is no target buffer, because engine.session.Session keeps a mask for each segment.
+        self._running_hooks.on_result(prediction, Box.from_pairs(bbox))
 
 
 class _PointOnDevice(PointInteraction_stub):  # type: ignore[misc]
-    """Upstream's point, for interaction channels that live on the device: the ball is drawn in a CPU crop."""
+    """Upstream's point interaction for channels on the device. The ball is drawn in a crop on the CPU."""
 
     def place_point(self, position: Any, interaction_map: Any, **kwargs: Any) -> Any:
         channel, before_write = kwargs.pop("channel_idx"), kwargs.pop("before_write")
-        reach = int(np.ceil(self.point_radius)) + 1
-        around = Box.from_pairs([(p - reach, p + reach + 1) for p in position]).clip(interaction_map.shape[1:])
-        assert around is not None, "points are checked to be inside the volume"
-        where = (channel, *around.slices)
-        before_write(where, None)
-        crop = interaction_map[where].cpu()[None]
-        local: Index = tuple(p - o for p, o in zip(position, around.start, strict=True))
+        margin = int(np.ceil(self.point_radius)) + 1
+        box = Box.from_pairs([(p - margin, p + margin + 1) for p in position]).clip(interaction_map.shape[1:])
+        assert box is not None, "points are checked to be inside the volume"
+        region = (channel, *box.slices)
+        before_write(region, None)
+        crop = interaction_map[region].cpu()[None]
+        local: Index = tuple(p - o for p, o in zip(position, box.start, strict=True))
         super().place_point(local, crop, channel_idx=0, **kwargs)
-        interaction_map[where] = crop[0].to(interaction_map.device)
+        interaction_map[region] = crop[0].to(interaction_map.device)
         return interaction_map

@@ -1,1 +1,1 @@
-"""How good a model is: a simulated user prompts it on volumes whose truth is known, and what comes is measured."""
+"""Evaluation of a model: a simulated user prompts it on volumes with known ground truth."""

@@ -1,4 +1,4 @@
-"""Cases to be judged on: a volume, and the labels that are true of it."""
+"""Cases of an evaluation: a volume with its ground truth labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nninteractive_ws.errors import BadImage, BadJobs
+from nninteractive_ws.errors import BadImage, InvalidTable
 from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
-from nninteractive_ws.files.rows import check_columns, empty, path_of, read_rows, shown, text_of
+from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
 
 COLUMNS = ("image", "labels", "label", "name")
 #: The largest label of a label map.
@@ -19,10 +19,10 @@ _MAX_LABEL = 2**63 - 1
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A case that was read. ``voxels`` and ``labels`` (whole numbers) are indexed (i, j, k).
+    """A loaded case. ``voxels`` and ``labels`` (integers) are indexed (i, j, k).
 
-    ``spacing``: millimetres per voxel along them. ``direction``: 3 x 3, its columns say where i, j and k lead in LPS.
-    ``structures``: the label of each by its name.
+    ``spacing``: millimeters per voxel along (i, j, k). ``direction``: 3 x 3, whose columns are the directions of i, j
+    and k in LPS. ``structures``: label values by name.
     """
 
     voxels: npt.NDArray[Any]
@@ -33,7 +33,7 @@ class Scan:
 
 
 class Case(Protocol):
-    """Something that can be read when its turn comes."""
+    """A case that is loaded when it is processed."""
 
     @property
     def name(self) -> str: ...
@@ -46,7 +46,7 @@ class Case(Protocol):
 class FileCase:
     """An image file, or a folder with a DICOM series, and a label map on its grid.
 
-    ``name``: the image as the table writes it. ``structures``: without any, every label of the map is one.
+    ``name``: the image's path in the table. ``structures``: if empty, each label of the map is a structure.
     """
 
     name: str
@@ -60,7 +60,7 @@ class FileCase:
         values = _values(truth, self.labels)
         structures = self.structures or {str(value): value for value in values if value}
         if not structures:
-            raise BadImage(f"{self.labels} has no labels: all its voxels are 0.")
+            raise BadImage(f"{self.labels} has no labels. Expected at least one voxel that is not 0.")
         direction = np.array(volume.image.GetDirection()).reshape(3, 3)
         i, j, k = volume.image.GetSpacing()
         return Scan(volume.voxels, truth.voxels, (i, j, k), direction, structures)
@@ -68,28 +68,30 @@ class FileCase:
 
 def _values(truth: Volume, path: Path) -> list[int]:
     values = np.unique(truth.voxels)
-    wrong = values[(values < 0) | (values % 1 != 0)]
-    if len(wrong):
-        raise BadImage(f"{path} is no label map: whole numbers from 0 are expected, and it has {wrong[0]:g}.")
+    invalid = values[(values < 0) | (values % 1 != 0)]
+    if len(invalid):
+        raise BadImage(f"{path} is not a label map. Expected whole numbers from 0, found {invalid[0]:g}.")
     return [int(value) for value in values]
 
 
 def read_cases(path: Path) -> list[FileCase]:
-    """The cases of a table, ``.csv`` or ``.jsonl``, with a structure in every row: ``image`` and ``labels``, paths
-    relative to the table; ``label``, its value, or empty for every label there is; and ``name``, or empty: the value.
+    """Read the cases of a table, ``.csv`` or ``.jsonl``, with one structure per row.
 
-    Raises BadJobs for a table or a row that cannot be used. Image files are not looked at yet.
+    ``image`` and ``labels`` are paths relative to the table. ``label`` is the value of the structure, or empty for each
+    value in the label map. ``name`` is its name, or empty for the value. Image files are not read yet.
+
+    Raises InvalidTable for an unusable table or row.
     """
     cases: dict[Path, FileCase] = {}
     for line, row in read_rows(path, COLUMNS, ("image", "labels")):
         try:
             if isinstance(row, str):
-                raise BadJobs(row)
+                raise InvalidTable(row)
             _collect(row, path.parent, cases)
-        except BadJobs as e:
-            raise BadJobs(f"{path}, line {line}, {e}") from e
+        except InvalidTable as e:
+            raise InvalidTable(f"{path}, line {line}, {e}") from e
     if not cases:
-        raise BadJobs(f"{path} has no rows: an image and its labels are expected in each.")
+        raise InvalidTable(f"{path} has no rows. Expected an image and its labels in each row.")
     return list(cases.values())
 
 
@@ -101,17 +103,23 @@ def _collect(row: Mapping[str, object], folder: Path, cases: dict[Path, FileCase
     case = cases.get(image)
     value = _label(row.get("label"))
     if case is not None and (value is None or not case.structures):
-        raise BadJobs("column label: expected a value in every row of an image that has several, found nothing.")
+        raise InvalidTable("column label: expected a value in each row of an image with several rows, found nothing.")
     if case is not None and case.labels != labels:
-        raise BadJobs(f"column labels: expected {case.labels.name} as in the image's first row, found {labels.name}.")
+        raise InvalidTable(
+            f"column labels: expected {case.labels.name} as in the first row of the image, found {labels.name}."
+        )
     case = cases.setdefault(image, FileCase(name, image, labels))
     if value is None:
         if not empty(row.get("name")):
-            raise BadJobs("column label: expected the value of the structure that column name names, found nothing.")
+            raise InvalidTable(
+                "column label: expected the value of the structure that is named in column name, found nothing."
+            )
         return
     structure = str(value) if empty(row.get("name")) else text_of(row, "name", "a name")
     if structure in case.structures:
-        raise BadJobs(f"column name: expected another name for each structure of an image, found {shown(structure)}.")
+        raise InvalidTable(
+            f"column name: expected a unique name for each structure of an image, found {format_cell(structure)} again."
+        )
     case.structures[structure] = value
 
 
@@ -123,5 +131,5 @@ def _label(cell: object) -> int | None:
     except ValueError:
         value = 0
     if not 1 <= value <= _MAX_LABEL:
-        raise BadJobs(f"column label: expected a whole number from 1, found {shown(cell)}.")
+        raise InvalidTable(f"column label: expected a whole number from 1, found {format_cell(cell)}.")
     return value

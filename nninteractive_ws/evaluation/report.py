@@ -1,4 +1,4 @@
-"""Results as tables: two CSV files, and what is printed."""
+"""Results as tables: two CSV files, and the printed summary."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -8,10 +8,10 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.evaluation.measures import BALL_RADIUS, TARGETS
 from nninteractive_ws.evaluation.run import ObjectResult
 from nninteractive_ws.files.cells import csv_text
-from nninteractive_ws.files.images import writing
 
 PROMPT_COLUMNS = (
     "case", "structure", "prompt", "kind", "polarity", "ijk", "region_voxels", "region_left", "obeyed", "dice", "nsd",
@@ -22,23 +22,23 @@ OBJECT_COLUMNS = (
     "nsd_auc", *(f"prompts_to_{target:.2f}" for target in TARGETS), "points", "obeyed", "corrections", "lowered",
     "prompt_s", "model", "license", "seed", "left_out", "error",
 )  # fmt: skip
-#: After how many prompts the means are printed.
-_SHOWN = (1, 2, 3, 4, 5, 7, 10, 15, 20)
+#: Numbers of prompts for which means are printed.
+_PRINTED_PROMPTS = (1, 2, 3, 4, 5, 7, 10, 15, 20)
 
 
 def write_tables(folder: Path, results: Sequence[ObjectResult], model: str, license: str, seed: int) -> None:
-    """Write ``prompts.csv``, a line for every prompt, and ``objects.csv``, one for every structure of every case.
+    """Write ``prompts.csv``, a line for each prompt, and ``objects.csv``, a line for each structure of each case.
 
-    Neither is ever half written. Columns whose name ends with ``_s`` are seconds; all others come again with the same
-    cases, model, options and seed, where the model computes the same twice.
+    The files are replaced atomically. Columns with the suffix ``_s`` are seconds. All others are reproducible with the
+    same cases, model, options and seed, if the model is deterministic.
     """
     _write(folder / "prompts.csv", PROMPT_COLUMNS, (line for result in results for line in _prompt_lines(result)))
-    made = (model, license, seed)
-    _write(folder / "objects.csv", OBJECT_COLUMNS, (_object_line(result, made) for result in results))
+    provenance = (model, license, seed)
+    _write(folder / "objects.csv", OBJECT_COLUMNS, (_object_line(result, provenance) for result in results))
 
 
 def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(csv_text([columns, *lines]), encoding="utf-8", newline="")
 
 
@@ -53,7 +53,7 @@ def _prompt_lines(result: ObjectResult) -> Iterable[Sequence[object]]:
         )  # fmt: skip
 
 
-def _object_line(result: ObjectResult, made: tuple[object, ...]) -> Sequence[object]:
+def _object_line(result: ObjectResult, provenance: tuple[object, ...]) -> Sequence[object]:
     measured: list[object] = [""] * 9
     if result.counts:
         dice, nsd = result.dice, result.nsd
@@ -63,35 +63,35 @@ def _object_line(result: ObjectResult, made: tuple[object, ...]) -> Sequence[obj
     points = [s.obeyed for s in result.steps if s.obeyed is not None]
     corrections = [s.region_left < s.region_voxels for s in result.steps[1:]]
     seconds = f"{np.median([s.seconds for s in result.steps]):.3f}" if result.steps else ""
-    counted = (len(points), sum(points), len(corrections), sum(corrections))
-    error = " ".join(result.error.split())  # a result is a line
+    counts = (len(points), sum(points), len(corrections), sum(corrections))
+    error = " ".join(result.error.split())  # one line per result
     return (
-        result.case, result.structure, result.voxels, len(result.steps), *measured, *counted, seconds, *made,
+        result.case, result.structure, result.voxels, len(result.steps), *measured, *counts, seconds, *provenance,
         result.left_out, error,
     )  # fmt: skip
 
 
 def structures_table(results: Sequence[ObjectResult]) -> Table:
-    """A line for each structure, its mean over the cases, and one for all objects."""
+    """Return a table of means over the cases: a row for each structure, and one for all objects."""
     budget = results[0].budget
     table = Table(
-        title="Dice and normalised surface Dice (NSD, 2 mm)",
+        title="Dice and normalized surface Dice (NSD, 2 mm)",
         box=SIMPLE_HEAD,
         padding=0,
         show_edge=False,
-        caption=f"prompts until a Dice is reached: those that never reach it count as {budget}, and are counted in "
-        "brackets; AUC: area under the curve over the prompts; s: median seconds of a prompt",
+        caption=f"to: prompts until a Dice is reached; objects that never reach it count as {budget}, their number is "
+        "in parentheses; AUC: area under the curve over the prompts; s: median seconds of a prompt",
     )
     table.add_column("\nstructure")
-    words = ("\nn", "Dice\nfirst", "Dice\nfinal", "Dice\nAUC", "NSD\nfinal", "NSD\nAUC")
-    for word in (*words, *(f"to\n{target:.2f}" for target in TARGETS), "\ns"):
+    headers = ("\nn", "Dice\nfirst", "Dice\nfinal", "Dice\nAUC", "NSD\nfinal", "NSD\nAUC")
+    for word in (*headers, *(f"to\n{target:.2f}" for target in TARGETS), "\ns"):
         table.add_column(word, justify="right", no_wrap=True)
-    counted = [r for r in results if r.counts]
-    for name in dict.fromkeys(r.structure for r in counted):
-        table.add_row(name, *_cells([r for r in counted if r.structure == name]))
-    if counted:
+    counting = [r for r in results if r.counts]
+    for name in dict.fromkeys(r.structure for r in counting):
+        table.add_row(name, *_cells([r for r in counting if r.structure == name]))
+    if counting:
         table.add_section()
-        table.add_row("all", *_cells(counted), style="bold")
+        table.add_row("all", *_cells(counting), style="bold")
     return table
 
 
@@ -108,41 +108,41 @@ def _cells(results: Sequence[ObjectResult]) -> Iterable[str]:
 
 
 def curve_table(results: Sequence[ObjectResult]) -> Table:
-    """The mean over all objects after so many prompts."""
-    counted = [r for r in results if r.counts]
+    """Return a table of means over all objects by number of prompts."""
+    counting = [r for r in results if r.counts]
     table = Table(title="Mean over all objects", box=SIMPLE_HEAD, show_edge=False)
     table.add_column("prompts")
-    numbers = [n for n in _SHOWN if n <= results[0].budget]
+    numbers = [n for n in _PRINTED_PROMPTS if n <= results[0].budget]
     for n in numbers:
         table.add_column(str(n), justify="right")
-    if counted:
-        for word, curves in (("Dice", [r.dice for r in counted]), ("NSD", [r.nsd for r in counted])):
+    if counting:
+        for word, curves in (("Dice", [r.dice for r in counting]), ("NSD", [r.nsd for r in counting])):
             means = np.mean(curves, 0)
             table.add_row(word, *(f"{means[n - 1]:.3f}" for n in numbers))
     return table
 
 
 def obedience_table(results: Sequence[ObjectResult]) -> Table:
-    """How often the model did what a prompt said, and how often it should on phantoms."""
+    """Return a table of how often the model followed prompts, with the minimum expected on phantoms."""
     points = [s for r in results for s in r.steps if s.obeyed is not None]
     corrections = [s for r in results for s in r.steps[1:]]
-    caption = f"bar: what a model should reach on phantoms; ball: all within {BALL_RADIUS} voxels of the point"
+    caption = f"bar: expected minimum on phantoms; ball: all voxels within {BALL_RADIUS} voxels of the point"
     if corrections:
-        right = np.mean([1 - s.region_left / s.region_voxels for s in corrections])
-        caption += f"; of the errors pointed at, {right:.0%} of the voxels were put right"
+        corrected = np.mean([1 - s.region_left / s.region_voxels for s in corrections])
+        caption += f"; {corrected:.0%} of the voxels of the prompted errors were corrected"
     table = Table(title="Obedience", box=SIMPLE_HEAD, show_edge=False, caption=caption)
     table.add_column("after")
-    table.add_column("what is asked")
+    table.add_column("expected")
     for word in ("held", "of", "bar"):
         table.add_column(word, justify="right")
     positive, negative = ([bool(p.obeyed) for p in points if p.positive is kind] for kind in (True, False))
     smaller = [s.region_left < s.region_voxels for s in corrections]
     better = [after.dice > before.dice for r in results for before, after in pairwise(r.steps)]
-    for after, what, held, bar in (
-        ("a positive point", "its ball in the object is in the mask", positive, "0.95"),
-        ("a negative point", "its ball beside the object is not", negative, "0.95"),
-        ("a correction", "the error pointed at is smaller", smaller, "0.85"),
+    for after, expected, held, bar in (
+        ("a positive point", "its ball within the object is in the mask", positive, "0.95"),
+        ("a negative point", "its ball outside the object is not in the mask", negative, "0.95"),
+        ("a correction", "the prompted error is smaller", smaller, "0.85"),
         ("a correction", "Dice is higher", better, ""),
     ):
-        table.add_row(after, what, f"{np.mean(held):.3f}" if held else "-", str(len(held)), bar)
+        table.add_row(after, expected, f"{np.mean(held):.3f}" if held else "-", str(len(held)), bar)
     return table

@@ -1,4 +1,4 @@
-"""The evaluation: a simulated user at a session, one object of one case after another."""
+"""Run the evaluation: a simulated user prompts a session, object by object."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,25 +11,25 @@ from nninteractive_ws.client.blocking import Segment, Session
 from nninteractive_ws.errors import BadImage, InternalError, InvalidRequest, OutOfMemory, UnsupportedPrompt, WorkerLost
 from nninteractive_ws.evaluation import measures
 from nninteractive_ws.evaluation.cases import Case, Scan
-from nninteractive_ws.evaluation.user import KINDS, Kind, Prompt, SimulatedUser
+from nninteractive_ws.evaluation.simulated_user import KINDS, Kind, SimulatedPrompt, SimulatedUser
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Mask
 
-#: A structure of fewer voxels is left out: its Dice hangs on single voxels.
+#: Structures of fewer voxels are skipped, because their Dice depends on single voxels.
 MIN_VOXELS = 10
-#: What concerns a case or a prompt alone. Any other error ends the evaluation.
-_ITS_OWN = (InvalidRequest, OutOfMemory, WorkerLost, InternalError)
+#: Errors of a single case or prompt. Any other error ends the evaluation.
+_ITEM_ERRORS = (InvalidRequest, OutOfMemory, WorkerLost, InternalError)
 
 
 @dataclass(frozen=True)
-class Step:
-    """A prompt and what came of it.
+class PromptResult:
+    """The result of a prompt.
 
-    ``at``: voxels, of a point "60 70 60", of all others the box around them "40:80 30:70 12:13".
-    ``region_voxels``: how large the error was that it pointed at, and ``region_left``: how much of that is still
-    wrong. ``obeyed``: for a point, see :func:`measures.obeyed`. ``nsd``: see :func:`measures.surface_dice`.
-    ``seconds``: from the prompt to its answer, without what the user and measuring took; of them ``waiting_s`` for
-    others and for the image on its way, and ``network_s`` in the network, with ``passes``.
+    ``at``: voxels, of a point "60 70 60", otherwise the bounding box "40:80 30:70 12:13". ``region_voxels``: size of
+    the prompted error; ``region_left``: voxels of it that are still wrong. ``obeyed``: for a point, see
+    :func:`measures.obeyed`. ``nsd``: see :func:`measures.surface_dice`. ``seconds``: from the prompt to its result,
+    without the time of the simulated user and of the metrics. It includes ``waiting_s`` in the queue and for the upload
+    of the image, and ``network_s`` in the network, with ``passes``.
     """
 
     kind: Kind
@@ -48,28 +48,28 @@ class Step:
 
 @dataclass(frozen=True)
 class ObjectResult:
-    """What became of a structure of a case; of a case that could not be read, ``structure`` is empty.
+    """The result for a structure of a case. ``structure`` is empty for a case that could not be read.
 
-    ``voxels``: of the truth. ``budget``: how many prompts there might have been. ``steps`` are fewer where no error
-    was left, or where one failed. ``left_out``: why it was not tried. ``error``: what went wrong.
+    ``voxels``: of the ground truth. ``budget``: maximum number of prompts. ``steps``: fewer if no error was left, or
+    if a prompt failed. ``left_out``: the reason if it was skipped. ``error``: the error message, if any.
     """
 
     case: str
     structure: str
     budget: int
     voxels: int = 0
-    steps: tuple[Step, ...] = ()
+    steps: tuple[PromptResult, ...] = ()
     left_out: str = ""
     error: str = ""
 
     @property
     def counts(self) -> bool:
-        """Whether it belongs to the means: all that was tried does, also where the server failed."""
+        """Whether it contributes to the means. Everything that was tried does, even if the server failed."""
         return self.voxels > 0 and not self.left_out
 
     @property
     def dice(self) -> list[float]:
-        """After each prompt of the budget: see :func:`measures.curve`."""
+        """Values after each prompt of the budget, see :func:`measures.curve`."""
         return measures.curve([s.dice for s in self.steps], self.budget)
 
     @property
@@ -86,13 +86,13 @@ class ObjectResult:
 
     @property
     def prompts_to(self) -> tuple[int | None, ...]:
-        """For each of :data:`measures.TARGETS`."""
+        """Number of prompts for each of :data:`measures.TARGETS`."""
         return tuple(measures.prompts_to(self.dice, target) for target in measures.TARGETS)
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
-    """A result with what it was measured on; ``mask`` is the last one. All three are None where nothing was tried."""
+class EvaluatedObject:
+    """A result with its volumes. ``mask``: after the last prompt. All three are None if nothing was tried."""
 
     result: ObjectResult
     scan: Scan | None = None
@@ -100,22 +100,22 @@ class Evaluated:
     mask: Mask | None = None
 
 
-def supported_kinds(asked: Sequence[Kind], supported: Sequence[str]) -> list[Kind]:
-    """Those of the kinds that are asked for that a model supports. Raises UnsupportedPrompt where there is none."""
+def supported_kinds(requested: Sequence[Kind], supported: Sequence[str]) -> list[Kind]:
+    """Return the requested kinds that a model supports. Raises UnsupportedPrompt if there is none."""
     known = {"bbox" if name.startswith("bbox") else name for name in supported}
-    kinds = [kind for kind in asked if kind in known]
+    kinds = [kind for kind in requested if kind in known]
     if not kinds:
         raise UnsupportedPrompt(
-            f"The model does not support {' or '.join(asked)} prompts; it supports "
-            f"{', '.join(kind for kind in KINDS if kind in known) or 'none of the simulated user'}."
+            f"The model does not support {' or '.join(requested)} prompts. Supported kinds: "
+            f"{', '.join(kind for kind in KINDS if kind in known) or 'none that can be simulated'}."
         )
     return kinds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``kinds``: from which every prompt is drawn, for each object with a generator of its own from ``seed``.
-    ``budget``: how many prompts an object gets at most."""
+    """Settings of an evaluation. ``kinds``: the kinds from which each prompt is drawn, for each object with its own
+    generator from ``seed``. ``budget``: maximum number of prompts per object."""
 
     kinds: Sequence[Kind]
     budget: int
@@ -123,62 +123,62 @@ class Plan:
 
 
 def evaluate(
-    session: Session, cases: Iterable[Case], plan: Plan, say: Callable[[str, int], object]
-) -> Iterator[Evaluated]:
-    """Prompt every structure of every case; the results as they come.
+    session: Session, cases: Iterable[Case], plan: Plan, on_status: Callable[[str, int], object]
+) -> Iterator[EvaluatedObject]:
+    """Prompt every structure of every case, and yield the results.
 
-    ``say``: is told what is being done, and how many cases are done. A case or prompt that fails is a result with
-    ``error`` set, and the rest goes on. Raises ConnectionFailed and the like where nothing can go on.
+    ``on_status``: called with the current activity and the number of finished cases. A failed case or prompt is a
+    result with ``error`` set. Raises ConnectionFailed and other errors that concern all cases.
     """
     session.set_options(previews=False)
     for done, case in enumerate(cases):
-        say(f"{case.name}: reading", done)
+        on_status(f"{case.name}: reading", done)
         try:
             scan = case.read()
             session.set_image(scan.voxels)
         except (BadImage, OSError) as e:
-            yield Evaluated(ObjectResult(case.name, "", plan.budget, error=str(e)))
-        except _ITS_OWN as e:
+            yield EvaluatedObject(ObjectResult(case.name, "", plan.budget, error=str(e)))
+        except _ITEM_ERRORS as e:
             for name, label in scan.structures.items():
                 voxels = int(np.count_nonzero(scan.labels == label))
-                yield Evaluated(ObjectResult(case.name, name, plan.budget, voxels, error=str(e)))
+                yield EvaluatedObject(ObjectResult(case.name, name, plan.budget, voxels, error=str(e)))
         else:
             for name in scan.structures:
-                say(f"{case.name}: {name}", done)
+                on_status(f"{case.name}: {name}", done)
                 yield _evaluate_one(session, case.name, scan, name, plan)
 
 
-def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan) -> Evaluated:
+def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan) -> EvaluatedObject:
     truth = np.asarray(scan.labels == scan.structures[name])
     result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)))
     if result.voxels < MIN_VOXELS:
-        return Evaluated(replace(result, left_out=f"{result.voxels} voxels; at least {MIN_VOXELS} are needed"))
-    # Of its own for each object, so that other cases do not change it.
+        return EvaluatedObject(replace(result, left_out=f"{result.voxels} voxels, expected at least {MIN_VOXELS}"))
+    # One generator per object, so that its prompts do not depend on the other cases.
     rng = np.random.default_rng([plan.seed, zlib.crc32(case.encode()), zlib.crc32(name.encode())])
     user = SimulatedUser(truth, scan.spacing, plan.kinds, rng, session.server.model.scribble_thickness)
     segment = session.segment(name)
-    steps: list[Step] = []
+    steps: list[PromptResult] = []
     while len(steps) < plan.budget and not result.error and (prompt := user.next(segment.mask)) is not None:
         try:
             steps.append(_step(segment, prompt, truth, scan.spacing))
-        except _ITS_OWN as e:
+        except _ITEM_ERRORS as e:
             result = replace(result, error=f"prompt {len(steps) + 1}: {e}")
     mask = segment.mask
     if steps:
         segment.remove()
-    return Evaluated(replace(result, steps=tuple(steps)), scan, truth, mask)
+    return EvaluatedObject(replace(result, steps=tuple(steps)), scan, truth, mask)
 
 
-def _step(segment: Segment, prompt: Prompt, truth: Mask, spacing: tuple[float, float, float]) -> Step:
+def _step(segment: Segment, prompt: SimulatedPrompt, truth: Mask, spacing: tuple[float, float, float]) -> PromptResult:
     started = time.monotonic()
-    timings = prompt.give(segment).timings
+    timings = prompt.send(segment).timings
     seconds = time.monotonic() - started
     mask, shape = segment.mask, prompt.shape
     point = shape if isinstance(shape, tuple) else None
-    return Step(
+    return PromptResult(
         kind=prompt.kind,
         positive=prompt.positive,
-        at=_written(prompt),
+        at=_format_location(prompt),
         region_voxels=prompt.region.voxels,
         region_left=measures.error_left(prompt.region, mask, truth),
         obeyed=None if point is None else measures.obeyed(mask, truth, point, prompt.positive),
@@ -191,7 +191,7 @@ def _step(segment: Segment, prompt: Prompt, truth: Mask, spacing: tuple[float, f
     )
 
 
-def _written(prompt: Prompt) -> str:
+def _format_location(prompt: SimulatedPrompt) -> str:
     if isinstance(prompt.shape, tuple):
         return " ".join(map(str, prompt.shape))
     box = prompt.shape if isinstance(prompt.shape, Box) else prompt.shape.box

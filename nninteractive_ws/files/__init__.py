@@ -1,1 +1,1 @@
-"""Image files, and prompts as files: what the commands read and write. The client needs none of it."""
+"""Image files, and prompts in files, read and written by the commands. The client does not need this package."""

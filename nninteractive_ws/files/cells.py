@@ -1,8 +1,8 @@
-"""Cells of CSV files that are never a formula to a spreadsheet, and that are read back unchanged.
+"""Escape cells of CSV files, so that no spreadsheet takes them as a formula, and unescape them again.
 
-A cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break is a formula to a spreadsheet, or hides one.
-It gets an apostrophe in front, which marks text in spreadsheets. The same is done after a semicolon or a tab, because
-spreadsheets may split cells there.
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula, possibly also after spaces, a tab
+or a line break. Such a cell gets a leading apostrophe, which marks text in spreadsheets. The same is done after a
+semicolon or a tab within a cell, because spreadsheets may split cells there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGN
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as lines of a CSV file."""
+    """Format rows as lines of a CSV file, with escaped cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([mark(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
@@ -26,10 +26,10 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def mark(cell: str) -> str:
-    """A cell as it is written; numbers stay as they are."""
+    """Escape a cell. Numbers are unchanged."""
     return cell if _NUMBER.fullmatch(cell) else _DANGEROUS.sub("'", cell)
 
 
 def unmark(cell: str) -> str:
-    """A cell as it was before :func:`mark`."""
+    """Undo :func:`mark`."""
     return _MARKED.sub("", cell)

@@ -1,8 +1,7 @@
-"""Image files: volumes in, segmentations out, with their place in the patient kept."""
+"""Image files: read volumes, and write segmentations with the geometry of their volume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import colorsys
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 import re
@@ -13,17 +12,18 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import slicerio
 
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.masks import Mask
 
-#: File name endings that a segmentation may be written with; ``.dcm`` for DICOM series alone.
+#: File name extensions of segmentations. ``.dcm`` is only for images that are DICOM series.
 SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
-#: How far apart two grids may be, in voxels, and still be the same.
-_SAME_PLACE = 0.01
-#: What DICOM allows for the label of a segment.
-LONGEST_NAME = 64
+#: Tolerance in voxels between the corners of two equal grids.
+_GRID_TOLERANCE = 0.01
+#: Maximum length of a segment label in DICOM.
+MAX_NAME_LENGTH = 64
 
 #: Red, green and blue, from 0 to 1.
 Color = tuple[float, float, float]
@@ -31,10 +31,9 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Volume:
-    """``voxels`` are indexed (i, j, k) as SimpleITK, ITK and Slicer count them: not as its numpy arrays.
+    """A volume. ``voxels`` are indexed (i, j, k) as in ITK and Slicer, the reverse of SimpleITK's numpy arrays.
 
-    ``image``: what was read, for its origin, spacing (mm) and direction in LPS. ``series``: the files of a DICOM
-    series, along k.
+    ``image``: source of origin (LPS), spacing (mm) and direction. ``series``: the files of a DICOM series, along k.
     """
 
     voxels: npt.NDArray[Any]
@@ -43,17 +42,17 @@ class Volume:
 
     @property
     def voxel_ml(self) -> float:
-        """The volume of a voxel in millilitres."""
+        """The volume of a voxel in milliliters."""
         return float(np.prod(self.image.GetSpacing())) / 1000
 
     def index_of(self, lps: tuple[float, float, float]) -> Index:
-        """The voxel at a position in LPS millimetres; it may lie outside."""
+        """Return the voxel at a position in LPS millimeters, which may be outside the volume."""
         i, j, k = self.image.TransformPhysicalPointToIndex(lps)
         return int(i), int(j), int(k)
 
     @property
     def ijk_to_lps(self) -> npt.NDArray[np.float64]:
-        """4 x 4."""
+        """Affine matrix (4, 4) from voxel indices to LPS millimeters."""
         matrix = np.eye(4)
         matrix[:3, :3] = np.array(self.image.GetDirection()).reshape(3, 3) * self.image.GetSpacing()
         matrix[:3, 3] = self.image.GetOrigin()
@@ -61,51 +60,57 @@ class Volume:
 
 
 def read_volume(path: Path) -> Volume:
-    """Read an image of any format that SimpleITK knows, or the DICOM series in a folder. Raises BadImage."""
+    """Read an image file of a format of SimpleITK, or the DICOM series in a folder. Raises BadImage."""
     if not path.exists():
-        raise BadImage(f"There is no file {path}.")
+        raise BadImage(f"The file {path} does not exist.")
     if path.is_dir():
-        from nninteractive_ws.files.dicom import read_series  # its packages take half a second
+        from nninteractive_ws.files.dicom import read_series  # its imports take half a second
 
         image, series = read_series(path)
     else:
         image, series = _read_file(path), ()
     if image.GetNumberOfComponentsPerPixel() != 1:
         n = image.GetNumberOfComponentsPerPixel()
-        raise BadImage(f"{path} has {n} values in every voxel (colour, or a vector field); one is needed.")
+        raise BadImage(f"{path} has {n} components per voxel, like a color image or a vector field. Expected one.")
     if image.GetDimension() != 3:
-        raise BadImage(f"{path} has {image.GetDimension()} dimensions; a volume of 3 is needed.")
+        raise BadImage(f"{path} has {image.GetDimension()} dimensions. Expected a volume with 3.")
     return Volume(sitk.GetArrayFromImage(image).transpose(), image, series)
 
 
 def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
-    """Raises BadImage where ``other``, read from ``path``, does not have its voxels where ``volume`` has them."""
+    """Raise BadImage unless ``other``, read from ``path``, has the voxel grid of ``volume``."""
     if other.voxels.shape != volume.voxels.shape:
-        raise BadImage(f"{path} has {other.voxels.shape} voxels; {volume.voxels.shape} are needed, as the image has.")
-    away = np.abs(np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
-    if away.max() > _SAME_PLACE:
-        raise BadImage(f"{path} lies elsewhere than the image: up to {away.max():.2f} voxels apart.")
+        raise BadImage(f"{path} has {other.voxels.shape} voxels. Expected {volume.voxels.shape}, as in the image.")
+    distance = np.abs(np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
+    if distance.max() > _GRID_TOLERANCE:
+        raise BadImage(
+            f"{path} is not on the grid of the image. Its voxels are up to {distance.max():.2f} voxels away. Resample "
+            "it to the image."
+        )
 
 
 def _read_file(path: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as e:
-        raise BadImage(f"{path} could not be read as an image: {_reason(e)}") from e
+        raise BadImage(
+            f"{path} cannot be read as an image. Supported are NIfTI, NRRD, MetaImage and the other formats of "
+            f"SimpleITK, and folders with a DICOM series. ITK reports: {_reason(e)}"
+        ) from e
 
 
 def _reason(error: RuntimeError) -> str:
-    """What ITK says at the end of several lines."""
+    """Return the last line of an ITK error, which has the reason."""
     return str(error).strip().splitlines()[-1]
 
 
 def is_segment_name(name: str) -> bool:
-    """Whether every format can keep it: up to 64 printable characters, no backslash."""
-    return 0 < len(name) <= LONGEST_NAME and name.isprintable() and "\\" not in name
+    """Whether every format can store the name: up to 64 printable characters, no backslash."""
+    return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and "\\" not in name
 
 
 def color_of(number: int) -> Color:
-    """A colour for the segment of a number from 0: neighbours differ much, and there is no last one."""
+    """Return a color for the n-th segment, n from 0. Consecutive colors differ clearly, without an upper limit of n."""
     return colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.6, 0.9)
 
 
@@ -116,16 +121,17 @@ def write_segmentation(
     colors: Mapping[str, Color] | None = None,
     model: str = "nnInteractive",
 ) -> None:
-    """Write segments with the geometry of their volume; the name's ending says the format.
+    """Write segments with the geometry of their volume, in the format of the file name extension.
 
-    ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, of a DICOM series) keep names, colours and overlaps; the others are label
-    maps, the first segment 1, later segments over earlier ones. ``colors``: of every segment; some are chosen where
-    none are given. ``model``: what a DICOM SEG names as its maker. Nothing half-written is left under ``path``, but
-    where the process is killed, :func:`partial_path` may be. Raises BadImage where it cannot be a DICOM SEG, and
-    OSError with a sentence.
+    ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, only for a DICOM series) keep names, colors and overlaps. The others are
+    label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
+    segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
+
+    The file is replaced atomically. If the process is killed, :func:`partial_path` may remain. Raises BadImage if a
+    DICOM SEG is impossible, and OSError with a message for the user.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         if path.name.endswith(".dcm"):
             _write_seg(partial, masks, volume, colors, model)
         elif path.name.endswith(".seg.nrrd"):
@@ -134,43 +140,24 @@ def write_segmentation(
             _write_label_map(partial, masks, volume)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """What to write to, which then takes the place of ``path``; nothing is left of it where it fails. Raises OSError
-    with a sentence."""
-    partial = partial_path(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as e:
-        raise OSError(f"{path} cannot be written ({e.strerror or e}).") from e
-    finally:
-        with suppress(OSError):  # there may not even be a folder
-            partial.unlink(missing_ok=True)
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
-    return path.with_name(f".partial-{path.name}")
-
-
 def _write_seg_nrrd(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color]) -> None:
     segmentation = slicerio.create_segmentation(volume.voxels.shape, volume.ijk_to_lps)
     for number, (name, mask) in enumerate(masks.items()):
         slicerio.add_segment(segmentation, mask, {"id": f"{number}", "name": "", "color": list(colors[name])})
     slicerio.write_segmentation(str(path), segmentation)
-    # The names come last: what writes the header knows ASCII alone, and 3D Slicer has UTF-8.
+    # Names are inserted afterwards: pynrrd writes an ASCII header, and 3D Slicer expects UTF-8.
     names = [name.encode() for name in masks]
     header, blank, voxels = path.read_bytes().partition(b"\n\n")
-    header = re.sub(rb"(?m)^(Segment(\d+)_(?:ID|Name):=).*$", lambda found: found[1] + names[int(found[2])], header)
+    header = re.sub(rb"(?m)^(Segment(\d+)_(?:ID|Name):=).*$", lambda field: field[1] + names[int(field[2])], header)
     path.write_bytes(header + blank + voxels)
 
 
 def _write_seg(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color], model: str) -> None:
-    from nninteractive_ws.files.dicom import write_seg  # its packages take half a second
+    from nninteractive_ws.files.dicom import write_seg  # its imports take half a second
 
     if not volume.series:
-        raise BadImage("A DICOM SEG belongs to a DICOM series, and this image is none.")
+        others = ", ".join(ending for ending in SEGMENTATION_ENDINGS if ending != ".dcm")
+        raise BadImage(f"A DICOM SEG (.dcm) requires a DICOM series. For this image, choose one of {others}.")
     write_seg(path, masks, volume.series, colors, model)
 
 
@@ -182,9 +169,9 @@ def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> N
     image.CopyInformation(volume.image)
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        # On a full disk, ITK writes half a NIfTI file, or nothing, and finds that well.
-        whole = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), labels.transpose())
+        # On a full disk, ITK can write a truncated or empty NIfTI file without an error.
+        complete = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), labels.transpose())
     except RuntimeError as e:
         raise OSError(_reason(e)) from e
-    if not whole:
-        raise OSError("what was written is not whole; is there room left?")
+    if not complete:
+        raise OSError("the written file is incomplete; check the free disk space")

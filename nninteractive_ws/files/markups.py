@@ -1,4 +1,4 @@
-"""3D Slicer's markups files (.mrk.json): points, boxes and closed curves, as prompts for a volume."""
+"""Markups files of 3D Slicer (.mrk.json): points, boxes and closed curves as prompts for a volume."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from nninteractive_ws.errors import BadJobs
+from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.images import Volume
 from nninteractive_ws.files.rows import escaped
 from nninteractive_ws.geometry import Box, Index
@@ -18,19 +18,19 @@ from nninteractive_ws.masks import Mask
 
 Points = npt.NDArray[np.float64]
 
-#: Between two control points of a curve, as many as Slicer has.
+#: Interpolated points from one control point of a curve to the next, as in 3D Slicer.
 _POINTS_PER_SEGMENT = 10
-#: A curve is drawn so many times finer than the voxels are, and looked at in their middles.
-_FINER = 8
-#: The cosine of the angle that a box may be turned by against the voxels; about a degree.
-_PARALLEL = 0.9998
-#: For what rounding does to positions, in voxels.
-_TINY = 1e-6
+#: Supersampling factor for rasterizing a curve. A voxel is inside if its center is.
+_SUPERSAMPLING = 8
+#: Minimum cosine of the angle between the axes of a box and those of the volume; about one degree.
+_MIN_COSINE = 0.9998
+#: Tolerance for rounding errors of positions, in voxels.
+_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Lasso:
-    """A filled outline: a mask of ``box``'s shape."""
+    """A filled outline: a mask with the shape of ``box``."""
 
     box: Box
     mask: Mask
@@ -40,23 +40,23 @@ Markup = Index | Box | Lasso
 
 
 def read_markups(path: Path, volume: Volume) -> list[Markup]:
-    """The points (as voxels), boxes and closed curves of a file, in its order. Raises BadJobs.
+    """Read the points (as voxels), boxes and closed curves of a file, in file order.
 
-    A box must lie along the volume's axes, a closed curve in one of its slices; both are cut at its border. What is
-    of another kind is refused. Points without a position are left out.
+    A box must be aligned with the axes of the volume, and a closed curve must lie in one of its slices. Both are
+    clipped to the volume. Points without a position are skipped. Raises InvalidTable, also for markups of other types.
     """
     try:
         markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
         found = [item for markup in markups for item in _read(markup, volume)]
     except OSError as e:
-        raise BadJobs(f"{path} cannot be read ({e.strerror}).") from e
-    except BadJobs as e:
-        raise BadJobs(f"{path}: {e}") from e
+        raise InvalidTable(f"{path} cannot be read ({e.strerror}).") from e
+    except InvalidTable as e:
+        raise InvalidTable(f"{path}: {e}") from e
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as e:
         reason = escaped(repr(e))[:200]
-        raise BadJobs(f"{path} is not a markups file as 3D Slicer writes it ({reason}).") from e
+        raise InvalidTable(f"{path} is not a markups file of 3D Slicer ({reason}).") from e
     if not found:
-        raise BadJobs(f"{path} holds no point, ROI or closed curve.")
+        raise InvalidTable(f"{path} has no point, ROI or closed curve.")
     return found
 
 
@@ -70,13 +70,13 @@ def _read(markup: dict[str, Any], volume: Volume) -> Iterator[Markup]:
     elif kind == "ClosedCurve":
         yield _lasso(markup, volume)
     else:
-        raise BadJobs(
-            f"it holds a markup of type {escaped(str(kind)[:40])}; Fiducial, ROI and ClosedCurve can be used."
+        raise InvalidTable(
+            f"the markup type {escaped(str(kind)[:40])} is not supported. Expected Fiducial, ROI or ClosedCurve."
         )
 
 
 def _control_points(markup: dict[str, Any]) -> Points:
-    """(n, 3), LPS millimetres."""
+    """Return the defined control points (n, 3) in LPS millimeters."""
     positions = [
         point["position"] for point in markup["controlPoints"] if point.get("positionStatus", "defined") == "defined"
     ]
@@ -84,92 +84,94 @@ def _control_points(markup: dict[str, Any]) -> Points:
 
 
 def _lps(vectors: Points, markup: dict[str, Any]) -> Points:
-    """Positions or directions (n, 3) of a file, in LPS."""
+    """Convert positions or directions (n, 3) of a file to LPS."""
     system = markup["coordinateSystem"]
     if system not in ("LPS", "RAS"):
-        raise BadJobs(f"its coordinate system is {escaped(str(system)[:40])}; LPS or RAS is needed.")
+        raise InvalidTable(f"the coordinate system is {escaped(str(system)[:40])}. Expected LPS or RAS.")
     return vectors * (1, 1, 1) if system == "LPS" else vectors * (-1, -1, 1)
 
 
 def _to_ijk(points: Points, volume: Volume) -> Points:
-    """Positions in voxels, not rounded."""
+    """Convert LPS millimeters (n, 3) to continuous voxel indices (n, 3)."""
     if not np.isfinite(points).all():
-        raise BadJobs("it holds positions that are not finite.")
+        raise InvalidTable("a position is not finite.")
     inverse = np.linalg.inv(volume.ijk_to_lps)
     return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
 
 
 def _box(markup: dict[str, Any], volume: Volume) -> Box:
-    """The voxels whose middles are inside an ROI, at least one on each axis."""
+    """Return the voxels whose centers are inside an ROI, at least one on each axis."""
     size = np.array(markup["size"], float)
     axes = _lps(np.array(markup["orientation"], float).reshape(3, 3).T, markup)  # a row for each axis of the box
     directions = np.array(volume.image.GetDirection()).reshape(3, 3)
-    cosines = np.abs(axes @ directions)  # of the box's axes (rows) with the volume's (columns)
-    if cosines.max(1).min() < _PARALLEL:
+    cosines = np.abs(axes @ directions)  # between the axes of the box (rows) and of the volume (columns)
+    if cosines.max(1).min() < _MIN_COSINE:
         angle = np.degrees(np.arccos(cosines.max(1).min()))
-        raise BadJobs(f"its ROI is turned by {angle:.0f} degrees against the voxels; it must lie along them.")
+        raise InvalidTable(f"the ROI is rotated by {angle:.0f} degrees against the voxel grid. Align it with the grid.")
     extent = size[cosines.argmax(0)] / volume.image.GetSpacing()
-    centre = _to_ijk(_lps(np.array([markup["center"]], float), markup), volume)[0]
-    starts = np.ceil(centre - extent / 2 - _TINY)
-    stops = np.floor(centre + extent / 2 + _TINY) + 1
-    middle = np.rint(centre)
+    center = _to_ijk(_lps(np.array([markup["center"]], float), markup), volume)[0]
+    starts = np.ceil(center - extent / 2 - _EPSILON)
+    stops = np.floor(center + extent / 2 + _EPSILON) + 1
+    nearest = np.rint(center)
     empty = stops <= starts
-    starts[empty], stops[empty] = middle[empty], middle[empty] + 1
-    return _inside(starts, stops, volume, "its ROI")
+    starts[empty], stops[empty] = nearest[empty], nearest[empty] + 1
+    return _clip(starts, stops, volume, "the ROI")
 
 
-def _inside(starts: Points, stops: Points, volume: Volume, what: str) -> Box:
+def _clip(starts: Points, stops: Points, volume: Volume, name: str) -> Box:
     limit = 2.0**31  # beyond any volume, and still exact as an integer
     pairs = np.clip(np.stack((starts, stops), axis=1), -limit, limit).astype(int).tolist()
     box = Box.from_pairs(pairs).clip(volume.voxels.shape)
     if box is None:
-        raise BadJobs(f"{what} lies outside the volume.")
+        raise InvalidTable(f"{name} is outside the volume.")
     return box
 
 
 def _lasso(markup: dict[str, Any], volume: Volume) -> Lasso:
-    """The voxels whose middles are inside a closed curve that lies in a slice."""
+    """Return the voxels whose centers are inside a closed curve in one slice."""
     controls = _to_ijk(_control_points(markup), volume)
     if len(controls) < 3:
-        raise BadJobs(f"its closed curve has {len(controls)} points; 3 are needed.")
+        raise InvalidTable(f"the closed curve has {len(controls)} points. Expected at least 3.")
     axis = int(np.ptp(controls, axis=0).argmin())
     in_slice = round(float(controls[:, axis].mean()))
-    away = np.abs(controls[:, axis] - in_slice).max()
-    if away > 1:
-        raise BadJobs(
-            f"its closed curve is up to {away:.1f} voxels away from the slice {'ijk'[axis]} = {in_slice}; it must lie "
-            "in one slice."
+    distance = np.abs(controls[:, axis] - in_slice).max()
+    if distance > 1:
+        raise InvalidTable(
+            f"the closed curve is up to {distance:.1f} voxels away from the slice {'ijk'[axis]} = {in_slice}. Expected "
+            "all points in one slice."
         )
     outline = smooth(controls)
     starts, stops = np.floor(outline.min(0)), np.ceil(outline.max(0)) + 1
     starts[axis], stops[axis] = in_slice, in_slice + 1
-    box = _inside(starts, stops, volume, "its closed curve")
+    box = _clip(starts, stops, volume, "the closed curve")
     plane = [a for a in range(3) if a != axis]
     filled = _fill(np.delete(outline - box.start, axis, axis=1), [box.shape[a] for a in plane])
     if not filled.any():
-        raise BadJobs("its closed curve has no voxel of the volume inside.")
+        raise InvalidTable("the closed curve encloses no voxel of the volume.")
     return Lasso(box, np.expand_dims(filled, axis))
 
 
 def smooth(controls: Points) -> Points:
-    """The closed curve through control points (n, 3) as Slicer draws it: cubic, with continuous curvature."""
-    after = np.roll(controls, -1, axis=0)
-    # Its second derivatives M at the points: M[n-1] + 4 M[n] + M[n+1] is known for all, and goes round.
-    known = np.fft.rfft(6 * (after - 2 * controls + np.roll(controls, 1, axis=0)), axis=0)
-    weights = 4 + 2 * np.cos(2 * np.pi * np.arange(len(known)) / len(controls))
-    bend = np.fft.irfft(known / weights[:, None], len(controls), axis=0)
+    """Return the closed curve through control points (n, 3) as Slicer draws it: a periodic cubic spline (C2)."""
+    following = np.roll(controls, -1, axis=0)
+    # The second derivatives M at the points solve the periodic system M[n-1] + 4 M[n] + M[n+1] = rhs.
+    rhs = np.fft.rfft(6 * (following - 2 * controls + np.roll(controls, 1, axis=0)), axis=0)
+    weights = 4 + 2 * np.cos(2 * np.pi * np.arange(len(rhs)) / len(controls))
+    curvature = np.fft.irfft(rhs / weights[:, None], len(controls), axis=0)
     t = np.arange(_POINTS_PER_SEGMENT)[:, None] / _POINTS_PER_SEGMENT
     pieces = [
-        (1 - t) * a + t * b + (((1 - t) ** 3 - (1 - t)) * bend_a + (t**3 - t) * bend_b) / 6
-        for a, b, bend_a, bend_b in zip(controls, after, bend, np.roll(bend, -1, axis=0), strict=True)
+        (1 - t) * a + t * b + (((1 - t) ** 3 - (1 - t)) * curvature_a + (t**3 - t) * curvature_b) / 6
+        for a, b, curvature_a, curvature_b in zip(
+            controls, following, curvature, np.roll(curvature, -1, axis=0), strict=True
+        )
     ]
     return np.concatenate(pieces)
 
 
 def _fill(outline: Points, shape: list[int]) -> Mask:
-    """The pixels of a mask of ``shape`` whose middles are inside an outline (n, 2)."""
-    columns, rows = (n * _FINER for n in shape)
-    picture = Image.new("1", (columns, rows))
-    corners = np.rint(outline * _FINER + _FINER // 2).astype(int)
-    ImageDraw.Draw(picture).polygon([(x, y) for x, y in corners.tolist()], fill=1)
-    return np.asarray(picture)[_FINER // 2 :: _FINER, _FINER // 2 :: _FINER].transpose()
+    """Return a mask of ``shape``: the pixels whose centers are inside an outline (n, 2)."""
+    columns, rows = (n * _SUPERSAMPLING for n in shape)
+    raster = Image.new("1", (columns, rows))
+    corners = np.rint(outline * _SUPERSAMPLING + _SUPERSAMPLING // 2).astype(int)
+    ImageDraw.Draw(raster).polygon([(x, y) for x, y in corners.tolist()], fill=1)
+    return np.asarray(raster)[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING].transpose()

@@ -1,22 +1,24 @@
-"""File names made from names that a user chose: valid on Windows, macOS and Linux, whichever wrote them."""
+"""File names from names of the user, valid on Windows, macOS and Linux alike."""
 
 import hashlib
 import re
 import unicodedata
 
-#: Characters that Windows does not allow in a name, and those that control a terminal.
+#: Characters that Windows does not allow in a name, and terminal control characters.
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-#: Devices on Windows, with any ending and in any case.
+#: Device names of Windows, with any extension and in any case.
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE | re.DOTALL)
-#: File systems allow 255. The ending, and the prefix of a file that is being written, need some of them.
+#: File systems allow 255 bytes. The extension, and the prefix of a partial file, need some of them.
 _MAX_BYTES = 200
 
 
 def safe_name(name: str) -> str:
-    """A valid name for a file or folder. A valid name stays as it is; any other gets a digest of the original, so that
-    two different names never become one."""
+    """Return a valid name for a file or folder.
+
+    A valid name is unchanged. Any other name gets a digest of the original, so that different names never collide.
+    """
     safe = _FORBIDDEN.sub("_", name)
-    safe = re.sub(r"[. ]+$", "_", safe) or "_"  # Windows leaves these out
+    safe = re.sub(r"[. ]+$", "_", safe) or "_"  # Windows strips these
     if device := _DEVICE.fullmatch(safe):
         safe = f"{device[1]}_{device[3] or ''}"
     if safe == name and len(name.encode()) <= _MAX_BYTES:
@@ -25,12 +27,12 @@ def safe_name(name: str) -> str:
 
 
 def with_digest(name: str, of: str) -> str:
-    """A name with a digest of another text, which makes it unique."""
+    """Append a digest of a text to a name, to make it unique."""
     digest = hashlib.sha256(of.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     shortened = name.encode()[: _MAX_BYTES - len(digest) - 1].decode(errors="ignore")
     return f"{shortened}-{digest}"
 
 
 def folded(name: str) -> str:
-    """A key that is equal for names of one file on Windows or macOS: without case and Unicode normal form."""
+    """Return a key that is equal for names of the same file on Windows or macOS: case-folded and normalized."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

@@ -1,1 +1,1 @@
-"""Many volumes, prompted from a table."""
+"""Batch processing: segment many images with the prompts of a table."""

@@ -1,11 +1,11 @@
-"""``nninteractive_ws.batch``. What it needs beyond the client is imported when it is called."""
+"""``nninteractive_ws.batch``. Packages beyond those of the client are imported at the call."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from nninteractive_ws.jobs.pipeline import Activity
+    from nninteractive_ws.jobs.pipeline import BatchProgress
     from nninteractive_ws.jobs.run import Batch
 
 
@@ -20,38 +20,62 @@ def batch(
     ca: str | Path | None = None,
     start: str | None = None,
     model: str | None = None,
-    on_activity: "Callable[[Activity], object] | None" = None,
+    on_activity: "Callable[[BatchProgress], object] | None" = None,
 ) -> "Batch":
-    """Segment many images by a table of prompts: an iterator of results, in the order in which they are done.
+    """Segment many images with the prompts of a table.
 
-    ::
+    Volumes that were written before, from the same rows and options, are not computed again. Their results come first,
+    with ``earlier`` set. A stopped batch resumes when it is called again. Needs the packages of
+    ``nninteractive-ws[cli]``.
 
-        for result in nni.batch("jobs.csv", "segmented", server="gpu-box"):
-            for segment in result.segments:
-                print(result.image, segment.name, segment.voxels, segment.ml, segment.error)
+    Parameters
+    ----------
+    jobs : str, Path or iterable of mapping
+        A ``.csv`` or ``.jsonl`` file, or its rows: ``image``, ``segment``, ``prompt`` (point, bbox, scribble, lasso or
+        markups), one of ``ijk`` (voxels: three numbers, or three end-exclusive pairs), ``lps`` (millimeters: three
+        numbers, or three pairs from two opposite corners) and ``file``, and ``polarity`` (positive or negative). The
+        prompts of an image are sent in the order of its rows.
+    output : str or Path
+        Folder for one file per image and for ``results.csv``. One batch at a time may use it.
+    server : str, optional
+        Address as for ``connect``. Without it, a temporary server starts on this computer.
+    format : {"seg.nrrd", "nii.gz", "dcm"}
+        Format of the segmentations. ``dcm`` is DICOM SEG, for images that are folders with a DICOM series.
+    in_flight : int, default 2
+        Volumes at a time, each in a session of its own. Memory is needed for two volumes each.
+    token, ca, start
+        As for ``connect``.
+    model : str, optional
+        Model of the temporary server: a name or a folder.
+    on_activity : callable, optional
+        Called with a ``BatchProgress``, on another thread.
 
-    ``jobs``: a ``.csv`` or ``.jsonl`` file (see the README for its columns), or its rows as dictionaries: ``image``,
-    ``segment``, ``prompt`` (point, bbox, scribble, lasso or markups), one of ``ijk`` (voxels: three numbers, or three
-    half-open pairs), ``lps`` (millimetres: three numbers, or three pairs from two opposite corners) and ``file``, and
-    ``polarity`` (positive or negative). The rows of an image are given in their order.
+    Returns
+    -------
+    Batch
+        An iterator of ``VolumeResult``, in the order of completion. An invalid row skips its segment, and an unreadable
+        file its image: their results have ``error`` set. The iterator raises the errors of ``connect``,
+        ServerDidNotStart, and OSError if a result cannot be written.
 
-    ``output``: the folder for a file for every image and ``results.csv``. Volumes that are in there already, made from
-    the same rows, are not made again; their results come first, with ``earlier`` set. Stop as you like: what was
-    begun is begun again the next time.
+    Raises
+    ------
+    InvalidTable
+        If the table cannot be used as a whole.
+    ModuleNotFoundError
+        If a package is missing.
 
-    ``format``: ``dcm`` is DICOM SEG, for images that are folders with a DICOM series. ``in_flight``: volumes at a
-    time, each in a session of its own; memory is needed for two for each. ``server``, ``token``, ``ca`` and ``start``:
-    as for :func:`connect`; without ``server`` one is started here, with ``model``. ``on_activity``: is told what is
-    being done, on another thread.
-
-    A bad row or image is a result with ``error`` set, and the others go on. Raises BadJobs where the table as a whole
-    cannot be used; the iterator raises ConnectionFailed and the like where the server cannot be reached,
-    ServerDidNotStart, and OSError where a result cannot be written. Needs the packages of ``nninteractive-ws[cli]``.
+    Examples
+    --------
+    >>> for result in nni.batch([], "segmented", server="ws://127.0.0.1:1528"):
+    ...     for segment in result.segments:
+    ...         print(result.image, segment.name, segment.voxels, segment.ml, segment.error)
     """
     try:
         from nninteractive_ws.jobs.run import Batch
     except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(f"batch needs the package {e.name}: pip install 'nninteractive-ws[cli]'") from e
+        raise ModuleNotFoundError(
+            f"batch needs the package {e.name}. Install it with: pip install 'nninteractive-ws[cli]'"
+        ) from e
     return Batch(
         jobs,
         output,

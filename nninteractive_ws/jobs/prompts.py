@@ -1,4 +1,4 @@
-"""The prompts of a job, in the voxels of its image."""
+"""The prompts of a job, converted to voxels of its image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
-from nninteractive_ws.errors import BadImage, BadJobs
+from nninteractive_ws.errors import BadImage, InvalidTable
 from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
 from nninteractive_ws.files.markups import Lasso, Markup, read_markups
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.jobs.table import Prompt
+from nninteractive_ws.jobs.table import PromptRow
 
 
 @dataclass(frozen=True)
 class Scribble:
-    """Strokes: a mask of ``box``'s shape."""
+    """A mask of strokes, with the shape of ``box``."""
 
     box: Box
     mask: masks.Mask
@@ -26,21 +26,21 @@ class Scribble:
 Shape = Markup | Scribble
 
 
-def shapes_of(prompt: Prompt, volume: Volume) -> Sequence[Shape]:
-    """What a row marks in its image: one thing, or all that its markups file holds. Raises BadJobs."""
+def shapes_of(prompt: PromptRow, volume: Volume) -> Sequence[Shape]:
+    """Convert a row to shapes: one, or all those of its markups file. Raises InvalidTable."""
     try:
         if prompt.kind == "markups":
             assert prompt.file is not None
             return read_markups(prompt.file, volume)
         if prompt.kind in ("scribble", "lasso"):
-            return [_drawn(prompt, volume)]
+            return [_mask_prompt(prompt, volume)]
         return [_point(prompt, volume) if prompt.kind == "point" else _box(prompt, volume)]
-    except (BadJobs, BadImage, OSError) as e:
-        raise BadJobs(f"{prompt.where}: {e}") from e
+    except (InvalidTable, BadImage, OSError) as e:
+        raise InvalidTable(f"{prompt.where}: {e}") from e
 
 
-async def give(segment: AsyncSegment, shape: Shape, positive: bool) -> Result:
-    """Prompt a segment, and wait for the answer."""
+async def send_prompt(segment: AsyncSegment, shape: Shape, positive: bool) -> Result:
+    """Prompt a segment, and wait for the result."""
     if isinstance(shape, Lasso):
         return await segment.add_lasso(shape.mask, box=shape.box, positive=positive)
     if isinstance(shape, Scribble):
@@ -50,12 +50,12 @@ async def give(segment: AsyncSegment, shape: Shape, positive: bool) -> Result:
     return await segment.add_point(shape, positive=positive)
 
 
-def _point(prompt: Prompt, volume: Volume) -> tuple[int, int, int]:
+def _point(prompt: PromptRow, volume: Volume) -> tuple[int, int, int]:
     a, b, c = prompt.numbers
     return volume.index_of((a, b, c)) if prompt.lps else (round(a), round(b), round(c))
 
 
-def _box(prompt: Prompt, volume: Volume) -> Box:
+def _box(prompt: PromptRow, volume: Volume) -> Box:
     a0, a1, b0, b1, c0, c1 = prompt.numbers
     if not prompt.lps:
         return Box.from_pairs(((int(a0), int(a1)), (int(b0), int(b1)), (int(c0), int(c1))))
@@ -63,18 +63,23 @@ def _box(prompt: Prompt, volume: Volume) -> Box:
     return Box.from_pairs([(min(pair), max(pair) + 1) for pair in corners])
 
 
-def _drawn(prompt: Prompt, volume: Volume) -> Scribble | Lasso:
+def _mask_prompt(prompt: PromptRow, volume: Volume) -> Scribble | Lasso:
     assert prompt.file is not None
-    drawn = read_volume(prompt.file)
-    check_same_grid(drawn, volume, prompt.file)
-    labels = np.unique(drawn.voxels[drawn.voxels != 0])
-    if len(labels) != 1:
-        found = ", ".join(map(str, labels[:5].tolist())) or "none"
-        raise BadJobs(f"{prompt.file} has the labels {found}; one is needed: a drawing in a file, a file in a row.")
-    marked = masks.tight(drawn.voxels != 0)
-    assert marked.box is not None
+    labels = read_volume(prompt.file)
+    check_same_grid(labels, volume, prompt.file)
+    values = np.unique(labels.voxels[labels.voxels != 0])
+    if len(values) != 1:
+        found = ", ".join(map(str, values[:5].tolist())) or "none"
+        raise InvalidTable(
+            f"{prompt.file} has the labels {found}. Expected exactly one: one drawing per file, one file per row."
+        )
+    drawn = masks.to_delta(labels.voxels != 0)
+    assert drawn.box is not None
     if prompt.kind == "scribble":
-        return Scribble(marked.box, marked.flips)
-    if min(marked.box.shape) > 1:
-        raise BadJobs(f"{prompt.file} marks {marked.box.shape} voxels; a lasso is an outline, filled, in one slice.")
-    return Lasso(marked.box, marked.flips)
+        return Scribble(drawn.box, drawn.flips)
+    if min(drawn.box.shape) > 1:
+        extent = " x ".join(map(str, drawn.box.shape))
+        raise InvalidTable(
+            f"{prompt.file} marks a region of {extent} voxels. Expected a filled outline in a single slice for a lasso."
+        )
+    return Lasso(drawn.box, drawn.flips)

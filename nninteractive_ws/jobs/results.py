@@ -1,4 +1,4 @@
-"""results.csv: what became of every segment, and the memory from which a batch goes on after it was stopped."""
+"""results.csv: the result of every segment, from which a stopped batch resumes."""
 
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from nninteractive_ws.errors import BadJobs
+from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.cells import csv_text, unmark
-from nninteractive_ws.files.images import writing
-from nninteractive_ws.files.rows import shown
+from nninteractive_ws.files.rows import format_cell
 
 N = TypeVar("N", int, float)
 
@@ -23,11 +23,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What became of a segment. ``label``: its value in a label map, its number in a DICOM SEG; ``ml``: millilitres.
+    """The result of a segment. ``label``: its value in a label map, its number in a DICOM SEG. ``ml``: volume in ml.
 
-    ``prompts`` were answered, with ``passes`` of the network. Seconds: ``predict_s`` from the prompts to their
-    answers, of which ``waiting_s`` for others and for the image on its way, and ``network_s`` in the network.
-    ``error``: why there is no segment, else None.
+    ``prompts``: number of answered prompts; ``passes``: forward passes of the network for them. Seconds: ``predict_s``
+    from sending the prompts to their results. It includes ``waiting_s`` in the queue and for the upload of the image,
+    and ``network_s`` in the network. ``error``: the reason if there is no segment, else None.
     """
 
     name: str
@@ -44,9 +44,9 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class VolumeResult:
-    """What became of an image's rows. ``image``: as the table writes it, empty for a row of which it is not known.
+    """The results of an image. ``image``: its path as in the table, empty for a row whose image is unknown.
 
-    ``output``: the file with the segments that could be made, or None. ``earlier``: from a run before this one.
+    ``output``: the file with the successful segments, or None. ``earlier``: loaded from a previous run.
     """
 
     image: str
@@ -61,31 +61,33 @@ class VolumeResult:
 
     @property
     def errors(self) -> list[str]:
-        """What went wrong, each thing once; empty where all segments were made."""
+        """The distinct errors of the segments; empty if all of them succeeded."""
         return list(dict.fromkeys(s.error for s in self.segments if s.error is not None))
 
 
 class ResultsFile:
-    """``results.csv`` in a folder. ``key``: a digest that says which job a line belongs to."""
+    """``results.csv`` in a folder. ``key``: digest of a job's inputs, by which its lines are found again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.path = folder / "results.csv"
 
     def load(self) -> dict[str, VolumeResult]:
-        """The results by key; a last line that is not whole is left out. Raises BadJobs where it is another table, or
-        one that was edited."""
+        """Return the results by key, without an incomplete last line.
+
+        Raises InvalidTable if the file is a different table, or was edited.
+        """
         if not self.path.exists():
             return {}
         try:
-            whole, _, _ = self.path.read_bytes().removeprefix(BOM_UTF8).rpartition(b"\n")
+            complete, _, _ = self.path.read_bytes().removeprefix(BOM_UTF8).rpartition(b"\n")
         except OSError as e:
-            raise BadJobs(f"{self.path} cannot be read ({e.strerror}): give another folder.") from e
-        if not whole:
+            raise InvalidTable(f"{self.path} cannot be read ({e.strerror}). Choose another output folder.") from e
+        if not complete:
             return {}
-        header, *lines = whole.split(b"\n")
+        header, *lines = complete.split(b"\n")
         if header.rstrip(b"\r").decode(errors="replace") != ",".join(COLUMNS):
-            raise BadJobs(f"{self.path} is not a table of results as batch writes it: give another folder.")
+            raise InvalidTable(f"{self.path} is not a results table of batch. Choose another output folder.")
         rows: dict[str, list[dict[str, str]]] = {}
         segments: dict[str, list[SegmentResult]] = {}
         for number, line in enumerate(lines, start=2):
@@ -94,15 +96,15 @@ class ResultsFile:
                 if row is not None and row["job"]:
                     segments.setdefault(row["job"], []).append(_segment(row))
                     rows.setdefault(row["job"], []).append(row)
-            except BadJobs as e:
-                raise BadJobs(
-                    f"{self.path}, line {number}: {e} The file was edited. Delete this line, and its image is "
-                    "segmented again; or give another folder."
+            except InvalidTable as e:
+                raise InvalidTable(
+                    f"{self.path}, line {number}: {e} The file was edited. Delete this line to segment its image "
+                    "again, or choose another output folder."
                 ) from e
         return {key: self._volume(found, segments[key]) for key, found in rows.items()}
 
     def append(self, key: str, result: VolumeResult) -> None:
-        """Add a result, at once and on the disk."""
+        """Append a result, and flush it to disk."""
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(self._lines([(key, result)]))
@@ -113,7 +115,7 @@ class ResultsFile:
 
     def rewrite(self, results: Iterable[tuple[str, VolumeResult]]) -> None:
         """Replace all lines."""
-        with writing(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_text(",".join(COLUMNS) + "\n" + self._lines(results), encoding="utf-8", newline="")
 
     def _lines(self, results: Iterable[tuple[str, VolumeResult]]) -> str:
@@ -122,11 +124,11 @@ class ResultsFile:
     def _rows(self, key: str, result: VolumeResult) -> Iterator[Sequence[object]]:
         output = "" if result.output is None else result.output.relative_to(self._folder).as_posix()
         for s in result.segments:
-            made = ("", "", "") if s.error else (s.label, s.voxels, f"{s.ml:.3f}")
+            cells = ("", "", "") if s.error else (s.label, s.voxels, f"{s.ml:.3f}")
             times = (s.predict_s, s.waiting_s, s.network_s, result.read_s, result.write_s, result.total_s)
-            row = (result.image, s.name, "" if s.error else output, *made, s.prompts, s.passes)
-            said = map(_one_line, (result.model, result.license, s.error or ""))
-            yield (*row, *(f"{t:.3f}" for t in times), *said, key)
+            row = (result.image, s.name, "" if s.error else output, *cells, s.prompts, s.passes)
+            texts = map(_one_line, (result.model, result.license, s.error or ""))
+            yield (*row, *(f"{t:.3f}" for t in times), *texts, key)
 
     def _volume(self, rows: list[dict[str, str]], segments: list[SegmentResult]) -> VolumeResult:
         outputs = [self._folder / row["output"] for row in rows if row["output"]]
@@ -145,20 +147,20 @@ class ResultsFile:
 
 
 def _one_line(text: str) -> str:
-    """A text on one line: a result is a line, even if an error or the name of a model has several."""
+    """Collapse white space: a result is one line, even if an error or a model name has line breaks."""
     return " ".join(text.split())
 
 
 def _row(line: bytes) -> dict[str, str] | None:
-    """The cells of a line by their columns; None for an empty line. Raises BadJobs."""
+    """Return the cells of a line by column, or None for an empty line. Raises InvalidTable."""
     try:
         cells = next(csv.reader([line.decode()], strict=True), [])
     except (UnicodeDecodeError, csv.Error) as e:
-        raise BadJobs(f"it is not a line of CSV in UTF-8 ({e}).") from e
+        raise InvalidTable(f"expected a line of CSV in UTF-8 ({e}).") from e
     if not cells:
         return None
     if len(cells) != len(COLUMNS):
-        raise BadJobs(f"expected {len(COLUMNS)} cells, found {len(cells)}.")
+        raise InvalidTable(f"expected {len(COLUMNS)} cells, found {len(cells)}.")
     return dict(zip(COLUMNS, map(unmark, cells), strict=True))
 
 
@@ -180,12 +182,12 @@ def _segment(row: dict[str, str]) -> SegmentResult:
 
 
 def _number(row: dict[str, str], column: str, kind: type[N]) -> N:
-    """Raises BadJobs where a cell is not a number of this kind, from 0."""
+    """Parse a non-negative number. Raises InvalidTable."""
     try:
         number = kind(row[column])
     except ValueError:
         number = kind(-1)
     if not 0 <= number < float("inf"):
-        what = "a whole number" if kind is int else "a number"
-        raise BadJobs(f"column {column}: expected {what} from 0, found {shown(row[column])}.")
+        expected = "a whole number" if kind is int else "a number"
+        raise InvalidTable(f"column {column}: expected {expected} from 0, found {format_cell(row[column])}.")
     return number

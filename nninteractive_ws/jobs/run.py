@@ -1,4 +1,4 @@
-"""A batch: which jobs are still to be done, and the results as they come."""
+"""A batch: skip finished jobs, process the others, and yield results."""
 
 import asyncio
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -12,23 +12,24 @@ from queue import SimpleQueue
 import stat
 from typing import Any
 
+from nninteractive_ws.atomic_files import partial_path
 from nninteractive_ws.client.address import printable_address
 from nninteractive_ws.client.aio import AsyncSession, aconnect
-from nninteractive_ws.errors import BadJobs
-from nninteractive_ws.files.images import color_of, partial_path
+from nninteractive_ws.errors import InvalidTable
+from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
-from nninteractive_ws.jobs.pipeline import Activity, Open, Task, process
+from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
-from nninteractive_ws.server.local import local_server
+from nninteractive_ws.server.local_server import local_server
 
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")
 
 
 class Batch(Iterator[VolumeResult]):
-    """The results of a table of jobs, as they are done; ``len()``: how many there will be. See :func:`batch`.
+    """Iterator over the results of a table of jobs in order of completion. ``len()``: their number. See :func:`batch`.
 
-    Work begins with the first ``next`` and stops, unfinished volumes forgotten, with :meth:`close`.
+    Processing starts with the first ``next``. :meth:`close` stops it and discards unfinished volumes.
     """
 
     def __init__(
@@ -43,26 +44,26 @@ class Batch(Iterator[VolumeResult]):
         ca: str | Path | None,
         start: str | None,
         model: str | None,
-        on_activity: Callable[[Activity], object] | None,
+        on_activity: Callable[[BatchProgress], object] | None,
     ) -> None:
         if format not in FORMATS:
-            raise ValueError(f'there is no format "{format}"; there are {", ".join(FORMATS)}')
+            raise ValueError(f'Unknown format "{format}". Expected one of {", ".join(FORMATS)}.')
         if in_flight < 1:
-            raise ValueError(f"{in_flight} volumes in flight; there must be one at least")
+            raise ValueError(f"in_flight is {in_flight}. Expected at least 1.")
         table = read_table(jobs)
         folder = Path(output)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise BadJobs(f"{folder} cannot be a folder for the results ({e.strerror}); give another.") from e
+            raise InvalidTable(f"The folder {folder} cannot be created ({e.strerror}). Choose another one.") from e
         self._file = ResultsFile(folder)
         self._tasks = _plan(table.jobs, folder, format)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
         names = dict.fromkeys(name for job in table.jobs for name in job.segments)
         self._colors = {name: color_of(number) for number, name in enumerate(names)}
         self._server, self._model, self._in_flight = server, model, in_flight
-        self._how: dict[str, Any] = {"token": token, "ca": ca, "start": start}
-        self._tell = on_activity or (lambda _activity: None)
+        self._connect_options: dict[str, Any] = {"token": token, "ca": ca, "start": start}
+        self._on_activity = on_activity or (lambda _activity: None)
         self._results = self._run()
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class Batch(Iterator[VolumeResult]):
         return next(self._results)
 
     def close(self) -> None:
-        """Stop: what is finished stays finished."""
+        """Stop. Finished volumes are kept."""
         self._results.close()
 
     def _run(self) -> Generator[VolumeResult]:
@@ -83,77 +84,77 @@ class Batch(Iterator[VolumeResult]):
         results = {task.key: known[task.key] for task in self._tasks if _is_done(task, known.get(task.key))}
         todo = [task for task in self._tasks if task.key not in results]
         for task in todo:
-            _tidy(task)
+            _remove_partial(task)
         self._file.rewrite(results.items())
         yield from list(results.values())
         yield from self._strays
         try:
             if todo:
-                yield from self._do(todo, results)
+                yield from self._process(todo, results)
         finally:
             in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
             self._file.rewrite([*in_order, *(("", stray) for stray in self._strays)])
 
-    def _do(self, todo: list[Task], results: dict[str, VolumeResult]) -> Iterator[VolumeResult]:
-        """On a thread with an event loop, while this one waits. ``results`` also gets what nobody takes."""
-        fresh: SimpleQueue[VolumeResult | None] = SimpleQueue()
+    def _process(self, todo: list[PendingJob], results: dict[str, VolumeResult]) -> Iterator[VolumeResult]:
+        """Process jobs on a thread with an event loop. ``results`` also gets results that are never yielded."""
+        finished: SimpleQueue[VolumeResult | None] = SimpleQueue()
         running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
 
-        def finished(task: Task, result: VolumeResult) -> None:
+        def on_finished(task: PendingJob, result: VolumeResult) -> None:
             self._file.append(task.key, result)
             results[task.key] = result
-            fresh.put(result)
+            finished.put(result)
 
-        async def work(open_session: Open) -> None:
+        async def process_all(open_session: Open) -> None:
             main = asyncio.current_task()
             assert main is not None
             running.set_result((asyncio.get_running_loop(), main))
-            await process(todo, open_session, self._in_flight, self._colors, finished, self._tell)
+            await process(todo, open_session, self._in_flight, self._colors, on_finished, self._on_activity)
 
         with self._address() as address, ThreadPoolExecutor(1, "nninteractive-ws batch") as thread:
-            done = thread.submit(asyncio.run, work(partial(self._open, address)))
-            done.add_done_callback(lambda _: fresh.put(None))
+            processing = thread.submit(asyncio.run, process_all(partial(self._open, address)))
+            processing.add_done_callback(lambda _: finished.put(None))
             try:
-                while (found := fresh.get()) is not None:
-                    yield found
+                while (result := finished.get()) is not None:
+                    yield result
             finally:
                 loop, main = running.result()
-                with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                with contextlib.suppress(RuntimeError):  # the loop has already ended
                     loop.call_soon_threadsafe(main.cancel)
-            done.result()
+            processing.result()
 
     def _address(self) -> contextlib.AbstractContextManager[str]:
         if self._server is not None:
             return contextlib.nullcontext(self._server)
-        self._tell(Activity("", "starting a server"))
+        self._on_activity(BatchProgress("", "starting a server"))
         return local_server("--log-level", "warning", *(("--model", self._model) if self._model else ()))
 
     async def _open(self, address: str) -> AsyncSession:
-        self._tell(Activity("", f"connecting to {printable_address(address)}"))
-        notice = lambda event: self._tell(Activity("", event.message))  # noqa: E731
-        return await aconnect(address, on={"notice": notice}, **self._how)
+        self._on_activity(BatchProgress("", f"connecting to {printable_address(address)}"))
+        notice = lambda event: self._on_activity(BatchProgress("", event.message))  # noqa: E731
+        return await aconnect(address, on={"notice": notice}, **self._connect_options)
 
 
-def _plan(jobs: list[Job], folder: Path, format: str) -> list[Task]:
-    """Where every job's segmentation goes; a job whose file would take another's place gets none."""
+def _plan(jobs: list[Job], folder: Path, format: str) -> list[PendingJob]:
+    """Assign an output file to each job. A job whose output collides with another file gets a fault instead."""
     inputs = {path for job in jobs for path in (job.image, *(p.file.resolve() for p in job.prompts if p.file))}
-    taken: dict[str, tuple[Path, Job]] = {}
+    owners: dict[str, tuple[Path, Job]] = {}
     tasks = []
     for job in jobs:
         name = _output_name(job, format)
-        if taken.get(folded(name.as_posix()), (name, job))[0] != name:
-            # The names differ only by case, or in the encoding of accents. On Windows and macOS they are one file.
+        if owners.get(folded(name.as_posix()), (name, job))[0] != name:
+            # The names differ only in case or Unicode normalization. Windows and macOS take them as the same file.
             name = name.with_name(f"{with_digest(_stem(name, format), job.name)}.{format}")
         output = folder / name
-        other = taken.setdefault(folded(name.as_posix()), (name, job))[1]
-        wrong = ""
+        other = owners.setdefault(folded(name.as_posix()), (name, job))[1]
+        fault = ""
         if output.resolve() in inputs:
-            wrong = f"{output} would be written over a file that is read; give another folder."
+            fault = f"{output} would overwrite an input file. Choose another output folder."
         elif other is not job:
-            wrong = f"{output} is where the segments of {other.name} go; give one of the images another name."
-        if wrong:
-            job.faults = dict.fromkeys(job.segments, wrong)
-        tasks.append(Task(job, output, _key(job, format)))
+            fault = f"{output} is already the output of {other.name}. Rename one of the images."
+        if fault:
+            job.faults = dict.fromkeys(job.segments, fault)
+        tasks.append(PendingJob(job, output, _key(job, format)))
     _check_folders(tasks, folder)
     return tasks
 
@@ -162,18 +163,18 @@ def _stem(name: Path, format: str) -> str:
     return name.name.removesuffix(f".{format}")
 
 
-def _check_folders(tasks: list[Task], folder: Path) -> None:
-    """Set an error on jobs whose output folder would be an output of another job, or the table of results."""
+def _check_folders(tasks: list[PendingJob], folder: Path) -> None:
+    """Set a fault on jobs whose output folder has the name of another job's output file, or of results.csv."""
     files = {folded("results.csv"), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
     for task in tasks:
         parents = [p.as_posix() for p in task.output.relative_to(folder).parents]
         if blocked := [p for p in parents if folded(p) in files]:
-            wrong = f"{task.output} would lie in a folder that is the file {blocked[0]}; give the image another name."
-            task.job.faults = dict.fromkeys(task.job.segments, wrong)
+            fault = f"{task.output} needs a folder in place of the file {blocked[0]}. Rename the image."
+            task.job.faults = dict.fromkeys(task.job.segments, fault)
 
 
-def _tidy(task: Task) -> None:
-    """Remove what a run that was killed may have left; a job whose file can have no place is told so."""
+def _remove_partial(task: PendingJob) -> None:
+    """Remove the partial output of a killed run. If it cannot be removed, set a fault on the job."""
     try:
         partial_path(task.output).unlink(missing_ok=True)
     except OSError as e:
@@ -181,10 +182,10 @@ def _tidy(task: Task) -> None:
 
 
 def _output_name(job: Job, format: str) -> Path:
-    """The image's path as the table writes it, from its root, with another ending, and valid on any system."""
-    written = PurePath(os.path.normpath(job.name))
-    parts = [part for part in written.parts if part not in (written.anchor, "..", ".")]
-    *folders, name = parts or [job.image.name or "image"]  # of ".", a series beside its table
+    """Return the image's path in the table, relative to its root, with another suffix, and valid on any system."""
+    path = PurePath(os.path.normpath(job.name))
+    parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
+    *folders, name = parts or [job.image.name or "image"]  # "." is a series in the folder of the table
     if not _is_folder(job.image):
         name = name.removesuffix(".gz")
         name = name.removesuffix(PurePath(name).suffix)
@@ -199,14 +200,14 @@ def _is_folder(path: Path) -> bool:
 
 
 def _key(job: Job, format: str) -> str:
-    """A digest of all that a result depends on, the server's model apart: rows, format, and the state of files."""
+    """Return a digest of the inputs of a result, except the server's model: rows, format, and the state of files."""
     rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
     files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
     return hashlib.sha256(repr((job.name, job.segments, rows, format, files)).encode()).hexdigest()[:16]
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Size and time of change, of a folder those of the files in it; nothing where there is no such file."""
+    """Return name, size and modification time of a file, or of each file in a folder; empty if there is none."""
     try:
         files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
         return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
@@ -214,7 +215,7 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
         return []
 
 
-def _is_done(task: Task, result: VolumeResult | None) -> bool:
+def _is_done(task: PendingJob, result: VolumeResult | None) -> bool:
     return (
         result is not None
         and not result.errors

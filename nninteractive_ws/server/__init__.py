@@ -1,1 +1,1 @@
-"""The gateway: the process that clients talk to. It computes nothing and imports no torch."""
+"""The gateway, the process that clients connect to. It computes nothing and does not import torch."""

@@ -1,7 +1,7 @@
-"""Limits on connections without a session, counted from accept on: before TLS, HTTP and hello.
+"""Limits on connections without a session, counted from accept on, before TLS, HTTP and hello.
 
-At a limit, a new connection displaces the oldest one of the address that has the most. So silent connections and floods
-from one address do not lock out another address, and a new connection is always served.
+At a limit, the oldest connection of the address with the most is dropped in favor of a new one. So idle connections and
+floods from one address do not lock out another address, and a new connection is always served.
 """
 
 from collections import Counter
@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 
 #: Connections without a session. A stalled TLS handshake costs 312 KiB, so this many take 80 MB.
 MAX_PENDING = 256
-# Closed connections per garbage collection. asyncio's TLS connections are reference cycles of few, large objects, which
-# Python by itself would collect too late.
+# Closed connections per garbage collection. asyncio's TLS connections are reference cycles of few but large objects,
+# which Python's own schedule would collect too late.
 _CLOSED_BEFORE_COLLECTION = 128
 #: Descriptors for everything but connections: the event loop, files, pipes to the workers.
 RESERVED_DESCRIPTORS = 48
-# Connections that the system accepts for the process while it is busy. The system may allow fewer. In a flood, every
-# client waits in this queue, so a longer queue would mean longer waits.
+# Length of the system's queue of connections to accept. The system may allow fewer. In a flood, every client waits in
+# this queue, so a longer queue means longer waits.
 _LISTEN_BACKLOG = 1024
 # Connections closed in one call of accept while too many are open.
 _MAX_REFUSALS = 256
@@ -37,7 +37,7 @@ _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Admission:
-    """Counts the connections of one or more listening sockets.
+    """Counter and limits for the connections of one or more listening sockets.
 
     ``max_pending``: connections without a session; ``max_of_address``: those from one address, which may be a reverse
     proxy in front of all clients; ``max_open``: connections in all.
@@ -52,17 +52,17 @@ class Admission:
 
     @property
     def accept_batch(self) -> int:
-        """Connections to accept in one turn of the event loop. An HTTP request that has arrived is answered four turns
-        after accept, before later connections displace its own."""
+        """Number of connections to accept in one turn of the event loop. An HTTP request is answered four turns after
+        accept, before its connection is dropped in favor of later ones."""
         return max(1, self._max_of_address // 8)
 
     def admit(self, connection: "AcceptedSocket", address: str) -> bool:
-        """Count a connection that was just accepted, and drop an older one if necessary. False: close the new one."""
+        """Count a new connection, and drop an older one if necessary. Return False if the new one has to be closed."""
         if len(self._open) >= self._max_open:
             _log.warning("refused a connection: too many are open", extra={"peer": address})
             return False
         source = _network(address)
-        if sum(its == source for its in self._pending.values()) >= self._max_of_address:
+        if sum(other == source for other in self._pending.values()) >= self._max_of_address:
             self._drop_oldest(source)
         elif len(self._pending) >= self._max_pending:
             self.drop_one()
@@ -71,18 +71,18 @@ class Admission:
         return True
 
     def drop_one(self) -> bool:
-        """Drop the oldest connection of the address with the most; False if all have sessions."""
+        """Drop the oldest connection of the address with the most. Return False if all connections have sessions."""
         counts = Counter(self._pending.values())
         if counts:
             self._drop_oldest(max(counts, key=counts.__getitem__))
         return bool(counts)
 
     def _drop_oldest(self, source: str) -> None:
-        oldest = next(connection for connection, its in self._pending.items() if its == source)
+        oldest = next(connection for connection, other in self._pending.items() if other == source)
         del self._pending[oldest]
         _log.warning("dropped a connection without a session: there were too many", extra={"peer": source})
-        # The transport owns the descriptor. It sees the end of the stream, and closes it.
-        with suppress(OSError):  # the peer has closed it already
+        # The transport owns the descriptor. It sees the end of the stream and closes the descriptor.
+        with suppress(OSError):  # the peer has already closed it
             oldest.shutdown(socket.SHUT_RDWR)
 
     def closed(self, connection: "AcceptedSocket") -> None:
@@ -95,8 +95,8 @@ class Admission:
 
     @contextmanager
     def with_session(self, connection: ServerConnection) -> Iterator[None]:
-        """Protect a connection from being dropped while it has a session. Afterwards it may be dropped: a client that
-        does not answer the close frame holds its connection for seconds."""
+        """Protect a connection from being dropped while it has a session. Afterwards it may be dropped, because a
+        client that does not answer the close frame holds its connection for seconds."""
         accepted = self._find(connection)
         source = None if accepted is None else self._pending.pop(accepted, None)
         try:
@@ -106,14 +106,14 @@ class Admission:
                 self._pending[accepted] = source
 
     def _find(self, connection: ServerConnection) -> "AcceptedSocket | None":
-        own = connection.transport.get_extra_info("socket")
-        if own is None:  # a TLS connection that has been lost
+        transport_socket = connection.transport.get_extra_info("socket")
+        if transport_socket is None:  # a TLS connection that was lost
             return None
-        return next((accepted for accepted in self._open if accepted.fileno() == own.fileno()), None)
+        return next((accepted for accepted in self._open if accepted.fileno() == transport_socket.fileno()), None)
 
 
 class AcceptedSocket(socket.socket):
-    """The server's end of a connection. It counts until it is closed."""
+    """The server's end of a connection, counted until it is closed."""
 
     def __init__(self, accepted: socket.socket, admission: Admission) -> None:
         self._admission = admission
@@ -125,9 +125,9 @@ class AcceptedSocket(socket.socket):
 
 
 class ListeningSocket(socket.socket):
-    """A listening socket whose ``accept`` counts connections, and copes with running out of descriptors.
+    """A listening socket whose ``accept`` counts connections and handles a shortage of descriptors.
 
-    asyncio's selector event loop calls ``accept``. The proactor event loop of Windows does not: on Windows, only the
+    asyncio's selector event loop calls ``accept``. The proactor event loop of Windows does not, so on Windows only the
     timeouts apply.
     """
 
@@ -137,12 +137,12 @@ class ListeningSocket(socket.socket):
         self._spare: int | None = _open_spare()
 
     def listen(self, backlog: int = _LISTEN_BACKLOG, /) -> None:
-        """asyncio uses one number for two things: the length of the queue, and the connections accepted in one turn. In
-        a flood, the queue must be long."""
+        """Listen with a long queue, as a flood needs. asyncio passes the number of connections to accept in one turn
+        also as the length of the queue."""
         super().listen(max(backlog, _LISTEN_BACKLOG))
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Raises BlockingIOError if there is no connection to serve now."""
+        """Accept a connection. Raises BlockingIOError if there is no connection to serve now."""
         for _ in range(_MAX_REFUSALS):
             try:
                 accepted, peer = super().accept()
@@ -151,7 +151,7 @@ class ListeningSocket(socket.socket):
                     raise
                 _log.warning("cannot accept a connection: %s", e.strerror)
                 if self._admission.drop_one():
-                    break  # the event loop closes the dropped one, and calls again
+                    break  # the event loop closes the dropped one and calls again
                 if not self._refuse_by_spare():
                     raise
                 continue
@@ -162,13 +162,13 @@ class ListeningSocket(socket.socket):
         raise BlockingIOError(errno.EAGAIN, "no connection to serve now")
 
     def _refuse_by_spare(self) -> bool:
-        """Close the next connection with the help of a spare descriptor; False if the spare is lost, too.
+        """Close the next connection with the help of a spare descriptor. Return False if the spare is lost too.
 
-        Otherwise the socket would stay readable, and the event loop would spin, or stop listening for a second.
+        Otherwise the socket would stay readable, and the event loop would spin or stop listening for a second.
         """
         if self._spare is not None:
             os.close(self._spare)
-            with suppress(OSError):  # the client has gone, or another process took the descriptor
+            with suppress(OSError):  # the client has disconnected, or another process took the descriptor
                 super().accept()[0].close()
         self._spare = _open_spare()
         return self._spare is not None
@@ -188,7 +188,7 @@ def _open_spare() -> int | None:
 
 
 def _network(address: str) -> str:
-    """The network that counts as one source. An IPv6 subscriber has 2^64 addresses."""
+    """Return the network that counts as one source. An IPv6 subscriber has 2^64 addresses."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -203,24 +203,24 @@ def _network(address: str) -> str:
 
 def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
     """Listen at every address of a host, at the same port. "" means every address of this machine. Raises OSError."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listening: list[ListeningSocket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            own = (address[0], port, *address[2:])
+        for family, _, _, _, address in dict.fromkeys(infos):
+            bind_address = (address[0], port, *address[2:])
             try:
-                bound = socket.create_server(own, family=family)
+                bound = socket.create_server(bind_address, family=family)
             except OSError as e:
-                # A name may resolve to ::1 although IPv6 is switched off.
-                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(found) == 1:
+                # A name may resolve to ::1 although IPv6 is disabled.
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(infos) == 1:
                     raise
                 _log.warning("cannot listen at %s: %s", address[0], e.strerror)
                 continue
             listening.append(ListeningSocket(bound, admission))
             port = port or int(bound_port(listening[0]))
     except BaseException:
-        for one in listening:
-            one.close()
+        for opened in listening:
+            opened.close()
         raise
     if not listening:
         raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
@@ -228,21 +228,21 @@ def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
 
 
 def bound_port(listening: socket.socket) -> int:
-    """The port at which a socket listens."""
+    """Return the port at which a socket listens."""
     return int(listening.getsockname()[1])
 
 
 def admission_limits(max_sessions: int) -> tuple[Admission, Admission]:
-    """Limits that the descriptors of this process allow: for clients, and for connections of its workers.
+    """Return the limits for clients and for workers that this process's descriptors allow.
 
     A session takes two descriptors, one to its client and one to its worker. Dropped and closing connections keep
-    theirs for a moment.
+    their descriptors for a moment.
     """
     free = _descriptors() - RESERVED_DESCRIPTORS - 3 * max_sessions
     if free < 48:
         _log.warning(
-            "This process may have %d open files, too few for %d sessions. Raise the limit (ulimit -n), or lower "
-            "--max-sessions.",
+            "This process may have %d open files, which is too few for %d sessions. Raise the limit (ulimit -n) or "
+            "lower --max-sessions.",
             _descriptors(),
             max_sessions,
         )
@@ -263,7 +263,7 @@ def _descriptors() -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the limit of open files of this process, and of the workers that it starts, as far as the system allows."""
+    """Raise the limit of open files of this process and its workers as far as the system allows."""
     if sys.platform == "win32":
         return
     import resource

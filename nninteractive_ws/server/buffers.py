@@ -1,4 +1,4 @@
-"""Limits on the bytes that clients' connections hold in this process: whole messages and parts, in both directions."""
+"""Limits on the bytes of whole and partial messages that client connections hold here, in both directions."""
 
 import logging
 from typing import Any
@@ -9,17 +9,17 @@ from nninteractive_ws import protocol
 
 _log = logging.getLogger(__name__)
 
-#: Bytes that have been received on all connections and not passed on: four messages of the largest size. A part of a
-#: message is copied when it is complete, so that they take twice as much for a moment.
+#: Bytes received on all connections and not relayed yet, as four messages of the largest size. The parts of a complete
+#: message are copied, so they take twice as much for a moment.
 MAX_INCOMING_BYTES = 4 * protocol.MAX_MESSAGE_BYTES
-#: Bytes that a client has not taken: one message, and pongs. A client that sends pings and never reads has more.
+#: Bytes that a client has not read: one message, and pongs. Only a client that sends pings and never reads exceeds it.
 MAX_OUTGOING_BYTES = protocol.MAX_MESSAGE_BYTES + 1024**2
-# Frame headers and pings are received, but not passed on. What is left of less than this are those.
+# Frame headers and pings are received but not relayed. A remainder below this consists of them.
 _OVERHEAD_BYTES = 256 * 1024
 
 
 class IncomingBytes:
-    """Counts what has been received on all connections. At the limit, the connection with the most is closed."""
+    """Counter of bytes received on all connections. At the limit, the connection with the most is closed."""
 
     def __init__(self, limit: int = MAX_INCOMING_BYTES) -> None:
         self._limit = limit
@@ -27,27 +27,27 @@ class IncomingBytes:
         self._connections: set[BoundedConnection] = set()
 
     def add(self, connection: "BoundedConnection", count: int) -> None:
-        """Count bytes that came on a connection; negative: that were passed on."""
+        """Count bytes received on a connection, or as a negative count, bytes relayed from it."""
         self._connections.add(connection)
         connection.incoming += count
         connection.largest_incoming = max(connection.largest_incoming, connection.incoming)
         self._total += count
         if self._total > self._limit:
-            largest = max(self._connections, key=lambda one: one.incoming)
-            _log.warning("closed a connection: %d bytes of unfinished messages were held", self._total)
+            largest = max(self._connections, key=lambda connection: connection.incoming)
+            _log.warning("closed a connection because clients sent %d bytes of incomplete messages", self._total)
             self.forget(largest)
             largest.transport.abort()
 
     def forget(self, connection: "BoundedConnection") -> None:
-        """A connection is closed."""
+        """Stop counting a closed connection."""
         self._total -= connection.incoming
         connection.incoming = 0
         self._connections.discard(connection)
 
 
 class BoundedConnection(ServerConnection):
-    """A client's connection whose buffers are limited. ``incoming``: bytes received and not passed on;
-    ``largest_incoming``: the most that they have been."""
+    """A client's connection with limited buffers. ``incoming``: bytes received and not relayed yet;
+    ``largest_incoming``: their maximum so far."""
 
     def __init__(self, *arguments: Any, incoming_bytes: IncomingBytes, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -58,13 +58,13 @@ class BoundedConnection(ServerConnection):
         self._incoming_bytes.add(self, len(data))
         super().data_received(data)
         if self.transport.get_write_buffer_size() > MAX_OUTGOING_BYTES:
-            _log.warning("closed a connection: the client does not read")
+            _log.warning("closed a connection because the client does not read")
             self.transport.abort()
 
-    def passed_on(self, count: int) -> None:
-        """A message of ``count`` bytes was passed on."""
-        left = self.incoming - count
-        self._incoming_bytes.add(self, -count if left > _OVERHEAD_BYTES else -self.incoming)
+    def relayed(self, count: int) -> None:
+        """Count a relayed message of ``count`` bytes."""
+        remaining = self.incoming - count
+        self._incoming_bytes.add(self, -count if remaining > _OVERHEAD_BYTES else -self.incoming)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._incoming_bytes.forget(self)

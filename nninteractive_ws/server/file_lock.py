@@ -1,4 +1,4 @@
-"""A lock between processes: to read, change and replace a file becomes one step."""
+"""A lock between processes, which makes reading, changing and replacing a file one atomic step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +12,14 @@ _RETRY_S = 0.01
 
 
 class FileLocked(Exception):
-    """Another process did not release the lock in time. ``str()`` says what to do."""
+    """Another process did not release the lock in time. ``str()`` is a sentence that says what to do."""
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which need not exist. Raises FileLocked, and OSError if its folder is not writable.
 
-    The lock file lies beside the file, and is deleted with the lock. If it were kept, it would belong to one user, and
+    The lock file is in the same folder, and is deleted on release. A lock file that stays would belong to one user, and
     other users of the folder could not open it. The system releases the lock of a process that dies.
     """
     lock = path.with_name(f".{path.name}.lock")
@@ -27,25 +27,25 @@ def file_lock(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Deleted while it is held: a waiting process finds that the name is another file by now, and tries again.
+        # It is deleted before the lock is released. A waiting process then sees another file there, and tries again.
         with suppress(PermissionError):  # on Windows, while another process waits
             lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _acquire(lock: Path) -> int:
-    end = time.monotonic() + LOCK_TIMEOUT_S
-    while (descriptor := _try(lock)) is None:
-        if time.monotonic() > end:
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while (descriptor := _try_acquire(lock)) is None:
+        if time.monotonic() > deadline:
             raise FileLocked(
-                f"Another process is changing the file beside {lock}. Try again; if none is, delete {lock}."
+                f"Another process holds the lock {lock}. Try again. If there is no such process, delete the lock file."
             )
         time.sleep(_RETRY_S)
     return descriptor
 
 
-def _try(lock: Path) -> int | None:
-    """A descriptor that holds the lock; None if another process holds it."""
+def _try_acquire(lock: Path) -> int | None:
+    """Return a descriptor that holds the lock, or None if another process holds it."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except PermissionError:

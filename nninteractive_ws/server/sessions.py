@@ -1,4 +1,4 @@
-"""The sessions there are: who may take one up again, for how long it is kept, and whose place another may take."""
+"""Registry of sessions: ownership, resuming, expiry, and eviction."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -9,176 +9,184 @@ import secrets
 import time
 
 from nninteractive_ws.errors import AtCapacity
+from nninteractive_ws.eviction import eviction_order
 from nninteractive_ws.messages import Encoding
 from nninteractive_ws.server.access import new_token
-from nninteractive_ws.server.workers import Worker
+from nninteractive_ws.server.workers import WorkerProcess
 
-#: A connected session that was used in this time is not given up for another: two would take turns at it.
-IDLE_S = 30.0
 #: Timeout for a worker's answer when it is asked to evict a session. Only a stuck worker exceeds it.
 _EVICTION_TIMEOUT_S = 2.0
 
 
 @dataclass(eq=False)
-class Entry:
-    """A session. ``user``: who opened it, "" without tokens. ``worker``: where it is, once it is somewhere.
-    ``connected``: whether it has a connection."""
+class SessionRecord:
+    """A session.
+
+    ``user``: its owner, "" without tokens. ``worker``: the worker that has it; None before there is one.
+    ``connected``: whether it has a connection.
+    """
 
     user: str
     encoding: Encoding
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     secret: str = field(default_factory=new_token)
-    worker: Worker | None = None
+    worker: WorkerProcess | None = None
     last_used: float = field(default_factory=time.monotonic)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     _eviction_refused: asyncio.Event = field(default_factory=asyncio.Event)  # by its worker
     connected: bool = False
-    _next: asyncio.Event | None = None  # of the connection that came last; set when another takes its place
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _superseded: asyncio.Event | None = None  # of the latest connection; set when another replaces it
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _expiry: asyncio.TimerHandle | None = None
 
 
 class Registry:
-    """See the module. ``linger``: seconds a session is kept without a connection; ``forget(entry, idle)`` tells the
-    session's worker, which decides whether the session is idle."""
+    """All sessions of a server, with their owners and workers.
+
+    ``linger``: seconds a session is kept without a connection. ``close(record, only_if_idle)`` asks the session's
+    worker, which decides whether the session is idle.
+    """
 
     def __init__(
         self,
-        most: int,
-        most_of_a_user: int,
+        max_sessions: int,
+        max_sessions_per_user: int,
         linger: float,
-        forget: Callable[[Entry, bool], Awaitable[None]],
+        close: Callable[[SessionRecord, bool], Awaitable[None]],
     ) -> None:
-        self._most, self._most_of_a_user, self._linger = most, most_of_a_user, linger
-        self._forget = forget
-        self._entries: dict[str, Entry] = {}
-        self._forgetting: set[asyncio.Future[None]] = set()
+        self._max_sessions, self._max_sessions_per_user, self._linger = max_sessions, max_sessions_per_user, linger
+        self._close = close
+        self._records: dict[str, SessionRecord] = {}
+        self._closing: set[asyncio.Future[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._records)
 
     @property
     def connected(self) -> int:
-        """How many have a connection."""
-        return sum(entry.connected for entry in self._entries.values())
+        """Number of sessions with a connection."""
+        return sum(record.connected for record in self._records.values())
 
-    def load(self, worker: Worker) -> int:
-        """How many sessions a worker has."""
-        return sum(entry.worker is worker for entry in self._entries.values())
+    def load(self, worker: WorkerProcess) -> int:
+        """Return the number of sessions on a worker."""
+        return sum(record.worker is worker for record in self._records.values())
 
-    # ---- the beginning ------------------------------------------------------------------------------------
+    # ---- opening and eviction ------------------------------------------------------------------------------
 
-    def find(self, name: str | None, secret: str | None, user: str, encoding: Encoding) -> Entry | None:
-        """The session that a client asks for, where it is there and its own."""
-        entry = self._entries.get(name or "")
-        if entry is None or secret is None or entry.user != user or entry.encoding != encoding:
+    def find(self, name: str | None, secret: str | None, user: str, encoding: Encoding) -> SessionRecord | None:
+        """Return the session that a client wants to resume, if it exists and belongs to the client; else None."""
+        record = self._records.get(name or "")
+        if record is None or secret is None or record.user != user or record.encoding != encoding:
             return None
-        return entry if hmac.compare_digest(entry.secret.encode(), secret.encode()) else None
+        return record if hmac.compare_digest(record.secret.encode(), secret.encode()) else None
 
-    async def open(self, user: str, encoding: Encoding, make_room: bool) -> Entry:
-        """A new session; with ``make_room`` in the place of another that is idle if need be. Raises AtCapacity."""
-        while (full := self._full_for(user)) is not None:
-            candidates, words = full
-            if not make_room or not await self._give_up_one(candidates):
-                raise AtCapacity(words)
-        entry = Entry(user, encoding)
-        self._entries[entry.name] = entry
-        return entry
+    async def open(self, user: str, encoding: Encoding, allow_eviction: bool) -> SessionRecord:
+        """Open a session. If there is no free one, ``allow_eviction`` evicts an idle one. Raises AtCapacity."""
+        while (at_limit := self._eviction_candidates(user)) is not None:
+            candidates, message = at_limit
+            if not allow_eviction or not await self._evict_one(candidates):
+                raise AtCapacity(message)
+        record = SessionRecord(user, encoding)
+        self._records[record.name] = record
+        return record
 
-    def _full_for(self, user: str) -> tuple[list[Entry], str] | None:
-        """Where there is no place: the sessions of which one would have to go, and what to say if none can."""
-        if len(self._entries) >= self._most:
-            words = f"The server has all of its {self._most} sessions in use; try again later."
-            return list(self._entries.values()), words
-        own = [entry for entry in self._entries.values() if entry.user == user]
-        if len(own) >= self._most_of_a_user:
-            return own, f"You have all of the {self._most_of_a_user} sessions in use that a user may have; close one."
+    def _eviction_candidates(self, user: str) -> tuple[list[SessionRecord], str] | None:
+        """At a limit, return the sessions to evict one of, and the error message if none is idle; else None."""
+        if len(self._records) >= self._max_sessions:
+            message = f"All {self._max_sessions} sessions of the server are in use. Try again later."
+            return list(self._records.values()), message
+        own = [record for record in self._records.values() if record.user == user]
+        if len(own) >= self._max_sessions_per_user:
+            return (
+                own,
+                f"All {self._max_sessions_per_user} sessions that a user may have are in use. Close one of them.",
+            )
         return None
 
-    async def _give_up_one(self, candidates: list[Entry]) -> bool:
-        """Let go of the session that was used longest ago, those without a connection first; whether one went."""
-        for entry in sorted(candidates, key=lambda e: (e.connected, e.last_used)):
-            if entry.worker is not None and await self._evict(entry):
+    async def _evict_one(self, candidates: list[SessionRecord]) -> bool:
+        """Evict the first idle session, and return whether there was one."""
+        for record in eviction_order(candidates):
+            if record.worker is not None and await self._evict(record):
                 return True
         return False
 
-    async def _evict(self, entry: Entry) -> bool:
-        """Ask a worker to evict a session if it is idle. Return whether it did."""
-        entry._eviction_refused.clear()
-        await self._forget(entry, True)
-        answers = [asyncio.ensure_future(event.wait()) for event in (entry.gone, entry._eviction_refused)]
+    async def _evict(self, record: SessionRecord) -> bool:
+        """Ask a worker to evict a session if it is idle, and return whether it did."""
+        record._eviction_refused.clear()
+        await self._close(record, True)
+        answers = [asyncio.ensure_future(event.wait()) for event in (record.ended, record._eviction_refused)]
         try:
             await asyncio.wait(answers, timeout=_EVICTION_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for answer in answers:
                 answer.cancel()
-        return entry.gone.is_set()
+        return record.ended.is_set()
 
     def eviction_refused(self, name: str) -> None:
         """Note that a worker refused to evict a session, because it is not idle."""
-        if (entry := self._entries.get(name)) is not None:
-            entry._eviction_refused.set()
+        if (record := self._records.get(name)) is not None:
+            record._eviction_refused.set()
 
     def mark_used(self, name: str) -> None:
-        """Note that a request of a session was done."""
-        if (entry := self._entries.get(name)) is not None:
-            entry.last_used = time.monotonic()
+        """Note that a request of a session was answered."""
+        if (record := self._records.get(name)) is not None:
+            record.last_used = time.monotonic()
 
     # ---- connections --------------------------------------------------------------------------------------
 
     @contextmanager
-    def _held(self, entry: Entry) -> Iterator[None]:
-        if entry._expiry is not None:
-            entry._expiry.cancel()
-            entry._expiry = None
-        entry.connected = True
+    def _attached(self, record: SessionRecord) -> Iterator[None]:
+        if record._expiry is not None:
+            record._expiry.cancel()
+            record._expiry = None
+        record.connected = True
         try:
             yield
         finally:
-            entry.connected = False
-            entry.last_used = time.monotonic()
-            if entry.name in self._entries:
-                self._keep_for_a_while(entry)
+            record.connected = False
+            record.last_used = time.monotonic()
+            if record.name in self._records:
+                self._start_linger(record)
 
-    async def hold(self, entry: Entry, work: Callable[[asyncio.Event], Awaitable[bool]]) -> bool:
-        """Do ``work`` as the connection of a session; False where the session is over before, as ``work`` may find.
+    async def attach(self, record: SessionRecord, work: Callable[[asyncio.Event], Awaitable[bool]]) -> bool:
+        """Run ``work`` as the connection of a session. Return False if the session has ended, or if ``work`` does.
 
-        The connection there was before is told by its event, and waited for.
+        A previous connection is first ended by its event, and waited for.
         """
-        if entry._next is not None:
-            entry._next.set()
-        entry._next = superseded = asyncio.Event()
-        async with entry._turn:
+        if record._superseded is not None:
+            record._superseded.set()
+        record._superseded = superseded = asyncio.Event()
+        async with record._lock:
             if superseded.is_set():
                 return True
-            if entry.name not in self._entries:
+            if record.name not in self._records:
                 return False
-            with self._held(entry):
+            with self._attached(record):
                 return await work(superseded)
 
-    def _keep_for_a_while(self, entry: Entry) -> None:
-        if entry.worker is None:
-            self.drop(entry.name)  # it never came to be
+    def _start_linger(self, record: SessionRecord) -> None:
+        if record.worker is None:
+            self.drop(record.name)  # it never reached a worker
         else:
-            entry._expiry = asyncio.get_running_loop().call_later(self._linger, self._expire, entry)
+            record._expiry = asyncio.get_running_loop().call_later(self._linger, self._expire, record)
 
-    def _expire(self, entry: Entry) -> None:
-        task = asyncio.ensure_future(self._forget(entry, False))
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
-        self.drop(entry.name)
+    def _expire(self, record: SessionRecord) -> None:
+        task = asyncio.ensure_future(self._close(record, False))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self.drop(record.name)
 
-    # ---- the end ------------------------------------------------------------------------------------------
+    # ---- ending --------------------------------------------------------------------------------------------
 
     def drop(self, name: str) -> None:
-        """A session is over."""
-        entry = self._entries.pop(name, None)
-        if entry is not None:
-            entry.gone.set()
-            if entry._expiry is not None:
-                entry._expiry.cancel()
+        """Remove a session that has ended."""
+        record = self._records.pop(name, None)
+        if record is not None:
+            record.ended.set()
+            if record._expiry is not None:
+                record._expiry.cancel()
 
-    def drop_all_on(self, worker: Worker) -> None:
-        """A worker is lost, and its sessions with it."""
-        for entry in [e for e in self._entries.values() if e.worker is worker]:
-            self.drop(entry.name)
+    def drop_all_on(self, worker: WorkerProcess) -> None:
+        """Remove the sessions of a lost worker."""
+        for record in [one for one in self._records.values() if one.worker is worker]:
+            self.drop(record.name)

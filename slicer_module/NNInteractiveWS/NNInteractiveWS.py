@@ -1,6 +1,6 @@
-"""The module as Slicer loads it. What it does is in NNInteractiveWSLib.
+"""Module file for Slicer. The implementation is in NNInteractiveWSLib.
 
-Most of that is imported only once the packages that it needs are installed: see NNInteractiveWSLib/packages.py.
+Most of it is imported only after the packages that it needs are installed (NNInteractiveWSLib/packages.py).
 """
 
 import sys
@@ -20,12 +20,12 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-#: Of its nodes in the scene.
+#: Singleton tag of the module's nodes in the scene.
 _NAME = "NNInteractiveWS"
 
 
 class NNInteractiveWS(ScriptedLoadableModule):
-    """What Slicer is told of the module."""
+    """Description of the module for Slicer."""
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
@@ -34,22 +34,22 @@ class NNInteractiveWS(ScriptedLoadableModule):
         parent.dependencies = ["Markups", "Segmentations"]
         parent.contributors = ["nninteractive-ws contributors"]
         parent.helpText = _(
-            "Segment anything in a 3D image by pointing at it: points, boxes, scribbles and lassos become masks, which "
-            "are computed by nnInteractive on a server and appear while they are computed. Install nninteractive-ws on "
-            "a machine with a GPU, start <tt>nninteractive-ws serve</tt> there, and enter its address under "
-            "Configuration. Images are sent to a server only once you have agreed to that server."
+            "Segment structures in a 3D image with points, boxes, scribbles and lassos. nnInteractive computes the "
+            "masks on a server, and previews appear during the computation. Install nninteractive-ws on a machine with "
+            "a GPU, start <tt>nninteractive-ws serve</tt> there, and enter its address under Configuration. Images are "
+            "sent to a server only after you have agreed to that server."
         )
         parent.acknowledgementText = _(
             "nnInteractive was made at the German Cancer Research Center (DKFZ): Isensee, Rokuss, Kr&auml;mer et al., "
             'nnInteractive: Redefining 3D Promptable Segmentation, <a href="https://arxiv.org/abs/2503.08373">'
-            "arXiv:2503.08373</a>. Please cite it if you use this module. The model's licence is shown in the panel."
+            "arXiv:2503.08373</a>. Please cite it if you use this module. The panel shows the model's license."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 
 
 @parameterNodeWrapper
 class NNInteractiveWSParameterNode:
-    """What the scene keeps of the panel's choices."""
+    """Parameters of the panel that are stored in the scene."""
 
     livePreview: bool = True
     runAutomatically: bool = True
@@ -57,17 +57,17 @@ class NNInteractiveWSParameterNode:
 
 
 class NNInteractiveWSLogic(ScriptedLoadableModuleLogic):
-    """Where the choices are kept. What is done with them is NNInteractiveWSLib.logic's."""
+    """Access to the parameter node. NNInteractiveWSLib.logic implements the module's logic."""
 
     def getParameterNode(self):
         return NNInteractiveWSParameterNode(super().getParameterNode())
 
 
 class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """Puts the panel together and tells it what the application does.
+    """Widget of the module, which creates the panel and forwards the application's events to it.
 
-    ``logic``: an NNInteractiveWSLib.logic.Logic; ``ui`` and ``editor``: the widgets. They are None while packages are
-    missing, when a page that offers to install them is shown instead.
+    ``logic``: an NNInteractiveWSLib.logic.Logic. ``ui`` and ``editor``: the widgets. All three are None while packages
+    are missing. The widget then shows a page that offers to install them.
     """
 
     logic = ui = editor = None
@@ -83,7 +83,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def cleanup(self):
         self.removeObservers()
-        self._takeDown()
+        self._removePanel()
 
     def enter(self):
         if self._panel is None:  # the packages may have been installed meanwhile
@@ -97,49 +97,51 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._disconnectParameters()
 
     def rebuild(self):
-        """Put the panel together anew, from the settings."""
-        self._takeDown()
+        """Create the panel again from the settings."""
+        self._removePanel()
         self._build()
-        # After a reload it is open, and nobody says so again.
+        # After a reload the module is open, and Slicer does not call enter() again.
         if self._panel is not None and self._isOpen:
             self._enterPanel()
 
     def onSceneStartClose(self, caller=None, event=None):
         if self._panel is not None:
             self._disconnectParameters()
-            self.editor.setSegmentationNode(None)  # as Slicer's own module does
+            self.editor.setSegmentationNode(None)  # as in Slicer's Segment Editor module
 
     def onSceneChanged(self, caller=None, event=None):
-        """The scene was closed, or nodes have come into it from a file."""
+        """Update the panel after the scene was closed or a file was imported."""
         if self._panel is not None and self._isOpen:
             self._enterPanel()
 
     def onReload(self):
-        """For developers: what is in NNInteractiveWSLib is read again, too."""
+        """Reload the module, including NNInteractiveWSLib, in developer mode."""
         for name in [name for name in sys.modules if name.partition(".")[0] == "NNInteractiveWSLib"]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
-    # ---- inside ---------------------------------------------------------------------------------------------------
+    # ---- internal ------------------------------------------------------------------------------------------------
 
     @property
     def _isOpen(self):
-        # A script may show the widget in a window of its own, which is no module panel.
+        # A script may show the widget in a separate window, which is not a module panel and has no such property.
         return getattr(self.parent, "isEntered", False)
 
     def _build(self):
         if not packages.areInstalled():
-            words = _("This module needs Python packages that Slicer does not have: {names}, and what these need.")
-            self._offerToInstall(words.format(names=", ".join(packages.needed())))
+            message = _(
+                "This module needs Python packages that are not installed in Slicer: {names}. "
+                "Install them and their dependencies to use the module."
+            )
+            self._offerToInstall(message.format(names=", ".join(packages.needed())))
             return
         try:
             from NNInteractiveWSLib.logic import Logic
-            from NNInteractiveWSLib.serverForm import userAgrees
+            from NNInteractiveWSLib.serverForm import userConsents
             from NNInteractiveWSLib.widget import Panel
-        except ImportError as e:  # what one of the packages needs was removed
-            self._offerToInstall(
-                _("The Python packages that this module needs cannot be used: {reason}.").format(reason=e)
-            )
+        except ImportError as e:  # a dependency of the packages was removed
+            message = _("A Python package that this module needs cannot be imported: {reason}. Install it again.")
+            self._offerToInstall(message.format(reason=e))
             return
         self._root = slicer.util.loadUI(self.resourcePath("UI/NNInteractiveWS.ui"))
         self.layout.addWidget(self._root)
@@ -151,19 +153,19 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.editor.setMRMLSegmentEditorNode(node)
         self.ui.segmentEditorCollapsibleButton.layout().addWidget(self.editor)
         self._root.setMRMLScene(slicer.mrmlScene)
-        self.logic = Logic(slicer.mrmlScene, userAgrees, editorNode=node)
+        self.logic = Logic(slicer.mrmlScene, userConsents, editorNode=node)
         self._panel = Panel(self.ui, self.editor, self.logic)
 
-    def _offerToInstall(self, why):
-        self._root = installPage(why, self.rebuild)
+    def _offerToInstall(self, message):
+        self._root = installPage(message, self.rebuild)
         self.layout.addWidget(self._root)
 
-    def _takeDown(self):
+    def _removePanel(self):
         if self._panel is not None:
             self._disconnectParameters()
             try:
                 self._panel.close()
-            finally:  # when Slicer ends, its views may be gone already; the session is ended nevertheless
+            finally:  # end the session even if this fails, as views may already be deleted at Slicer's exit
                 self.logic.close()
         if self._root is not None:
             self._root.hide()
@@ -172,7 +174,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = self.ui = self.editor = self._panel = self._root = None
 
     def _enterPanel(self):
-        if self.editor.mrmlSegmentEditorNode() is not _segmentEditorNode():  # it went with the scene
+        if self.editor.mrmlSegmentEditorNode() is not _segmentEditorNode():  # the node was removed with the scene
             self.rebuild()
             return
         self._connectParameters()
@@ -183,7 +185,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode = NNInteractiveWSLogic().getParameterNode()
             named = {widget.property("SlicerParameterName"): widget for widget in vars(self.ui).values()}
             named.pop(None, None)
-            # connectGui would do the same, but its connection cannot be undone in Slicer 5.10: it returns no tag.
+            # connectGui does the same, but in Slicer 5.10 it returns no tag for disconnecting.
             self._connection = self._parameterNode.connectParametersToGui(named)
 
     def _disconnectParameters(self):
@@ -193,7 +195,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 def _segmentEditorNode():
-    """Where the Segment Editor of this module keeps its choices: apart from those of Slicer's own."""
+    """The vtkMRMLSegmentEditorNode of this module, separate from that of Slicer's Segment Editor module."""
     scene, kind = slicer.mrmlScene, "vtkMRMLSegmentEditorNode"
     node = scene.GetSingletonNode(_NAME, kind)
     if node is None:

@@ -1,14 +1,14 @@
-"""Builds the extension with which the tests of the module's widget have Qt as Slicer has it: through PythonQt.
+"""Build the PythonQt extension that the widget tests import, so that they use Qt as Slicer does.
 
     python slicer_module/qt_host/build.py
 
-builds it for the interpreter that runs this, unless it is there already. It needs Debian's package archive: the
-source package ``pythonqt`` (of the unstable suite, the only one that has it) and the packages named below, which root
-gets installed. About two minutes of processor time, and once: the result is kept in
-``~/.cache/nninteractive-ws/pythonqt``, or in the folder that ``NNINTERACTIVE_WS_PYTHONQT`` names.
+builds it for the running interpreter, unless it exists already. It needs Debian's package archive for the source
+package ``pythonqt`` (only the unstable suite has it) and for the packages listed below, which are installed if it runs
+as root. A build takes about two minutes of CPU time. It is cached in ``~/.cache/nninteractive-ws/pythonqt``, or in the
+folder set by ``NNINTERACTIVE_WS_PYTHONQT``.
 
-Exit status: 0 with the extension's path as the last line, 77 where something that it needs cannot be had here (it says
-what; the tests skip), 1 where the build fails.
+Exit status: 0 with the extension's path as the last line; 77 with a message if a requirement is unavailable, in which
+case the tests skip; 1 if the build fails.
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ import time
 
 EXTENSION = "_pythonqt_host"
 FOLDER_VARIABLE = "NNINTERACTIVE_WS_PYTHONQT"
-UNAVAILABLE = 77  # what test harnesses take for "skipped"
+UNAVAILABLE = 77  # the exit status that test harnesses count as "skipped"
 
 _VERSION = "4.1.0"
 _HERE = Path(__file__).resolve().parent
-#: What is compiled: a change in one of these is another build.
+#: Inputs of the build. A change in one of them requires a new build.
 _INPUTS = ("CMakeLists.txt", "host.cpp")
 _PACKAGES = (
     "cmake",
@@ -40,13 +40,13 @@ _PACKAGES = (
     "qtbase5-dev",
     "qtbase5-private-dev",
     "qttools5-dev",
-    # What QT_QPA_PLATFORM=offscreen draws text with.
+    # Font for text that is drawn with QT_QPA_PLATFORM=offscreen.
     "fonts-dejavu-core",
 )
 
 
 class Unavailable(Exception):
-    """Something that the build needs cannot be had here."""
+    """A requirement of the build is unavailable on this machine."""
 
 
 def cache_folder() -> Path:
@@ -54,7 +54,7 @@ def cache_folder() -> Path:
 
 
 def extension_path() -> Path:
-    """Where the extension for this interpreter is kept, built or not. It changes with what it is built from."""
+    """Path of the extension for this interpreter, whether it is built or not. It depends on the build inputs."""
     digest = hashlib.sha256(_VERSION.encode())
     for name in _INPUTS:
         digest.update((_HERE / name).read_bytes())
@@ -63,9 +63,12 @@ def extension_path() -> Path:
 
 
 def build() -> Path:
-    """The extension's path. Raises Unavailable, and CalledProcessError where the build fails."""
+    """Build the extension unless it exists, and return its path.
+
+    Raise Unavailable if a requirement is missing, and CalledProcessError if the build fails.
+    """
     target = extension_path()
-    with _alone():
+    with _lock():
         if target.exists():
             return target
         if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
@@ -75,8 +78,8 @@ def build() -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Two test runs may want to build at once: the second waits, and finds what the first has built."""
+def _lock() -> Iterator[None]:
+    """Lock against concurrent builds. A second test run waits, and then finds the result of the first."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -89,9 +92,9 @@ def _install_packages() -> None:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     if shutil.which("apt-get") is None:
-        raise Unavailable(f"this is no Debian; it would need {', '.join(missing)}")
+        raise Unavailable(f"apt-get was not found; install {', '.join(missing)} by other means")
     if os.geteuid() != 0:
-        raise Unavailable(f"packages are missing; as root: {shlex.join(command)}")
+        raise Unavailable(f"packages are missing; install them as root with: {shlex.join(command)}")
     try:
         _run("apt-get", "update")
         _run(*command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
@@ -107,7 +110,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _fetch_source() -> Path:
-    """The unpacked source package; fetched with package lists of its own, so that the system's stay as they are."""
+    """Fetch and unpack the source package, with separate package lists so that the system's do not change."""
     source = cache_folder() / f"pythonqt-{_VERSION}"
     if source.exists():
         return source
@@ -127,7 +130,7 @@ def _fetch_source() -> Path:
         _run("apt-get", *options, "source", "--download-only", "pythonqt", cwd=apt)
         description = next(apt.glob(f"pythonqt_{_VERSION}-*.dsc"), None)
         if description is None:
-            raise Unavailable(f"Debian's archive has another PythonQt than {_VERSION}")
+            raise Unavailable(f"Debian's archive no longer has PythonQt {_VERSION}")
         unpacked = apt / source.name
         shutil.rmtree(unpacked, ignore_errors=True)
         _run("dpkg-source", "--extract", str(description), str(unpacked), cwd=apt)
@@ -139,7 +142,7 @@ def _fetch_source() -> Path:
 
 
 def _mirror() -> str | None:
-    """The archive that this Debian takes its packages from, where it knows."""
+    """The archive that this Debian system takes its packages from, or None if it has no package lists."""
     targets = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]
     for line in _output(targets).splitlines():
         origin, label, *address = line.split(" ")
@@ -149,7 +152,7 @@ def _mirror() -> str | None:
 
 
 def _mirror_after_update() -> str:
-    """A fresh system knows of its archives only after an update, which is root's to do."""
+    """The archive after an update of the package lists. A fresh system has none before, and only root can update."""
     try:
         if os.geteuid() == 0:
             _run("apt-get", "update")
@@ -157,7 +160,7 @@ def _mirror_after_update() -> str:
         raise Unavailable("apt-get update fails") from error
     mirror = _mirror()
     if mirror is None:
-        raise Unavailable("no archive of Debian's is among this system's package sources (apt-get update?)")
+        raise Unavailable("the package sources contain no Debian archive; try apt-get update as root")
     return mirror
 
 
@@ -178,7 +181,7 @@ def _output(command: list[str]) -> str:
     try:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Unavailable(f"{command[0]} does not work here: {error}") from error
+        raise Unavailable(f"{command[0]} failed: {error}") from error
 
 
 def _run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
@@ -190,13 +193,13 @@ def main() -> int:
     start = time.monotonic()
     try:
         path = build()
-    except Unavailable as why:
-        print(f"PythonQt cannot be built here: {why}.", file=sys.stderr)
+    except Unavailable as error:
+        print(f"PythonQt cannot be built on this machine: {error}.", file=sys.stderr)
         return UNAVAILABLE
     except subprocess.CalledProcessError as error:
         print(f"PythonQt could not be built: {shlex.join(map(str, error.cmd))} failed.", file=sys.stderr)
         return 1
-    print(f"PythonQt is there ({time.monotonic() - start:.0f} s):\n{path}")
+    print(f"PythonQt is ready ({time.monotonic() - start:.0f} s):\n{path}")
     return 0
 
 

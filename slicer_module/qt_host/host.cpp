@@ -1,10 +1,10 @@
-// A Python extension that gives a plain interpreter what Slicer's has: a QApplication, and Qt through PythonQt.
-// Importing it makes the modules PythonQt.QtCore, PythonQt.QtGui and PythonQt.QtUiTools.
+// Python extension with a QApplication and with Qt through PythonQt, as in Slicer's interpreter.
+// Importing it creates the modules PythonQt.QtCore, PythonQt.QtGui and PythonQt.QtUiTools.
 //
-// take_messages() -> list of str: what Qt has warned of since the last call ("QObject::connect: No such signal ...").
-// Slicer writes such lines to its log, where nobody sees them; the tests want to.
+// take_messages() -> list of str: Qt's warnings since the last call ("QObject::connect: No such signal ...").
+// Slicer only logs them. The tests check them.
 //
-// The interpreter lock is kept while Qt runs, as in Slicer.
+// The global interpreter lock is held while Qt runs, as in Slicer.
 
 #include <PythonQt.h>
 
@@ -25,7 +25,7 @@ QStringList messages;
 void keepMessage(QtMsgType type, const QMessageLogContext&, const QString& message)
 {
   if (type == QtFatalMsg) {
-    qInstallMessageHandler(nullptr); // Qt aborts after this: let it say why
+    qInstallMessageHandler(nullptr); // Qt aborts after this and must print the reason
     qFatal("%s", qPrintable(message));
   }
   if (type != QtDebugMsg && type != QtInfoMsg) {
@@ -55,14 +55,14 @@ PyObject* takeMessages(PyObject*, PyObject*)
 }
 
 PyMethodDef methods[] = {
-  {"take_messages", takeMessages, METH_NOARGS, "What Qt has warned of since the last call."},
+  {"take_messages", takeMessages, METH_NOARGS, "Qt's warnings since the last call."},
   {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef definition = {
   PyModuleDef_HEAD_INIT, "_pythonqt_host", "A QApplication, and Qt through PythonQt.", -1, methods};
 
-// QApplication keeps references to these for as long as it lives, which is as long as the process.
+// QApplication keeps references to these, and lives as long as the process.
 int argumentCount = 1;
 char program[] = "pythonqt_host";
 char* arguments[] = {program, nullptr};

@@ -1,7 +1,7 @@
-"""What the tests of the module's logic share: the real MRML scene of slicer-core, and volumes in it.
+"""Fixtures for the tests of the module's logic, on the real MRML scene of slicer-core.
 
-slicer-core is what ``pip install slicer-core`` brings: Slicer's data model and logics without its application. Where it
-is not installed, these tests are skipped.
+The package slicer-core contains Slicer's data model and logics without its application. If it is not installed, these
+tests are skipped.
 """
 
 from pathlib import Path
@@ -27,56 +27,29 @@ def pytest_report_header(config):
     return f"slicer_module: not tested, {missing}" if missing else "slicer_module: on slicer-core"
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("slicer_core")
+        if item.path.is_relative_to(HERE / "widget"):
+            item.add_marker("pythonqt")
+
+
 def pytest_configure(config):
     if not missing:
-        _register()
+        from scenes import register_conversion_rules
 
-
-def _register():
-    """What the application does when it starts: how representations of segments are converted."""
-    factory = slicer.vtkSegmentationConverterFactory.GetInstance()
-    for rule in (
-        slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule,
-        slicer.vtkClosedSurfaceToBinaryLabelmapConversionRule,
-    ):
-        factory.RegisterConverterRule(rule())
-
-
-def new_scene(folder):
-    """A scene with the node classes and the logics that the application gives it; files are unpacked in ``folder``."""
-    scene = slicer.vtkMRMLScene()
-    application = slicer.vtkSlicerApplicationLogic()
-    application.SetMRMLScene(scene)
-    cache = slicer.vtkCacheManager()
-    cache.SetRemoteCacheDirectory(str(folder))
-    manager = slicer.vtkDataIOManager()
-    manager.SetCacheManager(cache)
-    scene.SetDataIOManager(manager)
-    scene.kept = [application, cache, manager]
-    for name in (
-        "vtkSlicerVolumesLogic",
-        "vtkSlicerMarkupsLogic",
-        "vtkSlicerSubjectHierarchyModuleLogic",
-        "vtkSlicerSegmentationsModuleLogic",
-    ):
-        logic = getattr(slicer, name)()
-        logic.SetMRMLApplicationLogic(application)
-        logic.SetMRMLScene(scene)
-        application.SetModuleLogic(name.removeprefix("vtkSlicer").removesuffix("Logic").removesuffix("Module"), logic)
-        scene.kept.append(logic)
-    return scene
+        register_conversion_rules()
 
 
 @pytest.fixture
 def scene(tmp_path):
+    from scenes import new_scene
+
     made = new_scene(tmp_path)
     yield made
     made.Clear(True)
     made.kept.clear()
-
-
-#: A direction matrix that is neither orthogonal to RAS nor right-handed in the order of its axes.
-OBLIQUE = np.linalg.qr(np.array([[1.0, 0.3, -0.2], [0.1, -1.0, 0.4], [0.5, 0.2, 1.0]]))[0]
 
 
 @pytest.fixture
@@ -103,7 +76,7 @@ def add_volume(scene):
 
 @pytest.fixture
 def add_transform(scene):
-    """Add a linear transform node: a turn around an axis and a shift."""
+    """Add a linear transform node with a rotation around an axis and a translation."""
     import vtk
 
     def add(degrees=30.0, axis=(1, 2, 3), shift=(10.0, -20.0, 5.0)):
@@ -119,40 +92,42 @@ def add_transform(scene):
 
 @pytest.fixture(scope="session")
 def server():
-    """A server with a network that answers in milliseconds."""
-    quick = pytest.importorskip("quick_server", reason="the server's packages are not installed")
+    """A server with a network that predicts in milliseconds."""
+    pytest.importorskip("nnInteractive", reason="the server's packages are not installed")
+    from helpers import fast_server as quick
+
     with quick.quick_server() as made:
         yield made
 
 
 @pytest.fixture
-def sit(scene, server):
-    """Sit down at a desk, by default at the quick server's."""
-    from desk import Desk
+def make_harness(scene, server):
+    """Create a LogicHarness, by default with the fast server."""
+    from logic_harness import LogicHarness
 
-    desks = []
+    harnesses = []
 
     def make(address=None, at=None, **how):
-        desks.append(Desk(at or scene, address or server.address, **how))
-        return desks[-1]
+        harnesses.append(LogicHarness(at or scene, address or server.address, **how))
+        return harnesses[-1]
 
     yield make
-    for desk in desks:
-        desk.logic.close()
+    for harness in harnesses:
+        harness.logic.close()
 
 
 @pytest.fixture
-def desk(sit, add_volume):
-    from desk import blobs
+def harness(make_harness, add_volume):
+    from logic_harness import blobs
 
-    made = sit()
+    made = make_harness()
     made.use(add_volume(blobs()), "A")
     return made
 
 
 @pytest.fixture(scope="session")
 def demo():
-    from nninteractive_ws.server.local import local_server
+    from nninteractive_ws.server.local_server import local_server
 
     with local_server("--model", "demo", "--log-level", "warning") as address:
         yield address

@@ -1,4 +1,4 @@
-"""The tutorial's pictures, from a session of the real logic with a real server and its embedded model, on the phantom.
+"""Screenshots for the tutorial, from a session with a real server, its embedded model and the phantom.
 
 python slicer_module/tests/pictures.py [FOLDER]     writes slicer_module/Screenshots, or FOLDER
 
@@ -11,21 +11,21 @@ import sys
 import tempfile
 import time
 
-import conftest  # finds the rest
-from desk import Desk
+from logic_harness import LogicHarness
 from nninteractive_ws.client import events
 from nninteractive_ws.demo.phantom import make_phantom
-from nninteractive_ws.evaluation import user
-from nninteractive_ws.server.local import local_server
-from NNInteractiveWSLib.work import QUIET_S
+from nninteractive_ws.evaluation import simulated_user
+from nninteractive_ws.server.local_server import local_server
+from NNInteractiveWSLib.segmentationBinding import IDLE_S
 import numpy as np
 from PIL import Image
 from rendering import Views
+from scenes import new_scene, register_conversion_rules
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 FOLDER = Path(__file__).parents[1] / "Screenshots"
-#: As a user names and colours them.
+#: Segment names and colors.
 COLORS = {
     "right kidney": (0.95, 0.75, 0.35),
     "spleen": (0.60, 0.45, 0.90),
@@ -40,36 +40,36 @@ BARS = {"Red": (243, 74, 51), "Yellow": (237, 213, 76), "Green": (110, 176, 75),
 _BAR, _GAP = 8, 4  # pixels
 
 
-class Story:
-    """What is told: a user at a desk with the phantom and four views."""
+class TutorialSession:
+    """A LogicHarness with the phantom and four views."""
 
     def __init__(self, scene, address):
         self.phantom = make_phantom()
         self.views = Views(scene, scene.kept[0], SIZE)
         self.volume = _addVolume(scene, self.phantom)
         self.views.show(self.volume)
-        self.desk = Desk(scene, address)
-        self.desk.logic.selectVolume(self.volume)
+        self.harness = LogicHarness(scene, address)
+        self.harness.logic.selectVolume(self.volume)
 
     def close(self):
-        self.desk.logic.close()
+        self.harness.logic.close()
         self.views.close()
 
     def begin(self, organ):
-        """A new segment, and its middle in all slices."""
-        self.desk.use(self.volume, organ)
-        segmentation = self.desk.logic.segmentation.GetSegmentation()
-        segmentation.GetSegment(self.desk.logic.segmentID).SetColor(*COLORS[organ])
-        middle = user.middle(self.phantom.mask(organ))
-        self.look(*middle)
+        """Add a segment for an organ, and move all slices to the organ's center. Return the center voxel."""
+        self.harness.use(self.volume, organ)
+        segmentation = self.harness.logic.segmentation.GetSegmentation()
+        segmentation.GetSegment(self.harness.logic.segmentID).SetColor(*COLORS[organ])
+        middle = simulated_user.deepest_voxel(self.phantom.mask(organ))
+        self.jump_to(*middle)
         return np.array(middle)
 
-    def look(self, *voxel):
-        self._at = self.desk.at(*voxel)
+    def jump_to(self, *voxel):
+        self._at = self.harness.at(*voxel)
         self.views.jump(self._at)
 
     def zoom(self, factor):
-        """Show so much less in the axial view, around where the slices meet; 1: all of it."""
+        """Zoom the axial view by a factor, around the intersection of the slices. With 1, show all of it."""
         view = self.views.slices["Red"]
         view.fit()
         width, height, depth = view.node.GetFieldOfView()
@@ -78,40 +78,40 @@ class Story:
             view.node.JumpSliceByCentering(*self._at)
 
     def click(self, voxel, positive=True):
-        self.desk.click(*voxel, positive=positive)
+        self.harness.click(*voxel, positive=positive)
 
     def draw(self, kind, path, positive=True):
-        """A scribble or a lasso in the axial view, through voxels."""
-        add = {"scribble": self.desk.logic.addScribble, "lasso": self.desk.logic.addLasso}[kind]
+        """Add a scribble or a lasso in the axial view, along a path of voxels."""
+        add = {"scribble": self.harness.logic.addScribble, "lasso": self.harness.logic.addLasso}[kind]
         view = self.views.slices["Red"].node
-        assert add(view, [self.desk.at(*voxel) for voxel in path], positive), self.desk.logic.status
+        assert add(view, [self.harness.at(*voxel) for voxel in path], positive), self.harness.logic.status
 
     def correct(self, organ, prompts):
-        """Click into the middle of what is wrong, so many times."""
+        """Correct the largest error with a click, and repeat."""
         for _ in range(prompts):
-            voxel, positive = user.correction(self.phantom.mask(organ), self.desk.mask())
+            voxel, positive = simulated_user.correction(self.phantom.mask(organ), self.harness.mask())
             self.click(voxel, positive)
 
     def throughWrong(self, organ, k):
-        """A stroke through the largest part of an axial slice that the segment has in excess, from front to back."""
-        i, j = np.nonzero(user.largest_part((self.desk.mask() & ~self.phantom.mask(organ))[:, :, k]))
+        """A stroke through the largest false-positive region in an axial slice, from anterior to posterior."""
+        i, j = np.nonzero(simulated_user.largest_part((self.harness.mask() & ~self.phantom.mask(organ))[:, :, k]))
         across, along = np.polyfit(j, i, 2), np.linspace(j.min(), j.max(), 20)
         return [(np.polyval(across, at), at, k) for at in along]
 
     def untilPreview(self):
-        """Wait for a preview, and let the views show it."""
-        desk = self.desk
-        desk.wait(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in desk.logic.poll(0)))
-        desk.logic._work.proceed(0.0)
+        """Wait for a preview, and write it to the scene."""
+        harness = self.harness
+        harness.wait(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in harness.logic.poll(0)))
+        harness.logic._binding.writePending(0.0)
 
     def surfaces(self):
-        """Wait until all surfaces are there."""
-        started = time.monotonic()
-        self.desk.wait(lambda: not self.desk.logic._work._touched and time.monotonic() - started > QUIET_S)
-        self.desk.logic.segmentation.CreateClosedSurfaceRepresentation()
+        """Wait until all surfaces are up to date."""
+        started, binding = time.monotonic(), self.harness.logic._binding
+        self.harness.wait(lambda: not binding._staleSurfaces and time.monotonic() - started > IDLE_S)
+        self.harness.logic.segmentation.CreateClosedSurfaceRepresentation()
 
     def fourUp(self, direction=(0.35, -1.0, -0.25)):
-        """The views as Slicer's usual layout has them."""
+        """The views in Slicer's four-up layout."""
         self.views.threeD.look(direction, zoom=1.6)
         slices = {name: _barred(view.pixels(), name) for name, view in self.views.slices.items()}
         threeD = _barred(self.views.threeD.pixels(), "3D")
@@ -121,54 +121,54 @@ class Story:
         return _barred(self.views.slices["Red"].pixels(), "Red")
 
 
-def tell(story):
-    """Yields the names of the pictures and what they show, (rows, columns, RGB), uint8."""
-    story.click(story.begin("right kidney"))
-    story.surfaces()
-    yield "first-prompt", story.fourUp()
+def screenshots(session):
+    """Yield the name and the image of each screenshot, (rows, columns, RGB), uint8."""
+    session.click(session.begin("right kidney"))
+    session.surfaces()
+    yield "first-prompt", session.fourUp()
 
-    middle = story.begin("liver")
+    middle = session.begin("liver")
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    story.draw("lasso", middle + np.stack([22 * np.cos(angles), 18 * np.sin(angles), 0 * angles], axis=1))
-    story.untilPreview()
-    preview = story.axial()
-    story.desk.wait()
-    yield "preview", _beside(preview, story.axial())
-    story.correct("liver", prompts=3)
+    session.draw("lasso", middle + np.stack([22 * np.cos(angles), 18 * np.sin(angles), 0 * angles], axis=1))
+    session.untilPreview()
+    preview = session.axial()
+    session.harness.wait()
+    yield "preview", _beside(preview, session.axial())
+    session.correct("liver", prompts=3)
 
-    middle = story.begin("spleen")
-    story.zoom(2)
-    story.click(middle)
-    wrong = story.axial()
-    story.draw("scribble", story.throughWrong("spleen", middle[2]), positive=False)
-    story.desk.wait()
-    yield "correction", _beside(wrong, story.axial())
-    story.zoom(1)
+    middle = session.begin("spleen")
+    session.zoom(2)
+    session.click(middle)
+    wrong = session.axial()
+    session.draw("scribble", session.throughWrong("spleen", middle[2]), positive=False)
+    session.harness.wait()
+    yield "correction", _beside(wrong, session.axial())
+    session.zoom(1)
 
     for organ in ("stomach", "left kidney", "spine"):
-        story.click(story.begin(organ))
-        story.correct(organ, prompts=1)
-    story.look(*user.middle(story.phantom.mask("spleen")))
-    story.surfaces()
-    yield "segments", story.fourUp()
+        session.click(session.begin(organ))
+        session.correct(organ, prompts=1)
+    session.look(*simulated_user.deepest_voxel(session.phantom.mask("spleen")))
+    session.surfaces()
+    yield "segments", session.fourUp()
 
 
 def write(folder, address):
-    """Write the pictures of the views into a folder, with the server at an address, which has the embedded model."""
-    conftest._register()
+    """Write the screenshots of the views to a folder. ``address``: a server with the embedded model."""
+    register_conversion_rules()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        scene = conftest.new_scene(temporary)
-        story = Story(scene, address)
-        for name, picture in tell(story):
+        scene = new_scene(temporary)
+        session = TutorialSession(scene, address)
+        for name, picture in screenshots(session):
             save(folder / f"{name}.png", picture)
-        story.close()
+        session.close()
         scene.Clear(True)
         scene.kept.clear()
 
 
 def save(path, picture):
-    """Without the last two bits, which nobody sees and which make the noise of a CT large."""
+    """Save an image without the two least significant bits, which are invisible and compress badly in a noisy CT."""
     Image.fromarray(picture & 0xFC).save(path, optimize=True)
 
 

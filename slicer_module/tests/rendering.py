@@ -1,6 +1,6 @@
-"""Views of a scene as the application draws them, in memory: the real displayable managers of slicer-core, no display.
+"""Offscreen views of a scene, drawn by the real displayable managers of slicer-core as in the application.
 
-Without a window system VTK renders through EGL or OSMesa by itself.
+Without a window system, VTK renders through EGL or OSMesa.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ _ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 
 
 def prepare(scene, application):
-    """What the application does for its views when it starts. ``application``: the scene's vtkMRMLApplicationLogic."""
+    """Prepare a scene for views, as the application does at startup. ``application``: its vtkMRMLApplicationLogic."""
     application.GetColorLogic().SetMRMLScene(scene)
     application.GetColorLogic().AddDefaultColorNodes()
     if application.GetSliceLogics() is None:
@@ -37,14 +37,17 @@ def prepare(scene, application):
 
 
 def leave():
-    """Forget the application, after all views are closed."""
+    """Release the application logic after all views are closed."""
     for factory in (_sliceFactory(), _threeDFactory()):
         factory.SetMRMLApplicationLogic(None)
 
 
 class Views:
-    """Three slice views, ``slices`` by the names that Slicer gives them, and ``threeD``; call ``close()`` before the
-    scene is cleared. ``application``: the scene's vtkMRMLApplicationLogic. ``size``: of each view, pixels."""
+    """Three slice views, ``slices`` by Slicer's names, and a 3-D view, ``threeD``.
+
+    Call ``close()`` before the scene is cleared. ``application``: the scene's vtkMRMLApplicationLogic. ``size``: pixels
+    of each view.
+    """
 
     def __init__(self, scene, application, size=SIZE):
         self.scene = scene
@@ -54,12 +57,12 @@ class Views:
         self.threeD.node.SetLayoutName("1")
 
     def show(self, volume):
-        """Show a volume in all slice views, all of it."""
+        """Show the whole volume in all slice views."""
         for view in self.slices.values():
             view.show(volume)
 
     def jump(self, point):
-        """Let all slices go through a point of the world."""
+        """Move all slices to a point in world coordinates."""
         for view in self.slices.values():
             view.node.JumpSlice(*point)
 
@@ -82,7 +85,7 @@ class _View:
         self._managers.SetMRMLDisplayableNode(node)
 
     def pixels(self):
-        """What is seen now: (rows from the top, columns, RGB), uint8."""
+        """Render the view: (rows from the top, columns, RGB), uint8."""
         self.window.Render()
         picture = vtk.vtkWindowToImageFilter()
         picture.SetInput(self.window)
@@ -99,7 +102,7 @@ class _View:
 
 
 class SliceView(_View):
-    """A slice view. What is behind the segments is drawn as the application's slice widget does, by an image mapper."""
+    """A slice view. An image mapper draws the background volume, as in the application's slice widget."""
 
     def __init__(self, scene, application, name, size):
         self.logic = slicer.vtkMRMLSliceLogic()
@@ -124,13 +127,13 @@ class SliceView(_View):
         self._mapper.SetInputConnection(self.logic.GetImageDataConnection())
 
     def fit(self):
-        """Show all of the volume."""
+        """Fit the view to the volume."""
         offset = self.node.GetSliceOffset()
         self.logic.FitSliceToAll(*self.window.GetSize())
         self.node.SetSliceOffset(offset)
 
     def at(self, point):
-        """The pixel (row, column) of :meth:`pixels` at a point of the world."""
+        """The pixel (row, column) in :meth:`pixels` at world coordinates."""
         toRAS = self.node.GetXYToRAS()
         toXY = vtk.vtkMatrix4x4()
         vtk.vtkMatrix4x4.Invert(toRAS, toXY)
@@ -139,17 +142,17 @@ class SliceView(_View):
 
 
 class ThreeDView(_View):
-    """A 3-D view. ``window``: an offscreen render window with a renderer, otherwise it has its own."""
+    """A 3-D view. ``window``: an offscreen render window with a renderer, or None to create one."""
 
     def __init__(self, node, size, window=None):
         super().__init__(node, size, _threeDFactory(), window)
 
     def look(self, direction, up=(0.0, 0.0, 1.0), zoom=1.0):
-        """Let the camera look along a direction of the world at all there is."""
+        """Point the camera in a direction in world coordinates, and fit the view to the whole scene."""
         camera = self.renderer.GetActiveCamera()
         self.renderer.ResetCamera()
-        centre = np.array(camera.GetFocalPoint())
-        camera.SetPosition(*(centre - np.asarray(direction, float)))
+        center = np.array(camera.GetFocalPoint())
+        camera.SetPosition(*(center - np.asarray(direction, float)))
         camera.SetViewUp(*up)
         self.renderer.ResetCamera()
         camera.Dolly(zoom)

@@ -1,9 +1,9 @@
 """Coordinates under every kind of geometry, and strokes and outlines on all three planes."""
 
-from conftest import OBLIQUE
 from NNInteractiveWSLib import geometry
 import numpy as np
 import pytest
+from scenes import OBLIQUE
 import vtk
 
 SHAPE = (7, 11, 13)
@@ -19,7 +19,7 @@ def numbered():
 
 
 def bend(scene):
-    """A transform that is not linear: a thin plate spline that moves some points by millimetres."""
+    """Add a nonlinear transform: a thin plate spline that moves some points by millimeters."""
     corners = [(x, y, z) for x in (-60, 60) for y in (-60, 60) for z in (-60, 60)]
     source, target = vtk.vtkPoints(), vtk.vtkPoints()
     for corner in [*corners, (0, 0, 0)]:
@@ -45,14 +45,14 @@ def test_array_is_ijk_and_a_view(add_volume):
     assert volume.GetImageData().GetScalarComponentAsDouble(1, 2, 3, 0) == -5
 
 
-def test_what_has_no_single_voxels_is_refused(scene, add_volume):
+def test_volumes_without_scalar_voxels_are_rejected(scene, add_volume):
     with pytest.raises(ValueError, match="no voxels"):
         geometry.volumeArray(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"))
     volume = add_volume(numbered())
-    colours = vtk.vtkImageData()
-    colours.SetDimensions(2, 2, 2)
-    colours.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
-    volume.SetAndObserveImageData(colours)
+    colors = vtk.vtkImageData()
+    colors.SetDimensions(2, 2, 2)
+    colors.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+    volume.SetAndObserveImageData(colors)
     with pytest.raises(ValueError, match="several values"):
         geometry.volumeArray(volume)
 
@@ -71,7 +71,7 @@ def test_there_and_back(scene, add_volume, add_transform, kind, parent):
     assert geometry.voxelAt(volume, geometry.ijkToWorld(volume, (3, 5, 12.6))) is None
 
 
-def test_world_is_where_slicer_says(add_volume, add_transform):
+def test_world_coordinates_match_slicer(add_volume, add_transform):
     node = add_transform()
     volume = add_volume(numbered(), transform=node, **GEOMETRIES["oblique"])
     toParent = geometry.matrixArray(node.GetMatrixTransformToParent())
@@ -85,7 +85,7 @@ def test_world_is_where_slicer_says(add_volume, add_transform):
 
 @pytest.fixture
 def add_slice(scene):
-    """Add a slice node of 200 x 100 pixels that looks along an axis of a volume, through a point in voxels."""
+    """Add a slice node of 200 x 100 pixels, orthogonal to an axis of a volume, through a point in voxels."""
 
     def add(volume, axis, through, tilt=0.0):
         node = scene.AddNewNodeByClass("vtkMRMLSliceNode", f"slice{axis}")
@@ -115,14 +115,14 @@ def test_slice_views(add_volume, add_transform, add_slice, kind, axis):
     view = add_slice(volume, axis, (3, 5, 6))
     assert geometry.sliceAxis(view, volume) == axis
     np.testing.assert_allclose(geometry.xyToIJK(view, volume, 100, 50), (3, 5, 6), atol=1e-6)
-    # Ten pixels to the right are five millimetres along the first axis of the slice.
+    # Ten pixels to the right are five millimeters along the first axis of the slice.
     first = min(a for a in range(3) if a != axis)
     moved = geometry.xyToIJK(view, volume, 110, 50) - geometry.xyToIJK(view, volume, 100, 50)
     assert moved[first] == pytest.approx(5.0 / GEOMETRIES[kind].get("spacing", (1, 1, 1))[first])
     assert np.count_nonzero(np.abs(moved) > 1e-6) == 1
 
 
-def test_oblique_views_are_recognised(scene, add_volume, add_slice):
+def test_oblique_views_are_recognized(scene, add_volume, add_slice):
     volume = add_volume(numbered(), **GEOMETRIES["anisotropic"])
     assert geometry.sliceAxis(add_slice(volume, 2, (3, 5, 6), tilt=0.05), volume) is None
     straight = add_slice(volume, 2, (3, 5, 6))
@@ -132,7 +132,7 @@ def test_oblique_views_are_recognised(scene, add_volume, add_slice):
 
 
 def test_standard_views(scene, add_volume):
-    """Axial, sagittal and coronal on a volume as scanners make it."""
+    """Axial, sagittal and coronal views of a volume with the orientation of a typical scan."""
     volume = add_volume(numbered(), directions=np.diag([-1.0, -1.0, 1.0]))
     node = scene.AddNewNodeByClass("vtkMRMLSliceNode", "view")
     for orientation, axis in {"Axial": 2, "Sagittal": 0, "Coronal": 1}.items():
@@ -208,7 +208,7 @@ def test_a_round_outline_has_the_area():
     circle = np.stack([50 + 20 * np.cos(angles), 40 + 20 * np.sin(angles), np.ones(60)], axis=1)
     once = full(shape, geometry.filledOutline(shape, 2, circle))
     assert once.sum() == pytest.approx(np.pi * 400, rel=0.02)
-    # Whoever draws past the beginning goes around twice: no hole.
+    # A path that overlaps its start has winding number 2 there, which must not leave a hole.
     twice = full(shape, geometry.filledOutline(shape, 2, np.concatenate([circle, circle[:20]])))
     assert twice.sum() == pytest.approx(once.sum(), rel=0.02)
 

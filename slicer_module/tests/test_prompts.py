@@ -1,10 +1,10 @@
-"""Marks of prompts: where they lie, whose they are, and how they come and go."""
+"""Marks of prompts: position, segment and visibility."""
 
-from conftest import OBLIQUE, new_scene
 from NNInteractiveWSLib import geometry, prompts
 from NNInteractiveWSLib.prompts import Prompts
 import numpy as np
 import pytest
+from scenes import OBLIQUE, new_scene
 import slicer
 
 SHAPE = (20, 24, 28)
@@ -25,7 +25,7 @@ def marks(scene, volume):
 
 
 def visible(marks):
-    return [prompts.numberOf(n) for n in marks.marks() if n.GetDisplayNode().GetVisibility()]
+    return [prompts.stepOf(n) for n in marks.marks() if n.GetDisplayNode().GetVisibility()]
 
 
 def placed(marks, segment="A", count=3):
@@ -70,20 +70,20 @@ def test_a_line_lies_in_the_middle_of_its_slice(volume, marks):
 def test_marks_follow_the_volume(volume, marks, add_transform):
     node = marks.place("point", "A", True, [(3, 4, 5)])
     volume.SetAndObserveTransformNodeID(add_transform(77).GetID())
-    marks.follow()
+    marks.updateTransform()
     np.testing.assert_allclose(point(node, 0), geometry.ijkToWorld(volume, (3, 4, 5)), atol=1e-6)
 
 
-def test_polarity_is_seen_in_colour_and_shape(marks):
+def test_polarity_determines_color_and_shape(marks):
     for kind in ("point", "box", "scribble", "lasso"):
         yes, no = (marks.place(kind, "A", p, [(3, 4, 5), (5, 4, 30), (3, 4, 9)]) for p in (True, False))
-        colours = [node.GetDisplayNode().GetSelectedColor() for node in (yes, no)]
-        assert colours == [prompts.POSITIVE, prompts.NEGATIVE]
+        colors = [node.GetDisplayNode().GetSelectedColor() for node in (yes, no)]
+        assert colors == [prompts.POSITIVE, prompts.NEGATIVE]
         assert shape(yes) != shape(no)
 
 
 def shape(node):
-    """The kind of the glyphs, and how many are seen."""
+    """The glyph type, and the number of visible glyphs."""
     seen = sum(node.GetNthControlPointVisibility(n) for n in range(node.GetNumberOfControlPoints()))
     return node.GetDisplayNode().GetGlyphType() if seen else None, seen
 
@@ -109,7 +109,7 @@ def test_only_the_selected_segments_marks_are_shown(marks):
     assert visible(marks) == []
 
 
-def test_nothing_is_left_of_what_is_removed(scene, marks):
+def test_removed_marks_leave_no_nodes(scene, marks):
     before = scene.GetNumberOfNodes()
     marks.remove(marks.place("box", "A", True, [(3, 4, 5), (7, 9, 5)]))
     placed(marks)
@@ -130,19 +130,19 @@ def test_undo_and_redo(marks):
     assert visible(marks) == [0]
     marks.sync("A", 0, 2, 1)
     assert visible(marks) == [0, 1]
-    # Something new: what was undone is gone for good.
+    # A new step discards the undone steps.
     marks.append("A", 2, marks.place("point", "A", False, [(9, 9, 9)]))
     marks.sync("A", 0, 3, 0)
     assert visible(marks) == [0, 1, 2]
     np.testing.assert_allclose(point(marks.marks()[-1], 0), geometry.ijkToWorld(marks.volume, (9, 9, 9)), atol=1e-6)
-    # So it is after a step that has no mark.
+    # A step without a mark does so, too.
     marks.sync("A", 0, 1, 2)
     marks.append("A", 1)
     marks.sync("A", 0, 2, 0)
     assert visible(marks) == [0]
 
 
-def test_a_reset_hides_what_came_before(marks):
+def test_a_reset_hides_earlier_marks(marks):
     placed(marks)
     marks.sync("A", 4, 4, 0)
     assert visible(marks) == []
@@ -150,7 +150,7 @@ def test_a_reset_hides_what_came_before(marks):
     assert visible(marks) == [0, 1, 2]
 
 
-def test_prompts_on_their_way(scene, marks):
+def test_pending_prompts(scene, marks):
     node = marks.place("point", "A", True, [(1, 2, 3)])
     marks.sync("A", 0, 0, 0)
     marks.forgetAnswered()

@@ -1,184 +1,184 @@
-"""What happens in the scene while one works: selections, removals, files; and anything in any order."""
+"""Changes of the scene during a session: selections, removals and files; and random user actions."""
 
 from contextlib import contextmanager
 
-from conftest import new_scene
-from desk import SHAPE, WHOLE, blobs
+from logic_harness import SHAPE, WHOLE, blobs
 from nninteractive_ws import Box
 from nninteractive_ws.client import events
 from NNInteractiveWSLib import geometry, prompts, sceneState
 from NNInteractiveWSLib.labelmaps import SURFACE
 import numpy as np
 import pytest
+from scenes import new_scene
 import slicer
 
 # ---- the scene changes --------------------------------------------------------------------------------------------
 
 
-def test_segments_keep_their_marks_and_lose_them_with_themselves(desk):
-    first = desk.logic.segmentID
-    desk.click(20, 20, 20)
-    second = desk.logic.nextSegment()
-    assert desk.marks() == []
-    desk.click(50, 40, 30)
-    desk.click(50, 40, 33, positive=False)
-    assert [prompts.segmentOf(n) for n in desk.marks()] == [second] * 2
-    desk.logic.segmentation.GetSegmentation().GetSegment(second).SetName("renamed")
-    desk.click(50, 42, 30)
-    desk.check()
-    desk.logic.segmentation.GetSegmentation().RemoveSegment(second)
-    assert desk.logic.segmentID is None
-    assert "removed" in desk.logic.status.words
-    desk.logic.selectSegment(desk.logic.segmentation, first)
-    desk.wait()
-    assert len(desk.logic._work.prompts.marks()) == len(desk.marks()) == 1
-    assert list(desk.logic.session.core.segments) == [first]
-    desk.click(24, 20, 20)
-    desk.check()
+def test_marks_belong_to_their_segment(harness):
+    first = harness.logic.segmentID
+    harness.click(20, 20, 20)
+    second = harness.logic.nextSegment()
+    assert harness.marks() == []
+    harness.click(50, 40, 30)
+    harness.click(50, 40, 33, positive=False)
+    assert [prompts.segmentOf(n) for n in harness.marks()] == [second] * 2
+    harness.logic.segmentation.GetSegmentation().GetSegment(second).SetName("renamed")
+    harness.click(50, 42, 30)
+    harness.check()
+    harness.logic.segmentation.GetSegmentation().RemoveSegment(second)
+    assert harness.logic.segmentID is None
+    assert "removed" in harness.logic.status.message
+    harness.logic.selectSegment(harness.logic.segmentation, first)
+    harness.wait()
+    assert len(harness.logic._binding.prompts.marks()) == len(harness.marks()) == 1
+    assert list(harness.logic.session.histories) == [first]
+    harness.click(24, 20, 20)
+    harness.check()
 
 
-def test_a_hidden_segment_is_shown_with_a_prompt(desk):
-    display, first = desk.logic.segmentation.GetDisplayNode(), desk.logic.segmentID
-    desk.logic.nextSegment()
-    for name in (first, desk.logic.segmentID):
+def test_a_hidden_segment_is_shown_with_a_prompt(harness):
+    display, first = harness.logic.segmentation.GetDisplayNode(), harness.logic.segmentID
+    harness.logic.nextSegment()
+    for name in (first, harness.logic.segmentID):
         display.SetSegmentVisibility(name, False)
-    desk.click(20, 20, 20)
-    assert display.GetSegmentVisibility(desk.logic.segmentID)
+    harness.click(20, 20, 20)
+    assert display.GetSegmentVisibility(harness.logic.segmentID)
     assert not display.GetSegmentVisibility(first)
-    desk.check()
+    harness.check()
 
 
-def test_a_segment_removed_while_it_predicts(desk):
-    assert desk.logic.addPoint(desk.at(20, 20, 20))
-    desk.wait(lambda: desk.logic._conversation._requests)
-    desk.logic.segmentation.GetSegmentation().RemoveSegment(desk.logic.segmentID)
-    desk.wait()
-    desk.click(20, 20, 20)
-    desk.check()
+def test_a_segment_removed_during_a_prediction(harness):
+    assert harness.logic.addPoint(harness.at(20, 20, 20))
+    harness.wait(lambda: harness.logic._controller._requests)
+    harness.logic.segmentation.GetSegmentation().RemoveSegment(harness.logic.segmentID)
+    harness.wait()
+    harness.click(20, 20, 20)
+    harness.check()
 
 
-def test_another_volume_and_back(desk, add_volume):
-    first, segmentation, name = desk.logic.volume, desk.logic.segmentation, desk.logic.segmentID
-    desk.click(20, 20, 20)
-    shown = desk.shown()
-    assert desk.logic.addPoint(desk.at(24, 20, 20))  # and changes one's mind
+def test_another_volume_and_back(harness, add_volume):
+    first, segmentation, name = harness.logic.volume, harness.logic.segmentation, harness.logic.segmentID
+    harness.click(20, 20, 20)
+    shown = harness.shown()
+    assert harness.logic.addPoint(harness.at(24, 20, 20))  # abandoned before its answer
     other = add_volume(blobs()[::-1, :, :40].copy())
-    desk.logic.selectVolume(other)
-    desk.logic.selectSegment(None, None)
-    desk.logic.nextSegment()
-    desk.click(51, 20, 20)
-    desk.check()
-    desk.logic.selectVolume(first)
-    desk.logic.selectSegment(segmentation, name)
-    np.testing.assert_array_equal(desk.shown(), shown)
-    assert len(desk.marks()) == 1
-    desk.click(20, 24, 20)
-    desk.check()
+    harness.logic.selectVolume(other)
+    harness.logic.selectSegment(None, None)
+    harness.logic.nextSegment()
+    harness.click(51, 20, 20)
+    harness.check()
+    harness.logic.selectVolume(first)
+    harness.logic.selectSegment(segmentation, name)
+    np.testing.assert_array_equal(harness.shown(), shown)
+    assert len(harness.marks()) == 1
+    harness.click(20, 24, 20)
+    harness.check()
     for _ in range(2):
-        desk.logic.undo()
-    desk.wait()
-    assert not desk.shown().any()
+        harness.logic.undo()
+    harness.wait()
+    assert not harness.shown().any()
 
 
-def test_the_volumes_voxels_change(desk):
-    desk.click(20, 20, 20)
-    shown = desk.shown()
-    geometry.volumeArray(desk.logic.volume)[:5] = 50
-    desk.logic.volume.GetImageData().GetPointData().GetScalars().Modified()
-    desk.click(50, 40, 30)
-    desk.check()
-    assert (desk.shown() & shown).sum() > 0.5 * shown.sum()
-    assert len(desk.marks()) == 1
+def test_the_volumes_voxels_change(harness):
+    harness.click(20, 20, 20)
+    shown = harness.shown()
+    geometry.volumeArray(harness.logic.volume)[:5] = 50
+    harness.logic.volume.GetImageData().GetPointData().GetScalars().Modified()
+    harness.click(50, 40, 30)
+    harness.check()
+    assert (harness.shown() & shown).sum() > 0.5 * shown.sum()
+    assert len(harness.marks()) == 1
 
 
-def test_the_volume_is_removed(scene, desk):
-    segmentation, name = desk.logic.segmentation, desk.logic.segmentID
-    desk.click(20, 20, 20)
-    assert desk.logic.addPoint(desk.at(24, 20, 20))
-    scene.RemoveNode(desk.logic.volume)
-    assert desk.logic.volume is None
-    assert "removed" in desk.logic.status.words
+def test_the_volume_is_removed(scene, harness):
+    segmentation, name = harness.logic.segmentation, harness.logic.segmentID
+    harness.click(20, 20, 20)
+    assert harness.logic.addPoint(harness.at(24, 20, 20))
+    scene.RemoveNode(harness.logic.volume)
+    assert harness.logic.volume is None
+    assert "removed" in harness.logic.status.message
     assert segmentation.GetSegmentation().GetSegment(name) is not None
     assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode") == 0
-    desk.poll()
-    assert not desk.logic.addPoint((0, 0, 0))
+    harness.poll()
+    assert not harness.logic.addPoint((0, 0, 0))
 
 
-def test_the_scene_is_closed(scene, desk, add_volume):
-    desk.click(20, 20, 20)
-    assert desk.logic.addPoint(desk.at(24, 20, 20))
+def test_the_scene_is_closed(scene, harness, add_volume):
+    harness.click(20, 20, 20)
+    assert harness.logic.addPoint(harness.at(24, 20, 20))
     scene.Clear(False)
-    assert desk.logic.session is None
-    assert "closed" in desk.logic.status.words
-    desk.poll()
-    desk.use(add_volume(blobs()), "new")
-    desk.click(20, 20, 20)
-    desk.check()
+    assert harness.logic.session is None
+    assert "closed" in harness.logic.status.message
+    harness.poll()
+    harness.use(add_volume(blobs()), "new")
+    harness.click(20, 20, 20)
+    harness.check()
 
 
-def test_a_transform_that_is_not_linear(scene, desk):
-    """What is under way is finished as it was asked for, nothing new begins, and with the volume there too it does."""
-    desk.click(20, 20, 20)
-    shown = desk.shown()
-    assert desk.logic.addPoint(desk.at(24, 20, 20))
-    desk.wait(lambda: desk.logic._conversation._requests)
+def test_a_transform_that_is_not_linear(scene, harness):
+    """Running prompts finish, and new ones are rejected until the volume is under the same transform."""
+    harness.click(20, 20, 20)
+    shown = harness.shown()
+    assert harness.logic.addPoint(harness.at(24, 20, 20))
+    harness.wait(lambda: harness.logic._controller._requests)
     spline = scene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
     spline.SetAndObserveTransformToParent(slicer.vtkOrientedBSplineTransform())
-    desk.logic.segmentation.SetAndObserveTransformNodeID(spline.GetID())
-    desk.wait()
-    assert (desk.shown() ^ shown).any()
-    assert not desk.logic.addPoint(desk.at(20, 24, 20))
-    assert "not linear" in desk.logic.status.words
-    desk.logic.volume.SetAndObserveTransformNodeID(spline.GetID())
-    desk.click(20, 24, 20)
-    desk.check()
+    harness.logic.segmentation.SetAndObserveTransformNodeID(spline.GetID())
+    harness.wait()
+    assert (harness.shown() ^ shown).any()
+    assert not harness.logic.addPoint(harness.at(20, 24, 20))
+    assert "not linear" in harness.logic.status.message
+    harness.logic.volume.SetAndObserveTransformNodeID(spline.GetID())
+    harness.click(20, 24, 20)
+    harness.check()
 
 
-def test_frames_of_a_sequence(desk, add_volume):
-    """Browsing a sequence puts another image into the same volume; to and fro without a prompt loses nothing."""
-    desk.click(20, 20, 20)
-    first, other = desk.logic.volume.GetImageData(), add_volume(blobs()[::-1].copy()).GetImageData()
+def test_frames_of_a_sequence(harness, add_volume):
+    """Browsing a sequence replaces the image of a volume. Back and forth without a prompt loses nothing."""
+    harness.click(20, 20, 20)
+    first, other = harness.logic.volume.GetImageData(), add_volume(blobs()[::-1].copy()).GetImageData()
     for image in (other, first):
-        desk.logic.volume.SetAndObserveImageData(image)
-        desk.poll()
-    desk.click(24, 20, 20)
-    assert len(desk.logic.session.core.segments[desk.logic.segmentID].steps) == len(desk.marks()) == 2
-    desk.logic.volume.SetAndObserveImageData(other)
-    desk.click(51, 20, 20)
-    assert any("The volume has changed" in words for words in desk.said)
-    assert len(desk.marks()) == 1
-    desk.check()
+        harness.logic.volume.SetAndObserveImageData(image)
+        harness.poll()
+    harness.click(24, 20, 20)
+    assert len(harness.logic.session.histories[harness.logic.segmentID].steps) == len(harness.marks()) == 2
+    harness.logic.volume.SetAndObserveImageData(other)
+    harness.click(51, 20, 20)
+    assert any("The volume has changed" in message for message in harness.messages)
+    assert len(harness.marks()) == 1
+    harness.check()
 
 
-def test_a_colour_image_is_refused(desk):
+def test_a_color_image_is_rejected(harness):
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(4, 4, 4)
     image.AllocateScalars(3, 3)
-    desk.logic.volume.SetAndObserveImageData(image)
-    assert not desk.logic.addPoint(desk.at(1, 1, 1))
-    assert "several values" in desk.logic.status.words
+    harness.logic.volume.SetAndObserveImageData(image)
+    assert not harness.logic.addPoint(harness.at(1, 1, 1))
+    assert "several values" in harness.logic.status.message
 
 
-def test_a_constant_image_is_refused(sit, add_volume):
-    desk = sit()
-    desk.use(add_volume(np.zeros(SHAPE, np.int16)), "A")
-    assert desk.logic.addPoint(desk.at(20, 20, 20))
-    desk.wait()
-    assert desk.logic.status.state == "error"
-    assert desk.marks() == []
+def test_a_constant_image_is_rejected(make_harness, add_volume):
+    harness = make_harness()
+    harness.use(add_volume(np.zeros(SHAPE, np.int16)), "A")
+    assert harness.logic.addPoint(harness.at(20, 20, 20))
+    harness.wait()
+    assert harness.logic.status.state == "error"
+    assert harness.marks() == []
 
 
-def test_surfaces_wait_until_it_is_quiet(desk):
-    desk.click(20, 20, 20)
-    segmentation = desk.logic.segmentation.GetSegmentation()
+def test_surfaces_are_updated_when_idle(harness):
+    harness.click(20, 20, 20)
+    segmentation = harness.logic.segmentation.GetSegmentation()
     segmentation.CreateRepresentation(SURFACE)
-    surface = segmentation.GetSegment(desk.logic.segmentID).GetRepresentation(SURFACE)
-    desk.click(24, 20, 20)
-    assert segmentation.GetSegment(desk.logic.segmentID).GetRepresentation(SURFACE) is surface
-    desk.wait(lambda: segmentation.GetSegment(desk.logic.segmentID).GetRepresentation(SURFACE) is not surface)
+    surface = segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE)
+    harness.click(24, 20, 20)
+    assert segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE) is surface
+    harness.wait(lambda: segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE) is not surface)
 
 
-# ---- saved, and taken up ------------------------------------------------------------------------------------------
+# ---- saving and loading -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -189,27 +189,27 @@ def loaded(path):
     scene.Clear(True)
 
 
-def test_a_saved_scene_goes_on(scene, desk, sit, tmp_path):
-    """As if one had never left: marks, undo, and what was taken from others."""
-    other = desk.logic.segmentation.GetSegmentation().AddEmptySegment("")
+def test_a_saved_scene_resumes(scene, harness, make_harness, tmp_path):
+    """After loading, marks, undo and voxels taken from other segments are restored."""
+    other = harness.logic.segmentation.GetSegmentation().AddEmptySegment("")
     theirs = np.zeros(SHAPE, bool)
     theirs[14:27, 12:28, 12:28] = True
-    desk.maps.add(other, WHOLE, theirs)
-    name = desk.logic.segmentID
-    desk.click(20, 20, 20)
-    one = desk.shown()
-    desk.click(24, 20, 20)
-    desk.click(20, 26, 20)
-    desk.logic.undo()
-    desk.wait()
-    two = desk.shown()
-    desk.logic.storeState()
+    harness.maps.add(other, WHOLE, theirs)
+    name = harness.logic.segmentID
+    harness.click(20, 20, 20)
+    one = harness.shown()
+    harness.click(24, 20, 20)
+    harness.click(20, 26, 20)
+    harness.logic.undo()
+    harness.wait()
+    two = harness.shown()
+    harness.logic.storeState()
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
-    desk.logic.redo()
-    desk.wait()
-    three = desk.shown()
+    harness.logic.redo()
+    harness.wait()
+    three = harness.shown()
     with loaded(tmp_path / "saved.mrb") as again:
-        late = sit(at=again)
+        late = make_harness(at=again)
         volume, segmentation = (again.GetFirstNodeByClass(f"vtkMRML{n}Node") for n in ("ScalarVolume", "Segmentation"))
         late.logic.selectVolume(volume)
         late.logic.selectSegment(segmentation, name)
@@ -228,57 +228,57 @@ def test_a_saved_scene_goes_on(scene, desk, sit, tmp_path):
         late.logic.close()
 
 
-def test_the_journal_is_stored_by_itself(scene, desk):
-    desk.click(20, 20, 20)
-    logic = desk.logic
-    desk.wait(lambda: sceneState.find(scene, logic.segmentation, logic.volume) is not None)
-    journal, _books = sceneState.load(scene, logic.segmentation, logic.volume, SHAPE)
-    np.testing.assert_array_equal(journal.masks[logic.segmentID], desk.shown())
+def test_the_journal_is_stored_by_itself(scene, harness):
+    harness.click(20, 20, 20)
+    logic = harness.logic
+    harness.wait(lambda: sceneState.find(scene, logic.segmentation, logic.volume) is not None)
+    journal, _ledgers = sceneState.load(scene, logic.segmentation, logic.volume, SHAPE)
+    np.testing.assert_array_equal(journal.masks[logic.segmentID], harness.shown())
 
 
-def test_a_journal_of_another_image_or_a_damaged_one(scene, desk, sit):
+def test_a_journal_of_another_image_or_a_damaged_one(scene, harness, make_harness):
     for damage in ("image", "text"):
-        desk.click(20, 20, 20)
-        volume, segmentation, name = desk.logic.volume, desk.logic.segmentation, desk.logic.segmentID
-        desk.logic.close()
-        shown = desk.shown()
+        harness.click(20, 20, 20)
+        volume, segmentation, name = harness.logic.volume, harness.logic.segmentation, harness.logic.segmentID
+        harness.logic.close()
+        shown = harness.shown()
         if damage == "image":
             geometry.volumeArray(volume)[0, 0, 0] += 1
         else:
             sceneState.find(scene, segmentation, volume).SetText('{"journal": "bm8="}')
-        desk = sit()
-        desk.logic.selectVolume(volume)
-        desk.logic.selectSegment(segmentation, name)
-        desk.click(24, 20, 20)
-        desk.check()
-        assert (desk.shown() & shown).sum() > 0.5 * shown.sum()
-        assert len(desk.marks()) == 1
+        harness = make_harness()
+        harness.logic.selectVolume(volume)
+        harness.logic.selectSegment(segmentation, name)
+        harness.click(24, 20, 20)
+        harness.check()
+        assert (harness.shown() & shown).sum() > 0.5 * shown.sum()
+        assert len(harness.marks()) == 1
 
 
-def caught_in_a_preview(desk):
-    """Click until a preview is seen whose answer is not there yet; how many steps were done before."""
+def caught_in_a_preview(harness):
+    """Click until a preview arrives before its answer. Return the number of completed steps."""
     for n in range(20):
-        done = len(desk.logic.session.core.segments[desk.logic.segmentID].steps)
-        assert desk.logic.addPoint(desk.at(14 + n % 12, 20 + n % 5, 20))
-        while desk.logic.busy:
-            previews = [e for e in desk.logic.poll(0) if isinstance(e, events.MaskDelta) and not e.final]
-            if previews and desk.logic.busy:
+        done = len(harness.logic.session.histories[harness.logic.segmentID].steps)
+        assert harness.logic.addPoint(harness.at(14 + n % 12, 20 + n % 5, 20))
+        while harness.logic.busy:
+            previews = [e for e in harness.logic.poll(0) if isinstance(e, events.MaskDelta) and not e.final]
+            if previews and harness.logic.busy:
                 return done
     raise AssertionError("no preview was seen before its answer")
 
 
-def test_a_scene_saved_while_it_predicts(scene, desk, sit, tmp_path):
-    """What was done is there; what was not done leaves nothing behind."""
-    name = desk.logic.segmentID
-    desk.click(20, 20, 20)
-    done = caught_in_a_preview(desk)
-    opacity = desk.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
+def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path):
+    """Completed steps are restored, and the pending prompt leaves no trace."""
+    name = harness.logic.segmentID
+    harness.click(20, 20, 20)
+    done = caught_in_a_preview(harness)
+    opacity = harness.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
     assert opacity(name) < 1
-    desk.logic.storeState()
+    harness.logic.storeState()
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
-    desk.wait()
+    harness.wait()
     with loaded(tmp_path / "saved.mrb") as again:
-        late = sit(at=again)
+        late = make_harness(at=again)
         volume, segmentation = (again.GetFirstNodeByClass(f"vtkMRML{n}Node") for n in ("ScalarVolume", "Segmentation"))
         late.logic.selectVolume(volume)
         late.logic.selectSegment(segmentation, name)
@@ -291,48 +291,48 @@ def test_a_scene_saved_while_it_predicts(scene, desk, sit, tmp_path):
         late.logic.close()
 
 
-# ---- anything, in any order ----------------------------------------------------------------------------------------
+# ---- random actions ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_a_user_does(scene, sit, add_volume, seed):
-    """The client's masks stay the server's; the scene shows them but for what other segments took."""
+def test_random_user_actions(scene, make_harness, add_volume, seed):
+    """Client and server keep equal masks, and the scene shows them except for voxels that other segments took."""
     rng = np.random.default_rng(seed)
-    desk = sit()
-    desk.use(add_volume(blobs()), "A", "B", "C")
-    names = list(desk.logic.segmentation.GetSegmentation().GetSegmentIDs())
+    harness = make_harness()
+    harness.use(add_volume(blobs()), "A", "B", "C")
+    names = list(harness.logic.segmentation.GetSegmentation().GetSegmentIDs())
     for _ in range(40):
-        desk.logic.selectSegment(desk.logic.segmentation, str(rng.choice(names)))
+        harness.logic.selectSegment(harness.logic.segmentation, str(rng.choice(names)))
         act = rng.choice(["point", "point", "point", "undo", "redo", "reset", "paint", "cancel", "wait"])
         if act == "point":
-            assert desk.logic.addPoint(desk.at(*rng.integers(14, 27, 3)), bool(rng.random() < 0.7))
+            assert harness.logic.addPoint(harness.at(*rng.integers(14, 27, 3)), bool(rng.random() < 0.7))
         elif act == "paint":
             low = rng.integers(10, 40, 3)
             box = Box.from_pairs([(int(n), int(n) + 4) for n in low])
-            change = desk.maps.add if rng.random() < 0.5 else desk.maps.erase
-            change(desk.logic.segmentID, box, np.ones(box.shape, bool))
+            change = harness.maps.add if rng.random() < 0.5 else harness.maps.erase
+            change(harness.logic.segmentID, box, np.ones(box.shape, bool))
         elif act == "wait":
-            desk.wait()
+            harness.wait()
         else:
-            getattr(desk.logic, act)()
-        desk.poll()
-    desk.wait()
+            getattr(harness.logic, act)()
+        harness.poll()
+    harness.wait()
     for name in names:
-        desk.logic.selectSegment(desk.logic.segmentation, name)
-        desk.click(20, 20, 20)  # so that what was painted is with the server too
-    owners = sum(desk.shown(name).astype(int) for name in names)
-    books = desk.logic._work.segments
+        harness.logic.selectSegment(harness.logic.segmentation, name)
+        harness.click(20, 20, 20)  # sends the manual edits to the server
+    owners = sum(harness.shown(name).astype(int) for name in names)
+    segments = harness.logic._binding.segments
     for name in names:
-        core = desk.logic.session.core
-        core._ask_for_snapshot(core.segments[name])
-        before = desk.mask(name).copy()
-        desk.wait(lambda name=name: name not in desk.logic.session.core._stale)
-        np.testing.assert_array_equal(desk.mask(name), before)
-        np.testing.assert_array_equal(books.mask(name, WHOLE), before)
-        assert not (desk.shown(name) & ~before & ~painted_since(desk, name)).any()
+        core = harness.logic.session._core
+        core._request_snapshot(core.segments[name])
+        before = harness.mask(name).copy()
+        harness.wait(lambda name=name: name not in harness.logic.session._core._stale)
+        np.testing.assert_array_equal(harness.mask(name), before)
+        np.testing.assert_array_equal(segments.mask(name, WHOLE), before)
+        assert not (harness.shown(name) & ~before & ~painted_since(harness, name)).any()
         assert (owners[before] > 0).all() or not before.any()
 
 
-def painted_since(desk, name):
-    change = desk.logic._work.segments.changedByHand(name)
+def painted_since(harness, name):
+    change = harness.logic._binding.segments.findEdits(name)
     return np.zeros(SHAPE, bool) if change is None else change.read(WHOLE)

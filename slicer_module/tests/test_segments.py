@@ -1,6 +1,6 @@
-"""The session's masks in the scene's segments, beside other segments, and changes made by hand.
+"""The session's masks in the scene's segments, together with other segments and manual edits.
 
-What the Segment Editor would do is asked of the Segment Editor's own logic, on a second copy of the segmentation.
+The Segment Editor's own logic, applied to a second copy of the segmentation, is the reference.
 """
 
 from base64 import b64encode
@@ -8,14 +8,14 @@ import itertools
 import tracemalloc
 import zlib
 
-from conftest import OBLIQUE
 from nninteractive_ws import Box
 from NNInteractiveWSLib import geometry
 from NNInteractiveWSLib.labelmaps import BINARY, SURFACE, Labelmaps
 from NNInteractiveWSLib.segments import LOCKED_TAG, Segments
-from NNInteractiveWSLib.sparse import SparseMask
+from NNInteractiveWSLib.sparseMask import SparseMask
 import numpy as np
 import pytest
+from scenes import OBLIQUE
 import slicer
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -25,9 +25,9 @@ Editor = slicer.vtkMRMLSegmentEditorNode
 Node = slicer.vtkMRMLSegmentationNode
 
 
-def ball(centre, radius):
+def ball(center, radius):
     grid = np.indices(SHAPE)
-    return sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2
+    return sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) < radius**2
 
 
 def block(*pairs):
@@ -42,7 +42,7 @@ S = block((6, 15), (5, 14), (8, 22))
 
 @pytest.fixture
 def add_segmentation(scene, add_volume):
-    """Add a segmentation of a volume with the segments A, B, C that share a labelmap, and S, which is empty."""
+    """Add a segmentation with the segments A, B and C, which share a labelmap, and an empty segment S."""
 
     def add(volume=None, transform=None, **how):
         if volume is None:
@@ -87,7 +87,7 @@ def assert_same(found, expected):
 
 
 def whole(segments, name, mask, **how):
-    """Show a whole mask, as if it had changed anywhere."""
+    """Apply a whole mask."""
     return segments.apply(name, WHOLE, mask, **how)
 
 
@@ -108,7 +108,7 @@ def test_erasing_leaves_the_others(maps):
 
 
 def test_erasing_around_others_leaves_them(maps):
-    """The others' voxels lie in the box of what is erased, and are not erased."""
+    """Other segments keep their voxels in the box of the erased ones."""
     mask = block((0, 1), (0, 1), (0, 1)) | (B & block((12, 13), (0, 24), (0, 28)))
     maps.erase("B", WHOLE, mask)
     assert_same(everything(maps), {"A": A, "B": B & ~mask, "C": C, "S": A & False})
@@ -124,11 +124,11 @@ def test_adding_over_others_makes_a_layer(maps):
 
 
 def test_voxels_lie_where_the_volume_has_them(add_segmentation, add_transform):
-    """Slicer's own function finds the voxel in the world where this module wrote it."""
+    """Slicer finds a voxel at the world coordinates at which this module wrote it."""
     maps = add_segmentation(spacing=(0.5, 2, 3), directions=OBLIQUE, origin=(5, 6, 7), transform=add_transform())
     maps.add("S", WHOLE, block((15, 16), (3, 4), (24, 25)))
-    centre = maps.node.GetSegmentCenterRAS("S")
-    np.testing.assert_allclose(centre, geometry.ijkToWorld(maps.volume, (15, 3, 24)), atol=1e-6)
+    center = maps.node.GetSegmentCenterRAS("S")
+    np.testing.assert_allclose(center, geometry.ijkToWorld(maps.volume, (15, 3, 24)), atol=1e-6)
 
 
 def test_under_different_transforms(scene, add_segmentation, add_transform, add_volume):
@@ -136,7 +136,7 @@ def test_under_different_transforms(scene, add_segmentation, add_transform, add_
     maps = add_segmentation(volume)
     assert_same(everything(maps), {"A": A, "B": B, "C": C, "S": A & False})
     np.testing.assert_allclose(maps.node.GetSegmentCenterRAS("C"), geometry.ijkToWorld(volume, (2, 5, 11)), atol=1e-6)
-    # Put elsewhere afterwards, it is read where it lies in the volume then.
+    # After another transform, it is read at its new position in the volume.
     maps.node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     assert not np.array_equal(shown(maps, "A"), A)
 
@@ -156,14 +156,14 @@ def test_a_segmentation_of_surfaces(scene, add_segmentation):
     made.segmentation.SetSourceRepresentationName(SURFACE)
     made.segmentation.RemoveRepresentation(BINARY)
     again = Labelmaps(made.node, made.volume)
-    assert made.segmentation.GetSourceRepresentationName() == SURFACE, "looking changes nothing"
+    assert made.segmentation.GetSourceRepresentationName() == SURFACE, "reading converted the segmentation"
     assert not shown(again, "A").any()
     again.prepare()
     found = shown(again, "A")
     assert np.count_nonzero(found ^ A) < 0.1 * A.sum()
 
 
-def test_surfaces_are_made_again_when_asked(maps):
+def test_surfaces_are_updated_on_request(maps):
     maps.segmentation.CreateRepresentation(SURFACE)
     segment = maps.segmentation.GetSegment("A")
     points = {name: maps.segmentation.GetSegment(name).GetRepresentation(SURFACE).GetNumberOfPoints() for name in "AB"}
@@ -177,7 +177,7 @@ def test_surfaces_are_made_again_when_asked(maps):
     assert segment.GetRepresentation(SURFACE) is None
 
 
-def test_the_version_tells_of_changes(maps):
+def test_the_version_changes_with_the_voxels(maps):
     before = maps.version("A")
     assert maps.version("A") == before
     labelmap = maps.segmentation.GetSegment("A").GetRepresentation(BINARY)
@@ -186,7 +186,7 @@ def test_the_version_tells_of_changes(maps):
     assert maps.version("A") != before
 
 
-# ---- as the Segment Editor does -----------------------------------------------------------------------------------
+# ---- the Segment Editor as reference ------------------------------------------------------------------------------
 
 
 class TheEditor:
@@ -256,10 +256,10 @@ def test_locked_segments_keep_their_voxels(maps, editor):
     assert_same(everything(maps), {"A": A, "B": B, "C": C, "S": S & False})
 
 
-# ---- what comes back ----------------------------------------------------------------------------------------------
+# ---- voxels taken from other segments -----------------------------------------------------------------------------
 
 
-def test_what_was_taken_comes_back(maps):
+def test_taken_voxels_are_returned(maps):
     segments = Segments(maps)
     assert sorted(whole(segments, "S", S)) == ["A", "B", "S"]
     assert_same(everything(maps), {"A": A & ~S, "B": B & ~S, "C": C, "S": S})
@@ -270,7 +270,7 @@ def test_what_was_taken_comes_back(maps):
     assert_same(everything(maps), {"A": A, "B": B, "C": C, "S": S & False})
 
 
-def test_small_boxes_do_the_same(maps):
+def test_small_boxes_give_the_same_result(maps):
     segments = Segments(maps)
     for mask in (S, S & ~A, S | B, S & False):
         for i, k in itertools.product(range(0, 20, 5), range(0, 28, 14)):
@@ -281,7 +281,7 @@ def test_small_boxes_do_the_same(maps):
 
 
 def test_two_segments_of_the_session(maps):
-    """Each keeps the mask that the session has, whoever shows the voxels, in whatever order they are given up."""
+    """Each segment keeps the session's mask, regardless of overlaps and of the order of removals."""
     segments = Segments(maps)
     maps.segmentation.AddEmptySegment("T", "T")
     t = block((8, 18), (8, 20), (10, 24))
@@ -301,7 +301,7 @@ def test_two_segments_of_the_session(maps):
         assert_same(everything(maps), {"A": A, "B": B, "C": C, "S": S & False, "T": t & False})
 
 
-def test_masking_withholds_and_the_session_is_not_disturbed(maps, editor):
+def test_masking_does_not_change_the_session(maps, editor):
     editor.SetSourceVolumeIntensityMask(True)
     editor.SetSourceVolumeIntensityMaskRange(0, 49)
     allowed = geometry.volumeArray(maps.volume) <= 49
@@ -309,8 +309,8 @@ def test_masking_withholds_and_the_session_is_not_disturbed(maps, editor):
     whole(segments, "S", S)
     np.testing.assert_array_equal(shown(maps, "S"), S & allowed)
     np.testing.assert_array_equal(segments.mask("S", WHOLE), S)
-    assert segments.changedByHand("S") is None
-    # What the session did not change stays withheld, also when the setting has changed.
+    assert segments.findEdits("S") is None
+    # Voxels that the session did not change keep their mismatch after a change of the setting.
     editor.SetSourceVolumeIntensityMask(False)
     whole(segments, "S", S | B)
     np.testing.assert_array_equal(shown(maps, "S"), (S & allowed) | (B & ~S))
@@ -327,7 +327,7 @@ def test_undo_is_not_stopped_by_masking(maps, editor):
     assert_same(everything(maps), {"A": A, "B": B, "C": C, "S": S & False})
 
 
-def test_a_segment_that_is_gone_gets_nothing_back(maps):
+def test_a_removed_segment_gets_nothing_back(maps):
     segments = Segments(maps)
     whole(segments, "S", S)
     maps.segmentation.RemoveSegment("A")
@@ -335,92 +335,92 @@ def test_a_segment_that_is_gone_gets_nothing_back(maps):
     assert_same(everything(maps), {"B": B, "C": C, "S": S & False})
 
 
-# ---- changes by hand ----------------------------------------------------------------------------------------------
+# ---- manual edits -------------------------------------------------------------------------------------------------
 
 
-def test_what_was_there_before_is_a_change_by_hand(maps):
+def test_existing_voxels_are_an_edit(maps):
     segments = Segments(maps)
-    change = segments.changedByHand("A")
+    change = segments.findEdits("A")
     np.testing.assert_array_equal(change.read(WHOLE), A)
-    segments.acceptByHand("A", change)
-    assert segments.changedByHand("A") is None
+    segments.acceptEdits("A", change)
+    assert segments.findEdits("A") is None
     np.testing.assert_array_equal(segments.mask("A", WHOLE), A)
 
 
-def test_what_a_hand_changes_is_found_and_nothing_else(maps):
+def test_only_manual_edits_are_found(maps):
     segments = Segments(maps)
-    assert segments.changedByHand("S") is None
+    assert segments.findEdits("S") is None
     whole(segments, "S", S)
-    assert segments.changedByHand("S") is None
+    assert segments.findEdits("S") is None
     painted = block((0, 2), (0, 3), (25, 28))
     maps.add("S", WHOLE, painted)
     maps.erase("S", WHOLE, A)
-    # A preview comes before anybody looks: it leaves the hand's work alone.
+    # A preview before the scan does not overwrite the edits.
     more = S | block((15, 17), (5, 14), (8, 22))
     whole(segments, "S", more)
     np.testing.assert_array_equal(shown(maps, "S"), (more | painted) & ~(A & S))
-    change = segments.changedByHand("S")
+    change = segments.findEdits("S")
     found = change.read(WHOLE)
     np.testing.assert_array_equal(found, painted | (A & S))
-    segments.acceptByHand("S", change)
-    assert segments.changedByHand("S") is None
+    segments.acceptEdits("S", change)
+    assert segments.findEdits("S") is None
     np.testing.assert_array_equal(segments.mask("S", WHOLE), shown(maps, "S"))
-    # Voxels that a hand took from S are the hand's business: A gets back what S gives up now, and no more.
+    # Only voxels that S loses now return to A, and not those that the edit removed from S.
     whole(segments, "S", S & False)
     np.testing.assert_array_equal(shown(maps, "A"), A & ~S)
 
 
-def test_own_writes_are_not_looked_for(maps, monkeypatch):
-    """Neither in the segment nor in those that share its labelmap is anything read again."""
+def test_own_writes_are_not_scanned(maps, monkeypatch):
+    """Neither the segment nor those that share its labelmap are read again."""
     segments = Segments(maps)
     for name in "ABS":
-        if (change := segments.changedByHand(name)) is not None:
-            segments.acceptByHand(name, change)
+        if (change := segments.findEdits(name)) is not None:
+            segments.acceptEdits(name, change)
     whole(segments, "S", S)
     whole(segments, "S", S & ~B)
     monkeypatch.setattr(maps, "read", None)
-    assert [segments.changedByHand(name) for name in "ABS"] == [None] * 3
+    assert [segments.findEdits(name) for name in "ABS"] == [None] * 3
 
 
-def test_hand_painted_voxels_come_back_to_whom_they_were_taken_from(maps):
+def test_painted_voxels_return_to_their_segment(maps):
     segments = Segments(maps)
-    segments.changedByHand("A")  # not accepted: the session does not know of it
+    segments.findEdits("A")  # not accepted: the session does not know of it
     segments.forget("A")
     whole(segments, "A", block((0, 2), (0, 2), (0, 2)))
     maps.add("A", WHOLE, B)
     whole(segments, "S", S)
     whole(segments, "S", S & False)
     np.testing.assert_array_equal(shown(maps, "A"), A | B | block((0, 2), (0, 2), (0, 2)))
-    found = segments.changedByHand("A").read(WHOLE)
+    found = segments.findEdits("A").read(WHOLE)
     np.testing.assert_array_equal(found, A | B)
 
 
-def test_hand_painted_voxels_are_found_also_after_they_were_gone_for_a_while(maps):
+def test_painted_voxels_are_found_after_they_were_overwritten(maps):
     segments = Segments(maps)
-    segments.acceptByHand("A", segments.changedByHand("A"))
-    maps.add("A", WHOLE, B)  # painted by hand
+    segments.acceptEdits("A", segments.findEdits("A"))
+    maps.add("A", WHOLE, B)  # a manual edit
     whole(segments, "S", S)
-    assert not (segments.changedByHand("A").read(WHOLE) & S).any(), "S has them now"
+    assert not (segments.findEdits("A").read(WHOLE) & S).any(), "the voxels belong to S now"
     maps.erase("A", WHOLE, B)
-    assert segments.changedByHand("A") is None
+    assert segments.findEdits("A") is None
     whole(segments, "S", S & False)
-    np.testing.assert_array_equal(segments.changedByHand("A").read(WHOLE), B & S)
+    np.testing.assert_array_equal(segments.findEdits("A").read(WHOLE), B & S)
 
 
-def test_beginning_with_a_mask_that_is_there(maps):
+def test_starting_from_a_mask_in_the_scene(maps):
     segments = Segments(maps)
-    assert segments.lookForHandEdits("A"), "before there is a session, all of it is a change"
+    assert segments.scanForEdits("A"), "the scan is incomplete"
     segments.expect("A", A, WHOLE)
-    assert segments.changedByHand("A") is None
+    assert segments.findEdits("A") is None
     segments.expect("A", A & ~S, WHOLE)
-    np.testing.assert_array_equal(segments.changedByHand("A").read(WHOLE), A & S)
+    np.testing.assert_array_equal(segments.findEdits("A").read(WHOLE), A & S)
 
 
 # ---- sparse masks -------------------------------------------------------------------------------------------------
 
 
 def test_sparse_masks_are_masks():
-    shape = (70, 130, 66)  # of several bricks
+    shape = (70, 130, 66)  # several bricks
     rng, whole = np.random.default_rng(3), Box.whole(shape)
     sparse, dense = SparseMask(), np.zeros(shape, bool)
     for _ in range(60):

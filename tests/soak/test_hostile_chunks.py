@@ -1,11 +1,11 @@
-"""A million mutated blosc2 chunks: each unpacks to the right size or is refused, and no program is run."""
+"""A million corrupted blosc2 chunks: each unpacks to the right size or is refused, and starts no program."""
 
 import itertools
 from pathlib import Path
 import random
 import sys
 
-from hostile_chunks import (
+from helpers.hostile_chunks import (
     CHUNK_CODECS,
     CHUNK_CONTENTS,
     CHUNK_DTYPE,
@@ -15,14 +15,14 @@ from hostile_chunks import (
     packed_chunk,
     set_trap,
 )
+from helpers.soak import MINUTES
 import pytest
-from test_soak import MINUTES
 
 CHUNKS = 1_000_000 if MINUTES else 2_000
 #: Audit events of Python when a process is started. The trap notices processes that a library starts itself.
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_a_million_mutated_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

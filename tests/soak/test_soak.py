@@ -1,7 +1,7 @@
-"""Long runs. By themselves some seconds; as many minutes as NNINTERACTIVE_WS_SOAK_MINUTES says.
+"""Long runs: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run them with ``--slow``.
 
-Clients come and go in every way there is, and leave nothing behind: no memory, no thread, no socket. Then the tests
-beside this folder with seeds and inputs that they do not have the time for.
+Clients connect and leave in every possible way, and nothing of them remains: no memory, no thread, no socket. Then
+the fault and fuzz tests of tests/end_to_end run with more seeds and inputs.
 """
 
 import asyncio
@@ -14,33 +14,33 @@ import random
 import statistics
 import time
 
-from chain_helpers import health, wait_until
-from engine_helpers import bar_in_a_box
-from faults import Fault, FaultProxy, fault_proxy
-from fuzz_inputs import inputs
-from neighbor import undisturbed
+from helpers.end_to_end import health, wait_until
+from helpers.engine import bar_in_a_box
+from helpers.fast_server import QuickServer, count_descriptors, count_threads, quick_server, resident_bytes
+from helpers.fault_proxy import Fault, FaultProxy, fault_proxy
+from helpers.fault_script import SHAPE, blocking, cancel_through, concurrent, disturb, make_script, polled
+from helpers.fault_script import undisturbed as expect
+from helpers.fuzz_inputs import inputs
+from helpers.fuzzer import feed
+from helpers.neighbor import undisturbed
+from helpers.soak import MINUTES
 import numpy as np
 import pytest
-from quick_server import QuickServer, count_descriptors, count_threads, quick_server, resident_bytes
-from test_faults import SHAPE, blocking, cancel_through, concurrent, disturb, make_script, polled
-from test_faults import undisturbed as expect
-from test_fuzz import feed
 
 import nninteractive_ws as nni
 
-MINUTES = float(os.environ.get("NNINTERACTIVE_WS_SOAK_MINUTES", "0"))
 #: Of each of the three tests.
 SECONDS = 20 * MINUTES if MINUTES else 6
 #: Long enough for a server to have seen every kind of client several times.
 WARM_UP_S = min(120, SECONDS / 3)
-#: Memory that has been given back stays with the process in part, more or less of it: so the middle of several looks,
-#: as many before as after.
-MAY_GROW, LOOKS = 1.05, 8 if MINUTES else 1
+#: A process keeps a varying part of the memory that it frees. So medians of several measurements are compared, as many
+#: before as after.
+MAY_GROW, MEASUREMENTS = 1.05, 8 if MINUTES else 1
 #: Of asyncio's own pool, in each process: they come when needed, and stay.
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 INPUTS = 50_000 if MINUTES else 100
 
-pytestmark = [pytest.mark.timeout(60 * MINUTES + 120), pytest.mark.usefixtures("back_at_once")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 * MINUTES + 120), pytest.mark.usefixtures("back_at_once")]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def leave_without_a_word(proxy: FaultProxy, rng: random.Random, way: str) -> Non
 
 
 @dataclass(frozen=True)
-class Look:
+class ProcessUsage:
     """What a process has once all sessions have ended."""
 
     threads: int
@@ -114,32 +114,32 @@ class Look:
     mebibytes: float
 
     @classmethod
-    def at(cls, pid: int) -> "Look":
+    def at(cls, pid: int) -> "ProcessUsage":
         return cls(count_threads(pid), count_descriptors(pid), resident_bytes(pid) / 2**20)
 
 
-def middle(looks: Sequence[Look]) -> float:
-    return statistics.median(look.mebibytes for look in looks)
+def median_memory(usage: Sequence[ProcessUsage]) -> float:
+    return statistics.median(u.mebibytes for u in usage)
 
 
 def test_clients_come_and_go(quick: QuickServer) -> None:
     rng, ways = random.Random(0), Counter[str]()
     pids = {"gateway": quick.pid, "worker": quick.worker}
-    looks: dict[str, list[Look]] = {name: [] for name in pids}
+    usage: dict[str, list[ProcessUsage]] = {name: [] for name in pids}
     with fault_proxy(quick.address) as proxy:
-        for n in range(2 * LOOKS):
-            until = time.monotonic() + (WARM_UP_S if n == 0 else (SECONDS - WARM_UP_S) / (2 * LOOKS - 1))
+        for n in range(2 * MEASUREMENTS):
+            until = time.monotonic() + (WARM_UP_S if n == 0 else (SECONDS - WARM_UP_S) / (2 * MEASUREMENTS - 1))
             while time.monotonic() < until:
                 ways[come_and_go(quick.address, proxy, rng)] += 1
             wait_until(lambda: health(quick.address)["sessions"] == 0, timeout=30)
             for name, pid in pids.items():
-                looks[name].append(Look.at(pid))
+                usage[name].append(ProcessUsage.at(pid))
     print(dict(ways))
     assert quick.worker == pids["worker"]
     assert "Traceback" not in quick.log.read_text(), quick.log.read_text()[-5000:]
-    for name, found in looks.items():
+    for name, found in usage.items():
         first, last = found[0], found[-1]
-        before, after = middle(found[:LOOKS]), middle(found[LOOKS:])
+        before, after = median_memory(found[:MEASUREMENTS]), median_memory(found[MEASUREMENTS:])
         print(f"{name}: {first}, in the end {last}; {before:.0f} MiB and then {after:.0f}")
         assert last.descriptors <= first.descriptors + 2, name
         assert last.threads <= first.threads + POOL_THREADS, name

@@ -1,4 +1,4 @@
-"""Memory over a long time: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes.
+"""Memory over a long time: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run it with ``--slow``.
 
 Four clients stay connected and do all that users do. When the memory of the gateway and the worker is measured, their
 sessions are full of histories, but no fuller than at the measurements before.
@@ -6,18 +6,17 @@ sessions are full of histories, but no fuller than at the measurements before.
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-import os
 import random
 import statistics
 import time
 
-from chain_helpers import ball
-from driver_helpers import Polled
-from engine_helpers import bar_in_a_box
+from helpers.drivers import Polled
+from helpers.engine import bar_in_a_box
+from helpers.fast_server import quick_server, resident_bytes
+from helpers.shapes import ball
+from helpers.soak import MINUTES
 import pytest
-from quick_server import quick_server, resident_bytes
 
-MINUTES = float(os.environ.get("NNINTERACTIVE_WS_SOAK_MINUTES", "0"))
 SECONDS = 60 * MINUTES if MINUTES else 6
 CLIENTS, SEGMENTS, REQUESTS_PER_IMAGE = 4, 3, 40
 #: Measurements after the warm-up, which takes the first third of the time. The first half of them is compared with the
@@ -26,7 +25,7 @@ WARM_UP_S, MEASUREMENTS = SECONDS / 3, 16 if MINUTES else 2
 MAX_GROWTH = 1.05
 VOLUME = bar_in_a_box()
 
-pytestmark = pytest.mark.timeout(SECONDS + 300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 300)]
 
 
 class User:

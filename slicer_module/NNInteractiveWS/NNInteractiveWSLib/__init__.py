@@ -1,26 +1,26 @@
-"""What the module is made of.
+"""Parts of the module.
 
-``packages`` comes first: it installs what the others need, and needs nothing of that itself. ``installPage`` asks for
-that, ``sampleData`` offers a volume, ``selfTest`` is the test for the application; they need nothing more either.
+Four of them run without the Python packages that the others need. ``packages`` installs those, ``installPage`` asks the
+user for consent, ``sampleData`` offers a sample volume, and ``selfTest`` is the test inside the application.
 
-A module imports only what stands above it. Up to the logic they work on MRML alone, without Qt:
+In the lists below, a module imports only modules above it. The logic uses MRML alone, without Qt:
 
-``geometry``       world and voxel coordinates, slice views, strokes and outlines as masks
-``labelmaps``      a segmentation's segments as arrays of a volume's voxels
-``sparse``         masks that are mostly empty
-``segments``       the session's masks in the scene, beside other segments; changes made by hand
-``prompts``        prompts as marks in the scene
-``sceneState``     what the scene keeps of a session
-``work``           these together, for one segmentation on one volume
-``status``         what happens, in words
-``conversation``   requests that wait, are sent and answered; the connection; the image
-``logic``          what the widget talks to
+``geometry``             world and voxel coordinates, slice views, strokes and outlines as masks
+``labelmaps``            a segmentation's segments as arrays on a volume's voxel grid
+``sparseMask``           masks that are mostly empty
+``segments``             the session's masks in the scene, together with other segments; detection of manual edits
+``prompts``              markups that show the prompts
+``sceneState``           a session's state, saved in the scene
+``segmentationBinding``  all of the above, for one segmentation on one volume
+``status``               status messages
+``sessionController``    the queue of requests, the connection, and the upload of the image
+``logic``                the interface to the widget
 
-and these are the panel:
+The panel:
 
-``views``          the mouse in the views
-``shortcuts``      keys that are alive while the module is open
-``editorHistory``  the Segment Editor's undo beside the session's
-``serverForm``     address, token, certificate, and the test of a connection, for which it runs ``doctor``
-``widget``         the rest, and these together
+``views``                mouse input in the views
+``shortcuts``            keyboard shortcuts, active while the module is open
+``editorHistory``        the Segment Editor's undo history, combined with the session's
+``serverForm``           address, token, certificate, and the connection test, which runs ``doctor``
+``widget``               the other controls, and the assembly of the panel
 """

@@ -1,7 +1,7 @@
-"""``python doctor.py ADDRESS [CA]``: can a server be used from here. A program of its own, as it waits for things.
+"""Test of the connection to a server, as a separate program because it blocks: ``python doctor.py ADDRESS [CA]``.
 
-Writes a line with a JSON object for each finding as it comes, and for what is being done meanwhile: what
-``nninteractive-ws doctor`` says. The token is in the environment variable NNINTERACTIVE_WS_TOKEN.
+It runs the checks of ``nninteractive-ws doctor``, and prints one JSON object per line for each result and for each step
+in progress. The token is read from the environment variable NNINTERACTIVE_WS_TOKEN.
 """
 
 import asyncio
@@ -10,19 +10,19 @@ import os
 from pathlib import Path
 import sys
 
-from nninteractive_ws.client.checkup import Checkup
+from nninteractive_ws.doctor.checks import Doctor
 
 
-async def examine(address, ca=None):
+async def runChecks(address, ca=None):
     token = os.environ.get("NNINTERACTIVE_WS_TOKEN")
-    checkup = Checkup(address, token=token, ca=ca and Path(ca), say=lambda words: tell(doing=words))
-    async for finding in checkup.run():
-        tell(step=finding.step, status=finding.status, code=finding.code, found=finding.found)
+    doctor = Doctor(address, token=token, ca=ca and Path(ca), on_status=lambda message: printLine(doing=message))
+    async for result in doctor.run():
+        printLine(step=result.step, status=result.status, code=result.code, found=result.found)
 
 
-def tell(**what):
-    print(json.dumps(what), flush=True)
+def printLine(**fields):
+    print(json.dumps(fields), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(examine(*sys.argv[1:]))
+    asyncio.run(runChecks(*sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""The Segment Editor's own undo, so that it and the session's do not fight."""
+"""The Segment Editor's undo history, coordinated with the session's."""
 
 
 class EditorHistory:
-    """What was painted by hand is taken back stroke by stroke, as long as the session has not written since.
+    """Undo and redo of manual edits, stroke by stroke, as long as the session has not written since.
 
     ``editor``: the qMRMLSegmentEditorWidget. ``logic``: the :class:`~NNInteractiveWSLib.logic.Logic`.
     """
@@ -13,15 +13,15 @@ class EditorHistory:
         self._labelmap = None
 
     def forget(self):
-        """The session has written: each of the editor's states is of before, and going back to one would wipe that."""
-        # This empties the history; setting the most states to 0 and back leaves it broken after an undo.
+        """Clear the editor's history after the session has written. Its older states would revert the result."""
+        # This clears the history. Setting the maximum number of states to 0 and back breaks it after an undo.
         self._editor.undoEnabled = True
         self._undone = 0
 
     def undo(self):
-        """Take back what was painted last; whether there was anything."""
+        """Undo the last stroke. Return whether there was one."""
         before = self._current()
-        if not self._logic.paintedByHand:
+        if not self._logic.hasEdits:
             return False
         self._editor.undo()
         if self._current() == before:
@@ -31,11 +31,11 @@ class EditorHistory:
 
     @property
     def canRedo(self):
-        """Whether nothing has happened since something was taken back here."""
+        """Whether a stroke was undone here and the segment has not changed since."""
         return self._undone > 0 and self._labelmap == self._current()
 
     def redo(self):
-        """Paint again what was taken back; whether there was anything."""
+        """Redo the last undone stroke. Return whether there was one."""
         if not self.canRedo:
             return False
         self._editor.redo()
@@ -46,7 +46,7 @@ class EditorHistory:
         self._undone, self._labelmap = undone, self._current()
 
     def _current(self):
-        """What changes with the voxels of the selected segment."""
+        """A value that changes with the voxels of the selected segment."""
         node, segmentID = self._editor.segmentationNode(), self._editor.currentSegmentID()
         segment = node.GetSegmentation().GetSegment(segmentID) if node is not None and segmentID else None
         labelmap = None if segment is None else segment.GetRepresentation("Binary labelmap")

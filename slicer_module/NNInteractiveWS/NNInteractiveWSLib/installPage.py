@@ -1,4 +1,4 @@
-"""What is shown instead of the panel while packages are missing."""
+"""Page that replaces the panel while packages are missing."""
 
 import qt
 from slicer.i18n import tr as _
@@ -6,10 +6,10 @@ from slicer.i18n import tr as _
 from . import packages
 
 
-def installPage(why, installed):
-    """A widget that says ``why``, and offers to install them. ``installed()`` is called once that is done."""
+def installPage(message, onInstalled):
+    """Create a widget with a message and a button that installs the packages. It calls ``onInstalled()`` afterward."""
     page = qt.QWidget()
-    reason, button, note = qt.QLabel(why), qt.QPushButton(_("Install...")), qt.QLabel()
+    reason, button, note = qt.QLabel(message), qt.QPushButton(_("Install...")), qt.QLabel()
     reason.objectName, button.objectName, note.objectName = "installReason", "installButton", "installNote"
     reason.wordWrap = note.wordWrap = True
     layout = qt.QVBoxLayout(page)
@@ -17,13 +17,13 @@ def installPage(why, installed):
         layout.addWidget(part)
     layout.addStretch(1)
 
-    def install():  # must not know the page: it would be what keeps the page alive while that is deleted
+    def install():  # must not refer to the page, which this function would keep alive during its deletion
         try:
             packages.install()
         except packages.NotInstalled as e:
             note.text = str(e)
         else:
-            installed()
+            onInstalled()
 
     button.connect("clicked()", install)
     return page

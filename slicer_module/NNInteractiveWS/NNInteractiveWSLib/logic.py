@@ -1,8 +1,8 @@
-"""The module without its window: a volume and a segment of the scene, and a session on a server.
+"""The module's logic, without its window: a volume and a segment of the scene, and a session on a server.
 
-The widget calls the methods as the user acts, and :meth:`Logic.poll` from a timer. There is no thread and no Qt here,
-and nothing waits: what a server has to say comes with a later poll, as words in :attr:`Logic.status` and as voxels in
-the segments. Methods that prompt return whether the prompt is on its way; if not, the status says why not.
+The widget calls the methods as the user acts, and :meth:`Logic.poll` from a timer. The logic uses neither threads nor
+Qt, and no method blocks. The server's answers are processed in a later poll, which updates :attr:`Logic.status` and the
+voxels of the segments. Methods that prompt return whether the prompt was accepted; if not, the status has the reason.
 """
 
 import time
@@ -12,24 +12,25 @@ import slicer
 import vtk
 
 from . import geometry
-from .conversation import Conversation, Request
 from .labelmaps import makeSurfacesQuick
+from .segmentationBinding import SegmentationBinding
+from .sessionController import Request, SessionController
 from .status import _
-from .work import Work
 
 
 class Logic:
-    """``agreed``: whether the user agreed that images go to the server at an address; asked before it is connected to.
-    ``editorNode``: the vtkMRMLSegmentEditorNode whose overwrite mode and masking count, or None.
+    """Segmentation of a volume by prompts.
 
-    ``live``: whether each prompt predicts at once; otherwise :meth:`run` does.
+    ``consents(address)``: whether the user consents to sending images to a server; called before connecting to it.
+    ``editorNode``: the vtkMRMLSegmentEditorNode whose overwrite mode and masking apply, or None. ``live``: whether each
+    prompt predicts at once. Otherwise, :meth:`run` predicts.
     """
 
-    def __init__(self, scene, agreed, *, editorNode=None, clock=time.monotonic):
+    def __init__(self, scene, consents, *, editorNode=None, clock=time.monotonic):
         self.scene, self.editorNode = scene, editorNode
         self.live = True
         self.volume = self.segmentation = self.segmentID = None
-        self._conversation = Conversation(agreed, clock)
+        self._controller = SessionController(consents, clock)
         self._sceneObservers = [
             _observe(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeRemoved, vtk.VTK_OBJECT),
             _observe(scene, scene.StartCloseEvent, self._onSceneClosed),
@@ -37,85 +38,85 @@ class Logic:
         ]
         self._nodeObservers = []
 
-    # ---- what there is to show ----------------------------------------------------------------------------------
+    # ---- state --------------------------------------------------------------------------------------------------
 
     @property
     def status(self):
-        """What happens, in words: a :class:`~NNInteractiveWSLib.status.Status`."""
-        return self._conversation.status
+        """The :class:`~NNInteractiveWSLib.status.Status` for the status line."""
+        return self._controller.status
 
     @property
-    def paintedByHand(self):
-        """Whether the selected segment shows something that was painted since its last step; what was touched a moment
-        ago counts, until it has been looked at."""
-        return self._work is not None and self.segmentID is not None and self._work.touchedByHand(self.segmentID)
+    def hasEdits(self):
+        """Whether the selected segment has manual edits since its last step. A segment that was modified and is not yet
+        scanned counts as edited."""
+        return self._binding is not None and self.segmentID is not None and self._binding.mayBeEdited(self.segmentID)
 
     @property
     def model(self):
         """The server's model (nninteractive_ws.messages.Model); None before the first connection."""
-        return self._conversation.model
+        return self._controller.model
 
     @property
     def server(self):
-        """What the server says of itself (nninteractive_ws.messages.Welcome), or None while there is no connection."""
-        return self.session.core.welcome if self.session is not None else None
+        """The server's welcome message (nninteractive_ws.messages.Welcome), or None while there is no connection."""
+        return self.session.server if self.session is not None else None
 
     @property
     def session(self):
         """The nninteractive_ws.PolledSession, or None; its ``fileno()`` is for a notifier."""
-        return self._conversation.session
+        return self._controller.session
 
     @property
     def busy(self):
-        """Whether something that was asked for is not done yet."""
-        return self._conversation.busy
+        """Whether a request is queued or running, or its result is not written to the scene yet."""
+        return self._controller.busy
 
     @property
     def active(self):
-        """Whether each poll has something to do: more than :attr:`busy`, as the image travels by itself."""
-        return self._conversation.active
+        """Whether polls have work to do. Unlike :attr:`busy`, this includes connecting and the upload of the image."""
+        return self._controller.active
 
     @property
     def canUndo(self):
-        """Whether the selected segment has a step to take back."""
+        """Whether the selected segment has a step to undo."""
         segment = self._sessionSegment()
         return segment is not None and bool(segment.steps)
 
     @property
     def canRedo(self):
-        """Whether something taken back can be done again."""
+        """Whether the selected segment has a step to redo."""
         segment = self._sessionSegment()
         return segment is not None and bool(segment.undone)
 
     # ---- settings and selections --------------------------------------------------------------------------------
 
     def setServer(self, address, token=None, ca=None):
-        """Where to connect with the next prompt. ``token`` and ``ca``: as nninteractive_ws.connect takes them."""
+        """Set the server that the next prompt connects to. ``token`` and ``ca``: as for nninteractive_ws.connect."""
         server = {"address": address, "token": token, "ca": ca}
-        if server != self._conversation.server:
-            self._conversation.disconnect()
-            self._conversation.server, self._conversation.model = server, None
+        if server != self._controller.server:
+            self._controller.disconnect()
+            self._controller.server, self._controller.model = server, None
 
     def setOptions(self, **options):
-        """``autozoom`` and ``previews``, booleans: see nninteractive_ws."""
-        self._conversation.options.update(options)
-        self._conversation.setOptions()
+        """Set the options ``autozoom`` and ``previews``, booleans as in nninteractive_ws."""
+        self._controller.options.update(options)
+        self._controller.setOptions()
 
     def selectVolume(self, volume):
-        """Work on this volume node, or on none."""
+        """Select a volume node, or None."""
         if volume is not self.volume:
             self._select(volume, self.segmentation)
 
     def selectSegment(self, segmentation, segmentID):
-        """Work on this segment of a segmentation node, or on none; its prompts are shown."""
+        """Select a segment of a segmentation node, or None, and show its prompts."""
         if segmentation is not self.segmentation:
             self._select(self.volume, segmentation)
         self.segmentID = segmentID
-        if self._work is not None:
-            self._work.select(segmentID)
+        if self._binding is not None:
+            self._binding.select(segmentID)
 
     def nextSegment(self):
-        """Add an empty segment, and a segmentation where there is none, and select it; its id, or None without a
+        """Add an empty segment, and a segmentation if there is none, and select it. Return its ID, or None without a
         volume."""
         if not self._hasVolume():
             return None
@@ -129,92 +130,98 @@ class Logic:
         self.selectSegment(node, node.GetSegmentation().AddEmptySegment(""))
         return self.segmentID
 
-    def agree(self):
-        """Whether the user agrees that images go to the server; asked once for each."""
-        return self._conversation.agree()
+    def askConsent(self):
+        """Return whether the user consents to sending images to the server. Consent is stored for each server."""
+        return self._controller.askConsent()
 
     def connect(self):
-        """Connect, where that is not done yet, if the user agrees; whether there is a connection or one on the way.
-        Prompts do it themselves."""
-        return self._conversation.connect()
+        """Connect to the server, if the user consents. Return whether the session is connected or connecting. Prompts
+        connect by themselves."""
+        return self._controller.connect()
 
-    def poll(self, budget_s=0.008, *, mayPause=True):
-        """Go on with everything, for about ``budget_s`` seconds and a write into the segments; the session's events.
-        ``mayPause``: whether, while nothing else happens, it may also take longer: a closed surface is made in one."""
-        return self._conversation.poll(budget_s, mayPause)
+    def poll(self, budget_s=0.008, *, allowIdleWork=True):
+        """Process messages and write results for about ``budget_s`` seconds. Return the session's new events.
+
+        The last write into a segment may exceed the budget. ``allowIdleWork``: whether work that takes longer may run
+        if the session is idle. A closed surface, for example, is made in one piece.
+        """
+        return self._controller.poll(budget_s, allowIdleWork)
 
     def storeState(self):
-        """Keep prompts and journal in the scene. It is done soon after each answer; call it before a scene is saved."""
-        self._conversation.storeState()
+        """Store the prompts and the journal in the scene. Polls do so soon after each answer. Call it before a save."""
+        self._controller.storeState()
 
     def close(self):
-        """Keep the state in the scene, end the session, and let go of the scene."""
-        self._conversation.disconnect()
+        """Store the state in the scene, end the session, and remove all observers."""
+        self._controller.disconnect()
         for observers in (self._sceneObservers, self._nodeObservers):
             _unobserve(observers)
 
     # ---- prompts ------------------------------------------------------------------------------------------------
 
     def addPoint(self, world, positive=True):
-        """A click at a point of the world, in any view."""
+        """Add a point prompt at world coordinates, in any view."""
         if not self._hasVolume():
             return False
         voxel = geometry.voxelAt(self.volume, world)
         if voxel is None:
-            return self._outside()
-        return self._prompt("point", positive, [voxel], lambda core, name, how: core.add_point(name, voxel, **how))
+            return self._reportOutside()
+        return self._prompt("point", positive, [voxel], lambda segment, options: segment.add_point(voxel, **options))
 
     def addPointInThreeD(self, point, normal, positive=True):
-        """A click in a 3-D view, at a point of the world; None: nothing was hit. ``normal``: that of the surface there,
-        outward; None: a slice was hit."""
+        """Add a point prompt in a 3-D view. ``point``: world coordinates, or None if the click hit nothing. ``normal``:
+        outward normal of the surface at the point, or None if the click hit a slice."""
         if point is None:
-            return self._say(_("Nothing is there to click on; nothing was sent."))
+            message = _("There is no surface or slice at this point; nothing was sent. Click on a surface or a slice.")
+            return self._setStatus(message)
         if normal is not None and self._hasVolume():
             point = geometry.underSurface(self.volume, point, normal)
         return self.addPoint(point, positive)
 
     def addBox(self, corner, opposite, positive=True, sliceNode=None):
-        """A box between two points of the world; ``sliceNode``: the slice view that both lie in, if they do."""
+        """Add a box prompt between two corners in world coordinates. ``sliceNode``: the slice view that both lie in, or
+        None."""
         if not self._hasVolume():
             return False
         axis = self._axis(sliceNode) if sliceNode is not None else None
         if sliceNode is not None and axis is None:
             return False
-        box = geometry.boxBetween(self._shape(), *self._inVoxels([corner, opposite]))
+        box = geometry.boxBetween(self._shape(), *self._toVoxels([corner, opposite]))
         if box is None:
-            return self._outside()
+            return self._reportOutside()
         corners = [box.start, np.subtract(box.stop, 1)]
-        return self._prompt("box", positive, corners, lambda core, name, how: core.add_bbox(name, box, **how), axis)
+        return self._prompt("box", positive, corners, lambda segment, options: segment.add_bbox(box, **options), axis)
 
     def addScribble(self, sliceNode, points, positive=True):
-        """A stroke through points of the world in a slice view, as thick as the model prefers."""
+        """Add a scribble prompt along a path of world points in a slice view. The model determines its thickness."""
         axis = self._axis(sliceNode) if self._hasVolume() else None
         if axis is None:
             return False
-        path, shape = self._inVoxels(points), self._shape()
-        # The thickness is known once the server is.
+        path, shape = self._toVoxels(points), self._shape()
+        # The model's thickness is known only after connecting, so check the position with a thickness of one voxel.
         if geometry.brushStroke(shape, axis, path, (1, 1, 1)) is None:
-            return self._outside()
+            return self._reportOutside()
 
-        def send(core, name, how):
+        def send(segment, options):
             mask, box = geometry.brushStroke(shape, axis, path, self.model.scribble_thickness)
-            return core.add_scribble(name, mask, box=box, **how)
+            return segment.add_scribble(mask, box=box, **options)
 
         return self._prompt("scribble", positive, path, send, axis)
 
     def addLasso(self, sliceNode, points, positive=True):
-        """The inside of an outline through points of the world in a slice view."""
+        """Add a lasso prompt: the interior of a closed path of world points in a slice view."""
         axis = self._axis(sliceNode) if self._hasVolume() else None
         if axis is None:
             return False
-        path = self._inVoxels(points)
+        path = self._toVoxels(points)
         filled = geometry.filledOutline(self._shape(), axis, path)
         if filled is None:
-            return self._say(_("The lasso holds no voxel of the volume; nothing was sent."))
+            message = _("The lasso encloses no voxel of the volume; nothing was sent. Draw a larger outline.")
+            return self._setStatus(message)
         mask, box = filled
 
-        def send(core, name, how):
-            return core.add_lasso(name, mask, box=box, **how)
+        def send(segment, options):
+            return segment.add_lasso(mask, box=box, **options)
 
         return self._prompt("lasso", positive, path, send, axis)
 
@@ -223,39 +230,39 @@ class Logic:
         return self._command("run")
 
     def undo(self):
-        """Take back the last step of the segment: a prompt, a change by hand, a reset."""
+        """Undo the last step of the segment: a prompt, a manual edit or a reset."""
         return self._command("undo")
 
     def redo(self):
-        """Do again what was taken back."""
+        """Redo the last undone step of the segment."""
         return self._command("redo")
 
     def reset(self):
-        """Empty the segment and forget its prompts; it can be undone."""
+        """Clear the segment and its prompts. Undo restores them."""
         return self._command("reset")
 
     def cancel(self):
-        """Stop all that was asked for and is not done."""
-        self._conversation.cancel()
+        """Cancel all queued and running requests."""
+        self._controller.cancel()
 
-    # ---- inside -------------------------------------------------------------------------------------------------
+    # ---- internal ----------------------------------------------------------------------------------------------
 
     @property
-    def _work(self):
-        return self._conversation.work
+    def _binding(self):
+        return self._controller.binding
 
     def _sessionSegment(self):
-        return self.session.core.segments.get(self.segmentID) if self.session is not None else None
+        return self.session.histories.get(self.segmentID) if self.session is not None else None
 
     def _prompt(self, kind, positive, points, send, axis=None):
         if self.segmentID is None:
             self.nextSegment()
-        if not self._engage():
+        if not self._ensureReady():
             return False
-        name, how = self.segmentID, {"positive": positive, "run": self.live}
-        self._work.show(name)
-        mark = self._work.prompts.place(kind, name, positive, points, axis)
-        self._conversation.give(Request(kind, name, lambda core: send(core, name, how), mark))
+        name, options = self.segmentID, {"positive": positive, "run": self.live}
+        self._binding.makeVisible(name)
+        mark = self._binding.prompts.place(kind, name, positive, points, axis)
+        self._controller.submit(Request(kind, name, lambda segment: send(segment, options), mark))
         return True
 
     def _command(self, kind):
@@ -263,99 +270,104 @@ class Logic:
         if not self._hasVolume():
             return False
         if name is None:
-            return self._say(_("Select a segment first."))
-        if not self._engage():
+            return self._setStatus(_("Select a segment first."))
+        if not self._ensureReady():
             return False
-        self._conversation.give(Request(kind, name, lambda core: getattr(core, kind)(name)))
+        self._controller.submit(Request(kind, name, lambda segment: getattr(segment, kind)()))
         return True
 
-    def _engage(self):
-        if self._work.segments.locked(self.segmentID):
-            return self._say(_("The segment is locked; nothing was sent."))
-        return self._conversation.engage()
+    def _ensureReady(self):
+        if self._binding.segments.locked(self.segmentID):
+            return self._setStatus(_("The segment is locked; nothing was sent. Unlock it, or select another one."))
+        return self._controller.ensureReady()
 
-    def _say(self, words):
-        return self._conversation.say("error", words)
+    def _setStatus(self, message):
+        return self._controller.setStatus("error", message)
 
-    def _outside(self):
-        return self._say(_("That is outside the volume; nothing was sent."))
+    def _reportOutside(self):
+        return self._setStatus(_("The prompt is outside the volume; nothing was sent. Place it inside the volume."))
 
     def _hasVolume(self):
         if self.volume is None:
-            return self._say(_("Select a volume first."))
-        return self.volume.GetImageData() is not None or self._say(_("The volume has no voxels."))
+            return self._setStatus(_("Select a volume first."))
+        if self.volume.GetImageData() is None:
+            return self._setStatus(_("The volume has no voxels. Select another one."))
+        return True
 
     def _shape(self):
         return self.volume.GetImageData().GetDimensions()
 
-    def _inVoxels(self, points):
+    def _toVoxels(self, points):
         return [geometry.worldToIJK(self.volume, p) for p in points]
 
     def _axis(self, sliceNode):
         axis = geometry.sliceAxis(sliceNode, self.volume)
         if axis is None:
-            words = _("This view is oblique to the volume: only points can be placed in it. Rotate it to the volume.")
-            self._say(words)
+            message = _(
+                "This view is oblique to the volume, so only points can be placed in it. "
+                "Rotate the view to the volume plane for other prompts."
+            )
+            self._setStatus(message)
         return axis
 
-    # ---- what happens in the scene --------------------------------------------------------------------------------
+    # ---- events of the scene --------------------------------------------------------------------------------------
 
     def _select(self, volume, segmentation):
         _unobserve(self._nodeObservers)
-        self._conversation.workOn(None)
+        self._controller.setBinding(None)
         self.volume, self.segmentation, self.segmentID = volume, segmentation, None
         if volume is None or segmentation is None:
             return
-        self._conversation.workOn(Work(self.scene, volume, segmentation, self.editorNode))
+        self._controller.setBinding(SegmentationBinding(self.scene, volume, segmentation, self.editorNode))
         segments = segmentation.GetSegmentation()
-        moved = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
+        transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
         self._nodeObservers += [
             _observe(segments, segments.SegmentRemoved, self._onSegmentRemoved, vtk.VTK_STRING),
-            _observe(volume, moved, lambda *_: self._work.prompts.follow()),
+            _observe(volume, transformed, lambda *_: self._binding.prompts.updateTransform()),
         ]
 
     def _onSegmentRemoved(self, _caller, _event, segmentID):
-        self._conversation.forgetSegment(segmentID)
+        self._controller.forgetSegment(segmentID)
         if segmentID == self.segmentID:
             self.selectSegment(self.segmentation, None)
-            self._conversation.say("ready", _("The segment was removed, and its prompts with it."))
+            self._controller.setStatus("ready", _("The segment and its prompts were removed."))
 
     def _onNodeRemoved(self, _caller, _event, node):
         if node is None or node not in (self.volume, self.segmentation):
             return
-        work = self._work
+        binding = self._binding
         if node is self.volume:
             self._select(None, self.segmentation)
-            self._conversation.say("idle", _("The volume was removed; its segments stay."))
+            self._controller.setStatus("idle", _("The volume was removed. Its segments are kept."))
         else:
             self._select(self.volume, None)
-            self._conversation.say("idle", _("The segmentation was removed, and its prompts with it."))
-        if work is not None:
-            work.forgetPrompts()
+            self._controller.setStatus("idle", _("The segmentation and its prompts were removed."))
+        if binding is not None:
+            binding.forgetPrompts()
 
     def _onSceneClosed(self, *_arguments):
-        """Nothing is stored, and the server forgets the image too."""
+        """End the session without storing its state. The server discards the image."""
         self._select(None, None)
-        self._conversation.disconnect()
-        self._conversation.say("idle", _("The scene was closed."))
+        self._controller.disconnect()
+        self._controller.setStatus("idle", _("The scene was closed."))
 
     def _onSave(self, *_arguments):
         self.storeState()
 
 
-def _observe(thing, event, callback, data=None):
-    """Call back with (caller, event), and the call data of this type where one is given."""
-    if data is not None:
+def _observe(target, event, callback, dataType=None):
+    """Call ``callback(caller, event)`` for an event, with the call data as third argument if its type is given."""
+    if dataType is not None:
 
-        @vtk.calldata_type(data)
+        @vtk.calldata_type(dataType)
         def withData(caller, name, value):
             callback(caller, name, value)
 
-        return thing, thing.AddObserver(event, withData)
-    return thing, thing.AddObserver(event, callback)
+        return target, target.AddObserver(event, withData)
+    return target, target.AddObserver(event, callback)
 
 
 def _unobserve(observers):
-    for thing, tag in observers:
-        thing.RemoveObserver(tag)
+    for target, tag in observers:
+        target.RemoveObserver(tag)
     observers.clear()

@@ -1,10 +1,10 @@
-"""What the module needs beside Slicer, and how it gets there: with pip, once the user has agreed.
+"""Python packages that the module needs beside Slicer's, and their installation with pip after the user's consent.
 
-Whoever works on a checkout of the project installs that one instead, in Slicer's Python console::
+Developers can install a checkout of the project instead, in Slicer's Python console::
 
     slicer.util.pip_install("-e /path/to/nninteractive-ws")
 
-The module finds it the next time it is opened, and does not ask.
+The module finds it when it is opened the next time, and does not offer to install anything.
 """
 
 import importlib
@@ -21,31 +21,31 @@ REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
 
 
 class NotInstalled(Exception):
-    """``str()`` says why, to the user."""
+    """The packages were not installed. ``str()`` is a message for the user."""
 
 
 def needed(path=REQUIREMENTS):
-    """The requirements of a requirements.txt, as texts."""
+    """The lines of a requirements file, without comments."""
     lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def areInstalled(path=REQUIREMENTS):
-    """Whether all that a requirements.txt asks for is installed, in the versions that it asks for."""
+    """Whether all requirements of a requirements file are installed in suitable versions."""
     return all(_isInstalled(Requirement(line)) for line in needed(path))
 
 
 def install():
-    """Ask the user, and install what is missing; Slicer waits for it. Raises NotInstalled."""
+    """Ask the user, and install the missing packages. Block until pip is done. Raise NotInstalled on failure."""
     try:
         _install()
-    except RuntimeError as e:  # the user said no, or Slicer's Python was not found
+    except RuntimeError as e:  # the user declined, or Slicer's Python was not found
         raise NotInstalled(_("Nothing was installed: {reason}").format(reason=e)) from e
     except CalledProcessError as e:
-        words = _("pip could not install {names}; the Python console says why.")
-        raise NotInstalled(words.format(names=", ".join(needed()))) from e
+        message = _("pip could not install {names}. The error is in the Python console.")
+        raise NotInstalled(message.format(names=", ".join(needed()))) from e
     importlib.invalidate_caches()
-    if not areInstalled():  # Slicer installs nothing while it is tested
+    if not areInstalled():  # in testing mode, Slicer installs nothing
         raise NotInstalled(_("Nothing was installed."))
 
 
@@ -59,12 +59,12 @@ def _install():
 
 
 def _askAndInstall():
-    # While it is tested, Slicer answers every question with yes.
+    # In testing mode, Slicer answers every question with yes.
     if slicer.app.testingEnabled():
         return
-    question = _("Python packages will be installed into Slicer: {names}, and what these need. Continue?")
+    question = _("These Python packages and their dependencies will be installed into Slicer: {names}. Continue?")
     if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(needed())), NAME):
-        raise RuntimeError(_("you did not agree."))
+        raise RuntimeError(_("the installation was declined."))
     with slicer.util.WaitCursor():
         slicer.util.pip_install(needed())
 

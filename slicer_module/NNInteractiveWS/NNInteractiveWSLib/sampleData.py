@@ -1,4 +1,4 @@
-"""A volume to try things on, in Slicer's module Sample Data."""
+"""Sample volume for Slicer's module Sample Data."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ _RESOURCES = Path(__file__).parents[1] / "Resources"
 
 
 def registerSampleData():
-    """Offer a volume to try things on, in the module Sample Data."""
+    """Register the sample volume in the module Sample Data."""
     import SampleData
 
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="nnInteractive WS",
         sampleName="TorsoPhantom",
         thumbnailFileName=str(_RESOURCES / "Icons" / "TorsoPhantom.png"),
-        # It is computed here; Sample Data wants a name for where it comes from and for a file nevertheless.
+        # Sample Data requires a URI and a file name, although the volume is computed and not downloaded.
         uris="urn:nninteractive-ws:phantom",
         fileNames="TorsoPhantom.nrrd",
         nodeNames="TorsoPhantom",
@@ -27,8 +27,8 @@ def registerSampleData():
 
 
 def addPhantom(_source=None):
-    """Add a synthetic CT of a torso to the scene and show it; its vtkMRMLScalarVolumeNode, or None where the packages
-    that it needs are not installed."""
+    """Add a synthetic CT of a torso to the scene and show it. Return its vtkMRMLScalarVolumeNode, or None if the
+    required packages are not installed."""
     try:
         if not packages.areInstalled():
             packages.install()
@@ -39,7 +39,7 @@ def addPhantom(_source=None):
 
     with slicer.util.WaitCursor():
         phantom = make_phantom()
-    # The phantom's axes go to the left, to the back and to the head.
+    # The phantom's axes point left, posterior and superior.
     ijkToRAS = np.diag([*np.multiply(phantom.spacing, (-1, -1, 1)), 1.0])
     ijkToRAS[:3, 3] = -ijkToRAS[:3, :3] @ (np.subtract(phantom.image.shape, 1) / 2)
     volume = slicer.util.addVolumeFromArray(phantom.image.transpose(2, 1, 0), ijkToRAS, "TorsoPhantom")

@@ -1,9 +1,10 @@
-"""What the session computes becomes what the scene shows, and what a hand has changed there is found.
+"""Writing of the session's masks to the scene's segments, and detection of manual edits in the scene.
 
-The Segment Editor's settings are honoured: overwrite mode, masking, intensity range; and locked segments. So a segment
-may show less than the session's mask, and lose voxels to another one. A :class:`Book` for each segment tells what it
-showed last, where that differs from the session's mask, and what it took from whom: a voxel that a segment gives up, by
-undo, a later prompt or a cancelled preview, goes back to the segment that it was taken from.
+Writes respect locked segments and the Segment Editor's settings: overwrite mode, masking and intensity range. A segment
+may therefore show less than the session's mask, and may lose voxels to another segment. The :class:`SegmentLedger` of a
+segment records its voxels after the last write, their difference from the session's mask, and the voxels taken from
+other segments. A voxel that a segment loses by undo, a later prompt or a canceled preview returns to the segment that
+it was taken from.
 """
 
 from collections.abc import Iterator
@@ -13,150 +14,158 @@ from nninteractive_ws.masks import NO_CHANGE, Delta
 import numpy as np
 import slicer
 
-from .sparse import SparseMask, bricks
+from .sparseMask import SparseMask, bricks
 
-#: On a segment: its voxels are never taken by another one, and it takes no prompts.
+#: Tag of a locked segment. It accepts no prompts, and other segments never take its voxels.
 LOCKED_TAG = "NNInteractiveWS.locked"
 #: A version that no labelmap has.
-_TO_LOOK_AT = ()
+_NO_VERSION = ()
 
 
 @dataclass
-class Book:
-    """``known``: what the scene showed after the last change made here. ``withheld``: where that is not the session's
-    mask. ``taken``: what the segment shows that belonged to others, by their ids. ``version``: see Labelmaps; what was
-    changed by hand up to then is known. ``preview``: where a scene that was saved shows a preview whose result will
-    not come."""
+class SegmentLedger:
+    """Record of a segment's voxels in the scene.
+
+    ``known``: the segment in the scene after the last write. ``mismatch``: voxels in which ``known`` differs from the
+    session's mask. ``taken``: voxels taken from other segments, by segment ID. ``version``: the Labelmaps.version up to
+    which manual edits are known. ``preview``: voxels in which a saved scene shows a preview instead of the last result.
+    """
 
     known: SparseMask = field(default_factory=SparseMask)
-    withheld: SparseMask = field(default_factory=SparseMask)
+    mismatch: SparseMask = field(default_factory=SparseMask)
     taken: dict = field(default_factory=dict)
     version: tuple | None = None
     preview: SparseMask = field(default_factory=SparseMask)
 
 
 @dataclass
-class _Look:
-    """A look for changes by hand that is under way, at a version of the segment: the bricks that were not looked at
-    yet, and what was found; the same as a change for the session, when all is looked at."""
+class _EditScan:
+    """A scan for manual edits of a segment, done in small steps.
+
+    ``version``: the segment's version that is scanned. ``remaining``: the boxes still to scan. ``edits``: the edits
+    found so far. ``delta``: the edits as a Delta, complete once ``assembly`` is exhausted.
+    """
 
     version: tuple
-    left: Iterator
-    found: SparseMask = field(default_factory=SparseMask)
-    change: Delta = NO_CHANGE
+    remaining: Iterator
+    edits: SparseMask = field(default_factory=SparseMask)
+    delta: Delta = NO_CHANGE
 
     def __post_init__(self):
-        self.assembling = self._assemble()
+        self.assembly = self._assemble()
 
     def _assemble(self):
-        self.change = yield from self.found.assemble()
+        self.delta = yield from self.edits.assemble()
 
 
 class Segments:
-    """``labelmaps``: the segments' voxels. ``editorNode``: the vtkMRMLSegmentEditorNode whose settings count, or None
-    for its defaults (all other segments are overwritten, editing is allowed everywhere)."""
+    """The segments of a segmentation, with their ledgers.
+
+    ``editorNode``: the vtkMRMLSegmentEditorNode whose settings apply, or None for its defaults. By default, all other
+    segments are overwritten and editing is allowed everywhere.
+    """
 
     def __init__(self, labelmaps, editorNode=None):
         self.labelmaps, self.editorNode = labelmaps, editorNode
-        self.books: dict[str, Book] = {}
-        self._looks: dict[str, _Look] = {}
+        self.ledgers: dict[str, SegmentLedger] = {}
+        self._scans: dict[str, _EditScan] = {}
 
     def apply(self, segmentID, box, mask, *, undoing=False):
-        """Show a change of the session's mask of a segment: ``mask`` is what it is now in ``box``, bool.
+        """Write a change of the session's mask of a segment. ``mask``: its new voxels in ``box``, bool.
 
-        What did not change in the session is left alone, also where the scene shows something else.
-        ``undoing``: voxels may be given up where masking would not allow it. Returns the ids of the segments whose
-        voxels were written.
+        Voxels that did not change in the session are not written, even if the scene differs there. ``undoing``: whether
+        voxels may be removed outside the editable area. Return the IDs of the segments whose voxels were written.
         """
         written = {}
         for _index, part in bricks(box):
-            written |= dict.fromkeys(self._applyInBrick(segmentID, part, mask[part.within(box).slices], undoing))
+            written |= dict.fromkeys(self._applyInBrick(segmentID, part, mask[part.relative_to(box).slices], undoing))
         return list(written)
 
-    def lookForHandEdits(self, segmentID, more=lambda: True):
-        """Look for what the scene shows and was not written here, as long as ``more()``; whether all is looked at.
-        Takes no time unless the segment's labelmap was touched."""
+    def scanForEdits(self, segmentID, mayContinue=lambda: True):
+        """Scan a segment for manual edits, as long as ``mayContinue()``. Return whether the scan is complete. It takes
+        no time unless the segment's labelmap was modified."""
         version = self.labelmaps.version(segmentID)
-        look = self._looks.get(segmentID)
-        if self._book(segmentID).version == version:
+        scan = self._scans.get(segmentID)
+        if self._ledger(segmentID).version == version:
             return True
-        if look is None or look.version != version:
-            look = self._looks[segmentID] = _Look(version, self._partsToLookAt(segmentID))
-        for part in look.left:
-            look.found.set(part, self.labelmaps.read(segmentID, part) ^ self._book(segmentID).known.read(part))
-            if not more():
+        if scan is None or scan.version != version:
+            scan = self._scans[segmentID] = _EditScan(version, self._partsToScan(segmentID))
+        for part in scan.remaining:
+            scan.edits.set(part, self.labelmaps.read(segmentID, part) ^ self._ledger(segmentID).known.read(part))
+            if not mayContinue():
                 return False
-        for _ in look.assembling:
-            if not more():
+        for _ in scan.assembly:
+            if not mayContinue():
                 return False
-        if look.change.box is None:
-            self._looked(segmentID)
+        if scan.delta.box is None:
+            self._completeScan(segmentID)
         return True
 
-    def changedByHand(self, segmentID):
-        """Where the scene shows something else than was written here: a SparseMask, or None. See
-        :meth:`lookForHandEdits`, by which it can be looked for in small parts before."""
-        self.lookForHandEdits(segmentID)
-        look = self._looks.get(segmentID)
-        return None if look is None else look.found
+    def findEdits(self, segmentID):
+        """The voxels in which the scene differs from the last write, a SparseMask, or None. The scan can be done before
+        in small steps by :meth:`scanForEdits`."""
+        self.scanForEdits(segmentID)
+        scan = self._scans.get(segmentID)
+        return None if scan is None else scan.edits
 
-    def flipsByHand(self, segmentID):
-        """The same as a nninteractive_ws.masks.Delta, until it is accepted: it was made meanwhile."""
-        return self._looks[segmentID].change
+    def editDelta(self, segmentID):
+        """The edits that were found, as a nninteractive_ws.masks.Delta that the scan has assembled. It is available
+        until they are accepted."""
+        return self._scans[segmentID].delta
 
-    def touchedByHand(self, segmentID):
-        """Whether the segment has, or for all that is known yet may have, changes made by hand."""
-        book = self._book(segmentID)
-        isEmpty = book.known.bounds() is None and self.labelmaps.extent(segmentID) is None
-        return not isEmpty and book.version != self.labelmaps.version(segmentID)
+    def mayBeEdited(self, segmentID):
+        """Whether the segment has manual edits, or may have some because it was modified and not scanned yet."""
+        ledger = self._ledger(segmentID)
+        isEmpty = ledger.known.bounds() is None and self.labelmaps.extent(segmentID) is None
+        return not isEmpty and ledger.version != self.labelmaps.version(segmentID)
 
-    def acceptByHand(self, segmentID, change):
-        """The session's mask is going to have this change that was made by hand: it is not to be written again."""
-        book = self._book(segmentID)
-        self._looked(segmentID)
+    def acceptEdits(self, segmentID, change):
+        """Record edits that are sent to the session, so that they are not written to the scene again."""
+        ledger = self._ledger(segmentID)
+        self._completeScan(segmentID)
         for box, flips in change.parts():
-            book.known.flip(box, flips)
-            for taken in book.taken.values():
+            ledger.known.flip(box, flips)
+            for taken in ledger.taken.values():
                 taken.clear(box, flips)
 
-    def refuseByHand(self, segmentID, change):
-        """The session did not take an accepted change after all: it is found again."""
-        book = self._book(segmentID)
+    def rejectEdits(self, segmentID, change):
+        """Revert :meth:`acceptEdits` after the session rejected the edits, so that the next scan finds them again."""
+        ledger = self._ledger(segmentID)
         for box, flips in change.parts():
-            book.known.flip(box, flips)
-        book.version = None
+            ledger.known.flip(box, flips)
+        ledger.version = None
 
     def expect(self, segmentID, mask, extent):
-        """Begin with a session's mask that the scene shows already, but for what the book withholds; what else differs
-        was changed by hand. ``mask``: bool, of the volume's shape, empty outside ``extent``, a box or None."""
-        book = self._book(segmentID)
-        self._looks.pop(segmentID, None)
-        book.known, preview, book.preview = SparseMask(), book.preview, SparseMask()
+        """Start from a session's mask that the scene shows already, except for the ledger's mismatch. Any other
+        difference is a manual edit. ``mask``: bool, of the volume's shape, empty outside ``extent``, a box or None."""
+        ledger = self._ledger(segmentID)
+        self._scans.pop(segmentID, None)
+        ledger.known, preview, ledger.preview = SparseMask(), ledger.preview, SparseMask()
         if extent is not None:
-            book.known.write(extent, mask[extent.slices])
-        for differing in (book.withheld, preview):
-            for box, flips in differing.parts():
-                book.known.flip(box, flips)
-        book.version = None
-        if (shown := preview.delta().box) is not None:
-            self.apply(segmentID, shown, mask[shown.slices], undoing=True)
+            ledger.known.write(extent, mask[extent.slices])
+        for difference in (ledger.mismatch, preview):
+            for box, flips in difference.parts():
+                ledger.known.flip(box, flips)
+        ledger.version = None
+        if (bounds := preview.delta().box) is not None:
+            self.apply(segmentID, bounds, mask[bounds.slices], undoing=True)
 
     def forget(self, segmentID):
-        """The segment is not there any more, or the session begins anew with it."""
-        self.books.pop(segmentID, None)
-        self._looks.pop(segmentID, None)
-        for book in self.books.values():
-            book.taken.pop(segmentID, None)
+        """Drop the ledger of a segment that was removed, or with which the session starts again."""
+        self.ledgers.pop(segmentID, None)
+        self._scans.pop(segmentID, None)
+        for ledger in self.ledgers.values():
+            ledger.taken.pop(segmentID, None)
 
     def mask(self, segmentID, box):
-        """The session's mask in a box, as far as it has been shown here."""
-        book = self._book(segmentID)
-        return book.known.read(box) ^ book.withheld.read(box)
+        """The session's mask in a box, as far as it was applied to the scene."""
+        ledger = self._ledger(segmentID)
+        return ledger.known.read(box) ^ ledger.mismatch.read(box)
 
     def bounds(self, segmentID):
-        """A box outside which nothing of the session's mask has been shown or withheld here, or None."""
-        known, withheld = self._book(segmentID).known.bounds(), self._book(segmentID).withheld.bounds()
-        return known if withheld is None else withheld.union(known)
+        """A box outside which :meth:`mask` and the segment in the scene are empty, or None if all of both is empty."""
+        known, mismatch = self._ledger(segmentID).known.bounds(), self._ledger(segmentID).mismatch.bounds()
+        return known if mismatch is None else mismatch.union(known)
 
     def locked(self, segmentID):
         segment = self.labelmaps.segmentation.GetSegment(segmentID)
@@ -164,108 +173,110 @@ class Segments:
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
-    def _book(self, segmentID):
-        return self.books.setdefault(segmentID, Book())
+    def _ledger(self, segmentID):
+        return self.ledgers.setdefault(segmentID, SegmentLedger())
 
-    def _partsToLookAt(self, segmentID):
-        extent, bounds = self.labelmaps.extent(segmentID), self._book(segmentID).known.bounds()
+    def _partsToScan(self, segmentID):
+        extent, bounds = self.labelmaps.extent(segmentID), self._ledger(segmentID).known.bounds()
         region = extent if bounds is None else bounds.union(extent).clip(self.labelmaps.shape)
         return iter(()) if region is None else (part for _index, part in bricks(region))
 
-    def _looked(self, segmentID):
-        self._looks.pop(segmentID, None)
-        self._book(segmentID).version = self.labelmaps.version(segmentID)
+    def _completeScan(self, segmentID):
+        self._scans.pop(segmentID, None)
+        self._ledger(segmentID).version = self.labelmaps.version(segmentID)
 
     def _applyInBrick(self, segmentID, box, mask, undoing):
-        book = self._book(segmentID)
-        mask, before = np.asfortranarray(mask), book.known.read(box)
-        flips = before ^ book.withheld.read(box) ^ mask
+        ledger = self._ledger(segmentID)
+        mask, before = np.asfortranarray(mask), ledger.known.read(box)
+        flips = before ^ ledger.mismatch.read(box) ^ mask
         if not flips.any():
             return []
         allowed = self._allowed(segmentID, box)
-        appearing = flips & mask & ~before & allowed
-        leaving = flips & ~mask & before & (allowed | undoing)
-        with _VersionsKept(self):
-            written = [segmentID, *self._leave(segmentID, box, leaving), *self._appear(segmentID, box, appearing)]
-        after = (before | appearing) & ~leaving
-        book.known.write(box, after)
-        book.withheld.write(box, after ^ mask)
-        self._passOn(segmentID, box, flips & ~mask & ~before)
+        added = flips & mask & ~before & allowed
+        removed = flips & ~mask & before & (allowed | undoing)
+        with _OwnWrites(self):
+            written = [segmentID, *self._remove(segmentID, box, removed), *self._add(segmentID, box, added)]
+        after = (before | added) & ~removed
+        ledger.known.write(box, after)
+        ledger.mismatch.write(box, after ^ mask)
+        self._reassign(segmentID, box, flips & ~mask & ~before)
         return written
 
-    def _leave(self, segmentID, box, leaving):
-        """The segment gives up voxels; the other segments that get some back."""
-        if not leaving.any():
+    def _remove(self, segmentID, box, removed):
+        """Remove voxels from a segment. Yield the IDs of the segments to which some are returned."""
+        if not removed.any():
             return
-        book, labelmaps = self._book(segmentID), self.labelmaps
-        shown = labelmaps.read(segmentID, box) & leaving
+        ledger, labelmaps = self._ledger(segmentID), self.labelmaps
+        shown = labelmaps.read(segmentID, box) & removed
         labelmaps.erase(segmentID, box, shown)
-        for other, taken in book.taken.items():
-            back = taken.read(box) & shown
-            taken.clear(box, leaving)
-            if back.any() and labelmaps.has(other):
-                self._giveBack(other, box, back)
+        for other, taken in ledger.taken.items():
+            returned = taken.read(box) & shown
+            taken.clear(box, removed)
+            if returned.any() and labelmaps.has(other):
+                self._returnVoxels(other, box, returned)
                 yield other
 
-    def _appear(self, segmentID, box, appearing):
-        """The segment gains voxels; the other segments that lose some."""
-        if not appearing.any():
+    def _add(self, segmentID, box, added):
+        """Add voxels to a segment. Yield the IDs of the segments that lose some."""
+        if not added.any():
             return
-        book, labelmaps = self._book(segmentID), self.labelmaps
+        ledger, labelmaps = self._ledger(segmentID), self.labelmaps
         overwritten, sharing, losing = self._overwritten(segmentID), labelmaps.sharing(segmentID), []
-        # To overlap one that keeps its voxels, the segment leaves the labelmap, and takes none there.
-        stays = set(sharing) <= set(overwritten)
-        for other, theirs in labelmaps.owners(box, appearing).items():
+        # If it overlaps a segment that keeps its voxels, Slicer moves it to another labelmap and overwrites none here.
+        staysInLabelmap = set(sharing) <= set(overwritten)
+        for other, voxels in labelmaps.owners(box, added).items():
             if other not in overwritten:
                 continue
-            self._take(book, other, box, theirs)
+            self._recordTaken(ledger, other, box, voxels)
             yield other
-            if stays and other in sharing:
-                losing.append(other)  # when the segment gets them
+            if staysInLabelmap and other in sharing:
+                losing.append(other)  # these voxels are overwritten by labelmaps.add below
             else:
-                labelmaps.erase(other, box, theirs)
-        labelmaps.add(segmentID, box, appearing, losing)
+                labelmaps.erase(other, box, voxels)
+        labelmaps.add(segmentID, box, added, losing)
 
-    def _take(self, book, other, box, theirs):
-        book.taken.setdefault(other, SparseMask()).set(box, theirs)
-        if other in self.books:
-            loser = self.books[other]
-            known = loser.known.read(box) & theirs
-            loser.known.flip(box, known)
-            loser.withheld.flip(box, known)
+    def _recordTaken(self, ledger, other, box, voxels):
+        """Record voxels that a segment takes from another one."""
+        ledger.taken.setdefault(other, SparseMask()).set(box, voxels)
+        if other in self.ledgers:
+            otherLedger = self.ledgers[other]
+            known = otherLedger.known.read(box) & voxels
+            otherLedger.known.flip(box, known)
+            otherLedger.mismatch.flip(box, known)
 
-    def _giveBack(self, other, box, back):
-        self.labelmaps.add(other, box, back)
-        if other in self.books:
-            owner = self.books[other]
-            known = back & owner.withheld.read(box) & ~owner.known.read(box)
-            owner.known.flip(box, known)
-            owner.withheld.flip(box, known)
-            if (back & ~owner.known.read(box)).any():
-                # The rest was painted by hand, and may have been looked for in vain while it was gone.
-                owner.version = _TO_LOOK_AT
+    def _returnVoxels(self, other, box, voxels):
+        """Return voxels to the segment that they were taken from."""
+        self.labelmaps.add(other, box, voxels)
+        if other in self.ledgers:
+            otherLedger = self.ledgers[other]
+            known = voxels & otherLedger.mismatch.read(box) & ~otherLedger.known.read(box)
+            otherLedger.known.flip(box, known)
+            otherLedger.mismatch.flip(box, known)
+            if (voxels & ~otherLedger.known.read(box)).any():
+                # The rest are manual edits, which a scan may have missed while they were overwritten.
+                otherLedger.version = _NO_VERSION
 
-    def _passOn(self, segmentID, box, gone):
-        """The segment gives up voxels that another one shows: they do not come back to it, but to whom it had them
-        from."""
-        if not gone.any():
+    def _reassign(self, segmentID, box, removed):
+        """Reassign voxels that the session removed from a segment while another segment shows them. They will return to
+        the segment from which the first one had taken them."""
+        if not removed.any():
             return
-        book = self._book(segmentID)
-        for holder, other in self.books.items():
+        ledger = self._ledger(segmentID)
+        for holder, other in self.ledgers.items():
             if segmentID not in other.taken or holder == segmentID:
                 continue
-            passed = other.taken[segmentID].read(box) & gone
-            other.taken[segmentID].clear(box, passed)
-            for first, taken in book.taken.items():
-                if first != holder and (taken.read(box) & passed).any():
-                    other.taken.setdefault(first, SparseMask()).set(box, taken.read(box) & passed)
-        for taken in book.taken.values():
-            taken.clear(box, gone)
+            voxels = other.taken[segmentID].read(box) & removed
+            other.taken[segmentID].clear(box, voxels)
+            for origin, taken in ledger.taken.items():
+                if origin != holder and (taken.read(box) & voxels).any():
+                    other.taken.setdefault(origin, SparseMask()).set(box, taken.read(box) & voxels)
+        for taken in ledger.taken.values():
+            taken.clear(box, removed)
 
     # ---- the Segment Editor's settings --------------------------------------------------------------------------
 
     def _overwritten(self, segmentID):
-        """The segments that lose the voxels that this one gains."""
+        """The IDs of the segments that lose the voxels added to this one."""
         others = [other for other in self.labelmaps.ids() if other != segmentID]
         mode = slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments
         if self.editorNode is not None:
@@ -294,19 +305,20 @@ class Segments:
         return allowed
 
 
-class _VersionsKept:
-    """What is written inside is not taken for a change by hand, in any segment that was unchanged before."""
+class _OwnWrites:
+    """Context for writes of this module, so that scans do not mistake them for manual edits. Segments with unscanned
+    modifications keep these."""
 
     def __init__(self, segments):
         self._segments = segments
 
     def __enter__(self):
-        books, labelmaps = self._segments.books, self._segments.labelmaps
-        # A segment with which nothing was done yet is empty here, and its labelmap is looked at once.
-        self._current = [name for name, book in books.items() if book.version == labelmaps.version(name)]
+        ledgers, labelmaps = self._segments.ledgers, self._segments.labelmaps
+        # A segment without a ledger is assumed to be empty, and is scanned once.
+        self._current = [name for name, ledger in ledgers.items() if ledger.version == labelmaps.version(name)]
 
     def __exit__(self, *_):
         for name in self._current:
-            book = self._segments.books[name]
-            if book.version is not _TO_LOOK_AT:
-                book.version = self._segments.labelmaps.version(name)
+            ledger = self._segments.ledgers[name]
+            if ledger.version is not _NO_VERSION:
+                ledger.version = self._segments.labelmaps.version(name)

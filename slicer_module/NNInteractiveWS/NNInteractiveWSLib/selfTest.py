@@ -1,4 +1,4 @@
-"""The module's own test, for the application itself; it is found in the module file."""
+"""Self test of the module inside the Slicer application. Slicer finds it through the module file."""
 
 import os
 import socket
@@ -10,16 +10,16 @@ import qt
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
 
-#: Of the module, of its settings and of its parameter node.
+#: Name of the module, of its settings and of its parameter node.
 _NAME = "NNInteractiveWS"
-_MIDDLE = (24, 24, 24)
+_CENTER = (24, 24, 24)
 
 
 class NNInteractiveWSTest(ScriptedLoadableModuleTest):
-    """What a user does, in the application itself.
+    """Simulation of a user in the application.
 
-    With NNINTERACTIVE_WS_TEST_SERVER in the environment, the address of a server, it also segments something there;
-    ``nninteractive-ws serve --model demo`` is enough for that.
+    If the environment variable NNINTERACTIVE_WS_TEST_SERVER is the address of a server, the test also segments a ball
+    on it. A server that was started by ``nninteractive-ws serve --model demo`` is enough.
     """
 
     def runTest(self):
@@ -27,8 +27,8 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
             self.setUp()
             try:
                 getattr(self, name)()
-            except unittest.SkipTest as why:
-                self.delayDisplay(f"{name}: skipped, {why}")
+            except unittest.SkipTest as reason:
+                self.delayDisplay(f"{name}: skipped, {reason}")
             else:
                 self.delayDisplay(f"{name}: passed")
             finally:
@@ -41,46 +41,46 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         self.widget = slicer.modules.nninteractivews.widgetRepresentation().self()
 
     def tearDown(self):
-        """Leave the user's settings as they were."""
+        """Restore the user's settings."""
         slicer.mrmlScene.Clear(False)
         qt.QSettings().remove(_NAME)
         for key, value in self.settings.items():
             qt.QSettings().setValue(key, value)
         self.widget.rebuild()
 
-    def test_choices(self):
-        """Choices are the scene's, and tools want a volume."""
-        ui = self.needPanel()
-        from NNInteractiveWS import NNInteractiveWSLogic  # that module imports this one
+    def test_parameters(self):
+        """Parameters are stored in the scene, and tools require a volume."""
+        ui = self.requirePanel()
+        from NNInteractiveWS import NNInteractiveWSLogic  # a circular import, as that module imports this one
 
-        choices = NNInteractiveWSLogic().getParameterNode()
+        parameters = NNInteractiveWSLogic().getParameterNode()
         assert ui.autoZoomCheckBox.checked
         ui.autoZoomCheckBox.click()
-        assert not choices.autoZoom
-        choices.autoZoom = True
+        assert not parameters.autoZoom
+        parameters.autoZoom = True
         assert ui.autoZoomCheckBox.checked
         assert not ui.pointButton.enabled
         self.addVolume()
         assert ui.pointButton.enabled
 
     def test_settings(self):
-        """The server's address is kept as a setting, its token is not."""
-        ui = self.needPanel()
+        """The server's address is stored in the settings, and its token is not."""
+        ui = self.requirePanel()
         ui.tokenLineEdit.text = "nws_secret"
         self.useServer("ws://127.0.0.1:1")
         self.widget.rebuild()
         assert self.widget.ui.serverComboBox.currentText == "ws://127.0.0.1:1"
         assert not [key for key, value in _ownSettings().items() if "nws_secret" in str(value)]
 
-    def test_nobodyListens(self):
-        """A prompt for a server that is not there: it is said in words, and nothing is left of the prompt."""
-        ui = self.needPanel()
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))  # and nobody listens there
-            address = f"127.0.0.1:{taken.getsockname()[1]}"
+    def test_unreachableServer(self):
+        """A prompt for an unreachable server leads to an error message, and its mark is removed."""
+        ui = self.requirePanel()
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))  # reserves a port on which no server listens
+            address = f"127.0.0.1:{reserved.getsockname()[1]}"
             self.useServer(f"ws://{address}")
             self.addVolume()
-            self.click("Red", _MIDDLE)
+            self.click("Red", _CENTER)
             logic = self.widget.logic
             self.waitUntil(lambda: address in ui.statusLabel.text and not logic.busy)
         assert logic.segmentation.GetSegmentation().GetNumberOfSegments() == 1
@@ -88,14 +88,14 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         assert not ui.undoButton.enabled
 
     def test_server(self):
-        """A click becomes a mask; undo, redo, and the scene is closed."""
+        """A click leads to a mask, which undo, redo and closing the scene change."""
         address = os.environ.get("NNINTERACTIVE_WS_TEST_SERVER")
         if not address:
             self.skipTest("NNINTERACTIVE_WS_TEST_SERVER is not set")
-        ui = self.needPanel()
+        ui = self.requirePanel()
         self.useServer(address)
         volume = self.addVolume()
-        self.click("Red", _MIDDLE)
+        self.click("Red", _CENTER)
         logic = self.widget.logic
         self.waitUntil(lambda: ui.undoButton.enabled and not logic.busy)
         voxels = self.countVoxels(volume)
@@ -112,22 +112,22 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         assert logic.session is None
         assert not ui.pointButton.enabled
 
-    # ---- what a user does -----------------------------------------------------------------------------------------
+    # ---- user actions ---------------------------------------------------------------------------------------------
 
-    def needPanel(self):
+    def requirePanel(self):
         if self.widget.ui is None:
             self.skipTest("the Python packages are not installed")
         return self.widget.ui
 
     def useServer(self, address):
-        """Enter an address, and agree that images go there."""
+        """Enter an address, with the consent to send images to it."""
         qt.QSettings().setValue(f"{_NAME}/agreedServers", [address])
         self.widget.ui.serverComboBox.setEditText(address)
         self.widget.ui.serverComboBox.lineEdit().editingFinished()
 
     def addVolume(self):
-        """A bright ball around _MIDDLE, shown and selected."""
-        distance = np.linalg.norm(np.indices((48, 48, 48)) - np.reshape(_MIDDLE, (3, 1, 1, 1)), axis=0)
+        """Add a bright ball around _CENTER, show it and select it."""
+        distance = np.linalg.norm(np.indices((48, 48, 48)) - np.reshape(_CENTER, (3, 1, 1, 1)), axis=0)
         volume = slicer.util.addVolumeFromArray(np.where(distance < 10, 200, -100).astype(np.int16))
         slicer.util.setSliceViewerLayers(background=volume, fit=True)
         self.widget.editor.setSourceVolumeNode(volume)
@@ -135,7 +135,7 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         return volume
 
     def click(self, viewName, ras):
-        """Click with the point tool at a point of the world."""
+        """Click with the point tool at RAS coordinates in a slice view."""
         if not self.widget.ui.pointButton.checked:
             self.widget.ui.pointButton.click()
         view = slicer.app.layoutManager().sliceWidget(viewName).sliceView()
@@ -155,7 +155,7 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
     def waitUntil(self, condition, seconds=200):
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, self.widget.logic.status.words
+            assert time.monotonic() < end, self.widget.logic.status.message
             slicer.app.processEvents()
             time.sleep(0.002)
 

@@ -1,4 +1,4 @@
-"""The server's part of the Configuration tab: its address, token and certificate, and whether it can be used."""
+"""Server group of the Configuration tab: address, token, certificate, and connection test."""
 
 import json
 import os
@@ -13,17 +13,17 @@ import slicer
 from .status import _
 
 SETTINGS = "NNInteractiveWS"
-#: Of words that are bad news. Readable on light and on dark.
+#: Style of error messages, readable on light and on dark backgrounds.
 RED = "color: #e53935"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
-_KEPT_SERVERS = 10
+_MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
 _SIGNS = {"ok": "\u2713", "warning": "!", "failed": "\u2717"}
 _STEPS = {
     "address": _("Address"),
     "ssh": _("ssh"),
     "proxy": _("Proxy"),
-    "name": _("Name"),
+    "name": _("DNS lookup"),
     "connection": _("Connection"),
     "encryption": _("Encryption"),
     "server": _("Server"),
@@ -34,19 +34,24 @@ _STEPS = {
     "prompt": _("One prompt"),
     "first_mask": _("First mask"),
 }
-#: What a user of the panel does about it, instead of what the command line says.
-_CURES = {"token_missing": _("The server wants a token: enter it above. Whoever runs the server can make one.")}
+#: Messages for users of the panel, by the code of a result, instead of those for the command line.
+_HINTS = {
+    "token_missing": _("The server requires a token. Enter it above. The server's administrator can create one."),
+}
 
 
 class ServerForm:
-    """``ui``: the panel's widgets. Address and certificate are kept in the settings, the token is in memory alone."""
+    """Form for the server. Address and certificate are stored in the settings, and the token is kept in memory only.
+
+    ``ui``: the panel's widgets.
+    """
 
     def __init__(self, ui, logic):
         self._ui, self._logic = ui, logic
         self._server = self._doctor = None
         settings = qt.QSettings()
         servers = settings.value(f"{SETTINGS}/servers") or ["ws://127.0.0.1:1528"]
-        # A list of one comes back as a text.
+        # QSettings returns a list with one element as a text.
         ui.serverComboBox.addItems([servers] if isinstance(servers, str) else list(servers))
         ui.serverComboBox.currentIndex = 0
         ui.certificatePathLineEdit.currentPath = settings.value(f"{SETTINGS}/certificate") or ""
@@ -58,7 +63,7 @@ class ServerForm:
         self.use()
 
     def use(self):
-        """Let the logic have what is entered; the address becomes the first of the list."""
+        """Pass the entries to the logic, and move the address to the top of the list."""
         box = self._ui.serverComboBox
         address, certificate = box.currentText.strip(), self._ui.certificatePathLineEdit.currentPath.strip()
         qt.QSettings().setValue(f"{SETTINGS}/certificate", certificate)
@@ -68,10 +73,10 @@ class ServerForm:
             return
         self._server = server
         others = [box.itemText(i) for i in range(box.count) if box.itemText(i) != address]
-        known = [address, *others][:_KEPT_SERVERS]
+        known = [address, *others][:_MAX_SERVERS]
         box.clear()
         box.addItems(known)
-        # A text that is not an address may hold a password.
+        # Store only valid addresses. Other text may contain a password.
         qt.QSettings().setValue(f"{SETTINGS}/servers", [server for server in known if _parsed(server) is not None])
         self._logic.setServer(*server)
         self.stop()
@@ -79,23 +84,24 @@ class ServerForm:
     # ---- Test connection --------------------------------------------------------------------------------------
 
     def test(self):
-        """Say step by step whether the server can be used, if the user agrees to it, and connect if it can. Pressed
-        again, stop that."""
+        """Test the connection step by step if the user consents, and connect if the test succeeds. Stop a running
+        test."""
         if self._doctor is not None:
             self.stop()
             return
-        self.use()  # a button does not take the focus from the address everywhere
+        self.use()  # on some platforms, a button does not take the focus from the address field
         python = shutil.which("PythonSlicer")  # sys.executable may be Slicer itself
-        if not self._logic.agree():
-            self._show([self._logic.status.words], RED)
+        if not self._logic.askConsent():
+            self._show([self._logic.status.message], RED)
         elif python is None:
-            self._show([_("PythonSlicer, by which Slicer runs other Python programs, was not found.")], RED)
+            message = _("PythonSlicer, which runs the test, was not found. Add its folder in Slicer to PATH.")
+            self._show([message], RED)
         else:
-            self._doctor = _Doctor(python, *self._server, self._show, self._onExamined)
+            self._doctor = _Doctor(python, *self._server, self._show, self._onFinished)
             self._ui.testConnectionButton.text = _("Stop the test")
 
     def stop(self):
-        """End a test, and forget what one has said."""
+        """Stop a running test, and clear the results."""
         self._end()
         self._show([])
 
@@ -105,19 +111,20 @@ class ServerForm:
             self._doctor = None
             self._ui.testConnectionButton.text = _("Test connection")
 
-    def _onExamined(self, works):
+    def _onFinished(self, succeeded):
         self._end()
-        if works:
+        if succeeded:
             self._logic.connect()
 
     def _show(self, lines, color=""):
-        label, words = self._ui.testResultLabel, "\n".join(lines)
-        if label.text != words or label.styleSheet != color:
-            label.text, label.styleSheet, label.visible = words, color, bool(words)
+        label, message = self._ui.testResultLabel, "\n".join(lines)
+        if label.text != message or label.styleSheet != color:
+            label.text, label.styleSheet, label.visible = message, color, bool(message)
 
 
 class _Doctor:
-    """doctor.py at work. ``show(lines, color)`` is called as it goes on, and ``done(works)`` when it has ended."""
+    """A process that runs doctor.py. It calls ``show(lines, color)`` for each update, and ``done(succeeded)`` at the
+    end."""
 
     def __init__(self, python, address, token, ca, show, done):
         self._show, self._done = show, done
@@ -125,30 +132,30 @@ class _Doctor:
         self._process = qt.QProcess()
         environment = qt.QProcessEnvironment.systemEnvironment()
         if token:
-            environment.insert(_TOKEN, token)  # not as an argument, which others can see
+            environment.insert(_TOKEN, token)  # not as an argument, which other users can see
         self._process.setProcessEnvironment(environment)
         self._process.connect("readyReadStandardOutput()", self._read)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
-        self._output = qt.QTextStream(self._process)  # bytes would come as PythonQt's version has it
-        show([_("Looking at {address}").format(address=address)])
+        self._output = qt.QTextStream(self._process)  # the type of a QByteArray in Python depends on PythonQt's version
+        show([_("Testing {address}").format(address=address)])
         self._process.start(python, ["-P", str(_DOCTOR), address, *([ca] if ca else [])])
 
     def end(self):
-        """Nothing is called any more."""
+        """Kill the process. No callback is called afterward."""
         self._process.blockSignals(True)
         self._process.kill()
-        self._process.waitForFinished(1000)  # it takes no time
+        self._process.waitForFinished(1000)  # returns at once after a kill
 
     def _read(self):
-        *said, self._unread = (self._unread + self._output.readAll()).split("\n")
-        for line in said:
-            self._hear(**json.loads(line))
+        *lines, self._unread = (self._unread + self._output.readAll()).split("\n")
+        for line in lines:
+            self._onStep(**json.loads(line))
 
-    def _hear(self, doing=None, step=None, status=None, code=None, found=None):
+    def _onStep(self, doing=None, step=None, status=None, code=None, found=None):
         if doing is not None:
             self._show([*self._lines, f"\u2026 {doing}"])
             return
-        self._lines.append(f"{_SIGNS[status]} {_STEPS.get(step, step)}: {_CURES.get(code, found)}")
+        self._lines.append(f"{_SIGNS[status]} {_STEPS.get(step, step)}: {_HINTS.get(code, found)}")
         self._failed = status == "failed"
         self._show(self._lines, RED if self._failed else "")
 
@@ -156,9 +163,9 @@ class _Doctor:
         self._read()
         if code != 0:
             self._process.setReadChannel(qt.QProcess.StandardError)
-            said = qt.QTextStream(self._process).readAll().strip().split("\n")[-1]
-            words = _("The test itself failed, which says nothing about the server: {reason}")
-            self._show([*self._lines, words.format(reason=said or code)], RED)
+            reason = qt.QTextStream(self._process).readAll().strip().split("\n")[-1]
+            message = _("The test program failed, so the state of the server is unknown. Its error: {reason}")
+            self._show([*self._lines, message.format(reason=reason or code)], RED)
         self._done(code == 0 and not self._failed)
 
 
@@ -168,22 +175,22 @@ def _isEncrypted(address):
 
 
 def _parsed(address):
-    """The address; None if it is invalid. The user learns of that when connecting."""
+    """Parse an address. Return None if it is invalid; connecting reports the error."""
     try:
         return parse_address(address)
     except BadAddress:
         return None
 
 
-def userAgrees(address):
-    """Whether images may be sent to the server at an address: asked once for each, and remembered."""
+def userConsents(address):
+    """Return whether the user consents to sending images to a server. Ask once for each address, and store consent."""
     settings = qt.QSettings()
-    agreed = settings.value(f"{SETTINGS}/agreedServers") or ()
-    agreed = [agreed] if isinstance(agreed, str) else list(agreed)
-    if address in agreed:
+    servers = settings.value(f"{SETTINGS}/agreedServers") or ()
+    servers = [servers] if isinstance(servers, str) else list(servers)
+    if address in servers:
         return True
-    question = _("The image will be sent to the server at {address}, and kept there in memory. Do you agree?")
+    question = _("The image will be sent to the server at {address} and kept in its memory. Do you agree?")
     if not slicer.util.confirmYesNoDisplay(question.format(address=address)):
         return False
-    settings.setValue(f"{SETTINGS}/agreedServers", [*agreed, address])
+    settings.setValue(f"{SETTINGS}/agreedServers", [*servers, address])
     return True

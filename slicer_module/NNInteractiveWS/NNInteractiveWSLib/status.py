@@ -1,4 +1,4 @@
-"""What happens, in words for the status line."""
+"""Status messages for the user."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,15 @@ except ImportError:  # slicer-core has no translations
 
 @dataclass(frozen=True)
 class Status:
-    """``state``: idle, connecting, uploading, ready, predicting, lost or error. ``words``: a sentence.
-    ``fraction``: 0 to 1 for a progress bar, None: how far is not known, or nothing runs. ``timings``: seconds, of the
-    last prompt that was done (nninteractive_ws.messages.Timings)."""
+    """State of the session for the status line.
+
+    ``state``: idle, connecting, uploading, ready, predicting, lost or error. ``message``: a sentence for the user.
+    ``fraction``: progress from 0 to 1, or None if it is unknown or nothing runs. ``timings``: seconds that the last
+    completed prompt took (nninteractive_ws.messages.Timings), or None.
+    """
 
     state: str = "idle"
-    words: str = ""
+    message: str = ""
     fraction: float | None = None
     timings: Any = None
 
@@ -32,26 +35,32 @@ def _connection(event):
     if event.state == "closed":
         return Status("idle", _("Not connected: {reason}").format(reason=event.reason))
     if event.retry_in is None:
-        return Status("lost", _("{reason} It goes on with the next prompt.").format(reason=event.reason))
-    words = _("Connection lost, trying again in {seconds:.0f} s; nothing is lost. {reason}")
-    return Status("lost", words.format(seconds=event.retry_in, reason=event.reason))
+        return Status("lost", _("{reason} The next prompt connects again.").format(reason=event.reason))
+    message = _("Connection lost, trying again in {seconds:.0f} s. No work is lost. {reason}")
+    return Status("lost", message.format(seconds=event.retry_in, reason=event.reason))
 
 
 def _imageProgress(event):
     if event.present == event.total:
         return Status("ready", _("The image is on the server."), 1.0)
     fraction = event.present / event.total
-    return Status("uploading", _("Image {percent:.0f} %").format(percent=100 * fraction), fraction)
+    return Status("uploading", _("Uploading the image: {percent:.0f} %").format(percent=100 * fraction), fraction)
 
 
 def _progress(event):
     if event.state == "queued":
-        return Status("predicting", _("Queued: number {place} in line").format(place=event.n + 1))
+        return Status("predicting", _("Queued: number {position} in line").format(position=event.done + 1))
     if event.state == "waiting_for_image":
-        words = _("Waiting for the image around the prompt: {n} of {m}").format(n=event.n, m=event.m)
-        return Status("predicting", words, event.n / event.m if event.m else None)
-    if event.state == "refining" and event.m:
-        return Status("predicting", _("Refining {n} of {m}").format(n=event.n, m=event.m), event.n / event.m)
+        message = _("Waiting for the image around the prompt: {done} of {total}").format(
+            done=event.done, total=event.total
+        )
+        return Status("predicting", message, event.done / event.total if event.total else None)
+    if event.state == "refining" and event.total:
+        return Status(
+            "predicting",
+            _("Refining {done} of {total}").format(done=event.done, total=event.total),
+            event.done / event.total,
+        )
     return Status("predicting", _("Predicting") if event.state == "predicting" else _("Refining"))
 
 
@@ -62,7 +71,7 @@ def _done(event):
 
 def _failed(event):
     if isinstance(event.error, Cancelled):
-        return Status("ready", _("Cancelled; the segment is as it was."))
+        return Status("ready", _("Canceled. The segment was reverted."))
     return Status("error", str(event.error))
 
 
@@ -70,7 +79,7 @@ def _notice(event):
     return Status("connecting" if event.code == "loading_model" else "ready", event.message)
 
 
-_WORDS = {
+_STATUS_OF = {
     events.Connection: _connection,
     events.ImageProgress: _imageProgress,
     events.Progress: _progress,
@@ -81,6 +90,6 @@ _WORDS = {
 
 
 def statusOf(event):
-    """What an event of the session says, or None."""
-    words = _WORDS.get(type(event))
-    return None if words is None else words(event)
+    """The status that an event of the session leads to, or None."""
+    convert = _STATUS_OF.get(type(event))
+    return None if convert is None else convert(event)

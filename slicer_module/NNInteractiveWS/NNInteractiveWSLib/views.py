@@ -1,8 +1,8 @@
-"""The mouse in the views: clicks and drags become points of the world.
+"""Mouse input in the views: conversion of clicks and drags to world coordinates.
 
-While a tool is in use, the left button in the slice views is the tool's; everything else (other buttons, the wheel,
-Shift and moving) does what it does without it. In the 3-D views all of it does, and a click with the point tool is a
-point where it hits something.
+While a tool is in use, it handles the left button in the slice views. All other input (other buttons, the wheel,
+modifier keys and plain moves) keeps its usual effect. In the 3-D views, all input keeps its usual effect, and a click
+with the point tool also picks a point.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ import vtk
 
 from .geometry import xyToWorld
 
-#: What a drag leaves on the screen until the prompt is there.
+#: Line width of the trail that a drag draws until its mark is shown.
 _TRAIL_WIDTH = 2  # pixels
-#: In a 3-D view, a click that moves further rotates it.
-_CLICK = 3  # pixels
+#: Distance beyond which a press in a 3-D view is a rotation and no longer a click.
+_CLICK_TOLERANCE = 3  # pixels
 
 
 class _Filter(qt.QObject):
-    """Hands the events of one view on; ``handle(event)`` says whether that was all that should come of it."""
+    """Event filter of one view. ``handle(event)`` returns whether to stop the event."""
 
     def __init__(self, handle):
         qt.QObject.__init__(self)
@@ -29,22 +29,24 @@ class _Filter(qt.QObject):
 
 
 class ViewTool:
-    """``tool``: the name of the one in use, of point, box, scribble and lasso, or None.
+    """Mouse tool in the views of a layout manager.
 
-    ``done(tool, sliceNode, points)`` is called with the world points of each click or drag in a slice view,
-    ``picked(point, normal)`` with each click of the point tool in a 3-D view: see :func:`pick`."""
+    ``tool``: point, box, scribble, lasso or None. ``onDrawn(tool, sliceNode, points)`` is called with the world
+    coordinates of each click or drag in a slice view. ``onPicked(point, normal)`` is called with the result of
+    :func:`pick` for each click of the point tool in a 3-D view.
+    """
 
-    def __init__(self, layoutManager, done, picked):
-        self._layoutManager, self._done, self._picked = layoutManager, done, picked
+    def __init__(self, layoutManager, onDrawn, onPicked):
+        self._layoutManager, self._onDrawn, self._onPicked = layoutManager, onDrawn, onPicked
         self.tool = None
         self.color = (1.0, 1.0, 1.0)
         self._watched = []
         self._installed = False
         self._stroke = None
-        self._pressed = None  # where, in a 3-D view
+        self._pressed = None  # pixel of a press in a 3-D view
 
     def install(self):
-        """Watch the views that there are, and those that come with another layout."""
+        """Start to handle events in all views, including those of later layouts."""
         self.remove()
         self._layoutManager.connect("layoutChanged(int)", self._onLayoutChanged)
         self._installed = True
@@ -80,11 +82,11 @@ class ViewTool:
 
     @property
     def drawing(self):
-        """Whether a drag is not finished."""
+        """Whether a drag is in progress."""
         return self._stroke is not None
 
     def abandon(self):
-        """Forget a drag that is not finished; whether there was one."""
+        """Cancel a drag in progress. Return whether there was one."""
         if self._stroke is None:
             return False
         self._stroke.erase()
@@ -94,7 +96,7 @@ class ViewTool:
     def _onEvent(self, view, event):
         kind = event.type()
         if kind == qt.QEvent.MouseButtonDblClick and self.tool == "point":
-            return _isPlainLeft(event)  # one point is meant, and no other layout
+            return _isPlainLeft(event)  # place one point only, and do not maximize the view
         if kind in (qt.QEvent.MouseButtonPress, qt.QEvent.MouseButtonDblClick):
             return self._onPress(view, event)
         if self._stroke is None or self._stroke.view is not view:
@@ -117,28 +119,29 @@ class ViewTool:
         return True
 
     def _onThreeDEvent(self, view, event):
-        """Also what becomes a point is left to the view: whether it is a click is known at its end."""
+        """Pick a point at a click, and pass all events on to the view. A click is recognized only when the button is
+        released."""
         kind = event.type()
         if kind == qt.QEvent.MouseButtonPress:
             self._pressed = _pixel(view, event) if self.tool == "point" and _isPlainLeft(event) else None
         elif self._pressed is None or kind not in (qt.QEvent.MouseMove, qt.QEvent.MouseButtonRelease):
             return False
-        elif np.hypot(*np.subtract(_pixel(view, event), self._pressed)) > _CLICK:
+        elif np.hypot(*np.subtract(_pixel(view, event), self._pressed)) > _CLICK_TOLERANCE:
             self._pressed = None
         elif kind == qt.QEvent.MouseButtonRelease:
             pressed, self._pressed = self._pressed, None
-            self._picked(*pick(view, pressed))
+            self._onPicked(*pick(view, pressed))
         return False
 
     def _finish(self):
         stroke = self._stroke
         self.abandon()
         sliceNode = stroke.view.mrmlSliceNode()
-        self._done(stroke.tool, sliceNode, [xyToWorld(sliceNode, *pixel) for pixel in stroke.pixels()])
+        self._onDrawn(stroke.tool, sliceNode, [xyToWorld(sliceNode, *pixel) for pixel in stroke.pixels()])
 
 
 class _Stroke:
-    """A drag in a view, and its trail there. Pixels count from the lower left corner, as XY of a slice node."""
+    """A drag in a slice view, and its trail. Pixels count from the lower left corner, as XY of a slice node does."""
 
     def __init__(self, view, tool, color):
         self.view, self.tool = view, tool
@@ -161,7 +164,7 @@ class _Stroke:
             self._draw()
 
     def pixels(self):
-        """Of a point and a box only what counts: where it is, and two corners."""
+        """The path. For a point, it is the first pixel, and for a box, two opposite corners."""
         if self.tool == "point":
             return self._path[:1]
         return [self._path[0], self._path[-1]] if self.tool == "box" else self._path
@@ -188,14 +191,16 @@ class _Stroke:
 
 
 def pick(view, pixel):
-    """What is shown at a pixel of a 3-D view: a point of the world, and the normal of the surface there, both (3,). The
-    normal is None on a slice that is shown there; both are None where nothing is."""
+    """Pick the point shown at a pixel of a 3-D view. Return its world coordinates and the surface normal, both (3,).
+
+    The normal is None on a slice. Both are None if nothing is shown at the pixel.
+    """
     picker = vtk.vtkCellPicker()
-    picker.SetTolerance(0)  # what is beside the pixel is not meant
+    picker.SetTolerance(0)  # pick nothing beside the pixel
     if not picker.Pick(*pixel, 0, view.renderWindow().GetRenderers().GetFirstRenderer()):
         return None, None
     actor = picker.GetActor()
-    # Slices are drawn as textures on a plane.
+    # Slices are drawn as textured planes.
     onSlice = actor is not None and actor.GetTexture() is not None
     return np.array(picker.GetPickPosition()), None if onSlice else np.array(picker.GetPickNormal())
 

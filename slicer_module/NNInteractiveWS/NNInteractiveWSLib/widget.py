@@ -1,4 +1,4 @@
-"""The panel: what is pressed and drawn goes to the logic, what the logic says is shown. Nothing here waits."""
+"""The panel: it passes user input to the logic and shows the logic's state. No method blocks."""
 
 from nninteractive_ws.client import events
 import qt
@@ -13,35 +13,36 @@ from .shortcuts import Shortcuts
 from .status import _
 from .views import ViewTool
 
-#: The tools' buttons, what the views call them, and the kinds of prompt of which a model must know one.
+#: For each tool button: the tool's name in ViewTool, and the prompt types of which the model must support one.
 _TOOLS = {
     "pointButton": ("point", {"point"}),
     "boundingBoxButton": ("box", {"bbox2d", "bbox3d"}),
     "scribbleButton": ("scribble", {"scribble"}),
     "lassoButton": ("lasso", {"lasso"}),
 }
-#: How often the logic is polled.
+#: Intervals for polling the logic.
 _BUSY_MS, _IDLE_MS = 10, 100
-#: Of words that are bad news, by the status's state. Readable on light and on dark.
-_COLORS = {"error": RED, "lost": "color: #ef6c00"}
-#: The states in which something goes on of which a progress bar tells.
-_MOVING = ("connecting", "uploading", "predicting")
+#: Styles of the status line by state, readable on light and on dark backgrounds.
+_STYLES = {"error": RED, "lost": "color: #ef6c00"}
+#: States in which the progress bar is shown.
+_IN_PROGRESS = ("connecting", "uploading", "predicting")
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _PLACE = slicer.vtkMRMLInteractionNode.Place
 
 
 class Panel:
-    """``ui``: the widgets of NNInteractiveWS.ui; ``editor``: the qMRMLSegmentEditorWidget, with its node.
+    """Panel of the module.
 
-    ``enter()`` and ``exit()`` as the module is opened and left; ``close()`` at the end. Between the first and the last,
-    the logic is polled by a timer also while another module is open, so that work goes on there.
+    ``ui``: the widgets of NNInteractiveWS.ui. ``editor``: the qMRMLSegmentEditorWidget, with its node. Call ``enter()``
+    and ``exit()`` when the module is opened and left, and ``close()`` at the end. Until ``close()``, a timer polls the
+    logic, also while another module is open, so that predictions continue.
     """
 
     def __init__(self, ui, editor, logic):
         self.ui, self.editor, self.logic = ui, editor, logic
         self._actions = {
             **{name.removesuffix("Button"): getattr(ui, name).click for name in _TOOLS},
-            "polarity": self._turnPolarity,
+            "polarity": self._togglePolarity,
             "nextSegment": ui.nextSegmentButton.click,
             "resetSegment": ui.resetSegmentButton.click,
             "visibility": ui.visibilityButton.click,
@@ -50,7 +51,7 @@ class Panel:
             "run": ui.runButton.click,
             "cancel": self._cancel,
         }
-        self._captions = {name: self._captioned(name).text.rsplit(" (", 1)[0] for name in self._actions}
+        self._captions = {name: self._captionedButton(name).text.rsplit(" (", 1)[0] for name in self._actions}
         self._defaults = self._keys()
         self._open = self._writing = False
         self._shown = {}
@@ -61,7 +62,7 @@ class Panel:
         self._restoreShortcuts()
         self._connect()
         size = ui.progressBar.sizePolicy
-        size.setRetainSizeWhenHidden(True)  # what is below does not jump
+        size.setRetainSizeWhenHidden(True)  # keeps the widgets below at their place
         ui.progressBar.setSizePolicy(size)
         editorNode, interaction = editor.mrmlSegmentEditorNode(), _interactionNode()
         self._observers = [
@@ -78,7 +79,7 @@ class Panel:
     def enter(self):
         self._open = True
         if self.editor.sourceVolumeNode() is None:
-            self.editor.setSourceVolumeNode(_volumeAtHand())
+            self.editor.setSourceVolumeNode(_defaultVolume())
         self.editor.setupViewObservations()
         self._views.install()
         self._setShortcuts()
@@ -100,41 +101,41 @@ class Panel:
             node.RemoveObserver(tag)
 
     def poll(self):
-        """Let the logic go on, and show what it says."""
-        drawing = self._views.drawing or qt.QApplication.mouseButtons() != qt.Qt.NoButton
-        happened = self.logic.poll(mayPause=not drawing)
-        self._writing = self._writing or any(isinstance(event, events.MaskDelta) for event in happened)
+        """Poll the logic, and update the panel."""
+        isDrawing = self._views.drawing or qt.QApplication.mouseButtons() != qt.Qt.NoButton
+        newEvents = self.logic.poll(allowIdleWork=not isDrawing)
+        self._writing = self._writing or any(isinstance(event, events.MaskDelta) for event in newEvents)
         if self._writing:
             self._history.forget()
-            self._writing = self.logic.busy  # it is written piece by piece
+            self._writing = self.logic.busy  # a mask is written over several polls
         interval = _BUSY_MS if self.logic.active else _IDLE_MS
         if interval != self._timer.interval:
             self._timer.setInterval(interval)
         self.refresh()
 
     def refresh(self):
-        """Show what there is. Only what has changed is set: each time costs more than all that is looked at."""
-        shown = {**self._buttons(), **self._segmentButtons(), **self._statusLine()}
-        for (name, what), value in shown.items():
-            if (name, what) not in self._shown or self._shown[name, what] != value:
-                setattr(getattr(self.ui, name), what, value)
-        self._shown = shown
+        """Update the widgets. Set only changed properties, as setting one takes longer than comparing all of them."""
+        values = {**self._buttons(), **self._segmentButtons(), **self._statusLine()}
+        for (name, prop), value in values.items():
+            if (name, prop) not in self._shown or self._shown[name, prop] != value:
+                setattr(getattr(self.ui, name), prop, value)
+        self._shown = values
 
-    # ---- what is shown: by widget and property --------------------------------------------------------------------
+    # ---- values of properties, by widget and property -------------------------------------------------------------
 
     def _buttons(self):
         logic = self.logic
         hasVolume, hasSegment = logic.volume is not None, logic.segmentID is not None
-        known = None if logic.model is None else set(logic.model.prompts)
+        supported = None if logic.model is None else set(logic.model.prompts)
         tools = {
-            (name, "enabled"): hasVolume and (known is None or bool(kinds & known))
+            (name, "enabled"): hasVolume and (supported is None or bool(kinds & supported))
             for name, (_tool, kinds) in _TOOLS.items()
         }
         return {
             **tools,
             ("nextSegmentButton", "enabled"): hasVolume,
             ("resetSegmentButton", "enabled"): hasSegment,
-            ("undoButton", "enabled"): logic.canUndo or logic.paintedByHand,
+            ("undoButton", "enabled"): logic.canUndo or logic.hasEdits,
             ("redoButton", "enabled"): logic.canRedo or self._history.canRedo,
             ("runButton", "enabled"): hasSegment and not logic.live,
             ("cancelButton", "enabled"): logic.busy,
@@ -153,26 +154,26 @@ class Panel:
 
     def _statusLine(self):
         logic, status = self.logic, self.logic.status
-        moving = status.state in _MOVING and logic.active
+        inProgress = status.state in _IN_PROGRESS and logic.active
         model = _("No model loaded")
         if logic.model is not None:
-            model = _("{model}, licence {license}").format(model=logic.model.name, license=logic.model.license)
+            model = _("{model}, license {license}").format(model=logic.model.name, license=logic.model.license)
         return {
-            ("statusLabel", "text"): self._words(),
-            ("statusLabel", "styleSheet"): _COLORS.get(status.state, ""),
-            ("progressBar", "visible"): moving,
-            ("progressBar", "maximum"): 0 if moving and status.fraction is None else 100,  # 0: how far is not known
-            ("progressBar", "value"): round(100 * (status.fraction or 0.0)) if moving else 0,
+            ("statusLabel", "text"): self._statusText(),
+            ("statusLabel", "styleSheet"): _STYLES.get(status.state, ""),
+            ("progressBar", "visible"): inProgress,
+            ("progressBar", "maximum"): 0 if inProgress and status.fraction is None else 100,  # 0: unknown progress
+            ("progressBar", "value"): round(100 * (status.fraction or 0.0)) if inProgress else 0,
             ("modelLabel", "text"): model,
         }
 
-    def _words(self):
+    def _statusText(self):
         status = self.logic.status
         if self.logic.volume is None and status.state in ("idle", "ready"):
-            return f"{status.words} {_('Select a volume in the Segment Editor below.')}".lstrip()
-        return status.words or _("Choose a prompt to begin.")
+            return f"{status.message} {_('Select a volume in the Segment Editor below.')}".lstrip()
+        return status.message or _("Choose a prompt to begin.")
 
-    # ---- inside ---------------------------------------------------------------------------------------------------
+    # ---- internal ------------------------------------------------------------------------------------------------
 
     def _connect(self):
         ui = self.ui
@@ -180,13 +181,13 @@ class Panel:
             getattr(ui, name).connect("toggled(bool)", lambda on, tool=tool: self._onToolToggled(tool, on))
         ui.positiveButton.connect("toggled(bool)", lambda on: self._setPolarity())
         ui.nextSegmentButton.connect("clicked()", self._nextSegment)
-        ui.resetSegmentButton.connect("clicked()", self._then(self.logic.reset))
-        ui.visibilityButton.connect("clicked()", self._turnVisibility)
-        ui.lockButton.connect("clicked(bool)", self._lock)
-        ui.undoButton.connect("clicked()", self._then(self._undo))
-        ui.redoButton.connect("clicked()", self._then(self._redo))
-        ui.runButton.connect("clicked()", self._then(self.logic.run))
-        ui.cancelButton.connect("clicked()", self._then(self.logic.cancel))
+        ui.resetSegmentButton.connect("clicked()", self._runAndPoll(self.logic.reset))
+        ui.visibilityButton.connect("clicked()", self._toggleVisibility)
+        ui.lockButton.connect("clicked(bool)", self._setLocked)
+        ui.undoButton.connect("clicked()", self._runAndPoll(self._undo))
+        ui.redoButton.connect("clicked()", self._runAndPoll(self._redo))
+        ui.runButton.connect("clicked()", self._runAndPoll(self.logic.run))
+        ui.cancelButton.connect("clicked()", self._runAndPoll(self.logic.cancel))
         ui.tabWidget.connect("currentChanged(int)", lambda index: self._fitTab())
         for checkBox in (ui.livePreviewCheckBox, ui.runAutomaticallyCheckBox, ui.autoZoomCheckBox):
             checkBox.connect("toggled(bool)", lambda on: self._setOptions())
@@ -197,14 +198,14 @@ class Panel:
             self._keyEdit(name).connect("editingFinished()", self._onKeysChanged)
         self._setOptions()
 
-    def _then(self, command):
-        """What a button does: a command, and at once what comes of it is shown."""
+    def _runAndPoll(self, command):
+        """Return a slot that runs a command and polls at once, so that the panel shows its effect."""
 
-        def act():
+        def run():
             command()
             self.poll()
 
-        return act
+        return run
 
     # ---- tools ----
 
@@ -215,7 +216,7 @@ class Panel:
             self._useTool(None)
 
     def _useTool(self, tool):
-        """One tool or none: its button is down, and an effect of the Segment Editor is put away."""
+        """Use one tool, or None. Update the tool buttons, and deactivate an effect of the Segment Editor."""
         self._views.abandon()
         self._views.tool = tool
         for name, (each, _kinds) in _TOOLS.items():
@@ -243,11 +244,11 @@ class Panel:
         self._selectInEditor()
         self.poll()
 
-    def _turnPolarity(self):
+    def _togglePolarity(self):
         (self.ui.negativeButton if self.ui.positiveButton.checked else self.ui.positiveButton).click()
 
     def _setPolarity(self):
-        """The key is shown on the button that it would press."""
+        """Apply the polarity, and show the shortcut on the button that it would press."""
         positive = self.ui.positiveButton.checked
         self._views.color = POSITIVE if positive else NEGATIVE
         key = self._keyTexts["polarity"]
@@ -255,7 +256,7 @@ class Panel:
         self.ui.negativeButton.text = _caption(_("Negative"), key if positive else "")
 
     def _cancel(self):
-        """What is being drawn; otherwise what is being predicted; otherwise the tool is put away."""
+        """Cancel a drag, or else the running requests, or else the use of the tool."""
         if self._views.abandon():
             return
         if self.logic.busy:
@@ -266,8 +267,8 @@ class Panel:
     # ---- history ----
 
     def _undo(self):
-        """What was painted by hand since the last step; then the steps. What the session has no step of, such as a
-        segment that was loaded, is not taken back to nothing."""
+        """Undo manual edits since the last step, and then the steps. A segment without steps in the session, such as a
+        loaded one, is not emptied."""
         if not self._history.undo() and self.logic.canUndo:
             self.logic.undo()
 
@@ -283,7 +284,7 @@ class Panel:
         self.refresh()
 
     def _selectInEditor(self):
-        """The logic makes segments and segmentations; the Segment Editor shows the one that is worked on."""
+        """Select the logic's segmentation and segment in the Segment Editor. The logic may have created them."""
         segmentation, segmentID = self.logic.segmentation, self.logic.segmentID
         if segmentation is not None:
             self.editor.setSegmentationNode(segmentation)
@@ -291,30 +292,30 @@ class Panel:
                 self.editor.setCurrentSegmentID(segmentID)
 
     def _onEditorChanged(self, caller=None, event=None):
-        """The Segment Editor's volume and segment are the ones that are worked on."""
+        """Select the Segment Editor's volume and segment in the logic."""
         node = self.editor.mrmlSegmentEditorNode()
         self.logic.selectVolume(node.GetSourceVolumeNode())
         self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
         if node.GetActiveEffectName() and self._views.tool is not None:
-            self._useTool(None)  # the mouse is the effect's now
+            self._useTool(None)  # the effect handles the mouse
         self.refresh()
 
     def _onInteractionMode(self, node, event):
-        """Markups are placed now, by what is not of this module."""
+        """Stop using the tool when the user starts to place markups."""
         if node.GetCurrentInteractionMode() == _PLACE and self._views.tool is not None:
             self._useTool(None)
 
     def _onOverwriteChosen(self, index):
         self.editor.mrmlSegmentEditorNode().SetOverwriteMode(index)
 
-    def _turnVisibility(self):
+    def _toggleVisibility(self):
         display = self.logic.segmentation.GetDisplayNode()
         segmentID = self.logic.segmentID
         display.SetSegmentVisibility(segmentID, not display.GetSegmentVisibility(segmentID))
         self.refresh()
 
-    def _lock(self, locked):
+    def _setLocked(self, locked):
         if locked:
             self._segment().SetTag(LOCKED_TAG, "1")
         else:
@@ -369,24 +370,26 @@ class Panel:
         self._shortcuts.create(self._keyTexts)
 
     def _showKeys(self):
-        shown = self.ui.shortcutsCheckBox.checked
-        self._keyTexts = self._keys() if shown else dict.fromkeys(self._actions, "")
-        for name in self._actions.keys() - {"polarity", "visibility"}:  # whose captions change with what is selected
-            self._captioned(name).text = _caption(self._captions[name], self._keyTexts[name])
+        isEnabled = self.ui.shortcutsCheckBox.checked
+        self._keyTexts = self._keys() if isEnabled else dict.fromkeys(self._actions, "")
+        for name in self._actions.keys() - {"polarity", "visibility"}:  # their captions depend on the selection
+            self._captionedButton(name).text = _caption(self._captions[name], self._keyTexts[name])
         self._setPolarity()
         self.refresh()
 
-    def _captioned(self, name):
+    def _captionedButton(self, name):
         return self.ui.positiveButton if name == "polarity" else getattr(self.ui, f"{name}Button")
 
     def _fitTab(self):
-        """The tabs are as high as the open one needs, so that the Segment Editor is near: others have nothing in them,
-        as QTabWidget takes the largest."""
+        """Fit the height of the tab widget to the open tab, so that the Segment Editor is near.
+
+        QTabWidget takes the height of its largest tab, so hide the contents of the other tabs.
+        """
         tabs = self.ui.tabWidget
         for i in range(tabs.count):
-            for part in tabs.widget(i).children():
-                if part.isWidgetType():
-                    part.visible = i == tabs.currentIndex
+            for child in tabs.widget(i).children():
+                if child.isWidgetType():
+                    child.visible = i == tabs.currentIndex
         tabs.updateGeometry()
 
 
@@ -395,12 +398,12 @@ def _caption(text, key):
 
 
 def _interactionNode():
-    """Where Slicer keeps what the mouse is for."""
+    """The scene's vtkMRMLInteractionNode, with the current mouse mode."""
     return slicer.app.applicationLogic().GetInteractionNode()
 
 
-def _volumeAtHand():
-    """The active volume, or the first one; None where there is none that could be segmented."""
+def _defaultVolume():
+    """The active volume, or else the first one, or None if the scene has no scalar volume."""
     active = slicer.mrmlScene.GetNodeByID(slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() or "")
-    # Labelmaps and volumes of vectors are of classes of their own.
+    # Labelmap volumes and vector volumes are of subclasses.
     return next((v for v in (active, *slicer.util.getNodesByClass(_VOLUME)) if v and v.GetClassName() == _VOLUME), None)

@@ -1,1 +1,1 @@
-"""A package, so that its conftest is another module than the one above. Not called qt, because it would hide that."""
+"""A package, so that its conftest does not clash with the one above. It must not be called qt, as it would hide qt."""

@@ -1,15 +1,15 @@
-"""A Slicer whose Python has not got the packages that the module needs; run in a process of its own.
+"""A Slicer without the packages that the module needs, run in a separate process.
 
-``python -S bare_slicer.py FOLDER SITE_PACKAGES CHECKOUT CASE``: without ``site``, Python knows its own library alone.
-It is given all that is in SITE_PACKAGES but those packages, through links in FOLDER. Its pip "installs" them by letting
-Python see SITE_PACKAGES itself, and CHECKOUT. Ends with 0 where the case went as it should.
+``python -S bare_slicer.py FOLDER SITE_PACKAGES CHECKOUT CASE``: without ``site``, Python has only its standard library.
+Links in FOLDER add the contents of SITE_PACKAGES except for those packages. The fake pip "installs" them by adding
+SITE_PACKAGES and CHECKOUT to sys.path. The exit status is 0 if the case passes.
 """
 
 from pathlib import Path
 from subprocess import CalledProcessError
 import sys
 
-_MISSING = ("_editable_impl_nninteractive", "blosc2", "msgspec", "nninteractive_ws", "websockets")
+_MISSING = ("_editable_impl_nninteractive", "blosc2", "msgpack", "msgspec", "nninteractive_ws", "websockets")
 
 
 def _linkOthers(folder, sitePackages):
@@ -20,7 +20,7 @@ def _linkOthers(folder, sitePackages):
 
 
 class Bare:
-    """The application with the module, open. ``wrong``: exceptions that Qt would only have printed."""
+    """The application with the open module. ``wrong``: exceptions that Qt would only print."""
 
     def __init__(self, folder, sitePackages, checkout, testing=False):
         import slicer_application
@@ -30,7 +30,7 @@ class Bare:
 
         self.slicer, self.pip = slicer, slicer.packaging.pip
         self.wrong = []
-        sys.excepthook = self._hear
+        sys.excepthook = self._onException
         self._paths = [str(sitePackages), str(checkout)]
         self.pip.run = lambda requirements: self.makeAvailable()
         self.application = slicer_application.Application(folder / "settings", testing)
@@ -40,7 +40,7 @@ class Bare:
         self.widget = self.application.createModule(NNInteractiveWS)
         slicer.util.selectModule("NNInteractiveWS")
 
-    def _hear(self, kind, error, trace):
+    def _onException(self, kind, error, trace):
         self.wrong.append(error)
         sys.__excepthook__(kind, error, trace)
 
@@ -48,21 +48,21 @@ class Bare:
         sys.path.extend(self._paths)
 
     def page(self):
-        """The page's widgets: why it is there, the button, and what came of that. None where the panel is there."""
+        """The page's widgets: reason, button and note. The list is empty if the panel is shown."""
         find = self.slicer.util.findChildren
         names = ("installReason", "installButton", "installNote")
         return [widget for name in names for widget in find(self.widget.parent, name=name)]
 
     def pressInstall(self, *answers):
-        import standins
+        import fakes
 
-        standins.ctkMessageBox.answers += answers
+        fakes.ctkMessageBox.answers += answers
         self.page()[1].click()
-        assert not standins.ctkMessageBox.answers, "the user was not asked"
-        return standins.ctkMessageBox.asked
+        assert not fakes.ctkMessageBox.answers, "the user was not asked"
+        return fakes.ctkMessageBox.asked
 
     def checkPanel(self):
-        """The module works."""
+        """Check that the module works."""
         assert self.page() == []
         self.slicer.app.processEvents()
         assert self.widget.ui.pointButton.visible
@@ -73,13 +73,13 @@ class Bare:
         assert not self.wrong, self.wrong
 
 
-def refuse_and_agree(bare):
+def decline_and_agree(bare):
     import qt
 
     reason, button, note = bare.page()
     assert "nninteractive-ws>=" in reason.text
     assert (button.text, note.text) == ("Install...", "")
-    bare.slicer.selfTests["NNInteractiveWS"]()  # has nothing to look at, and says so
+    bare.slicer.selfTests["NNInteractiveWS"]()  # skips its tests without the packages
     bare.pressInstall(qt.QMessageBox.Cancel)
     assert bare.pip.installed == []
     assert "Nothing was installed" in bare.page()[2].text
@@ -103,7 +103,7 @@ def _failingPip(requirements):
 def agree_in_slicer_5_10(bare):
     import qt
 
-    sys.modules["slicer.packaging"] = None  # it has no such module
+    sys.modules["slicer.packaging"] = None  # Slicer 5.10 has no such module
     bare.slicer.util.pip_install = bare.pip.pip_install
     bare.pressInstall(qt.QMessageBox.Cancel)
     assert bare.pip.installed == []
@@ -132,21 +132,21 @@ def install_nothing_while_testing(bare):
 
 
 def ask_for_the_phantom(bare):
+    import fakes
     from NNInteractiveWSLib.sampleData import addPhantom
     import qt
-    import standins
 
-    standins.ctkMessageBox.answers += [qt.QMessageBox.Cancel, qt.QMessageBox.Ok]
+    fakes.ctkMessageBox.answers += [qt.QMessageBox.Cancel, qt.QMessageBox.Ok]
     assert addPhantom() is None
-    assert "Nothing was installed" in standins.ctkMessageBox.asked[-1]
-    standins.ctkMessageBox.answers += [qt.QMessageBox.Ok]
+    assert "Nothing was installed" in fakes.ctkMessageBox.asked[-1]
+    fakes.ctkMessageBox.answers += [qt.QMessageBox.Ok]
     assert addPhantom().GetImageData().GetScalarRange()[1] > 0
 
 
 CASES = {
     case.__name__: case
     for case in (
-        refuse_and_agree,
+        decline_and_agree,
         agree_in_slicer_5_10,
         install_by_hand,
         install_nothing_while_testing,

@@ -1,7 +1,7 @@
-"""What the tests of the module's widget share: real Qt through PythonQt, and a stand-in for the Slicer application.
+"""Fixtures for the tests of the module's widget, with real Qt through PythonQt and a fake Slicer application.
 
-They need slicer-core, and PythonQt as ``slicer_module/qt_host/build.py`` builds it. Where one of them is not there,
-these tests are skipped, and say which.
+They need slicer-core, and PythonQt as built by ``slicer_module/qt_host/build.py``. If one of them is missing, these
+tests are skipped with a message.
 """
 
 import contextlib
@@ -16,11 +16,12 @@ sys.path += [str(HERE), str(HERE.parents[1] / "NNInteractiveWS")]
 
 
 def _load():
-    """The extension with PythonQt; None and the reason where something is missing."""
+    """Load PythonQt. Return the extension and an empty text, or None and the reason if something is missing."""
     import pythonqt
 
     with contextlib.suppress(ImportError):
-        # A part of some builds of torch, which the server of these tests imports: loaded after Qt, it crashes.
+        # The server of these tests imports torch, and some builds of torch include triton, which crashes if it is
+        # loaded after Qt.
         import triton  # noqa: F401
     try:
         import slicer
@@ -30,8 +31,8 @@ def _load():
         return None, "the package called slicer here is not 3D Slicer's"
     try:
         host = pythonqt.load()
-    except pythonqt.NotBuilt as why:
-        return None, str(why)
+    except pythonqt.NotBuilt as e:
+        return None, str(e)
     import slicer_application
 
     slicer_application.install()
@@ -41,7 +42,7 @@ def _load():
 
 _host, _missing = _load()
 
-#: What QT_QPA_PLATFORM=offscreen says of windows that nobody sees.
+#: Start of harmless warnings with QT_QPA_PLATFORM=offscreen.
 _HARMLESS = "This plugin does not support"
 
 
@@ -50,7 +51,7 @@ def pytest_report_header(config):
 
 
 class _Skipped(pytest.Module):
-    """A test module that is not imported, because what it imports is not there."""
+    """A test module that is not imported because its dependencies are missing."""
 
     def collect(self):
         pytest.skip(_missing, allow_module_level=True)
@@ -61,9 +62,9 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 @pytest.fixture(autouse=True)
-def heard(capfd, monkeypatch):
-    """Fail a test during which something went wrong that Qt or PythonQt only write to the log: an exception in a slot
-    or event handler, a warning of Qt's, a signal that is not there. Appending to it makes a test fail, too."""
+def qt_errors(capfd, monkeypatch):
+    """Fail a test on errors that Qt and PythonQt only log: an exception in a slot or an event handler, a warning, or an
+    unknown signal. A test can append errors to the list, too."""
     wrong = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: wrong.append(f"{kind.__name__}: {error}"))
     yield wrong
@@ -77,8 +78,7 @@ def heard(capfd, monkeypatch):
 
 @pytest.fixture
 def application(tmp_path):
-    """A started Slicer: ``slicer.app``, an empty scene, three slice views and a 3-D view, settings in a file of its
-    own."""
+    """A started Slicer with an empty scene, three slice views, a 3-D view and separate settings, as ``slicer.app``."""
     import slicer_application
 
     started = slicer_application.Application(tmp_path / "settings")
@@ -89,17 +89,17 @@ def application(tmp_path):
 
 @pytest.fixture
 def scene(application):
-    """The application's, for the fixtures that put something into a scene."""
+    """The application's scene."""
     return application.mrmlScene()
 
 
 @pytest.fixture
 def tester(application):
-    """The panel without a volume, whose user agrees to each server; ``use(address)`` enters one."""
-    from assembled import Module
+    """The panel without a volume, with consent for each server. ``use(address)`` enters a server."""
     from NNInteractiveWSLib.logic import Logic
+    from panel_harness import Module
 
-    module = Module(Logic, agreed=lambda address: True)
+    module = Module(Logic, consents=lambda address: True)
 
     def use(address):
         module.ui.serverComboBox.setEditText(address)
@@ -112,13 +112,13 @@ def tester(application):
 
 @pytest.fixture
 def wait_until():
-    """Let Qt's loop run until something is so; fails where it does not come about in time."""
+    """Run Qt's event loop until a condition holds. Fail after a timeout."""
     import qt
 
     def wait(condition, within=200.0):
         deadline = time.monotonic() + within
         while not condition():
-            assert time.monotonic() < deadline, "it did not come about"
+            assert time.monotonic() < deadline, "timeout"
             qt.QApplication.instance().processEvents()
             time.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""What a user does: clicks, drags and keys, sent to widgets as Qt sends them. Positions are in the widget's pixels."""
+"""Simulated clicks, drags and keys, sent to widgets as Qt events. Positions are in pixels of the widget."""
 
 import qt
 
@@ -32,7 +32,7 @@ def release(widget, x, y, button=LEFT, modifiers=NONE):
 
 
 def key(widget, key, text="", modifiers=NONE):
-    """Press and release a key in a widget; a shortcut that is alive there gets it first, as in the application."""
+    """Press and release a key in a widget. An active shortcut gets it first, as in the application."""
     for kind in (qt.QEvent.KeyPress, qt.QEvent.KeyRelease):
         qt.QApplication.sendEvent(widget, qt.QKeyEvent(kind, key, modifiers, text))
 

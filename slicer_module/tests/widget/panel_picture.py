@@ -1,4 +1,4 @@
-"""The panel as the tutorial shows it: the real one, after a click in the real logic.
+"""Screenshot of the panel for the tutorial, after a click in a real session.
 
 python slicer_module/tests/widget/panel_picture.py [FOLDER]     writes slicer_module/Screenshots/panel.png, or FOLDER's
 """
@@ -11,13 +11,15 @@ import time
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / "Screenshots"
-WIDTH = 400  # of Slicer's module panel, about
+WIDTH = 400  # approximate width of Slicer's module panel
 _GAP = 12  # pixels
 
 
 def picture(address):
-    """Both tabs side by side, a QImage, after a click into the right kidney of the phantom on the server at an
-    address. An Application has been started; nobody has agreed to another server."""
+    """Return a QImage of both tabs side by side, after a click into the right kidney of the phantom.
+
+    ``address``: a server with the embedded model. An Application must be running, without consent for other servers.
+    """
     from NNInteractiveWSLib.sampleData import addPhantom
     import qt
     import slicer
@@ -48,7 +50,7 @@ def _waitFor(condition, module):
 
 
 def _tab(module, name):
-    """What is above the Segment Editor, which is Slicer's own, with a tab open."""
+    """Grab the panel above the Segment Editor, with a tab open."""
     import qt
     import slicer
 
@@ -56,14 +58,14 @@ def _tab(module, name):
     ui.tabWidget.setCurrentWidget(getattr(ui, name))
     ui.segmentEditorCollapsibleButton.hide()
     root = ui.tabWidget.parent()
-    area = qt.QScrollArea()  # in which it is as high as it needs to be, as in Slicer
+    area = qt.QScrollArea()  # gives the panel its full height, as in Slicer
     area.frameShape = qt.QFrame.NoFrame
     area.widgetResizable = True
     area.horizontalScrollBarPolicy = area.verticalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
     area.setWidget(root)
     area.resize(WIDTH, 1)
     area.show()
-    for _ in range(30):  # a wrapped text's height follows from the width, and is told one level up with each
+    for _ in range(30):  # the height of wrapped text depends on the width, and propagates one level per pass
         slicer.app.processEvents()
     picture = root.grab().toImage().convertToFormat(qt.QImage.Format_RGB32)
     area.takeWidget()
@@ -90,7 +92,7 @@ def write(folder):
     import slicer_application
 
     slicer_application.install()
-    from nninteractive_ws.server.local import local_server
+    from nninteractive_ws.server.local_server import local_server
 
     with (
         tempfile.TemporaryDirectory() as settings,

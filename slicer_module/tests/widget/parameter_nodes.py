@@ -1,8 +1,8 @@
-"""A stand-in for ``slicer.parameterNodeWrapper``: a class whose attributes live in a parameter node of the scene.
+"""Fake of ``slicer.parameterNodeWrapper``: a class whose attributes are stored in a parameter node of the scene.
 
-Of the original's types it has bool, int, float, str and MRML nodes, of its widgets the plain Qt ones. A widget belongs
-to the parameter that its dynamic property ``SlicerParameterName`` names. As in Slicer 5.10, what ``connectGui`` has
-connected cannot be told apart again: only ``connectParametersToGui`` returns a tag for ``disconnectGui``.
+It supports the types bool, int, float, str and MRML nodes, and plain Qt widgets. The dynamic property
+``SlicerParameterName`` of a widget names its parameter. As in Slicer 5.10, ``connectGui`` returns no tag. Only
+``connectParametersToGui`` returns a tag for ``disconnectGui``.
 """
 
 import typing
@@ -12,7 +12,7 @@ import slicer
 import vtk
 
 _CONNECTORS = {
-    # type: for each widget class, its property and the signal that tells of a change
+    # type: for each widget class, its property and the signal for changes
     bool: {qt.QCheckBox: ("checked", "toggled(bool)"), qt.QPushButton: ("checked", "toggled(bool)")},
     int: {qt.QSpinBox: ("value", "valueChanged(int)"), qt.QSlider: ("value", "valueChanged(int)")},
     float: {qt.QDoubleSpinBox: ("value", "valueChanged(double)")},
@@ -24,7 +24,7 @@ _CONNECTORS = {
 
 
 def parameterNodeWrapper(cls):
-    """Make the annotated attributes of a class parameters: ``cls(parameterNode)`` reads and writes the node."""
+    """Turn the annotated attributes of a class into parameters. ``cls(parameterNode)`` reads and writes the node."""
     types = typing.get_type_hints(cls)
     cls.defaults = {}
     for name, kind in types.items():
@@ -72,14 +72,14 @@ def _valueProperty(name, kind, default):
 
 
 def _connectGui(self, ui):
-    """As below; ``ui`` as ``slicer.util.childWidgetVariables`` makes it."""
+    """Connect all widgets of ``ui``, a result of ``slicer.util.childWidgetVariables``."""
     named = {widget.property("SlicerParameterName"): widget for widget in vars(ui).values()}
     named.pop(None, None)
     _connectParametersToGui(self, named)
 
 
 def _connectParametersToGui(self, widgets):
-    """Keep widgets and parameters equal, both ways; ``widgets``: by the parameters' names."""
+    """Synchronize widgets and parameters in both directions. ``widgets``: by parameter name."""
     bound = [(widget, *_connector(self.allParameters[name], widget), name) for name, widget in widgets.items()]
 
     def show(caller=None, event=None):
@@ -113,4 +113,4 @@ def _connector(kind, widget):
     for cls, connector in _CONNECTORS[kind].items():
         if isinstance(widget, cls):
             return connector
-    raise TypeError(f"no {kind.__name__} can be shown in {widget.className()} {widget.objectName!r}")
+    raise TypeError(f"{widget.className()} {widget.objectName!r} cannot show a {kind.__name__}")

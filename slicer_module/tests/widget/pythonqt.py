@@ -1,4 +1,4 @@
-"""Loads Qt as Slicer's Python has it: PythonQt, built by ``qt_host/build.py``. Makes the modules ``qt`` and ``ctk``."""
+"""Loader of PythonQt as built by ``qt_host/build.py``. It creates the module ``qt``, as in Slicer's Python."""
 
 import importlib.util
 import os
@@ -11,18 +11,17 @@ BUILD_SCRIPT = Path(__file__).resolve().parents[2] / "qt_host" / "build.py"
 
 
 class NotBuilt(Exception):
-    """PythonQt is not there for this interpreter."""
+    """PythonQt is not built for this interpreter."""
 
 
 def load() -> types.ModuleType:
-    """The extension: its ``take_messages()`` tells what Qt has warned of. Afterwards ``import qt`` is possible.
-    Raises NotBuilt."""
+    """Load the extension, whose ``take_messages()`` returns Qt's warnings, and enable ``import qt``. Raise NotBuilt."""
     path = _extension_path()
     if not path.exists():
         raise NotBuilt(f"PythonQt is not built for this Python (run {BUILD_SCRIPT.name} in slicer_module/qt_host)")
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # windows in memory, no display needed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PythonQt imports a deprecated module of Python's
+        warnings.simplefilter("ignore", DeprecationWarning)  # PythonQt imports a deprecated Python module
         host = _import("_pythonqt_host", path)
     sys.modules["qt"] = _qt_module()
     return host
@@ -42,7 +41,7 @@ def _import(name: str, path: Path) -> types.ModuleType:
 
 
 def _qt_module() -> types.ModuleType:
-    """Slicer's ``qt``: the names of all of PythonQt's modules in one."""
+    """Create Slicer's module ``qt`` with the names of all modules of PythonQt."""
     from PythonQt import QtCore, QtGui, QtUiTools
 
     qt = types.ModuleType("qt", "The names of PythonQt's modules, as Slicer has them.")

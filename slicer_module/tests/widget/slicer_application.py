@@ -1,8 +1,7 @@
-"""A stand-in for the Slicer application around the real scene, logics and ``slicer.util`` of slicer-core.
+"""Fake of the Slicer application with the real scene, logics and ``slicer.util`` of slicer-core.
 
-:func:`install` gives Python the modules that the application brings (``ctk``, ``slicer.ScriptedLoadableModule``,
-``slicer.i18n``, ``slicer.packaging``, ``slicer.parameterNodeWrapper``, ``SampleData``); an :class:`Application` is one
-started Slicer.
+:func:`install` adds the Python modules of the application (``ctk``, ``slicer.ScriptedLoadableModule``, ``slicer.i18n``,
+``slicer.packaging``, ``slicer.parameterNodeWrapper``, ``SampleData``). An :class:`Application` is one running Slicer.
 """
 
 import atexit
@@ -17,16 +16,16 @@ import tempfile
 import types
 import unittest
 
+import fakes
 from packaging.requirements import Requirement
 import parameter_nodes
 import qt
 import slicer
-import standins
 import vtk
 
 
 class ScriptedLoadableModule:
-    """What a module says of itself. ``parent``: where it says it, see :meth:`Application.createModule`."""
+    """Description of a module. ``parent``: the object from :meth:`Application.createModule` with its attributes."""
 
     def __init__(self, parent):
         super().__init__()
@@ -47,7 +46,7 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """A module's panel, in ``parent``; the application calls ``setup()``, ``enter()``, ``exit()`` and ``cleanup()``."""
+    """Panel of a module in ``parent``. The application calls ``setup()``, ``enter()``, ``exit()`` and ``cleanup()``."""
 
     def __init__(self, parent):
         super().__init__()
@@ -67,7 +66,7 @@ class ScriptedLoadableModuleWidget:
         pass
 
     def onReload(self):
-        """What the button Reload does, which developers have."""
+        """Reload the module, as the Reload button in developer mode does."""
         slicer.util.reloadScriptedModule(self.moduleName)
 
     def _onModuleAboutToBeUnloaded(self, moduleName):
@@ -77,7 +76,7 @@ class ScriptedLoadableModuleWidget:
 
 
 class ScriptedLoadableModuleLogic:
-    """A module's logic: it has one parameter node in a scene."""
+    """Logic of a module, with a parameter node in the scene."""
 
     def __init__(self, parent=None):
         super().__init__()
@@ -97,7 +96,7 @@ class ScriptedLoadableModuleLogic:
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
-    """A module's own test, run by the application. ``messages``: what it would have shown meanwhile."""
+    """Self test of a module, run by the application. ``messages``: the messages that it displayed."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -120,11 +119,11 @@ class _Startup(qt.QObject):
     startupCompleted = qt.Signal()
 
 
-class qSlicerScriptedLoadableModuleWidget(standins.qMRMLWidget):  # noqa: N801 (the original's name)
-    """Where the application shows a module: makes the module's widget, enters and leaves it."""
+class qSlicerScriptedLoadableModuleWidget(fakes.qMRMLWidget):  # noqa: N801 (the original's name)
+    """Container that creates a module's widget, enters it and exits it."""
 
     def __init__(self, moduleName):
-        standins.qMRMLWidget.__init__(self)
+        fakes.qMRMLWidget.__init__(self)
         self.moduleName = moduleName
         self.isEntered = False
         self._python = None
@@ -135,7 +134,7 @@ class qSlicerScriptedLoadableModuleWidget(standins.qMRMLWidget):  # noqa: N801 (
         return self._python
 
     def reload(self):
-        """Make the widget from what Python knows under the module's name now; ``enter()`` is not called again."""
+        """Create the widget again from the current Python module. As in Slicer, ``enter()`` is not called."""
         self._python = getattr(sys.modules[self.moduleName], f"{self.moduleName}Widget")(self)
         setattr(slicer.modules, f"{self.moduleName}Widget", self._python)
         self._python.setup()
@@ -165,18 +164,18 @@ class _MainWindow(qt.QMainWindow):
 
 
 class Application:
-    """What ``slicer.app`` answers. What is not here is asked of the real QApplication."""
+    """Fake of ``slicer.app``. Other attributes are those of the real QApplication."""
 
     applicationName = "Slicer"
     majorVersion, minorVersion = 5, 12
 
     def __init__(self, folder, testing=False):
-        """``folder``: where the settings are kept. ``testing``: as started with ``--testing``, when the user is asked
-        nothing."""
+        """``folder``: the folder for the settings. ``testing``: whether Slicer was started with ``--testing``, which
+        suppresses questions to the user."""
         self._qApplication = qt.QApplication.instance()
         self._qApplication.setOrganizationName("NA-MIC")
         self._qApplication.setApplicationName("Slicer")
-        qt.QApplication.setFont(qt.QFont("DejaVu Sans", 9))  # of the size it has on a desktop
+        qt.QApplication.setFont(qt.QFont("DejaVu Sans", 9))  # the usual size on a desktop
         qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
         qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(folder))
         self.temporaryPath = str(folder)
@@ -184,7 +183,7 @@ class Application:
         self._moduleManager, self._startup = _ModuleManager(), _Startup()
         self._logic, self._moduleLogics = _applicationLogic()
         self._scene = self._logic.GetMRMLScene()
-        self._layoutManager = standins.qSlicerLayoutManager(self._scene, self._logic)
+        self._layoutManager = fakes.qSlicerLayoutManager(self._scene, self._logic)
         self._window = _MainWindow()
         self._window.selector = _ModuleSelector(self._selectModule)
         self._window.objectName = "qSlicerMainWindow"
@@ -194,19 +193,19 @@ class Application:
         self._modules = {}
 
     def start(self):
-        """Be the application that the module ``slicer`` speaks of."""
+        """Become the application of the module ``slicer``."""
         slicer.app, slicer.mrmlScene, slicer.selfTests = self, self._scene, {}
         slicer.modules = types.SimpleNamespace(
             **{name: types.SimpleNamespace(logic=lambda x=logic: x) for name, logic in self._moduleLogics.items()}
         )
-        standins.ctkMessageBox.answers.clear()
-        standins.ctkMessageBox.asked.clear()
+        fakes.ctkMessageBox.answers.clear()
+        fakes.ctkMessageBox.asked.clear()
         self._window.show()
         self._window.activateWindow()
         self.processEvents()
 
     def completeStartup(self):
-        """Say that all modules are loaded and the window is there."""
+        """Emit the signal for the end of startup."""
         self._startup.startupCompleted.emit()
 
     def quit(self):
@@ -242,7 +241,7 @@ class Application:
         return self._window
 
     def testingEnabled(self):
-        return self._testing  # where it is true, slicer.util asks the user nothing
+        return self._testing  # if true, slicer.util asks the user nothing
 
     def settings(self):
         return qt.QSettings()
@@ -256,8 +255,11 @@ class Application:
     # ---- modules ------------------------------------------------------------------------------------------
 
     def createModule(self, python):
-        """Load a module from its Python module; its widget after ``setup()``, in the window's panel, not entered.
-        ``python``: has ``__file__``, and the classes <name>, <name>Widget, where <name> is its own name."""
+        """Load a module, and return its widget after ``setup()``, in the module panel and not entered.
+
+        ``python``: a Python module with ``__file__`` and the classes <name> and <name>Widget. <name> is the module's
+        name.
+        """
         name = python.__name__
         about = types.SimpleNamespace(path=python.__file__, title=name)
         self._modules[name] = getattr(python, name)(about)
@@ -270,7 +272,7 @@ class Application:
         return shown.self()
 
     def _selectModule(self, name):
-        """Leave the module that is open and enter this one, or none."""
+        """Exit the open module, and enter another one, or none."""
         selector = self._window.selector
         if selector.selectedModule:
             getattr(slicer.modules, selector.selectedModule.lower()).widgetRepresentation().exit()
@@ -282,7 +284,7 @@ class Application:
         self.processEvents()
 
     def showModule(self, widget):
-        """Put a widget into the window's module panel."""
+        """Show a widget in the module panel of the window."""
         self._panel.setWidget(widget)
 
     def unloadModule(self, name):
@@ -293,7 +295,7 @@ class Application:
 
 
 def _applicationLogic():
-    """The application's logic with its scene, and the logics of the modules that Slicer itself has, by name."""
+    """Create the application logic with its scene, and the logics of Slicer's own modules, by name."""
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
@@ -317,7 +319,7 @@ def _applicationLogic():
 
 
 class SampleDataLogic:
-    """The module Sample Data: what is registered is in ``slicer.modules.sampleDataSources``, by category."""
+    """Fake of the module Sample Data. Registered sources are in ``slicer.modules.sampleDataSources``, by category."""
 
     @staticmethod
     def registerCustomSampleDataSource(
@@ -330,7 +332,7 @@ class SampleDataLogic:
         thumbnailFileName=None,
     ):
         for one in (uris, fileNames, nodeNames):
-            assert isinstance(one, str), "of these, the original wants as many of each"
+            assert isinstance(one, str), "in Slicer, these must have equal lengths"
         source = types.SimpleNamespace(
             sampleName=sampleName, customDownloader=customDownloader, thumbnailFileName=thumbnailFileName
         )
@@ -340,8 +342,10 @@ class SampleDataLogic:
 
 
 class Pip:
-    """``slicer.packaging`` of Slicer 5.12, without pip: ``installed`` has what it would have installed, and ``run``,
-    if it is set, is called with that."""
+    """Fake of ``slicer.packaging`` in Slicer 5.12, without pip.
+
+    ``installed``: the requirements of each installation. ``run``: a function to call with them, or None.
+    """
 
     def __init__(self):
         self.installed, self.requesters = [], []
@@ -376,10 +380,10 @@ class Pip:
 
 
 def install():
-    """Put what the application brings where Python imports it from."""
-    qt.QUiLoader = standins.UiLoader
-    sys.modules["ctk"] = _module("ctk", **standins.CTK_WIDGETS)
-    for name, cls in standins.WIDGETS.items():
+    """Add the application's modules to sys.modules."""
+    qt.QUiLoader = fakes.UiLoader
+    sys.modules["ctk"] = _module("ctk", **fakes.CTK_WIDGETS)
+    for name, cls in fakes.WIDGETS.items():
         setattr(slicer, name, cls)
     classes = (
         ScriptedLoadableModule,
@@ -399,7 +403,7 @@ def install():
 
 
 def _addPythonSlicer():
-    """PythonSlicer, Slicer's Python as a program of its own: as in Slicer, it is found in PATH."""
+    """Add PythonSlicer, the executable of Slicer's Python, to PATH, as in Slicer."""
     folder = tempfile.mkdtemp(prefix="PythonSlicer")
     atexit.register(shutil.rmtree, folder)
     program = Path(folder) / "PythonSlicer"
@@ -415,6 +419,6 @@ def _submodule(name, **contents):
 
 
 def _module(name, **contents):
-    module = types.ModuleType(name, f"A stand-in for {name}.")
+    module = types.ModuleType(name, f"Fake of {name}.")
     vars(module).update(contents)
     return module

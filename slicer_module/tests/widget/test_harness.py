@@ -1,16 +1,16 @@
-"""That the harness is what it says: real PythonQt semantics, and stand-ins that behave as documented."""
+"""Tests of the test harness: PythonQt's semantics, and the documented behavior of the fakes."""
 
 import subprocess
 import sys
 import types
 
+import fakes
 import gestures
 import numpy as np
 import pytest
 import pythonqt
 import qt
 import slicer
-import standins
 
 # ---- PythonQt ---------------------------------------------------------------------------------------------
 
@@ -40,23 +40,23 @@ def test_signals_connect_by_string():
     assert button.shortcut.toString() == "Alt+P"
 
 
-def test_a_signal_that_is_not_there_is_heard(heard, capfd):
+def test_an_unknown_signal_is_detected(qt_errors, capfd):
     assert not qt.QPushButton().connect("pushed()", print)
     assert "'pushed()' does not exist" in capfd.readouterr().err
 
 
-def test_an_exception_in_a_slot_is_heard(heard):
+def test_an_exception_in_a_slot_is_detected(qt_errors):
     def fail(checked):
         raise ValueError("in the slot")
 
     button = qt.QPushButton()
     button.connect("clicked(bool)", fail)
     button.click()
-    assert heard == ["ValueError: in the slot"]
-    heard.clear()
+    assert qt_errors == ["ValueError: in the slot"]
+    qt_errors.clear()
 
 
-def test_a_warning_of_qt_is_heard(heard):
+def test_a_warning_of_qt_is_detected(qt_errors):
     import _pythonqt_host
 
     outer = qt.QWidget()
@@ -77,7 +77,7 @@ def test_timer(wait_until):
     assert not timer.active
 
 
-def test_settings_are_in_the_file_of_the_test(application, tmp_path):
+def test_settings_are_stored_in_the_tests_folder(application, tmp_path):
     qt.QSettings().setValue("NNInteractiveWS/servers", ["ws://a", "ws://b"])
     slicer.app.userSettings().setValue("NNInteractiveWS/live", False)
     settings = qt.QSettings()
@@ -88,11 +88,11 @@ def test_settings_are_in_the_file_of_the_test(application, tmp_path):
     assert slicer.util.settingsValue("NNInteractiveWS/other", "default") == "default"
 
 
-def test_each_application_has_settings_of_its_own(application):
+def test_each_application_has_separate_settings(application):
     assert qt.QSettings().allKeys() == ()
 
 
-def test_a_shortcut_lives_until_it_is_removed(application):
+def test_a_shortcut_is_active_until_it_is_removed(application):
     window = application.mainWindow()
     used = []
     shortcut = qt.QShortcut(qt.QKeySequence("Ctrl+Shift+Z"), window)
@@ -108,7 +108,7 @@ def test_a_shortcut_lives_until_it_is_removed(application):
     assert used == ["redo"]
 
 
-def test_an_event_filter_sees_and_stops_events():
+def test_an_event_filter_receives_and_stops_events():
     class Filter(qt.QObject):
         seen = ()
 
@@ -134,19 +134,19 @@ def test_an_event_filter_sees_and_stops_events():
     assert widget.presses == 1
 
 
-def test_a_widget_is_grabbed_into_a_picture(tmp_path):
+def test_a_widget_is_grabbed_into_an_image(tmp_path):
     label = qt.QLabel("MMMM")
     label.setStyleSheet("background: white; color: black")
     label.resize(80, 40)
     assert label.grab().save(str(tmp_path / "label.png"))
     image = qt.QImage(str(tmp_path / "label.png"))
     assert (image.width(), image.height()) == (80, 40)
-    greys = {qt.QColor(image.pixel(x, y)).red() for x in range(80) for y in range(40)}
-    assert min(greys) < 64
-    assert max(greys) == 255, "no text was drawn"
+    grays = {qt.QColor(image.pixel(x, y)).red() for x in range(80) for y in range(40)}
+    assert min(grays) < 64
+    assert max(grays) == 255, "no text was drawn"
 
 
-def test_where_it_cannot_be_built_it_says_what_is_missing(tmp_path):
+def test_a_failed_build_names_missing_packages(tmp_path):
     command = [sys.executable, str(pythonqt.BUILD_SCRIPT)]
     environment = {"PATH": str(tmp_path), "NNINTERACTIVE_WS_PYTHONQT": str(tmp_path / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -154,7 +154,7 @@ def test_where_it_cannot_be_built_it_says_what_is_missing(tmp_path):
     assert "qtbase5-dev" in done.stderr
 
 
-# ---- the stand-ins ----------------------------------------------------------------------------------------
+# ---- fakes ------------------------------------------------------------------------------------------------
 
 UI = """<?xml version="1.0" encoding="UTF-8"?>
 <ui version="4.0">
@@ -198,17 +198,17 @@ def panel(application, tmp_path):
     return slicer.util.loadUI(str(tmp_path / "Panel.ui"))
 
 
-def test_a_ui_file_is_loaded_with_stand_ins(panel):
+def test_a_ui_file_is_loaded_with_fakes(panel):
     ui = slicer.util.childWidgetVariables(panel)
-    assert type(panel) is standins.qMRMLWidget
-    assert type(ui.advanced) is standins.ctkCollapsibleButton
+    assert type(panel) is fakes.qMRMLWidget
+    assert type(ui.advanced) is fakes.ctkCollapsibleButton
     assert type(ui.liveCheckBox) is qt.QCheckBox
     assert ui.liveCheckBox.property("SlicerParameterName") == "live"
     panel.setMRMLScene(slicer.mrmlScene)
     assert panel.mrmlScene() is slicer.mrmlScene
 
 
-def test_a_collapsible_button_hides_what_it_holds(panel):
+def test_a_collapsible_button_hides_its_contents(panel):
     ui = slicer.util.childWidgetVariables(panel)
     changes = []
     ui.advanced.connect("contentsCollapsed(bool)", changes.append)
@@ -222,7 +222,7 @@ def test_a_collapsible_button_hides_what_it_holds(panel):
     assert changes == [False, True]
 
 
-def test_parameters_and_widgets_follow_each_other(panel):
+def test_parameters_and_widgets_are_synchronized(panel):
     from slicer.parameterNodeWrapper import parameterNodeWrapper
 
     @parameterNodeWrapper
@@ -255,23 +255,23 @@ def test_parameters_and_widgets_follow_each_other(panel):
     assert not parameters.live
 
 
-def test_the_segment_editor_keeps_its_choices_in_its_node(application):
+def test_the_segment_editor_stores_its_settings_in_its_node(application):
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     ids = [segmentation.GetSegmentation().AddEmptySegment(name, name) for name in "ab"]
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
     editor = slicer.qMRMLSegmentEditorWidget()
     editor.setMRMLScene(slicer.mrmlScene)
     editor.setMRMLSegmentEditorNode(node)
-    told = []
-    assert editor.connect("segmentationNodeChanged(vtkMRMLSegmentationNode *)", told.append)
-    assert editor.connect("currentSegmentIDChanged(QString)", told.append)
+    received = []
+    assert editor.connect("segmentationNodeChanged(vtkMRMLSegmentationNode *)", received.append)
+    assert editor.connect("currentSegmentIDChanged(QString)", received.append)
     editor.setSegmentationNode(segmentation)
     editor.setCurrentSegmentID("b")
-    assert told == [segmentation, "a", "b"]
+    assert received == [segmentation, "a", "b"]
     assert (editor.currentSegmentID(), node.GetSelectedSegmentID()) == (ids[1], "b")
     editor.blockSignals(True)
     editor.setSegmentationNode(None)
-    assert told[3:] == []
+    assert received[3:] == []
     editor.setupViewObservations()
     assert editor.calls == ["setupViewObservations"]
 
@@ -357,17 +357,17 @@ def test_a_module_is_loaded_used_and_unloaded(application, tmp_path):
     del sys.modules["Tried"]
 
 
-def test_the_application_answers_slicer_util(application):
+def test_slicer_util_works_with_the_application(application):
     assert slicer.util.mainWindow().objectName == "qSlicerMainWindow"
     slicer.util.forceRenderAllViews()
     assert slicer.app.layoutManager().sliceWidget("Red").sliceView().renders == 1
     assert slicer.modules.segmentations.logic().GetMRMLScene() is slicer.mrmlScene
 
 
-def test_the_user_is_asked_and_answers(application):
-    standins.ctkMessageBox.answers += [qt.QMessageBox.Yes, qt.QMessageBox.Cancel]
+def test_questions_to_the_user(application):
+    fakes.ctkMessageBox.answers += [qt.QMessageBox.Yes, qt.QMessageBox.Cancel]
     assert slicer.util.confirmYesNoDisplay("Send it?")
     assert not slicer.util.confirmOkCancelDisplay("And this?")
-    assert standins.ctkMessageBox.asked == ["Send it?", "And this?"]
-    with pytest.raises(AssertionError, match="nobody answers: What"):
+    assert fakes.ctkMessageBox.asked == ["Send it?", "And this?"]
+    with pytest.raises(AssertionError, match="no answer for: What"):
         slicer.util.messageBox("What")

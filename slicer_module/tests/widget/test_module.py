@@ -1,4 +1,4 @@
-"""The module as Slicer loads it, in the stand-in for the application."""
+"""The module as Slicer loads it, in a fake application."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ CHOICES = ("livePreview", "runAutomatically", "autoZoom")
 
 @pytest.fixture
 def module(application):
-    """The module's widget; not open."""
+    """The module's widget, not open."""
     return application.createModule(importlib.import_module("NNInteractiveWS"))
 
 
@@ -41,7 +41,7 @@ def select(name):
 
 
 def choices():
-    """As somebody else's code would see them."""
+    """The parameters in the parameter node."""
     node = slicer.mrmlScene.GetSingletonNode("NNInteractiveWS", "vtkMRMLScriptedModuleNode")
     return {name: node.GetParameter(name) for name in CHOICES}
 
@@ -59,14 +59,14 @@ def add_ball():
 # ---- the module -------------------------------------------------------------------------------------------
 
 
-def test_slicer_is_told_what_the_module_is(module):
+def test_the_modules_description(module):
     about = slicer.modules.nninteractivews
     assert (about.title, about.categories) == ("nnInteractive WS", ["Segmentation"])
     assert not about.icon.isNull()
     assert about.contributors == ["nninteractive-ws contributors"]
 
 
-def test_a_script_shows_it_in_a_window_of_its_own(module):
+def test_a_script_shows_it_in_a_separate_window(module):
     window = slicer.qMRMLWidget()
     window.setLayout(qt.QVBoxLayout())
     widget = type(module)(window)
@@ -75,7 +75,7 @@ def test_a_script_shows_it_in_a_window_of_its_own(module):
     widget.cleanup()
 
 
-def test_it_is_alive_while_it_is_open(opened):
+def test_shortcuts_are_active_while_the_module_is_open(opened):
     opened.editor.setSourceVolumeNode(add_ball())
     press(qt.Qt.Key_P)
     assert opened.ui.pointButton.checked
@@ -88,7 +88,7 @@ def test_it_is_alive_while_it_is_open(opened):
     assert opened.ui.pointButton.checked
 
 
-def test_the_segment_editor_is_below_and_keeps_its_choices_apart(opened):
+def test_the_segment_editor_is_below_and_has_separate_settings(opened):
     assert opened.editor.visible
     assert opened.editor.parent().objectName == "segmentEditorCollapsibleButton"
     node = opened.editor.mrmlSegmentEditorNode()
@@ -96,7 +96,7 @@ def test_the_segment_editor_is_below_and_keeps_its_choices_apart(opened):
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentEditorNode") == 1
 
 
-def test_choices_are_the_scenes(opened):
+def test_parameters_are_stored_in_the_scene(opened):
     assert choices() == dict.fromkeys(CHOICES, "True")
     opened.ui.runAutomaticallyCheckBox.click()
     assert choices()["runAutomatically"] == "False"
@@ -105,7 +105,7 @@ def test_choices_are_the_scenes(opened):
     assert not opened.ui.autoZoomCheckBox.checked
 
 
-def test_a_module_that_is_not_open_puts_nothing_into_a_new_scene(opened):
+def test_a_closed_module_adds_nothing_to_a_new_scene(opened):
     select("")
     slicer.mrmlScene.Clear(True)
     for kind in ("vtkMRMLScriptedModuleNode", "vtkMRMLSegmentEditorNode"):
@@ -113,8 +113,8 @@ def test_a_module_that_is_not_open_puts_nothing_into_a_new_scene(opened):
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_work_goes_on_after_the_scene_was_closed(opened, everything):
-    """``everything``: with the nodes that Slicer keeps, too."""
+def test_the_module_works_after_the_scene_was_closed(opened, everything):
+    """``everything``: whether singleton nodes are removed, too."""
     opened.editor.setSourceVolumeNode(add_ball())
     opened.logic.nextSegment()
     opened.ui.autoZoomCheckBox.click()
@@ -132,7 +132,7 @@ def test_work_goes_on_after_the_scene_was_closed(opened, everything):
     assert choices()["autoZoom"] == "False"
 
 
-def test_a_scene_that_was_saved_is_taken_up(opened, tmp_path, capfd):
+def test_a_saved_scene_is_restored(opened, tmp_path, capfd):
     volume = add_ball()
     opened.editor.setSourceVolumeNode(volume)
     opened.logic.nextSegment()
@@ -150,11 +150,11 @@ def test_a_scene_that_was_saved_is_taken_up(opened, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_it_is_reloaded(opened, monkeypatch):
-    """As the button Reload does it; what is in the Lib is read again."""
+def test_reload(opened, monkeypatch):
+    """The Reload button also reloads NNInteractiveWSLib."""
     mine = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "NNInteractiveWSLib"}
     for name, python in [*mine.items(), ("NNInteractiveWS", sys.modules["NNInteractiveWS"])]:
-        monkeypatch.setitem(sys.modules, name, python)  # they are put back afterwards
+        monkeypatch.setitem(sys.modules, name, python)  # restored afterward
     old = opened
     old.editor.setSourceVolumeNode(add_ball())
     monkeypatch.setattr(old.logic, "poll", lambda: pytest.fail("it is still polled"))
@@ -165,14 +165,14 @@ def test_it_is_reloaded(opened, monkeypatch):
     assert old.logic is None
     assert [w.name for w in slicer.util.findChildren(new.parent, name="tabWidget")] == ["tabWidget"]
     assert new.logic.volume is not None
-    press(qt.Qt.Key_P)  # one shortcut: it would be turned off again by another
+    press(qt.Qt.Key_P)  # a second shortcut with the same key would switch the tool off again
     assert new.ui.pointButton.checked
     for name in [name for name in sys.modules if name.partition(".")[0] == "NNInteractiveWSLib"]:
         if name not in mine:
             del sys.modules[name]
 
 
-def test_nothing_is_left_of_it_when_slicer_ends(application, opened, monkeypatch):
+def test_everything_is_removed_when_slicer_ends(application, opened, monkeypatch):
     logic = opened.logic
     monkeypatch.setattr(logic, "poll", lambda: pytest.fail("it is still polled"))
     application.unloadModule("NNInteractiveWS")
@@ -182,15 +182,15 @@ def test_nothing_is_left_of_it_when_slicer_ends(application, opened, monkeypatch
     press(qt.Qt.Key_P)
     status = logic.status
     slicer.mrmlScene.Clear(True)
-    assert logic.status is status, "it does not hear of the scene any more"
+    assert logic.status is status, "it still observes the scene"
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 0
 
 
 # ---- sample data ------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_volume_to_try_things_on(application, module):
-    assert not hasattr(slicer.modules, "sampleDataSources"), "nothing is asked of Sample Data before all is loaded"
+def test_the_sample_volume(application, module):
+    assert not hasattr(slicer.modules, "sampleDataSources"), "sample data was registered before the end of startup"
     application.completeStartup()
     ((category, (source,)),) = slicer.modules.sampleDataSources.items()
     assert category == "nnInteractive WS"
@@ -216,7 +216,7 @@ def test_there_is_a_volume_to_try_things_on(application, module):
 # ---- packages ---------------------------------------------------------------------------------------------
 
 
-def test_the_version_that_is_asked_for_is_this_one():
+def test_the_required_version_is_this_one():
     project = tomllib.loads((EXTENSION.parent / "pyproject.toml").read_text())["project"]
     (line,) = packages.needed(MODULE / "Resources" / "requirements.txt")
     requirement = Requirement(line)
@@ -225,7 +225,7 @@ def test_the_version_that_is_asked_for_is_this_one():
     assert "1.0" not in requirement.specifier
 
 
-def test_an_old_version_is_not_enough(tmp_path):
+def test_an_old_version_is_insufficient(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("# comment\n\nnninteractive-ws>=99\n")
     assert packages.needed(path) == ["nninteractive-ws>=99"]
@@ -233,14 +233,14 @@ def test_an_old_version_is_not_enough(tmp_path):
 
 
 @pytest.mark.parametrize("case", bare_slicer.CASES)
-def test_where_packages_are_missing(case, tmp_path):
+def test_missing_packages(case, tmp_path):
     paths = [tmp_path, sysconfig.get_paths()["purelib"], EXTENSION.parent]
     command = [sys.executable, "-S", bare_slicer.__file__, *map(str, paths), case]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_cannot_be_used_is_said(application, monkeypatch):
+def test_a_failed_import_is_reported(application, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("NNInteractiveWSLib.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "msgspec", None)
@@ -252,7 +252,7 @@ def test_a_package_that_cannot_be_used_is_said(application, monkeypatch):
     assert "msgspec" in reason.text
 
 
-# ---- the self-test ----------------------------------------------------------------------------------------
+# ---- self test --------------------------------------------------------------------------------------------
 
 
 def own_settings():
@@ -280,35 +280,35 @@ def test_the_self_test_with_a_server(module, demo, monkeypatch):
 
 
 def listed(name):
-    """The words of a list in the module's CMakeLists.txt."""
+    """The elements of a list in the module's CMakeLists.txt."""
     text = (MODULE / "CMakeLists.txt").read_text().replace("${MODULE_NAME}", "NNInteractiveWS")
     return set(re.search(rf"set\({name}\s+([^)]*)\)", text).group(1).split())
 
 
-def test_cmake_knows_all_files():
+def test_cmake_lists_all_files():
     scripts = {str(path.relative_to(MODULE)) for path in MODULE.rglob("*.py")}
     assert listed("MODULE_PYTHON_SCRIPTS") == scripts
     resources = {str(path.relative_to(MODULE)) for path in (MODULE / "Resources").rglob("*") if path.is_file()}
     assert listed("MODULE_PYTHON_RESOURCES") == resources
 
 
-#: Of the schema of entries, version 1.0.1, which allows no others.
+#: Keys of the catalog entry schema, version 1.0.1, which allows no others.
 CATALOG_KEYS = {
     *("$schema", "category", "scm_url", "scm_revision", "scm_type"),
     *("build_dependencies", "build_subdirectory", "enabled", "tier"),
 }
 
 
-def test_the_catalog_entry_fits_the_extension():
+def test_the_catalog_entry_matches_the_extension():
     entry = json.loads((EXTENSION / "NNInteractiveWS.json").read_text())
     assert {"$schema", "category", "scm_url"} <= entry.keys() <= CATALOG_KEYS
     cmake = (EXTENSION / "CMakeLists.txt").read_text()
-    said = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]+)"\)', cmake))
+    values = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]+)"\)', cmake))
     assert re.search(r"project\((\w+)", cmake).group(1) == "NNInteractiveWS"
-    assert said["EXTENSION_CATEGORY"] == entry["category"]
-    assert (said["EXTENSION_DEPENDS"], entry["build_dependencies"]) == ("NA", [])
+    assert values["EXTENSION_CATEGORY"] == entry["category"]
+    assert (values["EXTENSION_DEPENDS"], entry["build_dependencies"]) == ("NA", [])
     for name in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
-        assert said[name].startswith("https://")
+        assert values[name].startswith("https://")
 
 
 STUBS = """

@@ -1,16 +1,12 @@
-"""The panel as Designer made it: complete, readable at the width that Slicer gives it, with its shortcuts shown."""
+"""The panel's .ui file: completeness, layout at the width of Slicer's module panel, and captions with shortcuts."""
 
-from pathlib import Path
 import re
 import xml.etree.ElementTree as ET
 
+from panel_harness import RESOURCES, UI_FILE, WIDTH
 import pytest
 import qt
 import slicer
-
-RESOURCES = Path(__file__).parents[2] / "NNInteractiveWS" / "Resources"
-UI_FILE = RESOURCES / "UI" / "NNInteractiveWS.ui"
-WIDTH = 400  # of Slicer's module panel, about
 
 
 class Panel:
@@ -22,7 +18,7 @@ class Panel:
     def show(self, tab):
         self.ui.tabWidget.setCurrentWidget(getattr(self.ui, tab))
         self.widget.show()
-        for _ in range(2):  # a wrapped text's height follows from the width
+        for _ in range(2):  # the height of wrapped text depends on the width
             self.widget.resize(WIDTH, max(self.widget.sizeHint.height(), self.widget.minimumSizeHint.height()))
             slicer.app.processEvents()
 
@@ -34,13 +30,13 @@ def panel(application):
     made.widget.close()
 
 
-def test_the_panel_has_what_a_user_needs(panel):
+def test_the_panel_is_complete(panel):
     assert {"promptsTab", "configurationTab"} == {panel.ui.tabWidget.widget(i).name for i in range(2)}
     tools = ["pointButton", "boundingBoxButton", "scribbleButton", "lassoButton"]
     for name in tools:
         tool = getattr(panel.ui, name)
         assert tool.checkable
-        assert not tool.enabled, "a tool is enabled by what the model supports"
+        assert not tool.enabled, "a tool is enabled without a volume"
     assert panel.ui.tokenLineEdit.echoMode == qt.QLineEdit.Password
     parameters = {w.property("SlicerParameterName") for w in slicer.util.findChildren(panel.widget)} - {None}
     assert parameters == {"livePreview", "runAutomatically", "autoZoom"}
@@ -76,20 +72,20 @@ def test_nothing_is_cut_off(panel, tab, tmp_path):
     panel.show(tab)
     assert panel.widget.width == WIDTH
     assert panel.widget.grab().save(str(tmp_path / f"{tab}.png"))
-    looked_at = 0
+    checked = 0
     for widget in slicer.util.findChildren(panel.widget):
         if not isinstance(widget, (qt.QPushButton, qt.QLabel, qt.QCheckBox, qt.QKeySequenceEdit)) or not widget.visible:
             continue
-        looked_at += 1
+        checked += 1
         needed = widget.minimumSizeHint
         assert widget.width >= needed.width(), widget.name
         assert widget.height >= (widget.heightForWidth(widget.width) if widget.hasHeightForWidth() else needed.height())
         if isinstance(widget, qt.QPushButton):
             assert widget.width >= widget.fontMetrics().boundingRect(widget.text).width() + 6, widget.name
-    assert looked_at > 10
+    assert checked > 10
 
 
-def test_the_icon_is_a_picture():
+def test_the_icon():
     icon = qt.QImage(str(RESOURCES / "Icons" / "NNInteractiveWS.png"))
     assert (icon.width(), icon.height()) == (128, 128)
     assert qt.QColor(icon.pixelColor(0, 0)).alpha() == 0

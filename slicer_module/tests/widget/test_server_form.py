@@ -1,14 +1,14 @@
-"""The server's part of the Configuration tab: what is entered reaches the logic, and a server is tested."""
+"""The server group of the Configuration tab: entries and connection test."""
 
 from contextlib import contextmanager, suppress
 import socket
 import ssl
 import threading
 
-from assembled import Module, Noted
-from NNInteractiveWSLib.serverForm import userAgrees
+import fakes
+from NNInteractiveWSLib.serverForm import userConsents
+from panel_harness import Module, RecordingLogic
 import qt
-import standins
 import trustme
 
 
@@ -25,8 +25,8 @@ def press(module, address):
 # ---- Test connection --------------------------------------------------------------------------------------
 
 
-def test_each_step_is_told_and_then_it_is_connected(tester, server, wait_until):
-    """They are those of `nninteractive-ws doctor`, found by a program of its own while this one goes on."""
+def test_the_test_shows_each_step_and_then_connects(tester, server, wait_until):
+    """The steps are those of `nninteractive-ws doctor`, run in a separate process while the panel stays responsive."""
     button, seen = tester.ui.testConnectionButton, []
     press(tester, server.address)
     assert button.text == "Stop the test"
@@ -37,20 +37,20 @@ def test_each_step_is_told_and_then_it_is_connected(tester, server, wait_until):
         return button.text == "Test connection"
 
     wait_until(ended)
-    said = [line.partition(": ") for line in lines(tester)]
+    results = [line.partition(": ") for line in lines(tester)]
     steps = ["Address", "Proxy", "Connection", "Encryption", "Server", "WebSocket", "Session", "Upload", "Download"]
-    assert [sign for sign, _, _ in said] == [f"\u2713 {step}" for step in (*steps, "One prompt", "First mask")]
-    assert any(words.endswith("upload") or "upload, part" in words for words in seen), "it tells as it goes on"
+    assert [sign for sign, _, _ in results] == [f"\u2713 {step}" for step in (*steps, "One prompt", "First mask")]
+    assert any(message.endswith("upload") or "upload, part" in message for message in seen), "no progress was shown"
     assert tester.ui.testResultLabel.styleSheet == ""
     wait_until(lambda: tester.logic.server is not None)
-    (session,) = [words for sign, _, words in said if sign.endswith("Session")]
+    (session,) = [message for sign, _, message in results if sign.endswith("Session")]
     welcome = tester.logic.server
-    for word in (welcome.server, welcome.model.name, welcome.model.license, welcome.device):
+    for word in (welcome.server_version, welcome.model.name, welcome.model.license, welcome.device):
         assert word in session
     assert tester.ui.modelLabel.text.startswith(welcome.model.name)
 
 
-def test_a_test_that_fails_says_why(tester, wait_until):
+def test_a_failed_test_shows_the_reason(tester, wait_until):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     press(tester, f"127.0.0.1:{port}")
@@ -58,14 +58,14 @@ def test_a_test_that_fails_says_why(tester, wait_until):
     assert lines(tester)[-1].startswith("\u2717 Connection: ")
     assert "Nothing listens" in lines(tester)[-1]
     assert "color" in tester.ui.testResultLabel.styleSheet
-    assert tester.logic.session is None, "there is nothing to connect to"
+    assert tester.logic.session is None, "it connected in spite of the failure"
 
 
-def test_a_test_is_stopped(tester):
+def test_stopping_a_test(tester):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         press(tester, f"127.0.0.1:{silent.getsockname()[1]}")
-        assert lines(tester)[0].startswith("Looking at 127.0.0.1:")
-        tester.panel.server.use()  # the focus has left the address
+        assert lines(tester)[0].startswith("Testing 127.0.0.1:")
+        tester.panel.server.use()  # as if the address field lost the focus
         assert lines(tester)
         tester.ui.testConnectionButton.click()
         assert (lines(tester), tester.ui.testConnectionButton.text) == ([], "Test connection")
@@ -74,33 +74,33 @@ def test_a_test_is_stopped(tester):
         assert (lines(tester), tester.ui.testConnectionButton.text) == ([], "Test connection")
 
 
-def test_a_server_that_the_user_does_not_agree_to_is_not_tested(application):
-    module = Module(Noted)
+def test_a_server_without_consent_is_not_tested(application):
+    module = Module(RecordingLogic)
     module.ui.testConnectionButton.click()
     assert lines(module)[0].startswith("Nothing was sent")
     assert module.ui.testConnectionButton.text == "Test connection"
     module.close()
 
 
-def test_a_test_that_cannot_be_made_says_so(tester, monkeypatch, tmp_path, wait_until):
+def test_a_failure_of_the_test_program_is_shown(tester, monkeypatch, tmp_path, wait_until):
     program = tmp_path / "PythonSlicer"
     program.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     tester.ui.testConnectionButton.click()
     wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
-    assert "says nothing about the server: it is broken" in lines(tester)[-1]
+    assert "the state of the server is unknown. Its error: it is broken" in lines(tester)[-1]
     monkeypatch.setenv("PATH", "")
     tester.ui.testConnectionButton.click()
     assert "PythonSlicer" in lines(tester)[-1]
 
 
-# ---- what is entered --------------------------------------------------------------------------------------
+# ---- entries ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def house(folder):
-    """Something with a certificate that only its house knows: the address, and the certificate's file."""
+def tls_server(folder):
+    """Run a TLS server with a certificate of a private authority. Yield its address and the certificate's file."""
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -108,7 +108,7 @@ def house(folder):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
-            with suppress(OSError):  # until it is closed
+            with suppress(OSError):  # raised when the listener is closed
                 while True:
                     connection, _ = listener.accept()
                     with suppress(OSError), context.wrap_socket(connection, server_side=True) as talk:
@@ -119,30 +119,30 @@ def house(folder):
         yield f"wss://127.0.0.1:{listener.getsockname()[1]}", str(folder / "server.pem")
 
 
-def test_the_certificate_of_a_house(tester, tmp_path, wait_until):
-    with house(tmp_path) as (address, certificate):
+def test_the_certificate_of_a_private_authority(tester, tmp_path, wait_until):
+    with tls_server(tmp_path) as (address, certificate):
         for path, sign in (("", "\u2717"), (certificate, "\u2713")):
             tester.ui.certificatePathLineEdit.currentPath = path
             press(tester, address)
             wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
-            (said,) = [line for line in lines(tester) if "Encryption: " in line]
-            assert said.startswith(sign), lines(tester)
-        server = tester.logic._conversation.server
+            (result,) = [line for line in lines(tester) if "Encryption: " in line]
+            assert result.startswith(sign), lines(tester)
+        server = tester.logic._controller.server
         assert server == {"address": address, "token": None, "ca": certificate}
         assert tester.logic.connect()
         wait_until(lambda: tester.logic.status.state != "connecting")
-        assert "certificate" not in tester.logic.status.words, "it was trusted"
+        assert "certificate" not in tester.logic.status.message, "the certificate was not trusted"
     tester.use("ws://gpu-box")
-    assert tester.logic._conversation.server["ca"] is None, "there is none without encryption"
-    again = Module(Noted)
-    assert again.ui.certificatePathLineEdit.currentPath == certificate, "it is remembered"
+    assert tester.logic._controller.server["ca"] is None, "a certificate is used without encryption"
+    again = Module(RecordingLogic)
+    assert again.ui.certificatePathLineEdit.currentPath == certificate, "the certificate was not stored"
     again.close()
 
 
-def test_images_go_where_the_user_agreed(application):
-    standins.ctkMessageBox.answers += [qt.QMessageBox.No, qt.QMessageBox.Yes]
-    assert not userAgrees("ws://a")
-    assert userAgrees("ws://a")
-    assert userAgrees("ws://a"), "asked once for each server"
-    assert len(standins.ctkMessageBox.asked) == 2
-    assert "ws://a" in standins.ctkMessageBox.asked[0]
+def test_consent_is_stored_for_each_server(application):
+    fakes.ctkMessageBox.answers += [qt.QMessageBox.No, qt.QMessageBox.Yes]
+    assert not userConsents("ws://a")
+    assert userConsents("ws://a")
+    assert userConsents("ws://a"), "asked once for each server"
+    assert len(fakes.ctkMessageBox.asked) == 2
+    assert "ws://a" in fakes.ctkMessageBox.asked[0]

@@ -1,8 +1,7 @@
-"""The panel on the real logic: what is pressed and drawn reaches it, and what it says is shown."""
+"""The panel with the real logic: user input and displayed state."""
 
-from assembled import Module, Noted
-from desk import TISSUE, blobs
 import gestures
+from logic_harness import TISSUE, blobs
 from nninteractive_ws import Box
 from nninteractive_ws.messages import Model
 from NNInteractiveWSLib import geometry
@@ -10,17 +9,17 @@ from NNInteractiveWSLib.labelmaps import Labelmaps
 from NNInteractiveWSLib.segments import LOCKED_TAG
 from NNInteractiveWSLib.status import Status
 import numpy as np
+from panel_harness import WIDTH, Module, RecordingLogic
 import pytest
 import qt
 import slicer
-from test_panel import WIDTH
 
 SHAPE = (40, 30, 20)
 
 
 @pytest.fixture
 def volume(application, add_volume):
-    """Under the slice views, which show its middle."""
+    """A volume in the slice views, which show its center."""
     node = add_volume(np.zeros(SHAPE, np.int16), spacing=(1.0, 1.0, 2.0), directions=np.diag([-1.0, -1.0, 1.0]))
     views = slicer.app.layoutManager()
     for name in views.sliceViewNames():
@@ -32,7 +31,7 @@ def volume(application, add_volume):
 
 @pytest.fixture
 def module(application):
-    made = Module(Noted)
+    made = Module(RecordingLogic)
     yield made
     made.close()
 
@@ -48,7 +47,7 @@ def view(name):
     return slicer.app.layoutManager().sliceWidget(name).sliceView()
 
 
-def test_tools_want_a_volume_and_a_model_that_knows_them(module, volume):
+def test_tools_require_a_volume_and_support_by_the_model(module, volume):
     tools = [module.ui.pointButton, module.ui.boundingBoxButton, module.ui.scribbleButton, module.ui.lassoButton]
     assert [tool.enabled for tool in tools] == [False] * 4
     module.editor.setSourceVolumeNode(volume)
@@ -56,10 +55,10 @@ def test_tools_want_a_volume_and_a_model_that_knows_them(module, volume):
     known = Model(
         name="m", license="L", patch_size=(8, 8, 8), prompts=("point", "bbox2d"), scribble_thickness=(1, 1, 1)
     )
-    module.logic._conversation.model = known
+    module.logic._controller.model = known
     module.panel.refresh()
     assert [tool.enabled for tool in tools] == [True, True, False, False]
-    assert module.ui.modelLabel.text == "m, licence L"
+    assert module.ui.modelLabel.text == "m, license L"
 
 
 def test_one_tool_is_in_use_or_none(opened):
@@ -100,7 +99,7 @@ def test_drags_become_boxes_strokes_and_outlines(opened, button, kind, count):
     widget = green.VTKWidget()
     gestures.press(widget, *path[0])
     gestures.move(widget, *path[1], gestures.LEFT)
-    assert renderer.GetViewProps().GetNumberOfItems() == 1, "the drag leaves no trail"
+    assert renderer.GetViewProps().GetNumberOfItems() == 1, "the drag draws no trail"
     gestures.move(widget, *path[2], gestures.LEFT)
     gestures.release(widget, *path[3])
     assert renderer.GetViewProps().GetNumberOfItems() == 0
@@ -122,7 +121,7 @@ def test_other_buttons_and_keys_are_left_to_the_view(opened):
     assert len(opened.logic.calls) == 1
 
 
-def test_shortcuts_live_between_enter_and_exit(opened, monkeypatch):
+def test_shortcuts_are_active_between_enter_and_exit(opened, monkeypatch):
     control, shift = qt.Qt.ControlModifier, qt.Qt.ShiftModifier
     opened.editor.setSegmentationNode(None)
     opened.key(qt.Qt.Key_E)
@@ -136,9 +135,9 @@ def test_shortcuts_live_between_enter_and_exit(opened, monkeypatch):
     assert opened.logic.calls == ["reset"]
     opened.key(qt.Qt.Key_Z, control)
     opened.key(qt.Qt.Key_Z, control | shift)
-    assert opened.logic.calls == ["reset"], "there is nothing to take back"
-    monkeypatch.setattr(Noted, "canUndo", True)
-    monkeypatch.setattr(Noted, "canRedo", True)
+    assert opened.logic.calls == ["reset"], "undo or redo ran without a step"
+    monkeypatch.setattr(RecordingLogic, "canUndo", True)
+    monkeypatch.setattr(RecordingLogic, "canRedo", True)
     opened.panel.refresh()
     opened.key(qt.Qt.Key_Z, control)
     opened.key(qt.Qt.Key_Z, control | shift)
@@ -170,8 +169,8 @@ def test_escape_ends_a_drag_first(opened):
     assert opened.ui.lassoButton.checked
 
 
-def test_the_mouse_is_for_one_thing_at_a_time(opened):
-    """A tool, an effect of the Segment Editor, or markups that are placed: what was chosen last."""
+def test_the_mouse_has_one_use_at_a_time(opened):
+    """The last choice of a tool, an effect of the Segment Editor, or the placement of markups is active."""
     interaction, node = slicer.app.applicationLogic().GetInteractionNode(), opened.editorNode
     opened.ui.pointButton.click()
     opened.editor.setActiveEffectByName("Paint")
@@ -188,12 +187,12 @@ def test_the_mouse_is_for_one_thing_at_a_time(opened):
     assert opened.ui.lassoButton.checked
     opened.editor.setActiveEffectByName("Paint")
     opened.panel.exit()
-    assert not node.GetActiveEffectName(), "it is put away with the module"
+    assert not node.GetActiveEffectName(), "the effect stays active"
 
 
-def test_nothing_that_takes_long_is_begun_during_a_drag(opened, monkeypatch):
+def test_no_idle_work_is_done_during_a_drag(opened, monkeypatch):
     allowed = []
-    monkeypatch.setattr(opened.logic, "poll", lambda *, mayPause: allowed.append(mayPause) or [])
+    monkeypatch.setattr(opened.logic, "poll", lambda *, allowIdleWork: allowed.append(allowIdleWork) or [])
     opened.ui.lassoButton.click()
     widget = view("Red").VTKWidget()
     for act in (gestures.press, gestures.move, gestures.release):
@@ -203,7 +202,7 @@ def test_nothing_that_takes_long_is_begun_during_a_drag(opened, monkeypatch):
     assert allowed[-1]
 
 
-def test_the_mouse_is_the_views_again_after_exit(opened):
+def test_the_view_handles_the_mouse_after_exit(opened):
     opened.ui.pointButton.click()
     opened.panel.exit()
     gestures.click(view("Red").VTKWidget(), 50, 50)
@@ -223,7 +222,7 @@ def test_views_of_another_layout_take_prompts_too(opened):
     assert len(opened.logic.calls) == 2
 
 
-def test_a_shortcut_is_changed_and_remembered(opened):
+def test_a_changed_shortcut_is_stored(opened):
     opened.ui.pointShortcutEdit.setKeySequence(qt.QKeySequence("Q"))
     opened.panel._onKeysChanged()
     assert opened.ui.pointButton.text == "Point (Q)"
@@ -232,7 +231,7 @@ def test_a_shortcut_is_changed_and_remembered(opened):
     opened.key(qt.Qt.Key_Q)
     assert opened.ui.pointButton.checked
     opened.close()
-    again = Module(Noted)
+    again = Module(RecordingLogic)
     assert again.ui.pointShortcutEdit.keySequence.toString() == "Q"
     again.ui.defaultShortcutsButton.click()
     assert again.ui.pointButton.text == "Point (P)"
@@ -242,11 +241,11 @@ def test_a_shortcut_is_changed_and_remembered(opened):
     again.close()
 
 
-def test_the_token_is_not_among_the_settings(module):
+def test_the_token_is_not_stored_in_the_settings(module):
     module.ui.serverComboBox.setEditText("ws://gpu-box:1528")
     module.ui.tokenLineEdit.text = "nws_secret"
     module.panel.server.use()
-    assert module.logic._conversation.server["token"] == "nws_secret"
+    assert module.logic._controller.server["token"] == "nws_secret"
     settings = qt.QSettings()
     assert settings.value("NNInteractiveWS/servers") == ("ws://gpu-box:1528", "ws://127.0.0.1:1528")
     assert not any("nws_secret" in str(settings.value(key)) for key in settings.allKeys())
@@ -256,7 +255,7 @@ def test_options_reach_the_logic(module):
     module.ui.runAutomaticallyCheckBox.click()
     module.ui.livePreviewCheckBox.click()
     assert not module.logic.live
-    assert module.logic._conversation.options == {"previews": False, "autozoom": True}
+    assert module.logic._controller.options == {"previews": False, "autozoom": True}
     module.ui.overwriteComboBox.currentIndex = 2
     assert module.editorNode.GetOverwriteMode() == module.editorNode.OverwriteNone
     module.editorNode.SetOverwriteMode(module.editorNode.OverwriteVisibleSegments)
@@ -264,64 +263,64 @@ def test_options_reach_the_logic(module):
 
 
 def test_the_status_is_shown(module):
-    module.logic._conversation.status = Status("predicting", "Refining 3 of 8", 3 / 8)
+    module.logic._controller.status = Status("predicting", "Refining 3 of 8", 3 / 8)
     module.panel.refresh()
     assert module.ui.statusLabel.text.startswith("Refining 3 of 8")
 
 
-def test_a_progress_bar_is_there_while_something_moves(module, monkeypatch):
+def test_the_progress_bar_is_visible_during_work(module, monkeypatch):
     bar, root = module.ui.progressBar, module.root
     assert not bar.isVisibleTo(root)
-    monkeypatch.setattr(Noted, "active", True)
-    module.logic._conversation.status = Status("predicting", "Refining 3 of 8", 3 / 8)
+    monkeypatch.setattr(RecordingLogic, "active", True)
+    module.logic._controller.status = Status("predicting", "Refining 3 of 8", 3 / 8)
     module.panel.refresh()
     assert (bar.isVisibleTo(root), bar.maximum, bar.value) == (True, 100, 38)
-    module.logic._conversation.status = Status("predicting", "Predicting")
+    module.logic._controller.status = Status("predicting", "Predicting")
     module.panel.refresh()
     assert (bar.isVisibleTo(root), bar.maximum) == (True, 0)
-    module.logic._conversation.status = Status("lost", "Connection lost")
+    module.logic._controller.status = Status("lost", "Connection lost")
     module.panel.refresh()
     assert not bar.isVisibleTo(root)
     assert "color" in module.ui.statusLabel.styleSheet
-    module.logic._conversation.status = Status("ready", "Done in 0.4 s")
+    module.logic._controller.status = Status("ready", "Done in 0.4 s")
     module.panel.refresh()
     assert module.ui.statusLabel.styleSheet == ""
 
 
-def test_what_has_not_changed_is_not_set(module):
+def test_unchanged_properties_are_not_set(module):
     module.ui.statusLabel.text = "untouched"
     module.panel.refresh()
     assert module.ui.statusLabel.text == "untouched"
-    module.logic._conversation.status = Status("error", "That is outside the volume")
+    module.logic._controller.status = Status("error", "The prompt is outside the volume")
     module.panel.refresh()
-    assert module.ui.statusLabel.text == "That is outside the volume"
+    assert module.ui.statusLabel.text == "The prompt is outside the volume"
 
 
-def test_the_timer_is_quick_while_there_is_something_to_do(module, monkeypatch):
+def test_the_timer_is_fast_during_work(module, monkeypatch):
     module.panel.poll()
     assert module.panel._timer.interval == 100
-    monkeypatch.setattr(Noted, "active", True)
+    monkeypatch.setattr(RecordingLogic, "active", True)
     module.panel.poll()
     assert module.panel._timer.interval == 10
 
 
-# ---- how it looks -----------------------------------------------------------------------------------------
+# ---- layout -----------------------------------------------------------------------------------------------
 
 
 def laid_out(module):
-    """The panel at the width and height of Slicer's, when each text has been wrapped."""
+    """The panel with the size of Slicer's module panel, after the layout of wrapped text."""
     area = qt.QScrollArea()
     area.widgetResizable = True
     area.setWidget(module.root)
     area.resize(WIDTH, 900)
     area.show()
-    for _ in range(30):  # what has changed is told one level up with each
+    for _ in range(30):  # a change of size propagates one level per pass
         slicer.app.processEvents()
     return area
 
 
 @pytest.mark.parametrize("tested", ["", "Not connected: nothing listens there. " * 5])
-def test_the_tabs_are_as_high_as_the_open_one_needs(module, tested):
+def test_the_tabs_fit_the_open_one(module, tested):
     module.panel.server._show([tested])
     heights = []
     for tab in (module.ui.configurationTab, module.ui.promptsTab, module.ui.configurationTab):
@@ -331,18 +330,18 @@ def test_the_tabs_are_as_high_as_the_open_one_needs(module, tested):
         assert needed <= tab.height <= needed + 4, "a frame and no more"
         frame, editor = module.ui.statusFrame, module.ui.segmentEditorCollapsibleButton
         assert editor.y - (frame.y + frame.height) <= 6
-        assert module.root.height - (editor.y + editor.height) <= 6, "the Segment Editor has what is left"
+        assert module.root.height - (editor.y + editor.height) <= 6, "empty space below the Segment Editor"
         heights.append(tab.height)
         area.takeWidget()
     assert heights[0] == heights[2]
 
 
 def test_long_sentences_are_not_cut_off(module):
-    words = "The image needs 31.2 GB where 22.1 GB are free on the server: crop it, or resample it, and try again. "
-    module.logic._conversation.status = Status("error", 2 * words)
+    message = "The image needs 31.2 GB where 22.1 GB are free on the server: crop it, or resample it, and try again. "
+    module.logic._controller.status = Status("error", 2 * message)
     module.panel.refresh()
     module.ui.tabWidget.setCurrentWidget(module.ui.configurationTab)
-    module.panel.server._show(3 * [words], "color: red")
+    module.panel.server._show(3 * [message], "color: red")
     area = laid_out(module)
     for label in (module.ui.statusLabel, module.ui.testResultLabel):
         assert label.height >= label.heightForWidth(label.width) > 2 * label.fontMetrics().height()
@@ -350,7 +349,7 @@ def test_long_sentences_are_not_cut_off(module):
     area.takeWidget()
 
 
-def test_every_button_says_what_it_does(module):
+def test_every_button_has_a_tooltip(module):
     buttons = [w for w in slicer.util.findChildren(module.root) if isinstance(w, qt.QPushButton)]
     assert len(buttons) > 15
     assert [button.name for button in buttons if not button.toolTip] == []
@@ -359,19 +358,19 @@ def test_every_button_says_what_it_does(module):
 # ---- the volume -------------------------------------------------------------------------------------------
 
 
-def test_without_a_volume_it_says_where_to_select_one(module, volume):
-    words = "Select a volume in the Segment Editor below."
-    assert module.ui.statusLabel.text == words
-    module.logic._conversation.status = Status("ready", "Connected.")
+def test_without_a_volume_the_status_asks_for_one(module, volume):
+    message = "Select a volume in the Segment Editor below."
+    assert module.ui.statusLabel.text == message
+    module.logic._controller.status = Status("ready", "Connected.")
     module.panel.refresh()
-    assert module.ui.statusLabel.text == f"Connected. {words}"
+    assert module.ui.statusLabel.text == f"Connected. {message}"
     module.editor.setSourceVolumeNode(volume)
     assert module.ui.statusLabel.text == "Connected."
 
 
 def test_entering_selects_the_active_volume_or_the_first(module, add_volume):
     module.panel.enter()
-    assert module.logic.volume is None, "there is none"
+    assert module.logic.volume is None, "a volume was selected"
     module.panel.exit()
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     first, second = (add_volume(np.zeros(SHAPE, np.int16)) for _ in range(2))
@@ -380,7 +379,7 @@ def test_entering_selects_the_active_volume_or_the_first(module, add_volume):
     module.panel.exit()
     slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(second.GetID())
     module.panel.enter()
-    assert module.logic.volume is first, "what was selected stays"
+    assert module.logic.volume is first, "the selection changed"
     module.panel.exit()
     module.editor.setSourceVolumeNode(None)
     module.panel.enter()
@@ -410,11 +409,11 @@ def test_a_locked_segment_is_shown_as_one(opened):
     assert not segments.GetSegment(first).HasTag(LOCKED_TAG)
 
 
-# ---- undo in the Segment Editor and here ------------------------------------------------------------------
+# ---- undo of manual edits ---------------------------------------------------------------------------------
 
 
-class Hand:
-    """A user who clicks, and paints with the Segment Editor's brush: a bar of voxels along k with each stroke."""
+class EditorUser:
+    """A user who clicks and paints with the Segment Editor. Each stroke paints a bar of voxels along k."""
 
     def __init__(self, module, volume, wait_until):
         self.module, self.volume, self._wait_until = module, volume, wait_until
@@ -429,7 +428,7 @@ class Hand:
         mask = self.shown()
         mask[i, j] = True
         logic = self.module.logic
-        # By the function that the Segment Editor's effects use, too: its history looks at what that marks as changed.
+        # The Segment Editor's effects use this function, too. Its undo depends on the modified times that are set.
         slicer.util.updateSegmentBinaryLabelmapFromArray(
             mask.T.astype(np.uint8), logic.segmentation, logic.segmentID, self.volume
         )
@@ -453,7 +452,7 @@ class Hand:
         return self._maps().read(self.module.logic.segmentID, Box.whole(shape))
 
     def bars(self):
-        """Which of the bars at these (i, j) are there."""
+        """The positions (i, j) of the painted bars."""
         return {(int(i), int(j)) for i, j in np.argwhere(self.shown().all(axis=2))}
 
     def _maps(self):
@@ -461,102 +460,102 @@ class Hand:
 
 
 @pytest.fixture
-def hand(tester, server, add_volume, wait_until):
+def user(tester, server, add_volume, wait_until):
     volume = add_volume(blobs())
     tester.use(server.address)
     tester.panel.enter()
-    return Hand(tester, volume, wait_until)
+    return EditorUser(tester, volume, wait_until)
 
 
-def test_a_prediction_goes_on_while_another_module_is_open(hand):
-    logic = hand.module.logic
-    hand.module.panel._onPicked(geometry.ijkToWorld(hand.volume, TISSUE["A"]), None)
+def test_a_prediction_continues_while_another_module_is_open(user):
+    logic = user.module.logic
+    user.module.panel._onPicked(geometry.ijkToWorld(user.volume, TISSUE["A"]), None)
     assert logic.busy
-    hand.module.panel.exit()
-    hand._wait_until(lambda: not logic.busy)
-    assert hand.shown()[TISSUE["A"]]
-    hand.module.panel.enter()
-    assert hand.module.ui.undoButton.enabled
+    user.module.panel.exit()
+    user._wait_until(lambda: not logic.busy)
+    assert user.shown()[TISSUE["A"]]
+    user.module.panel.enter()
+    assert user.module.ui.undoButton.enabled
 
 
-def test_strokes_are_taken_back_one_by_one_and_then_prompts(hand):
-    hand.click(*TISSUE["A"])
-    clicked = hand.shown()
+def test_undo_reverts_strokes_one_by_one_and_then_prompts(user):
+    user.click(*TISSUE["A"])
+    clicked = user.shown()
     assert clicked.any()
-    hand.paint(2, 2)
-    hand.paint(4, 4)
-    assert hand.bars() == {(2, 2), (4, 4)}
-    hand.undo()
-    assert hand.bars() == {(2, 2)}
-    hand.undo()
-    np.testing.assert_array_equal(hand.shown(), clicked)
-    hand.undo()
-    assert not hand.shown().any()
-    hand.redo()
-    np.testing.assert_array_equal(hand.shown(), clicked)
+    user.paint(2, 2)
+    user.paint(4, 4)
+    assert user.bars() == {(2, 2), (4, 4)}
+    user.undo()
+    assert user.bars() == {(2, 2)}
+    user.undo()
+    np.testing.assert_array_equal(user.shown(), clicked)
+    user.undo()
+    assert not user.shown().any()
+    user.redo()
+    np.testing.assert_array_equal(user.shown(), clicked)
 
 
-def test_strokes_are_painted_again(hand):
-    hand.click(*TISSUE["A"])
-    hand.paint(2, 2)
-    hand.paint(4, 4)
+def test_redo_of_strokes(user):
+    user.click(*TISSUE["A"])
+    user.paint(2, 2)
+    user.paint(4, 4)
     for _ in range(2):
-        hand.undo()
-        hand.undo()
-        assert hand.bars() == set()
-        hand.redo()
-        hand.redo()
-        assert hand.bars() == {(2, 2), (4, 4)}
-    assert not hand.module.ui.redoButton.enabled
-    hand.undo()
-    hand.paint(6, 6)
-    assert not hand.module.ui.redoButton.enabled, "something else was painted"
-    assert hand.bars() == {(2, 2), (6, 6)}
+        user.undo()
+        user.undo()
+        assert user.bars() == set()
+        user.redo()
+        user.redo()
+        assert user.bars() == {(2, 2), (4, 4)}
+    assert not user.module.ui.redoButton.enabled
+    user.undo()
+    user.paint(6, 6)
+    assert not user.module.ui.redoButton.enabled, "redo is enabled after another stroke"
+    assert user.bars() == {(2, 2), (6, 6)}
 
 
-def test_the_segment_editors_undo_does_not_wipe_a_result(hand):
-    hand.click(*TISSUE["A"])
-    hand.paint(2, 2)
-    hand.click(*TISSUE["B"])
-    shown = hand.shown()
+def test_the_segment_editors_undo_does_not_wipe_a_result(user):
+    user.click(*TISSUE["A"])
+    user.paint(2, 2)
+    user.click(*TISSUE["B"])
+    shown = user.shown()
     assert shown[TISSUE["B"]]
-    hand.module.editor.undo()
-    hand.wait()
-    np.testing.assert_array_equal(hand.shown(), shown)
-    hand.undo()
-    assert not hand.shown()[TISSUE["B"]]
-    assert hand.bars() == {(2, 2)}
-    hand.undo()
-    assert hand.bars() == set(), "what was painted is one step now"
-    assert hand.shown()[TISSUE["A"]]
+    user.module.editor.undo()
+    user.wait()
+    np.testing.assert_array_equal(user.shown(), shown)
+    user.undo()
+    assert not user.shown()[TISSUE["B"]]
+    assert user.bars() == {(2, 2)}
+    user.undo()
+    assert user.bars() == set(), "the strokes are not one step"
+    assert user.shown()[TISSUE["A"]]
 
 
-def test_a_segment_that_was_painted_before_is_not_taken_back_to_nothing(hand):
-    hand.module.ui.nextSegmentButton.click()
-    hand.paint(2, 2)
-    hand.paint(4, 4)
-    hand.module.editor.undoEnabled = True  # as if it had been loaded
-    hand.paint(6, 6)
+def test_undo_does_not_empty_a_painted_segment(user):
+    user.module.ui.nextSegmentButton.click()
+    user.paint(2, 2)
+    user.paint(4, 4)
+    user.module.editor.undoEnabled = True  # clears the history, as for a loaded segment
+    user.paint(6, 6)
     for _ in range(3):
-        hand.undo()
-    assert hand.bars() == {(2, 2), (4, 4)}
-    assert hand.module.logic.session is None
+        user.undo()
+    assert user.bars() == {(2, 2), (4, 4)}
+    assert user.module.logic.session is None
 
 
-def test_what_was_changed_without_the_segment_editor_is_taken_back_too(hand):
-    hand.click(*TISSUE["A"])
-    clicked = hand.shown()
-    hand.paint(2, 2)
-    hand.module.editor.undoEnabled = True  # and it has forgotten that
-    assert hand.module.ui.undoButton.enabled
-    hand.undo()
-    np.testing.assert_array_equal(hand.shown(), clicked)
-    hand.redo()
-    assert hand.bars() == {(2, 2)}
+def test_edits_outside_the_segment_editor_are_undone_too(user):
+    user.click(*TISSUE["A"])
+    clicked = user.shown()
+    user.paint(2, 2)
+    user.module.editor.undoEnabled = True  # clears the history
+    assert user.module.ui.undoButton.enabled
+    user.undo()
+    np.testing.assert_array_equal(user.shown(), clicked)
+    user.redo()
+    assert user.bars() == {(2, 2)}
 
 
-def test_a_click_makes_a_mask_and_ctrl_z_takes_it_back(tester, demo, add_volume, wait_until):
-    """All of it: the view, the panel, the logic, and a real server with the embedded model."""
+def test_a_click_makes_a_mask_and_ctrl_z_undoes_it(tester, demo, add_volume, wait_until):
+    """End to end, from the view to a real server with the embedded model."""
     i, j, k = np.indices((48, 48, 48))
     ball = (i - 24) ** 2 + (j - 24) ** 2 + (k - 24) ** 2 < 10**2
     node = add_volume(np.where(ball, 200, -100).astype(np.int16))

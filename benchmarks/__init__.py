@@ -1,1 +1,0 @@
-"""Measurements of the whole chain; each module runs with ``python -m benchmarks.NAME``."""

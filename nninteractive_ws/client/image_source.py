@@ -1,0 +1,234 @@
+"""A volume of the user, checked and ready to be sent: its statistics, its digest and its bricks."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, cached_property, partial
+import hashlib
+import math
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from nninteractive_ws import arrays
+from nninteractive_ws.bricks import Grid, Statistics, check_size
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.messages import Brick, Encoding
+
+# Statistics are computed in blocks larger than bricks, which takes fewer calls; a block's doubles still fit a cache.
+_BLOCK = 64
+# Statistics are bound by memory bandwidth: more threads are not faster.
+_MAX_THREADS = 8
+
+#: Wire dtype by numpy dtype name. The network computes in float32, so wider types are converted to it.
+_WIRE_DTYPES = {
+    "bool": "uint8",
+    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32")},
+    **dict.fromkeys(("int64", "uint64", "float64", "float128", "float96", "longdouble"), "float32"),
+}
+
+
+class ImageSource:
+    """A volume of the user. It can be announced once :meth:`step` or :meth:`finish` has computed its statistics.
+
+    ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits. The voxels
+    are read when their brick is sent, so the array must not change meanwhile.
+
+    Raises BadImage or TooLarge for an array that is no volume.
+    """
+
+    statistics: Statistics
+    name: str
+
+    def __init__(self, image: npt.ArrayLike) -> None:
+        self.volume = check_volume(image)
+        self._boxes = _boxes_of_blocks(self.volume)
+        self._blocks: list[BlockStatistics] = []
+
+    @classmethod
+    def of(cls, image: npt.ArrayLike) -> "ImageSource":
+        """A finished source. Raises BadImage or TooLarge."""
+        source = cls(image)
+        source.finish()
+        return source
+
+    def step(self) -> bool:
+        """Compute the statistics of the next block, a millisecond of work. Return whether there are more.
+
+        Raises BadImage for voxels that are not finite, and at the last block for a volume of (almost) one value.
+        """
+        self._blocks.append(block_statistics(self.volume, self._boxes[len(self._blocks)]))
+        if len(self._blocks) < len(self._boxes):
+            return True
+        self._combine()
+        return False
+
+    def finish(self) -> None:
+        """Compute the statistics of all other blocks with as many threads as there are processors. Raises as step."""
+        left = self._boxes[len(self._blocks) :]
+        with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+            self._blocks += pool.map(partial(block_statistics, self.volume), left)
+        self._combine()
+
+    def _combine(self) -> None:
+        self.statistics = combine(self._blocks)
+        digest = hashlib.sha256(f"{self.dtype} {self.volume.shape}".encode())
+        for block in self._blocks:
+            digest.update(block.digest)
+        self.name = digest.hexdigest()[:32]
+
+    @cached_property
+    def grid(self) -> Grid:
+        i, j, k = self.volume.shape
+        return Grid((i, j, k))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which the voxels travel."""
+        return wire_dtype(self.volume)
+
+    def brick(self, index: int, encoding: Encoding) -> Brick:
+        """One brick, packed: less than a millisecond of work."""
+        voxels = to_wire(self.volume[self.grid.box(index).slices])
+        return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding))
+
+
+def check_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """The image as an array that can be sent: 3-D, real, not empty. Not copied.
+
+    Raises BadImage with what is wrong, and TooLarge.
+    """
+    try:
+        volume = np.asarray(image)
+    except ValueError as e:
+        raise BadImage(f"The image is not an array ({e}).") from e
+    if volume.ndim != 3:
+        advice = "Take one channel or time point of it." if volume.ndim > 3 else "A slice is image[:, :, None]."
+        raise BadImage(
+            f"The image has {volume.ndim} dimensions (shape {volume.shape}); a volume of 3 is needed. {advice}"
+        )
+    if volume.dtype.name not in _WIRE_DTYPES:
+        raise BadImage(f"The image's voxels are of type {volume.dtype}; real numbers are needed.")
+    if volume.size == 0:
+        raise BadImage(f"The image is empty (shape {volume.shape}).")
+    i, j, k = volume.shape
+    check_size((i, j, k))
+    return volume
+
+
+def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
+    """The dtype in which the voxels travel."""
+    return _wire_dtype(volume.dtype).name
+
+
+@cache  # numpy takes longer to name a type than to copy a brick
+def _wire_dtype(dtype: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
+    return np.dtype(_WIRE_DTYPES[dtype.name]).newbyteorder("<")
+
+
+def to_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
+    already. What is too large for the type becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        return np.ascontiguousarray(voxels, _wire_dtype(voxels.dtype))
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Statistics of one block of a volume.
+
+    ``total``, ``squares``: sums of the voxels and of their squares. ``low``, ``high``: minimum and maximum.
+    ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have block.
+    ``digest``: SHA-256 of the voxels in wire order.
+    """
+
+    box: Box
+    total: float
+    squares: float
+    low: float
+    high: float
+    nonzero_planes: tuple[npt.NDArray[np.bool_], ...] | None
+    digest: bytes
+
+
+def _boxes_of_blocks(volume: npt.NDArray[np.generic]) -> list[Box]:
+    """The blocks whose statistics are computed one by one, each in a millisecond or less."""
+    i, j, k = volume.shape
+    grid = Grid((i, j, k), _BLOCK)
+    return [grid.box(index) for index in range(len(grid))]
+
+
+def block_statistics(volume: npt.NDArray[np.generic], box: Box) -> BlockStatistics:
+    """Compute the statistics of a block. Raises BadImage for voxels that are not finite, or not in the wire dtype."""
+    sent = to_wire(volume[box.slices])
+    # In C order whatever the volume's, so that the same voxels always give the same sums. Those of integers of one or
+    # two bytes are exact: less than 2^53.
+    values = sent.ravel().astype(np.float64)
+    squares = float(np.einsum("i,i", values, values))
+    if not math.isfinite(squares):
+        raise BadImage(_describe_not_finite(volume[box.slices], sent, box.start))
+    low, high = sent.min().item(), sent.max().item()
+    nonzero_planes = _planes(sent != 0) if low <= 0 <= high else None
+    digest = hashlib.sha256(sent.data).digest()
+    return BlockStatistics(box, float(values.sum()), squares, low, high, nonzero_planes, digest)
+
+
+def _planes(nonzero: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], ...]:
+    """For every axis, which planes have a voxel that is set."""
+    # By bits of whole planes, which takes a fifth of the time of any() over the first axes.
+    onto_first = np.bitwise_or.reduce(nonzero.view(np.uint8), axis=0).view(bool)
+    return tuple(np.logical_or.reduce(*args) for args in ((nonzero, (1, 2)), (onto_first, 1), (onto_first, 0)))
+
+
+def combine(blocks: Sequence[BlockStatistics]) -> Statistics:
+    """Mean and standard deviation of a volume from the statistics of all its blocks.
+
+    As nnInteractive 2.6 normalizes (``_background_set_image``): of the voxels in the wire dtype, over the bounding box
+    of the nonzero ones, the deviation with n - 1. Voxels outside that box are zero and add nothing to a sum, so one
+    pass is enough. Raises BadImage for a volume of (almost) one value.
+    """
+    low, high = min(block.low for block in blocks), max(block.high for block in blocks)
+    if low == high:
+        raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
+    n = math.prod(int(np.ptp(np.flatnonzero(planes))) + 1 for planes in _nonzero_planes(blocks))
+    # Fractions are exact: digits can be lost in the sums of the blocks alone.
+    total = sum(Fraction(block.total) for block in blocks)
+    squares = sum(Fraction(block.squares) for block in blocks)
+    mean = total / n
+    variance = (squares - mean * total) / max(1, n - 1)
+    std = math.sqrt(max(float(variance), 0.0))
+    limits = np.finfo(np.float32)
+    if not float(limits.smallest_normal) <= std <= float(limits.max):
+        raise BadImage(
+            f"The image cannot be normalized: inside the bounding box of its nonzero voxels, the standard "
+            f"deviation is {std:g} (its voxels go from {low:g} to {high:g})."
+        )
+    return Statistics(float(mean), std)
+
+
+def _nonzero_planes(blocks: Sequence[BlockStatistics]) -> list[npt.NDArray[np.bool_]]:
+    """For every axis of the volume, which planes have a voxel that is not zero."""
+    planes = [np.zeros(n, bool) for n in blocks[-1].box.stop]
+    for block in blocks:
+        for axis, span in enumerate(block.box.slices):
+            planes[axis][span] |= True if block.nonzero_planes is None else block.nonzero_planes[axis]
+    return planes
+
+
+def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
+    """Mean and standard deviation of a volume: see :func:`combine`. Raises BadImage."""
+    return combine([block_statistics(volume, box) for box in _boxes_of_blocks(volume)])
+
+
+def _describe_not_finite(brick: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: Index) -> str:
+    first = tuple(int(x) for x in np.argwhere(~np.isfinite(sent.astype(np.float64)))[0])
+    value, at = brick[first], tuple(map(sum, zip(first, origin, strict=True)))
+    if np.isfinite(value):
+        return f"The image has voxels too large for {sent.dtype}, the first at {at}: {value}. Scale the image down."
+    return (
+        f"The image has NaN or infinite voxels, the first at {at}: {value}. "
+        "Replace them (numpy.nan_to_num) and set the image again."
+    )

@@ -1,0 +1,1 @@
+"""Connection checks of ``nninteractive-ws doctor``."""

@@ -1,0 +1,75 @@
+"""Loading of a model folder in nnInteractive's format, and selection of the device."""
+
+from dataclasses import dataclass
+import os
+from pathlib import Path
+from typing import Any
+
+from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
+import torch
+
+from nninteractive_ws.messages import Model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory. ``artifacts``: objects that upstream's sessions share, including the network."""
+
+    description: Model
+    device: torch.device
+    threads: int
+    artifacts: dict[str, Any]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name in torch's format. ``auto`` is CUDA if there is a GPU, else the CPU.
+
+    Raises ValueError if the name is invalid, or if torch finds no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f'"{name}" is not a device. Use auto, cpu, cuda or cuda:1, for instance.') from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"There is no {name}, since torch finds {torch.cuda.device_count()} GPUs on this machine. Use auto or cpu, "
+            "or install a build of torch for your GPU."
+        )
+    return device
+
+
+def load_model(name: str, folder: Path, device: torch.device, compiled: bool = False) -> LoadedModel:
+    """Load the network of a model folder, and warm it up on the calling thread.
+
+    ``compiled``: use torch.compile if nnInteractive does, which is on a GPU and not on Windows.
+
+    Raises FileNotFoundError, RuntimeError or ValueError if the folder is not such a model.
+    """
+    threads = os.cpu_count() or 1
+    session = nnInteractiveInferenceSession(
+        device=device, use_torch_compile=compiled, torch_n_threads=threads, enable_undo=False
+    )
+    artifacts = session._load_model_artifacts_from_disk(str(folder))
+    artifacts["network"].eval()
+    session.initialize_from_loaded_artifacts(artifacts)
+    session.warmup()
+    artifacts["network"] = session.network
+    return LoadedModel(_describe(name, session), device, threads, artifacts)
+
+
+def _describe(name: str, session: nnInteractiveInferenceSession) -> Model:
+    names = {"points": "point", "scribble": "scribble", "lasso": "lasso", "bbox2d": "bbox2d", "bbox3d": "bbox3d"}
+    prompts = [kind for key, kind in names.items() if session.supported_interactions.get(key)]
+    if session.supports_initial_label:
+        prompts.append("mask")
+    i, j, k = session.configuration_manager.patch_size
+    a, b, c = session.preferred_scribble_thickness
+    return Model(
+        name=name,
+        license=str(session.license),
+        patch_size=(int(i), int(j), int(k)),
+        prompts=prompts,
+        scribble_thickness=(float(a), float(b), float(c)),
+    )

@@ -1,0 +1,145 @@
+"""The protocol between gateway and workers.
+
+A worker connects to a port of the gateway that is only on loopback, and only for workers. Its control connection is on
+``WORKER_PATH``, with the secret it was started with. It makes a further connection for every connection of a client, on
+``SESSION_PATH``, with that connection's token. The first message there is :class:`SessionAttached`. After it, the
+messages of client and session are relayed unchanged. The worker closes the connection normally when the session is
+over, and the gateway closes it when the client is gone.
+"""
+
+import asyncio
+import contextlib
+
+import msgspec
+from websockets.asyncio.connection import Connection
+from websockets.exceptions import ConnectionClosed
+
+from nninteractive_ws.messages import Encoding, FreeMemory, Limits, Model, Timings
+from nninteractive_ws.protocol import to_msgpack
+
+WORKER_PATH = "/worker"
+SESSION_PATH = "/worker/session"
+
+
+class ModelReady(msgspec.Struct, frozen=True, tag="model_ready"):
+    """Worker to gateway: the model is loaded."""
+
+    model: Model
+    device: str
+    limits: Limits
+
+
+class ModelLoadFailed(msgspec.Struct, frozen=True, tag="model_load_failed"):
+    """Worker to gateway: the model cannot be loaded. ``message``: a sentence for the user."""
+
+    message: str
+
+
+class SessionEnded(msgspec.Struct, frozen=True, tag="session_ended"):
+    """Worker to gateway: a session is over. ``evicted``: it was evicted for another session."""
+
+    session: str
+    evicted: bool
+
+
+class RequestAnswered(msgspec.Struct, frozen=True, tag="request_answered"):
+    """Worker to gateway: a request of type ``kind`` was answered. ``code``: of an error; ``timings``: of a done."""
+
+    session: str
+    kind: str
+    code: str | None = None
+    timings: Timings | None = None
+
+
+class EvictionRefused(msgspec.Struct, frozen=True, tag="eviction_refused"):
+    """Worker to gateway: a session was not evicted, because it is not idle."""
+
+    session: str
+
+
+class MemoryUsage(msgspec.Struct, frozen=True, tag="memory_usage"):
+    """Worker to gateway: ``used`` bytes on its device, and the bytes ``charged`` to its sessions, by purpose."""
+
+    used: int
+    charged: dict[str, int] = {}
+
+
+class OpenSession(msgspec.Struct, frozen=True, tag="open_session"):
+    """Gateway to worker: connect for a session, with ``token``.
+
+    ``resume``: for an existing session. If that is over by now, the worker only sends :class:`SessionAttached` with
+    ``created`` true. ``allow_eviction``: whether other sessions may be evicted for this one.
+    """
+
+    token: str
+    session: str
+    encoding: Encoding
+    resume: bool
+    allow_eviction: bool
+
+
+class CloseSession(msgspec.Struct, frozen=True, tag="close_session"):
+    """Gateway to worker: close a session.
+
+    ``only_if_idle``: evict it for another session, if it is idle. The answer is :class:`SessionEnded` or
+    :class:`EvictionRefused`.
+    """
+
+    session: str
+    only_if_idle: bool = False
+
+
+class SessionAttached(msgspec.Struct, frozen=True):
+    """Worker to gateway, as the first message on a session's connection: the session's fields of ``welcome``."""
+
+    created: bool = False
+    last_id: int = 0
+    revisions: dict[str, int] = {}
+    image: str | None = None
+    present_bricks: bytes = b""
+    memory: FreeMemory | None = None
+
+
+WorkerMessage = ModelReady | ModelLoadFailed | SessionEnded | RequestAnswered | EvictionRefused | MemoryUsage
+GatewayMessage = OpenSession | CloseSession
+
+
+def encode(message: WorkerMessage | GatewayMessage | SessionAttached) -> bytes:
+    return to_msgpack(message)
+
+
+def decode_worker(data: bytes) -> WorkerMessage:
+    message: WorkerMessage = msgspec.msgpack.decode(data, type=WorkerMessage)
+    return message
+
+
+def decode_gateway(data: bytes) -> GatewayMessage:
+    message: GatewayMessage = msgspec.msgpack.decode(data, type=GatewayMessage)
+    return message
+
+
+def decode_attached(data: bytes) -> SessionAttached:
+    return msgspec.msgpack.decode(data, type=SessionAttached)
+
+
+async def drain(connection: Connection) -> None:
+    """Read and discard messages until the other side has closed the connection."""
+    with contextlib.suppress(ConnectionClosed):
+        async for _ in connection:
+            pass
+
+
+async def close(connection: Connection) -> None:
+    """Close a session's connection, even if the other side is still sending.
+
+    While received messages are unread, nothing more is read from the socket. Without draining, the end of the
+    connection would not be noticed before the close timeout (websockets issue 1555).
+    """
+    reading = asyncio.ensure_future(drain(connection))
+    await connection.close()
+    await reading
+
+
+def bearer(secret: str) -> dict[str, str]:
+    """Return the header for a secret. Headers appear neither in logs nor in process lists."""
+    return {"Authorization": f"Bearer {secret}"}

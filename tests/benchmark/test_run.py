@@ -1,0 +1,282 @@
+"""The benchmark: network emulation, equal work on both systems, and the command."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+import json
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import time
+
+from helpers.end_to_end import wait_until
+from helpers.threads import run_in_thread
+import numpy as np
+import pytest
+from rich.console import Console
+import torch
+
+from nninteractive_ws import messages as wire
+from nninteractive_ws.benchmark import device, measure, report, session_memory
+from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once
+from nninteractive_ws.benchmark.models import write_local, write_official_size
+from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
+from nninteractive_ws.benchmark.run import make_models
+from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, SYSTEMS, ServedModel, Server
+from nninteractive_ws.benchmark.workload import Workload, make_workload
+from nninteractive_ws.engine.model_loader import load_model
+from nninteractive_ws.evaluation.simulated_user import KINDS
+from nninteractive_ws.geometry import Box
+from nninteractive_ws.history import STEP_BYTES, Segment, make_step
+from nninteractive_ws.masks import Delta
+
+SHAPE = (96, 80, 72)
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    return make_workload(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path) -> Iterator[dict[str, Server]]:
+    with measure.serve_both(ServedModel(folder / "embedded", "cpu", 2)) as servers:
+        yield servers
+
+
+def echo(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+
+def test_a_link_is_no_faster_than_it_says_and_changes_nothing() -> None:
+    speed = LinkSpeed("slow", 8e6, 0.05)
+    sent = os.urandom(500_000)
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        run_in_thread(lambda: echo(listening)),
+        link(listening.getsockname()[1], speed) as relay,
+        socket.create_connection(("127.0.0.1", relay.port)) as client,
+    ):
+        started = time.monotonic()
+        received = b""
+        with run_in_thread(lambda: send(client)):
+            while data := client.recv(65536):
+                received += data
+        took = time.monotonic() - started
+        assert relay.count() == (len(sent), len(sent))
+    assert received == sent
+    assert took >= len(sent) / 1e6 + 2 * speed.delay_s
+
+
+def test_prompts_are_of_every_kind_and_both_polarities(work: Workload) -> None:
+    assert set(work.prompts) == {(kind, positive) for kind in KINDS for positive in (True, False)}
+    assert all(p.kind == kind and p.positive == positive for (kind, positive), p in work.prompts.items())
+    assert work.volume.shape == SHAPE
+    assert work.volume.dtype == np.int16
+
+
+@pytest.mark.slow
+def test_both_sides_make_the_same_mask_of_the_same_prompts(
+    folder: Path, servers: dict[str, Server], work: Workload
+) -> None:
+    found = []
+    for side in SYSTEMS:
+        client = side.connect(servers[side.name].port)
+        client.open(work.volume)
+        started = time.monotonic()
+        answer = client.send_prompt(work.prompts["point", True])
+        assert started < answer.first <= answer.final
+        passes = PassLog(folder / "passes")
+        assert 0 < sum(passes.between(started, answer.final)) < answer.final - started
+        masks = [client.mask().copy()]
+        client.send_prompt(replace(work.prompts["scribble", True], positive=False))
+        masks.append(client.mask().copy())
+        client.undo()
+        masks.append(client.mask().copy())
+        found.append(masks)
+        client.close()
+    for official, own in zip(*found, strict=True):
+        assert np.array_equal(official, own)
+    assert found[0][0].any()
+    assert not np.array_equal(found[0][0], found[0][1])
+    assert np.array_equal(found[0][0], found[0][2])
+
+
+@pytest.mark.slow
+def test_clients_in_processes_of_their_own_prompt_at_once(
+    folder: Path, servers: dict[str, Server], work: Workload
+) -> None:
+    work.save(folder)
+    for side in SYSTEMS:
+        with clients_at(side, servers[side.name].port, 2, folder) as made:
+            received = prompt_at_once(made)
+            if side is OWN:
+                made[0].write_line("another object")
+                made[0].read_line()
+        begins, ends = zip(*((t["answers"][0][0], t["answers"][-1][2]) for t in received), strict=True)
+        assert max(begins) < min(ends), "one was done before the other began"
+        assert all(given < first <= final for t in received for given, first, final in t["answers"])
+        assert all(0 < t["added"] < 1e9 for t in received)
+        assert servers[side.name].peak_bytes() > 200e6
+
+
+@pytest.mark.slow
+def test_where_the_time_of_prompts_goes_on_a_device(folder: Path, work: Workload) -> None:
+    records = list(device.measure(folder / "embedded", work, 1, "cpu"))
+    prompts = 2 * len(KINDS)
+    for place in ("on the host", "on the device"):
+        sides = [[r for r in records if r.system == side.name and place in r.case] for side in SYSTEMS]
+        assert [len(side) for side in sides] == [prompts, prompts]
+        assert [r.case for r in sides[0]] == [r.case for r in sides[1]]
+        assert [r.measured["passes"] for r in sides[0]] == [r.measured["passes"] for r in sides[1]]
+    for record in records:
+        total, *parts = (
+            record.measured[what] for what in ("result, ms", "network, ms", "its inputs, ms", "all else, ms")
+        )
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(total)
+
+
+@pytest.mark.slow
+def test_the_large_network_has_the_official_size_and_follows_prompts(tmp_path: Path) -> None:
+    write_official_size(tmp_path / "large")
+    model = load_model("large", tmp_path / "large", torch.device("cpu"))
+    assert model.description.patch_size == (192, 192, 192)
+    network = model.artifacts["network"]
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(102e6, rel=0.01)
+    x = torch.zeros(1, 8, 64, 64, 64)
+    x[:, 0] = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 4, 30:33, 30:33, 30:33] = x[0, 1, 10:20, 10:20, 10:20] = 1
+    x[0, 5, 10:13, 10:13, 10:13] = 1
+    with torch.inference_mode():
+        logits = network(x)
+    marked = (x[0, 4] > 0) | ((x[0, 1] > 0) & (x[0, 5] == 0))
+    assert torch.equal(logits[0, 1] > logits[0, 0], marked)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_said_that_there_is_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--part", "gpu"]
+    done = subprocess.run([*command, "--shape", "96,80,72"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "--part gpu needs a GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_ratio_is_of_the_runs_that_belong_together() -> None:
+    def record(side: str, run: int, seconds: float) -> Measurement:
+        return Measurement("part", side, "case", run, {"s": seconds})
+
+    official = [record(OFFICIAL.name, run, s) for run, s in enumerate((4.0, 9.0, 6.0))]
+    own = [record(OWN.name, run, s) for run, s in enumerate((2.0, 3.0, 1.0))]
+    console = Console(width=100, record=True)
+    for table in report.tables([*official, *own, Measurement("part", OWN.name, "redo", 0, {"s": 0.5})]):
+        console.print(table)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["s", "6", "2", "3", "(2", "to", "6)"] in lines
+    assert ["s", "n/a", "0.5"] in lines
+
+
+@pytest.mark.slow
+def test_the_command_measures_both_sides(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path / "report")]
+    command += ["--shape", "96,80,72", "--times", "1", "--part", "prompts"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+    content = json.loads((tmp_path / "report" / "bench.json").read_text())
+    assert content["machine"]["processors"] == os.cpu_count()
+    records = content["records"]
+    for side in (OFFICIAL.name, OWN.name):
+        timed = [r for r in records if r["system"] == side and "result, s" in r["measured"]]
+        counted = [r for r in records if r["system"] == side and "up, kB" in r["measured"]]
+        assert len(timed) == len(counted) == 2 * len(KINDS)
+        assert all(r["measured"]["beyond the network, ms"] / 1e3 < r["measured"]["result, s"] for r in timed)
+        assert all(min(r["measured"].values()) > 0 for r in timed + counted)
+    assert (tmp_path / "report" / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_shape_that_is_none_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--shape"]
+    for shape, message in (("512", "three whole numbers"), ("8,512,256", "at least 64 voxels")):
+        done = subprocess.run([*command, shape], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# ---- memory of a session ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_local_network_changes_as_much_as_a_real_one(tmp_path: Path) -> None:
+    write_local(tmp_path / "local")
+    model = load_model("local", tmp_path / "local", torch.device("cpu"))
+    x = torch.zeros(1, 8, *model.description.patch_size)
+    x[:, 0] = 0.05 * torch.randn(x.shape[2:], generator=torch.Generator().manual_seed(0))
+    x[0, 4, 34:38, 34:38, 34:38] = 1
+    x[0, 1, :10] = 1
+    with torch.inference_mode():
+        logits = model.artifacts["network"](x)
+    answer = logits[0, 1] > logits[0, 0]
+    assert answer[:10].all(), "the mask stays as it was away from the prompt"
+    assert 50_000 < answer[10:].sum() < 250_000
+    assert not answer[-4:].any(), "nothing changes at the border, so nnInteractive does not zoom out"
+
+
+@pytest.mark.slow
+def test_what_a_session_is_charged_for_is_compared_with_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_CLICKS": 12, "_WARM_UP_CLICKS": 2, "_POINT_STRIDE": 24}.items():
+        monkeypatch.setattr(session_memory, name, value)
+    write_local(tmp_path / "local")
+    volume = session_memory._noisy_phantom((72, 72, 72))
+    with OWN.serve(ServedModel(tmp_path / "local", "cpu")) as server:
+        user = session_memory._User(server.port, volume)
+        user.touch()
+        image = session_memory._gauge(server, "session_memory_bytes", "purpose")
+        assert image["image"] >= 18 * volume.size
+        kept = user.kept_bytes()
+        assert kept > volume.size
+        session_memory._click(user)
+        assert len(user.histories["clicked"].steps) == 12
+        assert user.kept_bytes() > kept
+        # The worker reports after it has answered.
+        wait_until(
+            lambda: (
+                session_memory._gauge(server, "session_memory_bytes", "purpose")["segments"]
+                > image["segments"] + 12 * STEP_BYTES
+            )
+        )
+        user.close()
+
+
+def test_pages_of_a_mask_are_those_of_its_changes() -> None:
+    segment = Segment.empty("a", (64, 64, 64))  # 4096 bytes a plane
+    assert session_memory._written_bytes(segment) == 0
+    change = Delta(Box((3, 10, 0), (8, 20, 64)), np.ones((5, 10, 64), bool))
+    segment.append(make_step(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), change, "raw"))
+    assert session_memory._written_bytes(segment) == 5 * 4096
+    thin = Segment.empty("a", (64, 8, 8))  # 64 planes a page
+    whole = Delta(Box.whole((64, 8, 8)), np.ones((64, 8, 8), bool))
+    thin.append(make_step(wire.AddPoint(id=1, segment="a", point=(1, 2, 3)), whole, "raw"))
+    assert session_memory._written_bytes(thin) == 4096

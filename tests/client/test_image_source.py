@@ -1,0 +1,285 @@
+"""Statistics of a volume against numpy and exact fractions; volumes that cannot be used."""
+
+from collections.abc import Callable
+from fractions import Fraction
+import hashlib
+import math
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+import numpy as np
+import pytest
+
+from nninteractive_ws.client import image_source
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.geometry import Box, Index
+
+Volume = np.ndarray[Any, Any]
+
+#: Sides around the multiples of a brick's edge, where rounding goes wrong.
+SIDES = st.integers(1, 200) | st.sampled_from([1, 63, 64, 65, 127, 128, 129, 192])
+SHAPES = st.tuples(SIDES, SIDES, SIDES)
+#: Volumes small enough to hold, one axis long.
+LONG = st.integers(1, 200).flatmap(lambda n: st.permutations([n, 2, 3]).map(tuple))
+
+# ---- statistics -------------------------------------------------------------------------------------------
+
+#: numpy's dtypes and how their voxels travel.
+WIRE = {
+    "bool": "uint8",
+    "int8": "int8",
+    "uint8": "uint8",
+    "int16": "int16",
+    "uint16": "uint16",
+    "int32": "int32",
+    "uint32": "uint32",
+    "int64": "float32",
+    "uint64": "float32",
+    "float16": "float16",
+    "float32": "float32",
+    "float64": "float32",
+    "longdouble": "float32",
+}
+every_dtype = pytest.mark.parametrize("dtype", WIRE)
+
+
+def nonzero_part(volume: Volume) -> Volume:
+    """What is normalized over: the voxels as they travel, in the smallest box around the non-zero ones."""
+    sent = volume.astype(WIRE["longdouble" if volume.dtype == np.longdouble else volume.dtype.name])
+    at = np.argwhere(sent)
+    return sent[tuple(slice(a, b) for a, b in zip(at.min(axis=0), at.max(axis=0) + 1, strict=True))]
+
+
+def by_numpy(volume: Volume) -> tuple[float, float]:
+    part = nonzero_part(volume).astype(np.float64)
+    return float(part.mean()), float(part.std(ddof=1))
+
+
+def by_fractions(volume: Volume) -> tuple[float, float]:
+    """Exact but for the last step."""
+    values = [Fraction(v) for v in nonzero_part(volume).ravel().tolist()]
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return float(mean), math.sqrt(variance)
+
+
+def sample(dtype: str, shape: Index, seed: int = 0, border: int = 3) -> Volume:
+    """Positive and (where it can) negative values and zeros, in a border of zeros."""
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(dtype).kind
+    low, high = (0, 2) if kind == "b" else (0, 200) if kind == "u" else (-100, 100)
+    values = rng.integers(low, high, shape) * (rng.random(shape) < 0.8)
+    return np.pad(values.astype(dtype) / (8 if kind == "f" else 1), border).astype(dtype)
+
+
+@every_dtype
+def test_the_dtype_on_the_wire(dtype: str) -> None:
+    assert image_source.wire_dtype(np.zeros((1, 1, 1), dtype)) == WIRE[dtype]
+    assert image_source.wire_dtype(np.zeros((1, 1, 1), np.dtype(dtype).newbyteorder(">"))) == WIRE[dtype]
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(5, 6, 7), (61, 3, 4), (3, 126, 2), (60, 70, 3), (2, 3, 140)])
+def test_statistics_are_those_of_numpy_and_of_fractions(dtype: str, shape: Index) -> None:
+    volume = sample(dtype, shape)
+    found = image_source.statistics(volume)
+    assert (found.mean, found.std) == pytest.approx(by_numpy(volume), rel=1e-12)
+    assert (found.mean, found.std) == pytest.approx(by_fractions(volume), rel=1e-12)
+
+
+@every_dtype
+@given(st.data())
+@settings(max_examples=settings.default.max_examples * 3 // 10)
+def test_statistics_of_any_small_volume(dtype: str, data: st.DataObject) -> None:
+    kind = np.dtype(dtype).kind
+    elements: st.SearchStrategy[Any] = (
+        st.booleans()
+        if kind == "b"
+        else st.integers(*((0, 255) if kind == "u" else (-128, 127)))
+        if kind in "iu"
+        # Multiples of an eighth: any sum of theirs is exact, and none is almost another.
+        else st.integers(-1000, 1000).map(lambda n: n / 8)
+    )
+    volume = data.draw(hnp.arrays(dtype, data.draw(LONG), elements=elements, fill=st.just(0)))
+    expected = by_fractions(volume) if volume.any() and nonzero_part(volume).size > 1 else (0.0, 0.0)
+    if expected[1] == 0:
+        with pytest.raises(BadImage):
+            image_source.statistics(volume)
+    else:
+        found = image_source.statistics(volume)
+        assert type(found.mean) is type(found.std) is float
+        assert (found.mean, found.std) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+LAYOUTS: dict[str, Callable[[Volume], Volume]] = {
+    "Fortran": np.asfortranarray,
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "every second": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "backwards": lambda a: np.ascontiguousarray(a[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
+    "transposed": lambda a: np.ascontiguousarray(a.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+    "subclass": lambda a: a.view(np.memmap),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every_dtype
+def test_the_layout_in_memory_changes_no_digit(dtype: str, layout: str) -> None:
+    volume = sample(dtype, (70, 66, 5), border=0)
+    if np.dtype(dtype).kind == "f":
+        # Of so many magnitudes that the order of a sum shows in its last digits.
+        volume = np.asarray(np.random.default_rng(5).normal(size=volume.shape) ** 7, dtype)
+    laid_out = LAYOUTS[layout](volume)
+    assert np.array_equal(laid_out, volume)
+    before = laid_out.copy()
+    assert image_source.statistics(laid_out) == image_source.statistics(volume)
+    assert np.array_equal(laid_out, before)
+
+
+@pytest.mark.parametrize(("dtype", "middle"), [("int16", 32001), ("uint16", 65001), ("int16", -32001)])
+def test_small_integers_lose_no_digit(dtype: str, middle: int) -> None:
+    """Their squares add up to more than a double can count."""
+    off = np.random.default_rng(6).integers(-1, 2, (192, 192, 256), np.int8)
+    volume = (off.astype(np.int32) + middle).astype(dtype)
+    n, total, squares = off.size, int(off.sum(dtype=np.int64)), int(np.count_nonzero(off))
+    assert middle**2 * n > 2**53
+    found = image_source.statistics(volume)
+    assert found.mean == float(middle + Fraction(total, n))
+    assert found.std == pytest.approx(math.sqrt((squares - Fraction(total**2, n)) / (n - 1)), rel=1e-15)
+
+
+def test_extreme_integers() -> None:
+    for dtype in ("int32", "uint32", "int64", "uint64"):
+        volume = sample(dtype, (4, 5, 6))
+        volume[4, 4, 4], volume[5, 5, 5] = np.iinfo(dtype).max, np.iinfo(dtype).min
+        found = image_source.statistics(volume)
+        mean, std = by_fractions(volume)
+        # Beside 2^63 a hundred has no digits in a double: what counts is the mean as a part of the deviation.
+        assert found.mean == pytest.approx(mean, rel=1e-12, abs=1e-15 * std)
+        assert found.std == pytest.approx(std, rel=1e-12)
+
+
+def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
+    """A double that float32 rounds to zero does not widen the box."""
+    volume = np.zeros((6, 6, 6))
+    volume[2, 2, 2:5] = 1, 2, 4
+    volume[0, 0, 0] = 1e-60
+    found = image_source.statistics(volume)
+    assert (found.mean, found.std) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
+
+
+def test_every_voxel_is_in_one_of_the_cubes_and_each_is_little_work() -> None:
+    seen = np.zeros((130, 70, 5), int)
+    for box in image_source._boxes_of_blocks(seen):
+        assert math.prod(box.shape) <= 64**3
+        seen[box.slices] += 1
+    assert (seen == 1).all()
+
+
+def test_the_digest_of_a_cube_is_of_the_voxels_as_they_travel() -> None:
+    volume = sample("float64", (4, 5, 6))
+    box = Box((1, 0, 2), (4, 5, 6))
+    expected = hashlib.sha256(volume[1:4, :5, 2:6].astype("<f4").tobytes(order="C")).digest()
+    assert image_source.block_statistics(volume, box).digest == expected
+    assert image_source.block_statistics(np.asfortranarray(volume), box).digest == expected
+
+
+# ---- images that cannot be segmented ----------------------------------------------------------------------
+
+
+@every_dtype
+def test_a_volume_is_accepted_and_not_copied(dtype: str) -> None:
+    volume = sample(dtype, (3, 4, 5))
+    checked = image_source.check_volume(volume)
+    assert checked is volume or np.shares_memory(checked, volume)
+
+
+def test_nested_lists_are_a_volume() -> None:
+    assert image_source.check_volume([[[1, 2]], [[3, 4]]]).shape == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 5)), r"2 dimensions \(shape \(4, 5\)\).* 3 is needed.*image\[:, :, None\]"),
+        (np.zeros(4), r"1 dimensions"),
+        (np.zeros((2, 3, 4, 5)), r"4 dimensions .* 3 is needed.*one channel or time point"),
+        (7, r"0 dimensions"),
+        (None, r"0 dimensions"),
+        (np.zeros((0, 5, 6)), r"empty \(shape \(0, 5, 6\)\)"),
+        (np.zeros((5, 6, 0)), r"empty"),
+        (np.zeros((4, 5, 6), complex), r"complex128.*real numbers"),
+        (np.zeros((4, 5, 6), np.complex64), r"complex64.*real numbers"),
+        (np.zeros((4, 5, 6), object), r"object.*real numbers"),
+        (np.zeros((4, 5, 6), "U3"), r"real numbers"),
+        (np.zeros((4, 5, 6), "datetime64[s]"), r"real numbers"),
+        (np.zeros((4, 5, 6), [("r", "u1"), ("g", "u1")]), r"real numbers"),
+        ([[[1, 2]], [[3]]], r"not an array"),
+    ],
+)
+def test_what_is_no_volume_is_refused_with_what_is_wrong(image: Any, message: str) -> None:
+    with pytest.raises(BadImage, match=message):
+        image_source.check_volume(image)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0, 0), (69, 65, 4), (64, 64, 1), (3, 65, 2)])
+def test_voxels_that_are_not_finite_are_refused_with_their_place(dtype: str, value: float, at: Index) -> None:
+    volume = sample(dtype, (70, 66, 5), border=0)
+    volume[at] = value
+    with pytest.raises(BadImage) as raised:
+        image_source.statistics(volume)
+    assert str(at) in str(raised.value)
+    assert str(value) in str(raised.value)
+    assert "nan_to_num" in str(raised.value)
+
+
+def test_opposite_infinities_are_refused() -> None:
+    volume = sample("float32", (4, 5, 6))
+    volume[1, 1, 1], volume[2, 2, 2] = np.inf, -np.inf
+    with pytest.raises(BadImage, match=r"\(1, 1, 1\): inf"):
+        image_source.statistics(volume)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300])
+@pytest.mark.parametrize("dtype", ["float64", "longdouble"])
+def test_voxels_that_become_infinite_on_the_wire_are_refused(dtype: str, value: float) -> None:
+    volume = sample(dtype, (4, 5, 6))
+    volume[3, 4, 5] = value
+    with pytest.raises(BadImage, match=r"too large for float32, the first at \(3, 4, 5\)"):
+        image_source.statistics(volume)
+
+
+@every_dtype
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_constant_image_is_refused(dtype: str, value: int) -> None:
+    with pytest.raises(BadImage, match=f"Every voxel of the image is {value};"):
+        image_source.statistics(np.full((70, 4, 5), value, dtype))
+
+
+@every_dtype
+def test_a_constant_box_in_zeros_is_refused(dtype: str) -> None:
+    """The zeros around it are not normalized over."""
+    volume = np.zeros((10, 10, 10), dtype)
+    volume[2:5, 3:6, 4:7] = 1
+    with pytest.raises(BadImage, match=r"cannot be normalized.*deviation is 0"):
+        image_source.statistics(volume)
+    volume[2, 3, 4] = 0
+    assert image_source.statistics(volume).mean == pytest.approx(26 / 27)
+
+
+def test_one_voxel_that_is_not_zero_is_refused() -> None:
+    volume = np.zeros((10, 10, 10), np.int16)
+    volume[9, 0, 5] = 1000
+    with pytest.raises(BadImage, match="cannot be normalized"):
+        image_source.statistics(volume)
+
+
+@pytest.mark.parametrize("scale", [1e-39, 1e-44, 3e38])
+def test_a_deviation_that_float32_cannot_hold_is_refused(scale: float) -> None:
+    volume = np.array([[[1, -1]]], np.float32) * np.float32(scale)
+    with pytest.raises(BadImage, match="cannot be normalized"):
+        image_source.statistics(volume)

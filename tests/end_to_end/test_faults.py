@@ -1,0 +1,110 @@
+"""Two hundred prompts over connections that fail and servers that die: each is applied once, and nothing is lost.
+
+A script of prompts goes through a network that fails (``helpers/fault_proxy.py``), and through one that does not. All
+masks and histories must be the same, bit for bit, at the client's end and at the server's. A seed makes script and
+faults.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+import random
+from typing import Protocol
+
+from helpers.fast_server import QuickServer, quick_server
+from helpers.fault_script import (
+    KINDS,
+    PROMPTS,
+    Expected,
+    Open,
+    cancel_through,
+    concurrent,
+    disturb,
+    kill_in_turn,
+    kill_server,
+    kill_worker,
+    make_script,
+    polled,
+    undisturbed,
+)
+import pytest
+
+from nninteractive_ws.client import reconnect
+
+#: One in a minute; tests/soak has more.
+SEED = 1
+
+pytestmark = pytest.mark.usefixtures("back_at_once")
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[QuickServer]:
+    """A server of this module's own."""
+    with quick_server() as server:
+        yield server
+
+
+class Expect(Protocol):
+    def __call__(self, seed: int, count: int = PROMPTS) -> Expected: ...
+
+
+@pytest.fixture(scope="module")
+def expect(quick: QuickServer) -> Expect:
+    """What comes of the script of a seed; each is run once."""
+    return cache(lambda seed, count=PROMPTS: undisturbed(quick.address, make_script(seed, count)))
+
+
+@pytest.mark.slow
+def test_the_script_is_worth_it(expect: Expect) -> None:
+    """Every kind of prompt is in it, most succeed, and masks are refined."""
+    script, expected = make_script(SEED), expect(SEED)
+    assert {p.method for p in script} == set(KINDS) - {"long scribble", "refined mask"}
+    done = [o for o in expected.outcomes if not isinstance(o, str)]
+    assert len(done) >= 0.85 * PROMPTS
+    assert sum(changed is not None for _, changed in done) >= 0.6 * PROMPTS
+    assert {o for o in expected.outcomes if isinstance(o, str)} <= {"nothing_to_undo", "unknown_segment"}
+    assert expected.refined >= 3
+    first, undone, redone = expected.after
+    assert all(s.steps and s.undone and s.voxels for s in first.values())
+    assert all(not s.steps and not s.voxels for s in undone.values())
+    assert all(not s.undone for s in redone.values())
+
+
+# ---- disturbed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("open_driver", "at_once"), [(concurrent, 6), (polled, 4)], ids=["asyncio", "polled"])
+@pytest.mark.slow
+def test_a_network_that_fails(quick: QuickServer, expect: Expect, open_driver: Open, at_once: int) -> None:
+    disturb(quick, make_script(SEED), expect(SEED), random.Random(SEED), open_driver, at_once)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "open_driver",
+    [pytest.param(concurrent, id="asyncio", marks=pytest.mark.slow), pytest.param(polled, id="polled")],
+)
+def test_a_network_that_goes_silent(
+    quick: QuickServer, expect: Expect, open_driver: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told that a connection is gone, and the server keeps the old ones."""
+    monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.2)
+    monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 0.4)
+    seed, count = SEED + 1, 24
+    script, expected = make_script(seed, count), expect(seed, count)
+    disturb(quick, script, expected, random.Random(seed), open_driver, at_once=3, kinds=["stall"])
+
+
+@pytest.mark.slow
+def test_cancelled_while_the_network_fails(quick: QuickServer, expect: Expect) -> None:
+    """What is done and what is cancelled is chance; the two ends agree on it."""
+    cancel_through(quick, make_script(SEED + 2, 60), random.Random(SEED + 2))
+
+
+# ---- processes that are killed --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed(quick: QuickServer, expect: Expect) -> None:
+    """The worker, and the whole server, in the middle of predictions."""
+    rng = random.Random(SEED)
+    kill_in_turn(quick, make_script(SEED), expect(SEED), rng, [kill_worker, kill_server, kill_worker])

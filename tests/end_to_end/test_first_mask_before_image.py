@@ -1,0 +1,104 @@
+"""Over a slow link the first mask arrives long before the image is complete. The tests count bricks, not seconds."""
+
+import threading
+
+from helpers.end_to_end import phantom
+from helpers.relay import relay
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors
+from nninteractive_ws.client.events import Progress
+
+SHAPE = (320, 256, 192)
+BRICKS = 10 * 8 * 6
+CORNER = (310, 246, 183)
+
+
+@pytest.fixture(scope="module")
+def volume() -> npt.NDArray[np.int16]:
+    """A body repeated, under noise that does not compress."""
+    tiled = np.tile(phantom(5, (80, 64, 64)), (4, 4, 3))
+    rng = np.random.default_rng(0)
+    tiled += rng.integers(-30, 30, SHAPE, np.int16)
+    return tiled
+
+
+@pytest.mark.slow
+def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) -> None:
+    present: list[int] = []
+    at_first_pass: list[int] = []
+    waited: list[Progress] = []
+
+    def on_progress(event: Progress) -> None:
+        # What comes while the model computes depends on how long that takes, and is not counted.
+        if waited and event.state != "waiting_for_image" and not at_first_pass:
+            at_first_pass.append(present[-1])
+        if event.state == "waiting_for_image":
+            waited.append(event)
+
+    with relay(server, bytes_per_second=4e6) as slow:
+        with nni.connect(slow.address) as session:
+            # With autozoom the model decides how much of the image it looks at.
+            session.set_options(autozoom=False)
+            session.on("image_progress", lambda e: present.append(e.present))
+            session.on("progress", on_progress)
+            session.set_image(volume)
+            result = session.segment("a").add_point(CORNER)
+            mask = session.segment("a").mask.copy()
+        sent = slow.bytes_up
+    print(f"{at_first_pass} of {BRICKS} bricks at the first pass; {sent / 1e6:.1f} MB of {volume.nbytes / 1e6:.0f}")
+    assert any(e.state == "waiting_for_image" for e in waited)
+    assert at_first_pass[0] <= BRICKS // 6
+    assert result.timings.waiting_for_image > 0
+    assert result.timings.passes == 1
+    with nni.connect(server) as session:
+        everything = threading.Event()
+        session.on("image_progress", lambda e: e.present == e.total and everything.set())
+        session.set_options(autozoom=False)
+        session.set_image(volume)
+        assert everything.wait(60)
+        after = session.segment("a").add_point(CORNER)
+        assert after.timings.waiting_for_image == 0
+        assert np.array_equal(session.segment("a").mask, mask)
+
+
+@pytest.mark.slow
+def test_another_image_while_a_prompt_waits_for_the_first(server: str, volume: npt.NDArray[np.int16]) -> None:
+    waits = threading.Event()
+    ended: list[BaseException] = []
+
+    def prompt(segment: nni.Segment) -> None:
+        try:
+            segment.add_bbox(((0, 320), (128, 129), (0, 192)))
+        except errors.Error as e:
+            ended.append(e)
+
+    with relay(server, bytes_per_second=2e6) as slow, nni.connect(slow.address) as session:
+        session.on("progress", lambda e: e.state == "waiting_for_image" and waits.set())
+        session.set_image(volume)
+        thread = threading.Thread(target=prompt, args=(session.segment("a"),))
+        thread.start()
+        assert waits.wait(60)
+        session.set_image(phantom())
+        thread.join()
+        assert [type(e) for e in ended] == [errors.Cancelled]
+        assert session.segment("a").mask.shape == phantom().shape
+        assert session.segment("a").add_point((30, 30, 28)).timings.passes >= 1
+
+
+@pytest.mark.slow
+def test_bricks_that_are_there_do_not_travel_again(server: str) -> None:
+    image = phantom(5, (130, 72, 64))
+    with relay(server) as counted, nni.connect(counted.address) as session:
+        there = threading.Event()
+        session.on("image_progress", lambda e: e.present == e.total and there.set())
+        session.set_image(image)
+        assert there.wait(60)
+        first = counted.bytes_up
+        session.set_image(image)
+        session.segment("a").add_point((60, 30, 30))
+        assert first > 50_000
+        assert counted.bytes_up - first < 1000

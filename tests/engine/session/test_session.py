@@ -1,0 +1,246 @@
+"""A session on the worker: its messages, what it refuses, and that failures leave its state unchanged."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from helpers.engine import (
+    Client,
+    Request,
+    bbox,
+    disc,
+    lasso,
+    point,
+    prompts_for,
+    redo,
+    reset,
+    run,
+    set_mask,
+    undo,
+    with_network,
+)
+from helpers.session_prompts import LONG, POINTS, SHAPE, WHOLE
+from helpers.shapes import ball
+import msgspec
+import numpy as np
+import pytest
+
+from nninteractive_ws import messages
+from nninteractive_ws.engine import session as session_module
+from nninteractive_ws.errors import AtCapacity, BadMessage, OutOfBounds, OutOfMemory, UnknownSegment, UnsupportedPrompt
+from nninteractive_ws.messages import GetMask, MaskDelta, Progress, RemoveSegment, RunLengthMask, SetOptions
+
+
+@pytest.mark.slow
+def test_deltas_add_up_to_the_mask(client):
+    # The client asserts revisions, checksums and counts of each delta, and compares masks after each request.
+    client.send_all(prompts_for(SHAPE, 11))
+    assert np.array_equal(client.snapshot(), client.mask())
+
+
+def test_previews_come_before_the_result(client):
+    done = client.send(LONG)
+    finals = [d.final for d in client.deltas()]
+    assert finals.count(True) <= 1
+    assert True not in finals[:-1]  # nor is the last where it shows what the result is
+    assert len(finals) > 3
+    passes = client.progress("refining")
+    assert [(p.done, p.total) for p in passes] == [(n, len(passes)) for n in range(1, len(passes) + 1)]
+    assert done.timings.passes == len(passes) + 1
+    assert client.progress("predicting")
+
+
+@pytest.mark.slow
+def test_without_previews_there_is_one_delta_and_the_same_mask(make_client):
+    shown, silent = make_client(), make_client()
+    silent.send(SetOptions(id=1, previews=False))
+    for request in (LONG, *POINTS):
+        assert np.array_equal(shown.mask_after(request), silent.mask_after(request))
+        assert [d.final for d in silent.deltas()] == [True]
+
+
+def test_without_autozoom_a_prompt_takes_one_pass(make_client):
+    zooming, still = make_client(), make_client()
+    still.send(SetOptions(id=1, autozoom=False))
+    request = POINTS[2]
+    assert zooming.send(request).timings.passes > 1
+    assert still.send(request).timings.passes == 1
+    still.send(undo())
+    still.send(SetOptions(id=1))
+    assert still.send(request).timings.passes == 1, "an option that is left out stays as it is"
+    still.send(undo())
+    still.send(SetOptions(id=1, autozoom=True))
+    assert np.array_equal(still.mask_after(request), zooming.mask())
+
+
+def test_timings_say_where_the_time_went(client):
+    timings = client.send(LONG).timings
+    assert timings.passes > 1
+    assert 0 < timings.network < timings.total
+    assert timings.waiting_for_image == 0
+    assert timings.queued >= 0
+
+
+def test_a_run_with_nothing_to_predict_changes_nothing(client):
+    client.send(POINTS[0])
+    done = client.send(run())
+    assert done.timings.passes == 0
+    assert client.deltas() == []
+    client.send(undo())
+    assert not client.mask().any(), "the run made no step"
+
+
+def test_a_mask_is_changed_where_it_is_flipped(client):
+    first, second = ball(SHAPE, (42, 36, 33), 9), ball(SHAPE, (50, 36, 33), 9)
+    client.send(set_mask(first))
+    done = client.send(set_mask(second, flip=True))
+    np.testing.assert_array_equal(client.mask(), first ^ second)
+    assert done.voxels == np.count_nonzero(first ^ second)
+    client.send(set_mask(first, flip=True))
+    np.testing.assert_array_equal(client.mask(), second)
+    client.send(set_mask(second, flip=True, segment="b"))
+    np.testing.assert_array_equal(client.mask("b"), second)
+    for expected in (first ^ second, first):
+        client.send(undo())
+        np.testing.assert_array_equal(client.mask(), expected)
+
+
+def test_a_prompt_that_changes_nothing_is_a_step(client):
+    client.send(set_mask(ball(SHAPE, (42, 36, 33), 9)))
+    assert client.send(set_mask(ball(SHAPE, (42, 36, 33), 9))).changed is None
+    assert client.deltas() == []
+    client.send(undo())
+    assert client.mask().any()
+    client.send(undo())
+    assert not client.mask().any()
+
+
+NOT_IN_IT = RunLengthMask(box=((80, 90), (0, 2), (0, 2)), runs=1, encoding="raw", data=b"\x28\0\0\0")
+EMPTY = RunLengthMask(box=((0, 2), (0, 2), (0, 2)), runs=1, encoding="raw", data=b"\x08\0\0\0")
+WRONG_RUNS = RunLengthMask(box=((0, 2), (0, 2), (0, 2)), runs=2, encoding="raw", data=b"\x08\0\0\0\x08\0\0\0")
+
+REFUSED: dict[str, tuple[Request, type[Exception]]] = {
+    "a point below": (point((0, -1, 0)), OutOfBounds),
+    "a point beyond": (point((84, 0, 0)), OutOfBounds),
+    "a box beyond": (
+        messages.AddBbox(id=1, segment="a", box=((0, 4), (0, 4), (60, 67))),
+        OutOfBounds,
+    ),
+    "an empty box": (messages.AddBbox(id=1, segment="a", box=((0, 4), (4, 4), (0, 1))), OutOfBounds),
+    "a box the wrong way round": (messages.AddBbox(id=1, segment="a", box=((0, 4), (6, 4), (0, 1))), OutOfBounds),
+    "a scribble beyond": (messages.AddScribble(id=1, segment="a", mask=NOT_IN_IT), OutOfBounds),
+    "a lasso beyond": (messages.AddLasso(id=1, segment="a", mask=NOT_IN_IT), OutOfBounds),
+    "a mask beyond": (messages.SetMask(id=1, segment="a", mask=NOT_IN_IT), OutOfBounds),
+    "an empty scribble": (messages.AddScribble(id=1, segment="a", mask=EMPTY), UnsupportedPrompt),
+    "an empty lasso": (messages.AddLasso(id=1, segment="a", mask=EMPTY), UnsupportedPrompt),
+    "a scribble of wrong runs": (messages.AddScribble(id=1, segment="a", mask=WRONG_RUNS), BadMessage),
+    "a mask of wrong runs": (messages.SetMask(id=1, segment="a", mask=WRONG_RUNS), BadMessage),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_request_leaves_everything_as_it_was(make_client, name):
+    request, error = REFUSED[name]
+    client, twin = make_client(), make_client()
+    with pytest.raises(error):
+        client.send(request)
+    assert client.session._segments == {}, "a request that was refused made a segment"
+    client.send(point((42, 36, 33), run=False))
+    with pytest.raises(error):
+        client.send(request)
+    twin.send(point((42, 36, 33), run=False))
+    assert np.array_equal(client.mask_after(run()), twin.mask_after(run()))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [run(), undo(), redo(), reset(), RemoveSegment(id=1, segment="a"), GetMask(id=1, segment="a")],
+    ids=lambda r: type(r).__name__,
+)
+def test_segments_are_made_by_prompts_alone(client, request_):
+    with pytest.raises(UnknownSegment, match='"a"'):
+        client.send(request_)
+
+
+def test_prompts_that_the_model_does_not_know(quick_model, device, volume, make_client):
+    model = make_client().session._model
+    limited = with_network(model, model.artifacts["network"])
+    description = type(model.description)(
+        name="limited", license="", patch_size=(72, 72, 72), prompts=["point"], scribble_thickness=(2, 2, 2)
+    )
+    object.__setattr__(limited, "description", description)
+    client = Client(limited, device).set_image(volume)
+    for request in (LONG, lasso(disc(SHAPE, (42, 36, 33), 5)), set_mask(ball(SHAPE, (42, 36, 33), 5))):
+        with pytest.raises(UnsupportedPrompt):
+            client.send(request)
+    with pytest.raises(UnsupportedPrompt, match="point"):
+        client.send(bbox([(1, 5), (1, 5), (1, 2)]))
+    client.send(POINTS[0])
+
+
+def test_a_session_has_so_many_segments_and_no_more(client, monkeypatch):
+    monkeypatch.setattr(session_module, "LIMITS", msgspec.structs.replace(session_module.LIMITS, segments=2))
+    for name in "ab":
+        client.send(set_mask(ball(SHAPE, (9, 9, 9), 2), segment=name))
+    with pytest.raises(AtCapacity):
+        client.send(set_mask(ball(SHAPE, (9, 9, 9), 2), segment="c"))
+    with pytest.raises(AtCapacity):
+        client.send(messages.Restore(id=1, segment="c", revision=0))
+    client.send(client.journals["b"].restore_message("b"))
+    client.send(RemoveSegment(id=1, segment="b"))
+    client.send(set_mask(ball(SHAPE, (9, 9, 9), 2), segment="c"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["Python", "torch"],
+)
+@pytest.mark.parametrize("request_", [LONG, WHOLE], ids=["add", "set"])
+def test_running_out_of_memory_leaves_the_segment_as_it_was(hooked_client, make_client, error, request_):
+    def fail(n: int) -> None:
+        if n == 2:
+            raise error
+
+    twin = make_client()
+    for one in (hooked_client, twin):
+        one.send(POINTS[0])
+    hooked_client.hook.restart(fail)
+    with pytest.raises(OutOfMemory):
+        hooked_client.send(request_)
+    hooked_client.hook.restart(lambda n: None)
+    for request in (request_, POINTS[1]):
+        assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
+
+
+def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make_client):
+    def fail(n: int) -> None:
+        raise RuntimeError("a fault")
+
+    hooked_client.hook.restart(fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        hooked_client.send(LONG)
+    hooked_client.hook.restart(lambda n: None)
+    assert np.array_equal(hooked_client.mask_after(LONG), make_client().mask_after(LONG))
+
+
+@pytest.mark.slow
+def test_two_sessions_at_once_give_what_they_give_alone(make_client):
+    requests = [*POINTS, LONG]
+    alone = make_client().send_all(requests)
+    clients = [make_client(), make_client()]
+    with ThreadPoolExecutor(2) as threads:
+        for together in threads.map(lambda c: c.send_all(requests), clients):
+            for one, other in zip(alone, together, strict=True):
+                assert np.array_equal(one, other)
+    queued = [m for c in clients for m in c.received if isinstance(m, Progress) and m.state == "queued"]
+    assert all(m.done >= 1 for m in queued)
+
+
+def test_nothing_is_sent_about_a_request_that_is_over(client):
+    client.send_all([LONG, *POINTS, undo()])
+    owners = [m.request for m in client.received if isinstance(m, MaskDelta)]
+    assert owners == sorted(owners)

@@ -1,0 +1,219 @@
+"""A session on the worker: the image, and its bricks as they arrive."""
+
+from concurrent.futures import ThreadPoolExecutor
+import gc
+from itertools import pairwise
+from typing import Any
+import weakref
+
+from helpers.engine import (
+    Client,
+    brick_message,
+    point,
+    redo,
+    reset,
+    run,
+    scribble,
+    set_mask,
+    shape_of,
+    stroke,
+    torso,
+    undo,
+)
+from helpers.session_prompts import POINTS, SHAPE
+import numpy as np
+import pytest
+
+from nninteractive_ws import arrays, bricks, messages
+from nninteractive_ws.client import image_source
+from nninteractive_ws.engine.image import BrickImage
+from nninteractive_ws.errors import BadImage, BadMessage, NoImage, TooLarge, UnknownSegment
+from nninteractive_ws.messages import Brick, GetMask, ImageBricks, Progress, SetImage, SetOptions
+
+
+def test_a_prompt_in_a_corner_needs_the_bricks_of_the_corner(quick_model, device):
+    volume = torso((200, 150, 140), spacing=3.0)
+    client = Client(quick_model, device)
+    client.announce(volume)
+    client.send(SetOptions(id=1, autozoom=False))
+    sent = answer_what_is_waited_for(client)
+    client.send(point((3, 2, 5)))
+    # Half a patch of 72 beyond the point, in bricks of 32.
+    assert sent == {i * 25 + j * 5 + k for i in (0, 1) for j in (0, 1) for k in (0, 1)}
+    client.send(point((199, 149, 139)))
+    assert len(sent) == 8 + 2 * 2 * 2
+    assert len(bricks.Grid(shape_of(volume))) == 7 * 5 * 5
+
+
+@pytest.mark.slow
+def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
+    volume = torso((200, 150, 140), spacing=3.0)
+    client = Client(quick_model, device)
+    client.announce(volume)
+    sent = answer_what_is_waited_for(client)
+    client.send(scribble(stroke((200, 150, 140), (2, 10, 10), (60, 20, 30))))
+    assert 8 < len(sent) < 70
+    waiting = client.progress("waiting_for_image")
+    assert all(0 <= p.done < p.total for p in waiting)
+    refining = client.progress("refining")
+    assert [(p.done, p.total) for p in refining] == [(n, len(refining) - 1) for n in range(len(refining))]
+    assert refining[1:]
+    states = [m.state for m in client.received if isinstance(m, Progress)]
+    after_waiting = [then for state, then in pairwise(states) if state == "waiting_for_image" != then]
+    assert after_waiting[0] == "predicting"
+    assert after_waiting[-1] == "refining"
+    twin = Client(quick_model, device).set_image(volume)
+    twin.send(scribble(stroke((200, 150, 140), (2, 10, 10), (60, 20, 30))))
+    assert np.array_equal(client.mask(), twin.mask())
+
+
+def answer_what_is_waited_for(client: Client) -> set[int]:
+    """Let the client send the bricks of any box that a prompt waits for, and no other; which it sent."""
+    sent: set[int] = set()
+    threads = ThreadPoolExecutor(1)
+
+    def answer(message: messages.ServerMessage) -> None:
+        if isinstance(message, Progress) and message.box is not None:
+            box = bricks.Box.from_pairs(message.box)
+            needed = set(bricks.Grid(shape_of(client._volume)).within(box)) - sent
+            sent.update(needed)
+            for i in sorted(needed):
+                threads.submit(client.send_bricks, [i])
+
+    client.on_message = answer
+    return sent
+
+
+def test_the_time_of_waiting_for_bricks_is_told(quick_model, device, volume):
+    client = Client(quick_model, device)
+    client.announce(volume)
+    thread = client.send_missing_late(range(len(bricks.Grid(SHAPE))), pause=0.02)
+    timings = client.send(POINTS[0]).timings
+    thread.join()
+    assert 0.02 <= timings.waiting_for_image <= timings.total
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32"])
+@pytest.mark.parametrize("encoding", arrays.ENCODINGS)
+def test_voxels_are_normalized_alike_whatever_their_type(quick_model, device, dtype, encoding):
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 100, (70, 20, 9)).astype(dtype)
+    client = Client(quick_model, device)
+    client.announce(volume)
+    client.session.put_bricks(brick_message(volume, "image", [1, 0, 2], encoding))
+    statistics = image_source.statistics(volume)
+    expected = (volume.astype(np.float32) - np.float32(statistics.mean)) / np.float32(statistics.std)
+    assert np.array_equal(client.session._image.voxels[0].numpy(), expected)
+
+
+def test_a_brick_that_is_there_is_acknowledged_and_changes_nothing(client, volume):
+    before = client.session._image.voxels.clone()
+    stored, again = client.session.put_bricks(brick_message(volume + 1, "image", [0]))
+    assert (stored, again.received) == (0, [0])
+    assert bool((client.session._image.voxels == before).all())
+
+
+def test_bricks_of_another_image_are_ignored(client, volume):
+    assert client.session.put_bricks(brick_message(volume, "another", [0])) == (0, None)
+    client.send(POINTS[0])
+
+
+BAD_BRICKS = {
+    "an index beyond the grid": (Brick(index=27, encoding="raw", data=b""), BadMessage),
+    "too few bytes": (Brick(index=0, encoding="raw", data=b"12"), BadMessage),
+    "too many bytes": (Brick(index=0, encoding="raw", data=bytes(4 * 32**3 + 4)), BadMessage),
+    "not packed": (Brick(index=0, encoding="blosc2", data=bytes(100)), BadMessage),
+    "NaN": (Brick(index=0, encoding="raw", data=np.full((32, 32, 32), np.nan, "<f4").tobytes()), BadImage),
+    "infinite": (Brick(index=0, encoding="raw", data=np.full((32, 32, 32), -np.inf, "<f4").tobytes()), BadImage),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BRICKS)
+def test_bad_bricks_are_refused_and_good_ones_taken_afterwards(quick_model, device, volume, name):
+    bad, error = BAD_BRICKS[name]
+    client = Client(quick_model, device)
+    client.announce(volume.astype(np.float32))
+    with pytest.raises(error):
+        client.session.put_bricks(ImageBricks(image="image", bricks=[bad]))
+    assert client.session._image.presence.count == 0
+    client.send_bricks(range(len(bricks.Grid(SHAPE))))
+    assert client.send(POINTS[0]).timings.passes > 0
+
+
+def test_bricks_before_a_bad_one_are_kept_and_waited_for_no_longer(quick_model, device, volume):
+    bad, error = BAD_BRICKS["too few bytes"]
+    client = Client(quick_model, device)
+    client.announce(volume)
+    good = brick_message(volume, "image", range(27)).bricks
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(client.send, POINTS[0])
+        with pytest.raises(error):
+            client.session.put_bricks(ImageBricks(image="image", bricks=[*good, bad]))
+        assert waiting.result(60).timings.passes > 0
+
+
+def test_the_same_image_again_keeps_its_bricks_and_loses_its_segments(client, volume):
+    first = client.mask_after(POINTS[0])
+    assert client.announce(volume) == list(range(27))
+    with pytest.raises(UnknownSegment):
+        client.send(undo())
+    assert np.array_equal(client.mask_after(POINTS[0]), first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["shape", "dtype", "mean", "std"])
+def test_a_name_does_not_make_an_image_the_same(client, volume, change):
+    other = {
+        "shape": volume[:-1],
+        "dtype": volume.astype(np.int32),
+        "mean": volume + np.int16(1),
+        "std": np.where(volume > 1100, volume + np.int16(1), volume),
+    }[change]
+    assert client.announce(other) == []
+
+
+@pytest.mark.slow
+def test_another_image_takes_the_place_of_the_first(quick_model, device, client):
+    client.send(POINTS[0])
+    other = torso((70, 64, 50), seed=9, spacing=3.0)
+    client.set_image(other, "other")
+    with pytest.raises(UnknownSegment):
+        client.send(GetMask(id=1, segment="a"))
+    twin = Client(quick_model, device).set_image(other)
+    at = point((35, 30, 25))
+    assert np.array_equal(client.mask_after(at), twin.mask_after(at))
+
+
+@pytest.mark.slow
+def test_the_first_image_is_gone_before_room_is_made_for_the_next(client, monkeypatch):
+    client.send(POINTS[0])
+    upstream = client.session._upstream
+    held = [weakref.ref(client.session._image.voxels), weakref.ref(upstream.interactions)]
+    really_init = BrickImage.__init__
+
+    def check_then_init(self: BrickImage, *args: Any) -> None:
+        gc.collect()
+        assert [r() for r in held] == [None, None]
+        really_init(self, *args)
+
+    monkeypatch.setattr(BrickImage, "__init__", check_then_init)
+    client.announce(torso((70, 64, 50), spacing=3.0), "other")
+
+
+def test_an_image_with_too_many_voxels(client):
+    before = client.mask_after(POINTS[0])
+    huge = SetImage(id=1, image="huge", shape=(1025, 1024, 1024), dtype="int16", mean=0.0, std=1.0)
+    with pytest.raises(TooLarge):
+        client.send(huge)
+    assert np.array_equal(client.snapshot(), before), "the image from before is still there"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [POINTS[0], set_mask(np.ones((2, 2, 2), bool)), run(), undo(), redo(), reset(), GetMask(id=1, segment="a")],
+    ids=lambda r: type(r).__name__,
+)
+def test_nothing_can_be_done_without_an_image(quick_model, device, request_):
+    client = Client(quick_model, device)
+    with pytest.raises(NoImage):
+        client.send(request_)

@@ -1,0 +1,398 @@
+"""Properties of the embedded model, on a phantom whose seed training never uses (its seeds start at a million)."""
+
+import numpy as np
+import pytest
+import torch
+
+import nninteractive_ws as nni
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.engine.demo_network import HalfResolutionUNet
+from nninteractive_ws.engine.demo_postprocessing import continuation_ratio
+from nninteractive_ws.engine.model_registry import MODEL_FOLDER
+from nninteractive_ws.evaluation import simulated_user
+from nninteractive_ws.evaluation.measures import dice, obeyed
+
+# Some of its organs, large and small, round and long: all of them would take CI a minute.
+ORGANS = ("spleen", "right kidney", "left kidney", "stomach", "vena cava", "right lung")
+PROMPTS = 3
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.slow
+def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server: str) -> None:
+    phantom = make_phantom(11)
+    after: dict[str, list[float]] = {}
+    listened: list[bool] = []
+    with nni.connect(server) as session:
+        session.set_image(phantom.image)
+        for organ in ORGANS:
+            truth, segment = phantom.mask(organ), session.segment(organ)
+            for _ in range(PROMPTS):
+                correction = simulated_user.correction(truth, segment.mask)
+                assert correction is not None, "a mask without any error"
+                point, positive = correction
+                segment.add_point(point, positive=positive)
+                listened.append(obeyed(segment.mask, truth, point, positive))
+                after.setdefault(organ, []).append(dice(truth, segment.mask))
+    means = np.mean(list(after.values()), 0)
+    assert means[0] >= 0.85, after
+    assert means[-1] >= 0.92, after
+    assert np.mean(listened) >= 0.9, after
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
+    """A lung of 99 x 125 x 66 voxels, where a patch has 96 a side: as in a CT as scanners give it."""
+    phantom = make_phantom(20, (112, 136, 96), (1.25, 1.25, 1.25), offset=(-65, 0, 75))
+    truth = phantom.mask("right lung")
+    correction = simulated_user.correction(truth, np.zeros_like(truth))
+    assert correction is not None
+    with nni.connect(server) as session:
+        session.set_image(phantom.image)
+        segment = session.segment("right lung")
+        segment.add_point(correction[0])
+        assert dice(truth, segment.mask) >= 0.85
+
+
+def test_it_is_small_and_says_its_license() -> None:
+    assert sum(f.stat().st_size for f in MODEL_FOLDER.rglob("*") if f.is_file()) <= 10e6
+    assert (MODEL_FOLDER / "LICENSE").read_text().startswith("Apache-2.0\n")
+
+
+# Channels: the image, the previous segmentation, and positive and negative regions, points and scribbles.
+PREVIOUS, POSITIVE_REGION, NEGATIVE_REGION, POSITIVE_POINT, NEGATIVE_POINT, POSITIVE_SCRIBBLE = 1, 2, 3, 4, 5, 6
+FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26), slice(4, 10), slice(4, 10))
+
+
+def answer(wanted: torch.Tensor, x: torch.Tensor, sure: float = 10.0) -> torch.Tensor:
+    """What becomes of the network's answer ``wanted``, bool (1, X, Y, Z), with logits that are so far apart."""
+    logits = torch.stack((sure * ~wanted, sure * wanted), 1)
+    found = HalfResolutionUNet.near_prompts(logits, x)
+    return found[:, 1] > found[:, 0]
+
+
+def blobs(*boxes: tuple[int | slice, ...]) -> torch.Tensor:
+    mask = torch.zeros(1, 32, 32, 32, dtype=torch.bool)
+    for box in boxes:
+        mask[box] = True
+    return mask
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
+    both = blobs(FIRST, SECOND)
+    before, wanted = (~both, both | ~both) if polarity == POSITIVE_POINT else (both, both & ~both)
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, PREVIOUS] = before
+    x[0, polarity, 6, 6, 6] = 1.0
+    x[0, polarity, 22, 6, 6] = 0.9  # an older one
+    expected = before ^ blobs(FIRST)
+    assert torch.equal(answer(wanted, x), expected)
+
+
+@pytest.mark.parametrize("width", [2, 4, 12])
+def test_a_first_answer_ends_at_a_neck_and_a_correction_does_not(width: int) -> None:
+    """Two balls 18 voxels wide with a bridge between them: in the middle of one of them is the point."""
+    x = torch.zeros(1, 8, 48, 48, 48)
+    i, j, k = torch.meshgrid(*[torch.arange(48)] * 3, indexing="ij")
+    here, there = ((i - at) ** 2 + (j - 20) ** 2 + (k - 20) ** 2 <= 81 for at in (11, 35))
+    between, middle = (i > 11) & (i < 35), slice(20 - width // 2, 20 + width // 2)
+    bridge = torch.zeros_like(here)
+    bridge[:, middle, middle] = True
+    every = (here | there | (bridge & between))[None]
+    x[0, POSITIVE_POINT, 11, 20, 20] = 1.0
+    found = answer(every, x)
+    assert not (found & ~every).any()
+    assert (found[0] & here).sum() > 0.99 * here.sum()  # the rest is its roughness
+    if width == 12:
+        assert (found[0] & there).sum() > 0.99 * there.sum()
+    else:
+        assert not found[0, 24:].any()
+    x[0, PREVIOUS, 11, 40] = 1.0
+    assert torch.equal(answer(every, x)[0] & every[0], every[0])
+
+
+def test_a_point_beside_a_change_means_it() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 12, 6, 6] = 1.0
+    assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST))
+    x[0, POSITIVE_POINT, 12, 6, 6], x[0, POSITIVE_POINT, 14, 6, 6] = 0.0, 1.0
+    assert not answer(blobs(FIRST, SECOND), x).any()
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: int, depth: int) -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    half = blobs((0, slice(0, 16)))
+    before, wanted = (half, ~half & half) if polarity == NEGATIVE_POINT else (half, half | ~half)
+    at = 16 - depth if polarity == NEGATIVE_POINT else 15 + depth
+    x[:, PREVIOUS] = before
+    x[0, polarity, at, 16, 16] = 1.0
+    grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
+    away = (grid - torch.tensor([at, 16.0, 16.0])[:, None, None, None]).square().sum(0)[None]
+    changed_if_unsure = (before ^ wanted) & (away <= 9) if depth < 3 else before ^ wanted
+    assert torch.equal(answer(wanted, x, sure=5.0), wanted)
+    assert torch.equal(answer(wanted, x, sure=3.0), before ^ changed_if_unsure)
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+@pytest.mark.parametrize("agrees", [False, True])
+def test_what_lies_nearer_to_a_prompt_that_says_the_contrary_stays(polarity: int, agrees: bool) -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    before = torch.full((1, 32, 32, 32), polarity == NEGATIVE_POINT)
+    contrary = NEGATIVE_POINT if polarity == POSITIVE_POINT else POSITIVE_POINT
+    x[:, PREVIOUS] = before
+    x[0, contrary, 4, 16, 16] = 0.3  # long ago
+    x[0, polarity, 24, 16, 16] = 1.0
+    if agrees:
+        x[0, polarity, 2, 16, 16] = 0.5
+    expected = before ^ blobs((0, slice(14, 32)))  # what is as far from both may change
+    assert torch.equal(answer(~before, x), expected)
+
+
+def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, PREVIOUS] = 1.0
+    x[0, POSITIVE_POINT, 16, 16, 4] = 0.9
+    x[0, NEGATIVE_REGION, 8:24, 8:24, 20] = 1.0
+    changed = ~answer(blobs(), x)
+    assert changed[0, 16, 16, 14:].all()
+    assert not changed[0, 16, 16, :10].any()
+
+
+def test_the_first_answer_need_not_be_sure() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 6, 6, 6] = 1.0
+    assert torch.equal(answer(blobs(FIRST), x, sure=0.1), blobs(FIRST))
+
+
+class Noted(HalfResolutionUNet):
+    """It adds a plane to the previous segmentation with every look, and keeps what it was shown."""
+
+    def __init__(self, sure: float) -> None:
+        torch.nn.Module.__init__(self)
+        self.sure = sure
+        self.shown: list[torch.Tensor] = []
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown.append(x.clone())
+        wanted = x[:, PREVIOUS] > 0.5
+        wanted[:, 4] = True
+        wanted[:, 1:] |= wanted[:, :-1].clone()
+        return torch.stack((self.sure * ~wanted, self.sure * wanted), 1)
+
+
+@pytest.mark.parametrize("sure", [0.9, 1.1])
+def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: float) -> None:
+    network = Noted(sure)
+    x = torch.zeros(2, 8, 32, 32, 32)
+    x[:, POSITIVE_POINT, 4, 6, 6] = 1.0
+    x[1, PREVIOUS, 4] = 1.0
+    before = x.clone()
+    found = network(x).argmax(1).bool()
+    both, again = network.shown
+    assert torch.equal(x, before)
+    assert torch.equal(both, x)
+    once = x[:1].clone()
+    once[0, PREVIOUS, 4:6] = float(sure > 1)
+    assert torch.equal(again, once)
+    planes = [found[n].any((1, 2)).nonzero().flatten().tolist() for n in range(2)]
+    assert planes == [[4, 5, 6] if sure > 1 else [], [4, 5]]
+
+
+def cube(image: torch.Tensor, side: int) -> tuple[slice, slice, slice]:
+    """The cube in the middle of the patch."""
+    i, j, k = (slice((n - side) // 2, (n + side) // 2) for n in image.shape[-3:])
+    return i, j, k
+
+
+def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None:
+    """A point is less than 1 where the mean of voxels is taken; beside a previous segmentation it may be an old one."""
+    network = Noted(sure=10.0)
+    x = torch.zeros(3, 8, 32, 32, 32)
+    x[:, POSITIVE_POINT, 4, 6, 6] = 0.8
+    x[:, NEGATIVE_POINT, 20, 6, 6] = 0.4
+    x[1, PREVIOUS, 4] = 1.0
+    x[2, POSITIVE_POINT:] = 0.0
+    before = x.clone()
+    network(x)
+    assert torch.equal(x, before)
+    seen = network.shown[0]
+    assert seen[:, POSITIVE_POINT, 4, 6, 6].tolist() == pytest.approx([1.0, 0.8, 0.0])
+    assert seen[:, NEGATIVE_POINT, 20, 6, 6].tolist() == pytest.approx([0.5, 0.4, 0.0])
+    assert torch.equal(seen[:, :2], before[:, :2])
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.24), (24, 0.0), (32, 0.0)])
+def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expected: float) -> None:
+    """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations.
+
+    Of what is 2 to 5 voxels away from a cube of 20, a quarter is in that of 24."""
+    image = np.full((32, 32, 32), -1.0, np.float32)
+    image[cube(image, 24)] = np.random.default_rng(0).normal(1, 0.1, (24, 24, 24))
+    answer = np.zeros(image.shape, bool)
+    answer[cube(image, side)] = True
+    assert continuation_ratio(image, answer) == pytest.approx(expected, abs=0.02)
+
+
+def test_nothing_goes_on_where_nothing_was_found() -> None:
+    image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    assert continuation_ratio(image, np.zeros(image.shape, bool)) == 0
+
+
+class Sized(HalfResolutionUNet):
+    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third
+    where its edges go on around it; and keeps what it was shown."""
+
+    def __init__(self, side: int, shrunk: int, edged: int = 0) -> None:
+        torch.nn.Module.__init__(self)
+        self.side, self.shrunk, self.edged = side, shrunk, edged
+        self.shown: list[torch.Tensor] = []
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown.append(x.clone())
+        wanted = torch.zeros_like(x[:, 0], dtype=torch.bool)
+        for n, image in enumerate(x[:, 0]):
+            is_shrunk = image[cube(image, 4)].std() < 0.06  # the mean of eight voxels is less noisy
+            side = self.side if not is_shrunk else self.shrunk if image[0, 0, 0] == 0 else self.edged
+            wanted[n, *cube(image, side)] = True
+        return torch.stack((10.0 * ~wanted, 10.0 * wanted), 1)
+
+
+def patch_of_large_organ(side: int = 24) -> torch.Tensor:
+    x = torch.full((1, 8, 32, 32, 32), -1.0)
+    x[:, 1:] = 0
+    noise = np.random.default_rng(0).normal(1, 0.1, (side,) * 3)
+    x[:, 0, *cube(x, side)] = torch.from_numpy(noise).float()
+    x[0, POSITIVE_POINT, 16, 16, 16] = 1.0
+    return x
+
+
+def assert_is_cube(found: torch.Tensor, side: int) -> None:
+    """But for its edges, which are narrow as a neck is."""
+    inside = found[cube(found, side)]
+    assert inside.sum() == found.sum()
+    assert inside.float().mean() > 0.9
+
+
+def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
+    network, x = Sized(side=6, shrunk=12), patch_of_large_organ()
+    before = x.clone()
+    found = network(x).argmax(1).bool()[0]
+    assert torch.equal(x, before)
+    assert [len(shown) for shown in network.shown] == [1] * 4  # two looks at either size
+    smaller = network.shown[2][0]
+    image = x[0, 0].numpy().reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
+    assert smaller[0, *cube(smaller, 16)].numpy() == pytest.approx(image, abs=1e-6)
+    assert smaller[0].count_nonzero() == 16**3
+    assert torch.equal(smaller[1:], x[0, 1:])
+    assert_is_cube(found, 24)
+
+
+@pytest.mark.parametrize(
+    ("side", "shrunk", "organ", "appearance"),
+    [
+        (18, 14, 18, 2),  # the first answer ends where the organ does
+        (6, 4, 24, 4),  # what is found is small
+        (20, 11, 24, 4),  # hardly more is found
+        (14, 9, 24, 4),  # more is found, but it does not end either
+        (14, 13, 20, 4),  # of what surrounds it, more looks like it than with the first answer
+    ],
+)
+def test_otherwise_the_first_answer_stays(side: int, shrunk: int, organ: int, appearance: int) -> None:
+    network = Sized(side, shrunk, edged=16)
+    assert_is_cube(network(patch_of_large_organ(organ)).argmax(1).bool()[0], side)
+    assert len(network.shown) == appearance
+
+
+@pytest.mark.parametrize(("edged", "side"), [(12, 24), (8, 20)])
+def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: int, side: int) -> None:
+    """The better of both is taken: the cube of 24 ends, that of 20 does not quite, that of 16 still less."""
+    network = Sized(6, 10, edged)
+    assert_is_cube(network(patch_of_large_organ(24)).argmax(1).bool()[0], side)
+    image = network.shown[4][0, 0]
+    assert len(network.shown) == 6
+    assert torch.equal(image[cube(image, 16)], network.shown[2][0, 0][cube(image, 16)])
+    assert (image[:8] == image[8]).all()
+    assert (image[24:] == image[23]).all()
+
+
+@pytest.mark.parametrize(
+    ("channel", "at"),
+    [(PREVIOUS, 16), (POSITIVE_REGION, 16), (NEGATIVE_REGION, 16), (POSITIVE_SCRIBBLE, 16), (POSITIVE_POINT, 25)],
+)
+def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(channel: int, at: int) -> None:
+    x = patch_of_large_organ()
+    x[0, channel, 16, 16, at] = 1.0
+    network = Sized(side=6, shrunk=12)
+    network(x)
+    assert all(shown[0, 0, 0, 0, 0] == -1 for shown in network.shown)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about what it does not trace
+@pytest.mark.slow
+def test_compiled_it_gives_the_same() -> None:
+    x = patch_of_large_organ()
+    with torch.inference_mode():
+        expected = Sized(side=6, shrunk=12)(x)
+        found = torch.compile(Sized(side=6, shrunk=12), backend="eager")(x)
+    assert torch.equal(found, expected)
+
+
+def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
+    x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
+    x[1, PREVIOUS, 16, 16, 16] = 1.0
+    network = Sized(side=6, shrunk=12)
+    for found, side in zip(network(x).argmax(1).bool(), (24, 6, 24), strict=True):
+        assert_is_cube(found, side)
+
+
+def test_refinement_moves_borders_and_does_not_hollow_out() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 6, 6, 6] = 0.9  # an old one
+    before = blobs((0, slice(8, 32), slice(8, 24), slice(8, 24)))  # it goes on beyond the patch
+    x[:, PREVIOUS] = before
+    assert torch.equal(answer(blobs(), x), blobs((0, slice(11, 32), slice(11, 21), slice(11, 21))))
+    assert answer(~blobs(), x).all()
+    more = blobs((0, slice(2, 32), slice(8, 24), slice(10, 24)))
+    assert torch.equal(answer(more, x), more)
+
+
+def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[0, POSITIVE_POINT, 6, 6, 6] = 0.9
+    assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST, SECOND))
+
+
+@pytest.mark.parametrize(("newest", "sign"), [(POSITIVE_POINT, 1.0), (NEGATIVE_POINT, -1.0), (NEGATIVE_REGION, -1.0)])
+def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, sign: float) -> None:
+    x = torch.zeros(2, 8, 32, 32, 32)
+    x[0, 0, 16:], x[0, 0, 24:] = 0.2, 3.0
+    x[0, newest, 20, 16, 16] = 1.0  # in the middle one of three parts
+    for older in (POSITIVE_POINT, NEGATIVE_POINT):
+        x[:, older, 28, 16, 16] = 0.9
+    seen = HalfResolutionUNet.likeness_to_newest(x, HalfResolutionUNet.newest(x))
+    for gain, likeness in zip((5.0, 20.0), seen, strict=True):
+        expected = [sign * np.exp(-((gain * difference) ** 2)) for difference in (0.2, 0.0, 2.8)]
+        assert [likeness[0, 0, at, 3, 3].item() for at in (2, 20, 28)] == pytest.approx(expected, abs=1e-5)
+        assert not likeness[1].any(), "the second of the batch has only older prompts"
+
+
+def test_the_fast_way_gives_what_torch_gives_for_all_channels() -> None:
+    torch.manual_seed(0)
+    network = HalfResolutionUNet(8, 2, [16, 32]).eval()
+    x = torch.zeros(1, 8, 32, 32, 32)
+    x[:, 0].normal_()
+    x[0, POSITIVE_POINT, 20, 16, 16] = 1.0
+    all_channels = x.clone()
+    all_channels[:, 1:, 0, 0, 0] = 1e-30  # so none of them is empty
+    # With gradients, all convolutions are left to torch.
+    expected = network.logits(all_channels).detach()
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        found = network.logits(x)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
+    if torch.backends.mkldnn.is_available():
+        assert not {"aten::slow_conv3d", "aten::slow_conv3d_forward"} & {event.name for event in seen.events()}

@@ -1,0 +1,256 @@
+"""Memory of sessions: reservations, evictions, and errors if nothing fits."""
+
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from nninteractive_ws.engine import memory as module
+from nninteractive_ws.engine.memory import MemoryPool, SessionAccount, bytes_per_voxel, free_memory, memory_pools
+from nninteractive_ws.errors import OutOfMemory, TooLarge
+
+CPU = torch.device("cpu")
+MB, GB = 10**6, 10**9
+
+
+def nobody_idle(requester: object) -> bool:
+    return False
+
+
+# ---- a pool -----------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_reserved_until_it_is_given_back() -> None:
+    pool = MemoryPool(CPU, 100, nobody_idle)
+    assert pool.reserve("a", "image", 60)
+    assert pool.used_bytes == 60
+    assert not pool.reserve("b", "image", 41)
+    assert pool.reserve("b", "image", 40)
+    assert pool.reserve("a", "image", 50), "an owner's own is replaced"
+    assert not pool.reserve("a", "queue", 11), "what is for another purpose is added"
+    assert pool.reserve("a", "queue", 10)
+    assert pool.used_by("a") == {"image": 50, "queue": 10}
+    pool.release("b")
+    pool.release("b")
+    assert pool.used_bytes == 60
+    pool.release("a")
+    assert pool.used_bytes == 0
+
+
+def test_what_is_kept_already_is_counted_beyond_the_limit_and_less_is_always_granted() -> None:
+    pool = MemoryPool(CPU, 100, nobody_idle)
+    pool.charge("a", "segments", 150)
+    assert pool.used_bytes == 150
+    assert not pool.reserve("b", "queue", 1)
+    assert pool.reserve("a", "segments", 140), "it shrinks"
+    pool.charge("a", "segments", 0)
+    assert pool.used_bytes == 0
+    assert pool.used_by_purpose() == {"image": 0, "segments": 0, "queue": 0, "outbox": 0, "request": 0}
+
+
+def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:
+    evicted: list[str] = []
+
+    def evict(requester: object) -> bool:
+        assert requester == "new"
+        for owner in ("old", "older"):
+            if owner not in evicted:
+                evicted.append(owner)
+                pool.release(owner)
+                return True
+        return False
+
+    pool = MemoryPool(CPU, 100, evict)
+    for owner in ("old", "older", "busy"):
+        assert pool.reserve(owner, "image", 30)
+    assert not pool.reserve("new", "image", 101), "what never fits costs nobody's session"
+    assert evicted == []
+    assert pool.reserve("new", "image", 40)
+    assert evicted == ["old"]
+    assert not pool.reserve("new", "image", 100)
+    assert evicted == ["old", "older"]
+    assert pool.used_bytes == 30 + 40, "a session that is refused keeps what it has"
+
+
+# ---- a session's account ----------------------------------------------------------------------------------
+
+
+def test_an_image_that_never_fits_is_refused_with_a_crop_that_does() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    account = SessionAccount([pool])
+    with pytest.raises(TooLarge) as refused:
+        account.reserve_image((1024, 1024, 512), 7)
+    output = str(refused.value)
+    assert "1024 × 1024 × 512" in output
+    assert "1.00 GB for images" in output
+    side = int(re.findall(r"instance (\d+) × \1 × \1", output)[0])
+    assert account.reserve_image((side, side, side), 7) == CPU
+    account.release_image()
+    with pytest.raises(TooLarge):
+        account.reserve_image((side + 2, side + 2, side + 2), 7)
+
+
+def test_an_image_that_does_not_fit_now_is_refused_with_the_numbers() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    assert SessionAccount([pool]).reserve_image((256, 256, 256), 7) == CPU
+    with pytest.raises(OutOfMemory, match=r"about 8\d\d MB .*1\.00 GB for images, 4\d\d MB of it in use"):
+        SessionAccount([pool]).reserve_image((256, 256, 512), 7)
+
+
+def test_the_next_best_place_is_taken_and_all_but_the_image_is_on_the_host() -> None:
+    meta = torch.device("meta")  # in the place of a GPU, which this machine may not have
+    pools = [MemoryPool(meta, 10**8, nobody_idle), MemoryPool(CPU, GB, nobody_idle)]
+    first, second = SessionAccount(pools), SessionAccount(pools)
+    assert first.reserve_image((100, 100, 100), 7) == meta
+    assert second.reserve_image((200, 200, 200), 7) == CPU
+    first.reserve("queue", 1000)
+    assert (pools[0].used_by(first), pools[1].used_by(first)) == (
+        {"image": 10**6 * bytes_per_voxel(meta, 10**6, 7)},
+        {"queue": 1000},
+    )
+    first.release()
+    assert pools[0].used_bytes == 0
+
+
+def test_a_session_has_a_limit_of_its_own_beyond_its_image() -> None:
+    pool = MemoryPool(CPU, 1600 * MB, nobody_idle)
+    account = SessionAccount([pool])
+    account.reserve_image((256, 256, 128), 7)
+    account.reserve("queue", 60 * MB)
+    account.charge("segments", 30 * MB)
+    assert account.kept_bytes == 90 * MB
+    with pytest.raises(OutOfMemory, match=r"keeps 90\.0 MB beyond its image, and 20\.0 MB more .* limit of 100 MB"):
+        account.reserve("queue", 80 * MB)
+    account.reserve("request", 500 * MB)  # it ends with the request
+    assert account.kept_bytes == 90 * MB
+    account.charge("segments", 110 * MB)
+    with pytest.raises(OutOfMemory):
+        account.reserve("request", 0)
+    account.charge("segments", 10 * MB)
+    account.reserve("queue", 80 * MB)
+
+
+def test_what_all_sessions_keep_has_the_pools_limit() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    SessionAccount([pool]).charge("segments", 900 * MB)
+    other = SessionAccount([pool])
+    other.reserve("queue", 50 * MB)
+    assert pool.used_bytes == 950 * MB
+    with pytest.raises(OutOfMemory, match=r"about 200 MB .* 1\.00 GB for\s+sessions, 950 MB of it in use"):
+        other.reserve("request", 200 * MB)
+
+
+def test_a_click_fits_whatever_others_keep() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    SessionAccount([pool]).charge("segments", GB)
+    account = SessionAccount([pool])
+    account.reserve("queue", MB)
+    account.reserve("request", MB)
+    assert pool.used_bytes == GB + 2 * MB
+    with pytest.raises(OutOfMemory):
+        account.reserve("queue", 5 * MB)
+
+
+@pytest.mark.parametrize(("pool_gb", "limit_mib"), [(1, 64), (2, 119), (10, 596), (100, 1024)])
+def test_the_limit_of_a_session_is_a_part_of_the_pool(pool_gb: int, limit_mib: int) -> None:
+    assert MemoryPool(CPU, pool_gb * GB, nobody_idle).session_limit // 2**20 == limit_mib
+
+
+def test_a_session_that_is_over_is_charged_for_nothing_more() -> None:
+    pool = MemoryPool(CPU, GB, nobody_idle)
+    account = SessionAccount([pool])
+    account.charge("outbox", MB)
+    account.release()
+    account.charge("outbox", MB)
+    account.reserve("queue", MB)
+    account.reserve("request", 50 * MB)
+    assert pool.used_bytes == 0
+
+
+def test_a_session_that_ends_while_others_are_evicted_for_it_keeps_nothing() -> None:
+    def evict(requester: object) -> bool:
+        account.release()
+        pool.release("other")
+        return True
+
+    pool = MemoryPool(CPU, 100 * MB, evict)
+    pool.charge("other", "image", 100 * MB)
+    account = SessionAccount([pool])
+    account.reserve("request", 50 * MB)
+    assert pool.used_bytes == 0
+
+
+# ---- how much there is ------------------------------------------------------------------------------------
+
+
+def test_the_limit_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (pool,) = memory_pools(CPU, 12345, 1, nobody_idle)
+    assert pool.limit == 12345
+    free = psutil.virtual_memory().available
+    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "not there")
+    assert 0.5 * free < memory_pools(CPU, None, 1, nobody_idle)[0].limit < 0.9 * free
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(module, "_CGROUP_LIMIT", limit)
+    limit.write_text("max\n")
+    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit > 0.5 * free
+    limit.write_text("1000000\n")
+    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit == 800_000
+
+
+def test_the_workers_of_a_host_divide_the_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory_pools(CPU, None, 4, nobody_idle)[0].limit == 200_000
+    assert memory_pools(CPU, 12345, 4, nobody_idle)[0].limit == 12345, "a number that is given is for each"
+
+
+def test_what_is_free_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pools = [MemoryPool(CPU, GB, nobody_idle), MemoryPool(CPU, 2 * GB, nobody_idle)]
+    pools[1].reserve("a", "image", 500 * MB)
+    found = free_memory(pools)
+    assert found.images == 1500 * MB
+    assert 0 < found.device <= found.device_total <= psutil.virtual_memory().total
+    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    found = free_memory(pools)
+    assert (found.device, found.device_total) == (1_000_000, 1_000_000)
+
+
+MEASURE = """
+import sys
+import numpy as np
+import psutil
+import torch
+sys.path.insert(0, {tests})
+from helpers.engine import Client
+from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
+from nninteractive_ws.engine.device_scheduler import DeviceScheduler
+from nninteractive_ws.engine.model_loader import load_model
+from nninteractive_ws.engine.memory import bytes_per_voxel
+
+cpu, shape = torch.device("cpu"), (340, 300, 250)
+device, model = DeviceScheduler("cpu"), load_model(DEMO, MODEL_FOLDER, cpu)
+volume = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+before = psutil.Process().memory_info().rss
+client = Client(model, device).set_image(volume)
+client.session._upstream.interactions[:] = 1.0  # prompts everywhere: what is zero is not allocated yet
+took = psutil.Process().memory_info().rss - before
+channels = client.session._upstream.num_interaction_channels
+print(volume.size * bytes_per_voxel(cpu, volume.size, channels), took)
+device.close()
+"""
+
+
+@pytest.mark.slow
+def test_the_estimate_is_what_an_image_takes() -> None:
+    """Measured on the real session with every brick sent, in a process of its own: here, memory that was given back
+    would be used again."""
+    code = MEASURE.replace("{tests}", repr(str(Path(__file__).parents[1])))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110)
+    estimate, took = map(int, done.stdout.splitlines()[-1].split())
+    print(f"estimated {estimate / 1e6:.0f} MB, took {took / 1e6:.0f} MB")
+    assert 0.7 * estimate < took < 1.15 * estimate

@@ -1,0 +1,139 @@
+"""The measures against SimpleITK, and against shapes with known surfaces."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK as sitk
+
+from nninteractive_ws.evaluation.measures import (
+    area_under_curve,
+    curve,
+    dice,
+    error_left,
+    obeyed,
+    prompts_to,
+    surface_dice,
+)
+from nninteractive_ws.masks import to_delta
+
+Mask = npt.NDArray[np.bool_]
+SHAPE = (56, 52, 40)
+
+
+def box(*pairs: tuple[int, int]) -> Mask:
+    mask = np.zeros(SHAPE, bool)
+    mask[tuple(slice(*pair) for pair in pairs)] = True
+    return mask
+
+
+PLATE = box((6, 46), (6, 46), (10, 14))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dice_is_that_of_simpleitk(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((2, 9, 8, 7)) < rng.random((2, 1, 1, 1))
+    measure = sitk.LabelOverlapMeasuresImageFilter()
+    measure.Execute(*(sitk.GetImageFromArray(m.astype(np.uint8)) for m in (a, b)))
+    assert dice(a, b) == pytest.approx(measure.GetDiceCoefficient())
+
+
+def test_dice_of_empty_masks() -> None:
+    nothing = np.zeros(SHAPE, bool)
+    assert (dice(nothing, nothing), dice(PLATE, nothing)) == (1.0, 0.0)
+
+
+def test_surface_dice_of_what_is_equal_empty_or_elsewhere() -> None:
+    nothing, elsewhere = np.zeros(SHAPE, bool), box((6, 46), (6, 46), (30, 34))
+    cube = (1.0, 1.0, 1.0)
+    assert surface_dice(PLATE, PLATE, cube) == 1
+    assert surface_dice(nothing, nothing, cube) == 1
+    assert surface_dice(nothing, PLATE, cube) == surface_dice(PLATE, nothing, cube) == 0
+    assert surface_dice(elsewhere, PLATE, cube) == 0
+
+
+def test_surface_dice_of_a_plate_that_is_moved() -> None:
+    """By one voxel along k. Of 1 mm: nowhere more than 2 mm apart. Of 3 mm: both faces are off."""
+    moved = np.roll(PLATE, 1, 2)
+    assert surface_dice(moved, PLATE, (1.0, 1.0, 1.0)) == 1
+    # Each surface: two faces of 40 x 40 mm and sides 160 x 12 mm. Agreeing: the sides but for the 1 mm that is more
+    # than 2 mm above or below the other, and of one face the 2 mm next to the other's sides.
+    whole, agreeing = 2 * 1600 + 160 * 12, 160 * (12 - 1) + (40**2 - 36**2)
+    assert surface_dice(moved, PLATE, (1.0, 1.0, 3.0)) == pytest.approx(agreeing / whole, abs=0.03)
+    assert surface_dice(PLATE, moved, (1.0, 1.0, 3.0)) == pytest.approx(surface_dice(moved, PLATE, (1.0, 1.0, 3.0)))
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [((1.1, 1.1, 1.1), 1.0), ((2.5, 2.5, 2.5), 0.0)])
+def test_surface_dice_of_a_plate_that_grows_by_a_voxel(spacing: tuple[float, float, float], expected: float) -> None:
+    """No corner of it is more than the root of 3 voxels away, and no voxel of its surface less than about one."""
+    assert surface_dice(box((5, 47), (5, 47), (9, 15)), PLATE, spacing) == pytest.approx(expected, abs=0.02)
+
+
+def test_surface_dice_at_the_border_of_the_volume() -> None:
+    """An object that the volume cuts off has its surface there too."""
+    whole = np.ones((20, 20, 20), bool)
+    half = whole.copy()
+    half[:, :, 10:] = False
+    # Of the whole: a face and the lower half of the sides, plus the 2 mm above it; of the half all but its inner face.
+    agreeing = (400 + 80 * 12) + (400 + 80 * 10 + (400 - 16**2))
+    assert surface_dice(half, whole, (1.0, 1.0, 1.0)) == pytest.approx(agreeing / (2400 + 1600), abs=0.02)
+
+
+def test_a_curve_goes_on_where_the_user_stopped() -> None:
+    assert curve([0.5, 0.75], 4) == [0.5, 0.75, 0.75, 0.75]
+    assert curve([], 3) == [0, 0, 0]
+    assert curve([0.5, 0.7, 0.9], 3) == [0.5, 0.7, 0.9]
+
+
+def test_the_area_under_a_curve() -> None:
+    assert area_under_curve([0.5, 0.7, 0.9]) == pytest.approx(0.7)
+    assert area_under_curve([1.0] * 10) == pytest.approx(1)
+    assert area_under_curve([0.6]) == 0.6
+    # The challenge's, over five clicks: half of the first and the last, and the three between.
+    assert 4 * area_under_curve([0.2, 0.5, 0.6, 0.7, 0.8]) == pytest.approx(0.1 + 0.5 + 0.6 + 0.7 + 0.4)
+
+
+def test_prompts_to_a_target() -> None:
+    values = [0.5, 0.82, 0.79, 0.9]
+    assert [prompts_to(values, target) for target in (0.4, 0.8, 0.9, 0.95)] == [1, 2, 4, None]
+
+
+# ---- obedience ----------------------------------------------------------------------------------------------
+
+TRUTH = box((10, 30), (10, 30), (10, 30))
+
+
+def test_a_positive_point_asks_for_the_ball_around_it_in_the_object() -> None:
+    at, ball = (11, 20, 20), [(11, 20, 20), (14, 20, 20), (10, 20, 20), (13, 22, 21)]
+    assert obeyed(TRUTH, TRUTH, at, True)
+    for voxel in ball:
+        mask = TRUTH.copy()
+        mask[voxel] = False
+        assert not obeyed(mask, TRUTH, at, True)
+    mask = TRUTH.copy()
+    mask[15, 20, 20] = mask[14, 21, 20] = False  # 4 and the root of 10 away
+    mask[9, 20, 20] = True  # beside the object
+    assert obeyed(mask, TRUTH, at, True)
+
+
+def test_a_negative_point_asks_that_the_ball_around_it_beside_the_object_is_not_there() -> None:
+    at, nothing = (8, 20, 20), np.zeros(SHAPE, bool)
+    assert obeyed(nothing, TRUTH, at, False)
+    assert obeyed(TRUTH, TRUTH, at, False)  # two voxels away there is the object, which may be there
+    for voxel in ((8, 20, 20), (5, 20, 20), (9, 22, 21)):
+        mask = TRUTH.copy()
+        mask[voxel] = True
+        assert not obeyed(mask, TRUTH, at, False)
+
+
+def test_a_ball_is_cut_by_the_border_of_the_volume() -> None:
+    assert obeyed(np.ones(SHAPE, bool), np.ones(SHAPE, bool), (0, 51, 1), True)
+    assert not obeyed(np.zeros(SHAPE, bool), np.ones(SHAPE, bool), (0, 51, 1), True)
+
+
+def test_how_much_of_an_error_is_left() -> None:
+    region = to_delta(box((10, 14), (10, 30), (10, 30)))
+    mask = TRUTH & ~box((10, 12), (0, 52), (0, 40))
+    mask |= box((40, 44), (10, 14), (10, 14))  # a new error, elsewhere
+    assert error_left(region, mask, TRUTH) == 2 * 20 * 20
+    assert error_left(region, TRUTH, TRUTH) == 0

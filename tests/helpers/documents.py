@@ -1,0 +1,77 @@
+"""The Markdown documents of the repository: their code blocks, commands and links."""
+
+from dataclasses import dataclass
+from pathlib import Path
+import re
+
+ROOT = Path(__file__).parents[2]
+REPOSITORY = "https://github.com/nninteractive-ws/nninteractive-ws"
+PICTURES = "https://raw.githubusercontent.com/nninteractive-ws/nninteractive-ws/main/"
+SITE = "https://nninteractive-ws.github.io/nninteractive-ws/"
+#: The address that the documents connect to.
+ADDRESS = "ws://127.0.0.1:1528"
+
+_FENCED = re.compile(r"^( *)```([a-z]*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block. ``document``: the name of its file; ``number``: its place among the blocks there."""
+
+    document: str
+    number: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}-{self.number}"
+
+
+def documents() -> list[Path]:
+    """All documents for users and contributors."""
+    elsewhere = ("examples/README.md", "slicer_module/README.md", "nninteractive_ws/demo/model/README.md")
+    return [*sorted(ROOT.glob("*.md")), *(ROOT / name for name in elsewhere), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def blocks(language: str) -> list[Block]:
+    """The code blocks of a language in all documents."""
+    found = []
+    for document in documents():
+        for number, (indent, kind, text) in enumerate(_FENCED.findall(document.read_text(encoding="utf-8"))):
+            if kind == language:
+                plain = re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
+                found.append(Block(name(document), number, language, plain))
+    return found
+
+
+def languages() -> set[str]:
+    return {kind for document in documents() for _, kind, _ in _FENCED.findall(document.read_text(encoding="utf-8"))}
+
+
+def commands() -> list[tuple[str, str]]:
+    """The command lines of all shell blocks with their document. A line with && holds several."""
+    found = []
+    for block in blocks("sh"):
+        joined = block.text.replace("\\\n", " ")
+        for line in joined.replace("&&", "\n").splitlines():
+            command = re.sub(r"(^|\s)#.*", "", line).strip()
+            if command:
+                found.append((block.document, command))
+    return found
+
+
+def links(document: Path) -> list[str]:
+    """The targets of a document's links and pictures, code left out."""
+    prose = re.sub(r"`[^`\n]*`", "", _FENCED.sub("", document.read_text(encoding="utf-8")))
+    return [inline or reference for inline, reference in _LINK.findall(prose)]
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", _FENCED.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

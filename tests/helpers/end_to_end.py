@@ -1,0 +1,258 @@
+"""A small image, a client that sends single messages, and server processes."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import cache
+import json
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import time
+from typing import IO, Any, ClassVar, Self, TypeVar
+import urllib.request
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection, connect
+
+from nninteractive_ws import masks, protocol
+from nninteractive_ws import messages as wire
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.masks import Mask
+from nninteractive_ws.server.local_server import LISTENING
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+SHAPE = (72, 64, 56)
+#: Wider than the demo model's patch, so that a lasso over all of it takes many passes.
+WIDE_SHAPE = (130, 72, 64)
+
+
+@cache
+def phantom(seed: int = 5, shape: tuple[int, int, int] = SHAPE) -> npt.NDArray[np.int16]:
+    image = make_phantom(seed, shape, (4.0, 4.0, 4.0)).image
+    image.flags.writeable = False
+    return image
+
+
+def wide_lasso() -> Mask:
+    """A filled outline through all of a wide volume."""
+    drawn = np.zeros(WIDE_SHAPE, bool)
+    drawn[4:-4, WIDE_SHAPE[1] // 2, 4:-4] = True
+    return drawn
+
+
+def stroke(shape: tuple[int, int, int] = SHAPE) -> Mask:
+    drawn = np.zeros(shape, bool)
+    i, j, k = (n // 2 for n in shape)
+    drawn[i - 6 : i + 6, j : j + 2, k : k + 2] = True
+    return drawn
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine accepts connections at a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(true: Callable[[], object], timeout: float = 120) -> None:
+    """Raises TimeoutError."""
+    until = time.monotonic() + timeout
+    while not true():
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+# ---- over HTTP --------------------------------------------------------------------------------------------
+
+
+def http(address: str) -> str:
+    return address.replace("ws://", "http://")
+
+
+def metrics(address: str, token: str | None = None) -> str:
+    request = urllib.request.Request(f"{http(address)}/metrics")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: str = answer.read().decode()
+        return found
+
+
+def sessions(address: str, state: str, token: str | None = None) -> int:
+    """How many sessions are ``connected``, or ``waiting`` for their client."""
+    return _metric(address, f'sessions{{state="{state}"}}', token)
+
+
+def answered(address: str, kind: str) -> int:
+    """How many requests of a type the server has answered."""
+    return _metric(address, f'requests_total{{type="{kind}"}}')
+
+
+def _metric(address: str, sample: str, token: str | None = None) -> int:
+    (line,) = [x for x in metrics(address, token).splitlines() if sample in x]
+    return int(float(line.split()[-1]))
+
+
+def health(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{http(address)}/healthz", timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+# ---- messages ---------------------------------------------------------------------------------------------
+
+
+def hello(**fields: Any) -> wire.Hello:
+    return wire.Hello(**{"version": protocol.PROTOCOL_VERSION, "encodings": ["blosc2"], **fields})
+
+
+class PlainClient:
+    """A connection on which the test says every message itself."""
+
+    #: All there are, so that a test which fails does not leave some behind.
+    opened: ClassVar[list["PlainClient"]] = []
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self.websocket = websocket
+        self.opened.append(self)
+
+    @classmethod
+    async def open(cls, address: str, token: str | None = None, **fields: Any) -> Self:
+        """Connect and shake hands. ``fields``: of hello."""
+        headers = None if token is None else {"Authorization": f"Bearer {token}"}
+        client = cls(await connect(address, additional_headers=headers, compression=None, max_size=None, proxy=None))
+        await client.send(hello(**fields))
+        client.welcome = await client.receive_until(wire.Welcome)
+        return client
+
+    welcome: wire.Welcome
+
+    async def send(self, message: wire.Message) -> None:
+        await self.websocket.send(protocol.encode(message))
+
+    async def receive(self) -> Any:
+        data = await self.websocket.recv()
+        assert isinstance(data, bytes)
+        return protocol.decode_server(data)
+
+    async def receive_until(self, kind: type[M]) -> M:
+        """The next message of a kind; those before it are passed over."""
+        while True:
+            message = await self.receive()
+            if isinstance(message, kind):
+                return message
+
+    async def receive_answer(self, request: int) -> tuple[list[Any], Any]:
+        """What came before the answer of a request, and the answer."""
+        before: list[Any] = []
+        while True:
+            message = await self.receive()
+            if isinstance(message, wire.Done | wire.ErrorMessage) and message.id == request:
+                return before, message
+            before.append(message)
+
+    async def set_image(self, image: npt.NDArray[Any], name: str = "image", request: int = 1) -> None:
+        """Announce an image and send all of its bricks, some at a time."""
+        from nninteractive_ws import arrays, bricks
+        from nninteractive_ws.client import image_source
+
+        found, encoding = image_source.statistics(image), self.welcome.encoding
+        shape: Any = image.shape
+        grid = bricks.Grid(shape)
+        dtype: Any = image.dtype.name
+        await self.send(wire.SetImage(id=request, image=name, shape=shape, dtype=dtype, mean=found.mean, std=found.std))
+        await self.receive_answer(request)
+        for index in range(len(grid)):
+            data = arrays.pack(image[grid.box(index).slices], encoding)
+            await self.send(
+                wire.ImageBricks(image=name, bricks=[wire.Brick(index=index, encoding=encoding, data=data)])
+            )
+            await self.receive_until(wire.ImageProgress)
+
+    async def mask(self, request: int, segment: str, shape: tuple[int, int, int] = SHAPE) -> Mask:
+        """A segment's mask, as the server has it."""
+        await self.send(wire.GetMask(id=request, segment=segment))
+        before, _ = await self.receive_answer(request)
+        (snapshot,) = [m for m in before if isinstance(m, wire.MaskSnapshot)]
+        mask = np.zeros(shape, bool)
+        if snapshot.mask is not None:
+            masks.apply(masks.unpack(snapshot.mask, shape), mask)
+        return mask
+
+    async def leave(self) -> None:
+        """Say that the session need not be kept, and wait until the server has hung up."""
+        await self.send(wire.Bye())
+        await self.websocket.wait_closed()
+
+    async def close(self) -> None:
+        await self.websocket.close()
+
+
+def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
+    """Run a test's work, and close what it left open."""
+
+    async def timed() -> T:
+        try:
+            return await asyncio.wait_for(work, timeout)
+        finally:
+            for client in PlainClient.opened:
+                if not client.websocket.transport.is_closing():
+                    client.websocket.transport.abort()
+                await client.websocket.wait_closed()
+            PlainClient.opened.clear()
+
+    return asyncio.run(timed())
+
+
+# ---- processes --------------------------------------------------------------------------------------------
+
+
+class ServerProcess:
+    """A server of the test's own, whose processes can be looked at and ended."""
+
+    def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
+        self.process, self.address = process, address
+
+    @property
+    def worker(self) -> int:
+        """The process id of the worker."""
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def server_process(
+    *arguments: str, stderr: IO[str] | int | None = None, limit: str | None = None
+) -> Iterator[ServerProcess]:
+    """A server with the embedded model on a free port of loopback, and these arguments of ``serve``. ``stderr``: a file
+    for its log. ``limit``: arguments of the shell's ulimit."""
+    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", *arguments]
+    if limit is not None:
+        command = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith(LISTENING)
+            yield ServerProcess(process, line.removeprefix(LISTENING).strip())
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -1,0 +1,168 @@
+"""A real server with a network that answers in milliseconds, whose processes a test may look at, kill and start again.
+
+The model folder is in nnInteractive's own format and written at test time; its plans name :class:`ServedNetwork`,
+which the worker imports from this file.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
+import torch
+from torch.nn import functional
+
+from helpers.end_to_end import is_running, wait_until
+from helpers.engine import QUICK_PATCH, QuickNetwork
+from nninteractive_ws.engine.model_registry import MODEL_FOLDER
+from nninteractive_ws.server.local_server import LISTENING
+
+NETWORK = "helpers.fast_server.ServedNetwork"
+LICENSE = "Apache-2.0\nA network of the tests' own, without weights.\n"
+
+
+# How far from the newest prompt a mask may change, in cells of 4 voxels. What changes all over a patch is zoomed out
+# for, half a second a prompt: here that takes a long stroke, or a whole mask to be refined.
+REACH = 3
+
+
+class ServedNetwork(QuickNetwork):
+    """The quick network, made as nnU-Net makes one from plans, whose answer is new near the newest prompt alone."""
+
+    def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
+        super().__init__()
+        assert (input_channels, num_classes, deep_supervision) == (8, 2, False)
+        # Zooming out further takes upstream seconds a step, and shows nothing else. In the worker alone.
+        nnInteractiveInferenceSession.MAX_AUTOZOOM_FACTOR = 1.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        previous, prompts = x[:, 1:2], x[:, 2:].amax(1, keepdim=True)
+        # Older prompts have faded; without any, a mask is being refined.
+        newest = (prompts >= 0.95 * prompts.amax()).to(x.dtype) if prompts.any() else previous
+        cells = functional.max_pool3d(newest, 4)
+        near = functional.max_pool3d(cells, 2 * REACH + 1, stride=1, padding=REACH)
+        within = functional.interpolate(near, scale_factor=4) > 0
+        logits[:, 1:] = torch.where(within, logits[:, 1:], 10 * previous - 5)
+        return logits
+
+
+def write_model(folder: Path) -> None:
+    """Write a model folder like the embedded model's, with the quick network in it."""
+    (folder / "fold_0").mkdir(parents=True)
+    for name in ("dataset.json", "inference_info.json"):
+        shutil.copy(MODEL_FOLDER / name, folder / name)
+    plans = json.loads((MODEL_FOLDER / "plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["patch_size"] = [QUICK_PATCH] * 3
+    configuration["architecture"] = {"network_class_name": NETWORK, "arch_kwargs": {}, "_kw_requires_import": []}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "LICENSE").write_text(LICENSE)
+    checkpoint: dict[str, Any] = {
+        "trainer_name": "nnInteractiveTrainer_stub",
+        "init_args": {"configuration": "3d_fullres"},
+        "network_weights": {},
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+
+
+class QuickServer:
+    """A server process. ``log``: what its processes write, a file; ``address`` stays the same over restarts."""
+
+    def __init__(self, model: Path, log: Path, arguments: tuple[str, ...]) -> None:
+        self._model, self.log, self._arguments = model, log, arguments
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, on the port that it had before; returns once it listens."""
+        command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", str(self._port)]
+        command += ["--model", str(self._model), *self._arguments]
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "PYTHONPATH": path}
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith(LISTENING), self.log.read_text()
+        self.address = line.removeprefix(LISTENING).strip()
+        self._port = int(self.address.rpartition(":")[2])
+
+    @property
+    def pid(self) -> int:
+        """The process id of the gateway."""
+        return self.process.pid
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers there are; none while one is being started again."""
+        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    @property
+    def worker(self) -> int:
+        """The process id of the one worker; waits for it."""
+        wait_until(lambda: len(self.workers) == 1)
+        return self.workers[0]
+
+    def kill_worker(self) -> int:
+        """End the worker as a fault of the device does; returns its process id."""
+        worker = self.worker
+        os.kill(worker, signal.SIGKILL)
+        return worker
+
+    def kill(self) -> None:
+        """End the gateway without a word; the worker ends by itself."""
+        workers = self.workers
+        self.process.kill()
+        self._wait()
+        wait_until(lambda: not any(map(is_running, workers)), timeout=30)
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does; does nothing where it has ended."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self._wait()
+
+    def _wait(self) -> None:
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def quick_server(*arguments: str) -> Iterator[QuickServer]:
+    """A server with the quick network on a free port of loopback, and these arguments of ``serve``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary) / "quick"
+        write_model(model)
+        server = QuickServer(model, Path(temporary) / "log", ("--log-level", "warning", *arguments))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+# ---- what /proc says ----------------------------------------------------------------------------------------
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory that a process has in RAM."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def count_threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def count_descriptors(pid: int) -> int:
+    """Files, pipes and sockets that a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

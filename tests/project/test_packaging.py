@@ -1,0 +1,175 @@
+"""Wheel and sdist: their content, and use outside the repository."""
+
+from collections.abc import Iterator
+from importlib.metadata import distribution
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL_FILES = {
+    "LICENSE", "README.md", "dataset.json", "fold_0/checkpoint_final.pth", "inference_info.json", "plans.json",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    # hatchling is here already: an environment of its own would be filled from a package index.
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def pip(*message: object) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *map(str, message)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def run(python: Path | str, code: str, cwd: Path, **environment: str) -> str:
+    """What the code prints, in a process that knows nothing of the repository."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=cwd, env={**clean, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_what_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[0] for name in names}
+    (info,) = (top for top in tops if top.endswith(".dist-info"))
+    assert tops == {"nninteractive_ws", info}
+    assert f"{info}/licenses/LICENSE" in names
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "nninteractive_ws").rglob("*.py")}
+    model = {f"nninteractive_ws/demo/model/{name}" for name in MODEL_FILES}
+    assert {name for name in names if not name.startswith(info)} == sources | model | {"nninteractive_ws/py.typed"}
+
+
+@pytest.mark.slow
+def test_what_is_in_the_sdist(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"LICENSE", "README.md", "protocol.md", "Dockerfile", "docs/images/demo.png", "examples/first_steps.ipynb"}
+    wanted |= {"nninteractive_ws/demo/model/fold_0/checkpoint_final.pth", "tests/project/test_packaging.py"}
+    assert wanted <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith(("slicer_module", ".git/"))]
+
+
+# ---- the client, with what the base install brings and nothing else ---------------------------------------
+
+
+def requirements(name: str, seen: set[str]) -> set[str]:
+    """The packages that a package needs here without its extras, those of those included."""
+    for text in distribution(name).requires or []:
+        requirement = Requirement(text)
+        needed = canonicalize_name(requirement.name)
+        if needed not in seen and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            seen.add(needed)
+            requirements(needed, seen)
+    return seen
+
+
+def installed_files(name: str) -> Iterator[Path]:
+    """What lies in site-packages at the top and belongs to a package."""
+    found = distribution(name)
+    tops = {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}
+    yield from (Path(str(found.locate_file(top))) for top in tops)
+
+
+@pytest.fixture(scope="module")
+def client_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and links to what it requires: as an index would fill it, but offline."""
+    folder = tmp_path_factory.mktemp("client")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip("--python", python, "install", "--no-deps", "--no-index", wheel)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in requirements("nninteractive-ws", set()):
+        for path in installed_files(name):
+            if not (site / path.name).exists():
+                (site / path.name).symlink_to(path)
+    return python
+
+
+@pytest.mark.slow
+def test_the_base_install_has_no_torch(client_python: Path) -> None:
+    needed = requirements("nninteractive-ws", set())
+    assert {"blosc2", "msgspec", "numpy", "websockets"} <= needed
+    assert not needed & {"torch", "nninteractive", "scipy", "simpleitk", "nninteractive-client"}
+
+
+USE_THE_CLIENT = """
+import sys
+import numpy as np
+import nninteractive_ws as nni
+image = np.random.default_rng(0).normal(0, 20, (40, 36, 32)).astype(np.int16)
+image[10:30, 9:27, 8:24] += 300
+with nni.connect(ADDRESS) as session:
+    session.set_image(image)
+    session.segment("a").add_point((20, 18, 16))
+    print(session.segment("a").mask.shape, "torch" in sys.modules, nni.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_the_client_works_with_what_the_base_install_brings(client_python: Path, server: str, tmp_path: Path) -> None:
+    output = run(client_python, f"ADDRESS = {server!r}\n{USE_THE_CLIENT}", tmp_path)
+    assert output.startswith("(40, 36, 32) False ")
+    assert str(client_python.parents[1]) in output
+
+
+@pytest.mark.slow
+def test_the_command_of_the_base_install_says_what_is_missing(client_python: Path) -> None:
+    command = client_python.parent / "nninteractive-ws"
+    done = subprocess.run([command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'nninteractive-ws[cli]'" in done.stderr
+
+
+# ---- the server -------------------------------------------------------------------------------------------
+
+SERVE_AND_SEGMENT = """
+import json
+import nninteractive_ws as nni
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.evaluation.simulated_user import deepest_voxel
+from nninteractive_ws.engine.model_registry import list_models
+from nninteractive_ws.server.local_server import local_server
+
+phantom = make_phantom(1, (72, 64, 56), (5.0, 5.0, 5.0))
+with local_server("--model", "demo", "--log-level", "warning") as address, nni.connect(address) as session:
+    session.set_image(phantom.image)
+    voxels = session.segment("liver").add_point(deepest_voxel(phantom.mask("liver"))).voxels
+(model,) = (str(entry.folder) for entry in list_models() if entry.name == "demo")
+print(json.dumps({"package": nni.__file__, "model": model, "voxels": voxels}))
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_serves_its_own_model_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    # What it needs is here; in front of it, before the repository's own, stands the wheel's content.
+    pip("install", "--no-deps", "--no-index", "--target", tmp_path / "wheel", wheel)
+    output = json.loads(run(sys.executable, SERVE_AND_SEGMENT, tmp_path, PYTHONPATH=str(tmp_path / "wheel")))
+    assert output["package"] == str(tmp_path / "wheel" / "nninteractive_ws" / "__init__.py")
+    assert output["model"] == str(tmp_path / "wheel" / "nninteractive_ws" / "demo" / "model")
+    assert output["voxels"] > 100

@@ -1,0 +1,525 @@
+"""Access control with real files, addresses, certificates and connections."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from helpers.threads import run_in_thread
+import pytest
+import trustme
+from websockets.datastructures import Headers
+
+from nninteractive_ws.ip_addresses import is_loopback
+from nninteractive_ws.redaction import TOKEN_PREFIX
+from nninteractive_ws.server import file_lock
+from nninteractive_ws.server.access import (
+    AccessError,
+    BadTokenFile,
+    InsecureBind,
+    InvalidUserName,
+    TokenFile,
+    add_user,
+    bearer_token,
+    check_bind_address,
+    insecure_permissions,
+    new_token,
+    remove_user,
+    users,
+)
+from nninteractive_ws.server.tls import BadCertificate, tls_context
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and owners of files")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def line(name: str, token: str) -> str:
+    return f"{name} {hashlib.sha256(token.encode()).hexdigest()}\n"
+
+
+# ---- making and taking back -------------------------------------------------------------------------------
+
+
+def test_a_token_is_that_of_its_user(path: Path) -> None:
+    alice, bob = add_user(path, "alice"), add_user(path, "bob")
+    known = TokenFile(path)
+    assert known.user_of(alice) == "alice"
+    assert known.user_of(bob) == "bob"
+    for wrong in ("", "alice", alice[:-1], alice + "x", alice.upper(), hashlib.sha256(alice.encode()).hexdigest()):
+        assert known.user_of(wrong) is None
+
+
+def test_no_token_is_nobodys(path: Path) -> None:
+    """Also where somebody made the line by hand, and from an empty variable."""
+    path.write_text(line("alice", ""))
+    assert TokenFile(path).user_of("") is None
+
+
+def test_tokens_are_random_and_not_in_the_file(path: Path) -> None:
+    tokens = [add_user(path, f"user{n}") for n in range(5)]
+    assert len(set(tokens)) == 5
+    for token in tokens:
+        assert token.startswith(TOKEN_PREFIX)
+        assert len(token) == len(TOKEN_PREFIX) + 43  # 256 bits in base64
+        assert token[len(TOKEN_PREFIX) :] not in path.read_text()
+    assert users(path) == [f"user{n}" for n in range(5)]
+
+
+def test_a_user_is_removed_and_all_else_stays(path: Path) -> None:
+    before = f"# of the ward\n\n{line('alice', 'a')}{line('al', 'b')}  {line('bob', 'c').strip()} # laptop"
+    path.write_text(before)
+    remove_user(path, "alice")
+    assert path.read_text() == before.replace(line("alice", "a"), "")
+    token = add_user(path, "carla")  # behind a line that had no end
+    assert users(path) == ["al", "bob", "carla"]
+    assert TokenFile(path).user_of(token) == "carla"
+    with pytest.raises(InvalidUserName, match="There is no user alice"):
+        remove_user(path, "alice")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\tb", "a\n", "a\u2028b", "a\u00a0b", "a#b", "#", "a\x1bb", "a" * 65])
+def test_names_that_cannot_be(path: Path, name: str) -> None:
+    with pytest.raises(InvalidUserName, match="cannot be a user name"):
+        add_user(path, name)
+    assert not path.exists()
+
+
+def test_a_name_is_given_once(path: Path) -> None:
+    token = add_user(path, "Zoë")
+    with pytest.raises(InvalidUserName, match="already"):
+        add_user(path, "Zoë")
+    assert TokenFile(path).user_of(token) == "Zoë"
+
+
+def test_a_wrong_file_is_not_written_to(path: Path) -> None:
+    path.write_text("nonsense\n")
+    with pytest.raises(BadTokenFile):
+        add_user(path, "alice")
+    with pytest.raises(BadTokenFile):
+        remove_user(path, "nonsense")
+    assert path.read_text() == "nonsense\n"
+
+
+@posix
+def test_the_file_is_its_owners_alone_unless_they_say_otherwise(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        add_user(path, "alice")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o640)
+    add_user(path, "bob")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_the_file_of_another_user_stays_theirs(path: Path) -> None:
+    add_user(path, "alice")
+    os.chown(path, 1234, 2345)
+    remove_user(path, "alice")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
+
+
+def test_the_file_behind_a_link_is_written(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "real")
+    add_user(path, "alice")
+    assert path.is_symlink()
+    assert users(tmp_path / "real") == ["alice"]
+
+
+def test_a_reader_never_sees_half_a_file(path: Path) -> None:
+    """Written again and again while it is read: what is read is a whole file, every time."""
+    token = add_user(path, "alice")
+    over = threading.Event()
+
+    def write() -> None:
+        for n in range(100):
+            add_user(path, f"user{n}")
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not over.is_set():
+        assert users(path)[0] == "alice"
+        assert TokenFile(path).user_of(token) == "alice"
+        seen.add(len(users(path)))
+    writer.join()
+    assert len(seen) > 1
+    assert [p.name for p in path.parent.iterdir()] == ["tokens"]
+
+
+# ---- a file that changes ----------------------------------------------------------------------------------
+
+
+def test_a_change_counts_at_once(path: Path) -> None:
+    alice = add_user(path, "alice")
+    known = TokenFile(path)
+    bob = add_user(path, "bob")
+    assert known.user_of(bob) == "bob"
+    remove_user(path, "alice")
+    assert known.user_of(alice) is None
+    assert known.user_of(bob) == "bob"
+
+
+def test_a_change_in_place_counts_at_once(path: Path) -> None:
+    """As an editor makes it that writes into the file: the same inode, and here even the same size and time."""
+    path.write_text(line("alice", "old"))
+    known = TokenFile(path)
+    before = path.stat()
+    with path.open("r+") as file:
+        file.write(line("alice", "new"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert known.user_of("old") is None
+    assert known.user_of("new") == "alice"
+
+
+def test_a_file_without_lines_lets_nobody_in(path: Path) -> None:
+    token = add_user(path, "alice")
+    known = TokenFile(path)
+    path.write_text("")
+    assert known.user_of(token) is None
+    assert known.user_of("") is None
+
+
+@pytest.mark.parametrize("trouble", ["gone", "wrong", "a folder"])
+def test_a_file_gone_wrong_changes_nothing_and_is_logged_once(
+    path: Path, trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    alice = add_user(path, "alice")
+    good = path.read_text()
+    known = TokenFile(path)
+    if trouble == "wrong":
+        path.write_text("alice secret-by-mistake\n")
+    else:
+        path.unlink()
+        if trouble == "a folder":
+            path.mkdir()
+    for _ in range(3):
+        assert known.user_of(alice) == "alice"
+        assert known.user_of("x") is None
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert str(path) in record.getMessage()
+    assert "secret-by-mistake" not in record.getMessage()
+    if trouble == "a folder":
+        path.rmdir()
+    path.write_text(good + line("bob", "b"))
+    assert known.user_of("b") == "bob"
+
+
+@posix
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_can_be_read_again_is(path: Path) -> None:
+    alice = add_user(path, "alice")
+    known = TokenFile(path)
+    path.write_text(line("bob", "b"))
+    path.chmod(0)
+    assert known.user_of(alice) == "alice"
+    path.chmod(0o600)
+    assert known.user_of(alice) is None
+    assert known.user_of("b") == "bob"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "alice\n",
+        "alice 12ab\n",
+        f"alice {'g' * 64}\n",
+        f"alice {'a' * 65}\n",
+        f"alice {'a' * 64} more\n",
+        f"{line('alice', 'a')}{line('alice', 'b')}",
+        f"{line('alice', 'a')}{line('bob', 'a')}",
+        b"\xff\xfe",
+        None,
+    ],
+)
+def test_a_wrong_file_at_the_start(path: Path, content: str | bytes | None) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(BadTokenFile, match="tokens"):
+        TokenFile(path)
+
+
+def test_what_other_programs_write_is_read(path: Path) -> None:
+    """Windows' line ends and byte order mark, and digests in capitals."""
+    digest = hashlib.sha256(b"a").hexdigest().upper()
+    path.write_bytes(b"\xef\xbb\xbf# tokens\r\nalice\t" + digest.encode() + b"\r\n")
+    assert TokenFile(path).user_of("a") == "alice"
+
+
+# ---- several at once --------------------------------------------------------------------------------------
+
+ADD = "import sys; from pathlib import Path; from nninteractive_ws.server.access import add_user; "
+REMOVE = ADD.replace("add_user", "remove_user")
+
+
+def start(code: str) -> "subprocess.Popen[str]":
+    """A process that has imported what it needs, and runs the rest once it is given a line."""
+    before, after = code.rsplit("; ", 1)
+    waiting = f"{before}; print(flush=True); sys.stdin.readline(); {after}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_changes_at_the_same_moment_do_not_undo_each_other(path: Path) -> None:
+    """In processes of their own, as commands are: a user who is removed stays so, and those who are added do."""
+    rounds = 25
+    for n in range(rounds):
+        add_user(path, f"old{n}")
+    remove = f"[remove_user(Path({str(path)!r}), f'old{{n}}') for n in range({rounds})]"
+    adds = [f"[add_user(Path({str(path)!r}), f'new{who}-{{n}}') for n in range({rounds})]" for who in range(3)]
+    processes = [start(REMOVE + remove), *(start(ADD + add) for add in adds)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(users(path)) == sorted(f"new{who}-{n}" for who in range(3) for n in range(rounds))
+    assert [p.name for p in path.parent.iterdir()] == ["tokens"]
+
+
+def test_a_command_waits_for_the_lock_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_user(path, "alice")
+    monkeypatch.setattr(file_lock, "LOCK_TIMEOUT_S", 0.2)
+    with file_lock.file_lock(path), pytest.raises(AccessError, match="Another process holds the lock"):
+        remove_user(path, "alice")
+    remove_user(path, "alice")
+    assert users(path) == []
+
+
+@posix
+def test_the_lock_of_a_process_that_died_is_free(path: Path) -> None:
+    add_user(path, "alice")
+    code = (
+        f"import os, sys; from pathlib import Path; from nninteractive_ws.server.file_lock import file_lock\n"
+        f"with file_lock(Path({str(path)!r})): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
+    assert (path.parent / ".tokens.lock").exists()
+    remove_user(path, "alice")
+    assert [p.name for p in path.parent.iterdir()] == ["tokens"]
+
+
+# ---- who may write it -------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
+def test_a_file_that_others_may_write_is_warned_of(path: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+    alice = add_user(path, "alice")
+    known = TokenFile(path)
+    assert insecure_permissions(path) is None
+    path.chmod(mode)
+    warning = insecure_permissions(path)
+    assert warning is not None
+    assert f"chmod go-w {path}" in warning
+    assert caplog.records == []
+    assert known.user_of(alice) == "alice"  # who looks at the file finds that it has changed
+    assert warning in [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    path.chmod(0o644)
+    assert insecure_permissions(path) is None
+
+
+@posix
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o757, True), (0o1777, False), (0o755, False)])
+def test_a_folder_that_others_may_write_is_warned_of(
+    tmp_path: Path, depth: int, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may write to a folder may replace what lies in it: the file, or a folder above it."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    path = folder / "tokens"
+    add_user(path, "alice")
+    wide = folder if depth == 0 else folder.parent
+    wide.chmod(mode)
+    TokenFile(path)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == warned
+    assert not warned or f"chmod go-w {wide}" in warnings[0]
+
+
+@posix
+def test_the_folder_of_a_link_counts_too(tmp_path: Path) -> None:
+    real, wide = tmp_path / "real", tmp_path / "wide"
+    real.mkdir()
+    wide.mkdir()
+    add_user(real / "tokens", "alice")
+    (wide / "tokens").symlink_to(real / "tokens")
+    assert insecure_permissions(wide / "tokens") is None
+    wide.chmod(0o777)
+    assert insecure_permissions(real / "tokens") is None
+    assert str(wide) in str(insecure_permissions(wide / "tokens"))
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_of_a_group_with_others_in_it_is_warned_of(tmp_path: Path) -> None:
+    add_user(tmp_path / "tokens", "alice")
+    tmp_path.chmod(0o770)
+    assert insecure_permissions(tmp_path / "tokens") is None, "root's own group"
+    os.chown(tmp_path, 0, 12345)
+    assert str(tmp_path) in str(insecure_permissions(tmp_path / "tokens"))
+
+
+# ---- the header -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "token"),
+    [
+        (["Bearer abc"], "abc"),
+        (["bearer abc"], "abc"),
+        (["Bearer  abc"], " abc"),
+        (["Bearer"], ""),
+        (["Basic abc"], ""),
+        (["abc"], ""),
+        (["Bearer caf\u00e9"], ""),
+        (["Bearer abc", "Bearer def"], ""),
+        ([], ""),
+    ],
+)
+def test_the_token_of_a_request(values: list[str], token: str) -> None:
+    headers = Headers()
+    for value in values:
+        headers["Authorization"] = value
+    assert bearer_token(headers) == token
+
+
+# ---- where to listen --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "LOCALHOST"])
+def test_loopback_wants_nothing(host: str) -> None:
+    assert is_loopback(host)
+    for has_tokens in (False, True):
+        assert check_bind_address(host, has_tokens, has_tls=False, insecure=False) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "2001:db8::1", "gpu-box", "localhost.example"])
+def test_elsewhere_wants_tokens(host: str) -> None:
+    assert not is_loopback(host)
+    for has_tls in (False, True):
+        with pytest.raises(InsecureBind, match="--token-file"):
+            check_bind_address(host, has_tokens=False, has_tls=has_tls, insecure=False)
+        warning = check_bind_address(host, has_tokens=False, has_tls=has_tls, insecure=True)
+        assert warning is not None
+        assert "without tokens" in warning
+    for insecure in (False, True):
+        assert check_bind_address(host, has_tokens=True, has_tls=True, insecure=insecure) is None
+        warning = check_bind_address(host, has_tokens=True, has_tls=False, insecure=insecure)
+        assert warning is not None
+        assert "--tls-cert" in warning
+
+
+# ---- TLS --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def write_pair(folder: Path, authority: trustme.CA, name: str = "own") -> tuple[Path, Path]:
+    made = authority.issue_cert("localhost")
+    cert, key = folder / f"{name}-cert.pem", folder / f"{name}-key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    made.private_key_pem.write_to_path(str(key))
+    return cert, key
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
+    """The version of TLS that both agree on, over a real socket."""
+    left, right = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            with server.wrap_socket(left, server_side=True) as wrapped:
+                wrapped.sendall(b"x")
+        except ssl.SSLError:
+            left.close()  # the client says what is wrong
+
+    with run_in_thread(serve, right.close), client.wrap_socket(right, server_hostname="localhost") as wrapped:
+        wrapped.recv(1)
+        return wrapped.version()
+
+
+def test_a_certificate_serves(tmp_path: Path, authority: trustme.CA) -> None:
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    context = tls_context(*write_pair(tmp_path, authority))
+    assert handshake(context, client) == "TLSv1.3"
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert handshake(context, client) == "TLSv1.2"
+
+
+def test_no_old_tls(tmp_path: Path, authority: trustme.CA) -> None:
+    context = tls_context(*write_pair(tmp_path, authority))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_certificates_that_do_not_serve(tmp_path: Path, authority: trustme.CA) -> None:
+    cert, key = write_pair(tmp_path, authority)
+    _, other = write_pair(tmp_path, authority, "other")
+    with pytest.raises(BadCertificate, match=r"other-key.pem does not match the certificate"):
+        tls_context(cert, other)
+    with pytest.raises(BadCertificate, match=r"nothing.pem cannot be read: No such file"):
+        tls_context(tmp_path / "nothing.pem", key)
+    with pytest.raises(BadCertificate, match=r"nothing.pem cannot be read: No such file"):
+        tls_context(cert, tmp_path / "nothing.pem")
+    with pytest.raises(BadCertificate, match="cannot be read: Is a directory"):
+        tls_context(tmp_path, key)
+    with pytest.raises(BadCertificate, match="not a certificate and its key"):
+        tls_context(key, cert)
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(BadCertificate, match="not a certificate and its key"):
+        tls_context(tmp_path / "empty.pem", key)
+
+
+def test_a_key_of_another_kind(tmp_path: Path, authority: trustme.CA) -> None:
+    cert, _ = write_pair(tmp_path, authority)
+    rsa = tmp_path / "rsa.pem"
+    authority.issue_cert("localhost", key_type=trustme.KeyType.RSA).private_key_pem.write_to_path(str(rsa))
+    with pytest.raises(BadCertificate, match=r"rsa.pem does not match the certificate"):
+        tls_context(cert, rsa)
+
+
+def test_an_encrypted_key_is_not_asked_for(tmp_path: Path, authority: trustme.CA) -> None:
+    cert, key = write_pair(tmp_path, authority)
+    plain = load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
+    with pytest.raises(BadCertificate, match=r"own-key.pem is encrypted.*openssl pkey"):
+        tls_context(cert, key)
+
+
+def test_new_tokens_differ() -> None:
+    assert len({new_token() for _ in range(100)}) == 100

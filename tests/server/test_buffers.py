@@ -1,0 +1,111 @@
+"""Bytes in transit: unfinished messages, and clients that do not read, take no more than a server allows."""
+
+from collections.abc import Iterator
+import socket
+import struct
+import time
+
+from helpers.end_to_end import PlainClient, hello, run, wait_until
+from helpers.fast_server import QuickServer, quick_server
+from helpers.neighbor import undisturbed
+import pytest
+
+from nninteractive_ws import messages as wire
+from nninteractive_ws import protocol
+from nninteractive_ws.server.buffers import MAX_INCOMING_BYTES, MAX_OUTGOING_BYTES
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[QuickServer]:
+    with quick_server("--memory", "2", "--max-sessions", "32") as server:
+        yield server
+
+
+def masked(opcode: int, data: bytes, length: int | None = None) -> bytes:
+    """A frame as a client sends it, by a mask of zeros; ``length``: the one that it states."""
+    size = len(data) if length is None else length
+    stated = bytes([0x80 | size]) if size < 126 else b"\xff" + struct.pack(">Q", size)
+    return bytes([opcode]) + stated + bytes(4) + data
+
+
+def raw_client(server: QuickServer) -> socket.socket:
+    """A connection that has said hello, and never reads."""
+    port = int(server.address.rpartition(":")[2])
+    client = socket.create_connection(("127.0.0.1", port), timeout=10)
+    client.sendall(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    assert b"101" in client.recv(4096)
+    client.sendall(masked(0x82, protocol.encode(hello())))
+    assert client.recv(4096)
+    return client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["frame", "fragment"])
+def test_unfinished_messages_are_limited_in_all(quick: QuickServer, kind: str) -> None:
+    size = 60 * MIB
+    clients = []
+    with undisturbed(quick, gateway=2 * MAX_INCOMING_BYTES + 200 * MIB):
+        for _ in range(12):
+            client = raw_client(quick)
+            clients.append(client)
+            part = masked(0x82, bytes(size - 10), size) if kind == "frame" else masked(0x02, bytes(size))
+            try:
+                client.sendall(part)
+            except OSError:
+                continue  # closed meanwhile: it had the most
+        assert 12 * size > MAX_INCOMING_BYTES
+        wait_until(lambda: sum(map(is_closed, clients)) >= 3, timeout=20)
+        assert not all(map(is_closed, clients))
+        for client in clients:
+            client.close()
+
+
+def is_closed(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        while client.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.slow
+def test_a_client_that_sends_pings_and_does_not_read_is_closed(quick: QuickServer) -> None:
+    with undisturbed(quick, gateway=MAX_OUTGOING_BYTES + 200 * MIB):
+        client = raw_client(quick)
+        pings = masked(0x89, bytes(125)) * 8192
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            send_without_end(client, pings)
+        client.close()
+
+
+def send_without_end(client: socket.socket, data: bytes) -> None:
+    """Returns after two minutes."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        client.sendall(data)
+
+
+@pytest.mark.slow
+def test_what_is_passed_on_does_not_count(quick: QuickServer) -> None:
+    """A client that sends more than the limit, one message after another, is not closed."""
+
+    async def work() -> None:
+        client = await PlainClient.open(quick.address)
+        message = b"\x82\xa4type\xa4what\xa1x\xc6" + struct.pack(">I", 30 * MIB) + bytes(30 * MIB)
+        for _ in range(MAX_INCOMING_BYTES // (30 * MIB) + 5):
+            await client.websocket.send(message)
+        await client.send(wire.GetMask(id=1, segment="a"))
+        assert (await client.receive_answer(1))[1].code == "no_image"
+        await client.leave()
+
+    with undisturbed(quick):
+        run(work(), 200)

@@ -1,0 +1,490 @@
+"""The gateway from the client's side: a real process with a real worker and real sockets."""
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+import os
+from pathlib import Path
+import signal
+import sys
+import time
+from typing import Any
+import urllib.error
+import urllib.request
+
+from helpers.end_to_end import (
+    WIDE_SHAPE,
+    PlainClient,
+    ServerProcess,
+    health,
+    hello,
+    http,
+    is_running,
+    phantom,
+    run,
+    server_process,
+    sessions,
+    stroke,
+    wait_until,
+    wide_lasso,
+)
+import msgspec
+import numpy as np
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import CloseCode
+from websockets.typing import Origin
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors, protocol
+from nninteractive_ws import messages as wire
+from nninteractive_ws.client import events
+from nninteractive_ws.client.address import parse_address
+from nninteractive_ws.client.aio import AsyncSession
+from nninteractive_ws.client.connection_errors import connection_error
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import dial
+from nninteractive_ws.masks import Mask
+from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S
+from nninteractive_ws.server.workers import WorkerPool
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+
+
+# ---- one server's life, in the order of the tests ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[ServerProcess]:
+    """A server for the tests that end a part of it, or need it while it starts."""
+    with server_process("--max-sessions", "2", "--log-level", "critical") as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_it_answers_while_the_model_loads(own: ServerProcess) -> None:
+    before = health(own.address)
+    assert before["status"] == "loading"
+    assert before["device"] is None
+    _, output = plain_get(own.address, "/")
+    assert "is loading its model" in output
+
+    async def wait() -> tuple[list[Any], wire.ErrorMessage]:
+        silent = PlainClient(await connect(own.address, proxy=None))
+        opened = time.monotonic()
+        client = PlainClient(await connect(own.address, proxy=None))
+        await client.send(hello())
+        first = [await client.receive(), await client.receive()]
+        await client.close()
+        # Who says nothing is not waited for, whatever else there is to do.
+        output = await silent.receive()
+        assert time.monotonic() - opened >= HELLO_TIMEOUT_S - 1
+        with pytest.raises(ConnectionClosed) as closed:
+            await silent.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == CloseCode.POLICY_VIOLATION
+        return first, output
+
+    (notice, welcome), late = run(wait())
+    assert isinstance(notice, wire.Notice)
+    assert notice.code == "loading_model"
+    assert "demo" in notice.message
+    assert isinstance(welcome, wire.Welcome)
+    assert (late.code, late.id) == ("bad_message", None)
+    after = health(own.address)
+    assert after["status"] == "ready"
+    assert after["device"] == welcome.device
+
+
+@linux
+def test_the_gateway_has_no_torch(own: ServerProcess) -> None:
+    wait_until(lambda: health(own.address)["status"] == "ready")
+
+    def libraries(pid: int) -> str:
+        return Path(f"/proc/{pid}/maps").read_text()
+
+    assert "libtorch" in libraries(own.worker)
+    assert "libtorch" not in libraries(own.process.pid)
+
+
+def test_at_capacity_and_room_again(own: ServerProcess) -> None:
+    async def fill() -> None:
+        first, _second = await PlainClient.open(own.address), await PlainClient.open(own.address)
+        assert health(own.address)["sessions"] == 2
+        third = PlainClient(await connect(own.address, proxy=None))
+        await third.send(hello())
+        error = await third.receive()
+        assert (error.code, error.id) == ("at_capacity", None)
+        assert "All 2 sessions of the server" in error.message
+        await third.websocket.wait_closed()
+        assert (third.websocket.close_code, third.websocket.close_reason) == (1013, "at_capacity")
+        with pytest.raises(errors.AtCapacity):
+            await nni.aconnect(own.address)
+        await first.leave()
+        await asyncio.to_thread(wait_until, lambda: health(own.address)["sessions"] == 1)
+        await (await PlainClient.open(own.address)).close()
+        await _second.close()
+
+    run(fill())
+    wait_until(lambda: sessions(own.address, "connected") == 0)
+
+
+@pytest.mark.slow
+@linux
+def test_a_killed_worker(own: ServerProcess) -> None:
+    """Its sessions come back in the next one by themselves, and the prompt that ran is answered."""
+    received: list[Any] = []
+
+    async def lose() -> tuple[list[Mask], int]:
+        session = await nni.aconnect(own.address, on={"notice": received.append, "connection": received.append})
+        await session.set_image(phantom(shape=WIDE_SHAPE))
+        segment, found = session.segment("a"), []
+        await segment.add_point((60, 30, 30))
+        found.append(segment.mask.copy())
+        predicting = asyncio.Event()
+        session.on("progress", lambda _: predicting.set())
+        waiting = asyncio.ensure_future(segment.add_lasso(wide_lasso()))
+        await predicting.wait()
+        worker = own.worker
+        os.kill(worker, signal.SIGKILL)
+        await waiting
+        found.append(segment.mask.copy())
+        await segment.undo()
+        assert np.array_equal(segment.mask, found[0])
+        await session.close()
+        return found, worker
+
+    found, killed = run(lose())
+    states = [(e.code if isinstance(e, events.Notice) else e.state) for e in received]
+    assert states == ["open", "worker_lost", "lost", "loading_model", "open", "closed"]
+    assert "ended unexpectedly" in received[2].reason
+    assert received[2].retry_in is not None
+    assert not received[4].welcome.resumed
+    assert own.worker != killed
+    assert own.process.poll() is None
+    with nni.connect(own.address) as session:
+        session.set_image(phantom(shape=WIDE_SHAPE))
+        segment = session.segment("a")
+        segment.add_point((60, 30, 30))
+        assert np.array_equal(segment.mask, found[0])
+        segment.add_lasso(wide_lasso())
+        assert np.array_equal(segment.mask, found[1])
+
+
+@linux
+def test_a_signal_ends_gateway_and_worker(own: ServerProcess) -> None:
+    """Ends the server that the tests above share."""
+    notices: list[events.Notice] = []
+
+    async def stop() -> None:
+        session = await nni.aconnect(own.address, on={"notice": notices.append}, reconnect_for=0)
+        await session.set_image(phantom(shape=WIDE_SHAPE))
+        predicting = asyncio.Event()
+        session.on("progress", lambda _: predicting.set())
+        waiting = asyncio.ensure_future(session.segment("a").add_lasso(wide_lasso()))
+        await predicting.wait()
+        own.process.terminate()
+        with pytest.raises(errors.ShuttingDown, match="is shutting down"):
+            await waiting
+        await session.close()
+
+    worker = own.worker
+    run(stop())
+    assert notices[-1].code == "shutting_down"
+    assert own.process.wait(20) == 0
+    wait_until(lambda: not is_running(worker), timeout=10)
+
+
+# ---- plain HTTP -------------------------------------------------------------------------------------------
+
+
+def plain_get(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"{http(address)}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read().decode()
+
+
+def test_healthz(server: str) -> None:
+    found = health(server)
+    assert set(found) == {"status", "server", "protocol", "model", "device", "sessions", "max_sessions"}
+    assert found["status"] in ("loading", "ready")
+    assert found["server"].startswith("nninteractive-ws ")
+    assert (found["protocol"], found["model"], found["max_sessions"]) == (protocol.PROTOCOL_VERSION, "demo", 16)
+    status, _ = plain_get(server, "/healthz?verbose=1")
+    assert status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/index.html", "/predict"])
+def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
+    status, output = plain_get(server, path)
+    assert status == 426
+    assert output.startswith("This is an nninteractive-ws server")
+    assert "It needs a WebSocket connection" in output
+
+
+@linux
+@pytest.mark.parametrize("path", ["/worker", "/worker/session", "/worker/session?token=x", "/workers", "/"])
+@pytest.mark.parametrize("secret", [None, "", "guess", "caf\u00e9"])
+def test_the_workers_port_wants_their_secret(inside: str, path: str, secret: str | None) -> None:
+    headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
+
+    async def dial() -> None:
+        async with connect(inside + path, additional_headers=headers, proxy=None):
+            pass
+
+    with pytest.raises(InvalidStatus) as refused:
+        run(dial())
+    assert refused.value.response.status_code == 401
+
+
+def test_a_workers_secret_is_used_once() -> None:
+    pool = WorkerPool(["cpu"], [], lambda message: None, lambda worker: None, lambda: None)
+    (worker,) = pool.workers
+    worker._secret = "of the process that was started"
+    assert pool.worker_of("another") is None
+    assert pool.worker_of("of the process that was started") is worker
+    assert pool.worker_of("of the process that was started") is None
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[str]:
+    """The address at which a server's workers dial in."""
+    with server_process("--log-level", "critical") as own:
+        wait_until(lambda: health(own.address)["status"] == "ready")
+        (connection,) = psutil.Process(own.worker).net_connections("tcp")
+        assert connection.raddr.ip == "127.0.0.1"
+        yield f"ws://127.0.0.1:{connection.raddr.port}"
+
+
+def test_a_page_in_a_browser_is_refused(server: str) -> None:
+    async def dial() -> None:
+        async with connect(server, origin=Origin("https://example.org"), proxy=None):
+            pass
+
+    with pytest.raises(InvalidStatus) as refused:
+        run(dial())
+    assert refused.value.response.status_code == 403
+    assert b"--allow-origin" in bytes(refused.value.response.body or b"")
+    assert isinstance(connection_error(refused.value, parse_address(server)), errors.ForbiddenOrigin)
+
+
+# ---- the handshake ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "expected"),
+    [
+        ("hello", "bad_message", 'The first message must be a "hello"'),
+        (b"\xc1garbage", "bad_message", "not msgpack"),
+        (b"\x90", "bad_message", "must be a msgpack map"),
+        (protocol.encode(wire.Undo(id=1, segment="a")), "bad_message", 'The first message must be a "hello"'),
+        (msgspec.msgpack.encode({"type": "hallo"}), "bad_message", 'The first message must be a "hello"'),
+        (msgspec.msgpack.encode({"type": "hello"}), "bad_message", '"hello" is invalid'),
+        (protocol.encode(hello(version=99)), "unsupported_version", "Update the server"),
+        (protocol.encode(hello(version=0)), "unsupported_version", "Update the client"),
+        (protocol.encode(hello(encodings=["zip"])), "unsupported_version", "the server supports"),
+        (protocol.encode(hello(encodings=[])), "unsupported_version", "the server supports"),
+    ],
+)
+def test_a_wrong_beginning(server: str, first: str | bytes, code: str, expected: str) -> None:
+    async def begin() -> tuple[Any, int | None, str | None]:
+        client = PlainClient(await connect(server, proxy=None))
+        await client.websocket.send(first)
+        error = await client.receive()
+        await client.websocket.wait_closed()
+        return error, client.websocket.close_code, client.websocket.close_reason
+
+    error, close_code, reason = run(begin())
+    assert isinstance(error, wire.ErrorMessage)
+    assert (error.code, error.id) == (code, None)
+    assert expected in error.message
+    assert (close_code, reason) == (CloseCode.POLICY_VIOLATION, code)
+
+
+def test_a_message_that_is_too_large(server: str) -> None:
+    async def begin() -> int | None:
+        client = PlainClient(await connect(server, proxy=None))
+        await client.websocket.send(bytes(protocol.MAX_MESSAGE_BYTES + 1))
+        await client.websocket.wait_closed()
+        return client.websocket.close_code
+
+    assert run(begin()) == CloseCode.MESSAGE_TOO_BIG
+
+
+def test_the_welcome(server: str) -> None:
+    async def begin() -> list[wire.Welcome]:
+        clients = [await PlainClient.open(server, encodings=["zip", e]) for e in ("deflate", "raw")]
+        for client in clients:
+            await client.close()
+        return [c.welcome for c in clients]
+
+    first, second = run(begin())
+    assert [first.encoding, second.encoding] == ["deflate", "raw"]
+    assert first.session_id != second.session_id
+    assert first.session_secret != second.session_secret
+    assert len(first.session_secret) >= 40
+    assert (first.version, first.resumed, first.model.name) == (protocol.PROTOCOL_VERSION, False, "demo")
+
+
+# ---- sessions ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lone_masks(server: str) -> dict[int, list[Mask]]:
+    """What each image's prompts give in a session of their own, by the seed of the image."""
+    return {seed: run(prompt_through(server, seed)) for seed in (5, 6)}
+
+
+async def prompt_through(server: str, seed: int, session: AsyncSession | None = None) -> list[Mask]:
+    """A few prompts on the phantom of a seed; the masks after each."""
+    session = await nni.aconnect(server) if session is None else session
+    async with session:
+        await session.set_image(phantom(seed))
+        segment, found = session.segment("same name"), []
+        for prompt in (
+            segment.add_point((20 + seed, 30, 28)),
+            segment.add_scribble(stroke()),
+            segment.add_point((40, 30, 28), positive=False),
+        ):
+            await prompt
+            found.append(segment.mask.copy())
+        return found
+
+
+def same(a: list[Mask], b: list[Mask]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_sessions_side_by_side(server: str, lone_masks: dict[int, list[Mask]]) -> None:
+    async def both() -> list[list[Mask]]:
+        return await asyncio.gather(prompt_through(server, 5), prompt_through(server, 6))
+
+    first, second = run(both())
+    assert same(first, lone_masks[5])
+    assert same(second, lone_masks[6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["deflate", "raw"])
+def test_other_encodings(server: str, lone_masks: dict[int, list[Mask]], encoding: Any) -> None:
+    async def work() -> list[Mask]:
+        session = AsyncSession(partial(dial, parse_address(server)), Core(encodings=(encoding,)))
+        assert (await session.wait_open()).encoding == encoding
+        return await prompt_through(server, 5, session)
+
+    assert same(run(work()), lone_masks[5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["upload", "prediction"])
+def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int, list[Mask]], moment: str) -> None:
+    async def work() -> list[Mask]:
+        victim = await PlainClient.open(server)
+        image = phantom(shape=WIDE_SHAPE)
+        if moment == "upload":
+            await victim.send(wire.SetImage(id=1, image="x", shape=WIDE_SHAPE, dtype="int16", mean=0.0, std=500.0))
+            await victim.send(wire.AddPoint(id=2, segment="a", point=(1, 1, 1)))
+            await victim.receive_until(wire.Progress)
+        else:
+            await victim.set_image(image)
+            box = ((4, 126), (30, 31), (4, 60))
+            await victim.send(wire.AddBbox(id=2, segment="a", box=box))
+            await victim.receive_until(wire.Progress)
+        other = asyncio.ensure_future(prompt_through(server, 5))
+        await asyncio.sleep(0.05)
+        victim.websocket.transport.abort()  # as a process that is killed leaves its socket
+        return await other
+
+    before = sessions(server, "connected")
+    assert same(run(work()), lone_masks[5])
+    wait_until(lambda: sessions(server, "connected") == before)
+
+
+@pytest.mark.slow
+def test_a_request_that_comes_twice_is_done_once(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        point = wire.AddPoint(id=5, segment="a", point=(30, 30, 28))
+        await client.send(point)
+        await client.send(point)
+        _, first = await client.receive_answer(5)
+        await client.send(point)
+        between, again = await client.receive_answer(5)
+        await client.send(wire.Undo(id=6, segment="a"))
+        more, undone = await client.receive_answer(6)
+        assert isinstance(first, wire.Done)
+        assert again == first
+        assert not [m for m in between if isinstance(m, wire.MaskDelta)]
+        assert [m for m in more if isinstance(m, wire.Done)] in ([], [first])  # the second or the third answer
+        assert isinstance(undone, wire.Done)
+        await client.send(wire.Undo(id=7, segment="a"))
+        _, refused = await client.receive_answer(7)
+        assert refused.code == "nothing_to_undo", "the point was added once"
+        await client.close()
+
+    run(work())
+
+
+def test_wrong_requests(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+
+        async def answer(request: int, **message: Any) -> Any:
+            await client.websocket.send(msgspec.msgpack.encode({"id": request, **message}))
+            before, found = await client.receive_answer(request)
+            assert before == []
+            return found
+
+        wrong = await answer(7, type="add_point", segment="a")
+        assert (wrong.code, wrong.id) == ("bad_message", 7)
+        assert "point" in wrong.message
+        assert (await answer(8, type="add_point", segment="a", point=[1, 2, 3])).code == "no_image"
+        assert (await answer(5, type="undo", segment="a")).code == "bad_message", "ids must grow"
+        # Of a type that nobody knows: not answered, and nothing happens.
+        await client.websocket.send(msgspec.msgpack.encode({"type": "dance", "id": 9}))
+        assert (await answer(10, type="undo", segment="a")).code == "no_image"
+        await client.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["text", b"\xc1", msgspec.msgpack.encode({"type": "undo", "segment": "a"})],
+    ids=["text", "garbage", "no id"],
+)
+def test_what_cannot_be_answered_ends_the_connection(server: str, message: str | bytes) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.websocket.send(message)
+        error = await client.receive()
+        assert (error.code, error.id) == ("bad_message", None)
+        await client.websocket.wait_closed()
+        assert client.websocket.close_code is not None
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_bricks_of_another_image_are_ignored(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        brick = wire.Brick(index=0, encoding="raw", data=b"")
+        await client.send(wire.ImageBricks(image="another", bricks=[brick]))
+        await client.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+        before, answer = await client.receive_answer(2)
+        assert isinstance(answer, wire.Done)
+        assert not [m for m in before if isinstance(m, wire.ErrorMessage | wire.ImageProgress)]
+        await client.send(wire.ImageBricks(image="image", bricks=[msgspec.structs.replace(brick, index=99)]))
+        error = await client.receive()
+        assert (error.code, error.id) == ("bad_message", None)
+        await client.websocket.wait_closed()
+
+    run(work())
