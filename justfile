@@ -1,0 +1,33 @@
+# Recipes for contributors: https://just.systems. They use the environment in .venv.
+
+export PATH := justfile_directory() / ".venv/bin" + ":" + env_var("PATH")
+
+# List the recipes
+default:
+    @just --list
+
+# Style, formatting and spelling
+lint:
+    ruff check .
+    ruff format --check .
+    codespell
+
+# Types
+types:
+    mypy
+
+# The README's test command
+test *ARGS:
+    pytest -n 2 --dist worksteal {{ARGS}}
+
+# The slow tests too
+slow *ARGS:
+    pytest -n 2 --dist worksteal --slow {{ARGS}}
+
+# The documentation, into site/
+docs:
+    mkdocs build --strict
+
+# The tests of the Slicer module
+slicer *ARGS:
+    pytest -n 2 --dist worksteal slicer_module/tests {{ARGS}}
