@@ -152,9 +152,9 @@ def blended(picture, color, least):
     """Whether at least so many pixels are not gray and have a hue close to that of a segment's color."""
     pixels = picture.reshape(-1, 3).astype(float)
     pixels = pixels[np.ptp(pixels, axis=1) > 25]
-    centerd = pixels - pixels.mean(axis=1, keepdims=True)
+    centered = pixels - pixels.mean(axis=1, keepdims=True)
     wanted = np.array(color) - np.mean(color)
-    alike = centerd @ wanted / np.linalg.norm(centerd, axis=1) / np.linalg.norm(wanted)
+    alike = centered @ wanted / np.linalg.norm(centered, axis=1) / np.linalg.norm(wanted)
     return (alike > 0.95).sum() >= least
 
 
