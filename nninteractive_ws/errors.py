@@ -168,7 +168,7 @@ class BadJournal(Error):
 
 
 class InvalidTable(Error):
-    """A table of jobs, one of its rows, or a file of prompts cannot be used."""
+    """A table of jobs or cases, one of its rows, or a file of prompts cannot be used."""
 
     code = "bad_jobs"
 
@@ -203,5 +203,5 @@ WIRE_ERRORS: dict[str, type[Error]] = {
 
 
 def error_from_wire(code: str, message: str) -> Error:
-    """Return the error for a code and a sentence of the peer. An unknown code becomes :class:`InternalError`."""
+    """Return the error for a code and a sentence of the peer. An unknown code becomes ``InternalError``."""
     return WIRE_ERRORS.get(code, InternalError)(message)

@@ -1,1 +1,4 @@
-"""End-to-end measurements. Each module is run with ``python -m tools.NAME``."""
+"""Measurements, the README's picture, and the hooks of the documentation, which MkDocs loads.
+
+Run the others with ``python -m tools.NAME``.
+"""

@@ -135,8 +135,7 @@ def _metavar(annotation: Any) -> str:
 
 def _description(text: str) -> str:
     """A help text, with its indented examples as a code block."""
-    lines = [re.sub(r"^ {4}(?=\S)", "    ", line) for line in text.strip().splitlines()]
-    return "\n".join(lines)
+    return text.strip()
 
 
 def _cell(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Draw the moving picture of the README: ``python -m tools.live_picture docs/live.webp``
+"""Draw the moving picture of the README: ``python -m tools.live_picture docs/images/live.webp``
 
 A real server with the embedded model segments organs of a phantom over an emulated slow link. Every change of a mask is
 recorded. The picture shows the changes in their order. It shortens pauses, since they depend on the machine.

@@ -133,7 +133,7 @@ class Trainer:
         self.rollouts.stop()
 
     def step(self) -> None:
-        """Learn from the next ready views, and return predictions for them."""
+        """Learn from the next ready views, and write the predictions for them to the shared buffer."""
         rows = []
         for _ in range(self.batch):
             row, metrics = self.rollouts.ready.get()
@@ -286,9 +286,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90.0, help="duration of the whole training, default 90")
     parser.add_argument("--start", type=Path, help="model folder with initial weights, default random weights")
     parser.add_argument("--device", default="cpu", help="torch device, default cpu")
-    parser.add_argument(
-        "--players", dest="workers", metavar="WORKERS", type=int, default=1, help="rollout workers, one core each"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="rollout workers, one core each")
     parser.add_argument("--batch", type=int, default=2, help="new views per step, default 2")
     parser.add_argument("--again", type=int, default=0, help="replayed views per step, for a fast device, default 0")
     parser.add_argument(

@@ -33,7 +33,7 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
-    model_registry = _list_models()
+    model_registry = _import_model_registry()
     try:
         entries = model_registry.list_models(refresh=not offline)
     except model_registry.ModelNotFound as error:
@@ -62,7 +62,7 @@ def models(
 @app.command()
 def download(name: Annotated[str, typer.Argument(help="Name of an official model.")]) -> None:
     """Download an official model, and print its license. The command `models` lists the names."""
-    model_registry = _list_models()
+    model_registry = _import_model_registry()
     try:
         found, folder = model_registry.find_model(name)
     except model_registry.ModelNotFound as e:
@@ -71,7 +71,7 @@ def download(name: Annotated[str, typer.Argument(help="Name of an official model
     stderr.print(escape(message), soft_wrap=True)
 
 
-def _list_models() -> ModuleType:
+def _import_model_registry() -> ModuleType:
     """Import the model registry on demand, because that takes seconds."""
     try:
         from nninteractive_ws.engine import model_registry

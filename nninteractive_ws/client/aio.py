@@ -35,9 +35,9 @@ Callback = Callable[[Any], object]
 
 
 class AsyncSession:
-    """The asyncio form of :class:`~nninteractive_ws.Session`, made by :func:`aconnect`.
+    """The asyncio form of ``Session``, made by ``aconnect``.
 
-    Close it with :meth:`close`, or use it with ``async with``. Requests may be awaited at the same time. The server
+    Close it with ``close``, or use it with ``async with``. Requests may be awaited at the same time. The server
     does them in the order of the calls. Cancelling an awaiting task cancels its request.
 
     Examples
@@ -82,7 +82,7 @@ class AsyncSession:
         Parameters
         ----------
         name : str
-            Kind of event; see :mod:`nninteractive_ws.events`.
+            Kind of event; see ``events``.
         callback : callable
             Called with the event. It must return soon.
 
@@ -333,7 +333,7 @@ class AsyncSession:
 
 
 class AsyncSegment:
-    """A segment of an :class:`AsyncSession`: the asyncio form of :class:`~nninteractive_ws.Segment`."""
+    """A segment of an ``AsyncSession``: the asyncio form of ``Segment``."""
 
     def __init__(self, session: AsyncSession, name: str) -> None:
         self._session, self._core, self.name = session, session._core, name
@@ -415,12 +415,12 @@ async def aconnect(
     reconnect_for: float = RECONNECT_FOR_S,
     on: "dict[EventName, Callback] | None" = None,
 ) -> AsyncSession:
-    """Connect to a server, and wait until it is ready: the asyncio form of :func:`connect`.
+    """Connect to a server, and wait until it is ready: the asyncio form of ``connect``.
 
     Parameters
     ----------
     address, token, ca, start, reconnect_for, on
-        As for :func:`nninteractive_ws.connect`. Callbacks are called on the event loop.
+        As for ``connect``. Callbacks are called on the event loop.
 
     Returns
     -------
@@ -430,7 +430,7 @@ async def aconnect(
     Raises
     ------
     ConnectionFailed, Unauthorized, AtCapacity, UnsupportedVersion
-        As for :func:`nninteractive_ws.connect`.
+        As for ``connect``.
     """
     where = parse_address(address)
     tunnel = None if where.ssh is None else Tunnel(where.ssh)

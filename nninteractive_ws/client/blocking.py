@@ -31,7 +31,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _IOThread:
-    """An event loop on a thread, until :meth:`stop`."""
+    """An event loop on a thread, until ``stop``."""
 
     def __init__(self) -> None:
         # Held while work is submitted, so that none is submitted after the loop was stopped.
@@ -92,9 +92,9 @@ async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, a
 
 
 class Session:
-    """A session on a server, made by :func:`connect`.
+    """A session on a server, made by ``connect``.
 
-    Close it with :meth:`close`, or use it with ``with``. A session outlives lost connections: it connects again, and
+    Close it with ``close``, or use it with ``with``. A session outlives lost connections: it connects again, and
     restores images, prompts and masks if the server no longer has them.
 
     Examples
@@ -122,7 +122,7 @@ class Session:
         ----------
         name : str
             Kind of event: ``connection``, ``image_progress``, ``progress``, ``mask_delta``, ``done``, ``error`` or
-            ``notice``. See :mod:`nninteractive_ws.events`.
+            ``notice``. See ``events``.
         callback : callable
             Called with the event, on the I/O thread. It must return soon, and must not call blocking methods of this
             session.
@@ -146,7 +146,7 @@ class Session:
             3-D array of real numbers, of any dtype, memory order or stride. Its axes are the (i, j, k) of all prompts
             and masks.
         journal : Journal, optional
-            Restores the segments of an earlier session on the same image; see :meth:`save`.
+            Restores the segments of an earlier session on the same image; see ``save``.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write the journal, to continue another day: prompts and masks, but not the image.
 
-        Requests without an answer are left out. Works without a connection. Read the file with :func:`load`.
+        Requests without an answer are left out. Works without a connection. Read the file with ``load``.
 
         Parameters
         ----------
@@ -254,7 +254,7 @@ class Session:
 
 
 class Segment:
-    """A segment of a :class:`Session`: its prompts and its mask.
+    """A segment of a ``Session``: its prompts and its mask.
 
     All positions are array indices (i, j, k) of the image. Every prompt waits for its result, and raises the errors
     below and, like all requests, ConnectionFailed, OutOfMemory, WorkerLost and InternalError.
@@ -305,7 +305,7 @@ class Segment:
         positive : bool, default True
             True: the voxel belongs to the object. False: it does not.
         run : bool, default True
-            Predict now. False: the prompt waits for :meth:`run` or for the next prompt that runs.
+            Predict now. False: the prompt waits for ``run`` or for the next prompt that runs.
 
         Returns
         -------
@@ -339,7 +339,7 @@ class Segment:
             End-exclusive voxel ranges ((i0, i1), (j0, j1), (k0, k1)). Models trained on 2-D boxes do best with a box
             that is one voxel thick along one axis.
         positive, run
-            As for :meth:`add_point`.
+            As for ``add_point``.
 
         Returns
         -------
@@ -349,7 +349,7 @@ class Segment:
         Raises
         ------
         NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
-            As for :meth:`add_point`. OutOfBounds also for an empty box.
+            As for ``add_point``. OutOfBounds also for an empty box.
 
         Examples
         --------
@@ -372,7 +372,7 @@ class Segment:
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``mask`` covers.
         positive, run
-            As for :meth:`add_point`.
+            As for ``add_point``.
 
         Returns
         -------
@@ -382,7 +382,7 @@ class Segment:
         Raises
         ------
         NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
-            As for :meth:`add_point`. OutOfBounds also for a mask of another shape. UnsupportedPrompt also for a mask
+            As for ``add_point``. OutOfBounds also for a mask of another shape. UnsupportedPrompt also for a mask
             without a voxel.
 
         Examples
@@ -405,7 +405,7 @@ class Segment:
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``mask`` covers.
         positive, run
-            As for :meth:`add_point`.
+            As for ``add_point``.
 
         Returns
         -------
@@ -415,7 +415,7 @@ class Segment:
         Raises
         ------
         NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
-            As for :meth:`add_scribble`.
+            As for ``add_scribble``.
         """
         return self._thread.wait(self._async.add_lasso(mask, box=box, positive=positive, run=run))
 
@@ -563,7 +563,7 @@ def connect(
     reconnect_for : float, default 300
         Seconds for which a lost connection is tried again. 0: not at all. ``math.inf``: forever.
     on : dict of str to callable, optional
-        Callbacks by event name, as for :meth:`Session.on`, registered before the connection is made.
+        Callbacks by event name, as for ``Session.on``, registered before the connection is made.
 
     Returns
     -------

@@ -96,9 +96,8 @@ class Core:
         self._session: tuple[str, str] | None = None  # its id and secret, for resuming it
         self._evicted = False
         self._deferred: list[Event] = []  # events that the next call of receive() returns
-        self._held_answers: dict[
-            str, list[Event]
-        ] = {}  # answers held back while a snapshot of their segment is pending
+        # Answers held back while a snapshot of their segment is pending, by segment.
+        self._held_answers: dict[str, list[Event]] = {}
         self.welcome: wire.Welcome | None = None
         #: Error that ended this connection, or None. A driver then closes the connection.
         self.ended: Error | None = None

@@ -153,7 +153,7 @@ class Failed:
     request : int, optional
         Number of the request. None: the session failed, and closes.
     error : Error
-        One of :mod:`nninteractive_ws.errors`.
+        One of ``errors``.
     """
 
     name: ClassVar = "error"

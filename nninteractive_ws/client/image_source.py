@@ -141,7 +141,7 @@ class BlockStatistics:
     """Statistics of one block of a volume.
 
     ``total``, ``squares``: sums of the voxels and of their squares. ``low``, ``high``: minimum and maximum.
-    ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have block.
+    ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have one.
     ``digest``: SHA-256 of the voxels in wire order.
     """
 

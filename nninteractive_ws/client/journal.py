@@ -45,7 +45,7 @@ class _File(msgspec.Struct, frozen=True):
 class Journal:
     """The history of each segment of an image: prompts, their changes, and undone steps.
 
-    Pass it to :meth:`Session.set_image` with the same image to continue.
+    Pass it to ``Session.set_image`` with the same image to continue.
 
     Attributes
     ----------
@@ -184,12 +184,12 @@ def load(path: str | Path) -> Journal:
     Parameters
     ----------
     path : str or Path
-        File that :meth:`Session.save` or :meth:`Journal.save` wrote.
+        File that ``Session.save`` or ``Journal.save`` wrote.
 
     Returns
     -------
     Journal
-        The journal, for :meth:`Session.set_image`.
+        The journal, for ``Session.set_image``.
 
     Raises
     ------

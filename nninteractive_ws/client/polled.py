@@ -1,4 +1,4 @@
-"""The polled driver: no thread and no event loop; a timer calls :meth:`PolledSession.poll` again and again.
+"""The polled driver: no thread and no event loop; a timer calls ``PolledSession.poll`` again and again.
 
 It is made for programs whose main thread must not block and in which other threads starve, such as 3D Slicer. Every
 call ends soon after its budget: it packs one brick or handles one message at a time.
@@ -199,16 +199,16 @@ class _Connection:
 
 
 class PolledSession:
-    """A session without threads: commands return at once, :meth:`poll` does the work and returns events.
+    """A session without threads: commands return at once, ``poll`` does the work and returns events.
 
     The first events are notices and ``Connection("open")``. The last is ``Connection("closed")``, after
-    ``Failed(None, error)`` unless :meth:`close` was called. Commands may be given at any time, also before the
-    connection is open. Unlike :func:`connect`, it uses no proxy: reach a server behind a proxy by ``ssh://``.
+    ``Failed(None, error)`` unless ``close`` was called. Commands may be given at any time, also before the
+    connection is open. Unlike ``connect``, it uses no proxy: reach a server behind a proxy by ``ssh://``.
 
     Parameters
     ----------
     address, token, ca, reconnect_for
-        As for :func:`nninteractive_ws.connect`.
+        As for ``connect``.
     clock : callable
         Returns seconds. For tests.
 
@@ -266,14 +266,14 @@ class PolledSession:
         Parameters
         ----------
         image : array_like
-            3-D array of real numbers; see :meth:`Session.set_image`.
+            3-D array of real numbers; see ``Session.set_image``.
         journal : Journal, optional
             Restores the segments of an earlier session on the same image.
 
         Raises
         ------
         BadImage, TooLarge
-            For its shape and dtype. :meth:`poll` raises them for its voxels, and for a journal of another image.
+            For its shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
         """
         self._preparing, self._journal = ImageSource(image), journal
 
@@ -307,7 +307,7 @@ class PolledSession:
         Returns
         -------
         Journal
-            For :meth:`set_image` with the same image.
+            For ``set_image`` with the same image.
 
         Raises
         ------
@@ -355,12 +355,12 @@ class PolledSession:
         Returns
         -------
         list of event
-            What happened, in order; see :mod:`nninteractive_ws.events`.
+            What happened, in order; see ``events``.
 
         Raises
         ------
         BadImage, TooLarge
-            If the image of :meth:`set_image` cannot be used.
+            If the image of ``set_image`` cannot be used.
         """
         until = self._clock() + budget_s
         while not self.closed and self._step() and self._clock() < until:
@@ -380,7 +380,7 @@ class PolledSession:
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds from the last ping to its pong, or None. It includes the time until the next call of :meth:`poll`."""
+        """Seconds from the last ping to its pong, or None. It includes the time until the next call of ``poll``."""
         return None if self._connection is None else self._connection.round_trip
 
     def close(self) -> None:
@@ -507,7 +507,7 @@ class PolledSession:
 
 
 class PolledSegment:
-    """A segment of a :class:`PolledSession`: its prompts and its mask. All positions are array indices.
+    """A segment of a ``PolledSession``: its prompts and its mask. All positions are array indices.
 
     Every command returns the request's number, under which events report it.
     """

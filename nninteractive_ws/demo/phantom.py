@@ -19,7 +19,7 @@ Vector = tuple[float, float, float]
 Shape = tuple[int, int, int]
 FloatArray = npt.NDArray[np.float32]
 
-#: Label value of each organ in :attr:`Phantom.labels`; 0 is background.
+#: Label value of each organ in ``Phantom.labels``; 0 is background.
 ORGANS: dict[str, int] = {
     "liver": 1,
     "spleen": 2,
@@ -67,7 +67,7 @@ TISSUE_HU: dict[str, tuple[float, float]] = {
 class Phantom:
     """A synthetic CT volume. Arrays are indexed (i, j, k): patient right to left, front to back, feet to head.
 
-    image: int16, Hounsfield units. labels: uint8, the values of :data:`ORGANS`, same shape.
+    image: int16, Hounsfield units. labels: uint8, the values of ``ORGANS``, same shape.
     spacing: millimeters per voxel along each axis. hu: mean value of each tissue.
     """
 
@@ -77,7 +77,7 @@ class Phantom:
     hu: dict[str, float] = field(repr=False)
 
     def mask(self, organ: str) -> npt.NDArray[np.bool_]:
-        """Return the mask of an organ of :data:`ORGANS`: bool, with the shape of the image."""
+        """Return the mask of an organ of ``ORGANS``: bool, with the shape of the image."""
         return np.asarray(self.labels == ORGANS[organ])
 
     def organs(self) -> Iterator[str]:
@@ -170,7 +170,7 @@ class Canvas:
         """Fill voxels with negative ``distance`` (millimeters, negative inside), with partial volume at the surface.
 
         ``within``: restrict to the voxels of this organ, as for a lesion.
-        ``label``: the value in the label map, by default that of :data:`ORGANS`.
+        ``label``: the value in the label map, by default that of ``ORGANS``.
         """
         share = np.clip(0.5 - distance / self.voxel, 0, 1)
         inside = distance < 0

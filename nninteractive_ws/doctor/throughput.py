@@ -142,8 +142,8 @@ class ThroughputTest:
         voxels = sum(math.prod(b - a for a, b in grid.box(index).pairs) for index in needed)
         sent = voxels * np.dtype(np.int16).itemsize * self._packing_ratio
         parts = {
-            "looking_at_image": self._statistics_s * math.prod(_CT_SHAPE),
-            "taking_on": self._set_image_s + self._allocation_s * math.prod(_CT_SHAPE),
+            "statistics": self._statistics_s * math.prod(_CT_SHAPE),
+            "allocation": self._set_image_s + self._allocation_s * math.prod(_CT_SHAPE),
             "upload": sent / self._upload_rate,
             "prompt": self._prompt_s,
             "download": _MASK_BYTES / self._download_rate,
@@ -152,8 +152,8 @@ class ThroughputTest:
         message = (
             f"about {seconds:.1f} s from opening a CT of 512 x 512 x 300 voxels and clicking to the first preview of "
             "its mask. This estimate is the sum of the measurements above: "
-            f"{parts['looking_at_image']:.1f} s for the statistics of the image on this computer, "
-            f"{parts['taking_on']:.2f} s for the allocation on the server, {parts['upload']:.1f} s for the "
+            f"{parts['statistics']:.1f} s for the statistics of the image on this computer, "
+            f"{parts['allocation']:.2f} s for the allocation on the server, {parts['upload']:.1f} s for the "
             f"{len(needed)} of {len(grid)} bricks around the click ({format_bytes(sent)} packed), "
             f"{parts['prompt']:.2f} s for a prompt of one pass, and {parts['download']:.2f} s for "
             f"{_MASK_BYTES // 1000} kB of mask. A large object needs more passes."

@@ -39,11 +39,9 @@ class SessionHost:
         self.name, self.allows_eviction = name, allows_eviction
         self._loop = asyncio.get_running_loop()
         self._report = report
-        self._frames_waiting, self._requests_waiting, self._outbox_space = (
-            asyncio.Event(),
-            asyncio.Event(),
-            asyncio.Event(),
-        )
+        self._frames_waiting = asyncio.Event()
+        self._requests_waiting = asyncio.Event()
+        self._outbox_space = asyncio.Event()
         self.over, self.ended = asyncio.Event(), Future[None]()
         self.evicted = False
         self._connection_lock = asyncio.Lock()

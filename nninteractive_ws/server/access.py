@@ -1,4 +1,4 @@
-"""Access control: the token file, safe bind addresses, and TLS."""
+"""Access control: the token file and safe bind addresses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -145,7 +145,7 @@ def test_no_call_takes_long(server: str) -> None:
         timer.session.set_image(noise)
         timer.until(lambda: isinstance(e := timer.events[-1], events.ImageProgress) and e.present == e.total)
     # A busy machine makes it long, so it is shown and not judged.
-    print(f"the longest call took {1000 * timer.longest:.1f} ms while 12.6 MB travelled")
+    print(f"the longest call took {1000 * timer.longest:.1f} ms while 12.6 MB traveled")
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ class Official:
 
     @classmethod
     def with_our_statistics(cls, model: LoadedModel, volume: Volume, storage: str = "auto") -> "Official":
-        """Normalised with our mean and deviation; the generator seeded just before each plan."""
+        """Normalized with our mean and deviation; the generator seeded just before each plan."""
         official = cls(model, volume, storage)
         ours = image_source.statistics(volume)
         normalized = (volume.astype(np.float32) - np.float32(ours.mean)) / np.float32(ours.std)

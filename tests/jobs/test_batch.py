@@ -26,13 +26,13 @@ from nninteractive_ws.errors import ConnectionFailed, InvalidTable
 #: What differs between two runs of the same work.
 TIMES = ("predict_s", "waiting_s", "network_s", "read_s", "write_s", "total_s")
 #: Sessions that the server has room for.
-ROOM = 3
+MAX_SESSIONS = 3
 POINT = " ".join(map(str, INSIDE))
 
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
-    with quick_server("--max-sessions", str(ROOM)) as server:
+    with quick_server("--max-sessions", str(MAX_SESSIONS)) as server:
         yield server
 
 
@@ -330,7 +330,7 @@ def test_without_a_server_one_is_started(tmp_path: Path) -> None:
 
 
 def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_path: Path) -> None:
-    images = [tmp_path / f"{n}.nrrd" for n in range(ROOM + 3)]
+    images = [tmp_path / f"{n}.nrrd" for n in range(MAX_SESSIONS + 3)]
     for n, image in enumerate(images):
         write_image(image, n)
     output: list[str] = []
@@ -338,12 +338,12 @@ def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_
         [{"image": image, "ijk": INSIDE} for image in images],
         tmp_path / "out",
         server=quick.address,
-        in_flight=ROOM + 2,
+        in_flight=MAX_SESSIONS + 2,
         on_activity=lambda activity: output.append(activity.message),
     )
     assert [(r.errors, r.segments[0].voxels > 0) for r in found] == [([], True)] * len(images)
     assert (
-        len([message for message in output if message.startswith("connecting to")]) == ROOM + 1
+        len([message for message in output if message.startswith("connecting to")]) == MAX_SESSIONS + 1
     )  # the last one in vain
 
 
