@@ -17,12 +17,13 @@ import csv
 from pathlib import Path
 import subprocess
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from nninteractive_ws.engine.demo_network import BFLOAT16_ON_CPU
+from nninteractive_ws.engine.demo_network import BFLOAT16_ON_CPU, HalfResolutionUNet
 from nninteractive_ws.processes import python_module
 from training.episodes import MAX_STEPS, PATCH
 from training.export import build_network, export, weights_of
@@ -105,7 +106,8 @@ class Trainer:
         network = build_network()
         if start is not None:
             network.load_state_dict(weights_of(start))
-        self.network = network.to(self.device).to(memory_format=torch.channels_last_3d)
+        on_device: Any = network.to(self.device)  # some releases of torch declare no memory_format
+        self.network: HalfResolutionUNet = on_device.to(memory_format=torch.channels_last_3d)
         self.average = copy.deepcopy(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=1e-4)
         if state is not None:
@@ -180,7 +182,8 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         self.losses.append(loss.detach())
-        return logits.detach()
+        detached: torch.Tensor = logits.detach()
+        return detached
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.steps + 1) / 50)
