@@ -158,6 +158,7 @@ def test_commands_while_it_is_away(driver: type[Driver], network: FaultProxy, un
     session.close()
 
 
+@pytest.mark.slow
 def test_cancelling_all_while_it_is_away(driver: type[Driver], network: FaultProxy) -> None:
     session = driver(network.address)
     session.set_image(phantom())()

@@ -112,6 +112,7 @@ def test_a_session(driver: type[Driver], server: str, ca: Path) -> None:
     session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_names_and_addresses(driver: type[Driver], server: str, ca: Path, host: str) -> None:
     driver(server.replace("wss://127.0.0.1", f"https://{host}"), ca=str(ca)).close()

@@ -464,6 +464,7 @@ def test_without_unix_sockets_both_drivers_work(sshd: Sshd, server: str, monkeyp
 # ---- no shell -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.text(min_size=1), st.text(), st.text())
 def test_no_character_of_a_shell_reaches_ssh(host: str, user: str, rest: str) -> None:
     for text in (f"ssh://{host}", f"ssh://{user}@{host}", f"ssh://{user}@{host}{rest}", f"ssh://{host}:{rest}"):

@@ -96,6 +96,7 @@ def test_the_first_mask_needs_the_bricks_around_the_click_alone(quick: QuickServ
     assert estimate["bricks"] == 48
 
 
+@pytest.mark.slow
 def test_a_full_server_is_told_and_nobody_is_pushed_out(quick: QuickServer) -> None:
     received: list[Any] = []
     with (

@@ -193,6 +193,7 @@ def test_what_the_command_writes_and_that_the_rest_goes_on(quick: str, folder: P
     assert not list((tmp_path / "out").glob(".partial-*"))
 
 
+@pytest.mark.slow
 def test_where_all_failed_there_is_a_table_and_no_picture_of_an_earlier_run(
     quick: str, folder: Path, tmp_path: Path
 ) -> None:

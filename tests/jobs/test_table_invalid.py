@@ -310,6 +310,7 @@ def test_a_batch_with_names_of_formulas_goes_on(quick: QuickServer, tmp_path: Pa
     }
 
 
+@pytest.mark.slow
 def test_an_output_that_was_edited_is_made_again(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     rows = [{"image": tmp_path / "a.nrrd", "ijk": INSIDE}]

@@ -148,6 +148,7 @@ def test_health_is_answered_in_a_flood(small: ServerProcess, log: Path, attacker
     wait_until(lambda: count_descriptors(small.process.pid) <= before)
 
 
+@pytest.mark.slow
 def test_what_was_not_logged_is_counted(small: ServerProcess, log: Path) -> None:
     """After the floods above, in which many connections were dropped."""
     wait_until(lambda: " more in " in log.read_text())
@@ -235,6 +236,7 @@ def test_silent_connections_are_closed(server: str, first: bytes) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_the_newest_connections_stay(server: str) -> None:
     """A client that is slow to send hello is accepted if there are not too many others."""
 

@@ -175,6 +175,7 @@ def small() -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.mark.slow
 def test_who_left_makes_room(small: ServerProcess) -> None:
     async def work() -> None:
         first, second = await PlainClient.open(small.address), await PlainClient.open(small.address)
