@@ -148,7 +148,7 @@ def screenshots(session):
     for organ in ("stomach", "left kidney", "spine"):
         session.click(session.begin(organ))
         session.correct(organ, prompts=1)
-    session.look(*simulated_user.deepest_voxel(session.phantom.mask("spleen")))
+    session.jump_to(*simulated_user.deepest_voxel(session.phantom.mask("spleen")))
     session.surfaces()
     yield "segments", session.fourUp()
 

@@ -121,7 +121,7 @@ def test_a_click_on_a_slice_is_in_that_slice(application, volume, view, logic, t
     red.sliceLogic().FitSliceToAll(300, 200)
     red.mrmlSliceNode().JumpSliceByCentering(*geometry.ijkToWorld(volume, CENTER))
     red.mrmlSliceNode().SetSliceVisible(True)
-    view.look_along((0.3, 0.2, -1), up=(0, 1, 0))
+    view.look((0.3, 0.2, -1), up=(0, 1, 0))
     view.pixels()
     for voxel in [(20, 22, 14), (15, 22, 14), (25, 18, 14)]:
         world = geometry.ijkToWorld(volume, voxel)
@@ -145,7 +145,7 @@ def test_the_view_handles_drags(volume, view, ball, logic, tool):
     got = []
     for event in ("LeftButtonPressEvent", "LeftButtonReleaseEvent"):
         view.interactor().AddObserver(event, lambda caller, event: got.append(event))
-    view.look_along((0, 1, 0))
+    view.look((0, 1, 0))
     view.pixels()
     x, y = pixelOf(view, geometry.ijkToWorld(volume, CENTER))
     widget = view.VTKWidget()
@@ -179,7 +179,7 @@ def test_the_panel_sends_picked_points(application, volume, view, ball):
     module.editor.setSourceVolumeNode(volume)
     module.panel.enter()
     module.ui.pointButton.click()
-    view.look_along((0, 1, 0))
+    view.look((0, 1, 0))
     view.pixels()
     gestures.click(view.VTKWidget(), 3, 3)
     assert module.ui.statusLabel.text.startswith("There is no surface or slice")
