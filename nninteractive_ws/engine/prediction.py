@@ -62,8 +62,6 @@ class Prediction:
         self._preview = MaskPreview(segment.mask)
         # Outside of this box the mask was empty before the prediction.
         self._extent = segment.extent if prior.box is None else prior.box.union(segment.extent)
-        #: Whether the prediction waits for bricks of the image.
-        self.awaits_bricks = False
 
     def run(self, request: Prompt | Run | SetMask, predict: Callable[[], None]) -> tuple[Step, Delta]:
         """Call ``predict``, which calls the hooks, and apply the result to the segment's mask.
@@ -110,13 +108,13 @@ class Prediction:
             return
 
         def report(present: int, needed: int) -> None:
-            self.awaits_bricks = True
+            self._request.awaits_bricks = True
             self._request.report("waiting_for_image", present, needed, clipped)
 
         try:
             waited = self._image.wait_for(clipped, self._request.is_cancelled, report)
         finally:
-            self.awaits_bricks = False
+            self._request.awaits_bricks = False
         if waited:
             self._request.waiting_for_image += waited
             self._request.report("refining" if refinements else "predicting", 0, refinements)

@@ -21,6 +21,8 @@ class RunningRequest:
         self.queued = time.monotonic() - arrived
         self.waiting_for_image = self.network = 0.0
         self.passes = 0
+        #: Whether it waits for bricks of the image.
+        self.awaits_bricks = False
 
     def timings(self) -> Timings:
         return Timings(

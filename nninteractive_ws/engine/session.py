@@ -112,7 +112,6 @@ class Session:
         self._unpacked: Segment | None = None  # the only one whose mask may be an array
         self._previews = True
         self._running: RunningRequest | None = None
-        self._prediction: Prediction | None = None
         self._cancelled: set[int] = set()
         self._cancelled_up_to = 0
         self._lock = threading.RLock()
@@ -155,8 +154,8 @@ class Session:
     @property
     def awaits_bricks(self) -> bool:
         """Whether the running request waits for bricks of the image."""
-        prediction = self._prediction
-        return prediction is not None and prediction.awaits_bricks
+        running = self._running
+        return running is not None and running.awaits_bricks
 
     def state(self) -> tuple[BrickImage | None, dict[str, int]]:
         """Return the image, and the revision of every segment."""
@@ -450,12 +449,12 @@ class Session:
         """Run a prediction and append its step. The segment is unchanged if it fails. ``prior``: see Prediction."""
         running, image = self._running_or_raise(), self._image_or_raise()
         prediction = Prediction(running, segment, image, self._passes, self._updates, self._previews, prior)
-        self._prediction = self._upstream.hooks = prediction
+        self._upstream.hooks = prediction
         self._selected = None
         try:
             step, change = prediction.run(request, predict)
         finally:
-            self._prediction = self._upstream.hooks = None
+            self._upstream.hooks = None
         self._selected = segment
         segment.append(step)
         return self._done(request, segment, change)
