@@ -11,6 +11,9 @@ import SimpleITK as sitk
 
 from nninteractive_ws.demo.phantom import make_phantom
 
+#: The script for real Slicer code. It is run, never imported, because it ends where slicer-core is missing.
+SLICER_FILES = Path(__file__).with_name("slicer_files.py")
+
 SHAPE = (40, 36, 30)
 SPACING = (4.0, 4.5, 5.0)
 ORIGIN = (-81.5, 12.25, 800.0)

@@ -10,8 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from helpers import slicer_files
-from helpers.batch import INSIDE, SHAPE, results, write_image, write_series, write_table
+from helpers.batch import INSIDE, SHAPE, SLICER_FILES, results, write_image, write_series, write_table
 from helpers.end_to_end import wait_until
 from helpers.fast_server import QuickServer, quick_server
 import numpy as np
@@ -185,8 +184,7 @@ def test_a_seg_nrrd_in_the_real_slicer(quick: QuickServer, tmp_path: Path) -> No
         {"image": tmp_path / "a.nii.gz", "segment": "spine", "ijk": (20, 26, 15)},
     ]
     (result,) = nni.batch(rows, tmp_path / "out", server=quick.address)
-    script = Path(slicer_files.__file__)
-    program = [sys.executable, str(script), "read", str(result.output), str(tmp_path / "read.json")]
+    program = [sys.executable, str(SLICER_FILES), "read", str(result.output), str(tmp_path / "read.json")]
     done = subprocess.run(program, capture_output=True, text=True, timeout=100)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())

@@ -10,8 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from helpers import slicer_files
-from helpers.batch import OBLIQUE, ORIGIN, SHAPE, SPACING, voxels, write_image, write_series
+from helpers.batch import OBLIQUE, ORIGIN, SHAPE, SLICER_FILES, SPACING, voxels, write_image, write_series
 from helpers.shapes import ball
 import numpy as np
 import pydicom
@@ -144,9 +143,8 @@ def test_files_and_curves_of_the_real_slicer(volume: Volume, at: Place, tmp_path
     """Run by itself: slicer-core's libraries and this process's are better kept apart."""
     shapes = {"inside": at(12, 17, 15), "corners": [at(5, 5, 9), at(25, 7, 9), at(30, 25, 9), at(18, 20, 9)]}
     (tmp_path / "shapes.json").write_text(json.dumps({**shapes, "axes": OBLIQUE.tolist()}))
-    script = Path(slicer_files.__file__)
     done = subprocess.run(
-        [sys.executable, str(script), "write", str(tmp_path)], capture_output=True, text=True, timeout=100
+        [sys.executable, str(SLICER_FILES), "write", str(tmp_path)], capture_output=True, text=True, timeout=100
     )
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
