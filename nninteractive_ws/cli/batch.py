@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
-import os
 from pathlib import Path
 from typing import Annotated
 import warnings
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 import typer
 
 from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca, Model, Server, Start
+from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.errors import Error
 from nninteractive_ws.jobs.pipeline import BatchProgress
 from nninteractive_ws.jobs.results import VolumeResult
@@ -64,20 +63,15 @@ def batch(
     """
     # Warnings about headers of a series, such as a name without a caret, are of no use to the user.
     warnings.filterwarnings("ignore", module=r"(highdicom|pydicom)\b")
-    token = os.environ.get(TOKEN_VARIABLE)
     failed = 0
     try:
         with _display() as display:
             results = Batch(
                 jobs,
                 output,
-                server=server,
+                server=server_options(server, ca, start, model),
                 format=format,
                 in_flight=in_flight,
-                token=token,
-                ca=ca,
-                start=start,
-                model=model,
                 on_activity=display.show,
             )
             display.set_jobs(len(results))

@@ -12,7 +12,7 @@ from rich.text import Text
 import typer
 
 from nninteractive_ws.cli.console import stderr
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca
+from nninteractive_ws.cli.server_options import TOKEN_VARIABLE, Ca
 from nninteractive_ws.client.address import DEFAULT_PORT, parse_address
 from nninteractive_ws.errors import BadAddress
 from nninteractive_ws.redaction import redact

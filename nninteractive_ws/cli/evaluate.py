@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE, Ca, Model, Server, Start, server_address
+from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import connect
 from nninteractive_ws.errors import Error
 from nninteractive_ws.server.local_server import ServerDidNotStart
@@ -85,12 +84,11 @@ def evaluate(
     try:
         found: list[Case] = [*(read_cases(Path(cases)) if seeds == cases else phantom_cases(seeds))]
         output.mkdir(parents=True, exist_ok=True)
+        options = server_options(server, ca, start, model)
         with (
             session_progress() as progress,
-            server_address(server, model, progress) as address,
-            connect(
-                address, token=os.environ.get(TOKEN_VARIABLE), ca=ca, start=start, on=progress.callbacks
-            ) as session,
+            options.running(progress.set_status) as address,
+            connect(address, **options.connect_arguments, on=progress.callbacks) as session,
         ):
             results = _run(session, found, output, prompts, prompts_per_object, seed, progress)
     except KeyboardInterrupt:

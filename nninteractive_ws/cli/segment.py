@@ -1,8 +1,6 @@
 """``nninteractive-ws segment``."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-import os
+from collections.abc import Callable
 from pathlib import Path
 import time
 from typing import Annotated, TypeVar
@@ -11,8 +9,8 @@ from rich.markup import escape
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
-from nninteractive_ws.cli.progress import SessionProgress, session_progress
-from nninteractive_ws.client.address import printable_address
+from nninteractive_ws.cli.progress import session_progress
+from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import Error
@@ -25,38 +23,11 @@ from nninteractive_ws.files.images import (
     write_segmentation,
 )
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.server.local_server import ServerDidNotStart, local_server
+from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 
 T = TypeVar("T")
 Vector = tuple[float, float, float]
 Texts = list[str] | None
-
-#: Environment variable of the token. It is not an option, because other users of the machine can read those.
-TOKEN_VARIABLE = "NNINTERACTIVE_WS_TOKEN"
-
-Server = Annotated[
-    str | None,
-    typer.Option(
-        help="Address of the server, such as gpu-box or ssh://user@gpu-box. Default: a server on this machine."
-    ),
-]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        metavar="COMMAND",
-        help="Command that starts a server at an ssh:// address if none is running, and stops it afterwards; such as "
-        "'nninteractive-ws serve'.",
-    ),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Model of the server that is started on this machine, see `serve --help`.")
-]
-Ca = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Trusted CA certificates (PEM) for a wss:// address. Default: those of the system."
-    ),
-]
 
 
 def segment(
@@ -121,7 +92,7 @@ def segment(
     try:
         volume = read_volume(image)
         points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in coordinates]
-        _segment(volume, boxes, points, output, name, server, ca, start, model)
+        _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
 
@@ -132,17 +103,13 @@ def _segment(
     points: list[tuple[Vector, bool]],
     output: Path,
     name: str,
-    server: str | None,
-    ca: Path | None,
-    start: str | None,
-    model: str | None,
+    server: ServerOptions,
 ) -> None:
     started = time.monotonic()
-    token = os.environ.get(TOKEN_VARIABLE)
     with (
         session_progress() as progress,
-        server_address(server, model, progress) as address,
-        connect(address, token=token, ca=ca, start=start, on=progress.callbacks) as session,
+        server.running(progress.set_status) as address,
+        connect(address, **server.connect_arguments, on=progress.callbacks) as session,
     ):
         progress.set_status("preparing the image")
         session.set_image(volume.voxels)
@@ -167,18 +134,6 @@ def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Vector, bool]]
     for at, positive in points:
         result = target.add_point(at, positive=positive)
     return result
-
-
-@contextmanager
-def server_address(address: str | None, model: str | None, progress: SessionProgress) -> Iterator[str]:
-    """Yield ``address``, or if it is None that of a new server with ``model``. Raises ServerDidNotStart."""
-    if address is not None:
-        progress.set_status(f"connecting to {printable_address(address)}")
-        yield address
-        return
-    progress.set_status("starting a server")
-    with local_server("--log-level", "warning", *(("--model", model) if model else ())) as own_address:
-        yield own_address
 
 
 def _numbers(text: str, kind: Callable[[str], float]) -> Vector:

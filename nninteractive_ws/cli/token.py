@@ -7,7 +7,7 @@ from rich.markup import escape
 import typer
 
 from nninteractive_ws.cli.console import fail, stderr
-from nninteractive_ws.cli.segment import TOKEN_VARIABLE
+from nninteractive_ws.cli.server_options import TOKEN_VARIABLE
 
 
 def token(

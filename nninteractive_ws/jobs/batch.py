@@ -72,6 +72,7 @@ def batch(
     """
     try:
         from nninteractive_ws.jobs.run import Batch
+        from nninteractive_ws.server.local_server import ServerOptions
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
             f"batch needs the package {e.name}. Install it with: pip install 'nninteractive-ws[cli]'"
@@ -79,12 +80,8 @@ def batch(
     return Batch(
         jobs,
         output,
-        server=server,
+        server=ServerOptions(server, token, ca, start, model),
         format=format,
         in_flight=in_flight,
-        token=token,
-        ca=ca,
-        start=start,
-        model=model,
         on_activity=on_activity,
     )

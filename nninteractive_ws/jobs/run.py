@@ -10,10 +10,8 @@ import os
 from pathlib import Path, PurePath
 from queue import SimpleQueue
 import stat
-from typing import Any
 
 from nninteractive_ws.atomic_files import partial_path
-from nninteractive_ws.client.address import printable_address
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.images import color_of
@@ -21,7 +19,7 @@ from nninteractive_ws.files.names import folded, safe_name, with_digest
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
-from nninteractive_ws.server.local_server import local_server
+from nninteractive_ws.server.local_server import ServerOptions
 
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")
 
@@ -37,13 +35,9 @@ class Batch(Iterator[VolumeResult]):
         jobs: str | Path | Iterable[Mapping[str, object]],
         output: str | Path,
         *,
-        server: str | None,
+        server: ServerOptions,
         format: str,
         in_flight: int,
-        token: str | None,
-        ca: str | Path | None,
-        start: str | None,
-        model: str | None,
         on_activity: Callable[[BatchProgress], object] | None,
     ) -> None:
         if format not in FORMATS:
@@ -61,8 +55,7 @@ class Batch(Iterator[VolumeResult]):
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
         names = dict.fromkeys(name for job in table.jobs for name in job.segments)
         self._colors = {name: color_of(number) for number, name in enumerate(names)}
-        self._server, self._model, self._in_flight = server, model, in_flight
-        self._connect_options: dict[str, Any] = {"token": token, "ca": ca, "start": start}
+        self._server, self._in_flight = server, in_flight
         self._on_activity = on_activity or (lambda _activity: None)
         self._results = self._run()
 
@@ -111,7 +104,7 @@ class Batch(Iterator[VolumeResult]):
             running.set_result((asyncio.get_running_loop(), main))
             await process(todo, open_session, self._in_flight, self._colors, on_finished, self._on_activity)
 
-        with self._address() as address, ThreadPoolExecutor(1, "nninteractive-ws batch") as thread:
+        with self._server.running(self._report) as address, ThreadPoolExecutor(1, "nninteractive-ws batch") as thread:
             processing = thread.submit(asyncio.run, process_all(partial(self._open, address)))
             processing.add_done_callback(lambda _: finished.put(None))
             try:
@@ -123,16 +116,13 @@ class Batch(Iterator[VolumeResult]):
                     loop.call_soon_threadsafe(main.cancel)
             processing.result()
 
-    def _address(self) -> contextlib.AbstractContextManager[str]:
-        if self._server is not None:
-            return contextlib.nullcontext(self._server)
-        self._on_activity(BatchProgress("", "starting a server"))
-        return local_server("--log-level", "warning", *(("--model", self._model) if self._model else ()))
+    def _report(self, message: str) -> None:
+        """Report what concerns all images."""
+        self._on_activity(BatchProgress("", message))
 
     async def _open(self, address: str) -> AsyncSession:
-        self._on_activity(BatchProgress("", f"connecting to {printable_address(address)}"))
-        notice = lambda event: self._on_activity(BatchProgress("", event.message))  # noqa: E731
-        return await aconnect(address, on={"notice": notice}, **self._connect_options)
+        notice = lambda event: self._report(event.message)  # noqa: E731
+        return await aconnect(address, on={"notice": notice}, **self._server.connect_arguments)
 
 
 def _plan(jobs: list[Job], folder: Path, format: str) -> list[PendingJob]:

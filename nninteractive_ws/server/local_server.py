@@ -1,10 +1,14 @@
 """A temporary server for one command, as a process on a free port of loopback."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 import subprocess
+from typing import Any
 
+from nninteractive_ws.client.address import printable_address
 from nninteractive_ws.processes import creation_flags, end_process, python_module
 
 #: Seconds that the server has to end by itself.
@@ -15,6 +19,39 @@ LISTENING = "listening on "
 
 class ServerDidNotStart(Exception):
     """The temporary server did not start. ``str()`` is a sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """The server that a command uses: the one at ``address``, or if that is None a temporary one with ``model``.
+
+    ``token``, ``ca``, ``start``: as for ``connect``.
+    """
+
+    address: str | None = None
+    token: str | None = field(default=None, repr=False)
+    ca: str | Path | None = None
+    start: str | None = None
+    model: str | None = None
+
+    @property
+    def connect_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``connect`` and ``aconnect``."""
+        return {"token": self.token, "ca": self.ca, "start": self.start}
+
+    @contextmanager
+    def running(self, on_status: Callable[[str], object]) -> Iterator[str]:
+        """Yield the address, of a temporary server if none is given. ``on_status``: called with what is done now.
+
+        Raises ServerDidNotStart.
+        """
+        if self.address is not None:
+            on_status(f"connecting to {printable_address(self.address)}")
+            yield self.address
+            return
+        on_status("starting a server")
+        with local_server("--log-level", "warning", *(("--model", self.model) if self.model else ())) as address:
+            yield address
 
 
 @contextmanager
