@@ -17,11 +17,11 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
-    Volume,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 

@@ -5,23 +5,19 @@ import colorsys
 from dataclasses import dataclass
 from pathlib import Path
 import re
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.errors import BadImage
-from nninteractive_ws.geometry import Index
+from nninteractive_ws.files.volume import Affine, Volume
 from nninteractive_ws.masks import Mask
 
 #: File name extensions of segmentations. ``.dcm`` is only for images that are DICOM series.
 SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
-#: Tolerance in voxels between the corners of two equal grids.
-_GRID_TOLERANCE = 0.01
 #: Maximum length of a segment label in DICOM.
 MAX_NAME_LENGTH = 64
 
@@ -30,36 +26,19 @@ Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Volume:
-    """A volume. ``voxels`` are indexed (i, j, k) as in ITK and Slicer, the reverse of SimpleITK's numpy arrays.
+class ReadOptions:
+    """Choices for files that do not hold exactly one volume on an orthogonal grid.
 
-    ``image``: source of origin (LPS), spacing (mm) and direction. ``series``: the files of a DICOM series, along k.
+    ``series``: the number of a DICOM series in a folder with several, from 1. ``time``: the number of a time point,
+    from 1. ``resample``: interpolate sheared or unevenly spaced slices to an orthogonal grid.
     """
 
-    voxels: npt.NDArray[Any]
-    image: sitk.Image
-    series: tuple[str, ...] = ()
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel in milliliters."""
-        return float(np.prod(self.image.GetSpacing())) / 1000
-
-    def index_of(self, lps: tuple[float, float, float]) -> Index:
-        """Return the voxel at a position in LPS millimeters, which may be outside the volume."""
-        i, j, k = self.image.TransformPhysicalPointToIndex(lps)
-        return int(i), int(j), int(k)
-
-    @property
-    def ijk_to_lps(self) -> npt.NDArray[np.float64]:
-        """Affine matrix (4, 4) from voxel indices to LPS millimeters."""
-        matrix = np.eye(4)
-        matrix[:3, :3] = np.array(self.image.GetDirection()).reshape(3, 3) * self.image.GetSpacing()
-        matrix[:3, 3] = self.image.GetOrigin()
-        return matrix
+    series: int | None = None
+    time: int | None = None
+    resample: bool = False
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
     """Read an image file of a format of SimpleITK, or the DICOM series in a folder. Raises BadImage."""
     if not path.exists():
         raise BadImage(f"The file {path} does not exist.")
@@ -74,19 +53,14 @@ def read_volume(path: Path) -> Volume:
         raise BadImage(f"{path} has {n} components per voxel, like a color image or a vector field. Expected one.")
     if image.GetDimension() != 3:
         raise BadImage(f"{path} has {image.GetDimension()} dimensions. Expected a volume with 3.")
-    return Volume(sitk.GetArrayFromImage(image).transpose(), image, series)
+    return Volume(sitk.GetArrayFromImage(image).transpose(), _affine(image), series)
 
 
-def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
-    """Raise BadImage unless ``other``, read from ``path``, has the voxel grid of ``volume``."""
-    if other.voxels.shape != volume.voxels.shape:
-        raise BadImage(f"{path} has {other.voxels.shape} voxels. Expected {volume.voxels.shape}, as in the image.")
-    distance = np.abs(np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
-    if distance.max() > _GRID_TOLERANCE:
-        raise BadImage(
-            f"{path} is not on the grid of the image. Its voxels are up to {distance.max():.2f} voxels away. Resample "
-            "it to the image."
-        )
+def _affine(image: sitk.Image) -> Affine:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    return matrix
 
 
 def _read_file(path: Path) -> sitk.Image:
@@ -166,7 +140,9 @@ def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> N
     for value, mask in enumerate(masks.values(), start=1):
         labels[mask] = value
     image = sitk.GetImageFromArray(labels.transpose())
-    image.CopyInformation(volume.image)
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetOrigin(volume.ijk_to_lps[:3, 3].tolist())
+    image.SetDirection(volume.direction.ravel().tolist())
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
         # On a full disk, ITK can write a truncated or empty NIfTI file without an error.

@@ -20,7 +20,8 @@ from nninteractive_ws.errors import (
     OutOfMemory,
     WorkerLost,
 )
-from nninteractive_ws.files.images import Color, Volume, read_volume, write_segmentation
+from nninteractive_ws.files.images import Color, read_volume, write_segmentation
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, send_prompt, shapes_of
 from nninteractive_ws.jobs.results import SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, PromptRow

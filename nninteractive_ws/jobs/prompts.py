@@ -9,8 +9,9 @@ from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
+from nninteractive_ws.files.images import read_volume
 from nninteractive_ws.files.markups import Lasso, Markup, read_markups
+from nninteractive_ws.files.volume import Volume, check_same_grid
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.jobs.table import PromptRow
 
