@@ -17,6 +17,7 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
+    check_output,
     is_segment_name,
     read_volume,
     write_segmentation,
@@ -91,6 +92,9 @@ def segment(
         )
     try:
         volume = read_volume(image)
+        check_output(output, volume)
+        for note in volume.notes:
+            stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in coordinates]
         _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
     except (Error, ServerDidNotStart, OSError) as e:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files.images import read_volume
+from nninteractive_ws.files.images import read_label_map, read_volume
 from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
 from nninteractive_ws.files.volume import Volume, check_same_grid
 
@@ -56,7 +56,7 @@ class FileCase:
     structures: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> Scan:
-        volume, truth = read_volume(self.image), read_volume(self.labels)
+        volume, truth = read_volume(self.image), read_label_map(self.labels)
         check_same_grid(truth, volume, self.labels)
         values = _values(truth, self.labels)
         structures = self.structures or {str(value): value for value in values if value}

@@ -42,11 +42,14 @@ PARTS = {
         "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
         "device", "run", "report",
     ],
-    "files": ["cells", "names", "rows", "volume", "dicom", "images", "markups"],
+    "files": [
+        "cells", "names", "rows", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
+        "dicom_seg", "images", "markups",
+    ],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
-        "console", "progress", "server_options", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo",
-        "token", "main",
+        "console", "progress", "server_options", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve",
+        "demo", "token", "main",
     ],
 }  # fmt: skip
 
