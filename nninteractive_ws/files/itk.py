@@ -1,12 +1,12 @@
 """NRRD, MetaImage, VTK, GIPL and TIFF files, read by SimpleITK.
 
-For some of these formats ITK takes a truncated or damaged file for a whole one, with zeros or arbitrary memory in place
-of the missing voxels. They are checked before.
+ITK takes many truncated or damaged files for whole ones, with zeros or arbitrary memory in place of the missing voxels.
+So its voxels are compared with those that are in the file.
 """
 
 from collections.abc import Callable
 import gzip
-import math
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -20,6 +20,8 @@ import SimpleITK as sitk
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.volume import Affine
 
+Voxels = npt.NDArray[Any]
+
 _IMAGE_IO = {
     "nrrd": "NrrdImageIO",
     "metaimage": "MetaImageIO",
@@ -27,25 +29,15 @@ _IMAGE_IO = {
     "gipl": "GiplImageIO",
     "tiff": "TIFFImageIO",
 }
-#: Bytes of a voxel by type, in VTK's and in GIPL's words.
-_VTK_SIZES = {
-    "bit": 1 / 8, "char": 1, "signed_char": 1, "unsigned_char": 1, "short": 2, "unsigned_short": 2, "int": 4,
-    "unsigned_int": 4, "long": 8, "unsigned_long": 8, "long_long": 8, "unsigned_long_long": 8, "float": 4, "double": 8,
-}  # fmt: skip
-_GIPL_SIZES = {1: 1 / 8, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
 _GIPL_HEADER_BYTES = 256
-#: Values of each voxel by kind of data of a VTK file.
-_VTK_COMPONENTS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "SCALARS": 1, "COLOR_SCALARS": 1}
 
 
-def read_itk(path: Path, kind: str) -> tuple[npt.NDArray[Any], Affine, int]:
+def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     """Return the voxels (i, j, k, and further axes), the affine from voxels to LPS, and the components of a voxel.
 
     ``kind``: the format, as of :func:`identify`. Components are the last axis of the voxels, if there are several.
-    Raises BadImage.
+    Raises BadImage or OSError.
     """
-    if check := _CHECKS.get(kind):
-        check(path)
     if not is_utf8(path):
         raise BadImage(f"The path {path} has bytes that are not UTF-8. Rename the file or folder.")
     reader = sitk.ImageFileReader()
@@ -55,11 +47,11 @@ def read_itk(path: Path, kind: str) -> tuple[npt.NDArray[Any], Affine, int]:
         image = reader.Execute()
     except RuntimeError as e:
         raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {itk_reason(e)}") from e
-    components = image.GetNumberOfComponentsPerPixel()
-    array = sitk.GetArrayFromImage(image)
+    array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
+    _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)
     voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
-    return voxels, affine_of(image), components
+    return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel()
 
 
 def is_utf8(path: Path) -> bool:
@@ -83,86 +75,139 @@ def affine_of(image: sitk.Image) -> Affine:
 
 
 def itk_reason(error: RuntimeError) -> str:
-    """Return the last line of an ITK error, which has the reason."""
-    return str(error).strip().splitlines()[-1]
+    """Return the last line of an ITK error, which has the reason, as a sentence."""
+    return f"{str(error).strip().splitlines()[-1].rstrip('. ')}."
 
 
-def _incomplete(path: Path, expected: float, found: float) -> BadImage:
-    return BadImage(
-        f"{path} is incomplete: its header announces {math.ceil(expected):,} bytes of voxels, found {int(found):,}. "
-        "Copy or export it again."
-    )
+def _check(path: Path, kind: str, array: Voxels) -> None:
+    """Raise BadImage unless the array has the voxels that are in the file."""
+    data = _STORED[kind](path, array)
+    if data is None:
+        return
+    if len(data) < array.nbytes:
+        raise BadImage(
+            f"{path} is incomplete: its header announces {array.nbytes:,} bytes of voxels, found {len(data):,}. Copy "
+            "or export it again."
+        )
+    stored = np.frombuffer(data, array.dtype, array.size)
+    if array.tobytes() not in (stored.tobytes(), stored.byteswap().tobytes()):
+        raise BadImage(f"{path} is damaged. Copy or export it again.")
 
 
-def _check_metaimage(path: Path) -> None:
-    """Check compressed data, whose checksum ITK ignores."""
+def _metaimage(path: Path, array: Voxels) -> bytes | None:
     content = path.read_bytes()
     last = re.search(rb"(?m)^\s*ElementDataFile\s*=([^\n]*)(\n|\Z)", content)
-    if last is None or not re.search(rb"(?im)^\s*CompressedData\s*=\s*True\s*$", content[: last.start()]):
-        return
-    name, data = last[1].strip(), content[last.end() :]
-    if name.upper() != b"LOCAL":
-        data = (path.parent / name.decode(errors="surrogateescape")).read_bytes()
-    try:
-        unpacked = zlib.decompressobj(wbits=47)  # zlib or gzip
-        size = len(unpacked.decompress(data))
-    except zlib.error as e:
-        raise BadImage(f"{path} is damaged: its voxels cannot be decompressed ({e}). Copy or export it again.") from e
-    if not unpacked.eof:
-        raise BadImage(
-            f"{path} is incomplete: its compressed voxels end after {size:,} bytes. Copy or export it again."
-        )
+    assert last is not None  # ITK has read it
+    header, name = content[: last.start()], last[1].strip()
+    if name.upper().startswith(b"LIST") or b"%" in name:
+        return None  # several files
+    data = content[last.end() :] if name.upper() == b"LOCAL" else _beside(path, name)
+    if _field(header, b"CompressedData", b"=").lower() == b"true":
+        return _decompressed(path, data)
+    if _field(header, b"BinaryData", b"=").lower() == b"false":
+        return _from_text(data, array)
+    skipped = int(_field(header, b"HeaderSize", b"=") or 0)
+    return data[-array.nbytes :] if skipped < 0 else data[skipped:]
 
 
-def _check_vtk(path: Path) -> None:
-    content = path.read_bytes()
-    dimensions = re.search(rb"DIMENSIONS\s+(\d+)\s+(\d+)\s+(\d+)", content[:4096])
-    values = re.search(
-        rb"(SCALARS|COLOR_SCALARS|VECTORS|NORMALS|TENSORS)[ \t]+\S+[ \t]+(\w+)(?:[ \t]+(\d+))?[^\n]*\n"
-        rb"(?:LOOKUP_TABLE[^\n]*\n)?",
-        content[:4096],
+def _nrrd(path: Path, array: Voxels) -> bytes | None:
+    header, _, data = re.split(rb"(\r?\n\r?\n|\Z)", path.read_bytes(), maxsplit=1)
+    detached = _field(header, b"data ?file", b":")
+    if detached.startswith(b"LIST") or b"%" in detached:
+        return None  # several files
+    if detached:
+        data = _beside(path, detached)
+    encoding = _field(header, b"encoding", b":").lower()
+    if encoding in (b"txt", b"text", b"ascii"):
+        return _from_text(data, array)
+    if array.itemsize > 1 and not _field(header, b"endian", b":"):
+        raise BadImage(f"{path} is damaged: its header does not give the byte order (endian). Export it again.")
+    if encoding in (b"gz", b"gzip"):
+        data = _decompressed(path, data)
+    # ITK moves an axis of components to the front. Bzip2 and hexadecimal digits have checks of their own.
+    if encoding not in (b"raw", b"gz", b"gzip") or array.ndim > 3:
+        return None
+    lines, skipped = (int(_field(header, name, b":") or 0) for name in (b"line ?skip", b"byte ?skip"))
+    data = data.split(b"\n", lines)[-1]
+    return data[-array.nbytes :] if skipped < 0 else data[skipped:]
+
+
+def _vtk(path: Path, array: Voxels) -> bytes | None:
+    header = re.match(
+        rb".*?\n(SCALARS|COLOR_SCALARS|VECTORS|NORMALS|TENSORS)[ \t]+\S+[ \t]+\w+[ \t\d]*\r?\n(LOOKUP_TABLE[^\n]*\n)?",
+        path.read_bytes(),
+        re.DOTALL,
     )
-    if dimensions is None or values is None:
-        return  # not a format that ITK reads: it says so
-    kind, type_name = values[1].decode(), values[2].decode().lower()
-    count = math.prod(map(int, dimensions.groups())) * (int(values[3]) if values[3] else _VTK_COMPONENTS[kind])
-    data = content[values.end() :]
-    if re.search(rb"(?m)^\s*ASCII\s*$", content[: values.start()]):
-        size, found = 1.0, len(data.split())
-    else:
-        size, found = _VTK_SIZES.get(type_name, 1), len(data)
-    if found < count * size:
-        raise _incomplete(path, count * size, found)
+    if header is None:
+        raise BadImage(f"{path} is damaged: its header has no line of scalars or vectors. Export it again.")
+    data = header.string[header.end() :]
+    return _from_text(data, array) if re.search(rb"(?m)^\s*ASCII\s*$", header[0]) else data
 
 
-def _check_gipl(path: Path) -> None:
+def _gipl(path: Path, _array: Voxels) -> bytes:
     content = path.read_bytes()
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as e:
-            raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({e}). Copy it again.") from e
-    dimensions, kind = np.frombuffer(content[:8], ">u2"), int.from_bytes(content[8:10], "big")
-    expected = math.prod(max(1, int(n)) for n in dimensions) * _GIPL_SIZES.get(kind, 1)
-    found = len(content) - _GIPL_HEADER_BYTES
-    if found < expected:
-        raise _incomplete(path, expected, found)
+            raise BadImage(f"{path} is damaged: it cannot be decompressed ({e}). Copy or export it again.") from e
+    return content[_GIPL_HEADER_BYTES:]
 
 
-def _check_tiff(path: Path) -> None:
-    """Decode every page: ITK leaves pages that it cannot decode as they are in memory."""
+def _tiff(path: Path, array: Voxels) -> bytes:
+    """Read by Pillow: it and ITK skip different damages."""
     try:
         with Image.open(path) as image:
+            pages = []
             for page in range(getattr(image, "n_frames", 1)):
                 image.seek(page)
-                image.load()
-    except (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError, zlib.error) as e:
+                pages.append(np.array(image))
+        stored = np.stack(pages)
+        if stored.shape != array.shape:
+            raise ValueError(f"{len(pages)} pages")
+        return stored.astype(array.dtype).tobytes()
+    except (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError) as e:
         raise BadImage(f"{path} is damaged or of an unusual kind of TIFF ({e}). Convert it to NRRD or NIfTI.") from e
 
 
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    "metaimage": _check_metaimage,
-    "vtk": _check_vtk,
-    "gipl": _check_gipl,
-    "tiff": _check_tiff,
+#: The voxels as they are in a file, by format. None if they cannot be compared.
+_STORED: dict[str, Callable[[Path, Voxels], bytes | None]] = {
+    "metaimage": _metaimage,
+    "nrrd": _nrrd,
+    "vtk": _vtk,
+    "gipl": _gipl,
+    "tiff": _tiff,
 }
+
+
+def _field(header: bytes, name: bytes, separator: bytes) -> bytes:
+    """Return the value of a field of a header, or nothing."""
+    found = re.search(rb"(?im)^\s*" + name + rb"\s*" + separator + rb"=?\s*(.*?)\s*$", header)
+    return found[1] if found else b""
+
+
+def _from_text(data: bytes, array: Voxels) -> bytes:
+    try:
+        return np.array(data.split()[: array.size], array.dtype).tobytes()
+    except ValueError:
+        return b""
+
+
+def _beside(path: Path, name: bytes) -> bytes:
+    """Return the content of the file with the voxels of an image. Raises BadImage."""
+    data = path.parent / os.fsdecode(name)
+    try:
+        return data.read_bytes()
+    except (OSError, ValueError) as e:
+        raise BadImage(f"The file {data} with the voxels of {path.name} cannot be read ({e}).") from e
+
+
+def _decompressed(path: Path, data: bytes) -> bytes:
+    unpacked = zlib.decompressobj(wbits=47)  # zlib or gzip
+    try:
+        voxels = unpacked.decompress(data)
+    except zlib.error as e:
+        raise BadImage(f"{path} is damaged: its voxels cannot be decompressed ({e}). Copy or export it again.") from e
+    if not unpacked.eof:
+        raise BadImage(f"{path} is incomplete: its compressed voxels end too early. Copy or export it again.")
+    return voxels

@@ -38,15 +38,16 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
     Slicer assume. The whole file is read, so that the checksum of gzip is verified. Raises BadImage or OSError.
     """
     try:
-        image = _open(path)
-        voxels = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, OSError, ValueError, OverflowError, KeyError, TypeError) as e:
+        with np.errstate(over="raise"):  # sizes that are too large to multiply
+            image = _open(path)
+            voxels = np.asanyarray(image.dataobj)
+            affine, notes = _affine(image, voxels.shape[:3])
+    except (ImageFileError, HeaderDataError, OSError, ArithmeticError, ValueError, KeyError, TypeError) as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise
         raise BadImage(f"{path} is damaged or incomplete: {_sentence(e)} Copy or export it again.") from e
     if voxels.dtype == np.float64 and image.dataobj.slope is not None and image.get_data_dtype() != np.float64:
         voxels = voxels.astype(np.float32)  # stored integers times a slope: nibabel computes in double precision
-    affine, notes = _affine(image, voxels.shape[:3])
     return voxels, affine, image.header, notes
 
 
