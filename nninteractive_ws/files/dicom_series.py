@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from nninteractive_ws.errors import BadImage
 
@@ -41,15 +42,14 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     ``number``: which one of a folder with several, from 1. Raises BadImage, with a list of the series if one of them
     has to be chosen.
     """
-    if path.is_dir():
-        return _choose(path, *_scan(path), number)
+    folder = path.parent if path.name.upper() == "DICOMDIR" else path
+    if folder.is_dir():
+        return _choose(folder, *_scan(folder), number)
     if number is not None:
         raise BadImage(f"{path} is a single file. A series can be chosen by its number only in a folder.")
     header = _header(path)
     if header is None:
         raise BadImage(f"{path} is not a DICOM file, or a damaged one.")
-    if "DirectoryRecordSequence" in header or path.name == "DICOMDIR":
-        return _choose(path.parent, *_scan(path.parent), number)
     if not _is_image(header):
         raise BadImage(f"{path} is a DICOM object without an image ({header.get('Modality', 'unknown')}).")
     if int(header.get("NumberOfFrames") or 1) > 1:
@@ -95,7 +95,11 @@ def _header(file: Path) -> pydicom.Dataset | None:
         if without_preamble:
             return None
         raise BadImage(f"{file} is damaged ({e}).") from e
-    return header if header.get("SOPClassUID") else None
+    if header.get("SOPClassUID"):
+        return header
+    if without_preamble or header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return None
+    raise BadImage(f"{file} is damaged: it ends within its header.")
 
 
 def _is_image(header: pydicom.Dataset) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.pixels.processing import apply_modality_lut
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.volume import Affine
@@ -282,6 +283,9 @@ def _decode(file: Path) -> tuple[pydicom.Dataset, npt.NDArray[Any]]:
     """Return a file, and its pixels (frame, row, column) as stored."""
     try:
         dataset = pydicom.dcmread(file, force=True)
+        if "TransferSyntaxUID" not in dataset.file_meta:  # an old file without a preamble
+            implicit = dataset.original_encoding[0]
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         frames = dataset.pixel_array
     except Exception as e:  # pydicom and its decoders raise many kinds for damaged bytes
         reason = " ".join(str(e).split())[:300]

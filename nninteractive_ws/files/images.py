@@ -100,7 +100,10 @@ def _read_dicom(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Aff
     from nninteractive_ws.files.dicom_stack import read_stack
 
     series, notes = find_series(path, options.series)
-    voxels, affine, files, more = read_stack(series.files, options.time, resample=options.resample)
+    try:
+        voxels, affine, files, more = read_stack(series.files, options.time, resample=options.resample)
+    except BadImage as e:
+        raise BadImage(" ".join((str(e), *notes))) from e
     return voxels, affine, Volume(voxels, affine, series=tuple(map(str, files)), notes=(*notes, *more))
 
 
