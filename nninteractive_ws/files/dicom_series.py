@@ -95,7 +95,7 @@ def _header(file: Path) -> pydicom.Dataset | None:
         if without_preamble:
             return None
         raise BadImage(f"{file} is damaged ({e}).") from e
-    if header.get("SOPClassUID"):
+    if (kind := header.get("SOPClassUID")) and (header.get("Rows") or not kind.name.endswith("Image Storage")):
         return header
     if without_preamble or header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
