@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.valuerep import DA, TM
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 from nninteractive_ws.masks import Mask
 
@@ -92,7 +93,7 @@ def _segmentation(
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         # highdicom raises these if attributes are missing in the headers of the series.
         raise BadImage(
-            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {e}. Choose "
+            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {reason(e)}. Choose "
             "another format, such as .seg.nrrd."
         ) from e
 

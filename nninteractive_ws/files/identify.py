@@ -7,6 +7,7 @@ import struct
 import zlib
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 
 #: The formats that can be read, in sentences.
 SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
@@ -56,7 +57,7 @@ def _decompressed(path: Path) -> bytes:
         with gzip.open(path) as file:
             return file.read(_HEADER_BYTES)
     except (EOFError, OSError, zlib.error) as e:
-        raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({e}). Copy it again.") from e
+        raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({reason(e)}). Copy it again.") from e
 
 
 def _kind(content: bytes) -> str | None:

@@ -273,7 +273,7 @@ def _write_nrrd(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
         "kinds": ["domain"] * 3,
         "encoding": "gzip",
     }
-    nrrd.write(str(path), labels, header)
+    nrrd.write(str(path), labels, header, compression_level=4)
 
 
 def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], Affine]:

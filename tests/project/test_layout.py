@@ -43,7 +43,7 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "rows", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
+        "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
         "dicom_seg", "images", "markups",
     ],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
