@@ -93,8 +93,8 @@ def _segmentation(
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         # highdicom raises these if attributes are missing in the headers of the series.
         raise BadImage(
-            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {reason(e)}. Choose "
-            "another format, such as .seg.nrrd."
+            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {reason(e)}. "
+            "Choose another format, such as .seg.nrrd."
         ) from e
 
 

@@ -6,6 +6,7 @@ So its voxels are compared with those that are in the file.
 
 from collections.abc import Callable
 import gzip
+import locale
 import os
 from pathlib import Path
 import re
@@ -44,10 +45,13 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_IMAGE_IO[kind])
     reader.SetFileName(str(path))
+    kept = locale.setlocale(locale.LC_ALL)
     try:
         image = reader.Execute()
     except RuntimeError as e:
         raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {_last_line(e)}") from e
+    finally:
+        locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
     array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
     _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)

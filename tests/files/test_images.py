@@ -1,6 +1,7 @@
 """Volumes and segmentations in every format, against nibabel, SimpleITK, pynrrd and numpy."""
 
 import gzip
+import locale
 from pathlib import Path
 import resource
 import shutil
@@ -372,6 +373,15 @@ def test_what_cannot_be_written_is_kept_elsewhere(tmp_path: Path, monkeypatch: p
         write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": ~mask}, volume)
     assert "kept as" not in str(last.value)
     assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.vtk", "a.nrrd", "a.mha"])
+def test_the_locale_stays(name: str, tmp_path: Path) -> None:
+    """ITK's reader of VTK files changes it, and with it the encoding of all text files."""
+    write_image(tmp_path / name, np.ones((2, 3, 4), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    before = locale.setlocale(locale.LC_ALL)
+    read_volume(tmp_path / name)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_an_index_of_a_far_position(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
-        "dicom_seg", "images", "markups",
+        "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series",
+        "dicom_stack", "dicom_seg", "images", "markups",
     ],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
