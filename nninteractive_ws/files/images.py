@@ -34,11 +34,13 @@ class Volume:
     """A volume. ``voxels`` are indexed (i, j, k) as in ITK and Slicer, the reverse of SimpleITK's numpy arrays.
 
     ``image``: source of origin (LPS), spacing (mm) and direction. ``series``: the files of a DICOM series, along k.
+    ``notes``: warnings about the file.
     """
 
     voxels: npt.NDArray[Any]
     image: sitk.Image
     series: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def voxel_ml(self) -> float:

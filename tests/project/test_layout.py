@@ -42,8 +42,10 @@ PARTS = {
         "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
         "device", "run", "report",
     ],
-    "files": ["cells", "names", "rows", "dicom", "images", "markups"],
-    "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
+    "files": ["cells", "names", "rows", "dicom", "images", "pictures", "markups"],
+    "jobs": [
+        "table", "prompts", "results", "measures", "records", "oddities", "report", "pipeline", "run", "batch",
+    ],
     "cli": [
         "console", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo", "token",
         "main",
