@@ -38,9 +38,9 @@ _MAX_SUPERSAMPLING = 8
 #: Width of the outline in pixels: thin, because it covers the surroundings of the segment.
 _OUTLINE = 2
 #: Width of the surroundings that determine the display window, relative to the picture.
-_RING = 0.08
-#: Display window relative to the range of the quartiles of the segment and its surroundings.
-_WINDOW = 2.0
+_RING = 0.06
+#: Display window relative to the typical values of the segment and its surroundings.
+_WINDOW = 2.5
 #: Minimum display window relative to the range of values in the picture. Without it, noise would fill the window.
 _MIN_WINDOW = 0.25
 #: Spacing between slices over spacing within slices from which the acquired slices are shown, of any orientation.
@@ -272,12 +272,13 @@ def _resample(values: npt.NDArray[Any], pixels: tuple[int, int]) -> Floats:
 def _display_window(gray: Floats, inside: Mask) -> tuple[float, float]:
     """Return the values that are displayed as black and as white.
 
-    The window is centered on the middle half of the values of the segment and of its surroundings.
+    The window is centered between the middle half of the segment and the middle fifth of its surroundings. Air on one
+    side of an organ must not flatten the contrast to the soft tissue on the others.
     """
     ring = _dilate(inside, round(max(gray.shape) * _RING)) & ~inside
-    regions = [gray[part] for part in (inside, ring) if part.any()] or [gray.ravel()]
-    quartiles = [np.percentile(region, (25, 75)) for region in regions]
-    low, high = min(q[0] for q in quartiles), max(q[1] for q in quartiles)
+    regions = [(gray[part], limits) for part, limits in ((inside, (25, 75)), (ring, (40, 60))) if part.any()]
+    ranges = [np.percentile(values, limits) for values, limits in regions or [(gray, (25, 75))]]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     overall = float(np.ptp(np.percentile(gray, (1, 99))))
     half = max(_WINDOW * (high - low), _MIN_WINDOW * overall, 1e-6) / 2
     return float(low + high) / 2 - half, float(low + high) / 2 + half

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import math
 from statistics import median
 
 import numpy as np
@@ -167,8 +168,8 @@ def format_ml(ml: float) -> str:
     """Format a volume with three digits or more, such as "1,432 ml", "0.25 ml" or "0.000012 ml"."""
     if ml >= 99.95 or ml == 0:
         return f"{ml:,.0f} ml"
-    decimals = max(0, 2 - int(np.floor(np.log10(ml))))
-    text = f"{ml:.{decimals}f}"
+    ml = float(f"{ml:.3g}")
+    text = f"{ml:.{2 - math.floor(math.log10(ml))}f}"
     return f"{text.rstrip('0').rstrip('.') if ml < 1 else text} ml"
 
 

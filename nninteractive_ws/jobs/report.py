@@ -217,7 +217,8 @@ def _card(number: int, entry: Entry, oddities: Sequence[Oddity], name: int) -> I
     segment, image = _text(result.name) or "unknown segment", _text(entry.image) or "unknown image"
     yield f'<li class="{classes}"><article aria-labelledby="s{number}">'
     yield f'<h3 id="s{number}"><bdi>{segment}</bdi> <bdi class="faint">{image}</bdi></h3>'
-    yield f'<div class="view">{_view(entry)}</div>'
+    if result.error is None:
+        yield f'<div class="view">{_view(entry)}</div>'
     if oddities:
         sentences = (f'<li><a href="#rule-{o.word}">{o.word}</a> {_text(o.sentence)}</li>' for o in oddities)
         yield f'<ul class="oddities">{"".join(sentences)}</ul>'
@@ -235,8 +236,6 @@ def _card(number: int, entry: Entry, oddities: Sequence[Oddity], name: int) -> I
 def _view(entry: Entry) -> str:
     if entry.record:
         return _picture(entry.record, f"{entry.result.name} in {entry.image}, {entry.record.place}")
-    if entry.result.error is not None:
-        return '<p class="none">There is no segment.</p>'
     return (
         '<p class="none">The picture is missing. To get one, delete the file of the segmentation, and run the batch '
         "again.</p>"
