@@ -30,7 +30,7 @@ LARGE = 400
 #: Pixels around the slice, so that an outline at the border of the image is visible.
 _FRAME = 2
 #: Part of a slice that is shown, relative to the extent of the segment.
-_CONTEXT = 2.0
+_CONTEXT = 2.5
 #: Minimum part of a slice that is shown, in voxels. A tiny segment needs surroundings to be recognized.
 _MIN_VOXELS = 96
 #: Maximum voxels per pixel that are resampled. Larger slices are subsampled first, which bounds time and memory.

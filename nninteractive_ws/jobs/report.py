@@ -24,7 +24,7 @@ from nninteractive_ws.jobs.oddities import (
     format_ml,
     group_by_name,
 )
-from nninteractive_ws.jobs.records import SegmentRecord, read_record, record_path
+from nninteractive_ws.jobs.records import SegmentRecord, VolumeRecord, read_record, record_path
 from nninteractive_ws.jobs.results import VolumeResult
 
 FILE_NAME = "report.html"
@@ -41,9 +41,6 @@ _STYLE = """
   --odd: #9a3412; --link: #0550ae; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171c; --text: #e6e9ee; --faint: #a3acb8; --line: #363d47;
   --card: #1e232a; --odd: #fdba74; --link: #8cc2ff; } }
-@media print { :root { color-scheme: light; --paper: #fff; --text: #000; --faint: #333; --line: #999; --card: #fff;
-  --odd: #9a3412; --link: #000; } nav, fieldset { display: none; } .card { break-inside: avoid; }
-  .view { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 body { margin: 0 auto; padding: 1rem 1.5rem 3rem; max-width: 100rem; background: var(--paper); color: var(--text);
   font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 a { color: var(--link); }
@@ -53,10 +50,10 @@ nav a { margin-right: 1.2rem; }
 .faint { color: var(--faint); }
 fieldset { border: 1px solid var(--line); border-radius: 6px; margin: 1rem 0 0; display: flex; flex-wrap: wrap;
   gap: .3rem 1.2rem; }
-.cards { list-style: none; padding: 0; margin: 0; display: grid; gap: 1rem;
+.cards { list-style: none; padding: 0; margin: 0; display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(262px, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 6px; background: var(--card); padding: .6rem;
-  content-visibility: auto; contain-intrinsic-size: auto 360px; }
+.card { box-sizing: border-box; border: 1px solid var(--line); border-radius: 6px; background: var(--card);
+  padding: .6rem; content-visibility: auto; contain-intrinsic-size: auto 360px; }
 .odd { border-left: 5px solid var(--odd); }
 .card h3 { margin: 0 0 .4rem; font-size: 1rem; } .card h3 .faint { display: block; font-weight: normal; }
 .card p, .card ul { margin: .4rem 0 0; padding: 0; }
@@ -68,6 +65,15 @@ table { border-collapse: collapse; } th, td { text-align: right; padding: .25rem
 th:first-child { text-align: left; }
 dt { font-weight: 700; margin-top: .5rem; color: var(--odd); } dd { margin: 0; max-width: 50rem; }
 dt:target { outline: 3px solid var(--odd); outline-offset: 3px; }
+@media print {
+  :root { color-scheme: light; --paper: #fff; --text: #000; --faint: #333; --line: #999; --card: #fff; --odd: #9a3412;
+    --link: #000; }
+  body { padding: 0; font-size: 11px; } nav, fieldset { display: none; }
+  .cards { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .6rem; }
+  .card { break-inside: avoid; } .card h3 { font-size: 12px; }
+  .view { height: 10rem; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .view img { max-height: 100%; width: auto; }
+}
 """
 
 _PICTURES = """<h2 id="pictures">Pictures</h2>
@@ -116,12 +122,12 @@ class Report:
 
     def _entries(self, key: str, result: VolumeResult) -> Iterator[Entry]:
         record = read_record(record_path(self._folder, key)) if key and result.output else None
+        record = record or VolumeRecord({})
         output = result.output.relative_to(self._folder).as_posix() if result.output else ""
         for s in result.segments:
-            if record is None or s.error is not None:
-                yield Entry(result.image, "" if s.error else output, s)
-            else:
-                yield Entry(result.image, output, s, record.segments.get(s.name), record.warnings)
+            successful = s.error is None
+            shown = record.segments.get(s.name) if successful else None
+            yield Entry(result.image, output if successful else "", s, shown, record.warnings)
 
 
 def _page(folder: Path, entries: Sequence[Entry], results: Sequence[VolumeResult], images: int) -> Iterator[str]:

@@ -283,7 +283,9 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
     (fine,) = (line for line in lines if not line["error"])
     assert (fine["segment"], fine["prompts"], fine["label"]) == ("fine", "2", "1")
     assert slicerio.segment_names(slicerio.read_segmentation(str(tmp_path / "out" / "good.seg.nrrd"))) == ["fine"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.seg.nrrd", "results.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        ".report", "good.seg.nrrd", "report.html", "results.csv",
+    ]  # fmt: skip
     assert "5 of 5 failed" in done.stderr
 
 
