@@ -41,8 +41,9 @@ _OUTLINE = 2
 _RING = 0.06
 #: Display window relative to the typical values of the segment and its surroundings.
 _WINDOW = 2.5
-#: Minimum display window relative to the range of values in the picture. Without it, noise would fill the window.
-_MIN_WINDOW = 0.25
+#: Minimum display window relative to the range of values in the picture, and to the median absolute deviation from
+#: their median. Without them, noise would fill the window, or tissue would be black and white.
+_MIN_WINDOW, _MIN_DEVIATIONS = 0.25, 4.0
 #: Spacing between slices over spacing within slices from which the acquired slices are shown, of any orientation.
 _THICK = 2.0
 #: Maximum distance in slices at which a prompt is still drawn.
@@ -280,7 +281,8 @@ def _display_window(gray: Floats, inside: Mask) -> tuple[float, float]:
     ranges = [np.percentile(values, limits) for values, limits in regions or [(gray, (25, 75))]]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     overall = float(np.ptp(np.percentile(gray, (1, 99))))
-    half = max(_WINDOW * (high - low), _MIN_WINDOW * overall, 1e-6) / 2
+    deviation = float(np.median(np.abs(gray - np.median(gray))))
+    half = max(_WINDOW * (high - low), _MIN_WINDOW * overall, _MIN_DEVIATIONS * deviation, 1e-6) / 2
     return float(low + high) / 2 - half, float(low + high) / 2 + half
 
 
