@@ -18,13 +18,14 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
-    Volume,
+    check_output,
     color_of,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
 from nninteractive_ws.files.pictures import Prompt, three_views
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
@@ -102,6 +103,9 @@ def segment(
         )
     try:
         volume = read_volume(image)
+        check_output(output, volume)
+        for note in volume.notes:
+            stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         points = [(_voxel(volume, at, in_mm), positive) for at, in_mm, positive in coordinates]
         mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
         if picture is not None:

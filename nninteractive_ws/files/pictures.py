@@ -15,12 +15,12 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from nninteractive_ws.files.images import Color
+from nninteractive_ws.files.volume import Affine
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask, bounding_box
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-Affine = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 #: Side of the pictures of a report, in pixels.

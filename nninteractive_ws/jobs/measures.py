@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import SimpleITK as sitk
 
-from nninteractive_ws.files.pictures import Affine, Orientation
+from nninteractive_ws.files.pictures import Orientation
+from nninteractive_ws.files.volume import Affine, voxel_ml
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Mask, bounding_box
 
@@ -35,7 +36,7 @@ def measure(mask: Mask, ijk_to_lps: Affine) -> Measures | None:
     sizes = _parts(mask[extent.slices])
     voxels = sum(sizes)
     return Measures(
-        ml=voxels * float(abs(np.linalg.det(ijk_to_lps[:3, :3]))) / 1000,
+        ml=voxels * voxel_ml(ijk_to_lps),
         share=voxels / mask.size,
         parts=len(sizes),
         largest=max(sizes) / voxels,

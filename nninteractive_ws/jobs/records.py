@@ -8,8 +8,9 @@ import re
 import msgspec
 
 from nninteractive_ws.atomic_files import atomic_write
-from nninteractive_ws.files.images import Color, Volume
+from nninteractive_ws.files.images import Color
 from nninteractive_ws.files.pictures import Picture, Prompt, picture
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.measures import Measures, measure
 from nninteractive_ws.masks import Mask
 

@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 import SimpleITK as sitk
 
-from nninteractive_ws.files.images import Volume
 from nninteractive_ws.files.pictures import Orientation, Plane, Prompt, picture, three_views
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box
 
 COLOR = (1.0, 0.0, 0.0)
@@ -29,7 +29,10 @@ def image_of(voxels: npt.NDArray[Any], spacing: tuple[float, float, float] = (1,
 
 
 def volume_of(image: sitk.Image) -> Volume:
-    return Volume(sitk.GetArrayFromImage(image).transpose(), image)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return Volume(sitk.GetArrayFromImage(image).transpose(), affine)
 
 
 def random_voxels(shape: tuple[int, int, int]) -> npt.NDArray[np.int16]:

@@ -36,7 +36,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 @pytest.fixture
 def at(volume: Volume) -> Place:
     """A position in voxels, in LPS millimeters."""
-    return lambda *ijk: [float(x) for x in volume.image.TransformContinuousIndexToPhysicalPoint(ijk)]
+    return lambda *ijk: [float(x) for x in (volume.ijk_to_lps @ (*ijk, 1))[:3]]
 
 
 def markups(path: Path, kind: str, points: list[list[float]], system: str = "LPS", **more: Any) -> Path:
@@ -171,9 +171,9 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_series_is_read_in_the_order_of_its_slices(series: Path) -> None:
     volume = read_volume(series)
     np.testing.assert_array_equal(volume.voxels, voxels())
-    np.testing.assert_allclose(volume.image.GetOrigin(), ORIGIN, atol=1e-6)
-    np.testing.assert_allclose(volume.image.GetSpacing(), SPACING, atol=1e-6)
-    np.testing.assert_allclose(np.reshape(volume.image.GetDirection(), (3, 3)), OBLIQUE, atol=1e-6)
+    np.testing.assert_allclose(volume.ijk_to_lps[:3, 3], ORIGIN, atol=1e-6)
+    np.testing.assert_allclose(volume.spacing, SPACING, atol=1e-6)
+    np.testing.assert_allclose(volume.direction, OBLIQUE, atol=1e-6)
     instances = [pydicom.dcmread(file).InstanceNumber for file in volume.series]
     assert instances == list(range(SHAPE[2], 0, -1))
 
@@ -218,6 +218,7 @@ def test_a_dicom_seg_is_read_by_dcmtk(series: Path, tmp_path: Path) -> None:
     """By dcmqi, which stands on DCMTK: no code in common with highdicom and pydicom, which wrote it."""
     volume = read_volume(series)
     masks = {"liver": ball(SHAPE, (12, 17, 15), 6), "Läsion 腫瘍": ball(SHAPE, (14, 17, 20), 3)}
+    grid = sitk.ReadImage(volume.series)
     colors = {"liver": (0.9, 0.2, 0.1), "Läsion 腫瘍": (0.1, 0.3, 0.8)}
     write_segmentation(tmp_path / "out.dcm", masks, volume, colors, "demo")
     program = Path(sys.executable).with_name("segimage2itkimage")
@@ -231,7 +232,7 @@ def test_a_dicom_seg_is_read_by_dcmtk(series: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(segment["recommendedDisplayRGBValue"], np.array(colors[name]) * 255, atol=3)
         read = sitk.ReadImage(str(tmp_path / f"{number}.nrrd"))
         # It keeps only the slices between the first and the last with a voxel: put it into the series' grid.
-        read = sitk.Resample(read, volume.image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, read.GetPixelID())
+        read = sitk.Resample(read, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, read.GetPixelID())
         np.testing.assert_array_equal(sitk.GetArrayFromImage(read).transpose() != 0, mask)
 
 

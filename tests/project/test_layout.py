@@ -42,13 +42,16 @@ PARTS = {
         "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
         "device", "run", "report",
     ],
-    "files": ["cells", "names", "rows", "dicom", "images", "pictures", "markups"],
+    "files": [
+        "cells", "names", "rows", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
+        "dicom_seg", "images", "pictures", "markups",
+    ],
     "jobs": [
         "table", "prompts", "results", "measures", "records", "oddities", "report", "pipeline", "run", "batch",
     ],
     "cli": [
-        "console", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo", "token",
-        "main",
+        "console", "progress", "server_options", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve",
+        "demo", "token", "main",
     ],
 }  # fmt: skip
 
