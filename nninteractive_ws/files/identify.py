@@ -17,8 +17,6 @@ _GZIP = b"\x1f\x8b"
 #: Beginnings of files that people have in place of an image, and what to do about it.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS. Run `git lfs pull` to download the file itself"),
-    (b"/annex/objects/", "a pointer of git-annex. Run `git annex get` to download the file itself"),
-    (b"../.git/annex/", "a pointer of git-annex. Run `git annex get` to download the file itself"),
     (b"PK\x03\x04", "a ZIP archive. Unpack it"),
     (b"Rar!", "a RAR archive. Unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive. Unpack it"),
@@ -90,6 +88,8 @@ def _describe(content: bytes) -> str:
         return "a tar archive. Unpack it"
     if re.match(rb"\s*(<!doctype html|<html)", content, re.IGNORECASE):
         return "a web page (HTML), probably an error page of a download. Download the image again"
+    if b"/annex/objects/" in content[:200]:
+        return "a pointer of git-annex. Run `git annex get` to download the file itself"
     if content.lstrip().startswith((b"{", b"<")):
         return "a text file (JSON or XML). Expected an image"
     for start, what in _OTHERS:

@@ -114,15 +114,15 @@ def write_nifti(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
     large = max(labels.shape) > _MAX_NIFTI1_DIMENSION
     affine = RAS_LPS @ volume.ijk_to_lps
     kind: Any = nib.Nifti2Image if large else nib.Nifti1Image
-    image = kind(labels, affine)
-    header = image.header
-    header.set_xyzt_units("mm")
+    header = kind.header_class()
+    header.set_data_dtype(labels.dtype)
     if volume.nifti is None:
-        image.set_qform(affine, 1)
-        image.set_sform(affine, 1)
+        header.set_xyzt_units("mm")
+        header.set_qform(affine, 1)
+        header.set_sform(affine, 1)
     else:
         _copy_forms(volume.nifti, header)
-    nib.save(image, path)
+    nib.save(kind(labels, None, header), path)  # with an affine, nibabel would set both forms again
 
 
 def _copy_forms(source: Mapping[str, Any], target: Any) -> None:
