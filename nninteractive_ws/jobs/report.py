@@ -231,7 +231,7 @@ def _card(number: int, entry: Entry, oddities: Sequence[Oddity], name: int) -> I
     facts = [count_of(result.prompts, "prompt"), f"{result.predict_s:.1f} s"]
     if result.error is None:
         facts = [format_ml(entry.ml), count_of(result.voxels, "voxel"), *facts]
-    yield f"<p>{', '.join(facts)}</p>"
+    yield f"<p>{', '.join(fact.replace(' ', '&nbsp;') for fact in facts)}</p>"
     if entry.output:
         place = f"{_text(record.place)}, " if record else ""
         link = f'<a href="{escape(quote(entry.output))}">{_text(entry.output)}</a>'
