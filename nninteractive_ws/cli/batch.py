@@ -34,7 +34,8 @@ def batch(
         typer.Argument(metavar="JOBS", help="Table with one prompt per row, .csv or .jsonl.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder of segmentations and results.csv.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for segmentations, results.csv, report.html."),
     ],
     server: Server = None,
     in_flight: Annotated[
@@ -88,6 +89,7 @@ def batch(
         f"{failed} of {len(results)} failed" if failed else "all done" if len(results) else "the table has no rows"
     )
     stderr.print(f"{escape(str(jobs))}: {message}. Results: {escape(str(output / 'results.csv'))}", soft_wrap=True)
+    stderr.print(f"Pictures of all segments: {escape(str(output / 'report.html'))}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

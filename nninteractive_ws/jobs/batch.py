@@ -36,7 +36,8 @@ def batch(
         numbers, or three pairs from two opposite corners) and ``file``, and ``polarity`` (positive or negative). The
         prompts of an image are sent in the order of its rows.
     output : str or Path
-        Folder for one file per image and for ``results.csv``. One batch at a time may use it.
+        Folder for one file per image, ``results.csv``, and ``report.html`` with a picture of every segment. One batch
+        at a time may use it.
     server : str, optional
         Address as for ``connect``. Without it, a temporary server starts on this computer.
     format : {"seg.nrrd", "nii.gz", "dcm"}

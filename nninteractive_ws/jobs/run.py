@@ -17,6 +17,8 @@ from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
+from nninteractive_ws.jobs.records import record_path, remove_other_records
+from nninteractive_ws.jobs.report import FILE_NAME, Report
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
 from nninteractive_ws.server.local_server import ServerOptions
@@ -55,6 +57,7 @@ class Batch(Iterator[VolumeResult]):
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
         names = dict.fromkeys(name for job in table.jobs for name in job.segments)
         self._colors = {name: color_of(number) for number, name in enumerate(names)}
+        self._folder, self._report_file = folder, Report(folder, len(self))
         self._server, self._in_flight = server, in_flight
         self._on_activity = on_activity or (lambda _activity: None)
         self._results = self._run()
@@ -73,20 +76,28 @@ class Batch(Iterator[VolumeResult]):
         self._results.close()
 
     def _run(self) -> Generator[VolumeResult]:
+        self._report_file.check()
         known = self._file.load()
         results = {task.key: known[task.key] for task in self._tasks if _is_done(task, known.get(task.key))}
         todo = [task for task in self._tasks if task.key not in results]
         for task in todo:
             _remove_partial(task)
         self._file.rewrite(results.items())
+        remove_other_records(self._folder, (task.key for task in self._tasks))
         yield from list(results.values())
         yield from self._strays
         try:
             if todo:
                 yield from self._process(todo, results)
         finally:
-            in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
-            self._file.rewrite([*in_order, *(("", stray) for stray in self._strays)])
+            in_order = self._in_order(results)
+            self._file.rewrite(in_order)
+            self._report_file.write(in_order)
+
+    def _in_order(self, results: dict[str, VolumeResult]) -> list[tuple[str, VolumeResult]]:
+        """Return the results so far with their keys, in the order of the table, and the invalid rows."""
+        in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
+        return [*in_order, *(("", stray) for stray in self._strays)]
 
     def _process(self, todo: list[PendingJob], results: dict[str, VolumeResult]) -> Iterator[VolumeResult]:
         """Process jobs on a thread with an event loop. ``results`` also gets results that are never yielded."""
@@ -109,6 +120,7 @@ class Batch(Iterator[VolumeResult]):
             processing.add_done_callback(lambda _: finished.put(None))
             try:
                 while (result := finished.get()) is not None:
+                    self._report_file.update(self._in_order(results))
                     yield result
             finally:
                 loop, main = running.result()
@@ -145,7 +157,8 @@ def _plan(jobs: list[Job], folder: Path, format: str) -> list[PendingJob]:
             fault = f"{output} is already the output of {other.name}. Rename one of the images."
         if fault:
             job.faults = dict.fromkeys(job.segments, fault)
-        tasks.append(PendingJob(job, output, _key(job, format)))
+        key = _key(job, format)
+        tasks.append(PendingJob(job, output, key, record_path(folder, key)))
     _check_folders(tasks, folder)
     return tasks
 
@@ -155,8 +168,8 @@ def _stem(name: Path, format: str) -> str:
 
 
 def _check_folders(tasks: list[PendingJob], folder: Path) -> None:
-    """Set a fault on jobs whose output folder has the name of another job's output file, or of results.csv."""
-    files = {folded("results.csv"), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
+    """Set a fault on jobs whose output folder has the name of another job's output file, or of a file of batch."""
+    files = {"results.csv", FILE_NAME, *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
     for task in tasks:
         parents = [p.as_posix() for p in task.output.relative_to(folder).parents]
         if blocked := [p for p in parents if folded(p) in files]:

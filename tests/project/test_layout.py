@@ -44,9 +44,11 @@ PARTS = {
     ],
     "files": [
         "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series",
-        "dicom_stack", "dicom_seg", "images", "markups",
+        "dicom_stack", "dicom_seg", "images", "pictures", "markups",
     ],
-    "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
+    "jobs": [
+        "table", "prompts", "results", "measures", "records", "oddities", "report", "pipeline", "run", "batch",
+    ],
     "cli": [
         "console", "progress", "server_options", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve",
         "demo", "token", "main",
