@@ -1,18 +1,19 @@
 """``nninteractive-ws segment``."""
 
-from collections.abc import Callable
 from pathlib import Path
 import time
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from rich.markup import escape
 import typer
 
+from nninteractive_ws.cli import option_values
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import session_progress
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
+from nninteractive_ws.client.inputs import box_inside, to_index
 from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
@@ -22,11 +23,10 @@ from nninteractive_ws.files.images import (
     read_volume,
     write_segmentation,
 )
-from nninteractive_ws.geometry import Box
+from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 
-T = TypeVar("T")
-Vector = tuple[float, float, float]
+Position = tuple[float, float, float]
 Texts = list[str] | None
 
 
@@ -72,13 +72,12 @@ def segment(
     Boxes are sent first, then points, then negative points. Voxel indices start at 0 along the axes i, j, k, as in
     3D Slicer, ITK and nibabel. The token for the server is read from the environment variable NNINTERACTIVE_WS_TOKEN.
     """
-    boxes = [_box(text) for text in bbox or []]
-    coordinates = [(_numbers(t, int), False, True) for t in point or []] + [
-        (_numbers(t, float), True, True) for t in lps or []
-    ]
-    coordinates += [(_numbers(t, int), False, False) for t in negative_point or []]
-    coordinates += [(_numbers(t, float), True, False) for t in negative_lps or []]
-    if not any(positive for _, _, positive in coordinates) and not boxes:
+    boxes = [option_values.box(text, "--bbox") for text in bbox or []]
+    voxels = [(option_values.voxel(text, "--point"), True) for text in point or []]
+    voxels += [(option_values.voxel(text, "--negative-point"), False) for text in negative_point or []]
+    positions = [(option_values.position(text, "--lps"), True) for text in lps or []]
+    positions += [(option_values.position(text, "--negative-lps"), False) for text in negative_lps or []]
+    if not any(positive for _, positive in (*voxels, *positions)) and not boxes:
         fail("No prompt marks the object. Add at least one --point, --lps or --bbox.")
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"The name of the output {output.name} must end with one of {', '.join(SEGMENTATION_ENDINGS)}.")
@@ -91,16 +90,27 @@ def segment(
         )
     try:
         volume = read_volume(image)
-        points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in coordinates]
+        points = _in_volume(volume, boxes, voxels, positions)
         _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
 
 
+def _in_volume(
+    volume: Volume, boxes: list[Box], voxels: list[tuple[Index, bool]], positions: list[tuple[Position, bool]]
+) -> list[tuple[Index, bool]]:
+    """Return the voxels of all points, the positive ones first. Raises OutOfBounds, before a server is started."""
+    for box in boxes:
+        box_inside(box, volume.shape)
+    points = voxels + [(volume.index_of(at), positive) for at, positive in positions]
+    checked = [(to_index(at, volume.shape), positive) for at, positive in points]
+    return sorted(checked, key=lambda point: not point[1])
+
+
 def _segment(
     volume: Volume,
     boxes: list[Box],
-    points: list[tuple[Vector, bool]],
+    points: list[tuple[Index, bool]],
     output: Path,
     name: str,
     server: ServerOptions,
@@ -128,26 +138,9 @@ def _segment(
         stderr.print("[yellow]The segment is empty. Try another point, or a box.[/]")
 
 
-def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Vector, bool]]) -> Result:
+def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Index, bool]]) -> Result:
     for box in boxes:
         result = target.add_bbox(box)
     for at, positive in points:
         result = target.add_point(at, positive=positive)
     return result
-
-
-def _numbers(text: str, kind: Callable[[str], float]) -> Vector:
-    try:
-        a, b, c = (kind(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(
-            f'Expected three numbers separated by commas such as 60,50,12, found "{text}".'
-        ) from None
-    return a, b, c
-
-
-def _box(text: str) -> Box:
-    try:
-        return Box.from_pairs([[int(n) for n in part.split(":")] for part in text.split(",")])
-    except ValueError:
-        raise typer.BadParameter(f'Expected an end-exclusive box such as 40:80,30:70,12:13, found "{text}".') from None

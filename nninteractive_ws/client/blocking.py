@@ -8,9 +8,8 @@ import threading
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
+from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.dns import AddressList, resolve
 from nninteractive_ws.client.events import EventName, Result
 from nninteractive_ws.client.inputs import Boxlike
@@ -134,7 +133,7 @@ class Session:
         """
         self._async.on(name, callback)
 
-    def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
+    def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it.
 
         The voxels travel in the background, so the array must not change. All segments are removed, and pending
@@ -277,7 +276,10 @@ class Segment:
 
     @property
     def mask(self) -> Mask:
-        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
+        """Read-only bool array of the image's shape, updated in place, previews included. Raises NoImage.
+
+        ``copy()`` it to keep or to change it. ``set_mask`` replaces the segment's mask.
+        """
         return self._async.mask
 
     @property
@@ -360,7 +362,7 @@ class Segment:
         return self._thread.wait(self._async.add_bbox(box, positive=positive, run=run))
 
     def add_scribble(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a scribble: strokes through the object.
 
@@ -394,7 +396,7 @@ class Segment:
         return self._thread.wait(self._async.add_scribble(mask, box=box, positive=positive, run=run))
 
     def add_lasso(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a lasso: a filled outline in one slice.
 
@@ -419,7 +421,7 @@ class Segment:
         """
         return self._thread.wait(self._async.add_lasso(mask, box=box, positive=positive, run=run))
 
-    def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
+    def set_mask(self, mask: ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
         """Replace the mask. Earlier prompts no longer count.
 
         Parameters

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.atomic_files import atomic_write
-from nninteractive_ws.errors import BadImage
+from nninteractive_ws.errors import BadImage, OutOfBounds
 from nninteractive_ws.geometry import Index
 from nninteractive_ws.masks import Mask
 
@@ -22,6 +22,8 @@ SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
 #: Tolerance in voxels between the corners of two equal grids.
 _GRID_TOLERANCE = 0.01
+#: Limit of the voxel indices of a position outside the volume.
+_MAX_INDEX = 2.0**31
 #: Maximum length of a segment label in DICOM.
 MAX_NAME_LENGTH = 64
 
@@ -45,8 +47,20 @@ class Volume:
         """The volume of a voxel in milliliters."""
         return float(np.prod(self.image.GetSpacing())) / 1000
 
+    @property
+    def shape(self) -> Index:
+        """Number of voxels along (i, j, k)."""
+        i, j, k = self.voxels.shape
+        return i, j, k
+
     def index_of(self, lps: tuple[float, float, float]) -> Index:
-        """Return the voxel at a position in LPS millimeters, which may be outside the volume."""
+        """Return the voxel at a position in LPS millimeters. It may be outside the volume.
+
+        Raises OutOfBounds if it is so far outside that ITK's integers overflow.
+        """
+        if not all(abs(n) < _MAX_INDEX for n in self.image.TransformPhysicalPointToContinuousIndex(lps)):
+            x, y, z = lps
+            raise OutOfBounds(f"The position ({x:g}, {y:g}, {z:g}) in LPS millimeters is far outside the volume.")
         i, j, k = self.image.TransformPhysicalPointToIndex(lps)
         return int(i), int(j), int(k)
 
@@ -79,14 +93,35 @@ def read_volume(path: Path) -> Volume:
 
 def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
     """Raise BadImage unless ``other``, read from ``path``, has the voxel grid of ``volume``."""
-    if other.voxels.shape != volume.voxels.shape:
-        raise BadImage(f"{path} has {other.voxels.shape} voxels. Expected {volume.voxels.shape}, as in the image.")
-    distance = np.abs(np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps - np.eye(4)) @ (*volume.voxels.shape, 1)
+    affine = np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps  # from voxels of other to voxels of volume
+    if (order := _reordered_axes(affine, other.shape, volume.shape)) is not None:
+        raise BadImage(
+            f"{path} has the grid of the image with its axes in another order or direction: its (i, j, k) are "
+            f"({order}) of the image. Resample it to the image, for instance with SimpleITK.Resample(labels, image, "
+            "SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
+        )
+    if other.shape != volume.shape:
+        raise BadImage(f"{path} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
+    distance = np.abs(affine - np.eye(4)) @ (*volume.shape, 1)
     if distance.max() > _GRID_TOLERANCE:
         raise BadImage(
             f"{path} is not on the grid of the image. Its voxels are up to {distance.max():.2f} voxels away. Resample "
             "it to the image."
         )
+
+
+def _reordered_axes(affine: npt.NDArray[np.float64], other: Index, shape: Index) -> str | None:
+    """Return the axes of a grid, such as "-i, k, j", if it has all voxels of another one in another order."""
+    axes = np.rint(affine[:3, :3]).astype(int)
+    if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all() or (axes == np.eye(3)).all():
+        return None
+    ends = np.stack([np.zeros(3), np.array(other) - 1])
+    mapped = ends @ affine[:3, :3].T + affine[:3, 3]
+    expected = np.stack([np.zeros(3), np.array(shape) - 1])
+    if np.abs(np.sort(mapped, axis=0) - expected).max() > _GRID_TOLERANCE:
+        return None
+    columns = ((int(np.abs(column).argmax()), int(column.sum())) for column in axes.T)
+    return ", ".join(("-" if sign < 0 else "") + "ijk"[axis] for axis, sign in columns)
 
 
 def _read_file(path: Path) -> sitk.Image:
