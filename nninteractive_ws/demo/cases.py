@@ -38,12 +38,13 @@ def phantom_cases(seeds: str) -> list[PhantomCase]:
         numbers = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
         if numbers is None:
             raise InvalidTable(
-                f"{name} is invalid. Expected seeds of at most 9 digits such as phantom:10-13 or phantom:3,7."
+                f"{name} is invalid. Expected seeds such as phantom:10-13 or phantom:3,7, of at most 9 digits."
             )
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
         if last < first:
             raise InvalidTable(f"{name} has an empty range. The first seed must not be greater than the last one.")
-        if last - first >= _MAX_PHANTOMS or len(found) >= _MAX_PHANTOMS:
+        # No more than one seed too many, because a range may have a billion.
+        found |= dict.fromkeys(range(first, min(last, first + _MAX_PHANTOMS) + 1))
+        if len(found) > _MAX_PHANTOMS:
             raise InvalidTable(f"{name} has too many seeds. Expected at most {_MAX_PHANTOMS:,}.")
-        found |= dict.fromkeys(range(first, last + 1))
     return [PhantomCase(seed) for seed in found]

@@ -72,7 +72,7 @@ class FileCase:
 def _to_labels(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     """Return the voxels of a label map as integers. Raises BadImage."""
     values = np.unique(voxels)
-    nearest = np.rint(values)
+    nearest = np.rint(values, dtype=np.float64)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         is_label = (np.abs(values - nearest) <= _LABEL_TOLERANCE) & (nearest >= 0) & (nearest < 2.0**63)
     if not is_label.all():
