@@ -209,7 +209,8 @@ class Core:
         positive: bool = True,
         run: bool = True,
     ) -> int:
-        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt."""
+        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt and
+        BadMask."""
         return self._add_strokes(wire.AddScribble, segment, mask, box, positive, run)
 
     def add_lasso(
@@ -232,14 +233,14 @@ class Core:
         box: Boxlike | None = None,
         run: bool = False,
     ) -> int:
-        """Replace the segment's mask, empty outside of ``box``. Raises NoImage or OutOfBounds."""
+        """Replace the segment's mask, empty outside of ``box``. Raises NoImage, OutOfBounds or BadMask."""
         return self._set_mask(segment, mask, box, run=run)
 
     def flip_mask(self, segment: str, flips: ArrayLike, *, box: Boxlike | None = None) -> int:
         """Flip the voxels of ``flips`` in the segment's mask, for edits by hand. Only they travel.
 
-        This is a step like :meth:`set_mask`, and applies to the mask after all earlier requests. Raises NoImage or
-        OutOfBounds.
+        This is a step like :meth:`set_mask`, and applies to the mask after all earlier requests. Raises NoImage,
+        OutOfBounds or BadMask.
         """
         return self._set_mask(segment, flips, box, flip=True)
 

@@ -266,14 +266,14 @@ class PolledSession:
         Parameters
         ----------
         image : array_like
-            3-D array of real numbers; see ``Session.set_image``.
+            3-D array of real numbers, image or tensor; see ``Session.set_image``.
         journal : Journal, optional
             Restores the segments of an earlier session on the same image.
 
         Raises
         ------
         BadImage, TooLarge
-            For its shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
+            For its type, shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
         """
         self._preparing, self._journal = ImageSource(image), journal
 
@@ -566,7 +566,7 @@ class PolledSegment:
         Parameters
         ----------
         flips : array_like
-            Voxels to flip (nonzero), of the image's shape, or of the shape of ``box``.
+            Voxels to flip, of the image's shape, or of the shape of ``box``. See ``Segment.set_mask`` for the types.
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``flips`` covers.
 
@@ -577,7 +577,7 @@ class PolledSegment:
 
         Raises
         ------
-        NoImage, OutOfBounds
+        NoImage, OutOfBounds, BadMask
             As for ``Segment.set_mask``.
         """
         return self._core.flip_mask(self.name, flips, box=box)
