@@ -96,9 +96,8 @@ def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
     affine = np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps  # from voxels of other to voxels of volume
     if (order := _reordered_axes(affine, other.shape, volume.shape)) is not None:
         raise BadImage(
-            f"{path} has the grid of the image with its axes in another order or direction: its (i, j, k) are "
-            f"({order}) of the image. Resample it to the image, for instance with SimpleITK.Resample(labels, image, "
-            "SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
+            f"{path} has the grid of the image, but {order}. Resample it to the image, for instance with "
+            "SimpleITK.Resample(labels, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
         )
     if other.shape != volume.shape:
         raise BadImage(f"{path} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
@@ -111,8 +110,8 @@ def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
 
 
 def _reordered_axes(affine: npt.NDArray[np.float64], other: Index, shape: Index) -> str | None:
-    """Return the axes of a grid, such as "-i, k, j", if it has all voxels of another one in another order."""
-    axes = np.rint(affine[:3, :3]).astype(int)
+    """Return how a grid differs from another one that has the same voxels in another order, or None."""
+    axes = np.rint(affine[:3, :3])
     if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all() or (axes == np.eye(3)).all():
         return None
     ends = np.stack([np.zeros(3), np.array(other) - 1])
@@ -120,8 +119,11 @@ def _reordered_axes(affine: npt.NDArray[np.float64], other: Index, shape: Index)
     expected = np.stack([np.zeros(3), np.array(shape) - 1])
     if np.abs(np.sort(mapped, axis=0) - expected).max() > _GRID_TOLERANCE:
         return None
-    columns = ((int(np.abs(column).argmax()), int(column.sum())) for column in axes.T)
-    return ", ".join(("-" if sign < 0 else "") + "ijk"[axis] for axis, sign in columns)
+    names = ["ijk"[int(np.abs(column).argmax())] for column in axes.T]
+    flipped = [name for name, column in zip(names, axes.T, strict=True) if column.sum() < 0]
+    flips = f"flipped along {' and '.join(sorted(flipped))}" if flipped else ""
+    permutation = "" if names == [*"ijk"] else f"with its axes in the order {', '.join(names)}"
+    return " and ".join(filter(None, (permutation, flips)))
 
 
 def _read_file(path: Path) -> sitk.Image:
