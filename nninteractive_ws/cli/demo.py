@@ -87,13 +87,15 @@ def _table(results: list[OrganResult]) -> Table:
 
 
 def _write_volumes(phantom: Phantom, results: list[OrganResult], folder: Path) -> None:
+    import numpy as np
     import SimpleITK as sitk
 
-    from nninteractive_ws.files.images import Volume, write_segmentation
+    from nninteractive_ws.files.images import write_segmentation
+    from nninteractive_ws.files.volume import Volume
 
     image = sitk.GetImageFromArray(phantom.image.transpose())
     image.SetSpacing(phantom.spacing)
     sitk.WriteImage(image, str(folder / "phantom.nii.gz"), useCompression=True)
-    volume = Volume(phantom.image, image)
+    volume = Volume(phantom.image, np.diag([*phantom.spacing, 1.0]))
     for name in ("segments.nii.gz", "segments.seg.nrrd"):
         write_segmentation(folder / name, {s.organ: s.mask for s in results}, volume)

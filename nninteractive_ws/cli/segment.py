@@ -18,11 +18,12 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
-    Volume,
+    check_output,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 
@@ -90,6 +91,9 @@ def segment(
         )
     try:
         volume = read_volume(image)
+        check_output(output, volume)
+        for note in volume.notes:
+            stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         points = _in_volume(volume, boxes, voxels, positions)
         _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
     except (Error, ServerDidNotStart, OSError) as e:

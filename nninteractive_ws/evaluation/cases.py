@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files.images import check_same_grid, read_volume
+from nninteractive_ws.files.images import read_label_map, read_volume
 from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
+from nninteractive_ws.files.volume import check_same_grid
 
 COLUMNS = ("image", "labels", "label", "name")
 #: The largest label of a label map.
@@ -57,16 +58,15 @@ class FileCase:
     structures: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> Scan:
-        volume, truth = read_volume(self.image), read_volume(self.labels)
+        volume, truth = read_volume(self.image), read_label_map(self.labels)
         check_same_grid(truth, volume, self.labels)
         labels = _to_labels(truth.voxels, self.labels)
         values = [int(value) for value in np.unique(labels)]
         structures = self.structures or {str(value): value for value in values if value}
         if not structures:
             raise BadImage(f"{self.labels} has no labels. Expected at least one voxel that is not 0.")
-        direction = np.array(volume.image.GetDirection()).reshape(3, 3)
-        i, j, k = volume.image.GetSpacing()
-        return Scan(volume.voxels, labels, (i, j, k), direction, structures)
+        i, j, k = volume.spacing.tolist()
+        return Scan(volume.voxels, labels, (i, j, k), volume.direction, structures)
 
 
 def _to_labels(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:

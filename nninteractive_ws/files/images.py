@@ -2,28 +2,27 @@
 
 from collections.abc import Mapping
 import colorsys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 import re
+import tempfile
 from typing import Any
 
+import nrrd
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import slicerio
 
-from nninteractive_ws.atomic_files import atomic_write
-from nninteractive_ws.errors import BadImage, OutOfBounds
-from nninteractive_ws.geometry import Index
+from nninteractive_ws.atomic_files import atomic_write, partial_path
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.identify import identify
+from nninteractive_ws.files.volume import Affine, Volume, check_same_grid, orthogonal
 from nninteractive_ws.masks import Mask
 
-#: File name extensions of segmentations. ``.dcm`` is only for images that are DICOM series.
+#: File name extensions of segmentations. ``.dcm`` is only for DICOM images.
 SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
-#: Tolerance in voxels between the corners of two equal grids.
-_GRID_TOLERANCE = 0.01
-#: Limit of the voxel indices of a position outside the volume.
-_MAX_INDEX = 2.0**31
 #: Maximum length of a segment label in DICOM.
 MAX_NAME_LENGTH = 64
 
@@ -32,113 +31,123 @@ Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Volume:
-    """A volume. ``voxels`` are indexed (i, j, k) as in ITK and Slicer, the reverse of SimpleITK's numpy arrays.
+class ReadOptions:
+    """Choices for files that do not hold exactly one volume on an orthogonal grid.
 
-    ``image``: source of origin (LPS), spacing (mm) and direction. ``series``: the files of a DICOM series, along k.
+    ``series``: the number of a DICOM series in a folder with several, from 1. ``time``: the number of a time point,
+    from 1. ``resample``: interpolate sheared or unevenly spaced slices to an orthogonal grid.
     """
 
-    voxels: npt.NDArray[Any]
-    image: sitk.Image
-    series: tuple[str, ...] = ()
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel in milliliters."""
-        return float(np.prod(self.image.GetSpacing())) / 1000
-
-    @property
-    def shape(self) -> Index:
-        """Number of voxels along (i, j, k)."""
-        i, j, k = self.voxels.shape
-        return i, j, k
-
-    def index_of(self, lps: tuple[float, float, float]) -> Index:
-        """Return the voxel at a position in LPS millimeters. It may be outside the volume.
-
-        Raises OutOfBounds if it is so far outside that ITK's integers overflow.
-        """
-        if not all(abs(n) < _MAX_INDEX for n in self.image.TransformPhysicalPointToContinuousIndex(lps)):
-            x, y, z = lps
-            raise OutOfBounds(f"The position ({x:g}, {y:g}, {z:g}) in LPS millimeters is far outside the volume.")
-        i, j, k = self.image.TransformPhysicalPointToIndex(lps)
-        return int(i), int(j), int(k)
-
-    @property
-    def ijk_to_lps(self) -> npt.NDArray[np.float64]:
-        """Affine matrix (4, 4) from voxel indices to LPS millimeters."""
-        matrix = np.eye(4)
-        matrix[:3, :3] = np.array(self.image.GetDirection()).reshape(3, 3) * self.image.GetSpacing()
-        matrix[:3, 3] = self.image.GetOrigin()
-        return matrix
+    series: int | None = None
+    time: int | None = None
+    resample: bool = False
 
 
-def read_volume(path: Path) -> Volume:
-    """Read an image file of a format of SimpleITK, or the DICOM series in a folder. Raises BadImage."""
+def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
+    """Read an image file, or the DICOM series in a folder or of a file. Raises BadImage, and OSError.
+
+    Voxels that are not finite get the lowest finite value. ``notes`` of the volume says so.
+    """
+    voxels, affine, volume = _read(path, options)
+    voxels, notes = _finite(voxels, path)
+    straight = orthogonal(affine, voxels.shape)
+    if straight is None:
+        if not options.resample:
+            raise BadImage(
+                f"{path} is sheared: its axes are not perpendicular, as with a tilted gantry. Use --resample to "
+                "interpolate it to a grid with perpendicular axes."
+            )
+        from nninteractive_ws.files.straighten import straighten
+
+        voxels, straight = straighten(voxels, affine)
+        notes.append(f"The image was sheared. It was resampled to {' x '.join(map(str, voxels.shape))} voxels.")
+        volume = replace(volume, nifti=None)
+    return replace(volume, voxels=voxels, ijk_to_lps=straight, notes=(*volume.notes, *notes))
+
+
+def read_label_map(path: Path) -> Volume:
+    """Read a file of labels, whole numbers from 0. Raises BadImage, and OSError."""
+    voxels, affine, _ = _read(path, ReadOptions())
+    return _label_map(voxels, affine)
+
+
+def _label_map(voxels: npt.NDArray[Any], affine: Affine) -> Volume:
+    """Return a volume on a grid that is straightened as that of its image, or left sheared."""
+    straight = orthogonal(affine, voxels.shape)
+    return Volume(voxels, affine if straight is None else straight)
+
+
+def _read(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, Volume]:
+    """Return the voxels of a file as they are, their affine, and a volume with its other attributes."""
     if not path.exists():
         raise BadImage(f"The file {path} does not exist.")
-    if path.is_dir():
-        from nninteractive_ws.files.dicom import read_series  # its imports take half a second
+    kind = "dicom" if path.is_dir() else identify(path)
+    if kind == "dicom":
+        return _read_dicom(path, options)
+    if options.series is not None:
+        raise BadImage(f"{path} is not a DICOM series. Remove the number of the series.")
+    if kind == "nifti":
+        from nninteractive_ws.files.nifti import read_nifti
 
-        image, series = read_series(path)
+        voxels, affine, header, notes = read_nifti(path)
+        components = 1
     else:
-        image, series = _read_file(path), ()
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        n = image.GetNumberOfComponentsPerPixel()
-        raise BadImage(f"{path} has {n} components per voxel, like a color image or a vector field. Expected one.")
-    if image.GetDimension() != 3:
-        raise BadImage(f"{path} has {image.GetDimension()} dimensions. Expected a volume with 3.")
-    return Volume(sitk.GetArrayFromImage(image).transpose(), image, series)
+        from nninteractive_ws.files.itk import read_itk
+
+        (voxels, affine, components), header, notes = read_itk(path, kind), None, []
+    voxels = _one_volume(voxels, components, path, options.time)
+    return voxels, affine, Volume(voxels, affine, nifti=header, notes=tuple(notes))
 
 
-def check_same_grid(other: Volume, volume: Volume, path: Path) -> None:
-    """Raise BadImage unless ``other``, read from ``path``, has the voxel grid of ``volume``."""
-    affine = np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps  # from voxels of other to voxels of volume
-    if (order := _reordered_axes(affine, other.shape, volume.shape)) is not None:
-        raise BadImage(
-            f"{path} has the grid of the image, but {order}. Resample it to the image, for instance with "
-            "SimpleITK.Resample(labels, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
-        )
-    if other.shape != volume.shape:
-        raise BadImage(f"{path} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
-    distance = np.abs(affine - np.eye(4)) @ (*volume.shape, 1)
-    if distance.max() > _GRID_TOLERANCE:
-        raise BadImage(
-            f"{path} is not on the grid of the image. Its voxels are up to {distance.max():.2f} voxels away. Resample "
-            "it to the image."
-        )
+def _read_dicom(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, Volume]:
+    # The imports take half a second.
+    from nninteractive_ws.files.dicom_series import find_series
+    from nninteractive_ws.files.dicom_stack import read_stack
 
-
-def _reordered_axes(affine: npt.NDArray[np.float64], other: Index, shape: Index) -> str | None:
-    """Return how a grid differs from another one that has the same voxels in another order, or None."""
-    axes = np.rint(affine[:3, :3])
-    if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all() or (axes == np.eye(3)).all():
-        return None
-    ends = np.stack([np.zeros(3), np.array(other) - 1])
-    mapped = ends @ affine[:3, :3].T + affine[:3, 3]
-    expected = np.stack([np.zeros(3), np.array(shape) - 1])
-    if np.abs(np.sort(mapped, axis=0) - expected).max() > _GRID_TOLERANCE:
-        return None
-    names = ["ijk"[int(np.abs(column).argmax())] for column in axes.T]
-    flipped = [name for name, column in zip(names, axes.T, strict=True) if column.sum() < 0]
-    flips = f"flipped along {' and '.join(sorted(flipped))}" if flipped else ""
-    permutation = "" if names == [*"ijk"] else f"with its axes in the order {', '.join(names)}"
-    return " and ".join(filter(None, (permutation, flips)))
-
-
-def _read_file(path: Path) -> sitk.Image:
+    series, notes = find_series(path, options.series)
     try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as e:
-        raise BadImage(
-            f"{path} cannot be read as an image. Supported are NIfTI, NRRD, MetaImage and the other formats of "
-            f"SimpleITK, and folders with a DICOM series. ITK reports: {_reason(e)}"
-        ) from e
+        voxels, affine, files, more = read_stack(series.files, options.time, resample=options.resample)
+    except BadImage as e:
+        raise BadImage(" ".join((str(e), *notes))) from e
+    return voxels, affine, Volume(voxels, affine, series=tuple(map(str, files)), notes=(*notes, *more))
 
 
-def _reason(error: RuntimeError) -> str:
-    """Return the last line of an ITK error, which has the reason."""
-    return str(error).strip().splitlines()[-1]
+def _one_volume(voxels: npt.NDArray[Any], components: int, path: Path, time: int | None) -> npt.NDArray[Any]:
+    """Return a volume of 3 dimensions, a chosen one of several. Raises BadImage."""
+    if voxels.dtype.kind not in "biuf":
+        raise BadImage(f"{path} has voxels of the type {voxels.dtype}, like a color image. Expected real numbers.")
+    if components == 1:
+        while voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
+    if voxels.ndim == 3 and components == 1:
+        if time not in (None, 1):
+            raise BadImage(f"{path} has one time point. Expected --time 1, found {time}.")
+        return voxels
+    if voxels.ndim != 4:
+        raise BadImage(f"{path} has {voxels.ndim - (components > 1)} dimensions. Expected a volume with 3.")
+    count = voxels.shape[3]
+    if time is None or not 1 <= time <= count:
+        what = (
+            f"{count} components per voxel, like a color image, a vector field or time points"
+            if components > 1
+            else f"4 dimensions, with {count} volumes"
+        )
+        raise BadImage(f"{path} has {what}. Choose one of 1 to {count} (--time N, or the column time).")
+    return voxels[..., time - 1]
+
+
+def _finite(voxels: npt.NDArray[Any], path: Path) -> tuple[npt.NDArray[Any], list[str]]:
+    """Replace voxels that are not finite by the lowest finite value. Return notes."""
+    if voxels.dtype.kind != "f":
+        return voxels, []
+    finite = np.isfinite(voxels)
+    count = voxels.size - int(np.count_nonzero(finite))
+    if not count:
+        return voxels, []
+    if count == voxels.size:
+        raise BadImage(f"{path} has no finite voxel: all are NaN or infinite. Export it again.")
+    lowest = voxels[finite].min()
+    return np.where(finite, voxels, lowest), [f"{count:,} voxels are NaN or infinite. They were set to {lowest:g}."]
 
 
 def is_segment_name(name: str) -> bool:
@@ -160,17 +169,66 @@ def write_segmentation(
 ) -> None:
     """Write segments with the geometry of their volume, in the format of the file name extension.
 
-    ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, only for a DICOM series) keep names, colors and overlaps. The others are
+    ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, only for a DICOM image) keep names, colors and overlaps. The others are
     label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
     segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
 
-    The file is replaced atomically. If the process is killed, :func:`partial_path` may remain. Raises BadImage if a
-    DICOM SEG is impossible, and OSError with a message for the user.
+    The file is replaced atomically. If the process is killed, :func:`partial_path` may remain. If the file cannot be
+    written, the segments are kept in another one, and the message of the BadImage or OSError says where.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
+    try:
+        _write(path, masks, volume, colors, model)
+    except (BadImage, OSError) as e:
+        kept = _keep(path, masks, volume, colors)
+        if kept is None:
+            raise
+        raise type(e)(f"{e} The segmentation was kept as {kept}.") from e
+
+
+def check_output(path: Path, volume: Volume) -> None:
+    """Raise BadImage or OSError if a segmentation of a volume cannot be written: before work on it is lost."""
+    if path.name.endswith(".dcm"):
+        from nninteractive_ws.files.dicom_seg import check_seg  # its imports take half a second
+
+        _check_is_dicom(volume)
+        check_seg(volume.ijk_to_lps, volume.voxels.shape, volume.series)
+    try:
+        partial_path(path).touch()
+        partial_path(path).unlink()
+    except OSError as e:
+        raise OSError(f"The file {path} cannot be written ({e.strerror}). Choose another folder.") from e
+
+
+def _check_is_dicom(volume: Volume) -> None:
+    if not volume.series:
+        others = ", ".join(ending for ending in SEGMENTATION_ENDINGS if ending != ".dcm")
+        raise BadImage(f"A DICOM SEG (.dcm) requires a DICOM image. For this image, choose one of {others}.")
+
+
+def _keep(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color]) -> Path | None:
+    """Write a .seg.nrrd in place of a file that cannot be written, beside it or in the folder of temporary files."""
+    name = f"{without_ending(path.name)}.seg.nrrd"
+    for other in (path.with_name(name), Path(tempfile.gettempdir()) / name):
+        if other != path and not other.exists():
+            with suppress(BadImage, OSError):
+                _write(other, masks, volume, colors, "")
+                return other
+    return None
+
+
+def without_ending(name: str) -> str:
+    """Return the name of a segmentation's file without its extension."""
+    return next((name.removesuffix(ending) for ending in SEGMENTATION_ENDINGS if name.endswith(ending)), name)
+
+
+def _write(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color], model: str) -> None:
     with atomic_write(path) as partial:
         if path.name.endswith(".dcm"):
-            _write_seg(partial, masks, volume, colors, model)
+            from nninteractive_ws.files.dicom_seg import write_seg
+
+            _check_is_dicom(volume)
+            write_seg(partial, masks, volume.ijk_to_lps, volume.series, colors, model)
         elif path.name.endswith(".seg.nrrd"):
             _write_seg_nrrd(partial, masks, volume, colors)
         else:
@@ -189,26 +247,37 @@ def _write_seg_nrrd(path: Path, masks: Mapping[str, Mask], volume: Volume, color
     path.write_bytes(header + blank + voxels)
 
 
-def _write_seg(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color], model: str) -> None:
-    from nninteractive_ws.files.dicom import write_seg  # its imports take half a second
-
-    if not volume.series:
-        others = ", ".join(ending for ending in SEGMENTATION_ENDINGS if ending != ".dcm")
-        raise BadImage(f"A DICOM SEG (.dcm) requires a DICOM series. For this image, choose one of {others}.")
-    write_seg(path, masks, volume.series, colors, model)
-
-
 def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> None:
     labels = np.zeros(volume.voxels.shape, np.min_scalar_type(len(masks)))
     for value, mask in enumerate(masks.values(), start=1):
         labels[mask] = value
-    image = sitk.GetImageFromArray(labels.transpose())
-    image.CopyInformation(volume.image)
-    try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        # On a full disk, ITK can write a truncated or empty NIfTI file without an error.
-        complete = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), labels.transpose())
-    except RuntimeError as e:
-        raise OSError(_reason(e)) from e
-    if not complete:
+    if path.name.endswith(".nii.gz"):
+        from nninteractive_ws.files.nifti import read_nifti, write_nifti
+
+        write_nifti(path, labels, volume)
+        written, affine = read_nifti(path)[:2]
+    else:
+        _write_nrrd(path, labels, volume)
+        written, affine = _read_nrrd(path)
+    # On a full disk, a library can write a truncated file without an error.
+    if not np.array_equal(written, labels):
         raise OSError("the written file is incomplete; check the free disk space")
+    check_same_grid(_label_map(written, affine), volume, path)
+
+
+def _write_nrrd(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": volume.ijk_to_lps[:3, :3].T,
+        "space origin": volume.ijk_to_lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "encoding": "gzip",
+    }
+    nrrd.write(str(path), labels, header, compression_level=4)
+
+
+def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], Affine]:
+    labels, header = nrrd.read(str(path))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = header["space directions"].T, header["space origin"]
+    return labels, affine

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from nninteractive_ws.errors import InvalidTable
-from nninteractive_ws.files.images import Volume
 from nninteractive_ws.files.rows import escaped
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 
@@ -103,12 +103,11 @@ def _box(markup: dict[str, Any], volume: Volume) -> Box:
     """Return the voxels whose centers are inside an ROI, at least one on each axis."""
     size = np.array(markup["size"], float)
     axes = _lps(np.array(markup["orientation"], float).reshape(3, 3).T, markup)  # a row for each axis of the box
-    directions = np.array(volume.image.GetDirection()).reshape(3, 3)
-    cosines = np.abs(axes @ directions)  # between the axes of the box (rows) and of the volume (columns)
+    cosines = np.abs(axes @ volume.direction)  # between the axes of the box (rows) and of the volume (columns)
     if cosines.max(1).min() < _MIN_COSINE:
         angle = np.degrees(np.arccos(cosines.max(1).min()))
         raise InvalidTable(f"the ROI is rotated by {angle:.0f} degrees against the voxel grid. Align it with the grid.")
-    extent = size[cosines.argmax(0)] / volume.image.GetSpacing()
+    extent = size[cosines.argmax(0)] / volume.spacing
     center = _to_ijk(_lps(np.array([markup["center"]], float), markup), volume)[0]
     starts = np.ceil(center - extent / 2 - _EPSILON)
     stops = np.floor(center + extent / 2 + _EPSILON) + 1

@@ -20,7 +20,8 @@ from nninteractive_ws.errors import (
     OutOfMemory,
     WorkerLost,
 )
-from nninteractive_ws.files.images import Color, Volume, read_volume, write_segmentation
+from nninteractive_ws.files.images import Color, check_output, read_volume, write_segmentation
+from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, send_prompt, shapes_of
 from nninteractive_ws.jobs.results import SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, PromptRow
@@ -172,7 +173,6 @@ class _SessionWorker:
         started = time.monotonic()
         masks = {name: self._session.segment(name).mask for name in successful}
         model = self._session.server.model
-        task.output.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(write_segmentation, task.output, masks, volume, self._colors, model.name)
         for label, name in enumerate(successful, start=1):
             segments[name] = replace(segments[name], label=label)
@@ -205,13 +205,11 @@ def _reason(error: Exception) -> str:
 
 
 def _read(task: PendingJob) -> Volume:
-    """Read the image of a job. Raises BadImage."""
+    """Read the image of a job, and check that its output can be written. Raises BadImage, and OSError."""
     try:
-        if task.output.suffix == ".dcm" and not task.job.image.is_dir():
-            raise BadImage(
-                f"{task.job.name} is not a folder with a DICOM series, which the format dcm (DICOM SEG) requires. "
-                "Choose the format seg.nrrd or nii.gz."
-            )
-        return read_volume(task.job.image)
+        volume = read_volume(task.job.image)
     except OSError as e:
         raise BadImage(f"{task.job.name} cannot be read ({e.strerror}).") from e
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(task.output, volume)
+    return volume

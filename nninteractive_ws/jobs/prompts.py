@@ -9,8 +9,9 @@ from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files.images import Volume, check_same_grid, read_volume
+from nninteractive_ws.files.images import read_label_map
 from nninteractive_ws.files.markups import Lasso, Markup, read_markups
+from nninteractive_ws.files.volume import Volume, check_same_grid
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.jobs.table import PromptRow
 
@@ -65,7 +66,7 @@ def _box(prompt: PromptRow, volume: Volume) -> Box:
 
 def _mask_prompt(prompt: PromptRow, volume: Volume) -> Scribble | Lasso:
     assert prompt.file is not None
-    labels = read_volume(prompt.file)
+    labels = read_label_map(prompt.file)
     check_same_grid(labels, volume, prompt.file)
     values = np.unique(labels.voxels[labels.voxels != 0])
     if len(values) != 1:

@@ -121,6 +121,7 @@ class Batch(Iterator[VolumeResult]):
         self._on_activity(BatchProgress("", message))
 
     async def _open(self, address: str) -> AsyncSession:
+        self._report("opening a session")
         notice = lambda event: self._report(event.message)  # noqa: E731
         return await aconnect(address, on={"notice": notice}, **self._server.connect_arguments)
 

@@ -87,7 +87,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume whose voxels are so small that a far position overflows their indices."""
+    """A volume whose voxels are so small that the index of a far position needs more than 32 bits."""
     path = tmp_path_factory.mktemp("images") / "a.nrrd"
     image = sitk.GetImageFromArray(np.arange(120, dtype=np.int16).reshape(6, 5, 4))
     image.SetSpacing((1e-3, 1e-3, 1e-3))
@@ -105,8 +105,8 @@ def test_segment_names_the_option(image: Path, tmp_path: Path, option: str) -> N
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--lps=900000000,0,0"], "(9e+08, 0, 0) in LPS millimeters is far outside the volume"),
-        (["--lps=0,0,0", "--negative-lps=0,0,-5e8"], "(0, 0, -5e+08) in LPS millimeters is far outside the volume"),
+        (["--lps=900000000,0,0"], "The point (900000000000, 0, 0) is outside the volume"),
+        (["--lps=0,0,0", "--negative-lps=0,0,-5e8"], "The point (0, 0, -500000000000) is outside the volume"),
         (["--lps=1,0,0"], "The point (1000, 0, 0) is outside the volume of shape (4, 5, 6)"),
         (["--point=0,0,999999999"], "The point (0, 0, 999999999) is outside"),
         (["--point=0,0,0", "--negative-point=0,-1,0"], "The point (0, -1, 0) is outside"),

@@ -341,7 +341,7 @@ def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_
     )
     assert [(r.errors, r.segments[0].voxels > 0) for r in found] == [([], True)] * len(images)
     assert (
-        len([message for message in output if message.startswith("connecting to")]) == MAX_SESSIONS + 1
+        len([message for message in output if message == "opening a session"]) == MAX_SESSIONS + 1
     )  # the last one in vain
 
 

@@ -42,7 +42,10 @@ PARTS = {
         "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
         "device", "run", "report",
     ],
-    "files": ["cells", "names", "rows", "dicom", "images", "markups"],
+    "files": [
+        "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series",
+        "dicom_stack", "dicom_seg", "images", "markups",
+    ],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
         "console", "progress", "server_options", "option_values", "segment", "batch", "evaluate", "bench", "doctor",

@@ -1,0 +1,224 @@
+"""NRRD, MetaImage, VTK, GIPL and TIFF files, read by SimpleITK.
+
+ITK takes many truncated or damaged files for whole ones, with zeros or arbitrary memory in place of the missing voxels.
+So its voxels are compared with those that are in the file.
+"""
+
+from collections.abc import Callable
+import gzip
+import locale
+import os
+from pathlib import Path
+import re
+from typing import Any
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+import SimpleITK as sitk
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
+from nninteractive_ws.files.volume import Affine
+
+Voxels = npt.NDArray[Any]
+
+_IMAGE_IO = {
+    "nrrd": "NrrdImageIO",
+    "metaimage": "MetaImageIO",
+    "vtk": "VTKImageIO",
+    "gipl": "GiplImageIO",
+    "tiff": "TIFFImageIO",
+}
+_GIPL_HEADER_BYTES = 256
+
+
+def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
+    """Return the voxels (i, j, k, and further axes), the affine from voxels to LPS, and the components of a voxel.
+
+    ``kind``: the format, as of :func:`identify`. Components are the last axis of the voxels, if there are several.
+    Raises BadImage or OSError.
+    """
+    if not is_utf8(path):
+        raise BadImage(f"The path {path} has bytes that are not UTF-8. Rename the file or folder.")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_IMAGE_IO[kind])
+    reader.SetFileName(str(path))
+    kept = locale.setlocale(locale.LC_ALL)
+    try:
+        image = reader.Execute()
+    except RuntimeError as e:
+        raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {_last_line(e)}") from e
+    finally:
+        locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
+    array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
+    _check(path, kind, array)
+    spatial = range(image.GetDimension() - 1, -1, -1)
+    voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
+    return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel()
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether SimpleITK can be given a path. It ends the process if a name has bytes that are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def affine_of(image: sitk.Image) -> Affine:
+    """Return the affine matrix of the first three axes of an image."""
+    n = image.GetDimension()
+    spatial = min(n, 3)
+    matrix = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(n, n)[:spatial, :spatial]
+    matrix[:spatial, :spatial] = direction * image.GetSpacing()[:spatial]
+    matrix[:spatial, 3] = image.GetOrigin()[:spatial]
+    return matrix
+
+
+def _last_line(error: RuntimeError) -> str:
+    """Return the last line of an ITK error, which has the reason, as a sentence."""
+    return f"{reason(RuntimeError(str(error).strip().splitlines()[-1]))}."
+
+
+def _check(path: Path, kind: str, array: Voxels) -> None:
+    """Raise BadImage unless the array has the voxels that are in the file."""
+    data = _STORED[kind](path, array)
+    if data is None:
+        return
+    if len(data) < array.nbytes:
+        raise BadImage(
+            f"{path} is incomplete: its header announces {array.nbytes:,} bytes of voxels, found {len(data):,}. Copy "
+            "or export it again."
+        )
+    stored = np.frombuffer(data, array.dtype, array.size)
+    if array.tobytes() not in (stored.tobytes(), stored.byteswap().tobytes()):
+        raise BadImage(f"{path} is damaged. Copy or export it again.")
+
+
+def _metaimage(path: Path, array: Voxels) -> bytes | None:
+    content = path.read_bytes()
+    last = re.search(rb"(?m)^\s*ElementDataFile\s*=([^\n]*)(\n|\Z)", content)
+    assert last is not None  # ITK has read it
+    header, name = content[: last.start()], last[1].strip()
+    if name.upper().startswith(b"LIST") or b"%" in name:
+        return None  # several files
+    data = content[last.end() :] if name.upper() == b"LOCAL" else _beside(path, name)
+    if _field(header, b"CompressedData", b"=").lower() == b"true":
+        return _decompressed(path, data)
+    if _field(header, b"BinaryData", b"=").lower() == b"false":
+        return _from_text(data, array)
+    skipped = int(_field(header, b"HeaderSize", b"=") or 0)
+    return data[-array.nbytes :] if skipped < 0 else data[skipped:]
+
+
+def _nrrd(path: Path, array: Voxels) -> bytes | None:
+    header, _, data = re.split(rb"(\r?\n\r?\n|\Z)", path.read_bytes(), maxsplit=1)
+    detached = _field(header, b"data ?file", b":")
+    if detached.startswith(b"LIST") or b"%" in detached:
+        return None  # several files
+    if detached:
+        data = _beside(path, detached)
+    encoding = _field(header, b"encoding", b":").lower()
+    if encoding in (b"txt", b"text", b"ascii"):
+        return _from_text(data, array)
+    if array.itemsize > 1 and not _field(header, b"endian", b":"):
+        raise BadImage(f"{path} is damaged: its header does not give the byte order (endian). Export it again.")
+    if encoding in (b"gz", b"gzip"):
+        data = _decompressed(path, data)
+    # ITK moves an axis of components to the front. Bzip2 and hexadecimal digits have checks of their own.
+    if encoding not in (b"raw", b"gz", b"gzip") or array.ndim > 3:
+        return None
+    lines, skipped = (int(_field(header, name, b":") or 0) for name in (b"line ?skip", b"byte ?skip"))
+    data = data.split(b"\n", lines)[-1]
+    return data[-array.nbytes :] if skipped < 0 else data[skipped:]
+
+
+def _vtk(path: Path, array: Voxels) -> bytes | None:
+    header = re.match(
+        rb".*?\n(SCALARS|COLOR_SCALARS|VECTORS|NORMALS|TENSORS)[ \t]+\S+[ \t]+\w+[ \t\d]*\r?\n(LOOKUP_TABLE[^\n]*\n)?",
+        path.read_bytes(),
+        re.DOTALL,
+    )
+    if header is None:
+        raise BadImage(f"{path} is damaged: its header has no line of scalars or vectors. Export it again.")
+    data = header.string[header.end() :]
+    return _from_text(data, array) if re.search(rb"(?m)^\s*ASCII\s*$", header[0]) else data
+
+
+def _gipl(path: Path, _array: Voxels) -> bytes:
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as e:
+            raise BadImage(
+                f"{path} is damaged: it cannot be decompressed ({reason(e)}). Copy or export it again."
+            ) from e
+    return content[_GIPL_HEADER_BYTES:]
+
+
+def _tiff(path: Path, array: Voxels) -> bytes:
+    """Read by Pillow: it and ITK skip different damages."""
+    try:
+        with Image.open(path) as image:
+            pages = []
+            for page in range(getattr(image, "n_frames", 1)):
+                image.seek(page)
+                pages.append(np.array(image))
+        stored = np.stack(pages)
+        if stored.shape != array.shape:
+            raise ValueError(f"{len(pages)} pages")
+        return stored.astype(array.dtype).tobytes()
+    except (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError) as e:
+        raise BadImage(
+            f"{path} is damaged or of an unusual kind of TIFF ({reason(e)}). Convert it to NRRD or NIfTI."
+        ) from e
+
+
+#: The voxels as they are in a file, by format. None if they cannot be compared.
+_STORED: dict[str, Callable[[Path, Voxels], bytes | None]] = {
+    "metaimage": _metaimage,
+    "nrrd": _nrrd,
+    "vtk": _vtk,
+    "gipl": _gipl,
+    "tiff": _tiff,
+}
+
+
+def _field(header: bytes, name: bytes, separator: bytes) -> bytes:
+    """Return the value of a field of a header, or nothing."""
+    found = re.search(rb"(?im)^\s*" + name + rb"\s*" + separator + rb"=?\s*(.*?)\s*$", header)
+    return found[1] if found else b""
+
+
+def _from_text(data: bytes, array: Voxels) -> bytes:
+    try:
+        return np.array(data.split()[: array.size], array.dtype).tobytes()
+    except ValueError:
+        return b""
+
+
+def _beside(path: Path, name: bytes) -> bytes:
+    """Return the content of the file with the voxels of an image. Raises BadImage."""
+    data = path.parent / os.fsdecode(name)
+    try:
+        return data.read_bytes()
+    except (OSError, ValueError) as e:
+        raise BadImage(f"The file {data} with the voxels of {path.name} cannot be read ({reason(e)}).") from e
+
+
+def _decompressed(path: Path, data: bytes) -> bytes:
+    unpacked = zlib.decompressobj(wbits=47)  # zlib or gzip
+    try:
+        voxels = unpacked.decompress(data)
+    except zlib.error as e:
+        raise BadImage(
+            f"{path} is damaged: its voxels cannot be decompressed ({reason(e)}). Copy or export it again."
+        ) from e
+    if not unpacked.eof:
+        raise BadImage(f"{path} is incomplete: its compressed voxels end too early. Copy or export it again.")
+    return voxels

@@ -1,0 +1,127 @@
+"""NIfTI files, read and written by nibabel."""
+
+from collections.abc import Mapping
+import gzip
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+import zlib
+
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
+import numpy as np
+import numpy.typing as npt
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
+from nninteractive_ws.files.volume import Affine, Volume, grid_distance
+
+#: From the RAS of NIfTI to LPS, and back.
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The largest dimension in a NIfTI-1 header, which stores dimensions as int16.
+_MAX_NIFTI1_DIMENSION = 2**15 - 1
+#: Distance between the positions of qform and sform, in voxels, from which a viewer shows a different place.
+_FORM_TOLERANCE = 0.5
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+#: The fields of a header that say where the voxels are.
+_FORM_FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+
+
+def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
+    """Return the voxels, the affine matrix from voxels to LPS, the header, and notes for the user.
+
+    The affine is the sform, or without one the qform, as in nibabel. Without either it is the one that ITK and 3D
+    Slicer assume. The whole file is read, so that the checksum of gzip is verified. Raises BadImage or OSError.
+    """
+    try:
+        with np.errstate(over="raise"):  # sizes that are too large to multiply
+            image = _open(path)
+            voxels = np.asanyarray(image.dataobj)
+            affine, notes = _affine(image, voxels.shape[:3])
+    except (ImageFileError, HeaderDataError, OSError, ArithmeticError, ValueError, KeyError, TypeError) as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise BadImage(f"{path} is damaged or incomplete: {reason(e)}. Copy or export it again.") from e
+    if voxels.dtype == np.float64 and image.dataobj.slope is not None and image.get_data_dtype() != np.float64:
+        voxels = voxels.astype(np.float32)  # stored integers times a slope: nibabel computes in double precision
+    return voxels, affine, image.header, notes
+
+
+def _open(path: Path) -> Any:
+    data = _content(path)
+    kind = nib.Nifti2Image if data[4:7] in (b"n+2", b"ni2") else nib.Nifti1Image
+    pair = nib.Nifti2Pair if kind is nib.Nifti2Image else nib.Nifti1Pair
+    if data[344:347] != b"ni1" and data[4:7] != b"ni2":
+        return kind.from_bytes(data)
+    voxels = data_file(path)
+    if voxels is None:
+        raise ValueError(f"the file with its voxels, {path.with_suffix('.img').name}, is missing")
+    files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(_content(voxels)))}
+    return pair.from_file_map(files)
+
+
+def data_file(path: Path) -> Path | None:
+    """Return the file with the voxels of a ``.hdr`` file, or None."""
+    stem = path.with_suffix("") if path.suffix == ".gz" else path
+    candidates = (stem.with_suffix(suffix) for suffix in (".img", ".img.gz", ".IMG"))
+    return next((candidate for candidate in candidates if candidate.exists() and candidate != path), None)
+
+
+def _content(path: Path) -> bytes:
+    data = path.read_bytes()
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (EOFError, OSError, zlib.error) as e:
+        raise ValueError(f"its gzip data cannot be decompressed ({e})") from e
+
+
+def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
+    sform, s_code = image.header.get_sform(coded=True)
+    qform, q_code = image.header.get_qform(coded=True)
+    in_mm = np.diag([*[_MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+    if not s_code and not q_code:
+        spacing = np.array(image.header.get_zooms()[:3], float)
+        note = (
+            "The file does not say how the image is oriented (qform and sform are not set). Left and right, and "
+            "positions in millimeters, are a guess."
+        )
+        return in_mm @ np.diag([*spacing, 1.0]), [note]
+    affine = in_mm @ RAS_LPS @ np.asarray(sform if s_code else qform, float)
+    notes = []
+    if s_code and q_code and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]):
+        distance = grid_distance(affine, in_mm @ RAS_LPS @ np.asarray(qform, float), shape)
+        if distance > _FORM_TOLERANCE:
+            notes.append(
+                f"The file has two orientations, up to {distance:.0f} voxels apart (qform and sform). The sform is "
+                "used; other programs may show the image elsewhere."
+            )
+    return affine, notes
+
+
+def write_nifti(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
+    """Write a label map. qform and sform of a NIfTI image are copied, so that every program shows it on the image."""
+    large = max(labels.shape) > _MAX_NIFTI1_DIMENSION
+    affine = RAS_LPS @ volume.ijk_to_lps
+    kind: Any = nib.Nifti2Image if large else nib.Nifti1Image
+    header = kind.header_class()
+    header.set_data_dtype(labels.dtype)
+    if volume.nifti is None:
+        header.set_xyzt_units("mm")
+        header.set_qform(affine, 1)
+        header.set_sform(affine, 1)
+    else:
+        _copy_forms(volume.nifti, header)
+    nib.save(kind(labels, None, header), path)  # with an affine, nibabel would set both forms again
+
+
+def _copy_forms(source: Mapping[str, Any], target: Any) -> None:
+    for name in _FORM_FIELDS:
+        target[name] = source[name]
+    target["pixdim"][:4] = source["pixdim"][:4]  # the first is a sign of the qform

@@ -1,0 +1,67 @@
+"""Resample sheared or unevenly spaced volumes to an orthogonal grid, by linear interpolation."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.volume import Affine
+
+#: A grid so sheared that it needs more times its voxels is refused.
+_MAX_GROWTH = 4
+
+
+def straighten(voxels: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[Any], Affine]:
+    """Return the volume on the smallest orthogonal grid that covers it. Voxels outside it get the lowest value.
+
+    The first axis and the plane of the first two are kept, and so is the volume of a voxel. Raises BadImage.
+    """
+    q, r = np.linalg.qr(affine[:3, :3])
+    grid = affine.copy()
+    grid[:3, :3] = q * np.diag(r)
+    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in voxels.shape))]).T
+    covered = (np.linalg.inv(grid) @ affine @ corners)[:3]
+    start, stop = np.floor(covered.min(1) + 1e-6), np.ceil(covered.max(1) - 1e-6)
+    grid[:3, 3] = (grid @ (*start, 1))[:3]
+    shape = (stop - start + 1).astype(int)
+    if np.prod(shape, dtype=float) > _MAX_GROWTH * voxels.size:
+        raise BadImage(
+            f"The image is too sheared: an orthogonal grid has {' x '.join(map(str, shape))} voxels. Correct the "
+            "header."
+        )
+    return _resample(voxels, np.linalg.inv(affine) @ grid, shape.tolist()), grid
+
+
+def _resample(voxels: npt.NDArray[Any], new_to_old: Affine, shape: list[int]) -> npt.NDArray[Any]:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(), dtype=_sitk_type(voxels.dtype)))
+    transform = sitk.AffineTransform(new_to_old[:3, :3].ravel().tolist(), new_to_old[:3, 3].tolist())
+    lowest = float(voxels.min())
+    # Both grids are in voxels: origin 0, spacing 1, no rotation.
+    unit = ((0.0,) * 3, (1.0,) * 3, np.eye(3).ravel().tolist())
+    new = sitk.Resample(image, shape, transform, sitk.sitkLinear, *unit, lowest)
+    return np.asarray(sitk.GetArrayFromImage(new).transpose())
+
+
+def _sitk_type(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    """Return the type for SimpleITK, which has no bool, no float16 and only the native byte order."""
+    return np.dtype({"bool": "uint8", "float16": "float32"}.get(dtype.name, dtype.name))
+
+
+def even_out(voxels: npt.NDArray[Any], positions: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], float]:
+    """Interpolate slices (along k, at increasing ``positions`` in millimeters) at even distances.
+
+    Return the volume, and the distance: the smallest one of the slices.
+    """
+    step = float(np.diff(positions).min())
+    count = int((positions[-1] - positions[0]) / step + 1e-6) + 1
+    wanted = positions[0] + step * np.arange(count)
+    above = np.clip(np.searchsorted(positions, wanted), 1, len(positions) - 1)
+    weights = (wanted - positions[above - 1]) / (positions[above] - positions[above - 1])
+    even = np.empty((*voxels.shape[:2], count), voxels.dtype)
+    for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
+        between = (1 - weight) * voxels[:, :, upper - 1] + weight * voxels[:, :, upper]
+        even[:, :, k] = np.rint(between) if voxels.dtype.kind in "iu" else between
+    return even, step
