@@ -13,6 +13,7 @@
     ├── InvalidRequest           the request is understood but cannot be done
     │   ├── TooLarge                 too_large
     │   ├── BadImage                 bad_image
+    │   ├── BadMask                  bad_mask (client only)
     │   ├── NoImage                  no_image
     │   ├── OutOfBounds              out_of_bounds
     │   ├── UnsupportedPrompt        unsupported_prompt
@@ -95,6 +96,12 @@ class BadImage(InvalidRequest):
     """An image that cannot be segmented: wrong dimensions, not finite, constant, of an unknown type."""
 
     code = "bad_image"
+
+
+class BadMask(InvalidRequest):
+    """A mask that does not define which voxels are set, such as probabilities, NaN or text."""
+
+    code = "bad_mask"
 
 
 class NoImage(InvalidRequest):
@@ -196,10 +203,9 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
     return [kind, *below] if "code" in vars(kind) and kind is not Error else below
 
 
+_CLIENT_ONLY = ConnectionFailed | BadJournal | BadMask | InvalidTable
 #: Errors on the wire, by code.
-WIRE_ERRORS: dict[str, type[Error]] = {
-    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal | InvalidTable)
-}
+WIRE_ERRORS: dict[str, type[Error]] = {kind.code: kind for kind in _leaves(Error) if not issubclass(kind, _CLIENT_ONLY)}
 
 
 def error_from_wire(code: str, message: str) -> Error:

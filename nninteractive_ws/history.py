@@ -35,9 +35,10 @@ def memory_of(steps: Iterable[Step]) -> int:
 class Segment:
     """A segment with its mask and its history.
 
-    ``mask``: bool, of the shape of the image; the composition of the changes of all steps. The mask of a segment that
-    is not in use may be packed (:meth:`pack_mask`), and is unpacked when it is used. ``steps``: the oldest first.
-    ``undone``: undone steps, the next one to redo last. ``voxels``: number of set voxels.
+    ``mask``: bool, of the shape of the image; the composition of the changes of all steps. It is a read-only view,
+    because users get it: :meth:`apply` changes it. The mask of a segment that is not in use may be packed
+    (:meth:`pack_mask`), and is unpacked when it is used. ``steps``: the oldest first. ``undone``: undone steps, the
+    next one to redo last. ``voxels``: number of set voxels.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Segment:
     steps: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
     _mask: Mask | None = field(default=None, repr=False)
+    _view: Mask | None = field(default=None, repr=False)
     _packed_mask: RunLengthMask | None = field(default=None, repr=False)
     _history_bytes: int = field(init=False, repr=False)
 
@@ -60,6 +62,16 @@ class Segment:
 
     @property
     def mask(self) -> Mask:
+        array = self.writable_mask
+        if self._view is None or self._view.base is not array:
+            view = array.view()
+            view.flags.writeable = False
+            self._view = view
+        return self._view
+
+    @property
+    def writable_mask(self) -> Mask:
+        """The array behind ``mask``."""
         if self._mask is None:
             unpacked: Mask = np.zeros(self.shape, bool)
             masks.apply(self._unpack(self._packed_mask), unpacked)
@@ -72,7 +84,11 @@ class Segment:
         if self._mask is not None:
             cropped = masks.crop(self._mask, self.extent)
             self._packed_mask = None if cropped.box is None else masks.pack(cropped, encoding)
-            self._mask = None
+            self._mask = self._view = None
+
+    def apply(self, change: Delta) -> None:
+        """Apply a change to the mask in place. ``voxels`` stays as it is."""
+        masks.apply(change, self.writable_mask)
 
     @property
     def is_empty(self) -> bool:
@@ -139,7 +155,7 @@ class Segment:
 
     def flip(self, change: Delta) -> None:
         """Apply a change to the mask, and update the number of set voxels."""
-        masks.apply(change, self.mask)
+        self.apply(change)
         if change.box is not None:
             newly_set = int(np.count_nonzero(self.mask[change.box.slices] & change.flips))
             self.voxels += 2 * newly_set - change.voxels

@@ -39,7 +39,9 @@ def test_an_error_comes_back_from_its_code_with_its_sentence(code: str, kind: ty
     assert str(error) == "What happened."
 
 
-@pytest.mark.parametrize("code", ["", "teapot", "connection_failed", "bad_address", "untrusted", "BAD_MESSAGE"])
+@pytest.mark.parametrize(
+    "code", ["", "teapot", "connection_failed", "bad_address", "untrusted", "bad_mask", "BAD_MESSAGE"]
+)
 def test_a_code_that_does_not_travel_becomes_an_internal_error(code: str) -> None:
     error = errors.error_from_wire(code, "What happened.")
     assert type(error) is errors.InternalError

@@ -38,6 +38,23 @@ def test_a_mask_is_packed_and_unpacked(states: list[Mask]) -> None:
     assert segment.voxels == states[-1].sum()
 
 
+@given(same_shape_masks(2))
+def test_the_mask_is_a_read_only_view_that_follows_every_change(states: list[Mask]) -> None:
+    segment = Segment.empty("a", shape_of(states[0]))
+    held = segment.mask
+    for state in states:
+        segment.apply(masks.diff(segment.mask, state))
+        assert segment.mask is held
+        assert np.array_equal(held, state)
+    for write in (lambda: held.fill(True), lambda: held.__setitem__(..., True), lambda: np.copyto(held, True)):
+        with pytest.raises(ValueError, match="read-only"):
+            write()
+    assert held.copy().flags.writeable
+    segment.pack_mask("deflate")
+    segment.rebuild()
+    assert not segment.mask.flags.writeable
+
+
 @given(same_shape_masks(4), st.integers(0, 4), st.integers(0, 4))
 def test_undo_and_redo_go_through_all_states(states: list[Mask], back: int, forth: int) -> None:
     segment = segment_with(states)

@@ -11,7 +11,9 @@ from rich.markup import escape
 import typer
 
 from nninteractive_ws.benchmark import Part
+from nninteractive_ws.bricks import check_size
 from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
+from nninteractive_ws.cli.option_values import voxel
 from nninteractive_ws.errors import Error
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
@@ -77,10 +79,8 @@ def bench(
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    try:
-        i, j, k = (int(n) for n in text.split(","))
-    except ValueError:
-        fail(f'--shape "{text}" is invalid. Expected three whole numbers such as 512,512,256.')
-    if min(i, j, k) < 64:
+    shape = voxel(text, "--shape")
+    if min(shape) < 64:
         fail(f'--shape "{text}" is too small for the prompts. Expected at least 64 voxels along each axis.')
-    return i, j, k
+    check_size(shape)
+    return shape

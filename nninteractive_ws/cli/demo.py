@@ -25,7 +25,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")] = Path(
         "demo-output"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the phantom.")] = 0,
 ) -> None:
     """Run server, client and previews on an embedded phantom and model, and draw a figure.
 

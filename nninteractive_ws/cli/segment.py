@@ -1,19 +1,20 @@
 """``nninteractive-ws segment``."""
 
-from collections.abc import Callable
 from pathlib import Path
 import time
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from rich.markup import escape
 import typer
 
 from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.cli import option_values
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import session_progress
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
+from nninteractive_ws.client.inputs import box_inside, to_index
 from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
@@ -30,8 +31,7 @@ from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 
-T = TypeVar("T")
-Vector = tuple[float, float, float]
+Position = tuple[float, float, float]
 Texts = list[str] | None
 
 
@@ -81,13 +81,12 @@ def segment(
     Boxes are sent first, then points, then negative points. Voxel indices start at 0 along the axes i, j, k, as in
     3D Slicer, ITK and nibabel. The token for the server is read from the environment variable NNINTERACTIVE_WS_TOKEN.
     """
-    boxes = [_box(text) for text in bbox or []]
-    coordinates = [(_numbers(t, int), False, True) for t in point or []] + [
-        (_numbers(t, float), True, True) for t in lps or []
-    ]
-    coordinates += [(_numbers(t, int), False, False) for t in negative_point or []]
-    coordinates += [(_numbers(t, float), True, False) for t in negative_lps or []]
-    if not any(positive for _, _, positive in coordinates) and not boxes:
+    boxes = [option_values.box(text, "--bbox") for text in bbox or []]
+    voxels = [(option_values.voxel(text, "--point"), True) for text in point or []]
+    voxels += [(option_values.voxel(text, "--negative-point"), False) for text in negative_point or []]
+    positions = [(option_values.position(text, "--lps"), True) for text in lps or []]
+    positions += [(option_values.position(text, "--negative-lps"), False) for text in negative_lps or []]
+    if not any(positive for _, positive in (*voxels, *positions)) and not boxes:
         fail("No prompt marks the object. Add at least one --point, --lps or --bbox.")
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"The name of the output {output.name} must end with one of {', '.join(SEGMENTATION_ENDINGS)}.")
@@ -106,7 +105,7 @@ def segment(
         check_output(output, volume)
         for note in volume.notes:
             stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-        points = [(_voxel(volume, at, in_mm), positive) for at, in_mm, positive in coordinates]
+        points = _in_volume(volume, boxes, voxels, positions)
         mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
         if picture is not None:
             marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
@@ -114,6 +113,17 @@ def segment(
                 three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
+
+
+def _in_volume(
+    volume: Volume, boxes: list[Box], voxels: list[tuple[Index, bool]], positions: list[tuple[Position, bool]]
+) -> list[tuple[Index, bool]]:
+    """Return the voxels of all points, the positive ones first. Raises OutOfBounds, before a server is started."""
+    for box in boxes:
+        box_inside(box, volume.shape)
+    points = voxels + [(volume.index_of(at), positive) for at, positive in positions]
+    checked = [(to_index(at, volume.shape), positive) for at, positive in points]
+    return sorted(checked, key=lambda point: not point[1])
 
 
 def _segment(
@@ -149,30 +159,9 @@ def _segment(
     return mask
 
 
-def _voxel(volume: Volume, at: Vector, in_mm: bool) -> Index:
-    return volume.index_of(at) if in_mm else (int(at[0]), int(at[1]), int(at[2]))
-
-
 def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Index, bool]]) -> Result:
     for box in boxes:
         result = target.add_bbox(box)
     for at, positive in points:
         result = target.add_point(at, positive=positive)
     return result
-
-
-def _numbers(text: str, kind: Callable[[str], float]) -> Vector:
-    try:
-        a, b, c = (kind(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(
-            f'Expected three numbers separated by commas such as 60,50,12, found "{text}".'
-        ) from None
-    return a, b, c
-
-
-def _box(text: str) -> Box:
-    try:
-        return Box.from_pairs([[int(n) for n in part.split(":")] for part in text.split(",")])
-    except ValueError:
-        raise typer.BadParameter(f'Expected an end-exclusive box such as 40:80,30:70,12:13, found "{text}".') from None

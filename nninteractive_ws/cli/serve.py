@@ -78,6 +78,7 @@ def serve(
             help="Gigabytes of host memory for the sessions of each worker. Default: 80 % of the free memory, divided "
             "by the number of workers.",
             min=0.001,
+            max=1e9,
         ),
     ] = None,
     compiled: Annotated[

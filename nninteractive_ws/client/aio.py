@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-import numpy.typing as npt
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address
+from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialler, MonitoredConnection, dial, dial_through
 from nninteractive_ws.client.events import Event, EventName, Result
@@ -95,7 +95,7 @@ class AsyncSession:
             raise ValueError(f'No event is called "{name}". The names are {", ".join(events.EVENT_NAMES)}.')
         self._callbacks[name].append(callback)
 
-    async def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
+    async def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
         source = await asyncio.to_thread(ImageSource.of, image)
         await self._ask(lambda: self._core.set_image(source, journal))
@@ -340,7 +340,10 @@ class AsyncSegment:
 
     @property
     def mask(self) -> Mask:
-        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
+        """Read-only bool array of the image's shape, updated in place, previews included. Raises NoImage.
+
+        ``copy()`` it to keep or to change it. ``set_mask`` replaces the segment's mask.
+        """
         return self._core.segment(self.name).mask
 
     @property
@@ -367,18 +370,18 @@ class AsyncSegment:
         return await self._ask(lambda: self._core.add_bbox(self.name, box, positive=positive, run=run))
 
     async def add_scribble(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a scribble: strokes through the object. See ``Segment.add_scribble``."""
         return await self._ask(lambda: self._core.add_scribble(self.name, mask, box=box, positive=positive, run=run))
 
     async def add_lasso(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a lasso: a filled outline in one slice. See ``Segment.add_lasso``."""
         return await self._ask(lambda: self._core.add_lasso(self.name, mask, box=box, positive=positive, run=run))
 
-    async def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
+    async def set_mask(self, mask: ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
         """Replace the mask. Earlier prompts no longer count. See ``Segment.set_mask``."""
         return await self._ask(lambda: self._core.set_mask(self.name, mask, box=box, run=run))
 

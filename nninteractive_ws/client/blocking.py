@@ -8,9 +8,8 @@ import threading
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
+from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.dns import AddressList, resolve
 from nninteractive_ws.client.events import EventName, Result
 from nninteractive_ws.client.inputs import Boxlike
@@ -134,7 +133,7 @@ class Session:
         """
         self._async.on(name, callback)
 
-    def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
+    def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it.
 
         The voxels travel in the background, so the array must not change. All segments are removed, and pending
@@ -144,14 +143,16 @@ class Session:
         ----------
         image : array_like
             3-D array of real numbers, of any dtype, memory order or stride. Its axes are the (i, j, k) of all prompts
-            and masks.
+            and masks. An image of SimpleITK, nibabel or ITK has the (i, j, k) of its own indices. A tensor of torch, on
+            any device, and any object with ``__array__`` or ``__dlpack__`` keep their axes.
         journal : Journal, optional
             Restores the segments of an earlier session on the same image; see ``save``.
 
         Raises
         ------
         BadImage
-            If the array is no volume, has voxels that are not finite, is constant, or is not the journal's image.
+            If the image is no volume, has voxels that are masked or not finite, is constant, loses its differences in
+            float32, or is not the journal's image.
         TooLarge
             If the image is over the server's limits.
         OutOfMemory
@@ -277,7 +278,10 @@ class Segment:
 
     @property
     def mask(self) -> Mask:
-        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
+        """Read-only bool array of the image's shape, updated in place, previews included. Raises NoImage.
+
+        ``copy()`` it to keep or to change it. ``set_mask`` replaces the segment's mask.
+        """
         return self._async.mask
 
     @property
@@ -360,15 +364,16 @@ class Segment:
         return self._thread.wait(self._async.add_bbox(box, positive=positive, run=run))
 
     def add_scribble(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a scribble: strokes through the object.
 
         Parameters
         ----------
         mask : array_like
-            Voxels of the strokes (nonzero), of the image's shape, or of the shape of ``box``. Only the part around
-            the strokes travels. Strokes are best as thick as ``session.server.model.scribble_thickness``, in voxels.
+            Voxels of the strokes, of the image's shape, or of the shape of ``box``. See ``set_mask`` for the types.
+            Only the part around the strokes travels. Strokes are best as thick as
+            ``session.server.model.scribble_thickness``, in voxels.
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``mask`` covers.
         positive, run
@@ -384,6 +389,8 @@ class Segment:
         NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
             As for ``add_point``. OutOfBounds also for a mask of another shape. UnsupportedPrompt also for a mask
             without a voxel.
+        BadMask
+            If the mask has other values, such as probabilities.
 
         Examples
         --------
@@ -394,14 +401,15 @@ class Segment:
         return self._thread.wait(self._async.add_scribble(mask, box=box, positive=positive, run=run))
 
     def add_lasso(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> Result:
         """Add a lasso: a filled outline in one slice.
 
         Parameters
         ----------
         mask : array_like
-            Voxels on and inside of the outline (nonzero), of the image's shape, or of the shape of ``box``.
+            Voxels on and inside of the outline, of the image's shape, or of the shape of ``box``. See ``set_mask`` for
+            the types.
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``mask`` covers.
         positive, run
@@ -414,18 +422,20 @@ class Segment:
 
         Raises
         ------
-        NoImage, OutOfBounds, UnsupportedPrompt, Cancelled
+        NoImage, OutOfBounds, BadMask, UnsupportedPrompt, Cancelled
             As for ``add_scribble``.
         """
         return self._thread.wait(self._async.add_lasso(mask, box=box, positive=positive, run=run))
 
-    def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
+    def set_mask(self, mask: ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> Result:
         """Replace the mask. Earlier prompts no longer count.
 
         Parameters
         ----------
         mask : array_like
-            The object's voxels (nonzero), of the image's shape, or of the shape of ``box``.
+            The object's voxels, of the image's shape, or of the shape of ``box``: bool, nonnegative integers (any
+            nonzero value is set), or floats that are 0 or 1. It may be an array, image or tensor as in
+            ``Session.set_image``.
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``mask`` covers. The mask is empty outside of it.
         run : bool, default False
@@ -442,6 +452,8 @@ class Segment:
             If there is no image.
         OutOfBounds
             If the mask has another shape, or the box is outside of the image.
+        BadMask
+            If the mask has other values, such as probabilities. Pass a comparison then, such as ``mask > 0.5``.
         UnsupportedPrompt
             If the model cannot start from a mask.
 

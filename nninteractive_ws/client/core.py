@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from nninteractive_ws import arrays, masks, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
+from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import Boxlike, box_inside, middle, to_index, to_mask
@@ -203,19 +203,20 @@ class Core:
     def add_scribble(
         self,
         segment: str,
-        mask: npt.ArrayLike,
+        mask: ArrayLike,
         *,
         box: Boxlike | None = None,
         positive: bool = True,
         run: bool = True,
     ) -> int:
-        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt."""
+        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt and
+        BadMask."""
         return self._add_strokes(wire.AddScribble, segment, mask, box, positive, run)
 
     def add_lasso(
         self,
         segment: str,
-        mask: npt.ArrayLike,
+        mask: ArrayLike,
         *,
         box: Boxlike | None = None,
         positive: bool = True,
@@ -227,19 +228,19 @@ class Core:
     def set_mask(
         self,
         segment: str,
-        mask: npt.ArrayLike,
+        mask: ArrayLike,
         *,
         box: Boxlike | None = None,
         run: bool = False,
     ) -> int:
-        """Replace the segment's mask, empty outside of ``box``. Raises NoImage or OutOfBounds."""
+        """Replace the segment's mask, empty outside of ``box``. Raises NoImage, OutOfBounds or BadMask."""
         return self._set_mask(segment, mask, box, run=run)
 
-    def flip_mask(self, segment: str, flips: npt.ArrayLike, *, box: Boxlike | None = None) -> int:
+    def flip_mask(self, segment: str, flips: ArrayLike, *, box: Boxlike | None = None) -> int:
         """Flip the voxels of ``flips`` in the segment's mask, for edits by hand. Only they travel.
 
-        This is a step like :meth:`set_mask`, and applies to the mask after all earlier requests. Raises NoImage or
-        OutOfBounds.
+        This is a step like :meth:`set_mask`, and applies to the mask after all earlier requests. Raises NoImage,
+        OutOfBounds or BadMask.
         """
         return self._set_mask(segment, flips, box, flip=True)
 
@@ -313,7 +314,7 @@ class Core:
         self._pending[request.id] = _PendingRequest(number, request, self.image, losses=losses)
         self._send(request)
 
-    def _set_mask(self, segment: str, mask: npt.ArrayLike, box: Boxlike | None, **fields: bool) -> int:
+    def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
         drawn = to_mask(mask, box, self._shape())
         if drawn.box is None:
             # An empty mask has no bounding box. Any voxel, unset, says the same.
@@ -360,7 +361,7 @@ class Core:
         self,
         kind: type[wire.AddScribble | wire.AddLasso],
         segment: str,
-        mask: npt.ArrayLike,
+        mask: ArrayLike,
         box: Boxlike | None,
         positive: bool,
         run: bool,
@@ -474,7 +475,7 @@ class Core:
             return self._request_snapshot(segment)
         change = masks.unpack(message.change, self._shape())
         assert change.box is not None
-        masks.apply(change, segment.mask)
+        segment.apply(change)
         if masks.checksum(segment.mask, change.box) != message.checksum:
             return self._request_snapshot(segment)
         pending.base = segment.revision if pending.base is None else pending.base
@@ -488,9 +489,9 @@ class Core:
             return []
         self._check_segment(message.segment, pending)
         segment = self.segment(message.segment)
-        segment.mask[...] = False
+        segment.writable_mask[...] = False
         if message.mask is not None:
-            masks.apply(masks.unpack(message.mask, self._shape()), segment.mask)
+            segment.apply(masks.unpack(message.mask, self._shape()))
         segment.revision, segment.voxels = message.revision, message.voxels
         segment.reconcile(self._encoding())
         return [

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nninteractive_ws import arrays
 from nninteractive_ws.bricks import Grid, Statistics, check_size
+from nninteractive_ws.client.array_like import ArrayLike, to_array
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.messages import Brick, Encoding
@@ -22,6 +23,12 @@ from nninteractive_ws.messages import Brick, Encoding
 _BLOCK = 64
 # Statistics are bound by memory bandwidth: more threads are not faster.
 _MAX_THREADS = 8
+
+#: The largest integer up to which float32 holds all integers.
+_MAX_EXACT = 2**24
+# An image that float32 rounds must have more steps than these from its minimum to its maximum, and in a standard
+# deviation. With fewer, the rounding would show as bands.
+_MIN_STEPS, _MIN_STEPS_OF_STD = 64, 4
 
 #: Wire dtype by numpy dtype name. The network computes in float32, so wider types are converted to it.
 _WIRE_DTYPES = {
@@ -43,13 +50,13 @@ class ImageSource:
     statistics: Statistics
     name: str
 
-    def __init__(self, image: npt.ArrayLike) -> None:
+    def __init__(self, image: ArrayLike) -> None:
         self.volume = check_volume(image)
         self._boxes = _boxes_of_blocks(self.volume)
         self._blocks: list[BlockStatistics] = []
 
     @classmethod
-    def of(cls, image: npt.ArrayLike) -> "ImageSource":
+    def of(cls, image: ArrayLike) -> "ImageSource":
         """A finished source. Raises BadImage or TooLarge."""
         source = cls(image)
         source.finish()
@@ -74,7 +81,7 @@ class ImageSource:
         self._combine()
 
     def _combine(self) -> None:
-        self.statistics = combine(self._blocks)
+        self.statistics = combine(self._blocks, self.volume.dtype)
         digest = hashlib.sha256(f"{self.dtype} {self.volume.shape}".encode())
         for block in self._blocks:
             digest.update(block.digest)
@@ -96,27 +103,39 @@ class ImageSource:
         return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding))
 
 
-def check_volume(image: npt.ArrayLike) -> npt.NDArray[np.generic]:
+def check_volume(image: ArrayLike) -> npt.NDArray[np.generic]:
     """The image as an array that can be sent: 3-D, real, not empty. Not copied.
 
     Raises BadImage with what is wrong, and TooLarge.
     """
-    try:
-        volume = np.asarray(image)
-    except ValueError as e:
-        raise BadImage(f"The image is not an array ({e}).") from e
+    volume = to_array(image, "image", BadImage)
     if volume.ndim != 3:
-        advice = "Take one channel or time point of it." if volume.ndim > 3 else "A slice is image[:, :, None]."
+        advice = "A slice is image[:, :, None]."
+        if volume.ndim > 3:
+            # Images of nibabel have no indices of their own.
+            member = ".slicer" if hasattr(image, "slicer") else ""
+            advice = f"Take one channel or time point of it, such as image{member}[..., 0]."
         raise BadImage(
             f"The image has {volume.ndim} dimensions (shape {volume.shape}); a volume of 3 is needed. {advice}"
         )
     if volume.dtype.name not in _WIRE_DTYPES:
-        raise BadImage(f"The image's voxels are of type {volume.dtype}; real numbers are needed.")
+        raise BadImage(
+            f"The image's voxels are of type {volume.dtype}; real numbers are needed. {_conversion(volume.dtype)}"
+        )
     if volume.size == 0:
         raise BadImage(f"The image is empty (shape {volume.shape}).")
     i, j, k = volume.shape
     check_size((i, j, k))
     return volume
+
+
+def _conversion(dtype: "np.dtype[np.generic]") -> str:
+    """Return how to get real numbers from voxels of another type."""
+    if dtype.kind == "c":
+        return "Pass the magnitude, numpy.abs(image), or one part, such as image.real."
+    if dtype.names is not None:
+        return f'Pass one field, such as image["{dtype.names[0]}"].'
+    return 'Convert them, for instance with image.astype("float32").'
 
 
 def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
@@ -183,16 +202,19 @@ def _planes(nonzero: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], ...]
     return tuple(np.logical_or.reduce(*args) for args in ((nonzero, (1, 2)), (onto_first, 1), (onto_first, 0)))
 
 
-def combine(blocks: Sequence[BlockStatistics]) -> Statistics:
+def combine(blocks: Sequence[BlockStatistics], dtype: "np.dtype[np.generic]") -> Statistics:
     """Mean and standard deviation of a volume from the statistics of all its blocks.
 
     As nnInteractive 2.6 normalizes (``_background_set_image``): of the voxels in the wire dtype, over the bounding box
     of the nonzero ones, the deviation with n - 1. Voxels outside that box are zero and add nothing to a sum, so one
-    pass is enough. Raises BadImage for a volume of (almost) one value.
+    pass is enough. ``dtype``: of the volume before it travels. Raises BadImage for a volume of (almost) one value.
     """
     low, high = min(block.low for block in blocks), max(block.high for block in blocks)
     if low == high:
-        raise BadImage(f"Every voxel of the image is {low:g}; there is nothing to segment in it.")
+        raise BadImage(
+            f"Every voxel of the image is {low:g}; there is nothing to segment in it."
+            + _rounding_advice(low, high, dtype)
+        )
     n = math.prod(int(np.ptp(np.flatnonzero(planes))) + 1 for planes in _nonzero_planes(blocks))
     # Fractions are exact: digits can be lost in the sums of the blocks alone.
     total = sum(Fraction(block.total) for block in blocks)
@@ -200,13 +222,44 @@ def combine(blocks: Sequence[BlockStatistics]) -> Statistics:
     mean = total / n
     variance = (squares - mean * total) / max(1, n - 1)
     std = math.sqrt(max(float(variance), 0.0))
+    if _is_rounded(low, high, dtype) and _is_coarse(low, high, std):
+        raise BadImage(
+            f"The voxels of the image, of type {dtype}, go from {low:.9g} to {high:.9g}. In float32, in which the "
+            f"network computes, they would be rounded to steps of {_float32_step(low, high):g}. Subtract their mean "
+            "first: image - image.mean()."
+        )
     limits = np.finfo(np.float32)
     if not float(limits.smallest_normal) <= std <= float(limits.max):
         raise BadImage(
             f"The image cannot be normalized: inside the bounding box of its nonzero voxels, the standard "
-            f"deviation is {std:g} (its voxels go from {low:g} to {high:g})."
+            f"deviation is {std:g} (its voxels go from {low:g} to {high:g})." + _rounding_advice(low, high, dtype)
         )
     return Statistics(float(mean), std)
+
+
+def _is_rounded(low: float, high: float, dtype: "np.dtype[np.generic]") -> bool:
+    """Whether float32, in which the network computes, may not hold the voxels of a volume of ``dtype``."""
+    if dtype.kind == "f":
+        return dtype.itemsize > 4
+    return max(abs(low), abs(high)) > _MAX_EXACT
+
+
+def _is_coarse(low: float, high: float, std: float) -> bool:
+    step = _float32_step(low, high)
+    return high - low < _MIN_STEPS * step or 0 < std < _MIN_STEPS_OF_STD * step
+
+
+def _float32_step(low: float, high: float) -> float:
+    return float(np.spacing(np.float32(max(abs(low), abs(high)))))
+
+
+def _rounding_advice(low: float, high: float, dtype: "np.dtype[np.generic]") -> str:
+    if not (low or high) or not _is_rounded(low, high, dtype):
+        return ""
+    return (
+        f" If the {dtype} voxels differ by less than float32, in which the network computes, can hold, subtract their "
+        "mean first: image - image.mean()."
+    )
 
 
 def _nonzero_planes(blocks: Sequence[BlockStatistics]) -> list[npt.NDArray[np.bool_]]:
@@ -220,7 +273,7 @@ def _nonzero_planes(blocks: Sequence[BlockStatistics]) -> list[npt.NDArray[np.bo
 
 def statistics(volume: npt.NDArray[np.generic]) -> Statistics:
     """Mean and standard deviation of a volume: see :func:`combine`. Raises BadImage."""
-    return combine([block_statistics(volume, box) for box in _boxes_of_blocks(volume)])
+    return combine([block_statistics(volume, box) for box in _boxes_of_blocks(volume)], volume.dtype)
 
 
 def _describe_not_finite(brick: npt.NDArray[np.generic], sent: npt.NDArray[np.generic], origin: Index) -> str:

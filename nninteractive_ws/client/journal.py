@@ -81,7 +81,7 @@ class Journal:
     @property
     def masks(self) -> dict[str, Mask]:
         """Mask of each segment, as new bool arrays of the image's shape."""
-        return {name: segment.mask for name, segment in self._segments().items()}
+        return {name: segment.writable_mask for name, segment in self._segments().items()}
 
     def segments_of(self, image: ImageSource) -> dict[str, Segment]:
         """Return new segments with the histories of the journal.

@@ -12,7 +12,6 @@ from pathlib import Path
 import ssl
 import time
 
-import numpy.typing as npt
 from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
@@ -23,6 +22,7 @@ from websockets.uri import parse_uri
 from nninteractive_ws import protocol
 from nninteractive_ws.client import events
 from nninteractive_ws.client.address import Address, parse_address
+from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.connection_errors import connection_error
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dns import run_in_thread
@@ -260,20 +260,20 @@ class PolledSession:
 
     # ---- public -------------------------------------------------------------------------------------------
 
-    def set_image(self, image: npt.ArrayLike, journal: Journal | None = None) -> None:
+    def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume. Polling computes its statistics block by block, and then announces it.
 
         Parameters
         ----------
         image : array_like
-            3-D array of real numbers; see ``Session.set_image``.
+            3-D array of real numbers, image or tensor; see ``Session.set_image``.
         journal : Journal, optional
             Restores the segments of an earlier session on the same image.
 
         Raises
         ------
         BadImage, TooLarge
-            For its shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
+            For its type, shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
         """
         self._preparing, self._journal = ImageSource(image), journal
 
@@ -517,7 +517,10 @@ class PolledSegment:
 
     @property
     def mask(self) -> Mask:
-        """Bool array of the image's shape, updated in place, previews included. Raises NoImage."""
+        """Read-only bool array of the image's shape, updated in place, previews included. Raises NoImage.
+
+        ``copy()`` it to keep or to change it. ``set_mask`` replaces the segment's mask.
+        """
         return self._core.segment(self.name).mask
 
     @property
@@ -544,28 +547,26 @@ class PolledSegment:
         return self._core.add_bbox(self.name, box, positive=positive, run=run)
 
     def add_scribble(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
+        self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
     ) -> int:
         """Add a scribble: strokes through the object. See ``Segment.add_scribble``."""
         return self._core.add_scribble(self.name, mask, box=box, positive=positive, run=run)
 
-    def add_lasso(
-        self, mask: npt.ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True
-    ) -> int:
+    def add_lasso(self, mask: ArrayLike, *, box: Boxlike | None = None, positive: bool = True, run: bool = True) -> int:
         """Add a lasso: a filled outline in one slice. See ``Segment.add_lasso``."""
         return self._core.add_lasso(self.name, mask, box=box, positive=positive, run=run)
 
-    def set_mask(self, mask: npt.ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> int:
+    def set_mask(self, mask: ArrayLike, *, box: Boxlike | None = None, run: bool = False) -> int:
         """Replace the mask. Earlier prompts no longer count. See ``Segment.set_mask``."""
         return self._core.set_mask(self.name, mask, box=box, run=run)
 
-    def flip_mask(self, flips: npt.ArrayLike, *, box: Boxlike | None = None) -> int:
+    def flip_mask(self, flips: ArrayLike, *, box: Boxlike | None = None) -> int:
         """Flip voxels of the mask, for edits by hand. Only the flipped voxels travel.
 
         Parameters
         ----------
         flips : array_like
-            Voxels to flip (nonzero), of the image's shape, or of the shape of ``box``.
+            Voxels to flip, of the image's shape, or of the shape of ``box``. See ``Segment.set_mask`` for the types.
         box : Box or nested sequence of int, optional
             End-exclusive box of the image that ``flips`` covers.
 
@@ -576,7 +577,7 @@ class PolledSegment:
 
         Raises
         ------
-        NoImage, OutOfBounds
+        NoImage, OutOfBounds, BadMask
             As for ``Segment.set_mask``.
         """
         return self._core.flip_mask(self.name, flips, box=box)

@@ -8,6 +8,10 @@ import numpy as np
 from nninteractive_ws.demo.phantom import ORGANS, make_phantom
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.evaluation.cases import Scan
+from nninteractive_ws.files.rows import format_cell
+
+#: Maximum number of phantoms of an evaluation. These take days.
+_MAX_PHANTOMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,19 @@ class PhantomCase:
 
 def phantom_cases(seeds: str) -> list[PhantomCase]:
     """Return the phantoms of ``10``, ``10-13`` or ``10-13,20``. Raises InvalidTable."""
-    found: list[int] = []
+    name = format_cell(f"phantom:{seeds}")
+    found: dict[int, None] = {}
     for part in seeds.split(","):
-        numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        numbers = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
         if numbers is None:
-            raise InvalidTable(f'"phantom:{seeds}" is invalid. Expected seeds such as phantom:10-13 or phantom:3,7.')
-        first = int(numbers[1])
-        found += range(first, int(numbers[2] or first) + 1)
-    if not found:
-        raise InvalidTable(
-            f'"phantom:{seeds}" is an empty range. The first seed must not be greater than the last one.'
-        )
-    return [PhantomCase(seed) for seed in dict.fromkeys(found)]
+            raise InvalidTable(
+                f"{name} is invalid. Expected seeds such as phantom:10-13 or phantom:3,7, of at most 9 digits."
+            )
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
+            raise InvalidTable(f"{name} has an empty range. The first seed must not be greater than the last one.")
+        # No more than one seed too many, because a range may have a billion.
+        found |= dict.fromkeys(range(first, min(last, first + _MAX_PHANTOMS) + 1))
+        if len(found) > _MAX_PHANTOMS:
+            raise InvalidTable(f"{name} has too many seeds. Expected at most {_MAX_PHANTOMS:,}.")
+    return [PhantomCase(seed) for seed in found]

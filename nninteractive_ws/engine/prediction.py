@@ -85,7 +85,7 @@ class Prediction:
         except BaseException:
             self._revert()
             raise
-        masks.apply(final, segment.mask)
+        segment.apply(final)
         updates.send_change(request.id, segment, unsent, segment.mask, final=True)
         return step, change
 

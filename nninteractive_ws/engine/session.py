@@ -272,16 +272,16 @@ class Session:
         if not request.run:
             return self._commit(request, change, segment)
         # The prediction starts from the new mask. History and journal get one step with the change of both.
-        masks.apply(change, segment.mask)
+        segment.apply(change)
         self._selected = None
         try:
             self._upstream.clear()
             self._upstream.write_previous(segment.mask, frame)
             return self._predict(
-                segment, request, lambda: self._upstream.predict_whole_mask(segment.mask), prior=change
+                segment, request, lambda: self._upstream.predict_whole_mask(segment.writable_mask), prior=change
             )
         except BaseException:
-            masks.apply(change, segment.mask)
+            segment.apply(change)
             raise
 
     def _reset(self, request: Reset) -> Done:
@@ -305,7 +305,7 @@ class Session:
 
     def _move_in_history(self, request: Request, segment: Segment, change: Delta) -> Done:
         self._selected = None if self._selected is segment else self._selected
-        masks.apply(change, segment.mask)
+        segment.apply(change)
         self._updates.send_change(request.id, segment, change, segment.mask, final=True)
         return self._done(request, segment, change)
 
@@ -325,7 +325,7 @@ class Session:
             # A long history takes minutes, so cancellation is checked at each step.
             self._check_cancelled()
             if step.change is not None:
-                masks.apply(masks.unpack(step.change, shape), segment.mask)
+                segment.apply(masks.unpack(step.change, shape))
         for step in request.undone:
             self._check_cancelled()
             if step.change is not None:
@@ -463,7 +463,7 @@ class Session:
         """Apply a change without a prediction, and append its step."""
         self._selected = None if self._selected is segment else self._selected
         step = make_step(request, change, self._encoding)
-        masks.apply(change, segment.mask)
+        segment.apply(change)
         self._updates.send_change(request.id, segment, change, segment.mask, final=True)
         segment.append(step)
         return self._done(request, segment, change)

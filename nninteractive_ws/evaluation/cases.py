@@ -11,11 +11,13 @@ import numpy.typing as npt
 from nninteractive_ws.errors import BadImage, InvalidTable
 from nninteractive_ws.files.images import read_label_map, read_volume
 from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
-from nninteractive_ws.files.volume import Volume, check_same_grid
+from nninteractive_ws.files.volume import check_same_grid
 
 COLUMNS = ("image", "labels", "label", "name")
 #: The largest label of a label map.
 _MAX_LABEL = 2**63 - 1
+#: Tolerance for rounding errors of labels that are stored as floats.
+_LABEL_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +60,27 @@ class FileCase:
     def read(self) -> Scan:
         volume, truth = read_volume(self.image), read_label_map(self.labels)
         check_same_grid(truth, volume, self.labels)
-        values = _values(truth, self.labels)
+        labels = _to_labels(truth.voxels, self.labels)
+        values = [int(value) for value in np.unique(labels)]
         structures = self.structures or {str(value): value for value in values if value}
         if not structures:
             raise BadImage(f"{self.labels} has no labels. Expected at least one voxel that is not 0.")
         i, j, k = volume.spacing.tolist()
-        return Scan(volume.voxels, truth.voxels, (i, j, k), volume.direction, structures)
+        return Scan(volume.voxels, labels, (i, j, k), volume.direction, structures)
 
 
-def _values(truth: Volume, path: Path) -> list[int]:
-    values = np.unique(truth.voxels)
-    invalid = values[(values < 0) | (values % 1 != 0)]
-    if len(invalid):
-        raise BadImage(f"{path} is not a label map. Expected whole numbers from 0, found {invalid[0]:g}.")
-    return [int(value) for value in values]
+def _to_labels(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """Return the voxels of a label map as integers. Raises BadImage."""
+    values = np.unique(voxels)
+    nearest = np.rint(values, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        is_label = (np.abs(values - nearest) <= _LABEL_TOLERANCE) & (nearest >= 0) & (nearest < 2.0**63)
+    if not is_label.all():
+        raise BadImage(f"{path} is not a label map. Expected whole numbers from 0, found {values[~is_label][0]}.")
+    if voxels.dtype.kind != "f":
+        return voxels
+    labels: npt.NDArray[Any] = np.rint(voxels).astype(np.min_scalar_type(int(nearest.max())))
+    return labels
 
 
 def read_cases(path: Path) -> list[FileCase]:
@@ -100,6 +109,8 @@ def _collect(row: Mapping[str, object], folder: Path, cases: dict[Path, FileCase
     expected = "the path of an image"
     name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected)
     labels = path_of(row, "labels", folder, "the path of a label map")
+    if labels.resolve() == image.resolve():
+        raise InvalidTable("column labels: expected the path of a label map, found the image itself.")
     case = cases.get(image)
     value = _label(row.get("label"))
     if case is not None and (value is None or not case.structures):

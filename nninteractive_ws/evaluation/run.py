@@ -17,6 +17,8 @@ from nninteractive_ws.masks import Mask
 
 #: Structures of fewer voxels are skipped, because their Dice depends on single voxels.
 MIN_VOXELS = 10
+#: Maximum number of labels in an error message.
+_MAX_LISTED = 20
 #: Errors of a single case or prompt. Any other error ends the evaluation.
 _ITEM_ERRORS = (InvalidRequest, OutOfMemory, WorkerLost, InternalError)
 
@@ -151,6 +153,8 @@ def evaluate(
 def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan) -> EvaluatedObject:
     truth = np.asarray(scan.labels == scan.structures[name])
     result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)))
+    if result.voxels == 0:
+        return EvaluatedObject(replace(result, error=_describe_missing(scan, name)))
     if result.voxels < MIN_VOXELS:
         return EvaluatedObject(replace(result, left_out=f"{result.voxels} voxels, expected at least {MIN_VOXELS}"))
     # One generator per object, so that its prompts do not depend on the other cases.
@@ -167,6 +171,12 @@ def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan
     if steps:
         segment.remove()
     return EvaluatedObject(replace(result, steps=tuple(steps)), scan, truth, mask)
+
+
+def _describe_missing(scan: Scan, name: str) -> str:
+    values = [str(value) for value in np.unique(scan.labels) if value]
+    listed = ", ".join(values[:_MAX_LISTED]) + (", ..." if len(values) > _MAX_LISTED else "")
+    return f"The label map has no voxel of label {scan.structures[name]}. Its labels are {listed or 'all 0'}."
 
 
 def _step(segment: Segment, prompt: SimulatedPrompt, truth: Mask, spacing: tuple[float, float, float]) -> PromptResult:

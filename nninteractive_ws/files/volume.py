@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nninteractive_ws.errors import BadImage
+from nninteractive_ws.errors import BadImage, OutOfBounds
 from nninteractive_ws.geometry import Index
 
 Affine = npt.NDArray[np.float64]
@@ -50,9 +50,22 @@ class Volume:
         """The volume of a voxel in milliliters."""
         return voxel_ml(self.ijk_to_lps)
 
+    @property
+    def shape(self) -> Index:
+        """Number of voxels along (i, j, k)."""
+        i, j, k = self.voxels.shape
+        return i, j, k
+
     def index_of(self, lps: tuple[float, float, float]) -> Index:
-        """Return the voxel nearest to a position in LPS millimeters. It may be outside the volume."""
-        i, j, k = np.linalg.solve(self.ijk_to_lps, (*lps, 1))[:3].tolist()
+        """Return the voxel nearest to a position in LPS millimeters. It may be outside the volume.
+
+        Raises OutOfBounds if it is not finite, or so far outside that its voxel is not.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            i, j, k = np.linalg.solve(self.ijk_to_lps, (*lps, 1))[:3].tolist()
+        if not all(map(math.isfinite, (i, j, k))):
+            x, y, z = lps
+            raise OutOfBounds(f"The position ({x:g}, {y:g}, {z:g}) in LPS millimeters is outside any volume.")
         return math.floor(i + 0.5), math.floor(j + 0.5), math.floor(k + 0.5)
 
 
@@ -85,14 +98,37 @@ def orthogonal(ijk_to_lps: Affine, shape: Sequence[int]) -> Affine | None:
 
 def check_same_grid(other: Volume, volume: Volume, name: object) -> None:
     """Raise BadImage unless ``other``, the volume of the file ``name``, has the voxel grid of ``volume``."""
-    if other.voxels.shape != volume.voxels.shape:
-        raise BadImage(f"{name} has {other.voxels.shape} voxels. Expected {volume.voxels.shape}, as in the image.")
-    distance = grid_distance(volume.ijk_to_lps, other.ijk_to_lps, volume.voxels.shape)
+    affine = np.linalg.inv(volume.ijk_to_lps) @ other.ijk_to_lps  # from voxels of other to voxels of volume
+    if (order := _reordered_axes(affine, other.shape, volume.shape)) is not None:
+        raise BadImage(
+            f"{name} has the grid of the image, but {order}. Resample it to the image, for instance with "
+            "SimpleITK.Resample(labels, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
+        )
+    if other.shape != volume.shape:
+        raise BadImage(f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
+    distance = grid_distance(volume.ijk_to_lps, other.ijk_to_lps, volume.shape)
     if distance > _GRID_TOLERANCE:
         raise BadImage(
             f"{name} is not on the grid of the image. Its voxels are up to {distance:.2f} voxels away. Resample "
             "it to the image."
         )
+
+
+def _reordered_axes(affine: Affine, other: Index, shape: Index) -> str | None:
+    """Return how a grid differs from another one that has the same voxels in another order, or None."""
+    axes = np.rint(affine[:3, :3])
+    if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all() or (axes == np.eye(3)).all():
+        return None
+    ends = np.stack([np.zeros(3), np.array(other) - 1])
+    mapped = ends @ affine[:3, :3].T + affine[:3, 3]
+    expected = np.stack([np.zeros(3), np.array(shape) - 1])
+    if np.abs(np.sort(mapped, axis=0) - expected).max() > _GRID_TOLERANCE:
+        return None
+    names = ["ijk"[int(np.abs(column).argmax())] for column in axes.T]
+    flipped = [name for name, column in zip(names, axes.T, strict=True) if column.sum() < 0]
+    flips = f"flipped along {' and '.join(sorted(flipped))}" if flipped else ""
+    permutation = "" if names == [*"ijk"] else f"with its axes in the order {', '.join(names)}"
+    return " and ".join(filter(None, (permutation, flips)))
 
 
 def _format_matrix(matrix: npt.NDArray[np.float64]) -> str:

@@ -112,10 +112,10 @@ def test_segment_on_a_real_ct(server: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--point", "1,2"], "three numbers"),
-        (["--point", "a,b,c"], "three numbers"),
-        (["--bbox", "1:2,3:4"], "Expected an end-exclusive box"),
-        (["--bbox", "5:2,3:4,1:2"], "Expected an end-exclusive box"),
+        (["--point", "1,2"], "three whole numbers"),
+        (["--lps", "a,b,c"], "three numbers"),
+        (["--bbox", "1:2,3:4"], "Expected three ranges"),
+        (["--bbox", "5:2,3:4,1:2"], "Expected three ranges"),
         ([], "No prompt marks the object"),
         (["--negative-point", "1,2,3"], "No prompt marks the object"),
         (["--point", "700,1,1"], "outside the volume"),

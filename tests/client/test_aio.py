@@ -79,6 +79,24 @@ def test_every_prompt(server: str) -> None:
     run(work())
 
 
+def test_masks_in_and_out(server: str) -> None:
+    async def work() -> None:
+        async with opened(server) as session:
+            a = session.segment("a")
+            await a.set_mask(stroke().astype(float))
+            assert np.array_equal(a.mask, stroke())
+            with pytest.raises(ValueError, match="read-only"):
+                a.mask[:] = False
+            for command in (a.set_mask, a.add_scribble, a.add_lasso):
+                with pytest.raises(errors.BadMask, match="the values nan"):
+                    await command(np.full(SHAPE, np.nan))
+            with pytest.raises(errors.BadImage, match="is a path or a text"):
+                await session.set_image("ct.nii.gz")
+            assert np.array_equal(a.mask, stroke())
+
+    run(work())
+
+
 def test_history(server: str) -> None:
     async def work() -> None:
         async with opened(server) as session:

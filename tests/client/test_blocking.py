@@ -10,6 +10,7 @@ from helpers.threads import run_in_thread
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK as sitk
 from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
@@ -153,6 +154,43 @@ def test_everything_once(session: nni.Session) -> None:
         a.add_point((1000, 0, 0))
     with pytest.raises(errors.UnsupportedPrompt):
         a.add_scribble(np.zeros(SHAPE))
+
+
+def test_the_mask_that_is_handed_out_is_read_only(session: nni.Session) -> None:
+    session.set_image(phantom())
+    segment = session.segment("a")
+    segment.set_mask(stroke())
+    seen = []
+    session.on("mask_delta", lambda event: seen.append(session.segment(event.segment).mask))
+    segment.set_mask(~stroke())
+    assert seen
+    for mask in (segment.mask, *seen):
+        with pytest.raises(ValueError, match="read-only"):
+            mask[:] = False
+    changed = segment.mask.copy()
+    changed[:9] = False
+    segment.set_mask(changed)
+    assert np.array_equal(segment.mask, changed)
+
+
+def test_a_mask_that_is_none_is_refused(session: nni.Session) -> None:
+    session.set_image(phantom())
+    segment = session.segment("a")
+    segment.set_mask(stroke())
+    for command in (segment.set_mask, segment.add_scribble, segment.add_lasso):
+        with pytest.raises(errors.BadMask, match=r"For probabilities, pass mask > 0\.5"):
+            command(np.full(SHAPE, 0.3))
+    assert np.array_equal(segment.mask, stroke())
+
+
+def test_an_image_of_simpleitk_has_the_axes_of_its_mask(session: nni.Session) -> None:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(phantom().transpose()))
+    session.set_image(image)
+    segment = session.segment("a")
+    assert segment.mask.shape == image.GetSize()
+    drawn = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+    drawn[3, 4, 5] = 1
+    assert segment.set_mask(drawn).changed == nni.Box((3, 4, 5), (4, 5, 6))
 
 
 def test_an_empty_mask_can_be_set(session: nni.Session) -> None:

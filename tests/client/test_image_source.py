@@ -206,16 +206,18 @@ def test_nested_lists_are_a_volume() -> None:
         (np.zeros((4, 5)), r"2 dimensions \(shape \(4, 5\)\).* 3 is needed.*image\[:, :, None\]"),
         (np.zeros(4), r"1 dimensions"),
         (np.zeros((2, 3, 4, 5)), r"4 dimensions .* 3 is needed.*one channel or time point"),
-        (7, r"0 dimensions"),
-        (None, r"0 dimensions"),
+        (np.float64(7), r"0 dimensions"),
+        (None, r"is None. Expected a numpy array"),
+        ("ct.nii.gz", r"is a path or a text"),
+        (np.ma.masked_array(np.zeros((4, 5, 6)), mask=True), r"120 masked voxels"),
         (np.zeros((0, 5, 6)), r"empty \(shape \(0, 5, 6\)\)"),
         (np.zeros((5, 6, 0)), r"empty"),
-        (np.zeros((4, 5, 6), complex), r"complex128.*real numbers"),
+        (np.zeros((4, 5, 6), complex), r"complex128.*real numbers.*numpy.abs"),
         (np.zeros((4, 5, 6), np.complex64), r"complex64.*real numbers"),
         (np.zeros((4, 5, 6), object), r"object.*real numbers"),
-        (np.zeros((4, 5, 6), "U3"), r"real numbers"),
+        (np.zeros((4, 5, 6), "U3"), r"real numbers.*astype"),
         (np.zeros((4, 5, 6), "datetime64[s]"), r"real numbers"),
-        (np.zeros((4, 5, 6), [("r", "u1"), ("g", "u1")]), r"real numbers"),
+        (np.zeros((4, 5, 6), [("r", "u1"), ("g", "u1")]), r'real numbers.*image\["r"\]'),
         ([[[1, 2]], [[3]]], r"not an array"),
     ],
 )
@@ -283,3 +285,58 @@ def test_a_deviation_that_float32_cannot_hold_is_refused(scale: float) -> None:
     volume = np.array([[[1, -1]]], np.float32) * np.float32(scale)
     with pytest.raises(BadImage, match="cannot be normalized"):
         image_source.statistics(volume)
+
+
+def test_a_volume_over_time_of_nibabel_is_refused_with_its_own_index() -> None:
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4, 5), np.int16), np.eye(4))
+    with pytest.raises(BadImage, match=r"image.slicer\[..., 0\]"):
+        image_source.check_volume(image)
+    assert image_source.check_volume(image.slicer[..., 0]).shape == (2, 3, 4)
+
+
+# ---- numbers that float32 cannot hold ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base", "spread"),
+    [
+        ("int64", 2**24, 3),
+        ("int32", 2**30, 500),
+        ("uint32", 2**32 - 100_000, 5000),
+        ("uint64", 2**63, 2**44),
+        ("int64", -(2**40), 2**20),
+        ("float64", 1e8, 300),
+        ("float64", 1.0, 1e-6),
+    ],
+)
+def test_a_volume_that_would_be_rounded_to_few_steps_is_refused(dtype: str, base: float, spread: float) -> None:
+    steps = np.random.default_rng(0).integers(0, 100, (8, 9, 10))
+    volume = (np.asarray(base, dtype) + (steps * spread / 100).astype(dtype)).astype(dtype)
+    with pytest.raises(BadImage, match=r"rounded to steps of .*image - image.mean\(\)"):
+        image_source.statistics(volume)
+    assert image_source.statistics(volume - volume.mean()).std > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base", "spread"),
+    [
+        ("int64", 2**24 - 200, 100),
+        ("uint32", 2**20, 3),
+        ("float64", 1e8, 1e5),
+        ("float32", 1e6, 800),
+        ("int64", 0, 2**40),
+    ],
+)
+def test_a_volume_that_float32_resolves_is_accepted(dtype: str, base: float, spread: float) -> None:
+    steps = np.random.default_rng(0).integers(0, 100, (8, 9, 10))
+    volume = (np.asarray(base, dtype) + (steps * spread / 100).astype(dtype)).astype(dtype)
+    assert image_source.statistics(volume).std == pytest.approx(volume.std(ddof=1), rel=1e-3)
+
+
+def test_a_volume_whose_differences_are_lost_is_told_from_a_constant_one() -> None:
+    volume = 1e9 + np.arange(24.0).reshape(2, 3, 4)
+    with pytest.raises(BadImage, match=r"Every voxel of the image is 1e\+09.*subtract their mean"):
+        image_source.statistics(volume)
+    with pytest.raises(BadImage, match=r"Every voxel of the image is 3; there is nothing to segment in it.$"):
+        image_source.statistics(np.full((2, 3, 4), 3, np.int64))

@@ -86,6 +86,23 @@ def polled(address: str) -> Iterator[Timer]:
         timer.session.close()
 
 
+def test_masks_in_and_out(server: str) -> None:
+    with polled(server) as timer:
+        timer.open().set_image(phantom())
+        a = timer.session.segment("a")
+        assert isinstance(timer.ask(a.set_mask(stroke())), events.Result)
+        for mask in (a.mask, timer.session.histories["a"].mask):
+            assert np.array_equal(mask, stroke())
+            with pytest.raises(ValueError, match="read-only"):
+                mask[:] = False
+        for command in (a.set_mask, a.flip_mask, a.add_scribble, a.add_lasso):
+            with pytest.raises(errors.BadMask, match="the values -1"):
+                command(np.full(phantom().shape, -1))
+        with pytest.raises(errors.BadImage, match="is a path or a text"):
+            timer.session.set_image("ct.nii.gz")
+        assert timer.session.journal().masks["a"].flags.writeable
+
+
 @pytest.fixture(scope="module")
 def blocking_masks(server: str) -> list[Array]:
     """What the blocking client gets for the prompts of :func:`prompt_through`."""

@@ -48,11 +48,13 @@ def small() -> Phantom:
     return make_phantom(11, (64, 52, 40), (5.0, 5.0, 5.0))
 
 
-def write(folder: Path, name: str, voxels: np.ndarray, origin: float = 0.0) -> None:
-    image = sitk.GetImageFromArray(voxels.transpose())
+def write(folder: Path, name: str, voxels: np.ndarray, origin: float = 0.0, flip: bool = False) -> None:
+    image = sitk.GetImageFromArray(voxels.transpose(), isVector=voxels.ndim > 3)
     image.SetSpacing((5.0, 4.0, 3.0))
     image.SetOrigin((origin, 2.0, 3.0))
     image.SetDirection(np.ravel(TURNED).tolist())
+    if flip:
+        image = sitk.Flip(image, [True, False, False])
     sitk.WriteImage(image, str(folder / name))
 
 
@@ -73,6 +75,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder, "elsewhere.nii.gz", phantom.labels, origin=9.0)
     write(folder, "smaller.nii.gz", phantom.labels[1:])
     write(folder, "soft.nrrd", phantom.labels.astype(np.float32) / 2)
+    for name, dtype in (("rounded.nrrd", np.float32), ("rounded64.nii.gz", np.float64)):
+        write(folder, name, phantom.labels.astype(dtype) * dtype(1.0000002))
+    write(folder, "almost.nrrd", np.where(phantom.labels, 1.0002, 0.0))
+    write(folder, "gap.nrrd", np.where(phantom.labels, np.nan, 0.0))
+    write(folder, "mirrored.nrrd", phantom.labels, flip=True)
+    write(folder, "color.nrrd", np.stack([phantom.labels.astype(np.uint8)] * 3))
     write(folder, "nothing.nii.gz", np.zeros_like(phantom.labels))
     write(folder, "flat.nii.gz", np.zeros_like(phantom.image))
     return folder
@@ -326,7 +334,11 @@ def test_what_the_server_cannot_do_counts_as_nothing_found(quick: str) -> None:
         ("elsewhere.nii.gz", "is not on the grid of the image. Its voxels are up to 1.80 voxels away"),
         ("smaller.nii.gz", r"has \(63, 52, 40\) voxels. Expected \(64, 52, 40\)"),
         ("soft.nrrd", "is not a label map. Expected whole numbers from 0, found 0.5"),
-        ("ct.nii.gz", "is not a label map. Expected whole numbers from 0, found -"),
+        ("almost.nrrd", r"is not a label map. Expected whole numbers from 0, found 1.0002\.$"),
+        ("gap.nrrd", r"is not a label map. Expected whole numbers from 0, found nan"),
+        ("mirrored.nrrd", r"has the grid of the image, but flipped along i\. Resample it"),
+        ("color.nrrd", "has 3 components per voxel, like a color image"),
+        ("copy.nii.gz", "is not a label map. Expected whole numbers from 0, found -"),
         ("nothing.nii.gz", "has no labels. Expected at least one voxel that is not 0"),
     ],
 )
@@ -343,6 +355,25 @@ def test_every_label_is_a_structure_where_none_is_named(folder: Path) -> None:
     assert (scan.labels == phantom.labels).all()
     assert scan.spacing == (5.0, 4.0, 3.0)
     assert (scan.direction == TURNED).all()
+
+
+@pytest.mark.parametrize("labels", ["rounded.nrrd", "rounded64.nii.gz"])
+def test_rounding_errors_of_labels_are_taken_as_whole_numbers(folder: Path, labels: str) -> None:
+    (case,) = read_cases(table(folder, "rounded.csv", f"ct.nii.gz,{labels},,"))
+    scan, phantom = case.read(), small()
+    assert scan.labels.dtype.kind == "u"
+    assert (scan.labels == phantom.labels).all()
+    assert scan.structures == {str(ORGANS[name]): ORGANS[name] for name in phantom.organs()}
+
+
+def test_a_label_that_the_map_does_not_have_is_a_failure(quick: str, folder: Path) -> None:
+    cases = table(folder, "absent.csv", "ct.nii.gz,organs.nii.gz,1,liver", "ct.nii.gz,organs.nii.gz,77,gallstone")
+    status, output = command(cases, "-o", folder / "absent", "--server", quick, "--prompts-per-object", 1)
+    assert status == 1
+    present = ", ".join(str(label) for label in np.unique(small().labels) if label)
+    sentence = f"The label map has no voxel of label 77. Its labels are {present}."
+    assert f"failed: ct.nii.gz: gallstone: {sentence}" in " ".join(output.split())
+    assert [row["error"] for row in rows(folder / "absent" / "objects.csv")] == ["", sentence]
 
 
 def test_json_lines_mean_the_same(tmp_path: Path) -> None:
@@ -363,6 +394,11 @@ def test_json_lines_mean_the_same(tmp_path: Path) -> None:
         (["a,b,1,x", "a,b,2,x"], 'expected a unique name for each structure of an image, found "x" again'),
         (["a,b,1,x", "a,b,,"], "expected a value in each row of an image with several rows"),
         (["a,b,,x"], "expected the value of the structure that is named in column name"),
+        (["a,a,1,x"], "line 2, column labels: expected the path of a label map, found the image itself"),
+        (
+            ["a,b,1,x", "b/../a,./a,,"],
+            "line 3, column labels: expected the path of a label map, found the image itself",
+        ),
         (["a,b,1,x,y"], "expected 4 cells as in the header, found 5"),
         ([], "has no rows"),
     ],
@@ -381,6 +417,26 @@ def test_phantoms_by_their_seeds() -> None:
             phantom_cases(wrong)
     scan = phantom_cases("4")[0].read()
     assert set(scan.structures) == set(make_phantom(4).organs())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ("1_0", "is invalid"),
+        ("\u0661", "is invalid"),
+        ("1e3", "is invalid"),
+        ("-3", "is invalid"),
+        ("9" * 5000, "is invalid"),
+        ("1-99999999999", "is invalid"),
+        ("3,5-4", "has an empty range"),
+        ("0-999999999", "has too many seeds. Expected at most 10,000"),
+        ("0-9998,20000-20003", "has too many seeds"),
+    ],
+)
+def test_seeds_of_phantoms_that_are_none(seeds: str, expected: str) -> None:
+    with pytest.raises(InvalidTable, match=expected) as caught:
+        phantom_cases(seeds)
+    assert len(str(caught.value)) < 300
 
 
 def test_only_prompts_that_the_model_knows() -> None:
