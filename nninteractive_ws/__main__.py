@@ -3,9 +3,20 @@
 import os
 import sys
 
+#: As ``INTERRUPTED`` of the console, whose import can be interrupted, too.
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line. If only the client is installed, exit with the package to install."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # during imports
+        sys.stderr.write("Stopped.\n")
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
     try:
         from nninteractive_ws.cli.main import make_app, requested_command
 

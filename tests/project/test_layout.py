@@ -22,8 +22,8 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "inputs", "image_source", "upload", "journal", "core", "address", "tls", "dns", "connection_errors",
-        "proxies", "reconnect", "tunnel", "dial", "stream", "aio", "blocking", "polled",
+        "events", "inputs", "image_source", "upload", "journal", "ownership", "core", "address", "tls", "dns",
+        "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio", "blocking", "polled",
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [
