@@ -45,8 +45,8 @@ PARTS = {
     "files": ["cells", "names", "rows", "dicom", "images", "markups"],
     "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
     "cli": [
-        "console", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve", "demo", "token",
-        "main",
+        "console", "server_options", "progress", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve",
+        "demo", "token", "main",
     ],
 }  # fmt: skip
 
