@@ -49,7 +49,7 @@ class ProxySetting:
             remedy = (
                 "It does not accept the user name and password of that setting."
                 if self.proxy.username
-                else f"It requires a user name and a password. Add them to its address: USER:PASSWORD@{self.proxy.host}."
+                else f"It requires a user name and a password. Add them to its URL: USER:PASSWORD@{self.proxy.host}."
             )
         elif status in (502, 503, 504):
             remedy = (
