@@ -13,7 +13,9 @@ def main() -> None:
         _run()
     except KeyboardInterrupt:  # during imports
         sys.stderr.write("Stopped.\n")
-        sys.exit(_INTERRUPTED)
+        sys.stderr.flush()
+        # After an interrupt inside compiled code, sys.exit would end the process by SIGINT, without this status.
+        os._exit(_INTERRUPTED)
 
 
 def _run() -> None:

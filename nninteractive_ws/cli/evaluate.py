@@ -137,8 +137,9 @@ def _run(
             write_tables(output, results, model.name, model.license, seed)
             _print_result(evaluated.result)
     finally:
-        draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
-        worst.draw(output)
+        if results:
+            draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
+            worst.draw(output)
     return results
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
+from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S
 from nninteractive_ws.client.dns import AddressList, resolve
 from nninteractive_ws.client.events import EventName, Result
 from nninteractive_ws.client.inputs import Boxlike
@@ -95,6 +96,9 @@ async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, a
     stop = asyncio.Event()
     running.set_result((asyncio.get_running_loop(), stop))
     await stop.wait()
+    # An interrupted connect() is still closing its connection. Otherwise the server would take it for a live client.
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=FAREWELL_TIMEOUT_S)
 
 
 class Session:
