@@ -1,8 +1,11 @@
 """The blocking client, against a real server."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import logging
+import signal
 import threading
+import time
 from typing import Any
 
 from helpers.end_to_end import SHAPE, WIDE_SHAPE, health, phantom, stroke, wait_until, wide_lasso
@@ -10,6 +13,7 @@ from helpers.threads import run_in_thread
 import numpy as np
 import numpy.typing as npt
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
@@ -347,3 +351,24 @@ def test_close_while_another_thread_waits(server: str) -> None:
     for t in (thread, *closing):
         t.join()
     assert [type(e) for e in ended] == [errors.ConnectionFailed]
+
+
+def test_an_interrupted_connect_closes_its_connection_at_once() -> None:
+    """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
+    codes: list[int | None] = []
+
+    def behave(connection: ServerConnection) -> None:
+        connection.recv()
+        signal.raise_signal(signal.SIGINT)  # handled by the main thread
+        with contextlib.suppress(ConnectionClosed):
+            connection.recv(30)
+        codes.append(connection.close_code)
+
+    with serve(behave, "127.0.0.1", 0) as fake, run_in_thread(fake.serve_forever, fake.shutdown):
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            nni.connect(f"127.0.0.1:{fake.socket.getsockname()[1]}")
+        took = time.monotonic() - started
+        wait_until(lambda: codes, 30)
+    assert codes == [1000]
+    assert took < 1.5, "it waited for an answer to a bye of no session"

@@ -162,14 +162,12 @@ def test_the_server_behind_a_proxy_is_blamed_for_its_own_failures(monkeypatch: p
         monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
         message = failure()
     assert message.startswith(f"The program at {SERVER} is not an nninteractive-ws server.")
-    assert message.endswith(
-        f"went through the proxy http://{proxy.place} (set by the environment variable http_proxy)."
-    )
+    assert f"The connection went through the proxy http://{proxy.place} (set by" in message
     monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with connect_proxy(f"127.0.0.1:{silent.getsockname()[1]}") as proxy:
-            monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
-            assert failure().startswith(f"A program at {SERVER} accepts connections, but does not answer as")
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, connect_proxy(f"127.0.0.1:{silent.getsockname()[1]}") as proxy:
+        monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
+        assert failure().startswith(f"A program at {SERVER} accepts connections, but does not answer as")
 
 
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"])
