@@ -223,7 +223,9 @@ class PolledSession:
     BadAddress
         If the address names no server.
     Untrusted
-        If ``ca`` cannot be used. All other errors come as events.
+        If ``ca`` cannot be used.
+    Unauthorized
+        If ``token`` has characters that cannot be sent. All other errors come as events.
 
     Examples
     --------

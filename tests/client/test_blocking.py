@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import logging
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -353,13 +354,16 @@ def test_close_while_another_thread_waits(server: str) -> None:
     assert [type(e) for e in ended] == [errors.ConnectionFailed]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pthread_kill")
 def test_an_interrupted_connect_closes_its_connection_at_once() -> None:
     """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
     codes: list[int | None] = []
 
     def behave(connection: ServerConnection) -> None:
         connection.recv()
-        signal.raise_signal(signal.SIGINT)  # handled by the main thread
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
         with contextlib.suppress(ConnectionClosed):
             connection.recv(30)
         codes.append(connection.close_code)
