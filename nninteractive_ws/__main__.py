@@ -1,7 +1,10 @@
 """``python -m nninteractive_ws`` and the command ``nninteractive-ws``."""
 
+import contextlib
+import logging
 import os
 import sys
+from typing import NoReturn
 
 #: As ``INTERRUPTED`` of the console, whose import can be interrupted, too.
 _INTERRUPTED = 130
@@ -13,9 +16,20 @@ def main() -> None:
         _run()
     except KeyboardInterrupt:  # during imports
         sys.stderr.write("Stopped.\n")
+        _exit_interrupted()
+    except SystemExit as ended:
+        if ended.code != _INTERRUPTED:
+            raise
+        _exit_interrupted()
+
+
+def _exit_interrupted() -> NoReturn:
+    """Exit after Ctrl-C. If it came inside compiled code, sys.exit would end the process by SIGINT, without status."""
+    logging.shutdown()
+    with contextlib.suppress(OSError):  # nobody reads it
+        sys.stdout.flush()
         sys.stderr.flush()
-        # After an interrupt inside compiled code, sys.exit would end the process by SIGINT, without this status.
-        os._exit(_INTERRUPTED)
+    os._exit(_INTERRUPTED)
 
 
 def _run() -> None:

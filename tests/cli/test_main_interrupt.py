@@ -94,7 +94,7 @@ def test_while_the_model_is_loading(folder: Path, command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("delay_s", [0.1, 2.0, 4.0])
+@pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0])
 def test_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
     """While the gateway starts, and while the model is loaded or already predicts."""
     check(folder, command, server_runs, delay_s)
