@@ -20,6 +20,9 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != _INTERRUPTED:
             raise
+        # typer exits without a message. Commands with a message of their own raise an exit that has no cause.
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            sys.stderr.write("Stopped.\n")
         _exit_interrupted()
 
 

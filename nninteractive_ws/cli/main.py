@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 #: First line of the help of each command, in the order for new users. Each command is a module of this package.
 COMMANDS = {
@@ -37,24 +35,10 @@ Each command lists its options with --help.
 """
 
 
-class _Commands(TyperGroup):
-    """Commands that end with a message after Ctrl-C."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            from nninteractive_ws.cli.console import INTERRUPTED, stderr  # its imports would slow down --help
-
-            stderr.print("Stopped.")
-            raise typer.Exit(INTERRUPTED) from None
-
-
 def make_app(requested: str | None) -> typer.Typer:
     """Create the application. ``requested``: the command to run or to show the help of; the others are only listed."""
     app = typer.Typer(
         name="nninteractive-ws",
-        cls=_Commands,
         help=_HELP,
         no_args_is_help=True,
         pretty_exceptions_show_locals=False,
