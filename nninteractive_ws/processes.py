@@ -40,6 +40,16 @@ def creation_flags() -> int:
     return 0 if ctypes.windll.kernel32.GetConsoleWindow() else subprocess.CREATE_NO_WINDOW
 
 
+def own_process_group() -> dict[str, Any]:
+    """Return options of a child process that Ctrl-C in a terminal does not reach.
+
+    Ctrl-C would interrupt the child anywhere, with tracebacks. This process receives it, and then ends the child.
+    """
+    if sys.platform == "win32":
+        return {"creationflags": creation_flags() | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    return {"process_group": 0}
+
+
 def end_process(process: "subprocess.Popen[Any]", timeout_s: float, *, terminate: bool = True) -> None:
     """End a child process and close its pipes. Kill it if it has not ended after ``timeout_s`` seconds.
 
@@ -127,15 +137,15 @@ async def wait_until_stdin_closes() -> None:
 
 
 @contextlib.contextmanager
-def end_signals(callback: Callable[[], object]) -> Iterator[None]:
-    """Call ``callback`` in the running event loop at SIGINT, SIGTERM and, on Windows, SIGBREAK."""
+def end_signals(callback: Callable[[int], object]) -> Iterator[None]:
+    """Call ``callback`` with the number in the running event loop at SIGINT, SIGTERM and, on Windows, SIGBREAK."""
     loop = asyncio.get_running_loop()
     replaced = {}
     for number in _END_SIGNALS:
         try:
-            loop.add_signal_handler(number, callback)
+            loop.add_signal_handler(number, callback, number)
         except NotImplementedError:  # on Windows
-            replaced[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+            replaced[number] = signal.signal(number, lambda n, _: loop.call_soon_threadsafe(callback, n))
     try:
         yield
     finally:

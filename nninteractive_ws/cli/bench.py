@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 import tempfile
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.benchmark import Part
 from nninteractive_ws.bricks import check_size
-from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
+from nninteractive_ws.cli.console import INTERRUPTED, fail, make_output_folder, stderr
 from nninteractive_ws.cli.option_values import voxel
 from nninteractive_ws.errors import Error
 from nninteractive_ws.server.local_server import ServerDidNotStart
@@ -52,7 +54,7 @@ def bench(
     measurements: list[Measurement] = []
     try:
         size = _shape(shape)
-        output.mkdir(parents=True, exist_ok=True)
+        make_output_folder(output)
         about = machine()
         with tempfile.TemporaryDirectory() as folder, stderr.status("") as status:
             for measurement in run(part, Path(folder), size, times, lambda message: status.update(escape(message))):
@@ -71,11 +73,20 @@ def bench(
         fail(e)
     finally:
         if measurements:
-            draw(output / "bench.png", measurements)
+            _draw(output / "bench.png", lambda path: draw(path, measurements))
             console = Console()
             for table in tables(measurements):
                 console.print(table)
             stderr.print(f"bench.json and bench.png are in {escape(str(output))}.", soft_wrap=True)
+
+
+def _draw(path: Path, draw: Callable[[Path], object]) -> None:
+    """Draw the figure. A failure is reported, but does not hide the tables."""
+    try:
+        with atomic_write(path) as partial:
+            draw(partial)
+    except OSError as e:
+        stderr.print(f"[yellow]warning:[/] {escape(str(e))}", soft_wrap=True)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """Console output and exit statuses of the commands."""
 
+from pathlib import Path
+import tempfile
 from typing import NoReturn
 
 from rich.console import Console
@@ -16,3 +18,15 @@ def fail(error: object) -> NoReturn:
     """Print an error, and end the command with exit status 1."""
     stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create the output folder of a command. End the command if no file can be written in it, before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        fail(
+            f"No files can be written in the output folder {folder} ({e.strerror or e}). Choose another folder with "
+            "--output, or correct its permissions."
+        )

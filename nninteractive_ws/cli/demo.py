@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 import typer
 
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.cli.console import fail, make_output_folder, stderr
 from nninteractive_ws.cli.progress import session_progress
 from nninteractive_ws.client.blocking import Session, connect
 from nninteractive_ws.errors import Error
@@ -31,6 +32,7 @@ def demo(
 
     The demo needs neither a GPU nor a download. It takes half a minute.
     """
+    make_output_folder(output)
     try:
         from nninteractive_ws.demo.phantom import make_phantom
         from nninteractive_ws.demo.picture import draw
@@ -50,12 +52,12 @@ def demo(
                 session.set_image(phantom.image)
                 for result in walk_through(session, phantom, stderr.print):
                     results.append(result)
-    except (Error, ServerDidNotStart) as e:
+        Console().print(_table(results))
+        with atomic_write(output / "demo.png") as partial:
+            draw(phantom, results, partial)
+        _write_volumes(phantom, results, output)
+    except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
-    output.mkdir(parents=True, exist_ok=True)
-    Console().print(_table(results))
-    draw(phantom, results, output / "demo.png")
-    _write_volumes(phantom, results, output)
     stderr.print(
         f"Finished in {time.monotonic() - started:.0f} s. Figure: {output / 'demo.png'}. Volumes: "
         f"{output / 'phantom.nii.gz'}, {output / 'segments.nii.gz'} and (for 3D Slicer) "
@@ -88,14 +90,13 @@ def _table(results: list[OrganResult]) -> Table:
 
 def _write_volumes(phantom: Phantom, results: list[OrganResult], folder: Path) -> None:
     import numpy as np
-    import SimpleITK as sitk
 
     from nninteractive_ws.files.images import write_segmentation
+    from nninteractive_ws.files.nifti import write_nifti
     from nninteractive_ws.files.volume import Volume
 
-    image = sitk.GetImageFromArray(phantom.image.transpose())
-    image.SetSpacing(phantom.spacing)
-    sitk.WriteImage(image, str(folder / "phantom.nii.gz"), useCompression=True)
     volume = Volume(phantom.image, np.diag([*phantom.spacing, 1.0]))
+    with atomic_write(folder / "phantom.nii.gz") as partial:
+        write_nifti(partial, phantom.image, volume)
     for name in ("segments.nii.gz", "segments.seg.nrrd"):
         write_segmentation(folder / name, {s.organ: s.mask for s in results}, volume)

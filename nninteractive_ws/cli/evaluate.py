@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
-from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
+from nninteractive_ws.cli.console import INTERRUPTED, fail, make_output_folder, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import connect
@@ -83,7 +83,7 @@ def evaluate(
     seeds = cases.removeprefix("phantom:")
     try:
         found: list[Case] = [*(read_cases(Path(cases)) if seeds == cases else phantom_cases(seeds))]
-        output.mkdir(parents=True, exist_ok=True)
+        make_output_folder(output)
         options = server_options(server, ca, start, model)
         with (
             session_progress() as progress,
@@ -137,8 +137,9 @@ def _run(
             write_tables(output, results, model.name, model.license, seed)
             _print_result(evaluated.result)
     finally:
-        draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
-        worst.draw(output)
+        if results:
+            draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
+            worst.draw(output)
     return results
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
 from nninteractive_ws.client.address import DEFAULT_PORT
 
 
@@ -105,11 +105,13 @@ def serve(
     The first example serves this machine, and clients that connect through SSH. The server listens at once. It notifies
     clients while the model is loading. Inference runs on a GPU if there is one.
     """
+    devices = _devices(device)
     _check_options(tls_cert, tls_key, allow_host or (), max_sessions, max_sessions_per_user)
     try:
         from nninteractive_ws.engine.model_registry import ModelNotFound, find_model, read_license
         from nninteractive_ws.logs import configure_logging, write_to_stderr
         from nninteractive_ws.server.access import AccessError, check_bind_address
+        from nninteractive_ws.server.admission import CannotListen
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.settings import Settings
         from nninteractive_ws.server.tls import tls_context
@@ -131,7 +133,7 @@ def serve(
         settings = Settings(
             worker=tuple(worker),
             model_name=name,
-            devices=tuple(part.strip() for part in device.split(",")),
+            devices=devices,
             host=host,
             port=port,
             max_sessions=max_sessions,
@@ -143,17 +145,28 @@ def serve(
             allowed_hosts=tuple(allow_host or ()),
         )
         run_gateway(settings, end_with_stdin)
-    except (ModelNotFound, WorkerStartupError, AccessError) as e:
+    except KeyboardInterrupt:
+        write_to_stderr("Stopped.\n")
+        raise typer.Exit(INTERRUPTED) from None
+    except (ModelNotFound, WorkerStartupError, AccessError, CannotListen, OSError) as e:
         # If nobody reads standard error, printing to it would block forever.
         with stderr.capture() as captured, contextlib.suppress(typer.Exit):
             fail(e)
         write_to_stderr(captured.get())
         raise typer.Exit(1) from e
-    except OSError as e:
-        fail(
-            f"Cannot listen on {host}:{port}: {e.strerror or e}. Stop the other server, or choose another port. "
-            "--port 0 selects a free one."
-        )
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    """Return the names of devices. Whether this machine has them is known once torch is imported, by the worker."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?", name):
+            raise typer.BadParameter(
+                f'There is no device "{name}". Expected auto, cpu, cuda (the first NVIDIA or AMD GPU), cuda:0, cuda:1, '
+                "..., mps (Apple) or xpu (Intel), or several such as cuda:0,cuda:1.",
+                param_hint="'--device'",
+            )
+    return names
 
 
 def _check_options(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nninteractive_ws.client.tokens import checked_token
 from nninteractive_ws.server.local_server import ServerOptions
 
 #: Environment variable of the token. It is not an option, because other users of the machine can read those.
@@ -37,5 +38,5 @@ Ca = Annotated[
 
 
 def server_options(server: str | None, ca: Path | None, start: str | None, model: str | None) -> ServerOptions:
-    """Return the options of a command, with the token from the environment."""
-    return ServerOptions(server, os.environ.get(TOKEN_VARIABLE), ca, start, model)
+    """Return the options of a command, with the token from the environment. Raises Unauthorized for an invalid one."""
+    return ServerOptions(server, checked_token(os.environ.get(TOKEN_VARIABLE)), ca, start, model)

@@ -46,10 +46,13 @@ def token(
             )
         if (warning := insecure_permissions(file)) is not None:
             stderr.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    except FileNotFoundError:
-        fail(f"The folder {file.parent} does not exist. Create it, or choose another token file.")
-    except (AccessError, OSError) as e:
+    except AccessError as e:
         fail(e)
+    except OSError as e:
+        if not file.parent.is_dir():
+            fail(f"The folder {file.parent} does not exist. Create it, or choose another token file.")
+        reason = f"The token file {file} cannot be written ({e.strerror})." if e.strerror else e
+        fail(f"{reason} Choose another file, or correct the permissions of its folder.")
 
 
 def _print_status(message: str) -> None:

@@ -51,8 +51,8 @@ class Address:
         if self.ssh is not None:
             user, at, host = self.ssh.host.rpartition("@")
             port = f":{self.ssh.port}" if self.ssh.port is not None else ""
-            return f"ssh://{user}{at}{_bracketed(host)}{port}/{self.ssh.server_port}"
-        return f"{'wss' if self.secure else 'ws'}://{_bracketed(self.host)}:{self.port}{self.path}"
+            return f"ssh://{user}{at}{bracketed(host)}{port}/{self.ssh.server_port}"
+        return f"{'wss' if self.secure else 'ws'}://{bracketed(self.host)}:{self.port}{self.path}"
 
     @property
     def is_literal(self) -> bool:
@@ -171,7 +171,7 @@ def _is_ssh(parts: SplitResult) -> bool:
     )
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
@@ -187,4 +187,4 @@ def redirect_target(location: str, address: Address) -> str:
     if parts is None or not parts.hostname:
         return "an invalid address"
     port = f":{parts.port}" if parts.port is not None else ""
-    return redact(f"{parts.scheme}://{_bracketed(parts.hostname)}{port}{parts.path}")
+    return redact(f"{parts.scheme}://{bracketed(parts.hostname)}{port}{parts.path}")

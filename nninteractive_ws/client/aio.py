@@ -24,6 +24,7 @@ from nninteractive_ws.client.inputs import Boxlike
 from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, Retries, close_error
 from nninteractive_ws.client.tls import ssl_context
+from nninteractive_ws.client.tokens import checked_token
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import BadAddress, ConnectionFailed, Error
 from nninteractive_ws.masks import Mask
@@ -91,6 +92,7 @@ class AsyncSession:
         ValueError
             If no event has this name.
         """
+        self._core.owner.check()
         if name not in events.EVENT_NAMES:
             raise ValueError(f'No event is called "{name}". The names are {", ".join(events.EVENT_NAMES)}.')
         self._callbacks[name].append(callback)
@@ -124,7 +126,12 @@ class AsyncSession:
         await self._ask(lambda: self._core.set_options(autozoom=autozoom, previews=previews))
 
     async def close(self) -> None:
-        """End the session on the server and the connection, or the attempts to connect."""
+        """End the session on the server and the connection, or the attempts to connect.
+
+        In a forked child of the session's process, this does nothing.
+        """
+        if not self._core.owner.is_this_process:
+            return
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -143,8 +150,9 @@ class AsyncSession:
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
         if self._websocket is not None:
-            with contextlib.suppress(ConnectionClosed, TimeoutError):
-                await asyncio.wait_for(self._send_bye(self._websocket), FAREWELL_TIMEOUT_S)
+            if self._core.welcome is not None:  # else there is no session, and no answer to wait for
+                with contextlib.suppress(ConnectionClosed, TimeoutError):
+                    await asyncio.wait_for(self._send_bye(self._websocket), FAREWELL_TIMEOUT_S)
             await self._websocket.close()
         if self._tunnel is not None:
             await asyncio.to_thread(self._tunnel.close)
@@ -177,6 +185,7 @@ class AsyncSession:
         Welcome
             Model, license, device and limits of the server.
         """
+        self._core.owner.check()
         await asyncio.shield(self._opened)
         return self.server
 
@@ -435,7 +444,7 @@ async def aconnect(
     ConnectionFailed, Unauthorized, AtCapacity, UnsupportedVersion
         As for ``connect``.
     """
-    where = parse_address(address)
+    where, token = parse_address(address), checked_token(token)
     tunnel = None if where.ssh is None else Tunnel(where.ssh)
     tls = ssl_context(where, ca)
     if tunnel is not None:

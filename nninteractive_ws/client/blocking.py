@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
 from nninteractive_ws.client.array_like import ArrayLike
+from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S
 from nninteractive_ws.client.dns import AddressList, resolve
 from nninteractive_ws.client.events import EventName, Result
 from nninteractive_ws.client.inputs import Boxlike
 from nninteractive_ws.client.journal import Journal
+from nninteractive_ws.client.ownership import Owner
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.masks import Mask
@@ -33,6 +35,7 @@ class _IOThread:
     """An event loop on a thread, until ``stop``."""
 
     def __init__(self) -> None:
+        self.owner = Owner()
         # Held while work is submitted, so that none is submitted after the loop was stopped.
         self._lock = threading.Lock()
         self._stopped = False
@@ -46,8 +49,11 @@ class _IOThread:
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on the loop and wait. An interrupted wait (Ctrl-C) cancels it.
 
-        Raises ConnectionFailed after the thread was stopped.
+        Raises ConnectionFailed after the thread was stopped, and in a forked child, which has no such thread.
         """
+        if not self.owner.is_this_process:
+            work.close()
+            self.owner.check()
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("a callback runs on the I/O thread, where a blocking call would wait for itself")
@@ -65,7 +71,8 @@ class _IOThread:
             raise
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call ``function`` on the loop soon, or never if the thread was stopped."""
+        """Call ``function`` on the loop soon, or never if the thread was stopped. Raises in a forked child."""
+        self.owner.check()
         with self._lock:
             if not self._stopped:
                 self._loop.call_soon_threadsafe(function)
@@ -88,6 +95,9 @@ async def _run_until_stopped(running: "Future[tuple[asyncio.AbstractEventLoop, a
     stop = asyncio.Event()
     running.set_result((asyncio.get_running_loop(), stop))
     await stop.wait()
+    # An interrupted connect() is still closing its connection. Otherwise the server would take it for a live client.
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=FAREWELL_TIMEOUT_S)
 
 
 class Session:
@@ -237,8 +247,11 @@ class Session:
         self._thread.wait(self._async.set_options(autozoom=autozoom, previews=previews))
 
     def close(self) -> None:
-        """End the session on the server, the connection and the thread. A second call does nothing."""
-        if not self._closed:
+        """End the session on the server, the connection and the thread.
+
+        A second call does nothing, and neither does a call in a forked child of the session's process.
+        """
+        if not self._closed and self._thread.owner.is_this_process:
             self._closed = True
             try:
                 self._thread.wait(self._async.close())

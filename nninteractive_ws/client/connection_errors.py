@@ -4,9 +4,11 @@ import errno
 import socket
 import ssl
 
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, ProxyError
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidProxyStatus, InvalidStatus, ProxyError
 
 from nninteractive_ws.client.address import DEFAULT_PORT, Address, redirect_target
+from nninteractive_ws.client.proxies import ProxySetting
+from nninteractive_ws.client.reconnect import OPEN_TIMEOUT_S
 from nninteractive_ws.errors import (
     AtCapacity,
     ConnectionFailed,
@@ -29,31 +31,77 @@ NO_UPGRADE = (
 )
 
 
-def connection_error(error: BaseException, address: Address, token: str | None = None) -> Error:
-    """Translate an exception from connecting into an error that says what to do. ``token``: removed from the message,
-    because a server may repeat it."""
-    if (invalid_token := _token_error(token)) is not None and not isinstance(error, Error):
-        return invalid_token
-    translated = _connection_error(error, address)
+def connection_error(
+    error: BaseException,
+    address: Address,
+    token: str | None = None,
+    *,
+    proxy: ProxySetting | None = None,
+    accepted: bool = False,
+) -> Error:
+    """Translate an exception from connecting into an error that says what to do.
+
+    ``token``: removed from the message, because a server may repeat it. ``proxy``: through which it was tried.
+    ``accepted``: whether the TCP connection to the server was made, for which a proxy connects to it.
+    """
+    translated = _connection_error(error, address, proxy, accepted)
     message = redact(str(translated), token)
     return translated if message == str(translated) else type(translated)(message)
 
 
-def _token_error(token: str | None) -> Unauthorized | None:
-    """Return the error for a token that cannot be sent in a header. No such token is valid at any server of ours."""
-    if not token or (token.isascii() and token.isprintable()):
-        return None
-    return Unauthorized(
-        "The token contains characters that cannot be sent in an HTTP header, such as line breaks or letters outside "
-        "ASCII. Copy the token again, without line breaks."
+def _connection_error(error: BaseException, address: Address, proxy: ProxySetting | None, accepted: bool) -> Error:
+    if isinstance(error, Error):
+        return error
+    if proxy is None:
+        return _server_error(error, address, accepted)
+    if not accepted:
+        return ConnectionFailed(_proxy_message(error, address, proxy))
+    translated = _server_error(error, address, accepted)
+    if type(translated) is ConnectionFailed:
+        return ConnectionFailed(f"{translated} The connection went through the proxy {proxy}.")
+    return translated
+
+
+def _proxy_message(error: BaseException, address: Address, proxy: ProxySetting) -> str:
+    """Return the message for a proxy that has not connected to the server."""
+    if isinstance(error, InvalidProxyStatus):
+        return proxy.refused(address, error.response.status_code)
+    if isinstance(error, ProxyError):
+        return proxy.failed(address, _detail(error.__cause__ or error))
+    if isinstance(error, TimeoutError):
+        return proxy.failed(address, "it did not answer in time")
+    if isinstance(error, ssl.SSLError):
+        return proxy.failed(address, f"TLS handshake failed: {_detail(error)}")
+    if isinstance(error, OSError | UnicodeError):
+        return proxy.unreachable(address, "connection refused" if _is_refused(error) else _detail(error))
+    return proxy.failed(address, _detail(error))
+
+
+def _detail(error: BaseException) -> str:
+    return printable(str(error)).rstrip(".") or type(error).__name__
+
+
+def _is_closed(error: BaseException) -> bool:
+    return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
+
+
+def _is_refused(error: BaseException) -> bool:
+    # If a name has several addresses and all of them refuse, asyncio joins the errors in one message.
+    return isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in str(error)
+
+
+def silent_message(where: str, timeout_s: float) -> str:
+    """Return the message for a program that accepts connections, and then sends nothing."""
+    return (
+        f"A program at {where} accepts connections, but does not answer as an nninteractive-ws server within "
+        f"{timeout_s:g} seconds. It is another program, or it hangs. Check the port (a server listens on "
+        f"{DEFAULT_PORT} by default), or restart the server."
     )
 
 
-def _connection_error(error: BaseException, address: Address) -> Error:
+def _server_error(error: BaseException, address: Address, accepted: bool) -> Error:
     where = f"{address.host}:{address.port}"
     detail = printable(str(error)).rstrip(".")
-    if isinstance(error, Error):
-        return error
     if isinstance(error, InvalidStatus):
         return _status_error(error, address)
     if isinstance(error, socket.gaierror | UnicodeError):
@@ -63,25 +111,20 @@ def _connection_error(error: BaseException, address: Address) -> Error:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_error(error, address, where)
     # A server without TLS takes the handshake for an invalid request, and closes the connection.
-    closed = isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
-    if isinstance(error, ssl.SSLError) or (address.secure and closed):
+    if isinstance(error, ssl.SSLError) or (address.secure and _is_closed(error)):
         return ConnectionFailed(
             f"The TLS handshake with {where} failed. If the server does not use TLS, write ws:// instead of wss://. "
             f"Details: {detail or 'the server closed the connection'}."
         )
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
+        if accepted:
+            return ConnectionFailed(silent_message(where, OPEN_TIMEOUT_S))
         return ConnectionFailed(
             f"The server at {where} does not answer. Check that the machine is on, and that no firewall is in between."
         )
-    # If a name has several addresses and all of them refuse, asyncio joins the errors in one message.
-    if isinstance(error, ConnectionRefusedError) or f" {errno.ECONNREFUSED}]" in detail:
+    if _is_refused(error):
         return ConnectionFailed(
             f"Nothing listens at {where}. Start the server there (nninteractive-ws serve), or correct the port."
-        )
-    if isinstance(error, ProxyError):
-        return ConnectionFailed(
-            f"The proxy of this computer's settings refuses connections to {where} ({detail}). Ask its administrator "
-            f"to allow it. If the server is reached without a proxy, set NO_PROXY={address.host}."
         )
     if isinstance(error, InvalidMessage | InvalidHandshake | EOFError):
         hint = (

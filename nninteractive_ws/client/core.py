@@ -25,6 +25,7 @@ from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import Boxlike, box_inside, middle, to_index, to_mask
 from nninteractive_ws.client.journal import Journal
+from nninteractive_ws.client.ownership import Owner
 from nninteractive_ws.client.upload import Upload
 from nninteractive_ws.errors import (
     AtCapacity,
@@ -98,6 +99,8 @@ class Core:
         self._deferred: list[Event] = []  # events that the next call of receive() returns
         # Answers held back while a snapshot of their segment is pending, by segment.
         self._held_answers: dict[str, list[Event]] = {}
+        #: The process of the session. Requests in a forked child raise ConnectionFailed.
+        self.owner = Owner()
         self.welcome: wire.Welcome | None = None
         #: Error that ended this connection, or None. A driver then closes the connection.
         self.ended: Error | None = None
@@ -270,6 +273,7 @@ class Core:
 
     def cancel(self, request: int | None = None) -> None:
         """Cancel one request, or all. Each is answered by ``done``, or by the error ``cancelled``."""
+        self.owner.check()
         for sent, pending in self._pending.items():
             if pending.number is not None and request in (None, pending.number):
                 pending.cancelled = True
@@ -299,6 +303,7 @@ class Core:
     # ---- requests -----------------------------------------------------------------------------------------
 
     def _next_id(self) -> int:
+        self.owner.check()
         self._last_id += 1
         return self._last_id
 

@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket_connect
 from websockets.protocol import State
+from websockets.uri import WebSocketURI
 
 from nninteractive_ws import protocol
 from nninteractive_ws.client import reconnect
 from nninteractive_ws.client.address import AF_UNIX, Address
 from nninteractive_ws.client.connection_errors import connection_error
-from nninteractive_ws.client.proxies import proxy_url
+from nninteractive_ws.client.proxies import proxy_for
 from nninteractive_ws.client.reconnect import KeepaliveMonitor
+from nninteractive_ws.client.tokens import checked_token
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed, Error
 
@@ -28,7 +30,20 @@ _CHECKS_PER_PING = 8
 
 
 class _Connect(websocket_connect):
-    """A connector that follows no redirects: a token goes only to its server, and only over the requested scheme."""
+    """A connector that follows no redirects: a token goes only to its server, and only over the requested scheme.
+
+    ``accepted``: whether the TCP connection to the server was made, also by a proxy.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.accepted, make = False, self.factory
+
+        def factory(uri: WebSocketURI) -> ClientConnection:
+            self.accepted = True
+            return make(uri)
+
+        self.factory = factory
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -78,40 +93,60 @@ async def dial(
     where: Address, *, token: str | None = None, ssl_context: ssl.SSLContext | None = None
 ) -> MonitoredConnection:
     """Connect to a server. ``ssl_context``: see :func:`~nninteractive_ws.client.tls.ssl_context`. Raises Error."""
+    token = checked_token(token)
+    proxy = None if where.unix_socket is not None else proxy_for(where)
+    connector: _Connect | None = None
     try:
-        connection = await _Connect(
-            where.url,
-            create_connection=MonitoredConnection,
-            additional_headers={"Authorization": f"Bearer {token}"} if token else None,
-            compression=None,
-            max_size=protocol.MAX_MESSAGE_BYTES,
-            open_timeout=reconnect.OPEN_TIMEOUT_S,
-            ping_interval=None,
-            close_timeout=FAREWELL_TIMEOUT_S,
-            ssl=ssl_context,
-            logger=reconnect.websocket_log,
-            **await _route(where),
-        )
+        async with asyncio.timeout(reconnect.OPEN_TIMEOUT_S):
+            connector = _Connect(
+                where.url,
+                create_connection=MonitoredConnection,
+                additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+                compression=None,
+                max_size=protocol.MAX_MESSAGE_BYTES,
+                open_timeout=None,
+                ping_interval=None,
+                close_timeout=FAREWELL_TIMEOUT_S,
+                ssl=ssl_context,
+                logger=reconnect.websocket_log,
+                **({"sock": await _connect_socket(where)} if proxy is None else {}),
+                proxy=None if proxy is None else proxy.url,
+            )
+            connection = await connector
     except Error:  # translated already
         raise
     except Exception as e:
-        raise connection_error(e, where, token) from e
+        accepted = connector is not None and connector.accepted
+        raise connection_error(e, where, token, proxy=proxy, accepted=accepted) from e
     assert isinstance(connection, MonitoredConnection)
     return connection
 
 
-async def _route(where: Address) -> dict[str, Any]:
-    """Options of the connection: a connected Unix socket, or the proxy, if the settings name one."""
-    if where.unix_socket is None:
-        return {"proxy": proxy_url(where)}
-    connected = socket.socket(AF_UNIX)
-    connected.setblocking(False)
-    try:
-        await asyncio.get_running_loop().sock_connect(connected, where.unix_socket)
-    except BaseException:
-        connected.close()
-        raise
-    return {"sock": connected, "proxy": None}
+async def _connect_socket(where: Address) -> socket.socket:
+    """Return a socket that is connected to a server. Raises the most informative OSError of all its addresses."""
+    failures: list[OSError] = []
+    for family, endpoint in await _endpoints(where):
+        connected = socket.socket(family)
+        connected.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(connected, endpoint)
+        except OSError as e:
+            connected.close()
+            failures.append(e)
+        except BaseException:
+            connected.close()
+            raise
+        else:
+            return connected
+    raise next((e for e in failures if isinstance(e, ConnectionRefusedError)), failures[0])
+
+
+async def _endpoints(where: Address) -> list[tuple[int, Any]]:
+    """Return families and socket addresses of a server."""
+    if where.unix_socket is not None:
+        return [(AF_UNIX, where.unix_socket)]
+    found = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    return [(family, endpoint) for family, _, _, _, endpoint in found]
 
 
 async def open_tunnel(tunnel: Tunnel) -> None:

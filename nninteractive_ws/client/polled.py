@@ -40,6 +40,7 @@ from nninteractive_ws.client.reconnect import (
 )
 from nninteractive_ws.client.stream import Stream
 from nninteractive_ws.client.tls import ssl_context
+from nninteractive_ws.client.tokens import checked_token
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.errors import ConnectionFailed, Error, TooLarge
 from nninteractive_ws.history import Segment
@@ -89,6 +90,11 @@ class _Connection:
 
     def fileno(self) -> int:
         return self._stream.fileno()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a program has accepted the TCP connection."""
+        return self._stream.accepted
 
     @property
     def takes_more(self) -> bool:
@@ -217,7 +223,9 @@ class PolledSession:
     BadAddress
         If the address names no server.
     Untrusted
-        If ``ca`` cannot be used. All other errors come as events.
+        If ``ca`` cannot be used.
+    Unauthorized
+        If ``token`` has characters that cannot be sent. All other errors come as events.
 
     Examples
     --------
@@ -247,7 +255,7 @@ class PolledSession:
         self._core = Core(clock=clock)
         self.closed = False
         self._clock = clock
-        self._address, self._token = parse_address(address), token
+        self._address, self._token = parse_address(address), checked_token(token)
         self._ssl_context = _load_ssl_context(self._address, ca)
         self._retries = Retries(reconnect_for, clock)
         self._preparing: ImageSource | None = None
@@ -275,6 +283,7 @@ class PolledSession:
         BadImage, TooLarge
             For its type, shape and dtype. ``poll`` raises them for its voxels, and for a journal of another image.
         """
+        self._core.owner.check()
         self._preparing, self._journal = ImageSource(image), journal
 
     @property
@@ -361,7 +370,11 @@ class PolledSession:
         ------
         BadImage, TooLarge
             If the image of ``set_image`` cannot be used.
+        ConnectionFailed
+            In a forked child of the process that made the session.
         """
+        if not self.closed:
+            self._core.owner.check()
         until = self._clock() + budget_s
         while not self.closed and self._step() and self._clock() < until:
             pass
@@ -384,8 +397,12 @@ class PolledSession:
         return None if self._connection is None else self._connection.round_trip
 
     def close(self) -> None:
-        """End the session and the connection. ``bye`` is sent if the socket accepts it at once."""
-        if self.closed:
+        """End the session and the connection. ``bye`` is sent if the socket accepts it at once.
+
+        In a forked child of the session's process, only its copy is marked as closed.
+        """
+        if self.closed or not self._core.owner.is_this_process:
+            self.closed = True
             return
         farewell: list[bytes] = []
         if self._connection is not None and self._connection.opened:
@@ -412,7 +429,8 @@ class PolledSession:
         return True
 
     def _explain(self, error: Exception) -> Error:
-        explained = connection_error(error, self._address, self._token)
+        accepted = self._connection is not None and self._connection.accepted
+        explained = connection_error(error, self._address, self._token, accepted=accepted)
         if self._tunnel is None or type(explained) is not ConnectionFailed:
             return explained
         return self._tunnel.connection_error(explained)

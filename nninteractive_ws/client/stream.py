@@ -31,6 +31,11 @@ class Stream:
         self._connected = False
         self.ready = False
 
+    @property
+    def accepted(self) -> bool:
+        """Whether a program has accepted the TCP connection."""
+        return self._connected
+
     def fileno(self) -> int:
         """Return the socket's descriptor, or -1."""
         return -1 if self._socket is None else self._socket.fileno()

@@ -11,13 +11,16 @@ on loopback, and only the server's tokens keep them out.
 
 from pathlib import Path
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from typing import IO
+import weakref
 
 from nninteractive_ws.client.address import AF_UNIX, Address, SshTarget
+from nninteractive_ws.client.ownership import Owner
 from nninteractive_ws.errors import ConnectionFailed, Untrusted
 from nninteractive_ws.processes import creation_flags, end_process
 from nninteractive_ws.redaction import printable, redact
@@ -55,7 +58,7 @@ class Tunnel:
         self._process: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: _SocketFolder | None = None
         self._port = 0
         self._ports_taken = 0
         self._was_ready = False
@@ -74,7 +77,7 @@ class Tunnel:
     @property
     def _socket_path(self) -> str:
         assert self._folder is not None
-        return str(Path(self._folder.name, "socket"))
+        return str(self._folder.path / "socket")
 
     def ready(self) -> bool:
         """Return whether the tunnel is open; start ssh if it does not run. Call it again until it returns True.
@@ -233,7 +236,20 @@ class Tunnel:
         self._port, self._was_ready, self._reported = 0, False, 0
 
 
-def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+class _SocketFolder:
+    """A folder that is removed with this object or at the end of this process, but not at the end of a forked child."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cleanup = weakref.finalize(self, _remove_folder, path, Owner())
+
+
+def _remove_folder(path: Path, owner: Owner) -> None:
+    if owner.is_this_process:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _private_folder() -> _SocketFolder:
     """Make a folder that only this user may enter, with a path for a Unix socket. Raises ConnectionFailed."""
     failure = "no folder for temporary files has a path that is short enough, of ASCII letters and digits"
     for place in (tempfile.gettempdir(), "/tmp"):
@@ -241,7 +257,7 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
         if len(path) > _MAX_SOCKET_PATH or not _PLAIN_PATH.fullmatch(path):
             continue
         try:
-            return tempfile.TemporaryDirectory(prefix="nninteractive-", dir=place)  # with the mode 0700
+            return _SocketFolder(Path(tempfile.mkdtemp(prefix="nninteractive-", dir=place)))  # with the mode 0700
         except OSError as e:
             failure = f"in {place} no folder can be made ({e.strerror})"
     raise ConnectionFailed(

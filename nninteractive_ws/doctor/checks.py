@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 import http.client
-import importlib.util
 from pathlib import Path
+import re
 import socket
 import ssl
 import statistics
@@ -14,17 +14,17 @@ import time
 from typing import Any, Literal, TypeVar, cast
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidUpgrade
-from websockets.proxy import Proxy
 
 from nninteractive_ws.client.address import Address, parse_address
 from nninteractive_ws.client.aio import AsyncSession
-from nninteractive_ws.client.connection_errors import NO_UPGRADE, connection_error, redirect_message
+from nninteractive_ws.client.connection_errors import NO_UPGRADE, connection_error, redirect_message, silent_message
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial, open_tunnel
 from nninteractive_ws.client.dns import resolve
-from nninteractive_ws.client.proxies import no_proxy_hint, proxy_for
+from nninteractive_ws.client.proxies import ProxySetting, proxy_for
 from nninteractive_ws.client.reconnect import close_error
 from nninteractive_ws.client.tls import ssl_context
+from nninteractive_ws.client.tokens import checked_token
 from nninteractive_ws.client.tunnel import Tunnel
 from nninteractive_ws.doctor.http_probe import HttpProbe
 from nninteractive_ws.doctor.identify import IdentifiedServer, identify
@@ -50,11 +50,12 @@ class Doctor:
     def __init__(
         self, address: str, *, token: str | None, ca: Path | None, on_status: Callable[[str], object] = lambda _: None
     ) -> None:
-        self._url, self._token, self._ca, self._on_status = address, token, ca, on_status
+        # Without white space, which no server repeats, so that every text is searched for the token itself.
+        self._url, self._token, self._ca, self._on_status = address, (token or "").strip(), ca, on_status
         self._address: Address
         self._ssl_context: ssl.SSLContext | None = None
         self._tunnel: Tunnel | None = None
-        self._proxy: Proxy | None = None
+        self._proxy: ProxySetting | None = None
         self._probe: HttpProbe | None = None
         self._server: IdentifiedServer | None = None
         self._session: AsyncSession | None = None
@@ -158,21 +159,15 @@ class Doctor:
                 "the server is on this computer" if self._address.is_loopback else "none in this computer's settings"
             )
             return StepOutput(f"not used: {reason}", {"proxy": None})
-        if proxy.scheme.startswith("socks") and importlib.util.find_spec("python_socks") is None:
-            raise StepFailed(
-                "bad_proxy",
-                f"This computer's settings name a SOCKS proxy ({proxy.host}:{proxy.port}), which needs the package "
-                f"python-socks. Run: pip install python-socks. {no_proxy_hint(self._address)}",
-            )
         message = (
-            f"connections use {proxy.scheme}://{proxy.host}:{proxy.port} from this computer's settings (except the "
-            "polled client, and so 3D Slicer, which connect directly)"
+            f"connections use {proxy.place}, set by {proxy.source} (except the polled client, and so 3D Slicer, which "
+            "connect directly)"
         )
-        return StepOutput(message, {"proxy": f"{proxy.scheme}://{proxy.host}:{proxy.port}"})
+        return StepOutput(message, {"proxy": proxy.place})
 
     async def _resolve(self) -> StepOutput | None:
         proxy, address = self._proxy, self._address
-        host, port = (address.host, address.port) if proxy is None else (proxy.host, proxy.port)
+        host, port = (address.host, address.port) if proxy is None else (proxy.proxy.host, proxy.proxy.port)
         if self._tunnel is not None or (proxy is None and address.is_literal):
             return None
         self._on_status(f"DNS lookup of {host}")
@@ -180,9 +175,13 @@ class Doctor:
             lookup = asyncio.wrap_future(resolve(host, port, type=socket.SOCK_STREAM))
             infos = await asyncio.wait_for(lookup, ANSWER_TIMEOUT_S)
         except TimeoutError as e:
+            if proxy is not None:
+                raise StepFailed("proxy_unreachable", proxy.unreachable(address, "its DNS lookup timed out")) from e
             message = f'DNS lookup of "{host}" timed out. Check the name, or connect by IP address.'
             raise StepFailed("no_name_service", message) from e
         except (OSError, UnicodeError) as e:
+            if proxy is not None:
+                raise StepFailed("proxy_unreachable", str(connection_error(e, address, proxy=proxy))) from e
             raise StepFailed("unknown_name", str(connection_error(e, Address(False, host, port)))) from e
         addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
         note = "" if proxy is None else " (the proxy, which looks up the server's name itself)"
@@ -193,9 +192,9 @@ class Doctor:
             return None
         proxy, address = self._proxy, self._address
         self._on_status(f"connecting to {address.host}:{address.port}")
-        if proxy is not None and proxy.scheme != "http":
+        if proxy is not None and proxy.proxy.scheme != "http":
             return StepOutput("not checked by itself, because the proxy connects to the server")
-        self._probe = HttpProbe(address, self._ssl_context, proxy, ANSWER_TIMEOUT_S)
+        self._probe = HttpProbe(address, self._ssl_context, None if proxy is None else proxy.proxy, ANSWER_TIMEOUT_S)
         try:
             peer = await asyncio.to_thread(self._probe.connect)
         except (OSError, http.client.HTTPException) as e:
@@ -207,19 +206,10 @@ class Doctor:
     def _connect_error(self, error: Exception) -> StepFailed:
         proxy, address = self._proxy, self._address
         if proxy is not None:
-            reason, hint = str(error), no_proxy_hint(address)
-            if reason.startswith("Tunnel connection failed"):
-                status = reason.removeprefix("Tunnel connection failed: ")
-                remedy = "Ask its administrator to allow it."
-                if status.startswith("407"):
-                    remedy = "The proxy needs a user name and a password."
-                message = (
-                    f"The proxy {proxy.host}:{proxy.port} refuses connections to {address.host}:{address.port} "
-                    f"(HTTP {status}). {remedy} {hint}"
-                )
-                return StepFailed("proxy_refused", message)
-            message = f"The proxy {proxy.host}:{proxy.port} of this computer's settings cannot be reached ({reason})."
-            return StepFailed("proxy_unreachable", f"{message} {hint}")
+            if status := re.match(r"Tunnel connection failed: (\d+)", str(error)):
+                return StepFailed("proxy_refused", proxy.refused(address, int(status[1])))
+            code = "proxy_unreachable" if isinstance(error, OSError) else "proxy_refused"
+            return StepFailed(code, str(connection_error(error, address, proxy=proxy)))
         message = str(connection_error(error, address))
         if isinstance(error, ConnectionRefusedError):
             return StepFailed("refused", message)
@@ -242,7 +232,7 @@ class Doctor:
         try:
             secured = await asyncio.to_thread(self._probe.secure, self._ssl_context)
         except OSError as e:
-            error = connection_error(e, address)
+            error = connection_error(e, address, accepted=True)
             if type(error) is ConnectionFailed:
                 code = "no_answer" if isinstance(e, TimeoutError) else "no_tls"
                 raise StepFailed(code, str(error)) from e
@@ -295,11 +285,7 @@ class Doctor:
     async def _http_error(self, error: Exception) -> StepFailed:
         where = f"{self._address.host}:{self._address.port}"
         if isinstance(error, TimeoutError):
-            return StepFailed(
-                "silent",
-                f"The program at {where} accepts connections, but sends nothing within {ANSWER_TIMEOUT_S:g} seconds. "
-                "It hangs, or it is not an HTTP server. Check the port.",
-            )
+            return StepFailed("silent", silent_message(where, ANSWER_TIMEOUT_S))
         if await asyncio.to_thread(self._speaks_tls):
             return self._tls_expected()
         return StepFailed(
@@ -317,6 +303,7 @@ class Doctor:
 
     async def _open_websocket(self) -> StepOutput:
         try:
+            self._token = checked_token(self._token) or ""
             websocket = await dial(self._address, token=self._token, ssl_context=self._ssl_context)
         except Unauthorized as e:
             raise StepFailed("token_wrong" if self._token else "token_missing", str(e)) from e

@@ -24,7 +24,7 @@ class LoadedModel:
 def pick_device(name: str) -> torch.device:
     """Return the device of a name in torch's format. ``auto`` is CUDA if there is a GPU, else the CPU.
 
-    Raises ValueError if the name is invalid, or if torch finds no such GPU.
+    Raises ValueError if the name is invalid, or if torch finds no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,12 +32,23 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as e:
         raise ValueError(f'"{name}" is not a device. Use auto, cpu, cuda or cuda:1, for instance.') from e
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if (count := _count(device.type)) <= (device.index or 0):
         raise ValueError(
-            f"There is no {name}, since torch finds {torch.cuda.device_count()} GPUs on this machine. Use auto or cpu, "
-            "or install a build of torch for your GPU."
+            f"There is no device {name}, since torch {torch.__version__} finds {count} devices of the type "
+            f"{device.type} on this machine. Use auto or cpu, or install a driver and a build of torch for your GPU."
         )
     return device
+
+
+def _count(kind: str) -> int:
+    """Return the number of devices of a type that torch can use."""
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    if kind == "xpu":
+        return torch.xpu.device_count()
+    return int(kind == "cpu")
 
 
 def load_model(name: str, folder: Path, device: torch.device, compiled: bool = False) -> LoadedModel:

@@ -34,6 +34,16 @@ def find_model(name: str | None) -> tuple[str, Path]:
     Without a name, it is nnInteractive's default model if that has been downloaded, else the embedded one.
     Raises ModelNotFound.
     """
+    try:
+        return _find_model(name)
+    except OSError as e:
+        raise ModelNotFound(
+            f"The files of the model {name or ''} cannot be read or written: {e}. Check the path, the permissions and "
+            f"the free disk space. Official models are in {model_management.get_model_root_dir()}."
+        ) from e
+
+
+def _find_model(name: str | None) -> tuple[str, Path]:
     if name is None:
         name = next((model.name for model in list_models() if model.default), DEMO)
     if name == DEMO:
@@ -41,6 +51,10 @@ def find_model(name: str | None) -> tuple[str, Path]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve().name, _checked(folder.resolve())
+    if folder.exists():
+        raise ModelNotFound(
+            f"{folder} is a file. Expected the folder of a model, which has {', '.join(_missing(folder))}."
+        )
     if not name.startswith(model_management.MODEL_PREFIX):
         raise ModelNotFound(
             f'"{name}" is neither a folder nor the name of a model. Names begin with {model_management.MODEL_PREFIX}. '
@@ -102,7 +116,7 @@ def _manifest(refresh: bool) -> list[dict[str, object]]:
         return list(model_management._validate_and_normalize_manifest(cached)["models"])
     except FileNotFoundError:
         return []
-    except (RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         if refresh:
             raise ModelNotFound(str(e)) from e
         return []
@@ -119,7 +133,7 @@ def _official_model(entry: dict[str, object]) -> ModelInfo:
 def read_license(folder: Path) -> str:
     """Return the first line of a folder's LICENSE that is not blank, as nnInteractive does."""
     try:
-        lines = (folder / "LICENSE").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return "unknown"
     return next((line.strip() for line in lines if line.strip()), "unknown")

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, wait
-import contextlib
 import gc
 import logging
 from pathlib import Path
@@ -213,9 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     configure_logging(f"worker {args.device}", args.log_level, args.log_json)
     secret = sys.stdin.readline().strip()
-    # Ctrl-C in a terminal reaches the gateway too, which reports it.
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_main(args, secret))
+    asyncio.run(_main(args, secret))
 
 
 if __name__ == "__main__":

@@ -105,20 +105,20 @@ def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
     return affine, notes
 
 
-def write_nifti(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
-    """Write a label map. qform and sform of a NIfTI image are copied, so that every program shows it on the image."""
-    large = max(labels.shape) > _MAX_NIFTI1_DIMENSION
+def write_nifti(path: Path, voxels: npt.NDArray[Any], volume: Volume) -> None:
+    """Write voxels of a volume. qform and sform of a NIfTI image are copied: every program shows both at one place."""
+    large = max(voxels.shape) > _MAX_NIFTI1_DIMENSION
     affine = RAS_LPS @ volume.ijk_to_lps
     kind: Any = nib.Nifti2Image if large else nib.Nifti1Image
     header = kind.header_class()
-    header.set_data_dtype(labels.dtype)
+    header.set_data_dtype(voxels.dtype)
     if volume.nifti is None:
         header.set_xyzt_units("mm")
         header.set_qform(affine, 1)
         header.set_sform(affine, 1)
     else:
         _copy_forms(volume.nifti, header)
-    nib.save(kind(labels, None, header), path)  # with an affine, nibabel would set both forms again
+    nib.save(kind(voxels, None, header), path)  # with an affine, nibabel would set both forms again
 
 
 def _copy_forms(source: Mapping[str, Any], target: Any) -> None:

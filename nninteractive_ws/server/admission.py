@@ -201,8 +201,30 @@ def _network(address: str) -> str:
 # ---- listening --------------------------------------------------------------------------------------------
 
 
+class CannotListen(Exception):
+    """The server cannot listen at its address. ``str()`` is a sentence that says why and what to do."""
+
+
 def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
-    """Listen at every address of a host, at the same port. "" means every address of this machine. Raises OSError."""
+    """Listen at every address of a host, at the same port. "" means every address of this machine.
+
+    Raises CannotListen.
+    """
+    try:
+        return _listen(host, port, admission)
+    except (OSError, UnicodeError) as e:
+        number = getattr(e, "errno", None)
+        if number == errno.EADDRINUSE:
+            remedy = "Stop the other server, or choose another port. --port 0 selects a free one."
+        elif number == errno.EACCES:
+            remedy = "Choose a port from 1024 on. Those below need special rights on many systems."
+        else:
+            remedy = "Check --host: it must be an address of this machine, or a name of one."
+        reason = getattr(e, "strerror", None) or e
+        raise CannotListen(f"Cannot listen on {host}:{port}: {reason}. {remedy}") from e
+
+
+def _listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
     infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listening: list[ListeningSocket] = []
     try:

@@ -73,7 +73,7 @@ class Gateway:
         self._connecting: dict[uuid.UUID, WorkerProcess] = {}
 
     async def run(self, started: Callable[[int], None]) -> None:
-        """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or OSError."""
+        """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
             for client_socket in listening:

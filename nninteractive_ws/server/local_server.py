@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from nninteractive_ws.client.address import printable_address
-from nninteractive_ws.processes import creation_flags, end_process, python_module
+from nninteractive_ws.processes import end_process, own_process_group, python_module
 
 #: Seconds that the server has to end by itself.
 _END_TIMEOUT_S = 10.0
@@ -67,9 +67,7 @@ def local_server(*arguments: str) -> Iterator[str]:
         )
     command = python_module("nninteractive_ws", "serve", "--port", "0", "--end-with-stdin", *arguments)
     # Its standard input closes when this process ends for any reason.
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, creationflags=creation_flags()
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **own_process_group())
     try:
         yield _address(process)
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 
 from nninteractive_ws.processes import end_signals, wait_until_stdin_closes
 from nninteractive_ws.server.admission import raise_descriptor_limit
@@ -15,26 +16,36 @@ _log = logging.getLogger(__name__)
 def run_gateway(settings: Settings, end_with_stdin: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, or with ``end_with_stdin`` until standard input closes.
 
-    Raises OSError if the port is taken, WorkerStartupError if no model loads, and BadTokenFile.
+    Raises KeyboardInterrupt after SIGINT, CannotListen, WorkerStartupError if no model loads, and BadTokenFile.
     """
     raise_descriptor_limit()
-    asyncio.run(_run(settings, end_with_stdin))
+    if asyncio.run(_run(settings, end_with_stdin)) == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
-async def _run(settings: Settings, end_with_stdin: bool) -> None:
+async def _run(settings: Settings, end_with_stdin: bool) -> int | None:
+    """Return the number of the signal that ended the gateway, if one did."""
+    ended_by: int | None = None
+
+    def end(number: int) -> None:
+        nonlocal ended_by
+        ended_by = number
+        serving.cancel()
+
     gateway = Gateway(settings)
     serving = asyncio.ensure_future(gateway.run(lambda port: _announce(settings, port)))
     parent = asyncio.ensure_future(wait_until_stdin_closes()) if end_with_stdin else None
     if parent is not None:
         parent.add_done_callback(lambda _: serving.cancel())
     try:
-        with end_signals(serving.cancel):
+        with end_signals(end):
             await serving
     except asyncio.CancelledError:
         _log.info("stopped")
     finally:
         if parent is not None:
             parent.cancel()
+    return ended_by
 
 
 def _announce(settings: Settings, port: int) -> None:

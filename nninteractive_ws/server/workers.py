@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from nninteractive_ws import worker_protocol
 from nninteractive_ws.errors import WorkerLost
 from nninteractive_ws.messages import Encoding
-from nninteractive_ws.processes import creation_flags, end_async_process, python_module
+from nninteractive_ws.processes import end_async_process, own_process_group, python_module
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class WorkerProcess:
         process = await asyncio.create_subprocess_exec(
             *python_module("nninteractive_ws.engine.worker", "--port", str(port), *self._arguments),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env={**_ENVIRONMENT, **os.environ},
-            creationflags=creation_flags(),
+            **own_process_group(),
         )  # fmt: skip
         assert process.stdin is not None
         # The pipe stays open. The worker ends when it closes, which it does when this process ends for any reason.

@@ -1,8 +1,12 @@
 """The blocking client, against a real server."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import logging
+import signal
+import sys
 import threading
+import time
 from typing import Any
 
 from helpers.end_to_end import SHAPE, WIDE_SHAPE, health, phantom, stroke, wait_until, wide_lasso
@@ -11,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
@@ -385,3 +390,27 @@ def test_close_while_another_thread_waits(server: str) -> None:
     for t in (thread, *closing):
         t.join()
     assert [type(e) for e in ended] == [errors.ConnectionFailed]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pthread_kill")
+def test_an_interrupted_connect_closes_its_connection_at_once() -> None:
+    """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
+    codes: list[int | None] = []
+
+    def behave(connection: ServerConnection) -> None:
+        connection.recv()
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        with contextlib.suppress(ConnectionClosed):
+            connection.recv(30)
+        codes.append(connection.close_code)
+
+    with serve(behave, "127.0.0.1", 0) as fake, run_in_thread(fake.serve_forever, fake.shutdown):
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            nni.connect(f"127.0.0.1:{fake.socket.getsockname()[1]}")
+        took = time.monotonic() - started
+        wait_until(lambda: codes, 30)
+    assert codes == [1000]
+    assert took < 1.5, "it waited for an answer to a bye of no session"

@@ -2,19 +2,23 @@
 
 import asyncio
 from collections.abc import Iterator
+import contextlib
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler
 import socket
 import ssl
 
+from helpers.end_to_end import run
 from helpers.http import answers, http_server
 from helpers.threads import greeting_server
 import pytest
 from websockets.asyncio.client import connect
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHeaderValue, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
+import nninteractive_ws as nni
+from nninteractive_ws.client import reconnect
 from nninteractive_ws.client.address import Address, parse_address
 from nninteractive_ws.client.connection_errors import connection_error
 from nninteractive_ws.errors import (
@@ -128,13 +132,24 @@ def test_a_401_by_its_challenge(challenge: str, expected: str) -> None:
     assert expected in str(error)
 
 
-@pytest.mark.parametrize("token", ["nws_one\ntwo", "nws_one\r\n", "nws_\u00e9t\u00e9", "nws_\u65e5\u672c", "nws_\x00"])
-def test_a_token_that_no_header_can_carry(token: str) -> None:
-    error = connection_error(InvalidHeaderValue("Authorization", f"Bearer {token}"), BOX, token)
-    assert type(error) is Unauthorized
-    assert str(error).startswith("The token contains characters that cannot be sent in an HTTP header")
-    assert "two" not in str(error)
-    assert "token" not in str(connection_error(TimeoutError(), BOX, "nws_one"))
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_port_that_accepts_connections_and_stays_silent(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
+    with listening() as (_, address), pytest.raises(ConnectionFailed) as refused:
+        run(nni.aconnect(f"{scheme}://{address}"))
+    assert str(refused.value).startswith(f"A program at {address} accepts connections, but does not answer as an nnint")
+
+
+def test_a_machine_that_does_not_accept_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.5)
+    with listening(backlog=0) as (_, address), contextlib.ExitStack() as stack:
+        host, _, port = address.rpartition(":")
+        for _ in range(4):  # the queue is full then, and further requests are dropped
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((host, int(port)))
+        with pytest.raises(ConnectionFailed, match=r"does not answer\. Check that the machine is on"):
+            run(nni.aconnect(address))
 
 
 @pytest.mark.parametrize("status", [403, 421])

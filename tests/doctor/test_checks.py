@@ -228,7 +228,7 @@ def test_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with speaking(b"") as address:
         failed = failure(address)
         assert (failed.step, failed.code) == ("server", "silent")
-        assert "accepts connections, but sends nothing" in failed.found
+        assert "accepts connections, but does not answer as an nninteractive-ws server within 1 seconds" in failed.found
 
 
 def test_a_port_of_something_else() -> None:
@@ -557,7 +557,7 @@ def test_a_proxy_that_refuses(proxied: Proxied) -> None:
         with pytest.raises(nni.Error, match=r"proxy .* refuses connections"):
             nni.connect("gpu-box.invalid:1528")
     with proxied(None, 407):
-        assert "needs a user name and a password" in failure("gpu-box.invalid:1528").found
+        assert "requires a user name and a password" in failure("gpu-box.invalid:1528").found
 
 
 def test_a_proxy_that_is_not_there(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,12 +86,12 @@ def test_the_end_of_standard_input_ends_gateway_and_worker() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_gateway_and_worker(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_gateway_and_worker(number: signal.Signals, status: int) -> None:
     with serve() as server:
         worker = started_worker(server)
         server.process.send_signal(number)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(30) == status
         wait_until(lambda: not is_running(worker), timeout=10)
 
 

@@ -143,6 +143,25 @@ def test_a_download_that_was_interrupted_is_no_model(root):
     assert str(folder) in str(error.value)
 
 
+def test_a_file_is_no_model_folder(tmp_path):
+    (tmp_path / "plans.json").write_text("{}")
+    with pytest.raises(ModelNotFound, match=r"is a file\. Expected the folder of a model"):
+        find_model(str(tmp_path / "plans.json"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nnInteractive_" + "x" * 300])
+def test_a_path_that_the_system_refuses(name):
+    with pytest.raises(ModelNotFound, match=r"cannot be read or written: .*Check the path"):
+        find_model(name)
+
+
+@pytest.mark.usefixtures("manifest")
+def test_a_folder_for_downloads_that_cannot_be_made(root):
+    (root / "models").write_text("")
+    with pytest.raises(ModelNotFound, match="nnInteractive_v1"):
+        find_model("nnInteractive_v1.0")
+
+
 # ---- listing ----------------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,9 @@ ORDER = [
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "array_like", "inputs", "image_source", "upload", "journal", "core", "address", "tls", "dns",
-        "connection_errors", "proxies", "reconnect", "tunnel", "dial", "stream", "aio", "blocking", "polled",
+        "events", "array_like", "inputs", "image_source", "upload", "journal", "ownership", "core", "address", "tls",
+        "dns", "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio", "blocking",
+        "polled",
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [
@@ -50,7 +51,7 @@ PARTS = {
         "table", "prompts", "results", "measures", "records", "oddities", "report", "pipeline", "run", "batch",
     ],
     "cli": [
-        "console", "progress", "server_options", "option_values", "segment", "batch", "evaluate", "bench", "doctor",
+        "console", "server_options", "progress", "option_values", "segment", "batch", "evaluate", "bench", "doctor",
         "models", "serve", "demo", "token", "main",
     ],
 }  # fmt: skip
