@@ -26,6 +26,7 @@
     │   └── InternalError            internal
     ├── BadJournal                   bad_journal (client only)
     ├── InvalidTable                 bad_jobs (client only)
+    ├── BadOutput                    bad_output (client only)
     └── ConnectionFailed             connection_failed (client only, never on the wire)
         ├── BadAddress               bad_address (client only)
         └── Untrusted                untrusted (client only)
@@ -173,6 +174,12 @@ class InvalidTable(Error):
     code = "bad_jobs"
 
 
+class BadOutput(Error):
+    """An output file or folder that cannot be used: it would replace an input, or another batch uses it."""
+
+    code = "bad_output"
+
+
 class ConnectionFailed(Error):
     """The server cannot be reached, or the connection was lost."""
 
@@ -198,7 +205,9 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
 
 #: Errors on the wire, by code.
 WIRE_ERRORS: dict[str, type[Error]] = {
-    kind.code: kind for kind in _leaves(Error) if not issubclass(kind, ConnectionFailed | BadJournal | InvalidTable)
+    kind.code: kind
+    for kind in _leaves(Error)
+    if not issubclass(kind, ConnectionFailed | BadJournal | InvalidTable | BadOutput)
 }
 
 
