@@ -6,6 +6,7 @@ import sys
 
 def main() -> None:
     """Run the command line. If only the client is installed, exit with the package to install."""
+    _check_arguments(sys.argv[1:])
     try:
         from nninteractive_ws.cli.main import make_app, requested_command
 
@@ -18,6 +19,14 @@ def main() -> None:
             "on this machine too, install 'nninteractive-ws[server]' instead."
         )
     app()
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Exit if an argument is not text in UTF-8. Libraries of image formats end the process at such a path."""
+    for argument in arguments:
+        printable = argument.encode(errors="backslashreplace").decode()
+        if printable.encode() != os.fsencode(argument):
+            sys.exit(f"error: The argument {printable} is not UTF-8 text. Rename the file or its folder.")
 
 
 if __name__ == "__main__":

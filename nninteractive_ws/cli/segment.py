@@ -10,6 +10,7 @@ import typer
 
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import session_progress
+from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
@@ -17,11 +18,13 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
+    ReadOptions,
     check_output,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
+from nninteractive_ws.files.overwrites import check_overwrite
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
@@ -56,6 +59,13 @@ def segment(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the segment.")] = "segment",
+    series: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of the DICOM series, if the folder has several.")
+    ] = None,
+    time_point: Annotated[
+        int | None, typer.Option("--time", min=1, metavar="N", help="Number of the time point, if there are several.")
+    ] = None,
+    resample: Resample = False,
     server: Server = None,
     ca: Ca = None,
     start: Start = None,
@@ -91,7 +101,8 @@ def segment(
             "backslash."
         )
     try:
-        volume = read_volume(image)
+        check_overwrite(output, [image])
+        volume = read_volume(image, ReadOptions(series, time_point, resample))
         check_output(output, volume)
         for note in volume.notes:
             stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)

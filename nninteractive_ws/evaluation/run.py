@@ -51,7 +51,8 @@ class ObjectResult:
     """The result for a structure of a case. ``structure`` is empty for a case that could not be read.
 
     ``voxels``: of the ground truth. ``budget``: maximum number of prompts. ``steps``: fewer if no error was left, or
-    if a prompt failed. ``left_out``: the reason if it was skipped. ``error``: the error message, if any.
+    if a prompt failed. ``left_out``: the reason if it was skipped. ``warnings``: sentences about the files of the case.
+    ``error``: the error message, if any.
     """
 
     case: str
@@ -61,6 +62,7 @@ class ObjectResult:
     steps: tuple[PromptResult, ...] = ()
     left_out: str = ""
     error: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def counts(self) -> bool:
@@ -141,7 +143,8 @@ def evaluate(
         except _ITEM_ERRORS as e:
             for name, label in scan.structures.items():
                 voxels = int(np.count_nonzero(scan.labels == label))
-                yield EvaluatedObject(ObjectResult(case.name, name, plan.budget, voxels, error=str(e)))
+                result = ObjectResult(case.name, name, plan.budget, voxels, error=str(e), warnings=scan.warnings)
+                yield EvaluatedObject(result)
         else:
             for name in scan.structures:
                 on_status(f"{case.name}: {name}", done)
@@ -150,7 +153,7 @@ def evaluate(
 
 def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan) -> EvaluatedObject:
     truth = np.asarray(scan.labels == scan.structures[name])
-    result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)))
+    result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)), warnings=scan.warnings)
     if result.voxels < MIN_VOXELS:
         return EvaluatedObject(replace(result, left_out=f"{result.voxels} voxels, expected at least {MIN_VOXELS}"))
     # One generator per object, so that its prompts do not depend on the other cases.

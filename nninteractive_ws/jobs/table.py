@@ -64,7 +64,7 @@ class Job:
     image: Path
     name: str
     spelling: str
-    options: ReadOptions = ReadOptions()
+    options: ReadOptions = field(default_factory=ReadOptions)
     segments: list[str] = field(default_factory=list)
     prompts: list[PromptRow] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)

@@ -43,13 +43,13 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "rows", "volume", "identify", "straighten", "nifti", "itk", "dicom_series", "dicom_stack",
-        "dicom_seg", "images", "markups",
+        "cells", "names", "paths", "rows", "volume", "identify", "overwrites", "straighten", "nifti", "itk",
+        "dicom_series", "dicom_stack", "dicom_seg", "images", "options", "markups",
     ],
-    "jobs": ["table", "prompts", "results", "pipeline", "run", "batch"],
+    "jobs": ["table", "prompts", "results", "lock", "pipeline", "run", "batch"],
     "cli": [
-        "console", "progress", "server_options", "segment", "batch", "evaluate", "bench", "doctor", "models", "serve",
-        "demo", "token", "main",
+        "console", "progress", "server_options", "read_options", "segment", "batch", "evaluate", "bench", "doctor",
+        "models", "serve", "demo", "token", "main",
     ],
 }  # fmt: skip
 
