@@ -25,7 +25,7 @@ def _check_arguments(arguments: list[str]) -> None:
     """Exit if an argument is not text in UTF-8. Libraries of image formats end the process at such a path."""
     for argument in arguments:
         printable = argument.encode(errors="backslashreplace").decode()
-        if printable.encode() != os.fsencode(argument):
+        if printable != argument:
             sys.exit(f"error: The argument {printable} is not UTF-8 text. Rename the file or its folder.")
 
 
