@@ -92,7 +92,8 @@ def batch(
     )
     stderr.print(f"{escape(str(jobs))}: {message}. Results: {escape(str(output / 'results.csv'))}", soft_wrap=True)
     if results.kept:
-        stderr.print(f"results.csv also keeps the rows of {results.kept} files of other tables.")
+        files = "file" if results.kept == 1 else "files"
+        stderr.print(f"results.csv also has the results of other tables, in {results.kept} {files}.")
     if failed:
         raise typer.Exit(1)
 
@@ -137,7 +138,8 @@ class _Display:
         for warning in () if result.earlier else result.warnings:
             stderr.print(f"[yellow]note:[/] {escape(f'{result.image}: {warning}')}", soft_wrap=True)
         for error in result.errors:
-            stderr.print(f"[bold red]failed:[/] {escape(f'{result.image}: {error}')}", soft_wrap=True)
+            message = ": ".join(filter(None, (result.image, error)))  # a row whose image is unknown has no name
+            stderr.print(f"[bold red]failed:[/] {escape(message)}", soft_wrap=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK_NAME
     owner = _owner(path)  # before old versions of filelock truncate the file
-    lock = _acquire(folder, path, owner)
+    lock = _acquire(folder, path, owner, attempts=5)
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _acquire(folder: Path, path: Path, owner: str) -> filelock.BaseFileLock | None:
+def _acquire(folder: Path, path: Path, owner: str, attempts: int) -> filelock.BaseFileLock | None:
     # The generator of a batch may be closed by another thread than the one that started it.
     lock = filelock.FileLock(path, thread_local=False)
     try:
@@ -53,28 +53,35 @@ def _acquire(folder: Path, path: Path, owner: str) -> filelock.BaseFileLock | No
         if not path.stat().st_size:
             path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
     except filelock.Timeout:
+        if not path.exists():
+            return _acquire_again(folder, path, attempts)
         raise BadOutput(
             f"Another batch{owner} is running in the folder {folder}. Wait until it ends or stop it, or choose another "
             "output folder."
         ) from None
-    except FileNotFoundError as e:
+    except FileNotFoundError:
         lock.release()
-        if folder.is_dir() and not path.exists():  # another batch has just ended and deleted the file
-            return _acquire(folder, path, owner)
-        raise _not_writable(folder, e) from e
+        return _acquire_again(folder, path, attempts)
     except (NotImplementedError, OSError) as e:
         if lock.is_locked:  # Windows lets nobody write to a locked file
             return lock
         if isinstance(e, OSError) and e.errno not in _NO_LOCKS:
-            raise _not_writable(folder, e) from e
+            raise _not_writable(folder, e.strerror or str(e)) from e
         _log.warning("The file system of %s has no locks. Do not start a second batch in this folder.", folder)
         return None
     return lock
 
 
-def _not_writable(folder: Path, error: OSError) -> BadOutput:
+def _acquire_again(folder: Path, path: Path, attempts: int) -> filelock.BaseFileLock | None:
+    """Try again after another batch has deleted the file, which it does when it ends."""
+    if attempts == 1:
+        raise _not_writable(folder, "no file can be created there")
+    return _acquire(folder, path, "", attempts - 1)
+
+
+def _not_writable(folder: Path, reason: str) -> BadOutput:
     return BadOutput(
-        f"The output folder {folder} cannot be written or locked ({error.strerror}). Choose another output folder. If "
+        f"The output folder {folder} cannot be written or locked ({reason}). Choose another output folder. If "
         f"a batch of another user left the file {LOCK_NAME} there, delete it."
     )
 

@@ -106,7 +106,8 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]], resample: bool) -> T
         name = segment = ""
         try:
             expected = "the path of an image"
-            name, spelling = text_of(row, "image", expected), spelling_of(row, "image", folder, expected)
+            name = text_of(row, "image", expected)
+            spelling = spelling_of(row, "image", folder, expected)
             chosen = options.options_of(row, resample)
             name = options.title_of(name, chosen)
             segment = _segment(row)
