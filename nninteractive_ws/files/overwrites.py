@@ -7,7 +7,8 @@ import re
 import stat
 
 from nninteractive_ws.atomic_files import partial_path
-from nninteractive_ws.errors import BadOutput
+from nninteractive_ws.errors import BadImage, BadOutput
+from nninteractive_ws.files.identify import identify
 from nninteractive_ws.files.names import folded, is_utf8
 
 #: Endings of formats whose images are in two files of the same stem.
@@ -20,10 +21,11 @@ _NRRD_DATA_FILE = re.compile(r"(?mi)^data ?file: *(.+?) *$")
 _NUMBERED = re.compile(r"(.*%0?\d*d\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?.*")
 
 
-def check_output(output: Path, inputs: Iterable[Path]) -> None:
+def check_overwrite(output: Path, inputs: Iterable[Path]) -> None:
     """Raise BadOutput if writing ``output`` would replace an input or add to its DICOM series, or is impossible.
 
-    ``inputs``: files, and folders with a DICOM series. The data files that belong to an image are inputs too.
+    ``inputs``: files, and folders with a DICOM series. The data files that belong to an image are inputs too, and so is
+    the folder of a DICOM file.
     """
     InputFiles(inputs).check(output)
 
@@ -40,9 +42,17 @@ class InputFiles:
 
     def _add(self, path: Path) -> None:
         found = _stat(path)
-        if found is None or not stat.S_ISDIR(found.st_mode):
-            for file in (path, *data_files(path)):
-                self._add_file(file)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            self._add_folder(path)
+            return
+        kind = _kind(path)
+        for file in (path, *data_files(path, kind)):
+            self._add_file(file)
+        if kind == "dicom":
+            self._add_folder(path.parent)
+
+    def _add_folder(self, path: Path) -> None:
+        if _key(path) in self._folders:
             return
         self._folders[_key(path)] = path
         if identity := _identity(path):
@@ -77,17 +87,21 @@ class InputFiles:
                 )
 
 
-def data_files(image: Path) -> Iterator[Path]:
-    """Yield the other files of an image: the second of a pair, or those that its header names."""
+def data_files(image: Path, kind: str) -> Iterator[Path]:
+    """Yield the other files of an image: the second of a pair, or those that its header names.
+
+    ``kind``: its format, see :func:`identify`.
+    """
     for endings in _PAIRS:
         ending = max((e for e in endings if image.name.lower().endswith(e)), key=len, default="")
         if ending:
             stem = image.name[: -len(ending)].casefold()
             names = {f"{stem}{e}" for e in endings}
             yield from (p for p in _listed(image.parent) if p.name.casefold() in names and p != image)
+    if kind not in ("nrrd", "metaimage"):
+        return
     text = _header(image)
-    is_nrrd = text.startswith("NRRD")
-    named = (_NRRD_DATA_FILE if is_nrrd else _META_DATA_FILE).search(text)
+    named = (_NRRD_DATA_FILE if kind == "nrrd" else _META_DATA_FILE).search(text)
     if named is None or named[1].upper() == "LOCAL":
         return
     following = text[named.end() :].splitlines() if named[1].upper().startswith("LIST") else []
@@ -96,18 +110,21 @@ def data_files(image: Path) -> Iterator[Path]:
 
 
 def _header(image: Path) -> str:
-    """Return the header of an image of the formats whose headers name other files, or an empty text."""
-    if not image.name.lower().endswith((".mhd", ".mha", ".nhdr", ".nrrd")):
-        return ""
-    try:
-        with image.open("rb") as file:
-            content = file.read(_MAX_HEADER_BYTES)
-    except (OSError, ValueError):  # the reader reports it
-        return ""
+    """Return the header of a NRRD or MetaImage file as text."""
+    with image.open("rb") as file:
+        content = file.read(_MAX_HEADER_BYTES)
     content = content.replace(b"\r\n", b"\n")
     if content.startswith(b"NRRD"):
         content = content.partition(b"\n\n")[0]
     return os.fsdecode(content)
+
+
+def _kind(path: Path) -> str:
+    """Return the format of a file, or an empty text for a file that is no image."""
+    try:
+        return identify(path)
+    except (BadImage, OSError, ValueError):  # the reader reports it
+        return ""
 
 
 def _expand(name: str) -> Iterator[str]:
