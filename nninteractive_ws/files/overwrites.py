@@ -15,6 +15,8 @@ from nninteractive_ws.files.names import folded, is_utf8
 _PAIRS = ((".hdr", ".img", ".hdr.gz", ".img.gz"), (".spr", ".sdt"))
 #: A header ends within so many bytes, also if it lists the files of a thousand slices.
 _MAX_HEADER_BYTES = 1 << 20
+#: No image has more slices.
+_MAX_NUMBERED = 100_000
 _META_DATA_FILE = re.compile(r"(?m)^ElementDataFile *= *(.+?) *$")
 _NRRD_DATA_FILE = re.compile(r"(?mi)^data ?file: *(.+?) *$")
 #: A pattern of numbered files, such as slice%03d.raw 1 100 1.
@@ -134,7 +136,7 @@ def _expand(name: str) -> Iterator[str]:
         yield name
         return
     first, last, step = int(pattern[2]), int(pattern[3]), int(pattern[4] or 1)
-    for number in range(first, min(last, first + _MAX_HEADER_BYTES) + 1, max(step, 1)):
+    for number in range(first, min(last, first + _MAX_NUMBERED) + 1, max(step, 1)):
         yield pattern[1] % number
 
 

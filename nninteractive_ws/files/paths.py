@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}|%\w+%")
+_VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\}|%[A-Za-z_]\w*%")
 
 
 class UnusablePath(ValueError):

@@ -50,7 +50,7 @@ def _acquire(folder: Path, path: Path, owner: str, attempts: int) -> filelock.Ba
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # filelock falls back to a file without a lock of the system
             lock.acquire(timeout=0)
-        if not path.stat().st_size:
+        if path.read_text(encoding="utf-8", errors="replace").split()[:1] != [str(os.getpid())]:
             path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
     except filelock.Timeout:
         if not path.exists():
