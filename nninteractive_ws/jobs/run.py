@@ -253,7 +253,9 @@ def _key(job: Job, format: str) -> str:
     """Return a digest of the inputs of a result, except the server's model: rows, format, and the state of files."""
     rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
     files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
-    return hashlib.sha256(repr((job.name, job.options, job.segments, rows, format, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((job.name, job.options, job.segments, rows, str(format), files)).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:

@@ -123,7 +123,7 @@ NONSENSE = (
     "NRRD0004\ndata file: %d 5 1\n\n",
     "NRRD0004\ndata file: a\0b\n\n",
     "NDims = 3\nElementDataFile = LOCAL\nx\n",
-    "NDims = 3\nElementDataFile = %d 0 99999 0\n",
+    "NDims = 3\nElementDataFile = %d 0 999 0\n",
 )
 
 
