@@ -35,7 +35,8 @@ def batch(
         typer.Argument(metavar="JOBS", help="Table with one prompt per row, .csv, .tsv or .jsonl.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder of segmentations and results.csv.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for segmentations, results.csv, report.html."),
     ],
     server: Server = None,
     in_flight: Annotated[
@@ -94,6 +95,7 @@ def batch(
     if results.kept:
         files = "file" if results.kept == 1 else "files"
         stderr.print(f"results.csv also has the results of other tables, in {results.kept} {files}.")
+    stderr.print(f"Pictures of all segments: {escape(str(output / 'report.html'))}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

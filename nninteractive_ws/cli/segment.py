@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 from rich.markup import escape
 import typer
 
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import session_progress
 from nninteractive_ws.cli.read_options import Resample
@@ -20,13 +21,16 @@ from nninteractive_ws.files.images import (
     SEGMENTATION_ENDINGS,
     ReadOptions,
     check_output,
+    color_of,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
 from nninteractive_ws.files.overwrites import check_overwrite
+from nninteractive_ws.files.pictures import Prompt, three_views
 from nninteractive_ws.files.volume import Volume
-from nninteractive_ws.geometry import Box
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.local_server import ServerDidNotStart, ServerOptions
 
 T = TypeVar("T")
@@ -66,6 +70,10 @@ def segment(
         int | None, typer.Option("--time", min=1, metavar="N", help="Number of the time point, if there are several.")
     ] = None,
     resample: Resample = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Picture of the outline in axial, coronal and sagittal slices."),
+    ] = None,
     server: Server = None,
     ca: Ca = None,
     start: Start = None,
@@ -93,21 +101,30 @@ def segment(
         fail("No prompt marks the object. Add at least one --point, --lps or --bbox.")
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"The name of the output {output.name} must end with one of {', '.join(SEGMENTATION_ENDINGS)}.")
-    if not output.parent.is_dir():
-        fail(f"The folder {output.parent} does not exist. Create it, or choose another output file.")
+    if picture is not None and picture.suffix != ".png":
+        fail(f"The name of the picture {picture.name} must end with .png.")
+    for file in (output, picture):
+        if file is not None and not file.parent.is_dir():
+            fail(f"The folder {file.parent} does not exist. Create it, or choose another output file.")
     if not is_segment_name(name):
         fail(
             f"The name of the segment is invalid. Expected at most {MAX_NAME_LENGTH} printable characters without a "
             "backslash."
         )
     try:
-        check_overwrite(output, [image])
+        for file in (output, picture):
+            if file is not None:
+                check_overwrite(file, [image])
         volume = read_volume(image, ReadOptions(series, time_point, resample))
         check_output(output, volume)
         for note in volume.notes:
             stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-        points = [(volume.index_of(at) if in_mm else at, positive) for at, in_mm, positive in coordinates]
-        _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
+        points = [(_voxel(volume, at, in_mm), positive) for at, in_mm, positive in coordinates]
+        mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
+        if picture is not None:
+            marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
+            with atomic_write(picture) as partial:
+                three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
     except (Error, ServerDidNotStart, OSError) as e:
         fail(e)
 
@@ -115,11 +132,12 @@ def segment(
 def _segment(
     volume: Volume,
     boxes: list[Box],
-    points: list[tuple[Vector, bool]],
+    points: list[tuple[Index, bool]],
     output: Path,
     name: str,
     server: ServerOptions,
-) -> None:
+) -> Mask:
+    """Segment, write the output, print a summary, and return the mask."""
     started = time.monotonic()
     with (
         session_progress() as progress,
@@ -141,9 +159,14 @@ def _segment(
     )
     if result.voxels == 0:
         stderr.print("[yellow]The segment is empty. Try another point, or a box.[/]")
+    return mask
 
 
-def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Vector, bool]]) -> Result:
+def _voxel(volume: Volume, at: Vector, in_mm: bool) -> Index:
+    return volume.index_of(at) if in_mm else (int(at[0]), int(at[1]), int(at[2]))
+
+
+def _prompt(target: Segment, boxes: list[Box], points: list[tuple[Index, bool]]) -> Result:
     for box in boxes:
         result = target.add_bbox(box)
     for at, positive in points:

@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.valuerep import DA, TM
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 from nninteractive_ws.masks import Mask
 
@@ -55,13 +56,14 @@ def _segmentation(
 ) -> hd.seg.Segmentation:
     program = version("nninteractive-ws")
     algorithm = hd.AlgorithmIdentificationSequence(model, codes.cid7162.ArtificialIntelligence, program)
+    thickness = f"{np.linalg.norm(ijk_to_lps[:3, 2]):.6g}"
     # The axes of highdicom's volumes are slice, row and column.
     kji_to_lps = ijk_to_lps[:, [2, 1, 0, 3]]
     segments = np.stack([mask.transpose() for mask in masks.values()], axis=-1).astype(np.uint8)
     try:
         volume = hd.Volume(segments, kji_to_lps, "PATIENT", channels={"SegmentNumber": list(range(1, len(masks) + 1))})
         return hd.seg.Segmentation(
-            [_read_header(file) for file in files],
+            [_read_header(file, thickness) for file in files],
             volume,
             hd.seg.SegmentationTypeValues.BINARY,
             [
@@ -91,17 +93,33 @@ def _segmentation(
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         # highdicom raises these if attributes are missing in the headers of the series.
         raise BadImage(
-            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {e}. Choose "
-            "another format, such as .seg.nrrd."
+            f"A DICOM SEG for the series in {Path(files[0]).parent} cannot be written. highdicom reports: {reason(e)}. "
+            "Choose another format, such as .seg.nrrd."
         ) from e
 
 
-def _read_header(file: str) -> pydicom.FileDataset:
-    """Read a header without pixels. Decode its text, so that it can be written in another character set."""
+def _read_header(file: str, thickness: str) -> pydicom.FileDataset:
+    """Read a header without pixels, and fill in what is empty. ``thickness``: of slices without one, in millimeters."""
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    header.decode()
+    header.decode()  # its text can then be written in another character set
     _fill_in(header)
+    measures = header
+    if "PerFrameFunctionalGroupsSequence" in header:
+        _share_groups(header)
+        measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    if not measures.get("SliceThickness"):
+        measures.SliceThickness = thickness
     return header
+
+
+def _share_groups(header: pydicom.Dataset) -> None:
+    """Share what all frames have in common. highdicom looks for it there only."""
+    if not header.get("SharedFunctionalGroupsSequence"):
+        header.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    shared, first = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
+    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if name not in shared:
+            shared[name] = first[name]
 
 
 def _fill_in(header: pydicom.Dataset) -> None:

@@ -8,6 +8,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 
 #: What is read of each file, to tell the series apart.
 _TAGS = [
@@ -21,19 +22,37 @@ _MAX_LISTED = 20
 
 @dataclass
 class Series:
-    """The files of a series in a folder. ``frames``: the number of slices, in single- or multi-frame files."""
+    """The files of a series in a folder.
+
+    ``frames``: the number of slices, in single- or multi-frame files. ``is_volume``: whether it has more than
+    localizers and pictures without a position.
+    """
 
     uid: str
     number: int = 0
     modality: str = ""
     description: str = ""
     frames: int = 0
-    localizers: int = 0
+    is_volume: bool = False
     files: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
         slices = f"{self.frames} slice{'s' * (self.frames != 1)}"
         return ", ".join(filter(None, (self.modality, self.description, slices)))
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What tells the series apart. ``is_slice``: whether it is an image with a position, and no localizer."""
+
+    file: Path
+    uid: str
+    number: int
+    modality: str
+    description: str
+    frames: int
+    is_image: bool
+    is_slice: bool
 
 
 def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
@@ -50,12 +69,12 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     header = _header(path)
     if header is None:
         raise BadImage(f"{path} is not a DICOM file, or a damaged one.")
-    if not _is_image(header):
-        raise BadImage(f"{path} is a DICOM object without an image ({header.get('Modality', 'unknown')}).")
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        return _series_of([(path, header)])[0], []
+    if not header.is_image:
+        raise BadImage(f"{path} is a DICOM object without an image ({header.modality or 'of unknown kind'}).")
+    if header.frames > 1:
+        return _series_of([header])[0], []
     found, _ = _scan(path.parent, subfolders=False)
-    series = next(s for s in found if s.uid == header.SeriesInstanceUID)
+    series = next(s for s in found if s.uid == header.uid)
     if len(series.files) == 1:
         return series, []
     return series, [f"{path.name} is one of {len(series.files)} files of a series. The whole series is used."]
@@ -63,7 +82,7 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
 
 def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:
     """Return the series with images in a folder, or else in its subfolders, and the number of damaged files."""
-    images: list[tuple[Path, pydicom.Dataset]] = []
+    images = []
     damaged = 0
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         try:
@@ -71,16 +90,16 @@ def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:
         except BadImage:
             damaged += 1
             continue
-        if header is not None and _is_image(header):
-            images.append((file, header))
+        if header is not None and header.is_image:
+            images.append(header)
     if images or not subfolders:
         return _series_of(images), damaged
     below = [_scan(child) for child in sorted(folder.iterdir()) if child.is_dir()]
     return [series for found, _ in below for series in found], damaged + sum(count for _, count in below)
 
 
-def _header(file: Path) -> pydicom.Dataset | None:
-    """Return the attributes of :data:`_TAGS`, or None if the file is not DICOM. Raises BadImage if it is damaged."""
+def _header(file: Path) -> _Header | None:
+    """Return the header of a file, or None if it is not DICOM. Raises BadImage if it is damaged, and OSError."""
     with file.open("rb") as opened:
         start = opened.read(132)
     if not start:
@@ -90,47 +109,46 @@ def _header(file: Path) -> pydicom.Dataset | None:
     if without_preamble and start[:2] not in (b"\x02\0", b"\x08\0"):
         return None
     try:
-        header = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=without_preamble)
+        dataset = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=without_preamble)
+        kind = dataset.get("SOPClassUID")
+        if kind and (dataset.get("Rows") or not kind.name.endswith("Image Storage")):
+            return _parse(file, dataset)
+        is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     except Exception as e:  # pydicom raises many kinds for damaged bytes
         if without_preamble:
             return None
-        raise BadImage(f"{file} is damaged ({e}).") from e
-    if header.get("SOPClassUID"):
-        return header
-    if without_preamble or header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise BadImage(f"{file} is damaged ({reason(e)}).") from e
+    if without_preamble or is_directory:
         return None
     raise BadImage(f"{file} is damaged: it ends within its header.")
 
 
-def _is_image(header: pydicom.Dataset) -> bool:
-    return bool(
-        header.get("Rows")
-        and header.get("Columns")
-        and header.get("SeriesInstanceUID")
-        and header.get("Modality") not in _NOT_IMAGES
+def _parse(file: Path, dataset: pydicom.Dataset) -> _Header:
+    modality = str(dataset.get("Modality") or "")
+    uid = str(dataset.get("SeriesInstanceUID") or "")
+    is_placed = bool(dataset.get("ImagePositionPatient") or dataset.get("SharedFunctionalGroupsSequence"))
+    return _Header(
+        file,
+        uid,
+        int(dataset.get("SeriesNumber") or 0),
+        modality,
+        str(dataset.get("SeriesDescription") or ""),
+        int(dataset.get("NumberOfFrames") or 1),
+        bool(dataset.get("Rows") and dataset.get("Columns") and uid and modality not in _NOT_IMAGES),
+        is_placed and "LOCALIZER" not in (dataset.get("ImageType") or []),
     )
 
 
-def _series_of(headers: Iterable[tuple[Path, pydicom.Dataset]]) -> list[Series]:
+def _series_of(headers: Iterable[_Header]) -> list[Series]:
     """Group files by series, in the order of their numbers."""
     found: dict[str, Series] = {}
-    for file, header in headers:
-        series = found.setdefault(header.SeriesInstanceUID, Series(header.SeriesInstanceUID))
-        series.number = int(header.get("SeriesNumber") or 0)
-        series.modality = str(header.get("Modality") or "")
-        series.description = str(header.get("SeriesDescription") or "")
-        series.frames += int(header.get("NumberOfFrames") or 1)
-        series.localizers += _is_localizer(header) or not _has_position(header)
-        series.files.append(file)
+    for header in headers:
+        series = found.setdefault(header.uid, Series(header.uid))
+        series.number, series.modality, series.description = header.number, header.modality, header.description
+        series.frames += header.frames
+        series.is_volume |= header.is_slice
+        series.files.append(header.file)
     return sorted(found.values(), key=lambda s: (s.number, s.uid))
-
-
-def _is_localizer(header: pydicom.Dataset) -> bool:
-    return "LOCALIZER" in (header.get("ImageType") or [])
-
-
-def _has_position(header: pydicom.Dataset) -> bool:
-    return bool(header.get("ImagePositionPatient") or header.get("SharedFunctionalGroupsSequence"))
 
 
 def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | None) -> tuple[Series, list[str]]:
@@ -142,7 +160,7 @@ def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | N
         if not 1 <= number <= len(found):
             raise BadImage(f"The folder {folder} has no series {number}. It contains {_list(found)}")
         return found[number - 1], notes
-    volumes = [series for series in found if series.localizers < len(series.files)] or found
+    volumes = [series for series in found if series.is_volume] or found
     if len(volumes) > 1:
         raise BadImage(
             f"The folder {folder} contains {_list(found)} Choose one by its number (--series N, or the column series), "

@@ -12,6 +12,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 
 Vector = npt.NDArray[np.float64]
@@ -106,8 +107,10 @@ def _slices(file: Path) -> Iterator[Slice]:
             raise BadImage(f"{file} has several frames without positions, like ultrasound or a film. Expected slices.")
         else:
             yield _slice(file, 0, header, header.get)
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as e:
-        raise BadImage(f"{file} has a damaged DICOM header ({e}).") from e
+    except BadImage:
+        raise
+    except Exception as e:  # pydicom raises many kinds for damaged bytes
+        raise BadImage(f"{file} has a damaged DICOM header ({reason(e)}).") from e
 
 
 def _in_groups(places: Sequence[pydicom.Dataset], name: str) -> Any:
@@ -288,8 +291,7 @@ def _decode(file: Path) -> tuple[pydicom.Dataset, npt.NDArray[Any]]:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         frames = dataset.pixel_array
     except Exception as e:  # pydicom and its decoders raise many kinds for damaged bytes
-        reason = " ".join(str(e).split())[:300]
-        raise BadImage(f"The pixels of {file} cannot be read ({reason}). Copy or export it again.") from e
+        raise BadImage(f"The pixels of {file} cannot be read ({reason(e)}). Copy or export it again.") from e
     return dataset, frames if frames.ndim == 3 else frames[None]
 
 

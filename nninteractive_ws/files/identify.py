@@ -7,6 +7,7 @@ import struct
 import zlib
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 
 #: The formats that can be read, in sentences.
 SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
@@ -17,8 +18,6 @@ _GZIP = b"\x1f\x8b"
 #: Beginnings of files that people have in place of an image, and what to do about it.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS. Run `git lfs pull` to download the file itself"),
-    (b"/annex/objects/", "a pointer of git-annex. Run `git annex get` to download the file itself"),
-    (b"../.git/annex/", "a pointer of git-annex. Run `git annex get` to download the file itself"),
     (b"PK\x03\x04", "a ZIP archive. Unpack it"),
     (b"Rar!", "a RAR archive. Unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive. Unpack it"),
@@ -58,7 +57,7 @@ def _decompressed(path: Path) -> bytes:
         with gzip.open(path) as file:
             return file.read(_HEADER_BYTES)
     except (EOFError, OSError, zlib.error) as e:
-        raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({e}). Copy it again.") from e
+        raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({reason(e)}). Copy it again.") from e
 
 
 def _kind(content: bytes) -> str | None:
@@ -90,6 +89,8 @@ def _describe(content: bytes) -> str:
         return "a tar archive. Unpack it"
     if re.match(rb"\s*(<!doctype html|<html)", content, re.IGNORECASE):
         return "a web page (HTML), probably an error page of a download. Download the image again"
+    if b"/annex/objects/" in content[:200]:
+        return "a pointer of git-annex. Run `git annex get` to download the file itself"
     if content.lstrip().startswith((b"{", b"<")):
         return "a text file (JSON or XML). Expected an image"
     for start, what in _OTHERS:

@@ -9,9 +9,9 @@ import re
 import tempfile
 from typing import Any
 
+import nrrd
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.atomic_files import atomic_write, partial_path
@@ -67,9 +67,14 @@ def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
 
 def read_label_map(path: Path) -> Volume:
     """Read a file of labels, whole numbers from 0. Raises BadImage, and OSError."""
-    voxels, affine, volume = _read(path, ReadOptions())
+    voxels, affine, _ = _read(path, ReadOptions())
+    return _label_map(voxels, affine)
+
+
+def _label_map(voxels: npt.NDArray[Any], affine: Affine) -> Volume:
+    """Return a volume on a grid that is straightened as that of its image, or left sheared."""
     straight = orthogonal(affine, voxels.shape)
-    return replace(volume, voxels=voxels, ijk_to_lps=affine if straight is None else straight)
+    return Volume(voxels, affine if straight is None else straight)
 
 
 def _read(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, Volume]:
@@ -247,24 +252,32 @@ def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> N
     for value, mask in enumerate(masks.values(), start=1):
         labels[mask] = value
     if path.name.endswith(".nii.gz"):
-        from nninteractive_ws.files.nifti import write_nifti
+        from nninteractive_ws.files.nifti import read_nifti, write_nifti
 
         write_nifti(path, labels, volume)
+        written, affine = read_nifti(path)[:2]
     else:
         _write_nrrd(path, labels, volume)
+        written, affine = _read_nrrd(path)
     # On a full disk, a library can write a truncated file without an error.
-    written = read_label_map(path)
-    if not np.array_equal(written.voxels, labels):
+    if not np.array_equal(written, labels):
         raise OSError("the written file is incomplete; check the free disk space")
-    check_same_grid(written, volume, path)
+    check_same_grid(_label_map(written, affine), volume, path)
 
 
 def _write_nrrd(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
-    image = sitk.GetImageFromArray(labels.transpose())
-    image.SetSpacing(volume.spacing.tolist())
-    image.SetOrigin(volume.ijk_to_lps[:3, 3].tolist())
-    image.SetDirection(volume.direction.ravel().tolist())
-    try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-    except RuntimeError as e:
-        raise OSError(str(e).strip().splitlines()[-1]) from e
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": volume.ijk_to_lps[:3, :3].T,
+        "space origin": volume.ijk_to_lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "encoding": "gzip",
+    }
+    nrrd.write(str(path), labels, header, compression_level=4)
+
+
+def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], Affine]:
+    labels, header = nrrd.read(str(path))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = header["space directions"].T, header["space origin"]
+    return labels, affine

@@ -6,6 +6,7 @@ So its voxels are compared with those that are in the file.
 
 from collections.abc import Callable
 import gzip
+import locale
 import os
 from pathlib import Path
 import re
@@ -18,6 +19,7 @@ from PIL import Image
 import SimpleITK as sitk
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 
 Voxels = npt.NDArray[Any]
@@ -43,10 +45,13 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_IMAGE_IO[kind])
     reader.SetFileName(str(path))
+    kept = locale.setlocale(locale.LC_ALL)
     try:
         image = reader.Execute()
     except RuntimeError as e:
-        raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {itk_reason(e)}") from e
+        raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {_last_line(e)}") from e
+    finally:
+        locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
     array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
     _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)
@@ -74,9 +79,9 @@ def affine_of(image: sitk.Image) -> Affine:
     return matrix
 
 
-def itk_reason(error: RuntimeError) -> str:
+def _last_line(error: RuntimeError) -> str:
     """Return the last line of an ITK error, which has the reason, as a sentence."""
-    return f"{str(error).strip().splitlines()[-1].rstrip('. ')}."
+    return f"{reason(RuntimeError(str(error).strip().splitlines()[-1]))}."
 
 
 def _check(path: Path, kind: str, array: Voxels) -> None:
@@ -150,7 +155,9 @@ def _gipl(path: Path, _array: Voxels) -> bytes:
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as e:
-            raise BadImage(f"{path} is damaged: it cannot be decompressed ({e}). Copy or export it again.") from e
+            raise BadImage(
+                f"{path} is damaged: it cannot be decompressed ({reason(e)}). Copy or export it again."
+            ) from e
     return content[_GIPL_HEADER_BYTES:]
 
 
@@ -167,7 +174,9 @@ def _tiff(path: Path, array: Voxels) -> bytes:
             raise ValueError(f"{len(pages)} pages")
         return stored.astype(array.dtype).tobytes()
     except (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError) as e:
-        raise BadImage(f"{path} is damaged or of an unusual kind of TIFF ({e}). Convert it to NRRD or NIfTI.") from e
+        raise BadImage(
+            f"{path} is damaged or of an unusual kind of TIFF ({reason(e)}). Convert it to NRRD or NIfTI."
+        ) from e
 
 
 #: The voxels as they are in a file, by format. None if they cannot be compared.
@@ -199,7 +208,7 @@ def _beside(path: Path, name: bytes) -> bytes:
     try:
         return data.read_bytes()
     except (OSError, ValueError) as e:
-        raise BadImage(f"The file {data} with the voxels of {path.name} cannot be read ({e}).") from e
+        raise BadImage(f"The file {data} with the voxels of {path.name} cannot be read ({reason(e)}).") from e
 
 
 def _decompressed(path: Path, data: bytes) -> bytes:
@@ -207,7 +216,9 @@ def _decompressed(path: Path, data: bytes) -> bytes:
     try:
         voxels = unpacked.decompress(data)
     except zlib.error as e:
-        raise BadImage(f"{path} is damaged: its voxels cannot be decompressed ({e}). Copy or export it again.") from e
+        raise BadImage(
+            f"{path} is damaged: its voxels cannot be decompressed ({reason(e)}). Copy or export it again."
+        ) from e
     if not unpacked.eof:
         raise BadImage(f"{path} is incomplete: its compressed voxels end too early. Copy or export it again.")
     return voxels

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine, Volume, grid_distance
 
 #: From the RAS of NIfTI to LPS, and back.
@@ -45,7 +46,7 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
     except (ImageFileError, HeaderDataError, OSError, ArithmeticError, ValueError, KeyError, TypeError) as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise
-        raise BadImage(f"{path} is damaged or incomplete: {_sentence(e)} Copy or export it again.") from e
+        raise BadImage(f"{path} is damaged or incomplete: {reason(e)}. Copy or export it again.") from e
     if voxels.dtype == np.float64 and image.dataobj.slope is not None and image.get_data_dtype() != np.float64:
         voxels = voxels.astype(np.float32)  # stored integers times a slope: nibabel computes in double precision
     return voxels, affine, image.header, notes
@@ -59,7 +60,7 @@ def _open(path: Path) -> Any:
         return kind.from_bytes(data)
     voxels = data_file(path)
     if voxels is None:
-        raise ValueError(f"the file with its voxels, {path.with_suffix('.img').name}, is missing.")
+        raise ValueError(f"the file with its voxels, {path.with_suffix('.img').name}, is missing")
     files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(_content(voxels)))}
     return pair.from_file_map(files)
 
@@ -78,7 +79,7 @@ def _content(path: Path) -> bytes:
     try:
         return gzip.decompress(data)
     except (EOFError, OSError, zlib.error) as e:
-        raise ValueError(f"its gzip data cannot be decompressed ({e}).") from e
+        raise ValueError(f"its gzip data cannot be decompressed ({e})") from e
 
 
 def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
@@ -104,25 +105,20 @@ def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
     return affine, notes
 
 
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{text[:300]}."
-
-
 def write_nifti(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
     """Write a label map. qform and sform of a NIfTI image are copied, so that every program shows it on the image."""
     large = max(labels.shape) > _MAX_NIFTI1_DIMENSION
     affine = RAS_LPS @ volume.ijk_to_lps
     kind: Any = nib.Nifti2Image if large else nib.Nifti1Image
-    image = kind(labels, affine)
-    header = image.header
-    header.set_xyzt_units("mm")
+    header = kind.header_class()
+    header.set_data_dtype(labels.dtype)
     if volume.nifti is None:
-        image.set_qform(affine, 1)
-        image.set_sform(affine, 1)
+        header.set_xyzt_units("mm")
+        header.set_qform(affine, 1)
+        header.set_sform(affine, 1)
     else:
         _copy_forms(volume.nifti, header)
-    nib.save(image, path)
+    nib.save(kind(labels, None, header), path)  # with an affine, nibabel would set both forms again
 
 
 def _copy_forms(source: Mapping[str, Any], target: Any) -> None:

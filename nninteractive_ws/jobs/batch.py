@@ -38,7 +38,8 @@ def batch(
         ``series`` and ``time`` (numbers from 1, of an image with several). The prompts of an image are sent in the
         order of its rows.
     output : str or Path
-        Folder for one file per image and for ``results.csv``. One batch at a time may use it, which a lock ensures.
+        Folder for one file per image, ``results.csv``, and ``report.html`` with a picture of every segment. One batch
+        at a time may use it, which a lock ensures.
     server : str, optional
         Address as for ``connect``. Without it, a temporary server starts on this computer.
     format : {"seg.nrrd", "nii.gz", "dcm"}

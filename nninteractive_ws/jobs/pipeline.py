@@ -1,7 +1,7 @@
 """Several sessions, each with one image at a time. While one session uploads, another predicts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass, replace
 import logging
@@ -23,8 +23,10 @@ from nninteractive_ws.errors import (
     WorkerLost,
 )
 from nninteractive_ws.files.images import Color, check_output, read_volume, write_segmentation
+from nninteractive_ws.files.pictures import Prompt
 from nninteractive_ws.files.volume import Volume
-from nninteractive_ws.jobs.prompts import Shape, send_prompt, shapes_of
+from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
+from nninteractive_ws.jobs.records import write_record
 from nninteractive_ws.jobs.results import SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, PromptRow
 from nninteractive_ws.masks import Mask
@@ -54,12 +56,16 @@ class BatchProgress:
 @dataclass(frozen=True)
 class PendingJob:
     """A job to process, its output file in the ``folder`` of the batch, and the digest of its inputs under which
-    results.csv records it."""
+    results.csv records it.
+
+    ``record``: the file with the pictures and measures for the report.
+    """
 
     job: Job
     folder: Path
     output: Path
     key: str
+    record: Path
 
 
 OnProgress = Callable[[BatchProgress], object]
@@ -106,6 +112,7 @@ class _SessionWorker:
     def __init__(self, session: AsyncSession, colors: dict[str, Color], on_progress: OnProgress) -> None:
         self._session, self._colors, self._on_progress = session, colors, on_progress
         self._image = self._message = ""
+        self._marks: dict[str, list[Prompt]] = {}
         session.on("image_progress", self._on_image)
         session.on("connection", self._on_connection)
 
@@ -117,7 +124,7 @@ class _SessionWorker:
     async def _process(self, task: PendingJob) -> VolumeResult:
         """Read, prompt, write. An error of the image is recorded for each of its segments."""
         job, started = task.job, time.monotonic()
-        self._image = job.name
+        self._image, self._marks = job.name, {}
         segments = {name: SegmentResult(name, error=job.faults.get(name)) for name in job.segments}
         result = VolumeResult(job.name, (), warnings=tuple(job.warnings), path=str(job.image))
         try:
@@ -158,6 +165,7 @@ class _SessionWorker:
     ) -> SegmentResult:
         started = time.monotonic()
         result = await send_prompt(self._session.segment(prompt.segment), shape, prompt.positive)
+        self._marks.setdefault(prompt.segment, []).append(mark_of(shape, prompt.positive))
         timings = result.timings
         return replace(
             so_far,
@@ -184,16 +192,17 @@ class _SessionWorker:
         started = time.monotonic()
         masks = {name: self._session.segment(name).mask for name in successful}
         model = self._session.server.model
-        await asyncio.to_thread(self._write_file, task, masks, volume, model.name)
+        await asyncio.to_thread(self._write_files, task, masks, volume, model.name)
         for label, name in enumerate(successful, start=1):
             segments[name] = replace(segments[name], label=label)
         return replace(
             result, output=task.output, model=model.name, license=model.license, write_s=time.monotonic() - started
         )
 
-    def _write_file(self, task: PendingJob, masks: dict[str, Mask], volume: Volume, model: str) -> None:
+    def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> None:
         with _writing(task):
             write_segmentation(task.output, masks, volume, self._colors, model)
+        write_record(task.record, masks, volume, self._colors, self._marks)
 
     def _report(self, message: str) -> None:
         self._message = message

@@ -11,6 +11,7 @@ from nninteractive_ws.client.events import Result
 from nninteractive_ws.errors import BadImage, InvalidTable
 from nninteractive_ws.files.images import read_label_map
 from nninteractive_ws.files.markups import Lasso, Markup, read_markups
+from nninteractive_ws.files.pictures import Prompt
 from nninteractive_ws.files.volume import Volume, check_same_grid
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.jobs.table import PromptRow
@@ -38,6 +39,11 @@ def shapes_of(prompt: PromptRow, volume: Volume) -> Sequence[Shape]:
         return [_point(prompt, volume) if prompt.kind == "point" else _box(prompt, volume)]
     except (InvalidTable, BadImage, OSError) as e:
         raise InvalidTable(f"{prompt.where}: {e}") from e
+
+
+def mark_of(shape: Shape, positive: bool) -> Prompt:
+    """Return the mark of a prompt in a picture: its bounding box."""
+    return Prompt.of(shape.box if isinstance(shape, Scribble | Lasso) else shape, positive)
 
 
 async def send_prompt(segment: AsyncSegment, shape: Shape, positive: bool) -> Result:

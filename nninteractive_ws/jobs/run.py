@@ -21,12 +21,14 @@ from nninteractive_ws.files.options import suffix_of
 from nninteractive_ws.files.overwrites import InputFiles
 from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
+from nninteractive_ws.jobs.records import record_path, remove_other_records
+from nninteractive_ws.jobs.report import FILE_NAME, Report
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
 from nninteractive_ws.server.local_server import ServerOptions
 
 #: Files of the batch as a whole.
-_FILES = ("results.csv",)
+_FILES = ("results.csv", FILE_NAME)
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")
 
 
@@ -65,6 +67,7 @@ class Batch(Iterator[VolumeResult]):
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
         names = dict.fromkeys(name for job in table.jobs for name in job.segments)
         self._colors = {name: color_of(number) for number, name in enumerate(names)}
+        self._report_file = Report(folder, len(self))
         self._server, self._in_flight = server, in_flight
         self._on_activity = on_activity or (lambda _activity: None)
         self._others: dict[str, VolumeResult] = {}
@@ -93,6 +96,7 @@ class Batch(Iterator[VolumeResult]):
             yield from self._run_locked()
 
     def _run_locked(self) -> Generator[VolumeResult]:
+        self._report_file.check()
         known = self._file.load()
         results = {
             task.key: replace(known[task.key], path=str(task.job.image))
@@ -106,15 +110,18 @@ class Batch(Iterator[VolumeResult]):
         for task in todo:
             _remove_partial(task)
         self._file.rewrite(results.items(), self._others.items())
+        remove_other_records(self._folder, (*keys, *self._others))
         yield from list(results.values())
         yield from self._strays
         try:
             if todo:
                 yield from self._process(todo, results)
         finally:
-            in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
+            in_order = self._in_order(results)
             self._drop_replaced(results.values())
-            self._file.rewrite([*in_order, *(("", stray) for stray in self._strays)], self._others.items())
+            self._file.rewrite(in_order, self._others.items())
+            remove_other_records(self._folder, (*keys, *self._others))
+            self._report_file.write(in_order)
 
     def _check_others(self, todo: list[PendingJob]) -> None:
         """Set a fault on jobs whose output file is the result of another image of another table."""
@@ -137,6 +144,11 @@ class Batch(Iterator[VolumeResult]):
             if r.output is not None and self._file.output_key(r.output) not in replaced
         }
 
+    def _in_order(self, results: dict[str, VolumeResult]) -> list[tuple[str, VolumeResult]]:
+        """Return the results so far with their keys, in the order of the table, and the invalid rows."""
+        in_order = [(task.key, results[task.key]) for task in self._tasks if task.key in results]
+        return [*in_order, *(("", stray) for stray in self._strays)]
+
     def _process(self, todo: list[PendingJob], results: dict[str, VolumeResult]) -> Iterator[VolumeResult]:
         """Process jobs on a thread with an event loop. ``results`` also gets results that are never yielded."""
         finished: SimpleQueue[VolumeResult | None] = SimpleQueue()
@@ -158,6 +170,7 @@ class Batch(Iterator[VolumeResult]):
             processing.add_done_callback(lambda _: finished.put(None))
             try:
                 while (result := finished.get()) is not None:
+                    self._report_file.update(self._in_order(results))
                     yield result
             finally:
                 loop, main = running.result()
@@ -201,7 +214,8 @@ def _plan(jobs: list[Job], folder: Path, format: str, inputs: InputFiles) -> lis
             fault = f"{output} is already the output of {other.name}. Rename one of the images."
         if fault:
             job.faults = dict.fromkeys(job.segments, fault)
-        tasks.append(PendingJob(job, folder, output, _key(job, format)))
+        key = _key(job, format)
+        tasks.append(PendingJob(job, folder, output, key, record_path(folder, key)))
     _check_folders(tasks, folder)
     return tasks
 
@@ -211,7 +225,7 @@ def _stem(name: Path, format: str) -> str:
 
 
 def _check_folders(tasks: list[PendingJob], folder: Path) -> None:
-    """Set a fault on jobs whose output folder has the name of another job's output file, or of results.csv."""
+    """Set a fault on jobs whose output folder has the name of another job's output file, or of a file of batch."""
     files = {*map(folded, _FILES), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
     for task in tasks:
         parents = [p.as_posix() for p in task.output.relative_to(folder).parents]

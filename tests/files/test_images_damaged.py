@@ -6,9 +6,13 @@ import re
 from typing import Any
 
 from helpers import image_files
+from helpers.batch import SHAPE as SLICE_SHAPE
+from helpers.batch import write_series
+from helpers.dicom import sorted_slices
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK as sitk
 
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.images import read_volume
@@ -81,3 +85,46 @@ def test_a_cut_file_is_refused(name: str, missing: int, voxels: npt.NDArray[Any]
         return  # the last byte of libtiff's files is of no value
     with pytest.raises(BadImage, match=r"incomplete|damaged|cannot be read"):
         read_volume(path)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dicom") / "series"
+    write_series(folder)
+    for file in sorted_slices(folder)[4:]:
+        file.unlink()
+    return folder
+
+
+def read_slice(file: Path) -> npt.NDArray[Any] | None:
+    """The pixels (i, j) of a slice by GDCM, or None if it refuses the file."""
+    try:
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0].T)
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_a_damaged_slice(series: Path, request: pytest.FixtureRequest) -> None:
+    random_ = random.Random(3)
+    files = sorted_slices(series)
+    outcomes = []
+    for number in range(COUNT_SLOW if request.config.getoption("--slow") else 2 * COUNT):
+        file = random_.choice(files)
+        whole = file.read_bytes()
+        # Most of a file is pixels. The header has the interesting bytes.
+        end = len(whole) if number % 2 else len(whole) - 2 * SLICE_SHAPE[0] * SLICE_SHAPE[1]
+        file.write_bytes(damaged(whole[:end], number // 2, random_) + whole[end:])
+        try:
+            volume = read_volume(series)
+        except BadImage as e:
+            outcomes.append("refused" if re.fullmatch(r".{1,1500}\.", str(e), re.DOTALL) else f"no sentence: {e}")
+        else:
+            outcomes.append("skipped" if volume.notes else "read")
+            for k, name in enumerate(volume.series):
+                expected = read_slice(Path(name))
+                if expected is not None:
+                    np.testing.assert_allclose(volume.voxels[:, :, k], expected, rtol=1e-6)
+        file.write_bytes(whole)
+    assert {"refused", "read"} <= set(outcomes) <= {"refused", "read", "skipped"}
+    assert read_volume(series).notes == ()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -283,7 +284,9 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
     (fine,) = (line for line in lines if not line["error"])
     assert (fine["segment"], fine["prompts"], fine["label"]) == ("fine", "2", "1")
     assert slicerio.segment_names(slicerio.read_segmentation(str(tmp_path / "out" / "good.seg.nrrd"))) == ["fine"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.seg.nrrd", "results.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        ".report", "good.seg.nrrd", "report.html", "results.csv",
+    ]  # fmt: skip
     assert "5 of 5 failed" in done.stderr
 
 
@@ -356,6 +359,8 @@ def same_bytes(folder: Path) -> dict[str, str]:
         if path.name == "results.csv":
             lines = [{key: value for key, value in line.items() if key not in TIMES} for line in results(folder)]
             content = json.dumps(lines).encode()
+        elif path.name == "report.html":
+            content = b"".join(sorted(re.findall(rb"<img [^>]*>", content)))
         elif path.name.endswith(".nrrd"):
             content = b"\n".join(line for line in content.split(b"\n") if not line.startswith(b"# on "))
         found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
@@ -384,7 +389,8 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
     assert undisturbed.returncode == 1
     assert "3 of 30 failed" in undisturbed.stderr
     expected = same_bytes(tmp_path / "undisturbed")
-    assert len(expected) == 28 + 1  # of 27 volumes, of what is good in one, and the table
+    # Segmentation and pictures of 27 volumes and of what is good in one, the table, and the report.
+    assert len(expected) == 28 + 28 + 2
 
     out = tmp_path / "killed"
     before: dict[str, str] = {}
@@ -394,10 +400,10 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         now = same_bytes(out)
-        whole = {name: digest for name, digest in now.items() if not Path(name).name.startswith(".")}
-        del whole["results.csv"]
+        whole = {n: digest for n, digest in now.items() if not Path(n).name.startswith((".partial-", ".batch.lock"))}
+        del whole["results.csv"], whole["report.html"]
         assert {name: expected[name] for name in whole} == whole  # nothing half-written under its own name
-        assert len(whole) < 28
+        assert len(whole) < 28 + 28
         assert before.items() <= whole.items()
         before = whole
     kept = {name: (out / name).stat().st_mtime_ns for name in before}

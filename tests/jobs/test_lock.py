@@ -114,4 +114,4 @@ def test_a_batch_in_a_folder_that_is_used(tmp_path: Path) -> None:
     with pytest.raises(nni.errors.ConnectionFailed):
         list(nni.batch(rows, tmp_path / "out", server="127.0.0.1:9"))
     assert results(tmp_path / "out") == []
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "results.csv"]

@@ -43,10 +43,12 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "paths", "rows", "volume", "identify", "overwrites", "straighten", "nifti", "itk",
-        "dicom_series", "dicom_stack", "dicom_seg", "images", "options", "markups",
+        "cells", "names", "paths", "rows", "reason", "volume", "identify", "overwrites", "straighten", "nifti", "itk",
+        "dicom_series", "dicom_stack", "dicom_seg", "images", "options", "pictures", "markups",
     ],
-    "jobs": ["table", "prompts", "results", "lock", "pipeline", "run", "batch"],
+    "jobs": [
+        "table", "prompts", "results", "measures", "records", "oddities", "report", "lock", "pipeline", "run", "batch",
+    ],
     "cli": [
         "console", "progress", "server_options", "read_options", "segment", "batch", "evaluate", "bench", "doctor",
         "models", "serve", "demo", "token", "main",

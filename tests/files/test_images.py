@@ -1,0 +1,406 @@
+"""Volumes and segmentations in every format, against nibabel, SimpleITK, pynrrd and numpy."""
+
+import gzip
+import locale
+from pathlib import Path
+import resource
+import shutil
+import signal
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import nibabel as nib
+import nrrd
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK as sitk
+import slicerio
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.images import ReadOptions, Volume, read_label_map, read_volume, write_segmentation
+
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+
+rotations = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: sum(x * x for x in q) > 0.1)
+
+
+def rotation(q: list[float]) -> npt.NDArray[np.float64]:
+    """A rotation matrix from a quaternion that is not normalized."""
+    w, x, y, z = np.array(q) / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+@st.composite
+def affines(draw: st.DrawFn) -> npt.NDArray[np.float64]:
+    """From voxels to RAS: rotated, left- or right-handed, axes in any order."""
+    affine = np.eye(4)
+    spacing = [draw(st.floats(0.2, 8)) for _ in range(3)]
+    signs = [draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    turned = draw(st.one_of(st.just(np.eye(3)), rotations.map(rotation)))
+    affine[:3, :3] = (turned @ np.diag(np.multiply(spacing, signs)))[:, draw(st.permutations(range(3)))]
+    affine[:3, 3] = [draw(st.floats(-500, 500)) for _ in range(3)]
+    return affine
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    shape = tuple(draw(st.integers(1, 7)) for _ in range(3))
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    if dtype.kind == "f":
+        return random.normal(0, 1000, shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+
+
+def write_image(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> None:
+    if path.name.endswith((".nii", ".nii.gz", ".hdr")):
+        kind: Any = nib.Nifti1Pair if path.suffix == ".hdr" else nib.Nifti1Image
+        nib.save(kind(voxels, affine), path)
+        return
+    lps = RAS_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=path.name.endswith("z.mha"))
+
+
+def read_mask(path: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """The mask of a written file and its affine to RAS, by nibabel or pynrrd."""
+    if path.name.endswith(".nii.gz"):
+        image = nib.load(path)
+        return np.asarray(image.dataobj) != 0, image.affine
+    values, header = nrrd.read(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(header["space directions"])[-3:].T
+    affine[:3, 3] = header["space origin"]
+    return values != 0, RAS_LPS @ affine
+
+
+@pytest.mark.parametrize("source", ["a.nii", "a.nii.gz", "a.hdr", "a.nrrd", "a.mha", "z.mha", "a.mhd", "a.nhdr"])
+@pytest.mark.parametrize("target", ["m.nii.gz", "m.nrrd", "m.seg.nrrd"])
+@settings(max_examples=12)
+@given(voxels=arrays(), affine=affines(), seed=st.integers(0, 99))
+def test_voxels_places_and_milliliters(
+    source: str, target: str, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("images")
+    write_image(folder / source, voxels, affine)
+    volume = read_volume(folder / source)
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    mask = np.random.default_rng(seed).random(voxels.shape) < 0.5
+    write_segmentation(folder / target, {"a": mask}, volume)
+    found, found_affine = read_mask(folder / target)
+    np.testing.assert_array_equal(found, mask)
+    ijk = np.argwhere(mask)
+    places = [ijk @ a[:3, :3].T + a[:3, 3] for a in (affine, found_affine, RAS_LPS @ volume.ijk_to_lps)]
+    size = np.linalg.norm(affine[:3, :3], axis=0).max() * max(voxels.shape) + np.abs(affine[:3, 3]).max()
+    np.testing.assert_allclose(places[1], places[0], atol=1e-5 * size)
+    np.testing.assert_allclose(places[2], places[0], atol=1e-5 * size)
+    assert volume.voxel_ml == pytest.approx(abs(np.linalg.det(affine[:3, :3])) / 1000, rel=1e-4)
+    shutil.rmtree(folder)
+
+
+def shear(amount: float) -> npt.NDArray[np.float64]:
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[0, 2] = amount
+    return affine
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_a_sheared_image(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    voxels = np.cumsum(random.integers(0, 50, (20, 18, 12)), axis=0).astype(np.int16)
+    write_image(tmp_path / name, voxels, shear(1.5))
+    with pytest.raises(BadImage, match=r"is sheared.*--resample"):
+        read_volume(tmp_path / name)
+    volume = read_volume(tmp_path / name, ReadOptions(resample=True))
+    axes = volume.direction.T @ volume.direction
+    np.testing.assert_allclose(axes, np.eye(3), atol=1e-6)
+    assert volume.voxel_ml == pytest.approx(0.024, rel=1e-4)
+    # In every slice k the original is shifted along i by 1.5 k / 2 voxels, between which it is linear.
+    lps = RAS_LPS @ shear(1.5)
+    for i, j, k in [(3, 4, 0), (9, 9, 5), (18, 2, 11)]:
+        at = (lps @ (i, j, k, 1))[:3]
+        a, b, c = np.linalg.solve(volume.ijk_to_lps, (*at, 1))[:3]
+        assert (b, c) == pytest.approx((round(b), round(c)), abs=1e-4)
+        low = int(np.floor(a + 1e-6))
+        row = volume.voxels[:, round(b), round(c)].astype(float)
+        between = row[low] * (1 - (a - low)) + row[min(low + 1, len(row) - 1)] * (a - low)
+        assert between == pytest.approx(voxels[i, j, k], abs=60)
+
+
+def test_a_shear_of_rounding_errors_is_none(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii.gz", np.ones((20, 20, 20), np.uint8), shear(0.001))
+    assert read_volume(tmp_path / "a.nii.gz").notes == ()
+
+
+def set_forms(path: Path, q_code: int, s_code: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Write a NIfTI file whose two orientations differ by 51 mm."""
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), None)
+    image.header.set_zooms((1, 2, 3))
+    q_form, s_form = np.diag([1.0, 2.0, 3.0, 1.0]), np.diag([-1.0, -2.0, 3.0, 1.0])
+    q_form[:3, 3], s_form[:3, 3] = (10, 20, 30), (61, 20, 30)
+    image.set_qform(q_form, q_code)
+    image.set_sform(s_form, s_code)
+    nib.save(image, path)
+    return q_form, s_form
+
+
+@pytest.mark.parametrize("q_code", [0, 1, 2])
+@pytest.mark.parametrize("s_code", [0, 1, 2, 4])
+def test_every_program_sees_the_mask_on_the_image(q_code: int, s_code: int, tmp_path: Path) -> None:
+    set_forms(tmp_path / "a.nii.gz", q_code, s_code)
+    volume = read_volume(tmp_path / "a.nii.gz")
+    write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels > 30}, volume)
+    for read in (lambda p: nib.load(p).affine, lambda p: nib.load(p).get_qform(), lambda p: nib.load(p).get_sform()):
+        np.testing.assert_allclose(read(tmp_path / "m.nii.gz"), read(tmp_path / "a.nii.gz"))
+    image, mask = (sitk.ReadImage(str(tmp_path / name)) for name in ("a.nii.gz", "m.nii.gz"))
+    assert (mask.GetOrigin(), mask.GetDirection()) == (image.GetOrigin(), image.GetDirection())
+    if q_code and s_code:
+        assert "two orientations, up to 51 voxels apart" in volume.notes[0]
+    elif not q_code and not s_code:
+        assert "does not say how the image is oriented" in volume.notes[0]
+    else:
+        assert volume.notes == ()
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 0.001), ("meter", 1000), ("unknown", 1)])
+def test_units_of_nifti(unit: str, factor: float, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.diag([2.0, 3.0, 4.0, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    np.testing.assert_allclose(volume.spacing, np.array([2, 3, 4]) * factor)
+    np.testing.assert_allclose(volume.spacing, sitk.ReadImage(str(tmp_path / "a.nii")).GetSpacing(), rtol=1e-6)
+    write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels > 3}, volume)
+    assert nib.load(tmp_path / "m.nii.gz").header.get_xyzt_units()[0] == unit
+
+
+def test_another_file_beside_the_named_one(tmp_path: Path) -> None:
+    """Niftilib opens ``ct.nii`` where ``ct.nii.gz`` is asked for."""
+    for number, name in enumerate(("ct.nii", "ct.nii.gz", "ct.hdr", "ct.img.gz"), start=1):
+        if name != "ct.img.gz":
+            write_image(tmp_path / name, np.full((2, 3, 4), number, np.int16), np.eye(4))
+    assert [int(read_volume(tmp_path / name).voxels[0, 0, 0]) for name in ("ct.nii", "ct.nii.gz", "ct.hdr")] == [
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.vtk"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_not_finite(name: str, value: float, tmp_path: Path) -> None:
+    voxels = np.linspace(-7, 9, 60, dtype=np.float32).reshape(3, 4, 5)
+    voxels[1, 2, 3] = voxels[0, 0, 1] = value
+    write_image(tmp_path / name, voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.voxels, np.where(np.isfinite(voxels), voxels, -7))
+    assert volume.notes == ("2 voxels are NaN or infinite. They were set to -7.",)
+    write_image(tmp_path / name, np.full((3, 4, 5), value, np.float32), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    with pytest.raises(BadImage, match="no finite voxel"):
+        read_volume(tmp_path / name)
+
+
+def test_a_label_map_is_never_changed(tmp_path: Path) -> None:
+    voxels = np.zeros((3, 4, 5), np.float32)
+    voxels[0, 0, 0] = np.nan
+    write_image(tmp_path / "a.nrrd", voxels, np.eye(4))
+    assert np.isnan(read_label_map(tmp_path / "a.nrrd").voxels[0, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_four_dimensions(name: str, tmp_path: Path) -> None:
+    voxels = np.arange(3 * 4 * 5 * 2, dtype=np.int16).reshape(3, 4, 5, 2)
+    if name == "a.nii.gz":
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / name)
+    else:
+        sitk.WriteImage(
+            sitk.JoinSeries([sitk.GetImageFromArray(voxels[..., t].T.copy()) for t in (0, 1)]), tmp_path / name
+        )
+    with pytest.raises(BadImage, match=r"Choose one of 1 to 2 \(--time N"):
+        read_volume(tmp_path / name)
+    for time in (1, 2):
+        np.testing.assert_array_equal(
+            read_volume(tmp_path / name, ReadOptions(time=time)).voxels, voxels[..., time - 1]
+        )
+    with pytest.raises(BadImage, match="Choose one of 1 to 2"):
+        read_volume(tmp_path / name, ReadOptions(time=0))
+
+
+def test_a_fourth_dimension_of_one(tmp_path: Path) -> None:
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(voxels[..., None, None], np.eye(4)), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").voxels, voxels)
+
+
+def test_nifti_2_and_a_large_dimension(tmp_path: Path) -> None:
+    voxels = np.zeros((40_000, 2, 2), np.uint8)
+    voxels[39_999, 1, 0] = 7
+    nib.save(nib.Nifti2Image(voxels, np.eye(4)), tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels > 0}, volume)
+    assert np.argwhere(np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj)).tolist() == [[39_999, 1, 0]]
+
+
+def test_gzip_under_the_name_of_a_plain_file(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.int16), np.eye(4))
+    (tmp_path / "a.nii.gz").rename(tmp_path / "b.nii")
+    assert read_volume(tmp_path / "b.nii").voxels.shape == (2, 3, 4)
+
+
+def test_scaled_integers(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+    image.header.set_slope_inter(0.5, -10)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii").voxels, nib.load(tmp_path / "a.nii").get_fdata())
+
+
+CONTENTS = [
+    (b"", "is empty"),
+    (b"\0" * 5000, "filled with zeros"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "git lfs pull"),
+    (b"../../.git/annex/objects/xx/SHA256E-s12--aa.nii.gz/aa.nii.gz", "git annex get"),
+    (b"/annex/objects/SHA256E-s12--aa.nii.gz\n", "git annex get"),
+    (b"<!DOCTYPE html>\n<html><title>404</title>", "web page"),
+    (b"\n<html lang=en>", "web page"),
+    (b'{"message": "Not found"}', "JSON or XML"),
+    (b"PK\x03\x04" + b"a" * 100, "ZIP archive"),
+    (b"BZh91AY" + b"a" * 100, "bzip2"),
+    (b"\x89PNG\r\n\x1a\n" + b"a" * 100, "PNG picture"),
+    (b"\x89HDF\r\n" + b"a" * 100, "HDF5 or MINC"),
+    (b"patient,age\n1,50\n", "unknown format"),
+    (b"\x5c\x01\0\0" + b"\0" * 344, "Analyze 7.5"),
+    (b"\0\0\x01\x5c" + b"\0" * 344, "Analyze 7.5"),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), CONTENTS)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a"])
+def test_a_file_that_is_something_else(content: bytes, sentence: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadImage, match=sentence):
+        read_volume(tmp_path / name)
+    if content:
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        with pytest.raises(BadImage, match=sentence):
+            read_volume(tmp_path / name)
+
+
+def test_a_color_image_and_a_complex_one(tmp_path: Path) -> None:
+    rgb = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii")
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.complex64), np.eye(4)), tmp_path / "complex.nii")
+    for name in ("rgb.nii", "complex.nii"):
+        with pytest.raises(BadImage, match="Expected real numbers"):
+            read_volume(tmp_path / name)
+    sitk.WriteImage(sitk.Image([3, 4, 5], sitk.sitkVectorUInt8, 3), str(tmp_path / "rgb.nrrd"))
+    with pytest.raises(BadImage, match="3 components per voxel, like a color image"):
+        read_volume(tmp_path / "rgb.nrrd")
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([1, 1, 0]), np.diag([1, np.nan, 1]), np.ones((3, 3))])
+def test_axes_that_are_none(matrix: npt.NDArray[np.float64], tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4))
+    for row, values in zip(("srow_x", "srow_y", "srow_z"), matrix, strict=True):
+        image.header[row][:3] = values
+    image.header["sform_code"] = 1
+    (tmp_path / "a.nii").write_bytes(bytes(image.header.binaryblock) + b"\0" * 4 + image.dataobj.tobytes())
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[108:112] = np.float32(352).tobytes()
+    raw[344:348] = b"n+1\0"
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(BadImage, match="Expected three finite directions"):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_bytes_that_are_not_utf8_in_a_path(tmp_path: Path) -> None:
+    """SimpleITK ends the process."""
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    for name in ("a.nii.gz", "a.nrrd", "a.mha"):
+        write_image(tmp_path / name, voxels, np.eye(4))
+        (tmp_path / name).rename(tmp_path / f"\udce4{name}")
+    np.testing.assert_array_equal(read_volume(tmp_path / "\udce4a.nii.gz").voxels, voxels)
+    for name in ("\udce4a.nrrd", "\udce4a.mha"):
+        with pytest.raises(BadImage, match="bytes that are not UTF-8"):
+            read_volume(tmp_path / name)
+    volume = read_volume(tmp_path / "\udce4a.nii.gz")
+    for target in ("\udcffm.nii.gz", "\udcffm.nrrd", "\udcffm.seg.nrrd"):
+        write_segmentation(tmp_path / target, {"a": voxels > 30}, volume)
+        assert np.count_nonzero(read_label_map_bytes(tmp_path / target, tmp_path)) == 29
+
+
+def read_label_map_bytes(path: Path, folder: Path) -> npt.NDArray[np.bool_]:
+    """Read a written file under a name that every reader takes."""
+    copy = folder / path.name.replace("\udcff", "copy-")
+    shutil.copy(path, copy)
+    return read_mask(copy)[0]
+
+
+def test_what_cannot_be_written_is_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    write_image(tmp_path / "a.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+    volume = read_volume(tmp_path / "a.nii")
+    mask = volume.voxels > 30
+    with pytest.raises(BadImage, match=r"requires a DICOM image.*kept as .*m\.seg\.nrrd\.") as caught:
+        write_segmentation(tmp_path / "m.dcm", {"a": mask}, volume)
+    kept = tmp_path / "m.seg.nrrd"
+    assert str(kept) in str(caught.value)
+    np.testing.assert_array_equal(slicerio.segment_mask(slicerio.read_segmentation(str(kept)), "a"), mask)
+    with pytest.raises(OSError, match="kept as") as refused:
+        write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": mask}, volume)
+    kept = tmp_path / "temporary" / "m.seg.nrrd"
+    assert str(kept) in str(refused.value)
+    np.testing.assert_array_equal(read_mask(kept)[0], mask)
+    # A file that is there is never replaced in place of another.
+    before = kept.read_bytes()
+    with pytest.raises(OSError, match=r"cannot be written") as last:
+        write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": ~mask}, volume)
+    assert "kept as" not in str(last.value)
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.vtk", "a.nrrd", "a.mha"])
+def test_the_locale_stays(name: str, tmp_path: Path) -> None:
+    """ITK's reader of VTK files changes it, and with it the encoding of all text files."""
+    write_image(tmp_path / name, np.ones((2, 3, 4), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    before = locale.setlocale(locale.LC_ALL)
+    read_volume(tmp_path / name)
+    assert locale.setlocale(locale.LC_ALL) == before
+
+
+def test_an_index_of_a_far_position(tmp_path: Path) -> None:
+    volume = Volume(np.zeros((3, 4, 5)), np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert volume.index_of((1e30, 3.0, -3.0)) == (int(5e29), 2, -1)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.seg.nrrd"])
+def test_a_full_disk(name: str, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    volume = Volume(np.zeros((40, 36, 30)), np.eye(4))
+    noise = np.random.default_rng(0).integers(0, 2, (40, 36, 30), np.uint8).astype(bool)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match=rf"{name} cannot be written \("):
+            write_segmentation(tmp_path / name, {"a": noise}, volume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
