@@ -12,6 +12,7 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. If only the client is installed, exit with the package to install."""
+    _check_arguments(sys.argv[1:])
     try:
         _run()
     except KeyboardInterrupt:  # during imports
@@ -48,6 +49,14 @@ def _run() -> None:
             "on this machine too, install 'nninteractive-ws[server]' instead."
         )
     app()
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Exit if an argument is not text in UTF-8. Libraries of image formats end the process at such a path."""
+    for argument in arguments:
+        printable = argument.encode(errors="backslashreplace").decode()
+        if printable != argument:
+            sys.exit(f"error: The argument {printable} is not UTF-8 text. Rename the file or its folder.")
 
 
 if __name__ == "__main__":

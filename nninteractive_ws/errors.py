@@ -27,6 +27,7 @@
     │   └── InternalError            internal
     ├── BadJournal                   bad_journal (client only)
     ├── InvalidTable                 bad_jobs (client only)
+    ├── BadOutput                    bad_output (client only)
     └── ConnectionFailed             connection_failed (client only, never on the wire)
         ├── BadAddress               bad_address (client only)
         └── Untrusted                untrusted (client only)
@@ -180,6 +181,12 @@ class InvalidTable(Error):
     code = "bad_jobs"
 
 
+class BadOutput(Error):
+    """An output file or folder that cannot be used: it would replace an input, or another batch uses it."""
+
+    code = "bad_output"
+
+
 class ConnectionFailed(Error):
     """The server cannot be reached, or the connection was lost."""
 
@@ -203,7 +210,7 @@ def _leaves(kind: type[Error]) -> list[type[Error]]:
     return [kind, *below] if "code" in vars(kind) and kind is not Error else below
 
 
-_CLIENT_ONLY = ConnectionFailed | BadJournal | BadMask | InvalidTable
+_CLIENT_ONLY = ConnectionFailed | BadJournal | BadMask | BadOutput | InvalidTable
 #: Errors on the wire, by code.
 WIRE_ERRORS: dict[str, type[Error]] = {kind.code: kind for kind in _leaves(Error) if not issubclass(kind, _CLIENT_ONLY)}
 

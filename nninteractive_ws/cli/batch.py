@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 import typer
 
 from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
+from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.errors import Error
 from nninteractive_ws.jobs.pipeline import BatchProgress
@@ -31,7 +32,7 @@ class Format(StrEnum):
 def batch(
     jobs: Annotated[
         Path,
-        typer.Argument(metavar="JOBS", help="Table with one prompt per row, .csv or .jsonl.", show_default=False),
+        typer.Argument(metavar="JOBS", help="Table with one prompt per row, .csv, .tsv or .jsonl.", show_default=False),
     ],
     output: Annotated[
         Path,
@@ -44,6 +45,7 @@ def batch(
     format: Annotated[
         Format, typer.Option(help="Format: segmentation of 3D Slicer, label map, or DICOM SEG (for DICOM series only).")
     ] = Format.SEG_NRRD,
+    resample: Resample = False,
     ca: Ca = None,
     start: Start = None,
     model: Model = None,
@@ -52,8 +54,8 @@ def batch(
 
     Columns of JOBS: image (a file that SimpleITK reads, or a folder with a DICOM series), segment (a name), prompt
     (point, bbox, scribble, lasso or markups), one of ijk (voxels), lps (millimeters) and file (a label map with the
-    scribble or the filled lasso, or a markups file of 3D Slicer), and polarity (positive or negative). The prompts of
-    an image are sent in table order.
+    scribble or the filled lasso, or a markups file of 3D Slicer), polarity (positive or negative), and series and time
+    (numbers from 1, of an image with several). The prompts of an image are sent in table order.
 
     Example:
 
@@ -73,6 +75,7 @@ def batch(
                 server=server_options(server, ca, start, model),
                 format=format,
                 in_flight=in_flight,
+                resample=resample,
                 on_activity=display.show,
             )
             display.set_jobs(len(results))
@@ -89,6 +92,9 @@ def batch(
         f"{failed} of {len(results)} failed" if failed else "all done" if len(results) else "the table has no rows"
     )
     stderr.print(f"{escape(str(jobs))}: {message}. Results: {escape(str(output / 'results.csv'))}", soft_wrap=True)
+    if results.kept:
+        files = "file" if results.kept == 1 else "files"
+        stderr.print(f"results.csv also has the results of other tables, in {results.kept} {files}.")
     stderr.print(f"Pictures of all segments: {escape(str(output / 'report.html'))}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
@@ -131,8 +137,11 @@ class _Display:
         summaries = [f"{s.name} {s.voxels:,} voxels, {s.ml:.1f} ml" for s in result.segments if s.error is None]
         if summaries and not result.earlier:
             stderr.print(escape(f"{result.image}: {'; '.join(summaries)} ({result.total_s:.1f} s)"), soft_wrap=True)
+        for warning in () if result.earlier else result.warnings:
+            stderr.print(f"[yellow]note:[/] {escape(f'{result.image}: {warning}')}", soft_wrap=True)
         for error in result.errors:
-            stderr.print(f"[bold red]failed:[/] {escape(f'{result.image}: {error}')}", soft_wrap=True)
+            message = ": ".join(filter(None, (result.image, error)))  # a row whose image is unknown has no name
+            stderr.print(f"[bold red]failed:[/] {escape(message)}", soft_wrap=True)
 
 
 @contextmanager

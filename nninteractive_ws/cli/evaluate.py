@@ -12,9 +12,11 @@ import typer
 
 from nninteractive_ws.cli.console import INTERRUPTED, fail, make_output_folder, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
+from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import connect
 from nninteractive_ws.errors import Error
+from nninteractive_ws.files.overwrites import InputFiles
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
 if TYPE_CHECKING:  # they need the packages of nninteractive-ws[evaluate]
@@ -39,7 +41,8 @@ def evaluate(
     cases: Annotated[
         str,
         typer.Argument(
-            metavar="CASES", help="Table of images and label maps, .csv or .jsonl, or phantoms such as phantom:10-13."
+            metavar="CASES",
+            help="Table of images and label maps, .csv, .tsv or .jsonl, or phantoms such as phantom:10-13.",
         ),
     ],
     output: Annotated[
@@ -51,6 +54,7 @@ def evaluate(
     ] = PromptKinds.POINT,
     prompts_per_object: Annotated[int, typer.Option(min=1, help="Maximum number of prompts per object.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the kinds of prompts with mixed.")] = 0,
+    resample: Resample = False,
     server: Server = None,
     ca: Ca = None,
     start: Start = None,
@@ -65,9 +69,9 @@ def evaluate(
             --server ssh://user@gpu-box
 
     Columns of CASES: image, labels (a label map on the image's grid), label (the value of a structure; empty: each
-    value in the map) and name. The first prompt of a structure is at its deepest voxel or in its largest cross-section,
-    each following one at the largest error. FOLDER gets prompts.csv, objects.csv, dice.png, and figures of the worst
-    objects.
+    value in the map), name, series and time (numbers from 1, of an image with several). The first prompt of a structure
+    is at its deepest voxel or in its largest cross-section, each following one at the largest error. FOLDER gets
+    prompts.csv, objects.csv, dice.png, and figures of the worst objects.
 
     The exit status is 1 if a case or prompt failed. The token for the server is read from the environment variable
     NNINTERACTIVE_WS_TOKEN.
@@ -77,12 +81,17 @@ def evaluate(
 
         from nninteractive_ws.demo.cases import phantom_cases
         from nninteractive_ws.evaluation.cases import read_cases
-        from nninteractive_ws.evaluation.report import curve_table, obedience_table, structures_table
+        from nninteractive_ws.evaluation.pictures import CURVES, WORST
+        from nninteractive_ws.evaluation.report import TABLES, curve_table, obedience_table, structures_table
     except ModuleNotFoundError as e:
         fail(f"evaluate needs the package {e.name}. Install it with: pip install 'nninteractive-ws[evaluate]'")
     seeds = cases.removeprefix("phantom:")
     try:
-        found: list[Case] = [*(read_cases(Path(cases)) if seeds == cases else phantom_cases(seeds))]
+        files = read_cases(Path(cases), resample) if seeds == cases else []
+        found: list[Case] = [*(files or phantom_cases(seeds))]
+        inputs = InputFiles([Path(cases), *(path for case in files for path in (case.image, case.labels))])
+        for name in (*TABLES, CURVES, *WORST):
+            inputs.check(output / name)
         make_output_folder(output)
         options = server_options(server, ca, start, model)
         with (
@@ -116,7 +125,7 @@ def _run(
     progress: SessionProgress,
 ) -> list[ObjectResult]:
     """Evaluate. Tables are updated after each object. Figures are drawn at the end, and after an interruption."""
-    from nninteractive_ws.evaluation.pictures import WorstCases, draw_curves
+    from nninteractive_ws.evaluation.pictures import CURVES, WorstCases, draw_curves
     from nninteractive_ws.evaluation.report import write_tables
     from nninteractive_ws.evaluation.run import Plan, evaluate, supported_kinds
     from nninteractive_ws.evaluation.simulated_user import KINDS
@@ -135,16 +144,18 @@ def _run(
             results.append(evaluated.result)
             worst.add(evaluated)
             write_tables(output, results, model.name, model.license, seed)
-            _print_result(evaluated.result)
+            _print_result(evaluated.result, is_first=[r.case for r in results].count(evaluated.result.case) == 1)
     finally:
         if results:
-            draw_curves(results, output / "dice.png", f"{model.name} ({model.license}), prompts: {prompts}")
+            draw_curves(results, output / CURVES, f"{model.name} ({model.license}), prompts: {prompts}")
             worst.draw(output)
     return results
 
 
-def _print_result(result: ObjectResult) -> None:
-    """Print a result above the progress."""
+def _print_result(result: ObjectResult, is_first: bool) -> None:
+    """Print a result above the progress. ``is_first``: of its case, whose warnings are printed once."""
+    for warning in result.warnings if is_first else ():
+        stderr.print(f"[yellow]note:[/] {escape(f'{result.case}: {warning}')}", soft_wrap=True)
     name = escape(": ".join(filter(None, (result.case, result.structure))))
     if result.steps:
         dice = " ".join(f"{s.dice:.2f}" for s in result.steps)

@@ -11,6 +11,7 @@ from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.cli import option_values
 from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.cli.progress import session_progress
+from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
@@ -19,12 +20,14 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
+    ReadOptions,
     check_output,
     color_of,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
+from nninteractive_ws.files.overwrites import check_overwrite
 from nninteractive_ws.files.pictures import Prompt, three_views
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
@@ -60,6 +63,13 @@ def segment(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the segment.")] = "segment",
+    series: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of the DICOM series, if the folder has several.")
+    ] = None,
+    time_point: Annotated[
+        int | None, typer.Option("--time", min=1, metavar="N", help="Number of the time point, if there are several.")
+    ] = None,
+    resample: Resample = False,
     picture: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Picture of the outline in axial, coronal and sagittal slices."),
@@ -101,7 +111,10 @@ def segment(
             "backslash."
         )
     try:
-        volume = read_volume(image)
+        for file in (output, picture):
+            if file is not None:
+                check_overwrite(file, [image])
+        volume = read_volume(image, ReadOptions(series, time_point, resample))
         check_output(output, volume)
         for note in volume.notes:
             stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)

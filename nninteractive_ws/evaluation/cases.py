@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files.images import read_label_map, read_volume
+from nninteractive_ws.files import options
+from nninteractive_ws.files.images import ReadOptions, read_label_map, read_volume
 from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
 from nninteractive_ws.files.volume import check_same_grid
 
-COLUMNS = ("image", "labels", "label", "name")
+COLUMNS = ("image", "labels", "label", "name", *options.COLUMNS)
 #: The largest label of a label map.
 _MAX_LABEL = 2**63 - 1
 #: Tolerance for rounding errors of labels that are stored as floats.
@@ -25,7 +26,7 @@ class Scan:
     """A loaded case. ``voxels`` and ``labels`` (integers) are indexed (i, j, k).
 
     ``spacing``: millimeters per voxel along (i, j, k). ``direction``: 3 x 3, whose columns are the directions of i, j
-    and k in LPS. ``structures``: label values by name.
+    and k in LPS. ``structures``: label values by name. ``warnings``: sentences for the user about the files.
     """
 
     voxels: npt.NDArray[Any]
@@ -33,6 +34,7 @@ class Scan:
     spacing: tuple[float, float, float]
     direction: npt.NDArray[np.float64]
     structures: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 class Case(Protocol):
@@ -49,16 +51,18 @@ class Case(Protocol):
 class FileCase:
     """An image file, or a folder with a DICOM series, and a label map on its grid.
 
-    ``name``: the image's path in the table. ``structures``: if empty, each label of the map is a structure.
+    ``name``: the image's path in the table, and the chosen series and time point. ``structures``: if empty, each label
+    of the map is a structure. ``options``: for the image.
     """
 
     name: str
     image: Path
     labels: Path
     structures: dict[str, int] = field(default_factory=dict)
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def read(self) -> Scan:
-        volume, truth = read_volume(self.image), read_label_map(self.labels)
+        volume, truth = read_volume(self.image, self.options), read_label_map(self.labels)
         check_same_grid(truth, volume, self.labels)
         labels = _to_labels(truth.voxels, self.labels)
         values = [int(value) for value in np.unique(labels)]
@@ -66,7 +70,8 @@ class FileCase:
         if not structures:
             raise BadImage(f"{self.labels} has no labels. Expected at least one voxel that is not 0.")
         i, j, k = volume.spacing.tolist()
-        return Scan(volume.voxels, labels, (i, j, k), volume.direction, structures)
+        warnings = tuple(dict.fromkeys((*volume.notes, *truth.notes)))
+        return Scan(volume.voxels, labels, (i, j, k), volume.direction, structures, warnings)
 
 
 def _to_labels(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
@@ -83,20 +88,21 @@ def _to_labels(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     return labels
 
 
-def read_cases(path: Path) -> list[FileCase]:
-    """Read the cases of a table, ``.csv`` or ``.jsonl``, with one structure per row.
+def read_cases(path: Path, resample: bool = False) -> list[FileCase]:
+    """Read the cases of a table with one structure per row.
 
     ``image`` and ``labels`` are paths relative to the table. ``label`` is the value of the structure, or empty for each
-    value in the label map. ``name`` is its name, or empty for the value. Image files are not read yet.
+    value in the label map. ``name`` is its name, or empty for the value. ``series`` and ``time``
+    choose a volume of the image. Image files are not read yet. ``resample``: an option of each image.
 
     Raises InvalidTable for an unusable table or row.
     """
-    cases: dict[Path, FileCase] = {}
+    cases: dict[tuple[Path, ReadOptions], FileCase] = {}
     for line, row in read_rows(path, COLUMNS, ("image", "labels")):
         try:
             if isinstance(row, str):
                 raise InvalidTable(row)
-            _collect(row, path.parent, cases)
+            _collect(row, path.parent, resample, cases)
         except InvalidTable as e:
             raise InvalidTable(f"{path}, line {line}, {e}") from e
     if not cases:
@@ -104,14 +110,17 @@ def read_cases(path: Path) -> list[FileCase]:
     return list(cases.values())
 
 
-def _collect(row: Mapping[str, object], folder: Path, cases: dict[Path, FileCase]) -> None:
+def _collect(
+    row: Mapping[str, object], folder: Path, resample: bool, cases: dict[tuple[Path, ReadOptions], FileCase]
+) -> None:
     check_columns(row, COLUMNS)
     expected = "the path of an image"
     name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected)
+    chosen = options.options_of(row, resample)
     labels = path_of(row, "labels", folder, "the path of a label map")
     if labels.resolve() == image.resolve():
         raise InvalidTable("column labels: expected the path of a label map, found the image itself.")
-    case = cases.get(image)
+    case = cases.get((image, chosen))
     value = _label(row.get("label"))
     if case is not None and (value is None or not case.structures):
         raise InvalidTable("column label: expected a value in each row of an image with several rows, found nothing.")
@@ -119,7 +128,7 @@ def _collect(row: Mapping[str, object], folder: Path, cases: dict[Path, FileCase
         raise InvalidTable(
             f"column labels: expected {case.labels.name} as in the first row of the image, found {labels.name}."
         )
-    case = cases.setdefault(image, FileCase(name, image, labels))
+    case = cases.setdefault((image, chosen), FileCase(options.title_of(name, chosen), image, labels, options=chosen))
     if value is None:
         if not empty(row.get("name")):
             raise InvalidTable(

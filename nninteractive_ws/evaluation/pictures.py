@@ -20,6 +20,9 @@ from nninteractive_ws.masks import Mask
 
 #: Number of worst objects that are drawn.
 MAX_WORST = 6
+#: Names of the written files.
+CURVES = "dice.png"
+WORST = tuple(f"worst-{number}.png" for number in range(1, MAX_WORST + 1))
 _COLUMNS = 4
 _MASK, _POSITIVE, _NEGATIVE = "#e6194b", "#3cb44b", "#f58231"
 #: Margin around object and mask, in millimeters.
@@ -98,10 +101,10 @@ class WorstCases:
 
     def draw(self, folder: Path) -> None:
         """Write ``worst-1.png``, ``worst-2.png``, ..., the worst first. Remove those of an earlier evaluation."""
-        for old in folder.glob("worst-*.png"):
-            old.unlink()
-        for number, (_, result, views) in enumerate(self._kept, start=1):
-            _draw(result, views, folder / f"worst-{number}.png")
+        for name in WORST:
+            (folder / name).unlink(missing_ok=True)
+        for name, (_, result, views) in zip(WORST, self._kept, strict=False):
+            _draw(result, views, folder / name)
 
 
 class ReorientedCase:

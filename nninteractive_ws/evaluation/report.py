@@ -20,8 +20,10 @@ PROMPT_COLUMNS = (
 OBJECT_COLUMNS = (
     "case", "structure", "voxels", "prompts", "dice_first", "dice_final", "dice_auc", "nsd_first", "nsd_final",
     "nsd_auc", *(f"prompts_to_{target:.2f}" for target in TARGETS), "points", "obeyed", "corrections", "lowered",
-    "prompt_s", "model", "license", "seed", "left_out", "error",
+    "prompt_s", "model", "license", "seed", "left_out", "warnings", "error",
 )  # fmt: skip
+#: Names of the written files.
+TABLES = ("prompts.csv", "objects.csv")
 #: Numbers of prompts for which means are printed.
 _PRINTED_PROMPTS = (1, 2, 3, 4, 5, 7, 10, 15, 20)
 
@@ -32,9 +34,10 @@ def write_tables(folder: Path, results: Sequence[ObjectResult], model: str, lice
     The files are replaced atomically. Columns with the suffix ``_s`` are seconds. All others are reproducible with the
     same cases, model, options and seed, if the model is deterministic.
     """
-    _write(folder / "prompts.csv", PROMPT_COLUMNS, (line for result in results for line in _prompt_lines(result)))
+    prompts, objects = (folder / name for name in TABLES)
+    _write(prompts, PROMPT_COLUMNS, (line for result in results for line in _prompt_lines(result)))
     provenance = (model, license, seed)
-    _write(folder / "objects.csv", OBJECT_COLUMNS, (_object_line(result, provenance) for result in results))
+    _write(objects, OBJECT_COLUMNS, (_object_line(result, provenance) for result in results))
 
 
 def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
@@ -67,7 +70,7 @@ def _object_line(result: ObjectResult, provenance: tuple[object, ...]) -> Sequen
     error = " ".join(result.error.split())  # one line per result
     return (
         result.case, result.structure, result.voxels, len(result.steps), *measured, *counts, seconds, *provenance,
-        result.left_out, error,
+        result.left_out, " ".join(" ".join(result.warnings).split()), error,
     )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ class ObjectResult:
     """The result for a structure of a case. ``structure`` is empty for a case that could not be read.
 
     ``voxels``: of the ground truth. ``budget``: maximum number of prompts. ``steps``: fewer if no error was left, or
-    if a prompt failed. ``left_out``: the reason if it was skipped. ``error``: the error message, if any.
+    if a prompt failed. ``left_out``: the reason if it was skipped. ``warnings``: sentences about the files of the case.
+    ``error``: the error message, if any.
     """
 
     case: str
@@ -63,6 +64,7 @@ class ObjectResult:
     steps: tuple[PromptResult, ...] = ()
     left_out: str = ""
     error: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def counts(self) -> bool:
@@ -143,7 +145,8 @@ def evaluate(
         except _ITEM_ERRORS as e:
             for name, label in scan.structures.items():
                 voxels = int(np.count_nonzero(scan.labels == label))
-                yield EvaluatedObject(ObjectResult(case.name, name, plan.budget, voxels, error=str(e)))
+                result = ObjectResult(case.name, name, plan.budget, voxels, error=str(e), warnings=scan.warnings)
+                yield EvaluatedObject(result)
         else:
             for name in scan.structures:
                 on_status(f"{case.name}: {name}", done)
@@ -152,7 +155,7 @@ def evaluate(
 
 def _evaluate_one(session: Session, case: str, scan: Scan, name: str, plan: Plan) -> EvaluatedObject:
     truth = np.asarray(scan.labels == scan.structures[name])
-    result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)))
+    result = ObjectResult(case, name, plan.budget, int(np.count_nonzero(truth)), warnings=scan.warnings)
     if result.voxels == 0:
         return EvaluatedObject(replace(result, error=_describe_missing(scan, name)))
     if result.voxels < MIN_VOXELS:

@@ -67,8 +67,8 @@ def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
 
 def read_label_map(path: Path) -> Volume:
     """Read a file of labels, whole numbers from 0. Raises BadImage, and OSError."""
-    voxels, affine, _ = _read(path, ReadOptions())
-    return _label_map(voxels, affine)
+    voxels, affine, volume = _read(path, ReadOptions())
+    return replace(_label_map(voxels, affine), notes=volume.notes)
 
 
 def _label_map(voxels: npt.NDArray[Any], affine: Affine) -> Volume:

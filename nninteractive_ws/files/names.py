@@ -36,3 +36,12 @@ def with_digest(name: str, of: str) -> str:
 def folded(name: str) -> str:
     """Return a key that is equal for names of the same file on Windows or macOS: case-folded and normalized."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is text in UTF-8. Libraries of image formats end the process if it is not."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -16,6 +16,7 @@ def batch(
     server: str | None = None,
     format: Literal["seg.nrrd", "nii.gz", "dcm"] = "seg.nrrd",
     in_flight: int = 2,
+    resample: bool = False,
     token: str | None = None,
     ca: str | Path | None = None,
     start: str | None = None,
@@ -31,19 +32,22 @@ def batch(
     Parameters
     ----------
     jobs : str, Path or iterable of mapping
-        A ``.csv`` or ``.jsonl`` file, or its rows: ``image``, ``segment``, ``prompt`` (point, bbox, scribble, lasso or
-        markups), one of ``ijk`` (voxels: three numbers, or three end-exclusive pairs), ``lps`` (millimeters: three
-        numbers, or three pairs from two opposite corners) and ``file``, and ``polarity`` (positive or negative). The
-        prompts of an image are sent in the order of its rows.
+        A ``.csv``, ``.tsv`` or ``.jsonl`` file, or its rows: ``image``, ``segment``, ``prompt`` (point, bbox, scribble,
+        lasso or markups), one of ``ijk`` (voxels: three numbers, or three end-exclusive pairs), ``lps`` (millimeters:
+        three numbers, or three pairs from two opposite corners) and ``file``, ``polarity`` (positive or negative), and
+        ``series`` and ``time`` (numbers from 1, of an image with several). The prompts of an image are sent in the
+        order of its rows.
     output : str or Path
         Folder for one file per image, ``results.csv``, and ``report.html`` with a picture of every segment. One batch
-        at a time may use it.
+        at a time may use it, which a lock ensures.
     server : str, optional
         Address as for ``connect``. Without it, a temporary server starts on this computer.
     format : {"seg.nrrd", "nii.gz", "dcm"}
         Format of the segmentations. ``dcm`` is DICOM SEG, for images that are folders with a DICOM series.
     in_flight : int, default 2
         Volumes at a time, each in a session of its own. Memory is needed for two volumes each.
+    resample : bool, default False
+        Interpolate images with sheared or unevenly spaced slices to an orthogonal grid.
     token, ca, start
         As for ``connect``.
     model : str, optional
@@ -54,14 +58,17 @@ def batch(
     Returns
     -------
     Batch
-        An iterator of ``VolumeResult``, in the order of completion. An invalid row skips its segment, and an unreadable
-        file its image: their results have ``error`` set. The iterator raises the errors of ``connect``,
-        ServerDidNotStart, and OSError if a result cannot be written.
+        An iterator of ``VolumeResult``, in the order of completion. An invalid row skips its segment, and a file that
+        cannot be read or written its image: their results have ``error`` set. The iterator raises the errors of
+        ``connect``, ServerDidNotStart, BadOutput if another batch uses the folder, and OSError if nothing can be
+        written to it.
 
     Raises
     ------
     InvalidTable
         If the table cannot be used as a whole.
+    BadOutput
+        If the folder is inside that of a DICOM series of the table, or if ``results.csv`` would replace an input.
     ModuleNotFoundError
         If a package is missing.
 
@@ -84,5 +91,6 @@ def batch(
         server=ServerOptions(server, token, ca, start, model),
         format=format,
         in_flight=in_flight,
+        resample=resample,
         on_activity=on_activity,
     )

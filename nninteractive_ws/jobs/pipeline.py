@@ -8,11 +8,13 @@ import logging
 from pathlib import Path
 import time
 
+from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.errors import (
     AtCapacity,
     BadImage,
+    BadOutput,
     Error,
     InternalError,
     InvalidRequest,
@@ -33,7 +35,9 @@ _log = logging.getLogger(__name__)
 
 #: Errors of a single image or prompt. Any other error of this project or of the system ends the batch, which can be
 #: resumed.
-_ITEM_ERRORS = (InvalidTable, InvalidRequest, OutOfMemory, WorkerLost, InternalError)
+_ITEM_ERRORS = (InvalidTable, InvalidRequest, BadOutput, OutOfMemory, WorkerLost, InternalError)
+#: Bytes that the output folder must accept after a segmentation could not be written. Otherwise the batch ends.
+_PROBE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,14 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class PendingJob:
-    """A job to process, its output file, and the digest of its inputs under which results.csv records it.
+    """A job to process, its output file in the ``folder`` of the batch, and the digest of its inputs under which
+    results.csv records it.
 
     ``record``: the file with the pictures and measures for the report.
     """
 
     job: Job
+    folder: Path
     output: Path
     key: str
     record: Path
@@ -120,12 +126,13 @@ class _SessionWorker:
         job, started = task.job, time.monotonic()
         self._image, self._marks = job.name, {}
         segments = {name: SegmentResult(name, error=job.faults.get(name)) for name in job.segments}
-        result = VolumeResult(job.name, ())
+        result = VolumeResult(job.name, (), warnings=tuple(job.warnings), path=str(job.image))
         try:
             if len(job.faults) < len(job.segments):
                 self._report("reading")
                 volume = await asyncio.to_thread(_read, task)
-                result = replace(result, read_s=time.monotonic() - started)
+                warnings = (*volume.notes, *job.warnings)
+                result = replace(result, read_s=time.monotonic() - started, warnings=warnings)
                 self._report("uploading")
                 await self._session.set_image(volume.voxels)
                 await self._prompt(job, volume, segments)
@@ -174,7 +181,10 @@ class _SessionWorker:
     async def _write(
         self, task: PendingJob, volume: Volume, segments: dict[str, SegmentResult], result: VolumeResult
     ) -> VolumeResult:
-        """Write the successful segments, if there are any, and set their labels."""
+        """Write the successful segments, if there are any, and set their labels.
+
+        Raises BadOutput if their file cannot be written, and OSError if nothing can be written to the folder.
+        """
         successful = [name for name, s in segments.items() if s.error is None]
         if not successful:
             return result
@@ -190,7 +200,8 @@ class _SessionWorker:
         )
 
     def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> None:
-        write_segmentation(task.output, masks, volume, self._colors, model)
+        with _writing(task):
+            write_segmentation(task.output, masks, volume, self._colors, model)
         write_record(task.record, masks, volume, self._colors, self._marks)
 
     def _report(self, message: str) -> None:
@@ -217,12 +228,40 @@ def _reason(error: Exception) -> str:
     return f"Unexpected error: {error!r}. See the log for details."
 
 
-def _read(task: PendingJob) -> Volume:
-    """Read the image of a job, and check that its output can be written. Raises BadImage, and OSError."""
+@contextlib.contextmanager
+def _writing(task: PendingJob) -> Iterator[None]:
+    """Raise BadOutput in place of an OSError that concerns a single file, because others can be written."""
     try:
-        volume = read_volume(task.job.image)
+        yield
+    except OSError as e:
+        try:
+            _probe(task.folder)
+        except OSError:
+            raise e from None
+        raise BadOutput(str(e)) from e
+
+
+def _probe(folder: Path) -> None:
+    """Raise OSError if a file of some size cannot be written to a folder."""
+    path = folder / "probe"
+    with atomic_write(path) as partial:
+        partial.write_bytes(bytes(_PROBE_BYTES))
+    path.unlink()
+
+
+def _read(task: PendingJob) -> Volume:
+    """Read the image of a job, and check that its output can be written.
+
+    Raises BadImage and BadOutput, and OSError if nothing can be written to the folder.
+    """
+    try:
+        volume = read_volume(task.job.image, task.job.options)
     except OSError as e:
         raise BadImage(f"{task.job.name} cannot be read ({e.strerror}).") from e
-    task.output.parent.mkdir(parents=True, exist_ok=True)
-    check_output(task.output, volume)
+    with _writing(task):
+        try:
+            task.output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OSError(f"The folder {task.output.parent} cannot be created ({e.strerror}).") from e
+        check_output(task.output, volume)
     return volume

@@ -11,13 +11,17 @@ from typing import TypeVar
 from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.cells import csv_text, unmark
+from nninteractive_ws.files.names import folded
 from nninteractive_ws.files.rows import format_cell
+
+#: Between several warnings in a cell.
+_SEPARATOR = " | "
 
 N = TypeVar("N", int, float)
 
 COLUMNS = (
     "image", "segment", "output", "label", "voxels", "ml", "prompts", "passes", "predict_s", "waiting_s", "network_s",
-    "read_s", "write_s", "total_s", "model", "license", "error", "job",
+    "read_s", "write_s", "total_s", "model", "license", "warnings", "error", "path", "table", "job",
 )  # fmt: skip
 
 
@@ -44,9 +48,11 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class VolumeResult:
-    """The results of an image. ``image``: its path as in the table, empty for a row whose image is unknown.
+    """The results of an image. ``image``: its path as in the table with the chosen series and time point, or empty for
+    a row whose image is unknown.
 
-    ``output``: the file with the successful segments, or None. ``earlier``: loaded from a previous run.
+    ``output``: the file with the successful segments, or None. ``warnings``: sentences about what was unusual in the
+    image or its rows. ``path``: the image's absolute path. ``earlier``: loaded from a previous run.
     """
 
     image: str
@@ -57,6 +63,8 @@ class VolumeResult:
     read_s: float = 0.0
     write_s: float = 0.0
     total_s: float = 0.0
+    warnings: tuple[str, ...] = ()
+    path: str = ""
     earlier: bool = False
 
     @property
@@ -75,7 +83,8 @@ class ResultsFile:
     def load(self) -> dict[str, VolumeResult]:
         """Return the results by key, without an incomplete last line.
 
-        Raises InvalidTable if the file is a different table, or was edited.
+        If several have the same output file, the last one wins, because it wrote the file. Raises InvalidTable if the
+        file is a different table, or was edited.
         """
         if not self.path.exists():
             return {}
@@ -101,7 +110,17 @@ class ResultsFile:
                     f"{self.path}, line {number}: {e} The file was edited. Delete this line to segment its image "
                     "again, or choose another output folder."
                 ) from e
-        return {key: self._volume(found, segments[key]) for key, found in rows.items()}
+        volumes = {key: self._volume(found, segments[key]) for key, found in rows.items()}
+        last = {self.output_key(volume.output): key for key, volume in volumes.items() if volume.output is not None}
+        return {
+            key: volume
+            for key, volume in volumes.items()
+            if volume.output is None or last[self.output_key(volume.output)] == key
+        }
+
+    def output_key(self, output: Path) -> str:
+        """Return a key that is equal for names of the same output file on any system."""
+        return folded(output.relative_to(self._folder).as_posix())
 
     def append(self, key: str, result: VolumeResult) -> None:
         """Append a result, and flush it to disk."""
@@ -113,22 +132,26 @@ class ResultsFile:
         except OSError as e:
             raise OSError(f"{self.path} cannot be written ({e.strerror}).") from e
 
-    def rewrite(self, results: Iterable[tuple[str, VolumeResult]]) -> None:
-        """Replace all lines."""
+    def rewrite(
+        self, results: Iterable[tuple[str, VolumeResult]], others: Iterable[tuple[str, VolumeResult]] = ()
+    ) -> None:
+        """Replace all lines. ``others``: results of other tables, which are marked as such."""
+        lines = self._lines(results) + self._lines(others, "other")
         with atomic_write(self.path) as partial:
-            partial.write_text(",".join(COLUMNS) + "\n" + self._lines(results), encoding="utf-8", newline="")
+            partial.write_text(",".join(COLUMNS) + "\n" + lines, encoding="utf-8", newline="")
 
-    def _lines(self, results: Iterable[tuple[str, VolumeResult]]) -> str:
-        return csv_text(row for key, result in results for row in self._rows(key, result))
+    def _lines(self, results: Iterable[tuple[str, VolumeResult]], table: str = "this") -> str:
+        return csv_text(row for key, result in results for row in self._rows(key, result, table))
 
-    def _rows(self, key: str, result: VolumeResult) -> Iterator[Sequence[object]]:
+    def _rows(self, key: str, result: VolumeResult, table: str) -> Iterator[Sequence[object]]:
         output = "" if result.output is None else result.output.relative_to(self._folder).as_posix()
         for s in result.segments:
             cells = ("", "", "") if s.error else (s.label, s.voxels, f"{s.ml:.3f}")
             times = (s.predict_s, s.waiting_s, s.network_s, result.read_s, result.write_s, result.total_s)
             row = (result.image, s.name, "" if s.error else output, *cells, s.prompts, s.passes)
-            texts = map(_one_line, (result.model, result.license, s.error or ""))
-            yield (*row, *(f"{t:.3f}" for t in times), *texts, key)
+            warnings = _SEPARATOR.join(warning.replace(_SEPARATOR, " ") for warning in result.warnings)
+            texts = map(_one_line, (result.model, result.license, warnings, s.error or ""))
+            yield (*row, *(f"{t:.3f}" for t in times), *texts, result.path, table, key)
 
     def _volume(self, rows: list[dict[str, str]], segments: list[SegmentResult]) -> VolumeResult:
         outputs = [self._folder / row["output"] for row in rows if row["output"]]
@@ -142,6 +165,8 @@ class ResultsFile:
             read_s=float(first["read_s"]),
             write_s=float(first["write_s"]),
             total_s=float(first["total_s"]),
+            warnings=tuple(filter(None, first["warnings"].split(_SEPARATOR))),
+            path=first["path"],
             earlier=True,
         )
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
+from dataclasses import replace
 from functools import partial
 import hashlib
 import os
@@ -13,9 +14,12 @@ import stat
 
 from nninteractive_ws.atomic_files import partial_path
 from nninteractive_ws.client.aio import AsyncSession, aconnect
-from nninteractive_ws.errors import InvalidTable
+from nninteractive_ws.errors import BadOutput
 from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
+from nninteractive_ws.files.options import suffix_of
+from nninteractive_ws.files.overwrites import InputFiles
+from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.records import record_path, remove_other_records
 from nninteractive_ws.jobs.report import FILE_NAME, Report
@@ -23,6 +27,8 @@ from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResu
 from nninteractive_ws.jobs.table import Job, read_table
 from nninteractive_ws.server.local_server import ServerOptions
 
+#: Files of the batch as a whole.
+_FILES = ("results.csv", FILE_NAME)
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")
 
 
@@ -40,30 +46,40 @@ class Batch(Iterator[VolumeResult]):
         server: ServerOptions,
         format: str,
         in_flight: int,
+        resample: bool,
         on_activity: Callable[[BatchProgress], object] | None,
     ) -> None:
         if format not in FORMATS:
             raise ValueError(f'Unknown format "{format}". Expected one of {", ".join(FORMATS)}.')
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}. Expected at least 1.")
-        table = read_table(jobs)
+        table = read_table(jobs, resample)
         folder = Path(output)
+        inputs = _inputs(table.jobs, jobs)
+        for name in _FILES:
+            inputs.check(folder / name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise InvalidTable(f"The folder {folder} cannot be created ({e.strerror}). Choose another one.") from e
-        self._file = ResultsFile(folder)
-        self._tasks = _plan(table.jobs, folder, format)
+            raise BadOutput(f"The folder {folder} cannot be created ({e.strerror}). Choose another one.") from e
+        self._folder, self._file = folder, ResultsFile(folder)
+        self._tasks = _plan(table.jobs, folder, format, inputs)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
         names = dict.fromkeys(name for job in table.jobs for name in job.segments)
         self._colors = {name: color_of(number) for number, name in enumerate(names)}
-        self._folder, self._report_file = folder, Report(folder, len(self))
+        self._report_file = Report(folder, len(self))
         self._server, self._in_flight = server, in_flight
         self._on_activity = on_activity or (lambda _activity: None)
+        self._others: dict[str, VolumeResult] = {}
         self._results = self._run()
 
     def __len__(self) -> int:
         return len(self._tasks) + len(self._strays)
+
+    @property
+    def kept(self) -> int:
+        """The number of results of other tables in results.csv, whose output files still exist."""
+        return len(self._others)
 
     def __iter__(self) -> "Batch":
         return self
@@ -76,14 +92,25 @@ class Batch(Iterator[VolumeResult]):
         self._results.close()
 
     def _run(self) -> Generator[VolumeResult]:
+        with lock_folder(self._folder):
+            yield from self._run_locked()
+
+    def _run_locked(self) -> Generator[VolumeResult]:
         self._report_file.check()
         known = self._file.load()
-        results = {task.key: known[task.key] for task in self._tasks if _is_done(task, known.get(task.key))}
+        results = {
+            task.key: replace(known[task.key], path=str(task.job.image))
+            for task in self._tasks
+            if _is_done(task, known.get(task.key))
+        }
         todo = [task for task in self._tasks if task.key not in results]
+        keys = {task.key for task in self._tasks}
+        self._others = {k: r for k, r in known.items() if k not in keys and r.output is not None and r.output.exists()}
+        self._check_others(todo)
         for task in todo:
             _remove_partial(task)
-        self._file.rewrite(results.items())
-        remove_other_records(self._folder, (task.key for task in self._tasks))
+        self._file.rewrite(results.items(), self._others.items())
+        remove_other_records(self._folder, (*keys, *self._others))
         yield from list(results.values())
         yield from self._strays
         try:
@@ -91,8 +118,31 @@ class Batch(Iterator[VolumeResult]):
                 yield from self._process(todo, results)
         finally:
             in_order = self._in_order(results)
-            self._file.rewrite(in_order)
+            self._drop_replaced(results.values())
+            self._file.rewrite(in_order, self._others.items())
+            remove_other_records(self._folder, (*keys, *self._others))
             self._report_file.write(in_order)
+
+    def _check_others(self, todo: list[PendingJob]) -> None:
+        """Set a fault on jobs whose output file is the result of another image of another table."""
+        owners = {self._file.output_key(r.output): r for r in self._others.values() if r.output is not None}
+        for task in todo:
+            other = owners.get(self._file.output_key(task.output))
+            if other is not None and other.path != str(task.job.image):
+                fault = (
+                    f"{task.output} is already the output of another image of another table, {other.path}. Choose "
+                    "another output folder."
+                )
+                task.job.faults = dict.fromkeys(task.job.segments, fault)
+
+    def _drop_replaced(self, results: Iterable[VolumeResult]) -> None:
+        """Drop the results of other tables whose files were replaced."""
+        replaced = {self._file.output_key(r.output) for r in results if r.output is not None}
+        self._others = {
+            key: r
+            for key, r in self._others.items()
+            if r.output is not None and self._file.output_key(r.output) not in replaced
+        }
 
     def _in_order(self, results: dict[str, VolumeResult]) -> list[tuple[str, VolumeResult]]:
         """Return the results so far with their keys, in the order of the table, and the invalid rows."""
@@ -138,9 +188,14 @@ class Batch(Iterator[VolumeResult]):
         return await aconnect(address, on={"notice": notice}, **self._server.connect_arguments)
 
 
-def _plan(jobs: list[Job], folder: Path, format: str) -> list[PendingJob]:
+def _inputs(jobs: list[Job], table: object) -> InputFiles:
+    """Return all files that a batch reads. ``table``: its path, if it is a file."""
+    files = [path for job in jobs for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
+    return InputFiles([Path(table), *files] if isinstance(table, str | Path) else files)
+
+
+def _plan(jobs: list[Job], folder: Path, format: str, inputs: InputFiles) -> list[PendingJob]:
     """Assign an output file to each job. A job whose output collides with another file gets a fault instead."""
-    inputs = {path for job in jobs for path in (job.image, *(p.file.resolve() for p in job.prompts if p.file))}
     owners: dict[str, tuple[Path, Job]] = {}
     tasks = []
     for job in jobs:
@@ -151,14 +206,16 @@ def _plan(jobs: list[Job], folder: Path, format: str) -> list[PendingJob]:
         output = folder / name
         other = owners.setdefault(folded(name.as_posix()), (name, job))[1]
         fault = ""
-        if output.resolve() in inputs:
-            fault = f"{output} would overwrite an input file. Choose another output folder."
-        elif other is not job:
+        try:
+            inputs.check(output)
+        except BadOutput as e:
+            fault = str(e)
+        if not fault and other is not job:
             fault = f"{output} is already the output of {other.name}. Rename one of the images."
         if fault:
             job.faults = dict.fromkeys(job.segments, fault)
         key = _key(job, format)
-        tasks.append(PendingJob(job, output, key, record_path(folder, key)))
+        tasks.append(PendingJob(job, folder, output, key, record_path(folder, key)))
     _check_folders(tasks, folder)
     return tasks
 
@@ -169,7 +226,7 @@ def _stem(name: Path, format: str) -> str:
 
 def _check_folders(tasks: list[PendingJob], folder: Path) -> None:
     """Set a fault on jobs whose output folder has the name of another job's output file, or of a file of batch."""
-    files = {"results.csv", FILE_NAME, *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
+    files = {*map(folded, _FILES), *(folded(t.output.relative_to(folder).as_posix()) for t in tasks)}
     for task in tasks:
         parents = [p.as_posix() for p in task.output.relative_to(folder).parents]
         if blocked := [p for p in parents if folded(p) in files]:
@@ -186,14 +243,17 @@ def _remove_partial(task: PendingJob) -> None:
 
 
 def _output_name(job: Job, format: str) -> Path:
-    """Return the image's path in the table, relative to its root, with another suffix, and valid on any system."""
-    path = PurePath(os.path.normpath(job.name))
+    """Return the image's path in the table, relative to its root, with another suffix, and valid on any system.
+
+    The chosen series and time point are appended to the name.
+    """
+    path = PurePath(os.path.normpath(job.spelling))
     parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
     *folders, name = parts or [job.image.name or "image"]  # "." is a series in the folder of the table
     if not _is_folder(job.image):
         name = name.removesuffix(".gz")
         name = name.removesuffix(PurePath(name).suffix)
-    return Path(*map(safe_name, folders), f"{safe_name(name)}.{format}")
+    return Path(*map(safe_name, folders), f"{safe_name(name + suffix_of(job.options))}.{format}")
 
 
 def _is_folder(path: Path) -> bool:
@@ -207,7 +267,9 @@ def _key(job: Job, format: str) -> str:
     """Return a digest of the inputs of a result, except the server's model: rows, format, and the state of files."""
     rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
     files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
-    return hashlib.sha256(repr((job.name, job.segments, rows, format, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((job.name, job.options, job.segments, rows, str(format), files)).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:

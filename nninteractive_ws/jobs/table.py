@@ -1,17 +1,28 @@
 """The table of jobs, CSV or JSON Lines: one prompt per row. Reading it opens no image."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 from pathlib import Path
 import re
 from typing import Any, Literal, cast
 
 from nninteractive_ws.errors import InvalidTable
-from nninteractive_ws.files.images import MAX_NAME_LENGTH, is_segment_name
-from nninteractive_ws.files.rows import Row, check_columns, empty, format_cell, path_of, read_rows, text_of
+from nninteractive_ws.files import options
+from nninteractive_ws.files.images import MAX_NAME_LENGTH, ReadOptions, is_segment_name
+from nninteractive_ws.files.rows import (
+    Row,
+    check_columns,
+    empty,
+    format_cell,
+    lower_names,
+    path_of,
+    read_rows,
+    spelling_of,
+    text_of,
+)
 
-COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity")
+COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity", *options.COLUMNS)
 Kind = Literal["point", "bbox", "scribble", "lasso", "markups"]
 KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "lasso", "markups")
 
@@ -43,16 +54,21 @@ class PromptRow:
 
 @dataclass
 class Job:
-    """The rows of an image, in table order. ``name``: the image's path as first written in the table.
+    """The rows of an image, in table order. ``name``: the image's path as first written in the table, and the chosen
+    series and time point. ``spelling``: the path as it is spelled on this computer.
 
-    ``faults``: error messages of segments that are skipped because of an invalid row.
+    ``faults``: error messages of segments that are skipped because of an invalid row. ``warnings``: about rows that
+    are probably a mistake.
     """
 
     image: Path
     name: str
+    spelling: str
+    options: ReadOptions = field(default_factory=ReadOptions)
     segments: list[str] = field(default_factory=list)
     prompts: list[PromptRow] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -63,26 +79,26 @@ class Table:
     strays: list[tuple[str, str]]
 
 
-def read_table(jobs: str | Path | Iterable[Mapping[str, object]]) -> Table:
-    """Read a file (.csv or .jsonl), or rows with the fields of a JSON Lines file. An invalid row skips its segment.
+def read_table(jobs: str | Path | Iterable[Mapping[str, object]], resample: bool = False) -> Table:
+    """Read a file, or rows with the fields of a JSON Lines file. An invalid row skips its segment.
 
-    Paths are relative to the folder of the file, or to the working directory for rows. Raises InvalidTable if the file
-    as a whole is unusable.
+    Paths are relative to the folder of the file, or to the working directory for rows. ``resample``: an option of
+    each image. Raises InvalidTable if the file as a whole is unusable.
     """
     if not isinstance(jobs, str | Path):
-        return _collect(Path(), ((f"row {n}", _mapping(row)) for n, row in enumerate(jobs, start=1)))
+        return _collect(Path(), ((f"row {n}", _mapping(row)) for n, row in enumerate(jobs, start=1)), resample)
     path = Path(jobs)
     rows = read_rows(path, COLUMNS, ("image",))
-    return _collect(path.parent, ((f"{path.name}, line {line}", row) for line, row in rows))
+    return _collect(path.parent, ((f"{path.name}, line {line}", row) for line, row in rows), resample)
 
 
 def _mapping(row: object) -> Row:
-    return row if isinstance(row, Mapping) else f"expected a dictionary, found {format_cell(row)}."
+    return lower_names(row) if isinstance(row, Mapping) else f"expected a dictionary, found {format_cell(row)}."
 
 
-def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
+def _collect(folder: Path, rows: Iterable[tuple[str, Row]], resample: bool) -> Table:
     table = Table([], [])
-    jobs: dict[Path, Job] = {}
+    jobs: dict[tuple[Path, ReadOptions], Job] = {}
     for where, row in rows:
         if isinstance(row, str):
             table.strays.append(("", f"{where}: {row}"))
@@ -90,12 +106,16 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
         name = segment = ""
         try:
             expected = "the path of an image"
-            name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected).resolve()
+            name = text_of(row, "image", expected)
+            spelling = spelling_of(row, "image", folder, expected)
+            chosen = options.options_of(row, resample)
+            name = options.title_of(name, chosen)
             segment = _segment(row)
         except InvalidTable as e:
             table.strays.append((name, f"{where}, {e}"))
             continue
-        job = jobs.setdefault(image, Job(image, name))
+        image = (folder / spelling).resolve()
+        job = jobs.setdefault((image, chosen), Job(image, name, spelling, chosen))
         if segment not in job.segments:
             job.segments.append(segment)
         try:
@@ -105,6 +125,7 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]]) -> Table:
     table.jobs = list(jobs.values())
     for job in table.jobs:
         _check_positive(job)
+        _check_repeated(job)
     return table
 
 
@@ -116,6 +137,15 @@ def _check_positive(job: Job) -> None:
                 f'{prompts[0].where}, column polarity: expected at least one positive row for the segment "{segment}", '
                 "found only negative ones."
             )
+
+
+def _check_repeated(job: Job) -> None:
+    """Warn about rows that are the same as an earlier one. They are sent as written."""
+    first: dict[PromptRow, str] = {}
+    for prompt in job.prompts:
+        earlier = first.setdefault(replace(prompt, where=""), prompt.where)
+        if earlier != prompt.where:
+            job.warnings.append(f"{prompt.where} repeats {earlier}. The prompt is sent twice. Delete one of the rows.")
 
 
 def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -> PromptRow:

@@ -449,7 +449,7 @@ def test_only_prompts_that_the_model_knows() -> None:
 def test_a_table_that_is_none_ends_the_command(tmp_path: Path) -> None:
     for message, text in (
         (tmp_path / "gone.csv", "cannot be read"),
-        ("[bold].txt", "error: The name of the table [bold].txt must end with .csv or .jsonl"),
+        ("[bold].txt", "error: The name of the table [bold].txt must end with .csv, .tsv or .jsonl"),
         ("phantom:x", "Expected seeds such as phantom:10-13"),
     ):
         status, output = command(message, "-o", tmp_path / "out", "--server", "127.0.0.1:9")

@@ -135,14 +135,14 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
     (job,) = table.jobs
     assert job.faults == {
         "t": "jobs.jsonl, line 4, column kji: expected one of the columns image, segment, prompt, ijk, lps, file, "
-        "polarity."
+        "polarity, series, time."
     }
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("jobs.txt", b"image\n", "must end with .csv or .jsonl"),
+        ("jobs.txt", b"image\n", "must end with .csv, .tsv or .jsonl"),
         ("jobs.csv", b"", "line 1: expected distinct columns of image, segment"),
         ("jobs.csv", b"image|segment|ijk\na|b|1 2 3\n", 'found "image|segment|ijk"'),
         ("jobs.csv", b"segment,ijk\n", "including image"),

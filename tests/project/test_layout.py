@@ -44,14 +44,15 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "rows", "reason", "volume", "identify", "straighten", "nifti", "itk", "dicom_series",
-        "dicom_stack", "dicom_seg", "images", "pictures", "markups",
+        "cells", "names", "paths", "rows", "reason", "volume", "identify", "overwrites", "straighten", "nifti", "itk",
+        "dicom_series", "dicom_stack", "dicom_seg", "images", "options", "pictures", "markups",
     ],
     "jobs": [
-        "table", "prompts", "results", "measures", "records", "oddities", "report", "pipeline", "run", "batch",
+        "table", "prompts", "results", "measures", "records", "oddities", "report", "lock", "pipeline", "run", "batch",
     ],
     "cli": [
-        "console", "server_options", "progress", "option_values", "segment", "batch", "evaluate", "bench", "doctor",
+        "console", "server_options", "progress", "option_values", "read_options", "segment", "batch", "evaluate",
+        "bench", "doctor",
         "models", "serve", "demo", "token", "main",
     ],
 }  # fmt: skip
