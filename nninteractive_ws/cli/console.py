@@ -10,8 +10,6 @@ import typer
 
 #: Console for everything but results, which go to standard output.
 stderr = Console(stderr=True, highlight=False)
-#: Exit status after Ctrl-C.
-INTERRUPTED = 130
 
 
 def fail(error: object) -> NoReturn:

@@ -16,9 +16,9 @@ NAME = "nninteractive_ws"
 
 # From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
 ORDER = [
-    "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction", "geometry",
-    "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client", "doctor",
-    "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
+    "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction",
+    "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
+    "doctor", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
