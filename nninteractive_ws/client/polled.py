@@ -215,6 +215,9 @@ class PolledSession:
     ----------
     address, token, ca, reconnect_for
         As for ``connect``.
+    ssh_environment : mapping, optional
+        Environment variables of ssh, if those of this program would not suit it. An application that brings its own
+        libraries passes those that it was started with.
     clock : callable
         Returns seconds. For tests.
 
@@ -250,6 +253,7 @@ class PolledSession:
         token: str | None = None,
         ca: str | Path | None = None,
         reconnect_for: float = RECONNECT_FOR_S,
+        ssh_environment: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = Core(clock=clock)
@@ -261,7 +265,7 @@ class PolledSession:
         self._preparing: ImageSource | None = None
         self._journal: Journal | None = None  # of the image in preparation
         self._events: list[Event] = []
-        self._tunnel = None if self._address.ssh is None else Tunnel(self._address.ssh)
+        self._tunnel = None if self._address.ssh is None else Tunnel(self._address.ssh, ssh_environment)
         self._connection: _Connection | None = None
         self._retry_at: float | None = clock()  # None: connect for the next request
         self._requests_before = 0  # number of requests when the connection was lost

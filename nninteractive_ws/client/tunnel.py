@@ -9,6 +9,7 @@ reported that it listens at the port itself. Other users of the Windows machine 
 on loopback, and only the server's tokens keep them out.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 import re
 import shutil
@@ -53,8 +54,9 @@ _MAX_PORTS = 3
 class Tunnel:
     """A local socket that ssh forwards to ``target.server_port`` on the machine of ``target``. No method blocks."""
 
-    def __init__(self, target: SshTarget) -> None:
-        self.target = target
+    def __init__(self, target: SshTarget, environment: Mapping[str, str] | None = None) -> None:
+        """``environment``: that of ssh; by default, this process's."""
+        self.target, self._environment = target, environment
         self._process: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
@@ -153,6 +155,7 @@ class Tunnel:
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
+                env=self._environment,
                 creationflags=creation_flags(),
             )
         except FileNotFoundError as e:

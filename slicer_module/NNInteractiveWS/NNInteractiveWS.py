@@ -20,8 +20,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-#: Singleton tag of the module's nodes in the scene.
-_NAME = "NNInteractiveWS"
+#: Singleton tag of the node of Slicer's Segment Editor module. Both modules share segmentation, segment and volume.
+_SEGMENT_EDITOR = "SegmentEditor"
 
 
 class NNInteractiveWS(ScriptedLoadableModule):
@@ -79,10 +79,13 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneChanged)
+        self._effects = slicer.qSlicerSegmentEditorEffectFactory.instance()
+        self._effects.connect("effectRegistered(QString)", self.onEffectRegistered)
         self.rebuild()
 
     def cleanup(self):
         self.removeObservers()
+        self._effects.disconnect("effectRegistered(QString)", self.onEffectRegistered)
         self._removePanel()
 
     def enter(self):
@@ -113,6 +116,11 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Update the panel after the scene was closed or a file was imported."""
         if self._panel is not None and self._isOpen:
             self._enterPanel()
+
+    def onEffectRegistered(self, name=None):
+        """Show an effect that an extension registers after the panel was created."""
+        if self.editor is not None:
+            self.editor.updateEffectList()
 
     def onReload(self):
         """Reload the module, including NNInteractiveWSLib, in developer mode."""
@@ -149,11 +157,14 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         node = _segmentEditorNode()
         self.editor = slicer.qMRMLSegmentEditorWidget()
         self.editor.setMaximumNumberOfUndoStates(10)
-        self.editor.setMRMLScene(slicer.mrmlScene)
+        # The node first, so that it keeps the selections that setting the scene makes.
         self.editor.setMRMLSegmentEditorNode(node)
+        self.editor.setMRMLScene(slicer.mrmlScene)
         self.ui.segmentEditorCollapsibleButton.layout().addWidget(self.editor)
         self._root.setMRMLScene(slicer.mrmlScene)
-        self.logic = Logic(slicer.mrmlScene, userConsents, editorNode=node)
+        # ssh needs the libraries of the system, not those of Slicer.
+        environment = slicer.util.startupEnvironment()
+        self.logic = Logic(slicer.mrmlScene, userConsents, editorNode=node, sshEnvironment=environment)
         self._panel = Panel(self.ui, self.editor, self.logic)
 
     def _offerToInstall(self, message):
@@ -195,12 +206,12 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 def _segmentEditorNode():
-    """The vtkMRMLSegmentEditorNode of this module, separate from that of Slicer's Segment Editor module."""
+    """The vtkMRMLSegmentEditorNode of Slicer's Segment Editor module."""
     scene, kind = slicer.mrmlScene, "vtkMRMLSegmentEditorNode"
-    node = scene.GetSingletonNode(_NAME, kind)
+    node = scene.GetSingletonNode(_SEGMENT_EDITOR, kind)
     if node is None:
         node = scene.CreateNodeByClass(kind)
         node.UnRegister(None)
-        node.SetSingletonTag(_NAME)
+        node.SetSingletonTag(_SEGMENT_EDITOR)
         node = scene.AddNode(node)
     return node

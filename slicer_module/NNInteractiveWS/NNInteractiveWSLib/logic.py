@@ -23,14 +23,14 @@ class Logic:
 
     ``consents(address)``: whether the user consents to sending images to a server; called before connecting to it.
     ``editorNode``: the vtkMRMLSegmentEditorNode whose overwrite mode and masking apply, or None. ``live``: whether each
-    prompt predicts at once. Otherwise, :meth:`run` predicts.
+    prompt predicts at once. Otherwise, :meth:`run` predicts. ``sshEnvironment``: environment variables of ssh.
     """
 
-    def __init__(self, scene, consents, *, editorNode=None, clock=time.monotonic):
+    def __init__(self, scene, consents, *, editorNode=None, sshEnvironment=None, clock=time.monotonic):
         self.scene, self.editorNode = scene, editorNode
         self.live = True
         self.volume = self.segmentation = self.segmentID = None
-        self._controller = SessionController(consents, clock)
+        self._controller = SessionController(consents, clock, sshEnvironment)
         self._sceneObservers = [
             _observe(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeRemoved, vtk.VTK_OBJECT),
             _observe(scene, scene.StartCloseEvent, self._onSceneClosed),
@@ -120,15 +120,18 @@ class Logic:
         volume."""
         if not self._hasVolume():
             return None
-        node = self.segmentation
-        if node is None:
-            node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{self.volume.GetName()} segmentation")
-            node.CreateDefaultDisplayNodes()
-            node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
-            node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
-            makeSurfacesQuick(node.GetSegmentation())
+        node = self.segmentation or self.addSegmentation()
         self.selectSegment(node, node.GetSegmentation().AddEmptySegment(""))
         return self.segmentID
+
+    def addSegmentation(self):
+        """Add a segmentation node for the selected volume. Return it."""
+        node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{self.volume.GetName()} segmentation")
+        node.CreateDefaultDisplayNodes()
+        node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
+        makeSurfacesQuick(node.GetSegmentation())
+        return node
 
     def askConsent(self):
         """Return whether the user consents to sending images to the server. Consent is stored for each server."""

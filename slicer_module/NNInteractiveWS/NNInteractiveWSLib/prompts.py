@@ -52,7 +52,8 @@ class Prompts:
         axis = int(np.argmin(np.ptp(points, axis=0))) if axis is None else axis
         node = self.scene.CreateNodeByClass(_NODES[kind])
         node.UnRegister(None)
-        node.SetName(f"{kind} {'+' if positive else '-'}")
+        # A unique name: Slicer 5.10 names the files of hidden nodes after them when it saves a scene.
+        node.SetName(self.scene.GenerateUniqueName(f"{kind} {'+' if positive else '-'}"))
         node.SetHideFromEditors(True)
         node.SetLocked(True)
         for name, value in {"segment": segmentID, "kind": kind, "positive": int(positive)}.items():

@@ -130,7 +130,7 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         distance = np.linalg.norm(np.indices((48, 48, 48)) - np.reshape(_CENTER, (3, 1, 1, 1)), axis=0)
         volume = slicer.util.addVolumeFromArray(np.where(distance < 10, 200, -100).astype(np.int16))
         slicer.util.setSliceViewerLayers(background=volume, fit=True)
-        self.widget.editor.setSourceVolumeNode(volume)
+        self.widget.ui.volumeSelector.setCurrentNode(volume)
         slicer.app.processEvents()
         return volume
 

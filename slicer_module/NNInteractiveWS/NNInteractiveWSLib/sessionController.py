@@ -39,8 +39,8 @@ class SessionController:
     ``binding``: the segmentation and the volume in use, or None.
     """
 
-    def __init__(self, consents, clock):
-        self._consents, self._clock = consents, clock
+    def __init__(self, consents, clock, sshEnvironment=None):
+        self._consents, self._clock, self._sshEnvironment = consents, clock, sshEnvironment
         self.status = Status()
         self.model = None
         self.session: PolledSession | None = None
@@ -96,7 +96,7 @@ class SessionController:
         if not self.askConsent():
             return False
         try:
-            self.session = PolledSession(clock=self._clock, **self.server)
+            self.session = PolledSession(clock=self._clock, ssh_environment=self._sshEnvironment, **self.server)
         except Error as e:
             return self.setStatus("error", str(e))
         self.setStatus("connecting", _("Connecting to {address}").format(address=self.server["address"]))

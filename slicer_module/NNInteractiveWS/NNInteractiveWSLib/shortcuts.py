@@ -1,5 +1,7 @@
 """Keyboard shortcuts that are active only while the module is open."""
 
+import contextlib
+
 import qt
 
 
@@ -9,15 +11,22 @@ class Shortcuts:
     def __init__(self, window, actions):
         self._window, self._actions = window, actions
         self._active = []
+        self._replaced = []  # shortcuts of others with the same keys
 
     def create(self, keys):
-        """Replace the shortcuts. ``keys``: texts such as "Ctrl+Z", by action. An empty text creates no shortcut."""
+        """Replace the shortcuts. ``keys``: texts such as "Ctrl+Z", by action. An empty text creates no shortcut.
+
+        Shortcuts that other modules have left on the window are disabled meanwhile. With two shortcuts for a key, Qt
+        would call them in turn.
+        """
         self.remove()
+        self._replaceOthers({qt.QKeySequence(key).toString() for key in keys.values() if key})
         for name, key in keys.items():
             if key:
                 shortcut = qt.QShortcut(qt.QKeySequence(key), self._window)
+                shortcut.context = qt.Qt.ApplicationShortcut  # views can be in a second window
                 shortcut.connect("activated()", self._actions[name])
-                # Another module may have left a shortcut with the same key. The open module's takes precedence.
+                # Another module may add a shortcut with the same key later. The open module's takes precedence.
                 shortcut.connect("activatedAmbiguously()", self._actions[name])
                 self._active.append(shortcut)
 
@@ -27,3 +36,13 @@ class Shortcuts:
             shortcut.setParent(None)
             shortcut.deleteLater()
         self._active.clear()
+        for shortcut in self._replaced:
+            with contextlib.suppress(ValueError):  # PythonQt's error if its module has deleted it
+                shortcut.enabled = True
+        self._replaced.clear()
+
+    def _replaceOthers(self, keys):
+        for child in self._window.children():
+            if child.className() == "QShortcut" and child.enabled and child.key.toString() in keys:
+                child.enabled = False
+                self._replaced.append(child)

@@ -5,6 +5,8 @@ modifier keys and plain moves) keeps its usual effect. In the 3-D views, all inp
 with the point tool also picks a point.
 """
 
+import contextlib
+
 import numpy as np
 import qt
 import vtk
@@ -41,6 +43,8 @@ class ViewTool:
         self.tool = None
         self.color = (1.0, 1.0, 1.0)
         self._watched = []
+        self._sliceViews = []
+        self._cursor = None
         self._installed = False
         self._stroke = None
         self._pressed = None  # pixel of a press in a 3-D view
@@ -65,20 +69,42 @@ class ViewTool:
     def _watchViews(self):
         layout = self._layoutManager
         for name in layout.sliceViewNames():
-            self._watch(layout.sliceWidget(name).sliceView(), self._onEvent)
+            view = layout.sliceWidget(name).sliceView()
+            self._watch(view, self._onEvent)
+            self._sliceViews.append(view)
         for i in range(layout.threeDViewCount):
             self._watch(layout.threeDWidget(i).threeDView(), self._onThreeDEvent)
+        self._showCursor()
+
+    def setCursor(self, cursor):
+        """Set the cursor of the slice views. None restores the usual one."""
+        self._cursor = cursor
+        self._showCursor()
+
+    def _showCursor(self):
+        for view in self._sliceViews:
+            with contextlib.suppress(ValueError):  # as in _unwatchViews
+                if self._cursor is None:
+                    view.unsetViewCursor()
+                else:
+                    view.setViewCursor(self._cursor)
 
     def _unwatchViews(self):
         self.abandon()
-        for view, watching in self._watched:
-            view.VTKWidget().removeEventFilter(watching)
+        cursor = self._cursor
+        self.setCursor(None)
+        self._cursor = cursor
+        self._sliceViews.clear()
+        for target, watching in self._watched:
+            with contextlib.suppress(ValueError):  # PythonQt's error if the view was deleted with its layout
+                target.removeEventFilter(watching)
         self._watched.clear()
 
     def _watch(self, view, handle):
         watching = _Filter(lambda event: handle(view, event))
-        view.VTKWidget().installEventFilter(watching)
-        self._watched.append((view, watching))
+        target = view.VTKWidget()
+        target.installEventFilter(watching)
+        self._watched.append((target, watching))
 
     @property
     def drawing(self):
@@ -89,8 +115,9 @@ class ViewTool:
         """Cancel a drag in progress. Return whether there was one."""
         if self._stroke is None:
             return False
-        self._stroke.erase()
-        self._stroke = None
+        stroke, self._stroke = self._stroke, None
+        with contextlib.suppress(ValueError):  # as in _unwatchViews
+            stroke.erase()
         return True
 
     def _onEvent(self, view, event):

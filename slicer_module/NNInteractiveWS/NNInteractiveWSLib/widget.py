@@ -26,6 +26,8 @@ _BUSY_MS, _IDLE_MS = 10, 100
 _STYLES = {"error": RED, "lost": "color: #ef6c00"}
 #: States in which the progress bar is shown.
 _IN_PROGRESS = ("connecting", "uploading", "predicting")
+#: Size of the cursor of the tools, and its active point, in pixels.
+_CURSOR_SIZE, _CURSOR_CENTER = 32, (11, 11)
 _VOLUME = "vtkMRMLScalarVolumeNode"
 _PLACE = slicer.vtkMRMLInteractionNode.Place
 
@@ -56,6 +58,8 @@ class Panel:
         self._open = self._writing = False
         self._shown = {}
         self._history = EditorHistory(editor, logic)
+        ui.volumeSelector.setMRMLScene(slicer.mrmlScene)
+        editor.setSourceVolumeNodeSelectorVisible(False)  # the volume is selected above
         self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
         self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn, self._onPicked)
         self.server = ServerForm(ui, logic)
@@ -65,7 +69,9 @@ class Panel:
         size.setRetainSizeWhenHidden(True)  # keeps the widgets below at their place
         ui.progressBar.setSizePolicy(size)
         editorNode, interaction = editor.mrmlSegmentEditorNode(), _interactionNode()
+        selection = slicer.app.applicationLogic().GetSelectionNode()
         self._observers = [
+            (selection, selection.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onSelectionChanged)),
             (editorNode, editorNode.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)),
             (interaction, interaction.AddObserver(interaction.InteractionModeChangedEvent, self._onInteractionMode)),
         ]
@@ -78,8 +84,8 @@ class Panel:
 
     def enter(self):
         self._open = True
-        if self.editor.sourceVolumeNode() is None:
-            self.editor.setSourceVolumeNode(_defaultVolume())
+        self.editor.updateWidgetFromMRML()
+        self._selectDefaults()
         self.editor.setupViewObservations()
         self._views.install()
         self._setShortcuts()
@@ -102,6 +108,8 @@ class Panel:
 
     def poll(self):
         """Poll the logic, and update the panel."""
+        if slicer.mrmlScene.IsClosing() or slicer.mrmlScene.IsBatchProcessing():
+            return  # the timer also runs in the event loops of progress dialogs
         isDrawing = self._views.drawing or qt.QApplication.mouseButtons() != qt.Qt.NoButton
         newEvents = self.logic.poll(allowIdleWork=not isDrawing)
         self._writing = self._writing or any(isinstance(event, events.MaskDelta) for event in newEvents)
@@ -170,7 +178,7 @@ class Panel:
     def _statusText(self):
         status = self.logic.status
         if self.logic.volume is None and status.state in ("idle", "ready"):
-            return f"{status.message} {_('Select a volume in the Segment Editor below.')}".lstrip()
+            return f"{status.message} {_('Load or select a volume.')}".lstrip()
         return status.message or _("Choose a prompt to begin.")
 
     # ---- internal ------------------------------------------------------------------------------------------------
@@ -179,6 +187,7 @@ class Panel:
         ui = self.ui
         for name, (tool, _kinds) in _TOOLS.items():
             getattr(ui, name).connect("toggled(bool)", lambda on, tool=tool: self._onToolToggled(tool, on))
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolumeChanged)
         ui.positiveButton.connect("toggled(bool)", lambda on: self._setPolarity())
         ui.nextSegmentButton.connect("clicked()", self._nextSegment)
         ui.resetSegmentButton.connect("clicked()", self._runAndPoll(self.logic.reset))
@@ -221,6 +230,7 @@ class Panel:
         self._views.tool = tool
         for name, (each, _kinds) in _TOOLS.items():
             getattr(self.ui, name).checked = each == tool
+        self._setCursor()
         if tool is not None:
             self.editor.setActiveEffect(None)
             if _interactionNode().GetCurrentInteractionMode() == _PLACE:
@@ -254,6 +264,12 @@ class Panel:
         key = self._keyTexts["polarity"]
         self.ui.positiveButton.text = _caption(_("Positive"), "" if positive else key)
         self.ui.negativeButton.text = _caption(_("Negative"), key if positive else "")
+        self._setCursor()
+
+    def _setCursor(self):
+        """Show in the slice views that a tool is in use, and its polarity."""
+        positive = self.ui.positiveButton.checked
+        self._views.setCursor(None if self._views.tool is None else _cursor(self._views.color, positive))
 
     def _cancel(self):
         """Cancel a drag, or else the running requests, or else the use of the tool."""
@@ -276,6 +292,48 @@ class Panel:
         if not self._history.redo():
             self.logic.redo()
 
+    # ---- volume ----
+
+    def _selectDefaults(self):
+        """Select a volume and a segmentation if none is selected, so that the tools are ready."""
+        selector = self.ui.volumeSelector
+        if selector.currentNode() is None:
+            selector.setCurrentNode(self.editor.mrmlSegmentEditorNode().GetSourceVolumeNode() or _defaultVolume())
+        if selector.currentNode() is not None and self.editor.segmentationNode() is None:
+            self.editor.setSegmentationNode(_segmentationOf(selector.currentNode()) or self.logic.addSegmentation())
+            self._setEditorsVolume()
+
+    def _onVolumeChanged(self, volume):
+        self.logic.selectVolume(volume)
+        self._setEditorsVolume()
+        if self._open:
+            self._selectDefaults()
+        self.refresh()
+
+    def _onSelectionChanged(self, caller, event):
+        """Select the first volume that is loaded while the module is open."""
+        if self._open and not slicer.mrmlScene.IsBatchProcessing():
+            self._selectDefaults()
+
+    def _setEditorsVolume(self):
+        # The Segment Editor accepts a volume only with a segmentation.
+        if self.editor.mrmlSegmentEditorNode().GetSegmentationNode() is not None:
+            self.editor.setSourceVolumeNode(self.ui.volumeSelector.currentNode())
+
+    def _followEditorsVolume(self):
+        """Restore the user's volume: a new segmentation sets the Segment Editor's to its reference volume, or to none.
+
+        While the module is closed, the Segment Editor module selects the volume for both.
+        """
+        node, selector = self.editor.mrmlSegmentEditorNode(), self.ui.volumeSelector
+        volume = node.GetSourceVolumeNode()
+        if node.GetSegmentationNode() is None or volume is selector.currentNode():
+            return
+        if volume is not None and not (self._open and selector.currentNode() is not None):
+            selector.setCurrentNode(volume)
+        elif self._open:
+            self._setEditorsVolume()
+
     # ---- segments ----
 
     def _nextSegment(self):
@@ -288,13 +346,15 @@ class Panel:
         segmentation, segmentID = self.logic.segmentation, self.logic.segmentID
         if segmentation is not None:
             self.editor.setSegmentationNode(segmentation)
+            self._setEditorsVolume()
             if segmentID is not None:
                 self.editor.setCurrentSegmentID(segmentID)
 
     def _onEditorChanged(self, caller=None, event=None):
-        """Select the Segment Editor's volume and segment in the logic."""
+        """Select the Segment Editor's segment in the logic."""
         node = self.editor.mrmlSegmentEditorNode()
-        self.logic.selectVolume(node.GetSourceVolumeNode())
+        self._followEditorsVolume()
+        self.logic.selectVolume(self.ui.volumeSelector.currentNode())
         self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
         if node.GetActiveEffectName() and self._views.tool is not None:
@@ -393,6 +453,24 @@ class Panel:
         tabs.updateGeometry()
 
 
+def _cursor(color, positive):
+    """A cross with a sign beside it, in the color of the polarity with a dark outline."""
+    pixmap = qt.QPixmap(_CURSOR_SIZE, _CURSOR_SIZE)
+    pixmap.fill(qt.QColor(0, 0, 0, 0))
+    lines = [(0, 11, 8, 11), (14, 11, 22, 11), (11, 0, 11, 8), (11, 14, 11, 22), (18, 24, 26, 24)]
+    if positive:
+        lines.append((22, 20, 22, 28))
+    painter = qt.QPainter(pixmap)
+    for width, shade in ((3, qt.QColor(0, 0, 0)), (1, qt.QColor(*(round(255 * c) for c in color)))):
+        pen = qt.QPen(shade)
+        pen.setWidth(width)
+        painter.setPen(pen)
+        for line in lines:
+            painter.drawLine(*line)
+    painter.end()
+    return qt.QCursor(pixmap, *_CURSOR_CENTER)
+
+
 def _caption(text, key):
     return f"{text} ({key})" if key else text
 
@@ -407,3 +485,10 @@ def _defaultVolume():
     active = slicer.mrmlScene.GetNodeByID(slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() or "")
     # Labelmap volumes and vector volumes are of subclasses.
     return next((v for v in (active, *slicer.util.getNodesByClass(_VOLUME)) if v and v.GetClassName() == _VOLUME), None)
+
+
+def _segmentationOf(volume):
+    """The first segmentation that was made on a volume, or on none, or None."""
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return next((node for node in nodes if node.GetNodeReference(role) in (volume, None)), None)

@@ -58,10 +58,72 @@ def _recorded(name):
     return method
 
 
+class qMRMLNodeComboBox(qMRMLWidget):
+    """Selector of a node of the scene. As in Slicer, without ``noneEnabled`` the first suitable node is selected."""
+
+    nodeSignals = (*qMRMLWidget.nodeSignals, "currentNodeChanged(vtkMRMLNode*)")
+    nodeTypes = qt.Property("QStringList", fget=lambda self: self._types, fset=lambda self, types: self._setTypes(types))
+    noneEnabled = qt.Property(bool, fget=lambda self: self._none, fset=lambda self, on: setattr(self, "_none", on))
+    addEnabled = removeEnabled = qt.Property(bool, fget=lambda self: False, fset=lambda self, on: None)
+    showChildNodeTypes = qt.Property(bool, fget=lambda self: self._kin, fset=lambda self, on: setattr(self, "_kin", on))
+    selectNodeUponCreation = qt.Property(bool, fget=lambda self: False, fset=lambda self, on: None)
+
+    def __init__(self, parent=None):
+        qMRMLWidget.__init__(self, parent)
+        self._types, self._none, self._kin = (), False, True
+        self._node = None
+        self._observers = []
+        self._box = qt.QComboBox(self)
+        self._box.connect("activated(int)", lambda index: self.setCurrentNode(self._nodes()[index]))
+        layout = qt.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._box)
+
+    def setMRMLScene(self, scene):
+        for node, tag in self._observers:
+            node.RemoveObserver(tag)
+        self._observers = []
+        qMRMLWidget.setMRMLScene(self, scene)
+        if scene is not None:
+            events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent)
+            self._observers = [(scene, scene.AddObserver(event, self._update)) for event in events]
+        self._update()
+
+    def currentNode(self):
+        return self._node
+
+    def setCurrentNode(self, node):
+        if node is not None and node not in self._nodes():
+            node = None
+        if node is not self._node:
+            self._node = node
+            self._update()
+            self._emit("currentNodeChanged(vtkMRMLNode*)", node)
+
+    def _setTypes(self, types):
+        self._types = tuple(types)
+        self._update()
+
+    def _nodes(self):
+        if self._scene is None:
+            return []
+        return [n for kind in self._types for n in slicer.util.getNodesByClass(kind) if self._kin or n.GetClassName() == kind]
+
+    def _update(self, *_arguments):
+        nodes = self._nodes()
+        self._box.clear()
+        self._box.addItems([node.GetName() for node in nodes])
+        if self._node not in nodes:
+            self.setCurrentNode(nodes[0] if nodes and not self._none else None)
+        self._box.currentIndex = nodes.index(self._node) if self._node is not None else -1
+
+
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """Segment Editor without effects. As in Slicer, a ``vtkMRMLSegmentEditorNode`` stores its settings.
 
-    Its undo is the real one of ``vtkSlicerSegmentEditorLogic``, as in Slicer.
+    The real ``vtkSlicerSegmentEditorLogic`` changes the node and has the undo. What the widget does by itself when the
+    node changes is imitated: see ``updateWidgetFromSegmentationNode`` and ``updateWidgetFromSourceVolumeNode`` in
+    Slicer's qMRMLSegmentEditorWidget.cxx.
     """
 
     nodeSignals = (
@@ -74,45 +136,94 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def __init__(self, parent=None):
         qMRMLWidget.__init__(self, parent)
         self.calls = []  # names of called methods without an effect in this fake
-        self._node = None
+        self._node = self._observer = None
+        self._segmentation = self._volume = None  # those that the widget shows
+        self._segmentID = ""
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         layout = qt.QVBoxLayout(self)
         self._label = qt.QLabel("Segment Editor", self)
         self._label.enabled = False
         layout.addWidget(self._label)
 
+    def setMRMLScene(self, scene):
+        self._logic.SetMRMLScene(scene)
+        qMRMLWidget.setMRMLScene(self, scene)
+        self.updateWidgetFromMRML()
+
     def mrmlSegmentEditorNode(self):
         return self._node
 
     def setMRMLSegmentEditorNode(self, node):
+        if node is self._node:
+            return
+        if self._node is not None:
+            self._node.RemoveObserver(self._observer)
         self._node = node
-        self._logic.SetMRMLScene(node.GetScene())
         self._logic.SetSegmentEditorNode(node)
+        if node is not None:
+            self._observer = node.AddObserver(vtk.vtkCommand.ModifiedEvent, self.updateWidgetFromMRML)
+        self.updateWidgetFromMRML()
 
     def segmentationNode(self):
-        return self._node and self._node.GetSegmentationNode()
+        return self._segmentation
+
+    def segmentationNodeID(self):
+        return self._segmentation.GetID() if self._segmentation else ""
 
     def setSegmentationNode(self, node):
-        if node is not self.segmentationNode():
-            self._node.SetAndObserveSegmentationNode(node)
-            self._emit("segmentationNodeChanged(vtkMRMLSegmentationNode*)", node)
-            self.setCurrentSegmentID(node.GetSegmentation().GetNthSegmentID(0) if node else "")
+        if node is self._logic.GetSegmentationNode():
+            return
+        self._logic.SetSegmentationNode(node)
+        self.setActiveEffect(None)
 
     def sourceVolumeNode(self):
-        return self._node and self._node.GetSourceVolumeNode()
+        return self._volume
 
     def setSourceVolumeNode(self, node):
-        if node is not self.sourceVolumeNode():
-            self._node.SetAndObserveSourceVolumeNode(node)
-            self._emit("sourceVolumeNodeChanged(vtkMRMLVolumeNode*)", node)
+        """Without a segmentation, the logic refuses it."""
+        self._logic.SetSourceVolumeNode(node)
+
+    def setSourceVolumeNodeSelectorVisible(self, visible):
+        self.calls.append(("setSourceVolumeNodeSelectorVisible", visible))
 
     def currentSegmentID(self):
         return (self._node and self._node.GetSelectedSegmentID()) or ""
 
     def setCurrentSegmentID(self, segmentID):
-        if segmentID != self.currentSegmentID():
-            self._node.SetSelectedSegmentID(segmentID)
-            self.currentSegmentIDChanged.emit(segmentID)
+        if self._node is not None:
+            self._logic.SetCurrentSegmentID(segmentID)
+
+    def updateWidgetFromMRML(self, *_arguments):
+        scene = self._scene
+        if scene is None or scene.IsClosing() or scene.IsBatchProcessing() or self._node is None:
+            return
+        was = self._node.StartModify()
+        self._updateFromSegmentation()
+        self._updateFromVolume()
+        self._node.EndModify(was)
+        if self.currentSegmentID() != self._segmentID:
+            self._segmentID = self.currentSegmentID()
+            self.currentSegmentIDChanged.emit(self._segmentID)
+
+    def _updateFromSegmentation(self):
+        segmentation = self._logic.GetSegmentationNode()
+        if segmentation is self._segmentation:
+            return
+        self._segmentation = segmentation
+        if segmentation is not None:
+            role = segmentation.GetReferenceImageGeometryReferenceRole()
+            self._logic.SetSourceVolumeNode(segmentation.GetNodeReference(role))
+            segmentation.CreateDefaultDisplayNodes()
+            if segmentation.GetSegmentation().GetNumberOfSegments() > 0:
+                self.setCurrentSegmentID(segmentation.GetSegmentation().GetNthSegmentID(0))
+        self._emit("segmentationNodeChanged(vtkMRMLSegmentationNode*)", segmentation)
+
+    def _updateFromVolume(self):
+        volume = self._logic.GetSourceVolumeNode()
+        if self._node.GetSegmentationNode() is None or volume is self._volume:
+            return
+        self._volume = volume
+        self._emit("sourceVolumeNodeChanged(vtkMRMLVolumeNode*)", volume)
 
     def setMaximumNumberOfUndoStates(self, number):
         self._logic.SetMaximumNumberOfUndoStates(number)
@@ -141,7 +252,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def setActiveEffect(self, effect):
         """Deactivate the effect. ``effect``: None, as this fake has no effects."""
-        self._node.SetActiveEffectName("")
+        if self._node is not None:
+            self._node.SetActiveEffectName("")
 
     for _name in (
         "setupViewObservations",
@@ -149,10 +261,23 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         "installKeyboardShortcuts",
         "uninstallKeyboardShortcuts",
         "rotateSliceViewsToSegmentation",
-        "updateWidgetFromMRML",
+        "updateEffectList",
     ):
         locals()[_name] = _recorded(_name)
     del _name
+
+
+class qSlicerSegmentEditorEffectFactory(qt.QObject):
+    """Registry of the effects of the Segment Editor."""
+
+    effectRegistered = qt.Signal("QString")
+    _instance = None
+
+    @classmethod
+    def instance(cls):
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
 
 
 class ctkCollapsibleButton(qt.QWidget):
@@ -317,6 +442,12 @@ class qMRMLSliceView(_View):
     def mrmlSliceNode(self):
         return self._node
 
+    def setViewCursor(self, cursor):
+        self._vtkWidget.setCursor(cursor)
+
+    def unsetViewCursor(self):
+        self._vtkWidget.unsetCursor()
+
     def resizeEvent(self, event):
         _View.resizeEvent(self, event)
         ratio = self.devicePixelRatioF()
@@ -422,7 +553,8 @@ class qSlicerLayoutManager(qt.QWidget):
         return self._threeDWidgets[i]
 
 
-WIDGETS = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLSegmentEditorWidget)}
+WIDGETS = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentEditorWidget)}
+OBJECTS = {cls.__name__: cls for cls in (qSlicerSegmentEditorEffectFactory,)}
 CTK_WIDGETS = {cls.__name__: cls for cls in (ctkCollapsibleButton, ctkMessageBox, ctkPathLineEdit)}
 
 

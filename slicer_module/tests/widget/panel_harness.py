@@ -55,6 +55,7 @@ class Module:
         self.editorNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
         self.editor = slicer.qMRMLSegmentEditorWidget()
         self.editor.setMRMLSegmentEditorNode(self.editorNode)
+        self.editor.setMRMLScene(slicer.mrmlScene)
         self.logic = logicClass(slicer.mrmlScene, consents, editorNode=self.editorNode)
         self.ui = slicer.util.childWidgetVariables(self.root)
         self.panel = Panel(self.ui, self.editor, self.logic)

@@ -243,6 +243,10 @@ class Application:
     def testingEnabled(self):
         return self._testing  # if true, slicer.util asks the user nothing
 
+    def startupEnvironment(self):
+        """The environment in which Slicer was started, without what its launcher added."""
+        return qt.QProcessEnvironment.systemEnvironment()
+
     def settings(self):
         return qt.QSettings()
 
@@ -383,7 +387,7 @@ def install():
     """Add the application's modules to sys.modules."""
     qt.QUiLoader = fakes.UiLoader
     sys.modules["ctk"] = _module("ctk", **fakes.CTK_WIDGETS)
-    for name, cls in fakes.WIDGETS.items():
+    for name, cls in {**fakes.WIDGETS, **fakes.OBJECTS}.items():
         setattr(slicer, name, cls)
     classes = (
         ScriptedLoadableModule,

@@ -76,7 +76,7 @@ def test_a_script_shows_it_in_a_separate_window(module):
 
 
 def test_shortcuts_are_active_while_the_module_is_open(opened):
-    opened.editor.setSourceVolumeNode(add_ball())
+    opened.ui.volumeSelector.setCurrentNode(add_ball())
     press(qt.Qt.Key_P)
     assert opened.ui.pointButton.checked
     select("")
@@ -115,7 +115,7 @@ def test_a_closed_module_adds_nothing_to_a_new_scene(opened):
 @pytest.mark.parametrize("everything", [False, True])
 def test_the_module_works_after_the_scene_was_closed(opened, everything):
     """``everything``: whether singleton nodes are removed, too."""
-    opened.editor.setSourceVolumeNode(add_ball())
+    opened.ui.volumeSelector.setCurrentNode(add_ball())
     opened.logic.nextSegment()
     opened.ui.autoZoomCheckBox.click()
     slicer.mrmlScene.Clear(everything)
@@ -124,7 +124,7 @@ def test_the_module_works_after_the_scene_was_closed(opened, everything):
     assert (opened.logic.volume, opened.logic.segmentation) == (None, None)
     assert not opened.ui.pointButton.enabled
     volume = add_ball()
-    opened.editor.setSourceVolumeNode(volume)
+    opened.ui.volumeSelector.setCurrentNode(volume)
     assert opened.logic.volume is volume
     press(qt.Qt.Key_P)
     assert opened.ui.pointButton.checked
@@ -134,7 +134,7 @@ def test_the_module_works_after_the_scene_was_closed(opened, everything):
 
 def test_a_saved_scene_is_restored(opened, tmp_path, capfd):
     volume = add_ball()
-    opened.editor.setSourceVolumeNode(volume)
+    opened.ui.volumeSelector.setCurrentNode(volume)
     opened.logic.nextSegment()
     opened.editor.setSegmentationNode(opened.logic.segmentation)
     opened.ui.livePreviewCheckBox.click()
@@ -156,7 +156,7 @@ def test_reload(opened, monkeypatch):
     for name, python in [*mine.items(), ("NNInteractiveWS", sys.modules["NNInteractiveWS"])]:
         monkeypatch.setitem(sys.modules, name, python)  # restored afterward
     old = opened
-    old.editor.setSourceVolumeNode(add_ball())
+    old.ui.volumeSelector.setCurrentNode(add_ball())
     monkeypatch.setattr(old.logic, "poll", lambda: pytest.fail("it is still polled"))
     old.onReload()
     new = slicer.modules.nninteractivews.widgetRepresentation().self()

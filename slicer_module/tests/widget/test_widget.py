@@ -38,7 +38,7 @@ def module(application):
 
 @pytest.fixture
 def opened(module, volume):
-    module.editor.setSourceVolumeNode(volume)
+    module.ui.volumeSelector.setCurrentNode(volume)
     module.panel.enter()
     return module
 
@@ -50,7 +50,7 @@ def view(name):
 def test_tools_require_a_volume_and_support_by_the_model(module, volume):
     tools = [module.ui.pointButton, module.ui.boundingBoxButton, module.ui.scribbleButton, module.ui.lassoButton]
     assert [tool.enabled for tool in tools] == [False] * 4
-    module.editor.setSourceVolumeNode(volume)
+    module.ui.volumeSelector.setCurrentNode(volume)
     assert [tool.enabled for tool in tools] == [True] * 4
     known = Model(
         name="m", license="L", patch_size=(8, 8, 8), prompts=("point", "bbox2d"), scribble_thickness=(1, 1, 1)
@@ -364,7 +364,7 @@ def test_without_a_volume_the_status_asks_for_one(module, volume):
     module.logic._controller.status = Status("ready", "Connected.")
     module.panel.refresh()
     assert module.ui.statusLabel.text == f"Connected. {message}"
-    module.editor.setSourceVolumeNode(volume)
+    module.ui.volumeSelector.setCurrentNode(volume)
     assert module.ui.statusLabel.text == "Connected."
 
 
@@ -381,7 +381,7 @@ def test_entering_selects_the_active_volume_or_the_first(module, add_volume):
     module.panel.enter()
     assert module.logic.volume is first, "the selection changed"
     module.panel.exit()
-    module.editor.setSourceVolumeNode(None)
+    module.ui.volumeSelector.setCurrentNode(None)
     module.panel.enter()
     assert module.logic.volume is second
 
@@ -563,7 +563,7 @@ def test_a_click_makes_a_mask_and_ctrl_z_undoes_it(tester, demo, add_volume, wai
     red.mrmlSliceNode().JumpSliceByCentering(24, 24, 24)
     module = tester
     module.use(demo)
-    module.editor.setSourceVolumeNode(node)
+    module.ui.volumeSelector.setCurrentNode(node)
     module.panel.enter()
     module.key(qt.Qt.Key_P)
     x, y, *_ = np.linalg.inv(geometry.matrixArray(red.mrmlSliceNode().GetXYToRAS())) @ [24, 24, 24, 1]
