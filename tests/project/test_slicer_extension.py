@@ -321,7 +321,6 @@ endmacro()
 """
 
 
-@pytest.mark.slow
 def test_cmake_configures_it_with_stubs_for_slicers_macros(tmp_path: Path) -> None:
     cmake = shutil.which("cmake")
     if cmake is None or shutil.which("c++") is None:
