@@ -4,16 +4,23 @@ from collections.abc import Iterator
 from importlib.metadata import distribution
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+import re
 import subprocess
 import sys
 import tarfile
+from typing import Any
 import venv
 import zipfile
 
+from hatchling.builders.sdist import SdistBuilder
+from helpers import documents
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
+import yaml
+
+from tools.docs_hooks import PAGES, PICTURES
 
 ROOT = Path(__file__).parents[2]
 MODEL_FILES = {
@@ -72,7 +79,98 @@ def test_what_is_in_the_sdist(built: Path) -> None:
     wanted = {"LICENSE", "README.md", "protocol.md", "Dockerfile", "docs/images/demo.png", "examples/first_steps.ipynb"}
     wanted |= {"nninteractive_ws/demo/model/fold_0/checkpoint_final.pth", "tests/project/test_packaging.py"}
     assert wanted <= names
-    assert not [name for name in names if "__pycache__" in name or name.startswith(("slicer_module", ".git/"))]
+    assert not [name for name in names if "__pycache__" in name or name.startswith(".git/")]
+
+
+# ---- the documentation can be built from the sdist --------------------------------------------------------
+
+
+def nav_pages(nav: list[Any]) -> Iterator[str]:
+    """The pages of a navigation of MkDocs, also those of its sections."""
+    for entry in nav:
+        for target in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(target, str):
+                yield target
+            else:
+                yield from nav_pages(target)
+
+
+def mkdocs_files() -> Iterator[Path]:
+    """The files that mkdocs.yml and the hooks of the documentation name."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    sources = {page: source for source, page in PAGES.items()}
+    yield from (ROOT / hook for hook in ("mkdocs.yml", *config["hooks"]))
+    yield from (ROOT / sources.get(page, f"docs/{page}") for page in nav_pages(config["nav"]))
+    yield from (ROOT / source for source in PAGES)
+    yield from (picture for folder in PICTURES for picture in (ROOT / folder).iterdir())
+
+
+def documented_modules(document: Path) -> Iterator[Path]:
+    """The modules whose docstrings a page shows."""
+    for name in re.findall(r"^::: ([\w.]+)$", document.read_text(encoding="utf-8"), re.MULTILINE):
+        path = ROOT.joinpath(*name.split("."))
+        modules = (p for parent in (path, *path.parents) for p in (parent.with_suffix(".py"), parent / "__init__.py"))
+        yield next(module for module in modules if module.is_file())
+
+
+def linked_files(document: Path) -> Iterator[Path]:
+    """The files and folders of the repository to which a document links, and the pictures that it shows."""
+    for link in documents.links(document):
+        target = link.partition("#")[0]
+        if target.startswith(documents.PICTURES):
+            yield ROOT / target.removeprefix(documents.PICTURES)
+        elif found := re.match(rf"{documents.REPOSITORY}/(?:blob|tree)/main/(.+)", target):
+            yield ROOT / found[1]
+        elif target and not re.match(r"\w+:", target):
+            yield Path(os.path.normpath(document.parent / target))
+
+
+def files_of_the_documentation() -> set[str]:
+    paths = {*mkdocs_files(), *documents.documents()}
+    for document in documents.documents():
+        paths |= {*documented_modules(document), *linked_files(document)}
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def sdist_names() -> set[str]:
+    """The files that an sdist would have, and their folders."""
+    files = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
+    return files | {parent.as_posix() for file in files for parent in PurePosixPath(file).parents}
+
+
+def test_the_sdist_has_all_files_of_the_documentation(sdist_names: set[str]) -> None:
+    assert files_of_the_documentation() - sdist_names == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mkdocs.yml",  # what MkDocs reads
+        "tools/docs_hooks.py",
+        "docs/adr/index.md",  # pages of the navigation
+        "protocol.md",
+        "slicer_module/README.md",  # pages and pictures that the hooks add
+        "slicer_module/Screenshots/preview.png",
+        "nninteractive_ws/client/aio.py",  # docstrings
+        "docs/images/report.webp",  # pictures
+        "justfile",  # targets of links
+        "tools/live_picture.py",
+        "examples",
+    ],
+)
+def test_the_files_of_the_documentation_are_found(name: str) -> None:
+    assert name in files_of_the_documentation()
+
+
+def test_the_sdist_has_what_its_tests_read(sdist_names: set[str]) -> None:
+    tracked = {"slicer_module/tests/test_logic.py", "slicer_module/CMakeLists.txt", ".github/workflows/publish.yml"}
+    assert tracked <= sdist_names
+
+
+def test_the_slicer_module_adds_little_to_the_sdist(sdist_names: set[str]) -> None:
+    names = [name for name in sdist_names if name.startswith("slicer_module/") and (ROOT / name).is_file()]
+    assert sum((ROOT / name).stat().st_size for name in names) < 2 * 2**20
 
 
 # ---- the client, with what the base install brings and nothing else ---------------------------------------
