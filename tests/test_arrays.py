@@ -39,7 +39,7 @@ def peak_memory_below(limit: int) -> Iterator[None]:
     assert peak < limit, f"{peak:,} bytes at the peak"
 
 
-def test_this_installation_knows_every_encoding_of_the_protocol() -> None:
+def test_this_installation_supports_every_encoding_of_the_protocol() -> None:
     assert set(arrays.ENCODINGS) == set(ENCODINGS)
 
 
@@ -48,7 +48,7 @@ def test_this_installation_knows_every_encoding_of_the_protocol() -> None:
 
 @encodings
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_array_comes_back_bit_for_bit(encoding: Encoding, dtype: str) -> None:
+def test_an_array_round_trips_bit_for_bit(encoding: Encoding, dtype: str) -> None:
     @given(hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=12)))
     def check(array: "np.ndarray[Any, Any]") -> None:
         back = arrays.unpack(arrays.pack(array, encoding), encoding, dtype, array.shape)
@@ -63,7 +63,7 @@ def test_an_array_comes_back_bit_for_bit(encoding: Encoding, dtype: str) -> None
 @encodings
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", ["noise", "zeros", "ones", "ramp"])
-def test_a_brick_comes_back(encoding: Encoding, dtype: str, values: str) -> None:
+def test_a_brick_round_trips(encoding: Encoding, dtype: str, values: str) -> None:
     shape, size = (64, 64, 64), 64**3
     made = {
         "noise": lambda: np.random.default_rng(0).bytes(size * np.dtype(dtype).itemsize),
@@ -115,7 +115,7 @@ def test_the_bytes_are_those_of_the_protocol() -> None:
 
 
 @encodings
-def test_what_travels_is_worth_packing(encoding: Encoding) -> None:
+def test_compression_reduces_smooth_data(encoding: Encoding) -> None:
     smooth = np.add.outer(np.arange(64), np.arange(64 * 64)).astype(np.int16)
     size = len(arrays.pack(smooth, encoding))
     assert size == smooth.nbytes if encoding == "raw" else size < smooth.nbytes / 3
@@ -126,9 +126,7 @@ def test_what_travels_is_worth_packing(encoding: Encoding) -> None:
 
 @encodings
 @pytest.mark.parametrize("shape", [(2**26 + 1,), (2**13, 2**13 + 1), (2**31 - 1,) * 3, (2**31 - 1,)])
-def test_an_array_over_the_limit_is_refused_before_its_bytes_are_looked_at(
-    encoding: Encoding, shape: tuple[int, ...]
-) -> None:
+def test_an_array_over_the_limit_is_refused_before_decoding(encoding: Encoding, shape: tuple[int, ...]) -> None:
     with peak_memory_below(2**16), pytest.raises(TooLarge):
         arrays.unpack(b"", encoding, "<u4", shape)
 
@@ -145,7 +143,7 @@ def test_another_size_than_announced_is_refused(encoding: Encoding, real: int, a
 
 
 @encodings
-def test_bytes_after_the_end_and_missing_ones_are_refused(encoding: Encoding) -> None:
+def test_surplus_and_missing_bytes_are_refused(encoding: Encoding) -> None:
     array = np.random.default_rng(2).integers(0, 2**16, 50, np.uint16)
     packed = arrays.pack(array, encoding)
     for wrong in (packed + b"\0", packed + packed, *(packed[:n] for n in range(len(packed)))):
@@ -153,7 +151,7 @@ def test_bytes_after_the_end_and_missing_ones_are_refused(encoding: Encoding) ->
             arrays.unpack(wrong, encoding, "uint16", (50,))
 
 
-def test_a_deflate_bomb_is_refused_small() -> None:
+def test_a_deflate_bomb_is_refused_with_little_memory() -> None:
     bomb = zlib.compress(bytes(2**26), 9)
     assert len(bomb) < 2**17
     with peak_memory_below(2**20), pytest.raises(BadMessage, match="deflate"):
@@ -175,7 +173,7 @@ def forged(chunk: bytes, offset: int, value: int) -> bytes:
     return chunk[:offset] + struct.pack("<i", value) + chunk[offset + 4 :]
 
 
-def test_unguarded_the_library_allocates_what_a_forged_header_says() -> None:
+def test_without_the_guard_a_forged_header_determines_the_allocation() -> None:
     """Shows why the header is checked, and that the other tests would notice the memory."""
     chunk = forged(chunk_of_zeros(2**20), _PLAIN_BYTES, 2**26)
     with pytest.raises(AssertionError, match="at the peak"), peak_memory_below(2**25):
@@ -263,7 +261,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return set_trap(tmp_path)
 
 
-def test_unguarded_the_library_runs_a_program_that_it_finds_in_the_working_folder(trap: Path) -> None:
+def test_without_the_guard_a_program_in_the_working_folder_runs(trap: Path) -> None:
     """Shows why plug-ins are refused, and that the next test would notice one. Needs a program python or python3."""
     with pytest.raises(ValueError, match="decompressing"):
         blosc2.decompress2(plug_in_chunk(37), nthreads=1)
@@ -301,7 +299,7 @@ def test_every_byte_of_a_header_is_checked(offset: int, trap: Path) -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 1, 2, 3, 7])
-def test_chunks_that_need_more_than_themselves_are_refused(bit: int) -> None:
+def test_chunks_that_are_not_self_contained_are_refused(bit: int) -> None:
     """Dictionaries, longer headers, lazy chunks of a file, instrumentation."""
     chunk = chunk_of("runs")
     with pytest.raises(BadMessage, match="dictionary"):

@@ -92,7 +92,7 @@ def test_the_closest_voxel_is_really_the_closest() -> None:
 
 
 @given(st.data())
-def test_presence_is_a_set_that_survives_the_wire(data: st.DataObject) -> None:
+def test_presence_round_trips(data: st.DataObject) -> None:
     grid = Grid(data.draw(SHAPES))
     chosen = data.draw(st.lists(st.integers(0, len(grid) - 1), max_size=10))
     presence = Presence(grid)
@@ -114,13 +114,13 @@ def test_presence_is_a_set_that_survives_the_wire(data: st.DataObject) -> None:
             Presence.from_bytes(grid, wrong)
 
 
-def test_one_cannot_add_a_brick_that_does_not_exist() -> None:
+def test_adding_a_nonexistent_brick_raises() -> None:
     presence = Presence(Grid((33, 32, 32)))
     with pytest.raises(IndexError):
         presence.add(2)
 
 
-def test_presences_do_not_share_what_they_know() -> None:
+def test_presences_share_no_state() -> None:
     grid = Grid((32, 32, 33))
     empty, full = Presence(grid), Presence.from_bytes(grid, b"\x03")
     full_too = Presence.from_bytes(grid, full.to_bytes())
@@ -133,7 +133,7 @@ def test_presences_do_not_share_what_they_know() -> None:
 
 @given(shape=st.tuples(*[st.one_of(st.integers(2**10, 2**31 - 1), st.sampled_from([1, 32, 2**31 - 1]))] * 3))
 @example(shape=(2**31 - 1,) * 3)
-def test_any_size_of_the_wire_is_accepted_or_too_large(shape: Index) -> None:
+def test_any_wire_size_is_accepted_or_too_large(shape: Index) -> None:
     counts = [-(-n // 32) for n in shape]
     if math.prod(shape) <= 2**30 and math.prod(counts) <= 2**20:
         bricks.check_size(shape)

@@ -84,7 +84,7 @@ def test_a_history_is_flattened() -> None:
     assert segment.memory == memory_of(segment.steps)
 
 
-def test_what_came_packed_is_kept_as_it_came() -> None:
+def test_packed_changes_are_kept_unchanged() -> None:
     """Not packed once more: that takes time, and may differ."""
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
@@ -102,7 +102,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_where_memory_runs_out_nothing_is_lost(without_memory: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_loses_nothing(without_memory: pytest.MonkeyPatch) -> None:
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
     segment = segment_with([mask])

@@ -86,7 +86,7 @@ def test_a_process_is_terminated_and_else_killed(code: str, timeout_s: float, st
 
 @needs_sigterm
 @pytest.mark.parametrize(("code", "timeout_s", "status"), [(SLEEP, 60, -15), (STUBBORN, 0.2, -9)])
-def test_so_is_one_of_an_event_loop(code: str, timeout_s: float, status: int) -> None:
+def test_an_asyncio_process_is_terminated_and_else_killed(code: str, timeout_s: float, status: int) -> None:
     async def work() -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None

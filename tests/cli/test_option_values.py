@@ -56,19 +56,19 @@ def test_others_are_usage_errors_with_an_example(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1.5,2,3", "1e1,2,3", "1,2", "1,2,3,4", "60,5,70,2,12", "1;2;3", ""])
-def test_what_is_no_voxel(text: str) -> None:
+def test_invalid_voxels(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three whole numbers"):
         option_values.voxel(text, "--point")
 
 
 @pytest.mark.parametrize("text", ["1e12,2,3", "1,1000000000,3", "1,5;2;3", "1e98,0,0"])
-def test_what_is_no_position(text: str) -> None:
+def test_invalid_positions(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three numbers of millimeters"):
         option_values.position(text, "--lps")
 
 
 @pytest.mark.parametrize("text", ["5:2,1:2,1:2", "1:1,1:2,1:2", "1:2,1:2", "1.0:2,1:2,1:2", "1-2,1-2,1-2"])
-def test_what_is_no_box(text: str) -> None:
+def test_invalid_boxes(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three ranges"):
         option_values.box(text, "--bbox")
 
@@ -130,7 +130,7 @@ def test_positions_inside_the_volume_reach_the_server(image: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("shape", ["512", "64,64", "1e2,64,64", "64,64,64_0", "\uff16,64,64", "", "64,64,9999999999"])
-def test_a_shape_of_bench_that_is_none(tmp_path: Path, shape: str) -> None:
+def test_an_invalid_shape_of_bench(tmp_path: Path, shape: str) -> None:
     status, output = invoke("bench", "-o", tmp_path / "out", f"--shape={shape}")
     assert status == 2
     assert "Invalid value for '--shape': Expected three whole numbers" in output

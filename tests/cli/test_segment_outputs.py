@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("output", ["ct.nii.gz", "./x/../ct.nii.gz", "link.nii.gz", "hard.nrrd", "series/000.dcm",
                                     "series/new.nii.gz", "series/x/new.nii.gz", "mine.nrrd"])  # fmt: skip
-def test_nothing_is_written_over_the_image(tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_is_not_overwritten(tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "ct.nii.gz")
     (tmp_path / "x").mkdir()
@@ -71,7 +71,7 @@ def test_time_points_and_series(tmp_path: Path) -> None:
         ["demo", "--output", "\udcff.png"],
     ],
 )
-def test_bytes_that_are_not_text_end_no_process(tmp_path: Path, command: list[str]) -> None:
+def test_undecodable_paths_do_not_abort_the_process(tmp_path: Path, command: list[str]) -> None:
     write_image(tmp_path / "ct.nrrd")
     shutil.copy(tmp_path / "ct.nrrd", tmp_path / "ct\udcff.nrrd")
     program = [sys.executable, "-m", "nninteractive_ws", *command]

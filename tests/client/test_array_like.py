@@ -152,7 +152,7 @@ def test_a_tensor_of_torch_is_not_copied(volume: Array) -> None:
     assert np.shares_memory(read(torch.from_numpy(volume)), volume)
 
 
-def test_a_tensor_of_another_device_is_fetched(volume: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_on_another_device_is_copied_to_the_host(volume: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     fetched = []
 
@@ -208,7 +208,7 @@ def test_array_protocols_need_no_copy(volume: Array, kind: Callable[[Array], obj
     ],
     ids=["big-endian", "negative strides", "read-only", "memory map", "Fortran", "no mask", "nothing masked"],
 )
-def test_an_array_is_taken_as_it_is(volume: Array, layout: Callable[[Array], Array]) -> None:
+def test_an_array_is_used_unchanged(volume: Array, layout: Callable[[Array], Array]) -> None:
     given = layout(volume)
     found = read(given)
     assert type(found) is np.ndarray
@@ -258,19 +258,19 @@ def test_a_sequence_of_slices_is_stacked_along_the_first_axis(volume: Array, con
         ([np.zeros(2), np.ma.masked_array([1, 2], mask=[0, 1])], "is a list with masked arrays"),
     ],
 )
-def test_what_is_no_array_is_refused_with_what_to_write(value: object, expected: str) -> None:
+def test_errors_for_other_objects_name_the_fix(value: object, expected: str) -> None:
     with pytest.raises(BadImage, match=expected):
         read(value)
 
 
-def test_a_list_that_holds_itself_is_refused() -> None:
+def test_a_list_that_contains_itself_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(BadImage, match="is not an array, or cannot be read as one"):
         read(endless)
 
 
-def test_the_reason_of_a_library_is_passed_on() -> None:
+def test_errors_contain_the_reason_of_a_library() -> None:
     class Broken:
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
             raise TypeError("Use .get() to copy it from the GPU.")
@@ -287,18 +287,18 @@ def test_a_tensor_without_data_is_refused() -> None:
         read([torch.zeros(5, 6)] * 4)
 
 
-def test_a_picture_is_no_volume() -> None:
+def test_a_picture_is_not_a_volume() -> None:
     image = pytest.importorskip("PIL.Image")
     with pytest.raises(BadImage, match="is a picture of PIL"):
         read(image.new("RGB", (4, 5)))
 
 
-def test_masked_voxels_of_an_array_protocol_are_seen(volume: Array) -> None:
+def test_masked_voxels_of_an_array_protocol_are_detected(volume: Array) -> None:
     with pytest.raises(BadMask, match=r"The mask has 7 masked voxels.*mask.filled\(False\)"):
         to_array(HasArray(np.ma.masked_array(volume, mask=volume < 7)), "mask", BadMask)
 
 
-def test_no_library_is_imported_for_it() -> None:
+def test_array_like_imports_no_library() -> None:
     code = (
         "import sys, nninteractive_ws.client.core, numpy as np; "
         "from nninteractive_ws.client.array_like import to_array; "

@@ -104,7 +104,7 @@ def test_booleans(session: nni.Session, plain: Array) -> None:
     ],
     ids=["2-D", "4-D", "empty", "complex", "text", "constant", "nan", "inf", "too large", "ragged"],
 )
-def test_what_is_no_image(session: nni.Session, image: Any, expected: str) -> None:
+def test_invalid_images_are_refused(session: nni.Session, image: Any, expected: str) -> None:
     session.set_image(phantom())
     with pytest.raises(errors.BadImage) as caught:
         session.set_image(image)
@@ -127,7 +127,7 @@ def test_a_prompt_before_any_image(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_everything_once(session: nni.Session) -> None:
+def test_the_whole_api(session: nni.Session) -> None:
     session.set_image(phantom())
     assert session.server.model.name == "demo"
     a = session.segment("a")
@@ -161,7 +161,7 @@ def test_everything_once(session: nni.Session) -> None:
         a.add_scribble(np.zeros(SHAPE))
 
 
-def test_the_mask_that_is_handed_out_is_read_only(session: nni.Session) -> None:
+def test_the_mask_is_read_only(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
     segment.set_mask(stroke())
@@ -178,7 +178,7 @@ def test_the_mask_that_is_handed_out_is_read_only(session: nni.Session) -> None:
     assert np.array_equal(segment.mask, changed)
 
 
-def test_a_mask_that_is_none_is_refused(session: nni.Session) -> None:
+def test_an_invalid_mask_is_refused(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
     segment.set_mask(stroke())
@@ -279,7 +279,7 @@ def test_threads_share_a_session(session: nni.Session) -> None:
 
 
 @pytest.mark.slow
-def test_callbacks_run_on_the_io_thread_and_may_not_wait(server: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_callbacks_run_on_the_io_thread_and_cannot_block(server: str, caplog: pytest.LogCaptureFixture) -> None:
     names: list[str] = []
     with nni.connect(server) as fresh:
         fresh.on("done", lambda _: names.append(threading.current_thread().name))
@@ -393,7 +393,7 @@ def test_close_while_another_thread_waits(server: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pthread_kill")
-def test_an_interrupted_connect_closes_its_connection_at_once() -> None:
+def test_an_interrupted_connect_closes_its_connection_immediately() -> None:
     """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
     codes: list[int | None] = []
 

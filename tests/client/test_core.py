@@ -62,7 +62,7 @@ def test_journal_equals_the_servers_history(link: Link) -> None:
 
 
 @pytest.mark.slow
-def test_commands_sent_at_once_give_what_they_give_one_by_one(link: Link, new_server: Any, source: ImageSource) -> None:
+def test_pipelined_commands_give_the_results_of_single_ones(link: Link, new_server: Any, source: ImageSource) -> None:
     for command in SCRIPT:
         command(link.core)
         link.settle()
@@ -106,7 +106,7 @@ def cuts(frames: list[int]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_lost_at_any_moment(
+def test_the_session_is_restored_after_a_loss_at_any_moment(
     undisturbed: tuple[list[Snapshot], list[int]],
     new_server: Callable[[], MemoryServer],
     source: ImageSource,
@@ -154,7 +154,7 @@ def _play_with_a_loss(
 
 
 @pytest.mark.slow
-def test_lost_again_while_restoring(link: Link, new_server: Callable[[], MemoryServer]) -> None:
+def test_a_second_loss_during_restore(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     for command in SCRIPT[:8]:
         command(core)
@@ -202,7 +202,7 @@ def test_a_cancelled_request_is_not_sent_again(link: Link, new_server: Callable[
 
 @pytest.mark.parametrize("damage", ["missing", "checksum"])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_snapshot_heals_mask_and_journal(link: Link, damage: str, at: int) -> None:
+def test_a_snapshot_repairs_mask_and_journal(link: Link, damage: str, at: int) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -238,7 +238,7 @@ def _check_masks(core: Core, server: MemoryServer) -> None:
         assert np.array_equal(segment.composed(), segment.mask)
 
 
-def test_a_last_change_that_is_missing_is_noticed_by_the_answer(link: Link) -> None:
+def test_a_missing_final_change_is_detected_by_the_answer(link: Link) -> None:
     core = link.core
     link.change_frame = lambda f: None if isinstance(protocol.decode_server(f), wire.MaskDelta) else f
     core.add_point("a", (30, 40, 36))
@@ -247,7 +247,7 @@ def test_a_last_change_that_is_missing_is_noticed_by_the_answer(link: Link) -> N
     check_journal(core, link.server)
 
 
-def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], MemoryServer]) -> None:
+def test_a_loss_while_a_snapshot_is_pending(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -333,7 +333,7 @@ def test_ids_grow(open_core: Core) -> None:
     assert open_core.pending_requests == numbers
 
 
-def test_what_is_not_known_is_ignored(open_core: Core) -> None:
+def test_unknown_messages_are_ignored(open_core: Core) -> None:
     assert open_core.receive(msgspec.msgpack.encode({"type": "weather", "id": 7, "sun": True})) == []
     with_more = {**msgspec.to_builtins(wire.Notice(code="warning", message="so")), "type": "notice", "more": 1}
     assert open_core.receive(msgspec.msgpack.encode(with_more)) == [events.Notice("warning", "so")]
@@ -376,7 +376,7 @@ def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
     assert "b" not in open_core.segments
 
 
-def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> None:
+def test_a_refused_image_is_not_set(open_core: Core, source: ImageSource) -> None:
     number = open_core.set_image(source)
     prompt = open_core.add_point("a", (1, 2, 3))
     (failed,) = deliver(open_core, wire.ErrorMessage(code="too_large", message="too many voxels", id=number))
@@ -391,7 +391,7 @@ def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> No
         open_core.add_point("a", (1, 2, 3))
 
 
-def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> None:
+def test_another_image_cancels_requests_of_the_previous_one(open_core: Core) -> None:
     first = open_core.add_point("a", (1, 2, 3))
     box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
     deliver(open_core, delta(first, 0, box, mask))
@@ -420,7 +420,7 @@ def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> 
     assert not open_core.segments["a"].mask.any()
 
 
-def test_what_was_asked_about_an_image_before_is_not_sent_again(open_core: Core) -> None:
+def test_requests_of_a_previous_image_are_not_sent_again(open_core: Core) -> None:
     prompt = open_core.add_point("a", (1, 2, 3))
     new = open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))
     open_core.start()
@@ -432,7 +432,7 @@ def test_what_was_asked_about_an_image_before_is_not_sent_again(open_core: Core)
     assert open_core.pending_requests == [new]
 
 
-def test_a_snapshot_that_fails_is_asked_for_again(open_core: Core) -> None:
+def test_a_failed_snapshot_is_requested_again(open_core: Core) -> None:
     number = open_core.add_point("a", (1, 2, 3))
     sent(open_core)
     box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
@@ -455,7 +455,7 @@ def test_a_snapshot_that_fails_is_asked_for_again(open_core: Core) -> None:
     assert open_core.pending_requests == [number]
 
 
-def test_numbers_stay_when_requests_are_sent_again(open_core: Core) -> None:
+def test_ids_are_kept_when_requests_are_sent_again(open_core: Core) -> None:
     point, undo = open_core.add_point("a", (1, 2, 3)), open_core.undo("b")
     open_core.start()
     sent(open_core)
@@ -486,7 +486,7 @@ def test_cancel(open_core: Core) -> None:
     assert sent(open_core) == [wire.Bye()]
 
 
-def test_what_cannot_be_asked(open_core: Core) -> None:
+def test_invalid_requests_are_refused(open_core: Core) -> None:
     out, empty = errors.OutOfBounds, errors.UnsupportedPrompt
     i, _, k = SHAPE
     cases: list[tuple[type[errors.Error], Callable[[], int]]] = [
@@ -513,7 +513,7 @@ def test_what_cannot_be_asked(open_core: Core) -> None:
     assert open_core.pending_requests == []
 
 
-def test_only_what_is_marked_travels(open_core: Core) -> None:
+def test_only_the_bounding_box_of_a_mask_is_sent(open_core: Core) -> None:
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[10:14, 20, 30:33] = 7
     open_core.add_scribble("a", drawn)
@@ -538,7 +538,7 @@ def test_a_point_of_floats_is_rounded(open_core: Core) -> None:
     assert message.point == (2, 2, 71)
 
 
-def test_segments_are_made_once(open_core: Core) -> None:
+def test_segments_are_created_once(open_core: Core) -> None:
     assert open_core.segment("a") is open_core.segment("a")
     assert isinstance(open_core.segment("a"), Segment)
     assert Core().segments == {}

@@ -95,7 +95,7 @@ DRIVERS = pytest.mark.parametrize("driver", [by_asyncio, by_polling])
 @pytest.mark.parametrize(
     "form", ["ws://{}/x", "http://{}/x", "//{}/x", "http://anna:hunter2@{}/x", "http://{}/x?k=hunter2#f"]
 )
-def test_another_origin_sees_nothing(driver: Driver, status: int, form: str) -> None:
+def test_a_redirect_to_another_origin_is_not_followed(driver: Driver, status: int, form: str) -> None:
     with serving(Server(status)) as first, serving(Server()) as second:
         first.locations = [form.format(f"127.0.0.1:{second.server_port}")]
         error = driver(f"127.0.0.1:{first.server_port}")
@@ -138,7 +138,7 @@ def authority() -> trustme.CA:
 
 
 @DRIVERS
-def test_no_way_down_from_tls(driver: Driver, authority: trustme.CA, tmp_path: Path) -> None:
+def test_a_redirect_from_tls_to_plain_is_refused(driver: Driver, authority: trustme.CA, tmp_path: Path) -> None:
     """To the plain port of the same machine, where anybody on the way could read the token."""
     ca = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca))
@@ -156,7 +156,7 @@ def test_no_way_down_from_tls(driver: Driver, authority: trustme.CA, tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["http://{}/x?k=hunter2", "//anna:hunter2@{}/x", "ws://{}/x"])
-def test_doctor_follows_none(form: str) -> None:
+def test_doctor_follows_no_redirect(form: str) -> None:
     with serving(Server()) as first, serving(Server()) as second:
         first.locations = [form.format(f"127.0.0.1:{second.server_port}")]
         failed = by_doctor(f"127.0.0.1:{first.server_port}")

@@ -82,7 +82,7 @@ def test_the_dtype_on_the_wire(dtype: str) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(5, 6, 7), (61, 3, 4), (3, 126, 2), (60, 70, 3), (2, 3, 140)])
-def test_statistics_are_those_of_numpy_and_of_fractions(dtype: str, shape: Index) -> None:
+def test_statistics_match_numpy_and_fractions(dtype: str, shape: Index) -> None:
     volume = sample(dtype, shape)
     found = image_source.statistics(volume)
     assert (found.mean, found.std) == pytest.approx(by_numpy(volume), rel=1e-12)
@@ -126,7 +126,7 @@ LAYOUTS: dict[str, Callable[[Volume], Volume]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_dtype
-def test_the_layout_in_memory_changes_no_digit(dtype: str, layout: str) -> None:
+def test_the_memory_layout_does_not_affect_statistics(dtype: str, layout: str) -> None:
     volume = sample(dtype, (70, 66, 5), border=0)
     if np.dtype(dtype).kind == "f":
         # Of so many magnitudes that the order of a sum shows in its last digits.
@@ -139,7 +139,7 @@ def test_the_layout_in_memory_changes_no_digit(dtype: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "middle"), [("int16", 32001), ("uint16", 65001), ("int16", -32001)])
-def test_small_integers_lose_no_digit(dtype: str, middle: int) -> None:
+def test_statistics_of_small_integers_are_exact(dtype: str, middle: int) -> None:
     """Their squares add up to more than a double can count."""
     off = np.random.default_rng(6).integers(-1, 2, (192, 192, 256), np.int8)
     volume = (off.astype(np.int32) + middle).astype(dtype)
@@ -161,7 +161,7 @@ def test_extreme_integers() -> None:
         assert found.std == pytest.approx(std, rel=1e-12)
 
 
-def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
+def test_nonzero_refers_to_values_on_the_wire() -> None:
     """A double that float32 rounds to zero does not widen the box."""
     volume = np.zeros((6, 6, 6))
     volume[2, 2, 2:5] = 1, 2, 4
@@ -170,7 +170,7 @@ def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
     assert (found.mean, found.std) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
 
 
-def test_every_voxel_is_in_one_of_the_cubes_and_each_is_little_work() -> None:
+def test_the_cubes_partition_the_volume_and_are_small() -> None:
     seen = np.zeros((130, 70, 5), int)
     for box in image_source._boxes_of_blocks(seen):
         assert math.prod(box.shape) <= 64**3
@@ -178,7 +178,7 @@ def test_every_voxel_is_in_one_of_the_cubes_and_each_is_little_work() -> None:
     assert (seen == 1).all()
 
 
-def test_the_digest_of_a_cube_is_of_the_voxels_as_they_travel() -> None:
+def test_the_digest_of_a_cube_uses_values_on_the_wire() -> None:
     volume = sample("float64", (4, 5, 6))
     box = Box((1, 0, 2), (4, 5, 6))
     expected = hashlib.sha256(volume[1:4, :5, 2:6].astype("<f4").tobytes(order="C")).digest()
@@ -221,7 +221,7 @@ def test_nested_lists_are_a_volume() -> None:
         ([[[1, 2]], [[3]]], r"not an array"),
     ],
 )
-def test_what_is_no_volume_is_refused_with_what_is_wrong(image: Any, message: str) -> None:
+def test_errors_for_invalid_volumes_name_the_reason(image: Any, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         image_source.check_volume(image)
 
@@ -229,7 +229,7 @@ def test_what_is_no_volume_is_refused_with_what_is_wrong(image: Any, message: st
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [(0, 0, 0), (69, 65, 4), (64, 64, 1), (3, 65, 2)])
-def test_voxels_that_are_not_finite_are_refused_with_their_place(dtype: str, value: float, at: Index) -> None:
+def test_the_error_for_nonfinite_voxels_names_the_index(dtype: str, value: float, at: Index) -> None:
     volume = sample(dtype, (70, 66, 5), border=0)
     volume[at] = value
     with pytest.raises(BadImage) as raised:
@@ -334,7 +334,7 @@ def test_a_volume_that_float32_resolves_is_accepted(dtype: str, base: float, spr
     assert image_source.statistics(volume).std == pytest.approx(volume.std(ddof=1), rel=1e-3)
 
 
-def test_a_volume_whose_differences_are_lost_is_told_from_a_constant_one() -> None:
+def test_a_volume_with_lost_differences_is_distinguished_from_a_constant_one() -> None:
     volume = 1e9 + np.arange(24.0).reshape(2, 3, 4)
     with pytest.raises(BadImage, match=r"Every voxel of the image is 1e\+09.*subtract their mean"):
         image_source.statistics(volume)

@@ -166,7 +166,7 @@ def test_no_call_takes_long(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_commands_before_it_is_open(server: str) -> None:
+def test_commands_before_the_connection_is_open(server: str) -> None:
     with polled(server) as timer:
         assert isinstance(timer.ask(timer.session._core.set_options(previews=False)), events.Result)
     with polled(server) as timer:
@@ -176,7 +176,7 @@ def test_commands_before_it_is_open(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_image(server: str) -> None:
+def test_invalid_images_are_refused(server: str) -> None:
     nan = phantom().astype(np.float32)
     nan[70, 60, 50] = np.nan
     with polled(server) as timer:
@@ -224,7 +224,7 @@ def test_nothing_listens() -> None:
     assert "Nothing listens at 127.0.0.1:9" in reason("127.0.0.1:9")
 
 
-def test_addresses_that_cannot_be() -> None:
+def test_invalid_addresses() -> None:
     assert 'DNS lookup of "no-such-machine.invalid" failed' in reason("no-such-machine.invalid")
     assert 'DNS lookup of "a..b" failed' in reason("a..b")
     with pytest.raises(errors.BadAddress):
@@ -243,7 +243,7 @@ def names(monkeypatch: pytest.MonkeyPatch, addresses: Callable[[int], list[tuple
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
-def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_dns_lookup_does_not_block(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(port: int) -> list[tuple[str, int]]:
         time.sleep(1)
         return [("127.0.0.1", port)]
@@ -256,7 +256,7 @@ def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest
         assert timer.longest < 0.5
 
 
-def test_the_systems_certificates_are_read_by_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_system_certificates_are_read_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a poll may take; the session waits for them all the same."""
     readers: list[threading.Thread] = []
     real = ssl.create_default_context
@@ -272,7 +272,7 @@ def test_the_systems_certificates_are_read_by_somebody_else(monkeypatch: pytest.
     assert threading.main_thread() not in readers
 
 
-def test_a_name_that_is_never_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dns_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
 
     def never(port: int) -> list[tuple[str, int]]:
@@ -302,9 +302,7 @@ def test_one_address_after_the_other(server: str, monkeypatch: pytest.MonkeyPatc
     assert "Nothing listens at gpu-box:1528" in reason("gpu-box")
 
 
-def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_address_does_not_use_up_the_timeout(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = int(server.rpartition(":")[2])
     now = [0.0]
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
@@ -334,7 +332,7 @@ def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
     ],
     ids=["ssh", "hangs up", "404", "401"],
 )
-def test_something_else_answers(greeting: bytes, hold: bool, message: str) -> None:
+def test_a_server_of_another_protocol(greeting: bytes, hold: bool, message: str) -> None:
     with greeting_server(greeting, hold) as address:
         assert message in reason(address)
 
@@ -350,7 +348,7 @@ def test_a_server_that_never_answers() -> None:
         assert f"A program at {address} accepts connections, but does not answer as an" in timer.until_closed()
 
 
-def test_a_network_that_is_silent(server: str) -> None:
+def test_a_silent_network(server: str) -> None:
     now = [0.0]
     timer = Timer(nni.PolledSession(server, clock=lambda: now[0])).open()
     for _ in range(10):
@@ -370,7 +368,7 @@ def test_a_network_that_is_silent(server: str) -> None:
         assert timer.until_closed() == "The server has not answered for 100 seconds."
 
 
-def test_a_connection_that_breaks(server: str) -> None:
+def test_a_broken_connection(server: str) -> None:
     with relay(server) as broken:
         timer = Timer(nni.PolledSession(broken.address, reconnect_for=0)).open()
         timer.set_image(phantom())
@@ -465,7 +463,7 @@ def test_fragments(server: str, blocking_masks: list[Array]) -> None:
         assert equal(prompt_through(timer), blocking_masks)
 
 
-def test_a_server_that_says_goodbye_while_the_image_travels(server: str) -> None:
+def test_a_server_that_closes_during_the_upload(server: str) -> None:
     count = 0
 
     async def leave(message: bytes, client: ServerConnection) -> None:
@@ -487,7 +485,7 @@ def test_text_is_an_error(server: str) -> None:
         assert "must be a msgpack map" in reason(address)
 
 
-def test_a_refusal(server: str) -> None:
+def test_a_refused_connection(server: str) -> None:
     async def refuse(message: bytes, client: ServerConnection) -> None:
         from nninteractive_ws import messages, protocol
 
@@ -501,7 +499,7 @@ def test_a_refusal(server: str) -> None:
     assert isinstance(failed.error, errors.AtCapacity)
 
 
-def test_a_plain_client_still_gets_in(server: str) -> None:
+def test_a_plain_client_is_still_accepted(server: str) -> None:
     """After all that, the server is as before."""
 
     async def work() -> str:

@@ -80,7 +80,7 @@ def go_on(session: Driver, expected: list[Mask], done: int = 0) -> None:
 # ---- losses -------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_while_idle(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_a_lost_connection_while_idle(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
     session = driver(network.address)
     session.set_image(phantom(shape=WIDE_SHAPE))()
     for prompt in PROMPTS[:2]:
@@ -100,7 +100,9 @@ def test_a_cut_while_idle(driver: type[Driver], network: FaultProxy, undisturbed
     assert not [e for e in session.events if isinstance(e, events.Failed)]
 
 
-def test_a_cut_during_the_upload(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_a_lost_connection_during_the_upload(
+    driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]
+) -> None:
     session = driver(network.address)
     network.arm(Fault("cut", "up", 60_000))
     image = session.set_image(phantom(shape=WIDE_SHAPE))
@@ -114,7 +116,7 @@ def test_a_cut_during_the_upload(driver: type[Driver], network: FaultProxy, undi
 
 
 @pytest.mark.slow
-def test_a_cut_during_a_prompt(driver: type[Driver], network: FaultProxy) -> None:
+def test_a_lost_connection_during_a_prompt(driver: type[Driver], network: FaultProxy) -> None:
     session, calm = driver(network.address), driver(network.address)
     for one in (session, calm):
         one.set_image(phantom(shape=WIDE_SHAPE))()
@@ -134,7 +136,7 @@ def test_a_cut_during_a_prompt(driver: type[Driver], network: FaultProxy) -> Non
 
 
 @pytest.mark.slow
-def test_commands_while_it_is_away(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_commands_while_disconnected(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
     session = driver(network.address)
     session.set_image(phantom())()
     session.ask("add_point", (30, 30, 28))()
@@ -159,7 +161,7 @@ def test_commands_while_it_is_away(driver: type[Driver], network: FaultProxy, un
 
 
 @pytest.mark.slow
-def test_cancelling_all_while_it_is_away(driver: type[Driver], network: FaultProxy) -> None:
+def test_cancelling_all_while_disconnected(driver: type[Driver], network: FaultProxy) -> None:
     session = driver(network.address)
     session.set_image(phantom())()
     network.refusing = True
@@ -233,7 +235,7 @@ def test_giving_up(driver: type[Driver], network: FaultProxy) -> None:
     assert session.events[-1] is closed, "it is told once"
 
 
-def test_not_at_all(driver: type[Driver], network: FaultProxy) -> None:
+def test_reconnecting_disabled(driver: type[Driver], network: FaultProxy) -> None:
     session = driver(network.address, reconnect_for=0)
     network.cut()
     session.until(lambda: states(session) == ["open", "closed"])
@@ -299,7 +301,7 @@ def test_closing_during_a_try(driver: type[Driver], network: FaultProxy) -> None
     closes_at_once(session)
 
 
-def test_closing_while_a_name_is_looked_up(
+def test_closing_during_a_dns_lookup(
     driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a network, a name server is waited for; nobody else has to wait for it."""
@@ -330,7 +332,7 @@ def test_closing_while_a_name_is_looked_up(
 
 
 @pytest.mark.slow
-def test_a_network_that_is_silent(driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_network(driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.2)
     monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 0.4)
     session = driver(network.address)
@@ -348,7 +350,7 @@ def test_a_network_that_is_silent(driver: type[Driver], network: FaultProxy, mon
 
 
 @pytest.mark.slow
-def test_a_slow_link_is_not_a_dead_one(
+def test_a_slow_link_is_not_considered_lost(
     driver: type[Driver], server: QuickServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to a ping waits behind a large mask for longer than it may take."""
@@ -415,7 +417,7 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
 
 
 @pytest.mark.slow
-def test_an_evicted_session_rests(driver: type[Driver]) -> None:
+def test_an_evicted_session_is_dormant(driver: type[Driver]) -> None:
     """The connection comes back with the next request, and time spent resting is no time spent away."""
     count = 0
 
@@ -445,7 +447,7 @@ def test_an_evicted_session_rests(driver: type[Driver]) -> None:
 # ---- without a network --------------------------------------------------------------------------------------
 
 
-def test_the_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -477,7 +479,7 @@ def test_the_delays(monkeypatch: pytest.MonkeyPatch) -> None:
         (errors.Error, True),
     ],
 )
-def test_what_trying_again_cannot_cure(kind: type[errors.Error], final: bool) -> None:
+def test_final_errors_are_not_retried(kind: type[errors.Error], final: bool) -> None:
     assert is_final(kind("")) is final
     retries = Retries(math.inf, lambda: 0.0)
     assert retries.delay_after(kind("")) is None, "the first connection is tried once"
@@ -497,13 +499,13 @@ def test_what_trying_again_cannot_cure(kind: type[errors.Error], final: bool) ->
         (None, Close(1007, "not UTF-8"), errors.BadMessage, "not UTF-8"),
     ],
 )
-def test_how_connections_end(received: Close, sent: Close, kind: type[errors.Error], message: str) -> None:
+def test_close_errors(received: Close, sent: Close, kind: type[errors.Error], message: str) -> None:
     error = close_error(received, sent, "cable")
     assert type(error) is kind
     assert message in str(error)
 
 
-def test_when_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect.random, "uniform", lambda low, high: high)
     now, loss = [0.0], errors.ConnectionFailed("")
     retries = Retries(10, lambda: now[0])
@@ -530,7 +532,7 @@ def test_when_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert retries.delay_after(loss) is None
 
 
-def test_when_silence_is_broken() -> None:
+def test_the_keepalive_monitor_pings_and_times_out() -> None:
     now = [0.0]
     silence = KeepaliveMonitor(lambda: now[0])
     for now[0] in (1, 10):

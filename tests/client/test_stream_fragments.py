@@ -80,7 +80,7 @@ def sending_pings() -> Iterator[str]:
             yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_pings_of_a_server_that_does_not_read_their_answers() -> None:
+def test_pings_of_a_server_that_does_not_read_pongs() -> None:
     with sending_pings() as address:
         error = by_polling(address)
     assert isinstance(error, errors.ConnectionFailed)

@@ -133,7 +133,7 @@ def test_addresses(text: str, target: SshTarget) -> None:
      "ssh://host#secret", "ssh://a\nb", "ssh://a\0b", "ssh://a@b@c@host", "ssh://.", "ssh://nws_secret@host",
      "ssh://host\u200b", "ssh://\udc80", "SSH://host;id", "ssh://host:22;id", "ssh://:22", "ssh://user@:22"],
 )  # fmt: skip
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(errors.BadAddress) as refused:
         parse_address(text)
     assert "secret" not in str(refused.value)
@@ -232,7 +232,7 @@ def test_the_commands_through_ssh(sshd: Sshd, server: str, tmp_path: Path) -> No
 
 
 @pytest.mark.sshd
-def test_a_server_that_cannot_be_started(sshd: Sshd) -> None:
+def test_a_server_start_that_fails(sshd: Sshd) -> None:
     with pytest.raises(
         errors.ConnectionFailed, match=r"could not be started on gpu-box \(status 127\).*no-such-command"
     ):
@@ -258,7 +258,7 @@ def refusal(address: str) -> errors.ConnectionFailed:
 
 
 @pytest.mark.sshd
-def test_nothing_listens_there(sshd: Sshd) -> None:
+def test_no_server_behind_ssh(sshd: Sshd) -> None:
     port = free_port()
     assert f"nothing listens at port {port} there" in str(refusal(f"ssh://gpu-box/{port}"))
 
@@ -278,16 +278,16 @@ def test_permission_denied(sshd: Sshd, server: str) -> None:
 
 
 @pytest.mark.sshd
-def test_no_ssh_server_there(sshd: Sshd) -> None:
+def test_no_ssh_server(sshd: Sshd) -> None:
     assert "No ssh server listens at 127.0.0.1" in str(refusal(f"ssh://127.0.0.1:{free_port()}"))
 
 
 @pytest.mark.sshd
-def test_a_name_that_nobody_knows(sshd: Sshd) -> None:
+def test_an_unknown_name(sshd: Sshd) -> None:
     assert "not known to ssh" in str(refusal("ssh://no-such-machine.invalid"))
 
 
-def test_no_ssh_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_ssh_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no ssh on this machine" in str(refusal("ssh://gpu-box"))
 
@@ -349,7 +349,7 @@ class Recorder:
 
 @pytest.mark.slow
 @pytest.mark.sshd
-def test_a_token_goes_through_ssh_alone(sshd: Sshd, temporary: Path) -> None:
+def test_a_token_is_sent_only_through_ssh(sshd: Sshd, temporary: Path) -> None:
     recorder = Recorder()
     with recorder.serving() as port:
         address = f"ssh://gpu-box/{port}"
@@ -378,7 +378,7 @@ def test_a_new_socket_where_temporary_files_were_deleted(sshd: Sshd, server: str
 
 
 @pytest.mark.sshd
-def test_nothing_is_left_of_an_ssh_that_was_killed(sshd: Sshd, server: str, temporary: Path) -> None:
+def test_a_killed_ssh_leaves_no_files(sshd: Sshd, server: str, temporary: Path) -> None:
     tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
     (ssh,) = ssh_processes()
     ssh.kill()
@@ -402,7 +402,7 @@ def test_a_socket_that_cannot_be_created(sshd: Sshd, server: str, temporary: Pat
 
 @pytest.mark.sshd
 @pytest.mark.parametrize("name", ["x" * 90, "a:b", "%h", "${HOME}", "ä b"])
-def test_a_folder_whose_path_does_not_suit(
+def test_an_unsuitable_temporary_folder_is_skipped(
     sshd: Sshd, server: str, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     odd = temporary / name
@@ -414,7 +414,7 @@ def test_a_folder_whose_path_does_not_suit(
 
 
 @pytest.mark.sshd
-def test_no_folder_suits(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_suitable_temporary_folder(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nninteractive_ws.client.tunnel._MAX_SOCKET_PATH", 5)
     assert "Set the environment variable TMPDIR" in str(refusal("ssh://gpu-box"))
 
@@ -483,7 +483,7 @@ def test_no_character_of_a_shell_reaches_ssh(host: str, user: str, rest: str) ->
 @pytest.mark.parametrize(
     "expected", ["$(touch {})", "`touch {}`", ";touch {}", "|touch {}", "'\"&touch {}", "\n touch {}"]
 )
-def test_a_proxy_command_is_given_no_commands(sshd: Sshd, tmp_path: Path, where: str, expected: str) -> None:
+def test_a_proxy_command_receives_no_shell_commands(sshd: Sshd, tmp_path: Path, where: str, expected: str) -> None:
     """The configuration of many hands host and user to a shell."""
     configuration = (sshd.folder / "client").read_text()
     (sshd.folder / "client").write_text(f"{configuration}Host *\n  ProxyCommand true %h %r\n")

@@ -54,7 +54,7 @@ def expect(quick: QuickServer) -> Expect:
 
 
 @pytest.mark.slow
-def test_the_script_is_worth_it(expect: Expect) -> None:
+def test_the_script_covers_all_prompts(expect: Expect) -> None:
     """Every kind of prompt is in it, most succeed, and masks are refined."""
     script, expected = make_script(SEED), expect(SEED)
     assert {p.method for p in script} == set(KINDS) - {"long scribble", "refined mask"}
@@ -74,7 +74,7 @@ def test_the_script_is_worth_it(expect: Expect) -> None:
 
 @pytest.mark.parametrize(("open_driver", "at_once"), [(concurrent, 6), (polled, 4)], ids=["asyncio", "polled"])
 @pytest.mark.slow
-def test_a_network_that_fails(quick: QuickServer, expect: Expect, open_driver: Open, at_once: int) -> None:
+def test_a_failing_network(quick: QuickServer, expect: Expect, open_driver: Open, at_once: int) -> None:
     disturb(quick, make_script(SEED), expect(SEED), random.Random(SEED), open_driver, at_once)
 
 
@@ -83,7 +83,7 @@ def test_a_network_that_fails(quick: QuickServer, expect: Expect, open_driver: O
     "open_driver",
     [pytest.param(concurrent, id="asyncio", marks=pytest.mark.slow), pytest.param(polled, id="polled")],
 )
-def test_a_network_that_goes_silent(
+def test_a_silent_network(
     quick: QuickServer, expect: Expect, open_driver: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is told that a connection is gone, and the server keeps the old ones."""
@@ -104,7 +104,7 @@ def test_cancelled_while_the_network_fails(quick: QuickServer, expect: Expect) -
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed(quick: QuickServer, expect: Expect) -> None:
+def test_killed_processes(quick: QuickServer, expect: Expect) -> None:
     """The worker, and the whole server, in the middle of predictions."""
     rng = random.Random(SEED)
     kill_in_turn(quick, make_script(SEED), expect(SEED), rng, [kill_worker, kill_server, kill_worker])

@@ -27,7 +27,7 @@ def volume() -> npt.NDArray[np.int16]:
 
 
 @pytest.mark.slow
-def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) -> None:
+def test_the_first_mask_precedes_the_image(server: str, volume: npt.NDArray[np.int16]) -> None:
     present: list[int] = []
     at_first_pass: list[int] = []
     waited: list[Progress] = []
@@ -66,7 +66,7 @@ def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) 
 
 
 @pytest.mark.slow
-def test_another_image_while_a_prompt_waits_for_the_first(server: str, volume: npt.NDArray[np.int16]) -> None:
+def test_another_image_cancels_a_prompt_that_waits_for_the_first(server: str, volume: npt.NDArray[np.int16]) -> None:
     waits = threading.Event()
     ended: list[BaseException] = []
 
@@ -90,7 +90,7 @@ def test_another_image_while_a_prompt_waits_for_the_first(server: str, volume: n
 
 
 @pytest.mark.slow
-def test_bricks_that_are_there_do_not_travel_again(server: str) -> None:
+def test_present_bricks_are_not_sent_again(server: str) -> None:
     image = phantom(5, (130, 72, 64))
     with relay(server) as counted, nni.connect(counted.address) as session:
         there = threading.Event()

@@ -130,7 +130,7 @@ def test_many_segments_of_all_voxels_are_kept_packed(quick: QuickServer) -> None
 
 
 @pytest.mark.slow
-def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
+def test_hand_edits_are_charged_at_their_packed_size(quick: QuickServer) -> None:
     rng = np.random.default_rng(3)
 
     async def work() -> None:
@@ -150,7 +150,7 @@ def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
 
 
 @pytest.mark.slow
-def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -> None:
+def test_masks_of_noise_are_refused_at_the_limit(quick: QuickServer) -> None:
     """A mask beyond the limit is refused with the numbers. Others stay, and removing one frees its memory."""
     shape = (128, 128, 128)
 
@@ -180,7 +180,7 @@ def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -
 
 
 @pytest.mark.slow
-def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
+def test_pending_requests_are_charged(quick: QuickServer) -> None:
     """Eight sessions whose first prompt waits for bricks that never come, and which then fill their queues."""
     data = np.random.default_rng(0).bytes(8 * MIB)
     scribble = wire.RunLengthMask(box=Box.whole((128, 128, 128)).pairs, runs=2 * MIB, encoding="raw", data=data)
@@ -209,7 +209,7 @@ def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_listen_to_refusals_is_closed(quick: QuickServer) -> None:
+def test_a_client_that_ignores_refusals_is_disconnected(quick: QuickServer) -> None:
     async def work() -> None:
         client = await PlainClient.open(quick.address)
         await announce(client)
@@ -235,7 +235,7 @@ def test_a_client_that_does_not_listen_to_refusals_is_closed(quick: QuickServer)
 
 
 @pytest.mark.slow
-def test_cancelling_what_was_not_sent_yet_does_nothing_and_keeps_nothing(quick: QuickServer) -> None:
+def test_cancelling_unsent_requests_takes_no_memory(quick: QuickServer) -> None:
     async def work() -> None:
         client = await PlainClient.open(quick.address)
         await announce(client)
@@ -271,7 +271,7 @@ def test_a_thin_image_is_refused_at_once(quick: QuickServer, shape: Index) -> No
 
 @pytest.mark.parametrize("shape", [(1, 1, 2**25), (2**25, 1, 1), (1, 5792, 5792)], ids=str)
 @pytest.mark.slow
-def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) -> None:
+def test_the_thinnest_accepted_images(quick: QuickServer, shape: Index) -> None:
     """One brick is sent, and a prompt in it is begun."""
 
     async def work() -> None:
@@ -299,7 +299,7 @@ def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) ->
 
 
 @pytest.mark.slow
-def test_sessions_that_end_in_a_long_request_do_not_keep_others_from_being_heard(quick: QuickServer) -> None:
+def test_sessions_ending_in_long_requests_do_not_block_others(quick: QuickServer) -> None:
     """More sessions than a thread pool has threads, each with minutes of work when it sends bye."""
 
     async def leave_with_work(client: PlainClient) -> None:

@@ -328,7 +328,7 @@ def test_types_of_voxels(quick_model, device, dtype):
 
 
 @pytest.mark.slow
-def test_prompts_fade_and_are_renormalized(quick_model, device):
+def test_faded_prompts_are_renormalized(quick_model, device):
     """After some hundred prompts upstream scales all of them, before their growth leaves float16."""
     volume = torso((50, 40, 30), spacing=5.0)
     client = Client(quick_model, device).set_image(volume)
@@ -354,7 +354,7 @@ def both(quick_model, device):
     return Client(quick_model, device).set_image(volume), Official.with_our_statistics(quick_model, volume)
 
 
-def test_a_reset_forgets_prompts_that_wait(both):
+def test_a_reset_discards_pending_prompts(both):
     """Upstream's reset keeps them in its queue: a prediction after it is centred where no prompt is."""
     client, official = both
     for request in (point((30, 25, 20), run=False), reset()):
@@ -366,7 +366,7 @@ def test_a_reset_forgets_prompts_that_wait(both):
     compare(client, [point((20, 25, 20))], official)
 
 
-def test_a_mask_forgets_prompts_that_wait(both):
+def test_set_mask_discards_pending_prompts(both):
     """As with a reset."""
     client, official = both
     for request in (point((30, 25, 20), run=False), set_mask(ball((60, 50, 40), (30, 25, 20), 9))):
@@ -377,7 +377,7 @@ def test_a_mask_forgets_prompts_that_wait(both):
     compare(client, [point((20, 25, 20))], official)
 
 
-def test_a_3d_box_is_three_slices_where_the_model_knows_2d_boxes_alone(both):
+def test_a_3d_box_becomes_three_slices_for_a_model_of_2d_boxes(both):
     """Upstream refuses it. The slices through its middle tell the model as much."""
     client, official = both
     box = bbox([(10, 40), (12, 30), (8, 33)])
@@ -396,7 +396,7 @@ def test_a_3d_box_is_three_slices_where_the_model_knows_2d_boxes_alone(both):
     assert theirs.any()
 
 
-def test_undo_goes_back_further_than_one_step(both):
+def test_undo_reverts_more_than_one_step(both):
     """Upstream keeps what one step wrote over."""
     client, official = both
     for request in (point((30, 25, 20)), point((20, 25, 20), positive=False), undo()):

@@ -59,7 +59,7 @@ def click(address: str) -> int:
         return session.segment("a").add_point(POINT).voxels
 
 
-def test_the_environment_lacks_what_it_should() -> None:
+def test_the_environment_lacks_posix_features() -> None:
     code = """
 import asyncio, os, signal, socket
 from nninteractive_ws.client import address, tunnel
@@ -96,7 +96,7 @@ def test_a_signal_ends_gateway_and_worker(number: signal.Signals, status: int) -
 
 
 @pytest.mark.slow
-def test_a_worker_computes_and_ends_when_its_gateway_was_killed() -> None:
+def test_a_worker_ends_after_its_gateway_is_killed() -> None:
     with serve() as server:
         assert click(server.address) > 0
         worker = server.worker

@@ -19,7 +19,7 @@ PROMPTS = 3
 
 @pytest.mark.timeout(200)
 @pytest.mark.slow
-def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server: str) -> None:
+def test_the_model_segments_an_unseen_phantom_and_obeys_corrections(server: str) -> None:
     phantom = make_phantom(11)
     after: dict[str, list[float]] = {}
     listened: list[bool] = []
@@ -42,7 +42,7 @@ def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
+def test_one_point_segments_an_organ_larger_than_a_patch(server: str) -> None:
     """A lung of 99 x 125 x 66 voxels, where a patch has 96 a side: as in a CT as scanners give it."""
     phantom = make_phantom(20, (112, 136, 96), (1.25, 1.25, 1.25), offset=(-65, 0, 75))
     truth = phantom.mask("right lung")
@@ -55,7 +55,7 @@ def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
         assert dice(truth, segment.mask) >= 0.85
 
 
-def test_it_is_small_and_says_its_license() -> None:
+def test_the_model_is_small_and_states_its_license() -> None:
     assert sum(f.stat().st_size for f in MODEL_FOLDER.rglob("*") if f.is_file()) <= 10e6
     assert (MODEL_FOLDER / "LICENSE").read_text().startswith("Apache-2.0\n")
 
@@ -80,7 +80,7 @@ def blobs(*boxes: tuple[int | slice, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
-def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
+def test_a_prompt_changes_only_its_connected_component(polarity: int) -> None:
     both = blobs(FIRST, SECOND)
     before, wanted = (~both, both | ~both) if polarity == POSITIVE_POINT else (both, both & ~both)
     x = torch.zeros(1, 8, 32, 32, 32)
@@ -113,7 +113,7 @@ def test_a_first_answer_ends_at_a_neck_and_a_correction_does_not(width: int) -> 
     assert torch.equal(answer(every, x)[0] & every[0], every[0])
 
 
-def test_a_point_beside_a_change_means_it() -> None:
+def test_a_point_selects_a_nearby_change() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 12, 6, 6] = 1.0
     assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST))
@@ -123,7 +123,7 @@ def test_a_point_beside_a_change_means_it() -> None:
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
 @pytest.mark.parametrize("depth", [1, 2, 3, 8])
-def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: int, depth: int) -> None:
+def test_a_prompt_at_the_border_changes_distant_voxels_only_if_confident(polarity: int, depth: int) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     half = blobs((0, slice(0, 16)))
     before, wanted = (half, ~half & half) if polarity == NEGATIVE_POINT else (half, half | ~half)
@@ -139,7 +139,7 @@ def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
 @pytest.mark.parametrize("agrees", [False, True])
-def test_what_lies_nearer_to_a_prompt_that_says_the_contrary_stays(polarity: int, agrees: bool) -> None:
+def test_voxels_nearer_to_a_prompt_of_opposite_polarity_are_kept(polarity: int, agrees: bool) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     before = torch.full((1, 32, 32, 32), polarity == NEGATIVE_POINT)
     contrary = NEGATIVE_POINT if polarity == POSITIVE_POINT else POSITIVE_POINT
@@ -152,7 +152,7 @@ def test_what_lies_nearer_to_a_prompt_that_says_the_contrary_stays(polarity: int
     assert torch.equal(answer(~before, x), expected)
 
 
-def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
+def test_a_negative_box_keeps_voxels_near_positive_points() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[:, PREVIOUS] = 1.0
     x[0, POSITIVE_POINT, 16, 16, 4] = 0.9
@@ -162,7 +162,7 @@ def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
     assert not changed[0, 16, 16, :10].any()
 
 
-def test_the_first_answer_need_not_be_sure() -> None:
+def test_the_first_answer_needs_no_confidence() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 1.0
     assert torch.equal(answer(blobs(FIRST), x, sure=0.1), blobs(FIRST))
@@ -185,7 +185,7 @@ class Noted(HalfResolutionUNet):
 
 
 @pytest.mark.parametrize("sure", [0.9, 1.1])
-def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: float) -> None:
+def test_a_first_prompt_runs_two_passes_with_a_higher_threshold(sure: float) -> None:
     network = Noted(sure)
     x = torch.zeros(2, 8, 32, 32, 32)
     x[:, POSITIVE_POINT, 4, 6, 6] = 1.0
@@ -208,7 +208,7 @@ def cube(image: torch.Tensor, side: int) -> tuple[slice, slice, slice]:
     return i, j, k
 
 
-def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None:
+def test_a_first_prompt_is_rescaled_after_zooming_out() -> None:
     """A point is less than 1 where the mean of voxels is taken; beside a previous segmentation it may be an old one."""
     network = Noted(sure=10.0)
     x = torch.zeros(3, 8, 32, 32, 32)
@@ -226,7 +226,7 @@ def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None
 
 
 @pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.24), (24, 0.0), (32, 0.0)])
-def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expected: float) -> None:
+def test_continuation_ratio(side: int, expected: float) -> None:
     """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations.
 
     Of what is 2 to 5 voxels away from a cube of 20, a quarter is in that of 24."""
@@ -237,7 +237,7 @@ def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expe
     assert continuation_ratio(image, answer) == pytest.approx(expected, abs=0.02)
 
 
-def test_nothing_goes_on_where_nothing_was_found() -> None:
+def test_continuation_ratio_of_an_empty_answer() -> None:
     image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
     assert continuation_ratio(image, np.zeros(image.shape, bool)) == 0
 
@@ -277,7 +277,7 @@ def assert_is_cube(found: torch.Tensor, side: int) -> None:
     assert inside.float().mean() > 0.9
 
 
-def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
+def test_a_continuing_answer_is_repeated_at_half_resolution() -> None:
     network, x = Sized(side=6, shrunk=12), patch_of_large_organ()
     before = x.clone()
     found = network(x).argmax(1).bool()[0]
@@ -301,14 +301,14 @@ def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
         (14, 13, 20, 4),  # of what surrounds it, more looks like it than with the first answer
     ],
 )
-def test_otherwise_the_first_answer_stays(side: int, shrunk: int, organ: int, appearance: int) -> None:
+def test_a_closed_answer_is_kept(side: int, shrunk: int, organ: int, appearance: int) -> None:
     network = Sized(side, shrunk, edged=16)
     assert_is_cube(network(patch_of_large_organ(organ)).argmax(1).bool()[0], side)
     assert len(network.shown) == appearance
 
 
 @pytest.mark.parametrize(("edged", "side"), [(12, 24), (8, 20)])
-def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: int, side: int) -> None:
+def test_a_large_continuing_organ_is_repeated_with_replicated_edges(edged: int, side: int) -> None:
     """The better of both is taken: the cube of 24 ends, that of 20 does not quite, that of 16 still less."""
     network = Sized(6, 10, edged)
     assert_is_cube(network(patch_of_large_organ(24)).argmax(1).bool()[0], side)
@@ -323,7 +323,7 @@ def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: i
     ("channel", "at"),
     [(PREVIOUS, 16), (POSITIVE_REGION, 16), (NEGATIVE_REGION, 16), (POSITIVE_SCRIBBLE, 16), (POSITIVE_POINT, 25)],
 )
-def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(channel: int, at: int) -> None:
+def test_other_prompts_prevent_the_half_resolution_pass(channel: int, at: int) -> None:
     x = patch_of_large_organ()
     x[0, channel, 16, 16, at] = 1.0
     network = Sized(side=6, shrunk=12)
@@ -333,7 +333,7 @@ def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(c
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, about what it does not trace
 @pytest.mark.slow
-def test_compiled_it_gives_the_same() -> None:
+def test_the_compiled_network_gives_equal_results() -> None:
     x = patch_of_large_organ()
     with torch.inference_mode():
         expected = Sized(side=6, shrunk=12)(x)
@@ -341,7 +341,7 @@ def test_compiled_it_gives_the_same() -> None:
     assert torch.equal(found, expected)
 
 
-def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
+def test_patches_of_a_batch_are_independent() -> None:
     x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
     x[1, PREVIOUS, 16, 16, 16] = 1.0
     network = Sized(side=6, shrunk=12)
@@ -360,14 +360,14 @@ def test_refinement_moves_borders_and_does_not_hollow_out() -> None:
     assert torch.equal(answer(more, x), more)
 
 
-def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
+def test_a_patch_without_a_new_prompt_keeps_its_answer() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9
     assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST, SECOND))
 
 
 @pytest.mark.parametrize(("newest", "sign"), [(POSITIVE_POINT, 1.0), (NEGATIVE_POINT, -1.0), (NEGATIVE_REGION, -1.0)])
-def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, sign: float) -> None:
+def test_likeness_to_the_newest_prompt(newest: int, sign: float) -> None:
     x = torch.zeros(2, 8, 32, 32, 32)
     x[0, 0, 16:], x[0, 0, 24:] = 0.2, 3.0
     x[0, newest, 20, 16, 16] = 1.0  # in the middle one of three parts
@@ -380,7 +380,7 @@ def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, 
         assert not likeness[1].any(), "the second of the batch has only older prompts"
 
 
-def test_the_fast_way_gives_what_torch_gives_for_all_channels() -> None:
+def test_skipping_empty_channels_matches_torch() -> None:
     torch.manual_seed(0)
     network = HalfResolutionUNet(8, 2, [16, 32]).eval()
     x = torch.zeros(1, 8, 32, 32, 32)

@@ -31,7 +31,7 @@ def views(draw: st.DrawFn) -> tuple[np.ndarray, Box, Box]:
 
 @settings(max_examples=3 * settings.default.max_examples)
 @given(views())
-def test_beyond_what_is_occupied_nothing_is_said(view: tuple[np.ndarray, Box, Box]) -> None:
+def test_the_nonempty_region_contains_all_voxels(view: tuple[np.ndarray, Box, Box]) -> None:
     answer, box, inside = view
     everything = resample_nearest(answer, box, inside)
     found = nonempty_region(answer, box, inside)
@@ -41,14 +41,14 @@ def test_beyond_what_is_occupied_nothing_is_said(view: tuple[np.ndarray, Box, Bo
     assert np.array_equal(output, everything)
 
 
-def test_voxels_are_those_of_torchs_nearest_neighbor() -> None:
+def test_resampling_matches_torchs_nearest_neighbor() -> None:
     answer = np.random.default_rng(0).random(PATCH) < 0.5
     box = Box.whole((31, 27, 29))
     voxels = interpolate(torch.from_numpy(answer)[None, None].float(), box.shape, mode="nearest-exact")[0, 0]
     assert np.array_equal(resample_nearest(answer, box, box), voxels.numpy() > 0.5)
 
 
-def test_the_part_that_is_occupied_is_as_small_as_can_be() -> None:
+def test_the_nonempty_region_is_tight() -> None:
     answer = np.zeros(PATCH, bool)
     answer[3:5, 2, 7] = True
     box = Box((-6, 0, 10), (30, 30, 34))  # three voxels for each of the answer's

@@ -39,7 +39,7 @@ ADVICE = (
 )
 
 
-def test_the_version_is_the_one_these_seams_were_read_in():
+def test_the_upstream_version_is_the_tested_one():
     installed = version("nnInteractive")
     assert installed.startswith("2.6."), f"nnInteractive {installed} is installed, 2.6 is supported. {ADVICE}"
     assert installed == nnInteractiveInferenceSession.INFERENCE_SESSION_VERSION
@@ -103,13 +103,13 @@ def signature_of(function: Any) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_methods_take_what_they_took(name):
+def test_signatures_of_methods_are_unchanged(name):
     found = getattr(nnInteractiveInferenceSession, name, None)
     assert found is not None, f"{name} is gone. {ADVICE}"
     assert signature_of(found) == SIGNATURES[name], ADVICE
 
 
-def test_every_override_is_held_here():
+def test_every_override_has_a_tested_signature():
     inherited = set(dir(nnInteractiveInferenceSession)) - {"__module__", "__doc__"}
     assert inherited & set(vars(UpstreamSession)) <= set(SIGNATURES)
 
@@ -125,12 +125,12 @@ def test_every_override_is_held_here():
         ("_validate_and_normalize_manifest", "(manifest)"),
     ],
 )
-def test_functions_of_the_catalogue_take_what_they_took(name, signature):
+def test_signatures_of_registry_functions_are_unchanged(name, signature):
     assert signature_of(getattr(model_management, name)) == signature, ADVICE
     assert model_management.MODEL_PREFIX == "nnInteractive_"
 
 
-def test_points_are_drawn_as_they_were():
+def test_signatures_of_point_interactions_are_unchanged():
     assert signature_of(PointInteraction_stub) == "(point_radius, use_distance_transform=False)", ADVICE
     assert signature_of(PointInteraction_stub.place_point) == (
         "(self, position, interaction_map, binarize=False, intensity_scale=1.0, channel_idx=None, before_write=None)"
@@ -149,7 +149,7 @@ def test_prints_go_to_the_log(capsys, quick_model):
 # ---- what a model brings ----------------------------------------------------------------------------------------
 
 
-def test_artifacts_are_what_is_shared(demo_model):
+def test_sessions_share_only_known_artifacts(demo_model):
     assert set(demo_model.artifacts) == {
         "capability_content",
         "point_interaction",
@@ -169,7 +169,7 @@ def test_artifacts_are_what_is_shared(demo_model):
     assert len(demo_model.artifacts["configuration_manager"].patch_size) == 3
 
 
-def test_a_session_has_the_attributes_that_are_read_and_set(session):
+def test_a_session_has_the_used_attributes(session):
     for name in (
         "device", "do_autozoom", "interactions", "interactions_storage", "preprocessed_image", "original_image_shape",
         "point_interaction", "configuration_manager", "supported_interactions", "supports_initial_label",
@@ -302,7 +302,7 @@ def test_every_write_to_the_interactions_is_announced(session, step, storage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [s for s in STEPS if "without" not in s])
-def test_results_come_through_one_door(session, step):
+def test_all_results_are_pasted_by_one_method(session, step):
     """The target buffer holds what was pasted, in its order, and the previous segmentation is the same mask."""
     STEPS[step](session)
     mask = ball(SHAPE, (42, 30, 28), 8) if step == "mask" else np.zeros(SHAPE, bool)
@@ -318,7 +318,7 @@ def test_results_come_through_one_door(session, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-def test_the_network_is_run_once_for_each_look(session, step):
+def test_the_network_runs_once_per_view(session, step):
     """Coarse looks first, each made of an input, a pass and a search of its border; then a pass for each box."""
     STEPS[step](session)
     if "without" in step:
@@ -343,7 +343,7 @@ def test_these_steps_zoom_out_and_refine(session):
 
 
 @pytest.mark.slow
-def test_the_plan_alone_draws_at_random(session):
+def test_only_the_refinement_plan_is_random(session):
     state = np.random.get_state()[1].copy()
     for step in STEPS.values():
         step(session)
@@ -351,7 +351,7 @@ def test_the_plan_alone_draws_at_random(session):
     assert "random" in bboxes.random_sampling_fallback.__code__.co_names
 
 
-def test_prompts_that_wait_are_in_two_lists(session):
+def test_pending_prompts_are_in_two_lists(session):
     assert (session.new_interaction_centers, session.new_interaction_zoom_out_factors) == ([], [])
     STEPS["point without prediction"](session)
     session.add_bbox_interaction([[10, 70], [20, 30], [28, 29]], True, run_prediction=False)
@@ -383,7 +383,7 @@ def test_the_image_is_normalized_in_this_order(session):
     assert np.array_equal(session.preprocessed_image[0].numpy(), by_numpy), ADVICE
 
 
-def test_the_network_output_may_lie_in_memory_as_it_likes():
+def test_the_memory_layout_of_the_network_output_is_free():
     """The engine lays it out for upstream's argmax."""
     logits = torch.rand(1, 2, 9, 8, 7)
     laid_out = logits.contiguous(memory_format=torch.channels_last_3d)
@@ -393,7 +393,7 @@ def test_the_network_output_may_lie_in_memory_as_it_likes():
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (42, 36, 33), (83, 71, 65), (2, 70, 33)])
-def test_a_point_on_the_device_is_upstreams_point(at):
+def test_a_point_on_the_device_equals_upstreams_point(at):
     """The variant for interactions in GPU memory, tried in the machine's: the same ball, announced around it."""
     theirs, ours = torch.rand(3, *SHAPE).half(), torch.zeros(3, *SHAPE, dtype=torch.float16)
     ours[:] = theirs
@@ -408,7 +408,7 @@ def test_a_point_on_the_device_is_upstreams_point(at):
     assert all(s.start >= 0 and s.stop <= n for s, n in zip(slices, SHAPE, strict=True))
 
 
-def test_clearing_leaves_nothing(quick_model, device, monkeypatch):
+def test_clear_removes_all_prompts(quick_model, device, monkeypatch):
     """What the engine zeroes when it selects another segment is all that prompts had written."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
     volume = bar_in_a_box()

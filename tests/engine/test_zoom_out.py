@@ -41,7 +41,7 @@ def upstream(quick_model: LoadedModel, device: DeviceScheduler) -> UpstreamSessi
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", ZOOMS)
 @pytest.mark.parametrize("center", [(55, 45, 35), (0, 0, 0), (-30, 45, 100)])
-def test_a_view_is_what_upstream_builds(upstream: UpstreamSession, zoom: float, center: tuple[int, int, int]) -> None:
+def test_a_view_equals_upstreams(upstream: UpstreamSession, zoom: float, center: tuple[int, int, int]) -> None:
     built, sizes, box, previous = upstream._build_network_input(center, zoom)
     expected = nnInteractiveInferenceSession._build_network_input(upstream, center, zoom)
     assert (sizes, box) == (expected[1], expected[2])
@@ -62,7 +62,7 @@ def test_the_number_of_threads_changes_nothing(
         assert torch.equal(built, nnInteractiveInferenceSession._build_network_input(upstream, (50, 50, 30), zoom)[0])
 
 
-def test_nothing_is_read_where_nothing_was_written(
+def test_regions_without_prompts_are_not_read(
     quick_model: LoadedModel, device: DeviceScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client(quick_model, device).set_image(torso(SHAPE))

@@ -30,7 +30,7 @@ PLATE = box((6, 46), (6, 46), (10, 14))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_dice_is_that_of_simpleitk(seed: int) -> None:
+def test_dice_matches_simpleitk(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.random((2, 9, 8, 7)) < rng.random((2, 1, 1, 1))
     measure = sitk.LabelOverlapMeasuresImageFilter()
@@ -43,7 +43,7 @@ def test_dice_of_empty_masks() -> None:
     assert (dice(nothing, nothing), dice(PLATE, nothing)) == (1.0, 0.0)
 
 
-def test_surface_dice_of_what_is_equal_empty_or_elsewhere() -> None:
+def test_surface_dice_of_equal_empty_and_distant_masks() -> None:
     nothing, elsewhere = np.zeros(SHAPE, bool), box((6, 46), (6, 46), (30, 34))
     cube = (1.0, 1.0, 1.0)
     assert surface_dice(PLATE, PLATE, cube) == 1
@@ -79,7 +79,7 @@ def test_surface_dice_at_the_border_of_the_volume() -> None:
     assert surface_dice(half, whole, (1.0, 1.0, 1.0)) == pytest.approx(agreeing / (2400 + 1600), abs=0.02)
 
 
-def test_a_curve_goes_on_where_the_user_stopped() -> None:
+def test_a_curve_repeats_the_last_value() -> None:
     assert curve([0.5, 0.75], 4) == [0.5, 0.75, 0.75, 0.75]
     assert curve([], 3) == [0, 0, 0]
     assert curve([0.5, 0.7, 0.9], 3) == [0.5, 0.7, 0.9]
@@ -103,7 +103,7 @@ def test_prompts_to_a_target() -> None:
 TRUTH = box((10, 30), (10, 30), (10, 30))
 
 
-def test_a_positive_point_asks_for_the_ball_around_it_in_the_object() -> None:
+def test_a_positive_point_is_obeyed_if_the_ball_around_it_is_added() -> None:
     at, ball = (11, 20, 20), [(11, 20, 20), (14, 20, 20), (10, 20, 20), (13, 22, 21)]
     assert obeyed(TRUTH, TRUTH, at, True)
     for voxel in ball:
@@ -116,7 +116,7 @@ def test_a_positive_point_asks_for_the_ball_around_it_in_the_object() -> None:
     assert obeyed(mask, TRUTH, at, True)
 
 
-def test_a_negative_point_asks_that_the_ball_around_it_beside_the_object_is_not_there() -> None:
+def test_a_negative_point_is_obeyed_if_the_ball_around_it_is_removed() -> None:
     at, nothing = (8, 20, 20), np.zeros(SHAPE, bool)
     assert obeyed(nothing, TRUTH, at, False)
     assert obeyed(TRUTH, TRUTH, at, False)  # two voxels away there is the object, which may be there
@@ -131,7 +131,7 @@ def test_a_ball_is_cut_by_the_border_of_the_volume() -> None:
     assert not obeyed(np.zeros(SHAPE, bool), np.ones(SHAPE, bool), (0, 51, 1), True)
 
 
-def test_how_much_of_an_error_is_left() -> None:
+def test_the_remaining_error_is_counted_in_its_region() -> None:
     region = to_delta(box((10, 14), (10, 30), (10, 30)))
     mask = TRUTH & ~box((10, 12), (0, 52), (0, 40))
     mask |= box((40, 44), (10, 14), (10, 14))  # a new error, elsewhere

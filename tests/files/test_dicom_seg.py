@@ -121,7 +121,7 @@ def of_old_times(slice_: Any, _k: int) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("edit", [anonymous, without_thickness, of_old_times])
 @pytest.mark.parametrize("multi_frame", [False, True])
-def test_values_that_removers_of_names_leave(edit: Any, multi_frame: bool, series: Path, tmp_path: Path) -> None:
+def test_values_left_by_anonymizers(edit: Any, multi_frame: bool, series: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
         folder = edited(series, tmp_path / "in", edit)

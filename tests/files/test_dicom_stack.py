@@ -49,7 +49,7 @@ def check_place(volume: Volume) -> None:
     np.testing.assert_allclose(volume.direction, OBLIQUE, atol=1e-4)
 
 
-def test_it_is_read_as_written(make: Make) -> None:
+def test_voxels_are_read_as_written(make: Make) -> None:
     volume = read_volume(make(same))
     np.testing.assert_array_equal(volume.voxels, voxels())
     check_place(volume)
@@ -149,7 +149,7 @@ def mirrored(slice_: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("odd", [0, 13])
-def test_a_slice_unlike_the_others(
+def test_a_slice_that_differs_from_the_others(
     change: Callable[[Any], None], sentence: str, odd: int, series: Path, tmp_path: Path
 ) -> None:
     folder = edited(series, tmp_path / "odd", lambda slice_, k: change(slice_) if k == odd else None)
@@ -159,7 +159,7 @@ def test_a_slice_unlike_the_others(
 
 
 @pytest.mark.parametrize("change", [turn, coarser])
-def test_a_frame_unlike_the_others(change: Callable[[Any], None], series: Path, tmp_path: Path) -> None:
+def test_a_frame_that_differs_from_the_others(change: Callable[[Any], None], series: Path, tmp_path: Path) -> None:
     file = enhanced(series, tmp_path / "a.dcm", lambda frame, k: change(frame) if k == 9 else None)
     with pytest.raises(BadImage, match="1 of 30 differ"):
         read_volume(file)
@@ -257,7 +257,7 @@ def test_an_acquisition_that_was_stopped(dynamic: Path) -> None:
         read_volume(dynamic, ReadOptions(time=2))
 
 
-def test_two_slices_at_a_place_that_nothing_tells_apart(series: Path, tmp_path: Path) -> None:
+def test_two_indistinguishable_slices_at_one_position(series: Path, tmp_path: Path) -> None:
     folder = edited(series, tmp_path / "again", same)
     twin = pydicom.dcmread(folder / "000.dcm")
     twin.SOPInstanceUID = generate_uid()
@@ -284,7 +284,7 @@ def test_the_same_uid_in_every_file(series: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cut", "sentence"), [(1, r"004\.dcm"), (2000, r"004\.dcm"), (3500, "1 empty or damaged files were skipped")]
 )
-def test_pixels_that_are_missing(cut: int, sentence: str, series: Path, tmp_path: Path) -> None:
+def test_missing_pixels(cut: int, sentence: str, series: Path, tmp_path: Path) -> None:
     folder = edited(series, tmp_path / "cut", same)
     file = folder / "004.dcm"
     file.write_bytes(file.read_bytes()[:-cut])
@@ -292,7 +292,7 @@ def test_pixels_that_are_missing(cut: int, sentence: str, series: Path, tmp_path
         read_volume(folder)
 
 
-def test_frames_that_are_missing(series: Path, tmp_path: Path) -> None:
+def test_missing_frames(series: Path, tmp_path: Path) -> None:
     file = enhanced(series, tmp_path / "a.dcm")
     image = pydicom.dcmread(file)
     image.PixelData = image.PixelData[: -3 * 2 * SHAPE[0] * SHAPE[1]]

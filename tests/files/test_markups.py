@@ -98,7 +98,7 @@ def test_a_curve_beyond_the_border_is_cut(volume: Volume, at: Place, tmp_path: P
     assert lasso.mask[:10, :10].all()
 
 
-def test_what_cannot_be_used_is_said(volume: Volume, at: Place, tmp_path: Path) -> None:
+def test_invalid_markups_are_reported(volume: Volume, at: Place, tmp_path: Path) -> None:
     path = tmp_path / "m.mrk.json"
 
     def refused(message: str) -> None:

@@ -180,7 +180,7 @@ def test_thin_and_tiny_segments_are_visible_in_large_slices() -> None:
     assert shown.sum() >= 4
 
 
-def test_prompts_are_marked_near_the_slice_alone() -> None:
+def test_only_prompts_near_the_slice_are_marked() -> None:
     mask = np.zeros((60, 60, 20), bool)
     mask[20:40, 20:40, 10] = True
 

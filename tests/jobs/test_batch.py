@@ -99,7 +99,7 @@ def test_a_table_of_three_formats_of_images(quick: QuickServer, tmp_path: Path) 
         assert float(line["total_s"]) >= float(line["predict_s"]) >= float(line["network_s"]) > 0
 
 
-def test_millimeters_and_files_say_the_same_as_voxels(quick: QuickServer, tmp_path: Path) -> None:
+def test_prompts_in_millimeters_and_files_equal_those_in_voxels(quick: QuickServer, tmp_path: Path) -> None:
     """Every kind of prompt twice: given in voxels, and in millimeters or a file."""
     image = write_image(tmp_path / "a.nii.gz")
     write_image(tmp_path / "b.nii.gz")
@@ -127,7 +127,7 @@ def test_millimeters_and_files_say_the_same_as_voxels(quick: QuickServer, tmp_pa
         np.testing.assert_array_equal(slicerio.segment_mask(a, name), slicerio.segment_mask(b, name))
 
 
-def test_drawings_prompt_as_their_masks_do(quick: QuickServer, tmp_path: Path) -> None:
+def test_markups_prompt_like_their_masks(quick: QuickServer, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz")
     volume = sitk.GetArrayFromImage(image).transpose()
     strokes = np.zeros(SHAPE, np.uint8)
@@ -226,7 +226,7 @@ def test_a_dicom_series_becomes_a_dicom_seg(quick: QuickServer, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tmp_path: Path) -> None:
+def test_invalid_rows_and_files_are_reported_and_skipped(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "good.nii.gz")
     (tmp_path / "text.nii.gz").write_text("not an image")
     sitk.WriteImage(sitk.Image([5, 5, 5], sitk.sitkUInt8), str(tmp_path / "small.nrrd"))
@@ -290,7 +290,7 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
     assert "5 of 5 failed" in done.stderr
 
 
-def test_nothing_that_is_read_is_written_over(quick: QuickServer, tmp_path: Path) -> None:
+def test_inputs_are_not_overwritten(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     write_image(tmp_path / "b" / "a.nii.gz")
     write_image(tmp_path / "b" / "a.nrrd")
@@ -306,7 +306,7 @@ def test_nothing_that_is_read_is_written_over(quick: QuickServer, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_what_stops_a_batch_is_raised_and_nothing_is_remembered_as_failed(tmp_path: Path) -> None:
+def test_a_fatal_error_is_raised_and_records_no_failure(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     rows = [{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}]
     with pytest.raises(ConnectionFailed):
@@ -330,7 +330,7 @@ def test_without_a_server_one_is_started(tmp_path: Path) -> None:
     assert results(tmp_path / "out")[0]["model"] == "demo"
 
 
-def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_path: Path) -> None:
+def test_at_capacity_reduces_the_jobs_in_flight(quick: QuickServer, tmp_path: Path) -> None:
     images = [tmp_path / f"{n}.nrrd" for n in range(MAX_SESSIONS + 3)]
     for n, image in enumerate(images):
         write_image(image, n)
@@ -418,7 +418,7 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
 
 
 @pytest.mark.slow
-def test_an_interrupted_batch_says_so_and_goes_on(quick: QuickServer, tmp_path: Path) -> None:
+def test_an_interrupted_batch_can_be_resumed(quick: QuickServer, tmp_path: Path) -> None:
     many = 400  # a minute's work: it is not done before the interrupt, whatever else the machine does
     write_image(tmp_path / "0.nrrd", 0)
     for n in range(1, many):
@@ -437,7 +437,7 @@ def test_an_interrupted_batch_says_so_and_goes_on(quick: QuickServer, tmp_path: 
     assert 4 <= len(done) < many
 
 
-def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer, tmp_path: Path) -> None:
+def test_finished_jobs_are_skipped_until_their_rows_change(quick: QuickServer, tmp_path: Path) -> None:
     for n in range(2):
         write_image(tmp_path / f"{n}.nrrd", n)
     rows: list[dict[str, object]] = [{"image": tmp_path / f"{n}.nrrd", "ijk": INSIDE} for n in range(2)]
@@ -460,7 +460,7 @@ def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer
     assert batch() == {"0.nrrd": False, "1.nrrd": True}
 
 
-def test_a_slice_that_is_replaced_makes_its_series_another(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_replaced_slice_invalidates_its_series(quick: QuickServer, tmp_path: Path) -> None:
     """The series lies beside its table, and is called by its folder's name."""
     write_series(tmp_path / "Fall 7")
     table = write_table(tmp_path / "Fall 7" / "jobs.csv", f".,liver,point,{POINT},,,")
@@ -477,7 +477,7 @@ def test_a_slice_that_is_replaced_makes_its_series_another(quick: QuickServer, t
     assert batch() == ("Fall 7.seg.nrrd", False)
 
 
-def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
+def test_an_unusable_output_folder_is_reported(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     with pytest.raises(BadOutput, match=r"a.nii.gz cannot be created \(File exists\)"):
         nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "a.nii.gz")
@@ -486,7 +486,7 @@ def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
         list(nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "out", server="127.0.0.1:9"))
 
 
-def test_leaving_the_iterator_ends_the_work(quick: QuickServer, thirty: Path, tmp_path: Path) -> None:
+def test_closing_the_iterator_stops_the_batch(quick: QuickServer, thirty: Path, tmp_path: Path) -> None:
     batch = nni.batch(thirty / "jobs.csv", tmp_path, server=quick.address)
     first = next(batch)
     # Nobody takes these, and they are finished all the same.
@@ -502,7 +502,7 @@ def test_leaving_the_iterator_ends_the_work(quick: QuickServer, thirty: Path, tm
     assert list(tmp_path.rglob(".partial*")) == []
 
 
-def test_the_base_install_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_base_install_names_missing_packages(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['SimpleITK'] = None\n"
         "import nninteractive_ws as nni\n"

@@ -83,7 +83,7 @@ def test_the_newer_of_two_results_in_a_file_wins(quick: QuickServer, tmp_path: P
     assert [(line["segment"], line["table"]) for line in results(out)] == [("other", "this"), ("segment", "other")]
 
 
-def test_a_result_is_known_until_its_file_is_replaced(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_result_is_reused_until_its_file_is_replaced(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     out = tmp_path / "out"
     run(quick, rows_of(tmp_path / "a.nrrd"), out)
@@ -124,7 +124,7 @@ def test_two_tables_with_images_of_the_same_name(quick: QuickServer, tmp_path: P
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_and_the_folder_of_a_series_are_not_written_to(tmp_path: Path) -> None:
+def test_the_table_and_the_folder_of_a_series_are_not_overwritten(tmp_path: Path) -> None:
     write_series(tmp_path / "series")
     table = write_table(tmp_path / "results.csv", f"series,liver,point,{POINT},,,")
     with pytest.raises(BadOutput, match=r"would overwrite the input file .*results\.csv"):
@@ -138,7 +138,7 @@ def test_the_table_and_the_folder_of_a_series_are_not_written_to(tmp_path: Path)
         nni.batch(rows_of(tmp_path / "series"), tmp_path / "out\udcff")
 
 
-def test_prompt_files_are_not_written_over(quick: QuickServer, tmp_path: Path) -> None:
+def test_prompt_files_are_not_overwritten(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     drawn = sitk.Image(list(voxels().shape), sitk.sitkUInt8)
     drawn.CopyInformation(sitk.ReadImage(str(tmp_path / "a.nrrd")))
@@ -154,7 +154,7 @@ def test_prompt_files_are_not_written_over(quick: QuickServer, tmp_path: Path) -
 # ---- chosen volumes -----------------------------------------------------------------------------------------
 
 
-def test_time_points_and_series_of_one_file_are_jobs_of_their_own(quick: QuickServer, tmp_path: Path) -> None:
+def test_time_points_and_series_of_one_file_are_separate_jobs(quick: QuickServer, tmp_path: Path) -> None:
     image_files.write(tmp_path / "a.nii.gz", np.stack([voxels(n) for n in range(3)], axis=3))
     write_series(tmp_path / "s")
     add_series(tmp_path / "s", tmp_path / "more")
@@ -256,7 +256,7 @@ def test_a_file_that_cannot_be_written_does_not_end_the_batch(quick: QuickServer
 
 
 @pytest.mark.parametrize("error", [OSError, nni.errors.BadImage])
-def test_where_a_result_was_kept_is_recorded(
+def test_the_path_of_a_rescued_result_is_recorded(
     quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     for n in range(2):
@@ -344,7 +344,7 @@ def write_bad(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_many_volumes_of_which_some_are_damaged(quick: QuickServer, tmp_path: Path) -> None:
+def test_damaged_volumes_do_not_affect_the_others(quick: QuickServer, tmp_path: Path) -> None:
     """Status 1, a sentence for every trouble, and the masks that a session of its own gives for the others."""
     seeds, bad = write_good(tmp_path), write_bad(tmp_path)
     rows = [f"{row},{POINT}" for row in GOOD]

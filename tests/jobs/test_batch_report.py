@@ -85,7 +85,7 @@ def test_a_resumed_batch_shows_the_volumes_of_earlier_runs(quick: QuickServer, t
     assert not pictures(out).items() & first.items()
 
 
-def test_a_page_is_there_during_the_batch_and_after_it_is_left(quick: QuickServer, tmp_path: Path) -> None:
+def test_the_report_exists_during_the_batch_and_after_an_early_exit(quick: QuickServer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     batch = nni.batch(rows_of(tmp_path, 4), out, server=quick.address, in_flight=1)
     next(batch)
@@ -116,7 +116,7 @@ def test_pictures_are_drawn_off_the_event_loop(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot kill with SIGKILL")
-def test_after_a_kill_the_report_has_all_finished_volumes(quick: QuickServer, tmp_path: Path) -> None:
+def test_the_report_has_all_finished_volumes_after_a_kill(quick: QuickServer, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 12)
     table = tmp_path / "jobs.csv"
     table.write_text("image,segment,ijk\n" + "".join(f"{n}.nrrd,liver,12 17 15\n" for n in range(len(rows))))

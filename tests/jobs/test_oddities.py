@@ -104,7 +104,7 @@ def test_long_structures_may_touch_the_border_and_ribs_may_have_many_parts() -> 
     assert first_of(entry(parts=60), ribs) == ["parts"]
 
 
-def test_without_records_the_results_alone_are_judged() -> None:
+def test_results_without_records_are_judged() -> None:
     bare = [Entry(e.image, e.output, e.result) for e in (*USUAL, entry(voxels=0), entry(700.0))]
     assert words(bare)[-2:] == [["empty"], ["outlier"]]
 

@@ -112,7 +112,7 @@ def test_a_command_is_valid(document: str, command: str, tmp_path: Path, monkeyp
         "nothing-known",
     ],
 )
-def test_a_command_that_is_not_valid_is_noticed(command: str) -> None:
+def test_an_invalid_command_is_detected(command: str) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011
         check(command)
 
@@ -146,7 +146,7 @@ def page_of(address: str) -> Path:
 
 
 @pytest.mark.parametrize("document", documents.documents(), ids=documents.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_targets(document: Path) -> None:
     for link in documents.links(document):
         target, _, anchor = link.partition("#")
         if target.startswith(PICTURES):

@@ -90,7 +90,7 @@ def place(dotted: str) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_what_stands_above(path: Path) -> None:
+def test_modules_import_only_modules_above(path: Path) -> None:
     own = ".".join((NAME, *path.relative_to(PACKAGE).with_suffix("").parts))
     here = place(own)
     assert here is not None
@@ -102,7 +102,7 @@ def test_imports_only_what_stands_above(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_torch_is_imported_under_engine_and_benchmark_alone(path: Path) -> None:
+def test_torch_is_imported_only_under_engine_and_benchmark(path: Path) -> None:
     if path.parent.name not in MAY_IMPORT_HEAVY:
         assert not HEAVY & {name.split(".")[0] for name in imports(path)}
 
@@ -119,14 +119,14 @@ def test_the_architecture_page_has_this_order() -> None:
     assert re.findall(r"^\| `(\w+)(?:\.py|/)` \|", table, re.MULTILINE) == ORDER
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_has_a_position() -> None:
     listed = {f"{package}/{part}" for package, parts in PARTS.items() for part in parts}
     listed |= {name for name in ORDER if name not in PARTS}
     assert {str(p.relative_to(PACKAGE).with_suffix("")) for p in modules()} == listed
 
 
 @pytest.mark.parametrize("module", ["nninteractive_ws", "nninteractive_ws.server.run", "nninteractive_ws.cli.main"])
-def test_importing_it_brings_no_torch(module: str) -> None:
+def test_importing_the_package_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

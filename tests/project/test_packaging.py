@@ -52,7 +52,7 @@ def run(python: Path | str, code: str, cwd: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_what_is_in_the_wheel(wheel: Path) -> None:
+def test_the_content_of_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
@@ -65,7 +65,7 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_in_the_sdist(built: Path) -> None:
+def test_the_content_of_the_sdist(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -132,14 +132,14 @@ with nni.connect(ADDRESS) as session:
 
 
 @pytest.mark.slow
-def test_the_client_works_with_what_the_base_install_brings(client_python: Path, server: str, tmp_path: Path) -> None:
+def test_the_client_works_with_the_base_install(client_python: Path, server: str, tmp_path: Path) -> None:
     output = run(client_python, f"ADDRESS = {server!r}\n{USE_THE_CLIENT}", tmp_path)
     assert output.startswith("(40, 36, 32) False ")
     assert str(client_python.parents[1]) in output
 
 
 @pytest.mark.slow
-def test_the_command_of_the_base_install_says_what_is_missing(client_python: Path) -> None:
+def test_the_command_of_the_base_install_names_missing_packages(client_python: Path) -> None:
     command = client_python.parent / "nninteractive-ws"
     done = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert done.returncode == 1

@@ -46,7 +46,7 @@ def raw_client(server: QuickServer) -> socket.socket:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["frame", "fragment"])
-def test_unfinished_messages_are_limited_in_all(quick: QuickServer, kind: str) -> None:
+def test_the_total_size_of_unfinished_messages_is_limited(quick: QuickServer, kind: str) -> None:
     size = 60 * MIB
     clients = []
     with undisturbed(quick, gateway=2 * MAX_INCOMING_BYTES + 200 * MIB):
@@ -78,7 +78,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.slow
-def test_a_client_that_sends_pings_and_does_not_read_is_closed(quick: QuickServer) -> None:
+def test_a_client_that_sends_pings_without_reading_is_disconnected(quick: QuickServer) -> None:
     with undisturbed(quick, gateway=MAX_OUTGOING_BYTES + 200 * MIB):
         client = raw_client(quick)
         pings = masked(0x89, bytes(125)) * 8192
@@ -95,7 +95,7 @@ def send_without_end(client: socket.socket, data: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_passed_on_does_not_count(quick: QuickServer) -> None:
+def test_relayed_messages_do_not_count_toward_the_limit(quick: QuickServer) -> None:
     """A client that sends more than the limit, one message after another, is not closed."""
 
     async def work() -> None:

@@ -64,7 +64,7 @@ def own() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.slow
-def test_it_answers_while_the_model_loads(own: ServerProcess) -> None:
+def test_the_gateway_answers_while_the_model_loads(own: ServerProcess) -> None:
     before = health(own.address)
     assert before["status"] == "loading"
     assert before["device"] is None
@@ -109,7 +109,7 @@ def test_the_gateway_has_no_torch(own: ServerProcess) -> None:
     assert "libtorch" not in libraries(own.process.pid)
 
 
-def test_at_capacity_and_room_again(own: ServerProcess) -> None:
+def test_a_closed_session_frees_capacity(own: ServerProcess) -> None:
     async def fill() -> None:
         first, _second = await PlainClient.open(own.address), await PlainClient.open(own.address)
         assert health(own.address)["sessions"] == 2
@@ -133,7 +133,7 @@ def test_at_capacity_and_room_again(own: ServerProcess) -> None:
 
 @pytest.mark.slow
 @linux
-def test_a_killed_worker(own: ServerProcess) -> None:
+def test_sessions_are_restored_after_a_killed_worker(own: ServerProcess) -> None:
     """Its sessions come back in the next one by themselves, and the prompt that ran is answered."""
     received: list[Any] = []
 
@@ -220,7 +220,7 @@ def test_healthz(server: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/index.html", "/predict"])
-def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
+def test_plain_http_is_answered_with_an_explanation(server: str, path: str) -> None:
     status, output = plain_get(server, path)
     assert status == 426
     assert output.startswith("This is an nninteractive-ws server")
@@ -230,7 +230,7 @@ def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
 @linux
 @pytest.mark.parametrize("path", ["/worker", "/worker/session", "/worker/session?token=x", "/workers", "/"])
 @pytest.mark.parametrize("secret", [None, "", "guess", "caf\u00e9"])
-def test_the_workers_port_wants_their_secret(inside: str, path: str, secret: str | None) -> None:
+def test_the_worker_port_requires_a_secret(inside: str, path: str, secret: str | None) -> None:
     headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
 
     async def dial() -> None:
@@ -261,7 +261,7 @@ def inside() -> Iterator[str]:
         yield f"ws://127.0.0.1:{connection.raddr.port}"
 
 
-def test_a_page_in_a_browser_is_refused(server: str) -> None:
+def test_a_foreign_origin_is_refused(server: str) -> None:
     async def dial() -> None:
         async with connect(server, origin=Origin("https://example.org"), proxy=None):
             pass
@@ -291,7 +291,7 @@ def test_a_page_in_a_browser_is_refused(server: str) -> None:
         (protocol.encode(hello(encodings=[])), "unsupported_version", "the server supports"),
     ],
 )
-def test_a_wrong_beginning(server: str, first: str | bytes, code: str, expected: str) -> None:
+def test_an_invalid_first_message_is_refused(server: str, first: str | bytes, code: str, expected: str) -> None:
     async def begin() -> tuple[Any, int | None, str | None]:
         client = PlainClient(await connect(server, proxy=None))
         await client.websocket.send(first)
@@ -306,7 +306,7 @@ def test_a_wrong_beginning(server: str, first: str | bytes, code: str, expected:
     assert (close_code, reason) == (CloseCode.POLICY_VIOLATION, code)
 
 
-def test_a_message_that_is_too_large(server: str) -> None:
+def test_a_message_over_the_limit_closes_the_connection(server: str) -> None:
     async def begin() -> int | None:
         client = PlainClient(await connect(server, proxy=None))
         await client.websocket.send(bytes(protocol.MAX_MESSAGE_BYTES + 1))
@@ -360,7 +360,7 @@ def same(a: list[Mask], b: list[Mask]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_sessions_side_by_side(server: str, lone_masks: dict[int, list[Mask]]) -> None:
+def test_concurrent_sessions_get_the_masks_of_single_ones(server: str, lone_masks: dict[int, list[Mask]]) -> None:
     async def both() -> list[list[Mask]]:
         return await asyncio.gather(prompt_through(server, 5), prompt_through(server, 6))
 
@@ -382,7 +382,7 @@ def test_other_encodings(server: str, lone_masks: dict[int, list[Mask]], encodin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["upload", "prediction"])
-def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int, list[Mask]], moment: str) -> None:
+def test_a_vanished_client_does_not_affect_others(server: str, lone_masks: dict[int, list[Mask]], moment: str) -> None:
     async def work() -> list[Mask]:
         victim = await PlainClient.open(server)
         image = phantom(shape=WIDE_SHAPE)
@@ -406,7 +406,7 @@ def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int
 
 
 @pytest.mark.slow
-def test_a_request_that_comes_twice_is_done_once(server: str) -> None:
+def test_a_repeated_request_is_applied_once(server: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
         await client.set_image(phantom())
@@ -431,7 +431,7 @@ def test_a_request_that_comes_twice_is_done_once(server: str) -> None:
     run(work())
 
 
-def test_wrong_requests(server: str) -> None:
+def test_invalid_requests_are_answered_with_errors(server: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
 
@@ -459,7 +459,7 @@ def test_wrong_requests(server: str) -> None:
     ["text", b"\xc1", msgspec.msgpack.encode({"type": "undo", "segment": "a"})],
     ids=["text", "garbage", "no id"],
 )
-def test_what_cannot_be_answered_ends_the_connection(server: str, message: str | bytes) -> None:
+def test_an_invalid_message_without_an_id_closes_the_connection(server: str, message: str | bytes) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
         await client.websocket.send(message)

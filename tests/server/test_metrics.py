@@ -64,7 +64,7 @@ def test_times_fall_into_buckets() -> None:
     assert value(found, "queue_seconds_sum") == pytest.approx(40.2)
 
 
-def test_what_comes_from_the_wire_makes_no_new_series() -> None:
+def test_unknown_types_and_codes_add_no_series() -> None:
     found = metrics()
     before = [(s.name, s.labels) for s in samples(found)]
     for n in range(50):
@@ -85,7 +85,7 @@ def test_every_type_and_code_has_its_series_from_the_start() -> None:
     assert {s["direction"] for s in labels(found, "bytes_total")} == {"up", "down"}
 
 
-def test_what_else_happens() -> None:
+def test_other_events_are_counted() -> None:
     found = metrics()
     found.bytes_transferred("up", 1000)
     found.bytes_transferred("up", 24)
@@ -102,7 +102,7 @@ def test_what_else_happens() -> None:
     assert math.fsum(value(found, "requests_total", **s) for s in labels(found, "requests_total")) == 0
 
 
-def test_gauges_are_what_is_so_now() -> None:
+def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     asked = 0
 
     def now() -> GaugeSnapshot:

@@ -50,7 +50,7 @@ async def resume(address: str, welcome: wire.Welcome, **fields: Any) -> PlainCli
 
 
 @pytest.mark.slow
-def test_a_session_is_taken_up(server: str) -> None:
+def test_a_session_is_resumed(server: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
         await client.set_image(phantom())
@@ -82,7 +82,7 @@ def test_a_session_is_taken_up(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_said_meanwhile_is_said_again(server: str) -> None:
+def test_missed_messages_are_replayed(server: str) -> None:
     """A prompt whose connection breaks goes on, and is had in full by whoever sends it again."""
 
     async def work() -> None:
@@ -115,7 +115,7 @@ def test_what_was_said_meanwhile_is_said_again(server: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["secret", "no secret", "name", "encoding"])
-def test_a_session_is_not_anybodys(server: str, wrong: str) -> None:
+def test_a_session_is_resumed_only_with_its_secret(server: str, wrong: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
         await client.set_image(phantom())
@@ -138,7 +138,7 @@ def test_a_session_is_not_anybodys(server: str, wrong: str) -> None:
     run(work())
 
 
-def test_a_new_connection_takes_the_place_of_the_old_one(server: str) -> None:
+def test_a_new_connection_replaces_the_old_one(server: str) -> None:
     async def work() -> None:
         first = await PlainClient.open(server)
         await first.set_image(phantom())
@@ -176,7 +176,7 @@ def small() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.slow
-def test_who_left_makes_room(small: ServerProcess) -> None:
+def test_a_disconnected_session_is_evicted_for_a_new_one(small: ServerProcess) -> None:
     async def work() -> None:
         first, second = await PlainClient.open(small.address), await PlainClient.open(small.address)
         await first.close()
@@ -195,7 +195,7 @@ def test_who_left_makes_room(small: ServerProcess) -> None:
 
 
 @pytest.mark.slow
-def test_an_image_too_large_for_the_memory_is_refused(small: ServerProcess) -> None:
+def test_an_image_larger_than_the_memory_is_refused(small: ServerProcess) -> None:
     async def work() -> None:
         client = await PlainClient.open(small.address)
         await client.set_image(phantom())
@@ -214,7 +214,7 @@ def test_an_image_too_large_for_the_memory_is_refused(small: ServerProcess) -> N
 
 
 @pytest.mark.slow
-def test_a_session_without_its_client_gives_up_its_memory(small: ServerProcess) -> None:
+def test_the_image_of_a_disconnected_session_is_evicted(small: ServerProcess) -> None:
     """Whose client was here a moment ago keeps it, though: then the image of the newcomer does not fit."""
     shape = (120, 120, 120)  # two of these are more than the server has
 
@@ -238,7 +238,7 @@ def test_a_session_without_its_client_gives_up_its_memory(small: ServerProcess) 
 
 
 @pytest.mark.slow
-def test_sessions_are_kept_as_long_as_they_are_told_to() -> None:
+def test_sessions_are_kept_for_the_linger_time() -> None:
     with server_process("--linger", "1.5", "--log-level", "critical") as server:
 
         async def work() -> None:
@@ -262,7 +262,7 @@ def test_sessions_are_kept_as_long_as_they_are_told_to() -> None:
 
 @linux
 @pytest.mark.slow
-def test_a_client_that_does_not_read_costs_bounded_memory(server: str) -> None:
+def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
     """It asks for snapshots without end and takes none; another client notices nothing."""
 
     async def work() -> None:
@@ -313,7 +313,7 @@ def _memory(address: str) -> int:
     return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
 
 
-def test_too_many_requests_at_once_are_refused_one_by_one(server: str) -> None:
+def test_requests_beyond_the_limit_in_flight_are_refused(server: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
         # A prompt that waits for bricks which never come, and many behind it.
@@ -335,7 +335,7 @@ def test_too_many_requests_at_once_are_refused_one_by_one(server: str) -> None:
     run(work())
 
 
-def test_a_stranger_has_one_small_message(server: str) -> None:
+def test_the_hello_message_is_limited_in_size(server: str) -> None:
     async def work() -> None:
         stranger = await connect(server, compression=None, proxy=None)
         await stranger.send(protocol.encode(hello()) + bytes(70_000))
@@ -352,7 +352,7 @@ def test_a_stranger_has_one_small_message(server: str) -> None:
 
 @linux
 @pytest.mark.slow
-def test_compiling_changes_nothing_where_there_is_no_gpu() -> None:
+def test_compile_has_no_effect_without_a_gpu() -> None:
     with server_process("--device", "cpu", "--compile", "--log-level", "critical") as server:
 
         async def work() -> int:
@@ -426,7 +426,7 @@ def guarded(tokens: tuple[Path, dict[str, str]]) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("token", [None, "", "nws_wrong", "{anna}x", "{anna-1}"])
-def test_without_the_right_token_nobody_gets_in(guarded: ServerProcess, tokens: Any, token: str | None) -> None:
+def test_a_missing_or_wrong_token_is_refused(guarded: ServerProcess, tokens: Any, token: str | None) -> None:
     anna = tokens[1]["anna"]
     given = None if token is None else token.replace("{anna}", anna).replace("{anna-1}", anna[:-1])
     with pytest.raises(InvalidStatus) as refused:
@@ -441,7 +441,7 @@ def test_without_the_right_token_nobody_gets_in(guarded: ServerProcess, tokens: 
     assert health(guarded.address)["status"] == "ready"
 
 
-def test_a_session_is_its_users_alone(guarded: ServerProcess, tokens: Any) -> None:
+def test_a_session_is_resumed_only_by_its_user(guarded: ServerProcess, tokens: Any) -> None:
     async def work() -> None:
         anna = await PlainClient.open(guarded.address, tokens[1]["anna"])
         await anna.set_image(phantom())
@@ -458,7 +458,7 @@ def test_a_session_is_its_users_alone(guarded: ServerProcess, tokens: Any) -> No
     assert sessions(guarded.address, "connected", tokens[1]["ben"]) == 0
 
 
-def test_a_user_does_not_fill_the_server(guarded: ServerProcess, tokens: Any) -> None:
+def test_the_sessions_of_a_user_are_limited(guarded: ServerProcess, tokens: Any) -> None:
     async def work() -> None:
         two = [await PlainClient.open(guarded.address, tokens[1]["anna"]) for _ in range(2)]
         third = PlainClient(
@@ -477,7 +477,7 @@ def test_a_user_does_not_fill_the_server(guarded: ServerProcess, tokens: Any) ->
     run(work())
 
 
-def test_a_token_taken_back_opens_nothing(guarded: ServerProcess, tokens: Any) -> None:
+def test_a_removed_token_is_refused(guarded: ServerProcess, tokens: Any) -> None:
     from nninteractive_ws.server.access import add_user, remove_user
 
     token = add_user(tokens[0], "carl")
@@ -494,7 +494,7 @@ async def _come_and_go(address: str, token: str) -> None:
 
 @pytest.mark.slow
 @linux
-def test_no_secret_is_seen(tokens: Any, tmp_path: Path) -> None:
+def test_secrets_are_neither_logged_nor_listed(tokens: Any, tmp_path: Path) -> None:
     """Not in the log, not in an error, not in a process list."""
     secrets = list(tokens[1].values())
 
@@ -521,7 +521,7 @@ def test_no_secret_is_seen(tokens: Any, tmp_path: Path) -> None:
         assert not any(secret in line for line in lines)
 
 
-def test_listening_elsewhere_without_tokens_is_refused() -> None:
+def test_listening_beyond_loopback_requires_tokens() -> None:
     import subprocess
 
     command = [sys.executable, "-m", "nninteractive_ws", "serve", "--host", "0.0.0.0", "--port", "0", "--model", "demo"]
@@ -537,7 +537,7 @@ def test_listening_elsewhere_without_tokens_is_refused() -> None:
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize("reads", [True, False])
-def test_a_signal_ends_the_server_soon_whatever_its_clients_do(reads: bool) -> None:
+def test_a_signal_ends_the_server_despite_busy_clients(reads: bool) -> None:
     with server_process("--log-level", "critical") as server:
 
         async def work() -> tuple[list[Any], float]:

@@ -64,7 +64,7 @@ class Watched:
 
 
 @pytest.mark.slow
-def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> None:
+def test_an_idle_session_is_evicted_for_an_image_and_restored_later(server: str) -> None:
     async def work() -> None:
         first, second = Watched(), Watched()
         async with await first.open(server) as idle, await second.open(server) as newcomer:
@@ -93,7 +93,7 @@ def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> 
 
 
 @pytest.mark.slow
-def test_a_session_that_works_keeps_its_room(server: str) -> None:
+def test_a_busy_session_is_not_evicted(server: str) -> None:
     async def work() -> None:
         first = Watched()
         async with await first.open(server) as busy, await Watched().open(server) as newcomer:
@@ -114,7 +114,7 @@ def test_a_session_that_works_keeps_its_room(server: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.1])
-def test_who_leaves_in_the_middle_leaves_nothing_behind(server: str, pause_s: float) -> None:
+def test_closing_during_a_prompt_frees_the_session(server: str, pause_s: float) -> None:
     """Its image is on its way, and a prompt is being done, when it closes; the next one gets room at once."""
 
     async def work() -> None:
@@ -133,7 +133,7 @@ def test_who_leaves_in_the_middle_leaves_nothing_behind(server: str, pause_s: fl
 
 
 @pytest.mark.slow
-def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
+def test_an_idle_session_is_evicted_for_a_session(server: str) -> None:
     async def work() -> None:
         watched = [Watched() for _ in range(4)]
         opened = [await w.open(server) for w in watched[:3]]
@@ -174,7 +174,7 @@ async def talk(client: PlainClient, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
+def test_requests_without_effect_do_not_prevent_eviction(server: str) -> None:
     async def work() -> None:
         clients, talking = [await PlainClient.open(server) for _ in range(3)], []
         for client, what in zip(clients, ("cancel", "undo", "the same brick"), strict=True):
@@ -200,7 +200,7 @@ def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_whose_bricks_do_not_come_keep_no_place(server: str) -> None:
+def test_a_prompt_without_its_bricks_does_not_prevent_eviction(server: str) -> None:
     """Two clients that went in the middle of an upload, and one that is stuck."""
 
     async def work() -> None:
@@ -247,7 +247,7 @@ async def open_modestly(address: str) -> AsyncSession:
 
 
 @pytest.mark.slow
-def test_a_guest_takes_nobodys_place(server: str) -> None:
+def test_a_session_without_allow_eviction_evicts_no_other(server: str) -> None:
     async def work() -> None:
         watched = [Watched() for _ in range(3)]
         async with await watched[0].open(server) as idle, await watched[1].open(server):

@@ -71,7 +71,7 @@ def test_without_autozoom_a_prompt_takes_one_pass(make_client):
     assert np.array_equal(still.mask_after(request), zooming.mask())
 
 
-def test_timings_say_where_the_time_went(client):
+def test_timings_break_down_a_request(client):
     timings = client.send(LONG).timings
     assert timings.passes > 1
     assert 0 < timings.network < timings.total
@@ -88,7 +88,7 @@ def test_a_run_with_nothing_to_predict_changes_nothing(client):
     assert not client.mask().any(), "the run made no step"
 
 
-def test_a_mask_is_changed_where_it_is_flipped(client):
+def test_set_mask_with_flip_inverts_voxels(client):
     first, second = ball(SHAPE, (42, 36, 33), 9), ball(SHAPE, (50, 36, 33), 9)
     client.send(set_mask(first))
     done = client.send(set_mask(second, flip=True))
@@ -156,12 +156,12 @@ def test_a_refused_request_leaves_everything_as_it_was(make_client, name):
     [run(), undo(), redo(), reset(), RemoveSegment(id=1, segment="a"), GetMask(id=1, segment="a")],
     ids=lambda r: type(r).__name__,
 )
-def test_segments_are_made_by_prompts_alone(client, request_):
+def test_only_prompts_create_segments(client, request_):
     with pytest.raises(UnknownSegment, match='"a"'):
         client.send(request_)
 
 
-def test_prompts_that_the_model_does_not_know(quick_model, device, volume, make_client):
+def test_unsupported_prompts_are_refused(quick_model, device, volume, make_client):
     model = make_client().session._model
     limited = with_network(model, model.artifacts["network"])
     description = type(model.description)(
@@ -177,7 +177,7 @@ def test_prompts_that_the_model_does_not_know(quick_model, device, volume, make_
     client.send(POINTS[0])
 
 
-def test_a_session_has_so_many_segments_and_no_more(client, monkeypatch):
+def test_the_number_of_segments_is_limited(client, monkeypatch):
     monkeypatch.setattr(session_module, "LIMITS", msgspec.structs.replace(session_module.LIMITS, segments=2))
     for name in "ab":
         client.send(set_mask(ball(SHAPE, (9, 9, 9), 2), segment=name))
@@ -228,7 +228,7 @@ def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make
 
 
 @pytest.mark.slow
-def test_two_sessions_at_once_give_what_they_give_alone(make_client):
+def test_concurrent_sessions_give_the_masks_of_single_ones(make_client):
     requests = [*POINTS, LONG]
     alone = make_client().send_all(requests)
     clients = [make_client(), make_client()]
@@ -240,7 +240,7 @@ def test_two_sessions_at_once_give_what_they_give_alone(make_client):
     assert all(m.done >= 1 for m in queued)
 
 
-def test_nothing_is_sent_about_a_request_that_is_over(client):
+def test_no_message_follows_a_finished_request(client):
     client.send_all([LONG, *POINTS, undo()])
     owners = [m.request for m in client.received if isinstance(m, MaskDelta)]
     assert owners == sorted(owners)

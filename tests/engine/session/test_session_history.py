@@ -47,7 +47,7 @@ def test_undoing_all_and_redoing_all(make_client):
     assert np.array_equal(client.mask_after(LONG), twin.mask_after(LONG))
 
 
-def test_a_new_prompt_after_undoing_goes_on_from_there(make_client):
+def test_a_new_prompt_after_undo_continues_from_that_state(make_client):
     client, twin = make_client(), make_client()
     for one in (client, twin):
         one.send(SetOptions(id=1, autozoom=False))
@@ -81,7 +81,7 @@ def test_a_reset_can_be_undone_where_the_mask_reaches_through_the_volume(client)
     assert not client.mask_after(redo()).any()
 
 
-def test_prompts_that_wait_come_and_go_with_undo(make_client):
+def test_undo_and_redo_restore_pending_prompts(make_client):
     client, twin = make_client(), make_client()
     client.send(POINTS[0])
     client.send(point((50, 40, 20), run=False))
@@ -97,13 +97,13 @@ def test_prompts_that_wait_come_and_go_with_undo(make_client):
     assert twin.send(run()).timings.passes > 0
 
 
-def test_a_reset_forgets_the_prompts_that_wait(client):
+def test_a_reset_discards_pending_prompts(client):
     client.send(point((42, 36, 33), run=False))
     client.send(reset())
     assert client.send(run()).timings.passes == 0
 
 
-def test_segments_do_not_know_of_each_other(make_client):
+def test_segments_are_independent(make_client):
     together = make_client()
     together.send(SetOptions(id=1, autozoom=False))
     requests = {name: local_prompts(4, seed) for seed, name in enumerate("abc")}
@@ -124,7 +124,7 @@ def on_segment(request: Request, name: str) -> Request:
     return type(request)(**{**fields, "segment": name})
 
 
-def test_a_segment_that_was_removed_begins_again(client):
+def test_a_removed_segment_starts_empty(client):
     first = client.mask_after(POINTS[0])
     client.send(POINTS[1])
     client.send(RemoveSegment(id=1, segment="a"))
@@ -192,7 +192,7 @@ def back_and_forth(client: Client) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(STORY)))
-def test_a_restored_session_goes_on_as_the_lost_one_would_have(quick_model, device, volume, story, cut):
+def test_a_restored_session_continues_identically(quick_model, device, volume, story, cut):
     forth, back = story
     lost = Client(quick_model, device).set_image(volume)
     lost.send(SetOptions(id=1, autozoom=False))
@@ -210,7 +210,7 @@ def test_a_restored_session_goes_on_as_the_lost_one_would_have(quick_model, devi
             assert np.array_equal(ours, mask)
 
 
-def test_restoring_what_was_undone(quick_model, device, client):
+def test_undone_steps_are_restored(quick_model, device, client):
     on_the_way = client.send_all(POINTS)
     client.send(undo())
     client.send(undo())
@@ -232,7 +232,7 @@ def test_restoring_replaces_the_segment(make_client):
     assert np.array_equal(client.mask_after(POINTS[1]), twin.mask_after(POINTS[1]))
 
 
-def test_many_prompts_fade_and_come_back_the_same(make_client, quick_model, device):
+def test_many_faded_prompts_are_restored(make_client, quick_model, device):
     """Prompts fade by growing the newer ones, which upstream scales down again after about a hundred."""
     client = make_client()
     client.send(SetOptions(id=1, autozoom=False))
@@ -247,7 +247,7 @@ def test_many_prompts_fade_and_come_back_the_same(make_client, quick_model, devi
     assert client.mask().any()
 
 
-def test_a_restore_that_does_not_fit_changes_nothing(client):
+def test_an_invalid_restore_changes_nothing(client):
     client.send(POINTS[0])
     whole = RunLengthMask(box=((0, 84), (0, 72), (0, 67)), runs=1, encoding="raw", data=b"\0" * 4)
     outside = messages.Step(request=POINTS[0], change=whole)
