@@ -13,11 +13,9 @@ from typing import Any
 import urllib.error
 
 from helpers.end_to_end import (
-    SHAPE,
     WIDE_SHAPE,
     PlainClient,
     ServerProcess,
-    answered,
     health,
     hello,
     metrics,
@@ -258,81 +256,6 @@ def test_sessions_are_kept_for_the_linger_time() -> None:
 
 
 # ---- clients that misbehave -------------------------------------------------------------------------------
-
-
-@linux
-@pytest.mark.slow
-def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
-    """It asks for snapshots without end and takes none; another client notices nothing."""
-
-    async def work() -> None:
-        greedy = PlainClient(await connect(server, compression=None, max_size=None, proxy=None, max_queue=1))
-        await greedy.send(hello(encodings=["raw"]))
-        greedy.welcome = await greedy.receive_until(wire.Welcome)
-        shape = (200, 160, 160)
-        noise = np.random.default_rng(0).integers(0, 9, shape).astype(np.int16)
-        await greedy.set_image(noise)
-        # A mask like noise: 2.5 million runs, 10 MB as it is.
-        given = masks.pack(masks.to_delta(noise > 4), "raw")
-        await greedy.send(wire.SetMask(id=2, segment="a", mask=given))
-        await greedy.receive_answer(2)
-        for request in range(3, 8):  # as long as it reads
-            await greedy.send(wire.GetMask(id=request, segment="a"))
-            await greedy.receive_answer(request)
-        other = await PlainClient.open(server)
-        await other.set_image(phantom())
-        await other.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
-        await other.receive_answer(2)
-        memory, made = _memory(server), answered(server, "get_mask")
-        for request in range(8, 400):
-            await greedy.send(wire.GetMask(id=request, segment="a"))
-        for request in range(3, 9):
-            started = time.monotonic()
-            await other.send(wire.AddPoint(id=request, segment="a", point=(30, 30, 28)))
-            await other.receive_answer(request)
-            assert time.monotonic() - started < 60
-        memory, made = _memory(server) - memory, answered(server, "get_mask") - made
-        print(f"grown by {memory / 1e6:.0f} MB: {made} of 392 snapshots of 10 MB were made")
-        # On the way there is room for one or two at each of six places: the outbox, the sockets, both ends' queues.
-        assert 1 <= made <= 16
-        # What other sessions leave to the allocator is in it too.
-        assert memory < 2 * 16 * 10e6
-        greedy.websocket.transport.abort()
-        await other.send(wire.Bye())
-
-    run(work())
-
-
-def _memory(address: str) -> int:
-    """Resident bytes of the server at an address and of its worker."""
-    port = int(address.rpartition(":")[2])
-    (gateway,) = {
-        c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN
-    }
-    process = psutil.Process(gateway)
-    return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
-
-
-def test_requests_beyond_the_limit_in_flight_are_refused(server: str) -> None:
-    async def work() -> None:
-        client = await PlainClient.open(server)
-        # A prompt that waits for bricks which never come, and many behind it.
-        await client.send(wire.SetImage(id=1, image="x", shape=SHAPE, dtype="int16", mean=0.0, std=1.0))
-        last = 2 + 600
-        for request in range(2, last + 1):
-            await client.send(wire.AddPoint(id=request, segment="a", point=(1, 1, 1)))
-        answers = [await client.receive_until(wire.ErrorMessage) for _ in range(last - 1 - 512 - 1)]
-        assert {a.code for a in answers} == {"at_capacity"}
-        assert "pending already" in answers[0].message
-        await client.send(wire.Cancel())
-        cancelled = {(await client.receive_until(wire.ErrorMessage)).id for _ in range(513)}
-        assert cancelled | {a.id for a in answers} == set(range(2, last + 1))
-        await client.send(wire.AddPoint(id=last + 1, segment="a", point=(99, 1, 1)))
-        _, answer = await client.receive_answer(last + 1)
-        assert answer.code == "out_of_bounds"
-        await client.send(wire.Bye())
-
-    run(work())
 
 
 def test_the_hello_message_is_limited_in_size(server: str) -> None:

@@ -1,4 +1,4 @@
-"""A session on the worker: a cancelled request leaves the state unchanged, at whatever stage."""
+"""The running request of a session: its timings, and its cancellation at every stage."""
 
 from concurrent.futures import ThreadPoolExecutor
 import threading
@@ -14,6 +14,14 @@ from nninteractive_ws import bricks
 from nninteractive_ws.engine.device_scheduler import SchedulerSlot
 from nninteractive_ws.errors import Cancelled, UnknownSegment
 from nninteractive_ws.messages import Cancel, Progress
+
+
+def test_timings_break_down_a_request(client):
+    timings = client.send(LONG).timings
+    assert timings.passes > 1
+    assert 0 < timings.network < timings.total
+    assert timings.waiting_for_image == 0
+    assert timings.queued >= 0
 
 
 @pytest.mark.slow
