@@ -57,5 +57,5 @@ def test_only_the_user_may_read_a_private_file(tmp_path: Path) -> None:
 
 
 def test_the_ending_is_kept(tmp_path: Path) -> None:
-    """Image formats are chosen by it."""
+    """It determines the image format."""
     assert partial_path(tmp_path / "a.seg.nrrd").name == ".partial-a.seg.nrrd"

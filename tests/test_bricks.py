@@ -17,10 +17,10 @@ from nninteractive_ws.geometry import Box, Index
 
 Volume = np.ndarray[Any, Any]
 
-#: Sides around the multiples of a brick's edge, where rounding goes wrong.
+#: Side lengths around multiples of a brick's edge, where rounding errors occur.
 SIDES = st.integers(1, 200) | st.sampled_from([1, 63, 64, 65, 127, 128, 129, 192])
 SHAPES = st.tuples(SIDES, SIDES, SIDES)
-#: Volumes small enough to hold, one axis long.
+#: Volumes of small size with one long axis.
 LONG = st.integers(1, 200).flatmap(lambda n: st.permutations([n, 2, 3]).map(tuple))
 
 # ---- the grid ---------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_the_bricks_partition_the_volume(shape: Index) -> None:
     found = [grid.box(n) for n in range(len(grid))]
     assert sum(box.voxels for box in found) == math.prod(shape)
     assert all(box.inside(shape) and max(box.shape) <= BRICK for box in found)
-    # Disjoint, in C order of the grid, starting at multiples of the edge: with the sum above, a partition.
+    # Bricks start at different multiples of the edge, in C order. With the sum above, they are a partition.
     assert [box.start for box in found] == list(itertools.product(*(range(0, n, BRICK) for n in shape)))
     assert math.prod(grid.counts) == len(grid)
 
@@ -63,7 +63,7 @@ def test_within_a_whole_volume_are_all_bricks() -> None:
 
 
 @given(SHAPES, st.tuples(*[st.integers(-100, 300)] * 3))
-@example((65, 129, 1), (100, 40, 0))  # beyond the volume, but not beyond where a whole brick would end
+@example((65, 129, 1), (100, 40, 0))  # outside the volume, but inside a whole last brick
 def test_nearest_first_sorts_by_the_closest_voxel(shape: Index, focus: Index) -> None:
     grid = Grid(shape)
 
@@ -88,7 +88,7 @@ def test_the_closest_voxel_is_really_the_closest() -> None:
     assert [closest[n] for n in grid.nearest_first(focus)] == sorted(closest)
 
 
-# ---- which are there --------------------------------------------------------------------------------------
+# ---- present bricks ---------------------------------------------------------------------------------------
 
 
 @given(st.data())

@@ -19,7 +19,7 @@ def shape_of(mask: Mask) -> Index:
 
 
 def segment_with(states: list[Mask]) -> Segment:
-    """A segment whose mask was each of these in turn."""
+    """Return a segment whose history has these masks."""
     segment = Segment.empty("a", shape_of(states[0]))
     before: Mask = np.zeros(states[0].shape, bool)
     for after in states:
@@ -85,7 +85,7 @@ def test_a_history_is_flattened() -> None:
 
 
 def test_packed_changes_are_kept_unchanged() -> None:
-    """Not packed once more: that takes time, and may differ."""
+    """Packing again would take time, and could give other bytes."""
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
     bits = masks.pack(masks.to_delta(mask), "deflate")

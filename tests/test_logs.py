@@ -41,7 +41,7 @@ def program(code: str, level: str = "info", as_json: bool = False) -> list[str]:
 
 
 def logged(code: str, level: str = "info", as_json: bool = False) -> str:
-    """What such a process writes to standard error."""
+    """Return the standard error of such a process."""
     done = subprocess.run(program(code, level, as_json), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -183,7 +183,7 @@ def test_debug_lines_are_not_suppressed() -> None:
     assert len(logged("for n in range(1000): log.debug('x')", "debug").splitlines()) == 1000
 
 
-# ---- a pipe that nobody reads -----------------------------------------------------------------------------
+# ---- an unread pipe ---------------------------------------------------------------------------------------
 
 # Many lines of code, each of which logs once: about 20 times the size of the queue.
 TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' for n in range(5000)))\n"
@@ -221,7 +221,7 @@ def test_dropped_lines_are_counted() -> None:
     numbers = [int(found[1]) for line in lines if (found := re.search(r"test: (\d+) x{4000}$", line))]
     assert numbers == list(range(len(numbers))), "the first ones, each a whole line"
     (dropped,) = [int(found[1]) for line in lines if (found := re.search(r"dropped (\d+) log records", line))]
-    # The last line finds the queue full, or not, as the reader was quick.
+    # The last line is dropped if the reader was too slow.
     assert len(numbers) + dropped + lines[-1].endswith(": after") in (5000, 5001)
     assert dropped > 1000
 
@@ -255,7 +255,7 @@ def test_a_closed_reader_is_no_error() -> None:
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, Any]]:
-    """The writing end of a pipe, and what fills it up."""
+    """Return the write end of a pipe, and the bytes that fill it."""
     reader, writer = os.pipe()
 
     def fill() -> None:
@@ -305,7 +305,7 @@ def test_a_failed_server_ends_with_an_unread_log(tmp_path: Path) -> None:
 
 # ---- secrets ----------------------------------------------------------------------------------------------
 
-# {0} is a token of ours, {1} a secret that only what stands before it gives away.
+# {0} is one of our tokens, {1} a secret that is recognized only by its context.
 LEAKS = [
     "log.info('token {0} came')",
     "log.info('token %s came', '{0}')",

@@ -1,4 +1,4 @@
-"""Changes of masks and their encoding. The oracle is numpy on whole masks."""
+"""Changes of masks and their encoding, against numpy on whole masks."""
 
 from typing import get_args
 
@@ -19,7 +19,7 @@ OFFSETS = st.tuples(*[st.integers(0, 50)] * 3)
 
 
 def whole(delta: Delta, shape: Index) -> Mask:
-    """The flips of a delta in a whole volume."""
+    """Return the flips of a delta in a whole volume."""
     volume = np.zeros(shape, bool)
     if delta.box is not None:
         volume[delta.box.slices] = delta.flips
@@ -124,7 +124,7 @@ def test_an_empty_change_changes_nothing() -> None:
 
 
 def crc32(data: bytes) -> int:
-    """Bit by bit, from the definition (polynomial 0x04C11DB7, reflected)."""
+    """Compute the CRC bit by bit, from the definition (polynomial 0x04C11DB7, reflected)."""
     register = 0xFFFFFFFF
     for byte in data:
         register ^= byte
@@ -157,7 +157,7 @@ def test_the_checksum_detects_any_single_voxel(data: st.DataObject) -> None:
 
 
 def decoded(message: RunLengthMask, shape: Index) -> Mask:
-    """Run by run, with plain Python."""
+    """Decode run by run, in plain Python."""
     runs = arrays.unpack(message.data, message.encoding, "<u4", (message.runs,)).tolist()
     flat = [bool(n % 2) for n, run in enumerate(runs) for _ in range(run)]
     volume = np.zeros(shape, bool)
@@ -184,7 +184,7 @@ def test_a_change_round_trips(encoding: Encoding, data: st.DataObject) -> None:
 
 @given(st.data())
 def test_a_box_that_is_not_tight_round_trips(data: st.DataObject) -> None:
-    """What clients send: the crop that the user drew in, or an empty mask."""
+    """Clients send the crop that the user drew in, or an empty mask."""
     shape = data.draw(shapes())
     box = data.draw(boxes(shape))
     flips = data.draw(masks_of(box.shape))
@@ -222,7 +222,7 @@ def test_a_small_change_in_the_far_corner_is_small_on_the_wire() -> None:
     assert message == bits(Box((399, 399, 399), (400, 400, 400)), [0, 1])
 
 
-BOX = Box((1, 1, 1), (3, 3, 3))  # of eight voxels
+BOX = Box((1, 1, 1), (3, 3, 3))  # the box has eight voxels
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def decode(fields: object) -> messages.ClientMessage | None:
     return protocol.decode_client(msgpack.packb(fields))
 
 
-# ---- there and back ---------------------------------------------------------------------------------------
+# ---- round trips ------------------------------------------------------------------------------------------
 
 
 @given(client_messages())
@@ -104,7 +104,7 @@ def test_integers_serve_as_floats() -> None:
 
 def test_a_message_of_an_unknown_type_is_none() -> None:
     assert decode({"type": "of_a_later_version", "id": 3}) is None
-    # Each side knows the other's messages only.
+    # Each side accepts only the other's messages.
     assert decode(plain(messages.Done(id=1))) is None
     assert protocol.decode_server(protocol.encode(messages.Bye())) is None
 
@@ -224,7 +224,7 @@ def test_a_message_at_the_limit_is_read() -> None:
 @pytest.mark.parametrize("filler", [b"\x80", b"\x90", b"\xa0"])
 @pytest.mark.parametrize("kind", [b"\xa3bye", b"\xa5later"])
 def test_skipped_fields_take_no_memory(filler: bytes, kind: bytes) -> None:
-    """As Python objects a million empty maps are 64 MB."""
+    """As Python objects, a million empty maps would take 64 MB."""
     count = 2**20
     data = b"\x82\xa1x\xdd" + count.to_bytes(4, "big") + filler * count + b"\xa4type" + kind
     tracemalloc.start()
@@ -238,7 +238,7 @@ def test_skipped_fields_take_no_memory(filler: bytes, kind: bytes) -> None:
 
 
 def attempt(data: bytes) -> None:
-    """Any bytes are a message, None, or an error of the protocol."""
+    """Check that any bytes are a message, None, or an error of the protocol."""
     for decode, kinds in ((protocol.decode_client, CLIENT_TYPES), (protocol.decode_server, SERVER_TYPES)):
         try:
             message = decode(data)
@@ -248,7 +248,7 @@ def attempt(data: bytes) -> None:
         else:
             answer = protocol.encode(messages.Done(id=1))
         assert message is None or type(message) in kinds
-        # Whatever the error says, it can be sent.
+        # Every error can be sent.
         assert protocol.decode_server(answer) is not None
     found = protocol.request_id(data)
     assert found is None or 1 <= found <= 2**53

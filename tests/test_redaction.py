@@ -26,7 +26,7 @@ TOKEN = "nws_hunter2-S3cret"
 
 
 def error_text(error: BaseException | None) -> str:
-    """All text of an error that a traceback prints."""
+    """Return the text of an error that a traceback prints."""
     if error is None:
         return ""
     context = None if error.__suppress_context__ else error.__context__
@@ -53,7 +53,7 @@ PLACES = ["scheme", "user", "password", "port", "query", "fragment", "token in h
 
 
 def refusal(text: str) -> errors.BadAddress | None:
-    """The error for an address; None where it is valid."""
+    """Return the error for an address, or None if it is valid."""
     try:
         parse_address(text)
     except errors.BadAddress as e:
@@ -83,8 +83,8 @@ def test_a_secret_in_any_part_of_a_url_is_refused(scheme: str, place: str, odd: 
         "token in host": f"{scheme}{odd}{TOKEN}{odd}",
         "token in path": f"{scheme}gpu-box/{odd}{TOKEN}{odd}",
     }[place]
-    assume(not (place == "user" and scheme == "ssh://"))  # the name of a user
-    assume(not (place in ("password", "port") and "/" in odd))  # a path, which is no place for a secret
+    assume(not (place == "user" and scheme == "ssh://"))  # a user name
+    assume(not (place in ("password", "port") and "/" in odd))  # a path, which must not contain secrets
     refused = refusal(text)
     assert refused is not None
     assert SECRET.lower() not in error_text(refused).lower()
@@ -160,7 +160,7 @@ def test_errors_redact_the_password_of_a_proxy(
         attempt(place)
 
 
-# ---- what a server repeats, and logs --------------------------------------------------------------------------
+# ---- text from servers, and logs ------------------------------------------------------------------------------
 
 
 def polled_error(address: str, token: str) -> str:

@@ -256,7 +256,7 @@ def test_charged_memory_is_compared_with_used_memory(tmp_path: Path, monkeypatch
         session_memory._click(user)
         assert len(user.histories["clicked"].steps) == 12
         assert user.kept_bytes() > kept
-        # The worker reports after it has answered.
+        # The worker reports after its answer.
         wait_until(
             lambda: (
                 session_memory._gauge(server, "session_memory_bytes", "purpose")["segments"]

@@ -29,7 +29,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom as a file, tilted and shifted in space as a patient may be."""
+    """A file with a phantom, rotated and shifted in space."""
     phantom = make_phantom(3, (70, 60, 50), (5.0, 5.0, 6.0))
     volume = sitk.GetImageFromArray(phantom.image.transpose())
     volume.SetSpacing(phantom.spacing)

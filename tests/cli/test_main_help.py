@@ -52,7 +52,7 @@ def test_the_help_imports_few_modules() -> None:
 
 
 def complete(line: str) -> set[str]:
-    """What bash offers for the last word of a line, once it has read what --show-completion prints."""
+    """Return bash's completions of the last word of a line, with the script that --show-completion prints."""
     message = line.split(" ")
     script = (
         'source "$SCRIPT"; '
@@ -70,7 +70,7 @@ def complete(line: str) -> set[str]:
 
 @cache
 def completion_script() -> str:
-    # The shell is named here, because a test need not run below one.
+    # Named explicitly, because the tests may not run in a shell.
     settings = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     shown = subprocess.run(
         [PROGRAM, "--show-completion", "bash"], capture_output=True, text=True, check=True, env=settings, timeout=60

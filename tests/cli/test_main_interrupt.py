@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": ["demo", "-o", "out"],
     "serve": ["serve", "--port", "0", "--model", "demo"],
 }
-#: Below the seconds that it took while the processes had to be waited for, and above those of a busy machine.
+#: Less than a wait for the processes would take, and more than a busy machine needs.
 SOON_S = 3.0
 
 
@@ -40,7 +40,7 @@ class Running:
         )  # fmt: skip
 
     def count(self, word: str = "") -> int:
-        """The number of processes of the command with a word in their command lines."""
+        """Return the number of processes of the command with a word in their command lines."""
         return sum(self._is_ours(path, word) for path in Path("/proc").iterdir() if path.name.isdigit())
 
     def _is_ours(self, path: Path, word: str) -> bool:
@@ -51,7 +51,7 @@ class Running:
             return False
 
     def interrupt(self) -> tuple[float, str]:
-        """Press Ctrl-C; seconds until the end, and what was printed."""
+        """Press Ctrl-C. Return the seconds until the end, and the output."""
         started = time.monotonic()
         os.killpg(self.process.pid, signal.SIGINT)
         output = "".join(self.process.communicate(timeout=60))
@@ -96,7 +96,7 @@ def test_interrupt_while_the_model_is_loading(folder: Path, command: str) -> Non
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0])
 def test_interrupt_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
-    """While the gateway starts, and while the model is loaded or already predicts."""
+    """While the gateway starts, while the model is loading, and during a prediction."""
     check(folder, command, server_runs, delay_s)
 
 

@@ -1,4 +1,4 @@
-"""Numbers in options: what is read, and what is a usage error."""
+"""Numbers in options: valid values and usage errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_number_that_python_prints_is_read_back(number: float) -> None:
             option_values.position(text, "--lps")
 
 
-#: In place of one number.
+#: Replacements for one number.
 NO_NUMBERS = [
     "", " ", "x", "nan", "inf", "-Infinity", "1e400", "0x10", "1_0", "0b1", "1,5", "1;5", "1 5", "--1", "+", "1.2.3",
     "1e", "\u0661", "\uff11", "\u00b2", "\u22121", "9" * 10, "9" * 5000, "True", "None", "1\u00a05", "1:2:3",
@@ -77,7 +77,7 @@ def test_invalid_boxes(text: str) -> None:
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
-    """Exit status and output, on one line."""
+    """Return the exit status and the output on one line."""
     app = make_app(str(arguments[0]))
     done = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(a) for a in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):

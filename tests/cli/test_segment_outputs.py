@@ -1,4 +1,4 @@
-"""The command segment: what it refuses before anything runs."""
+"""The command segment: arguments that it refuses before it starts a server."""
 
 from pathlib import Path
 import shutil
@@ -14,7 +14,7 @@ from nninteractive_ws.cli.main import make_app
 
 
 def segment(*arguments: object) -> str:
-    """Run the command, which must be refused, at an address without a server. Return its output on one line."""
+    """Run the command with the address of no server, and expect an error. Return its output on one line."""
     command = ["segment", *map(str, arguments), "--point", "12,17,15", "--server", "127.0.0.1:9"]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(make_app("segment"), command)
     assert done.exit_code == 1, done.output

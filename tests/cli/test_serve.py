@@ -1,4 +1,4 @@
-"""Options of ``serve`` that are checked before anything is started, and what is blamed if it cannot start."""
+"""Options of ``serve`` that are checked before the start, and errors if it cannot start."""
 
 from pathlib import Path
 import subprocess

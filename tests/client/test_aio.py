@@ -233,7 +233,7 @@ def test_an_unknown_event_is_refused(server: str) -> None:
             await nni.aconnect(server, on={"masks": print})  # type: ignore[dict-item]
 
     run(work())
-    gc.collect()  # a task that was left would be complained about
+    gc.collect()  # asyncio warns about a task that is left
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_cancelling_pending_requests(server: str) -> None:
             assert isinstance(found[-1], errors.Cancelled)
             done = [f for f in found if not isinstance(f, BaseException)]
             assert a.can_undo == len(done)
-            session.cancel()  # nothing runs: nothing happens
+            session.cancel()  # has no effect, because nothing runs
             await a.add_point((30, 30, 28))
 
     run(work())
@@ -346,7 +346,7 @@ def test_a_failing_server(answer: str | bytes, kind: type[errors.Error], message
             failed: list[events.Failed] = []
             session = await nni.aconnect(
                 f"127.0.0.1:{port}",
-                # What trying again may cure would be tried again otherwise.
+                # Without this, temporary errors would be retried.
                 reconnect_for=RECONNECT_FOR_S if is_final(kind("")) else 0,
                 on={"connection": closed.append, "error": failed.append},
             )

@@ -67,13 +67,13 @@ class HasDLPack:
 
 
 def class_of(library: str, name: str, members: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class that is recognized as one of a library that need not be installed."""
+    """A class that imitates one of a library that may not be installed."""
     if library not in sys.modules:
         monkeypatch.setitem(sys.modules, library, ModuleType(library))
     return type(name, (), {"__module__": f"{library}.core", **members})
 
 
-# ---- what is taken -----------------------------------------------------------------------------------------
+# ---- accepted objects --------------------------------------------------------------------------------------
 
 
 def test_an_image_of_simpleitk_has_the_axes_of_its_own_indices(volume: Array) -> None:
@@ -222,7 +222,7 @@ def test_a_sequence_of_slices_is_stacked_along_the_first_axis(volume: Array, con
     assert np.array_equal(read(volume.tolist()), volume)
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
+# ---- refused objects ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

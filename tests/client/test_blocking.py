@@ -27,7 +27,7 @@ from nninteractive_ws.messages import Hello
 
 @pytest.fixture(scope="module")
 def session(server: str) -> Iterator[nni.Session]:
-    """One session for the tests that leave it as useful as it was; each sets the image it wants."""
+    """A session for the tests that leave it usable. Each sets its own image."""
     with nni.connect(server) as session:
         yield session
 
@@ -36,7 +36,7 @@ def session(server: str) -> Iterator[nni.Session]:
 
 Array = npt.NDArray[Any]
 
-#: The same voxels, 0 to 200 in int16, in other types and in other places of the memory.
+#: The same voxels, 0 to 200 in int16, with other types and memory layouts.
 WAYS: dict[str, Callable[[Array], Array]] = {
     "uint8": lambda a: a.astype(np.uint8),
     "uint16": lambda a: a.astype(np.uint16),
@@ -60,7 +60,7 @@ WAYS: dict[str, Callable[[Array], Array]] = {
 
 @pytest.fixture(scope="module")
 def plain() -> Array:
-    """Contiguous int16; half a phantom, so that every way is quick."""
+    """Half a phantom in contiguous int16, so that each variant is quick."""
     return np.clip(phantom()[::2, ::2, ::2] // 4 + 100, 0, 200).astype(np.int16)
 
 
@@ -201,7 +201,7 @@ def test_an_image_of_simpleitk_has_the_axes_of_its_mask(session: nni.Session) ->
 def test_an_empty_mask_can_be_set(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
-    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0  # of a segment that was not there before
+    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0  # of a new segment
     cube = np.zeros(SHAPE, bool)
     cube[3:9, 4:8, 5:7] = True
     assert segment.set_mask(cube).voxels == 48
@@ -243,7 +243,7 @@ def test_cancel_from_another_thread(session: nni.Session, state: str) -> None:
     session.on("progress", watch)
     thread = threading.Thread(target=cancel)
     thread.start()
-    # All of a mask is refined, whatever the model makes of it.
+    # A whole mask is refined, independent of the model.
     everything = np.ones(WIDE_SHAPE, bool)
     prompts = {"predicting": lambda: a.add_lasso(wide_lasso()), "refining": lambda: a.set_mask(everything, run=True)}
     with pytest.raises(errors.Cancelled):
@@ -394,7 +394,7 @@ def test_close_while_another_thread_waits(server: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pthread_kill")
 def test_an_interrupted_connect_closes_its_connection_immediately() -> None:
-    """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
+    """Otherwise, a server that loads its model would reserve a session for a vanished client."""
     codes: list[int | None] = []
 
     def behave(connection: ServerConnection) -> None:

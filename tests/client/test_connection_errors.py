@@ -35,7 +35,7 @@ BOX = Address(False, "box", 99)
 
 
 def why_not(written: str, timeout: float = 10) -> Error:
-    """Try to connect as the clients do; what is said of it."""
+    """Try to connect as the clients do. Return the error."""
     address = parse_address(written)
 
     async def attempt() -> None:
@@ -59,7 +59,7 @@ def test_nothing_listens() -> None:
     error = why_not(address)
     assert type(error) is ConnectionFailed
     assert f"Nothing listens at {address}" in str(error)
-    # A name that stands for several addresses, all of which refuse.
+    # A name with several addresses, all of which refuse.
     assert "Nothing listens" in str(why_not(address.replace("127.0.0.1", "localhost")))
 
 

@@ -1,4 +1,4 @@
-"""The client's core without I/O. Frames are exchanged with the engine's real session, or made by hand."""
+"""The client's core without I/O. It exchanges frames with the engine's real session, or gets handwritten ones."""
 
 from collections.abc import Callable, Iterator
 import itertools
@@ -81,7 +81,7 @@ def test_pipelined_commands_give_the_results_of_single_ones(link: Link, new_serv
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[list[Snapshot], list[int]]:
-    """After each command of the short script: the journal, and how many frames had come from the server."""
+    """The journal, and the number of frames from the server, after each command of the short script."""
     core, server = Core(), MemoryServer(quick_model, device)
     link = Link(core, server, frames=10**6)
     core.start()
@@ -98,7 +98,7 @@ def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[lis
 
 
 def cuts(frames: list[int]) -> Iterator[int]:
-    """After how many frames to break the link: in the welcome, in the image, and within and between commands."""
+    """The numbers of frames after which the link breaks: in the welcome, in the image, in and between commands."""
     yield from (0, 2, frames[0])
     first, last = frames[1], frames[2]  # the lasso with its previews
     yield from np.unique(np.linspace(first + 1, last - 1, 3).astype(int)).tolist()
@@ -132,7 +132,7 @@ def _play_with_a_loss(
             link.settle()
         except Lost:
             unanswered = core.pending_requests
-            core.start()  # which takes previews back
+            core.start()  # reverts previews
             for segment in core.segments.values():
                 assert np.array_equal(segment.composed(), segment.mask), f"a preview was left, cut {cut}"
             answered.extend(link.happened)
@@ -207,8 +207,8 @@ def test_a_snapshot_repairs_mask_and_journal(link: Link, damage: str, at: int) -
     core.add_point("a", (30, 40, 36))
     link.settle()
     kept = core.segments["a"].mask
-    core.set_mask("a", ball(SHAPE, (30, 40, 36), 6), run=True)  # of two changes: what is given, and what becomes of it
-    core.add_point("a", (32, 40, 36))  # waits meanwhile
+    core.set_mask("a", ball(SHAPE, (30, 40, 36), 6), run=True)  # two changes: the original and the damaged one
+    core.add_point("a", (32, 40, 36))  # is pending meanwhile
     seen: list[bytes] = []
 
     def corrupt(frame: bytes) -> bytes | None:
@@ -281,7 +281,7 @@ def test_a_loss_while_a_snapshot_is_pending(link: Link, new_server: Callable[[],
 
 @pytest.fixture
 def open_core(source: ImageSource) -> Core:
-    """A core with an image, whose frames so far were thrown away."""
+    """A core with an image. Its previous frames are discarded."""
     core = Core()
     core.start()
     deliver(core, WELCOME)
@@ -293,7 +293,7 @@ def open_core(source: ImageSource) -> Core:
 
 
 def delta(request: int, base: int, box: Box, mask: Mask, segment: str = "a") -> wire.MaskDelta:
-    """A change that sets a box in ``mask``, which is changed."""
+    """Set a box in ``mask``, and return the change."""
     change = masks.Delta(box, ~mask[box.slices])
     mask[box.slices] = True
     return wire.MaskDelta(
@@ -315,7 +315,7 @@ def test_the_handshake(source: ImageSource) -> None:
     assert isinstance(hello, wire.Hello)
     assert (hello.version, hello.encodings) == (protocol.PROTOCOL_VERSION, ["deflate", "raw"])
     assert (hello.session_id, hello.session_secret) == (None, None)
-    # What is asked for before the welcome waits for it.
+    # Requests before the welcome wait for it.
     numbers = [core.set_image(source), core.add_point("a", (1, 2, 3))]
     assert sent(core) == []
     (opened,) = deliver(core, WELCOME)
@@ -363,7 +363,7 @@ def test_a_change_that_does_not_fit_is_the_servers_fault(open_core: Core, box: A
 
 
 def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
-    """Else a server could make the client keep any number of masks."""
+    """Otherwise, a server could make the client keep any number of masks."""
     number = open_core.add_point("a", (1, 2, 3))
     bits = wire.RunLengthMask(box=((0, 1), (0, 1), (0, 1)), runs=2, encoding="raw", data=b"\0\0\0\0\1\0\0\0")
     delta = wire.MaskDelta(
@@ -383,7 +383,7 @@ def test_a_refused_image_is_not_set(open_core: Core, source: ImageSource) -> Non
     assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, errors.TooLarge)
     assert open_core.next_brick() is None
-    # What the server did for the prompt, it did on the image before.
+    # The server ran the prompt on the previous image.
     assert deliver(open_core, delta(prompt, 0, Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool))) == []
     assert len(deliver(open_core, wire.Done(id=prompt, segment="a"))) == 1
     assert open_core.segments == {}
@@ -409,7 +409,7 @@ def test_another_image_cancels_requests_of_the_previous_one(open_core: Core) -> 
     prompt = open_core.add_point("a", (1, 2, 3))
     small = np.zeros((10, 10, 10), bool)
     assert len(deliver(open_core, delta(prompt, 0, box, small))) == 1
-    # The same before a loss of the connection: the new image is announced for the request that waits for it.
+    # The same with a lost connection: the new image is announced for its pending request.
     open_core.start()
     happened = deliver(open_core, WELCOME)
     (taken_back, opened) = happened

@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.connections += 1
         return request
 
-    def handle_error(self, *_: object) -> None: ...  # a client that hangs up is none
+    def handle_error(self, *_: object) -> None: ...  # a client that disconnects is no error
 
 
 class _Redirect(BaseHTTPRequestHandler):
@@ -139,7 +139,7 @@ def authority() -> trustme.CA:
 
 @DRIVERS
 def test_a_redirect_from_tls_to_plain_is_refused(driver: Driver, authority: trustme.CA, tmp_path: Path) -> None:
-    """To the plain port of the same machine, where anybody on the way could read the token."""
+    """To a plain port of the same machine, where the token could be read in transit."""
     ca = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""Masks of users: which voxels are set, and values that leave it open."""
+"""Masks from users: set voxels, and ambiguous values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ AT = (1, 2, 3)
 
 
 def one(value: Any = 1, dtype: Any = bool, others: Any = 0) -> Array:
-    """A mask of a value in one voxel."""
+    """A mask with a value in one voxel."""
     mask = np.full(SHAPE, others, dtype)
     mask[AT] = value
     return mask

@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 
 class Timer:
-    """Polls as a timer of a user interface does, and keeps what was told and the longest call."""
+    """A poller like the timer of a user interface. It keeps the events and the duration of the longest call."""
 
     def __init__(self, session: nni.PolledSession) -> None:
         self.session = session
@@ -50,7 +50,7 @@ class Timer:
         time.sleep(0.001)
 
     def until_closed(self, timeout: float = 60) -> str:
-        """The reason why the session ended."""
+        """Wait until the session ends. Return the reason."""
         end = time.monotonic() + timeout
         while not self.session.closed:
             assert time.monotonic() < end
@@ -70,7 +70,7 @@ class Timer:
         self.until(lambda: self.session._core.image is not None and not self.session._core.pending_requests)
 
     def ask(self, number: int) -> events.Result | errors.Error:
-        """Wait for the answer of a request."""
+        """Wait for the answer to a request."""
         self.until(lambda: answer_of(self.events, number))
         found = answer_of(self.events, number)
         assert found is not None
@@ -105,7 +105,7 @@ def test_masks_in_and_out(server: str) -> None:
 
 @pytest.fixture(scope="module")
 def blocking_masks(server: str) -> list[Array]:
-    """What the blocking client gets for the prompts of :func:`prompt_through`."""
+    """The masks of the blocking client for the prompts of :func:`prompt_through`."""
     with nni.connect(server) as session:
         session.set_image(phantom())
         a, masks = session.segment("a"), []
@@ -161,7 +161,7 @@ def test_no_call_takes_long(server: str) -> None:
         timer.longest = 0
         timer.session.set_image(noise)
         timer.until(lambda: isinstance(e := timer.events[-1], events.ImageProgress) and e.present == e.total)
-    # A busy machine makes it long, so it is shown and not judged.
+    # Printed only, because it depends on the load of the machine.
     print(f"the longest call took {1000 * timer.longest:.1f} ms while 12.6 MB traveled")
 
 
@@ -232,7 +232,7 @@ def test_invalid_addresses() -> None:
 
 
 def names(monkeypatch: pytest.MonkeyPatch, addresses: Callable[[int], list[tuple[str, int]]]) -> None:
-    """Let the machine's resolver find these addresses for the name gpu-box, by the port that is asked for."""
+    """Resolve the name gpu-box with ``addresses``, a function of the port."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *rest: Any, **hints: Any) -> Any:
@@ -257,7 +257,7 @@ def test_a_slow_dns_lookup_does_not_block(server: str, monkeypatch: pytest.Monke
 
 
 def test_the_system_certificates_are_read_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than a poll may take; the session waits for them all the same."""
+    """Reading takes longer than a poll may. The session waits for it without blocking."""
     readers: list[threading.Thread] = []
     real = ssl.create_default_context
 
@@ -307,7 +307,7 @@ def test_a_silent_address_does_not_use_up_the_timeout(server: str, monkeypatch: 
     now = [0.0]
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
         silent = full.getsockname()[1]
-        # The system takes no more than these, and lets others wait without a word.
+        # The accept queue is full then, and further connections get no answer.
         for waiting in (first, second):
             waiting.setblocking(False)
             waiting.connect_ex(("127.0.0.1", silent))
@@ -317,7 +317,7 @@ def test_a_silent_address_does_not_use_up_the_timeout(server: str, monkeypatch: 
             timer.tick()
         assert timer.session.fileno() >= 0
         assert not timer.events
-        now[0] += 8  # half of what there is
+        now[0] += 8  # half of the timeout
         timer.open()
         timer.session.close()
 
@@ -352,7 +352,7 @@ def test_a_silent_network(server: str) -> None:
     now = [0.0]
     timer = Timer(nni.PolledSession(server, clock=lambda: now[0])).open()
     for _ in range(10):
-        now[0] += 30  # each time it asks, and is answered
+        now[0] += 30  # each time, it pings and gets an answer
         until = time.monotonic() + 0.05
         while time.monotonic() < until:
             timer.tick()
@@ -397,7 +397,7 @@ def test_close_at_any_moment(server: str) -> None:
     timer.session.close()
 
 
-# ---- servers with habits ----------------------------------------------------------------------------------
+# ---- unusual servers --------------------------------------------------------------------------------------
 
 
 class Proxy:
@@ -440,14 +440,14 @@ class Proxy:
 
 @contextmanager
 def proxy(server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> Iterator[str]:
-    """The address of a proxy in front of the real server, see there."""
+    """The address of a :class:`Proxy` in front of the real server."""
     with serving(Proxy(server, pass_down)) as made:
         yield made.address
 
 
 @pytest.mark.slow
 def test_fragments(server: str, blocking_masks: list[Array]) -> None:
-    """Messages may come in any number of frames, with pings between them."""
+    """A message may have any number of frames, with pings between them."""
 
     async def in_pieces(message: bytes, client: ServerConnection) -> None:
         async def pieces() -> Any:
@@ -500,7 +500,7 @@ def test_a_refused_connection(server: str) -> None:
 
 
 def test_a_plain_client_is_still_accepted(server: str) -> None:
-    """After all that, the server is as before."""
+    """The server is unaffected by the tests above."""
 
     async def work() -> str:
         client = await PlainClient.open(server)

@@ -1,4 +1,4 @@
-"""Proxies from the environment, by a real proxy: which variable is used, and who is blamed if something fails."""
+"""Proxies from the environment, with a real proxy: the variable that is used, and the errors."""
 
 import socket
 import sys
@@ -24,7 +24,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failure(address: str = SERVER) -> str:
-    """Why there is no connection; neither the message nor its cause has the password."""
+    """Return the error of a connection. Neither the message nor its cause contains the password."""
     with pytest.raises(ConnectionFailed) as refused:
         run(nni.aconnect(address))
     assert SECRET not in f"{refused.value!r} {refused.value.__cause__!r}"
@@ -111,7 +111,7 @@ def test_a_socks_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch, scheme: 
     assert "pip install python-socks" in message
 
 
-# ---- what the proxy does --------------------------------------------------------------------------------------
+# ---- behavior of the proxy ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_proxy_whose_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_without_tls(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     with connect_proxy(answer=b"HTTP/1.1 400 Bad Request\r\n\r\n") as proxy:
         monkeypatch.setenv("https_proxy", f"https://{proxy.place}")
-        # The first bytes of TLS are no request, for which this proxy would wait.
+        # The proxy waits for a request, which the first bytes of TLS are not.
         monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
         assert f"The proxy https://{proxy.place} (set by" in failure(address)
 

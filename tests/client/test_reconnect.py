@@ -1,6 +1,6 @@
-"""Connections that are lost and come back, with both drivers: the polled one, and the asyncio one below the blocking.
+"""Lost and restored connections, with both drivers: the polled one, and the asyncio one of the blocking client.
 
-A real server with a network that takes milliseconds, and between it and the client a proxy that fails.
+The server is real and has a network that takes milliseconds. A proxy in front of it fails.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from nninteractive_ws.client.reconnect import KeepaliveMonitor, Retries, close_e
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.access import add_user, remove_user
 
-# ---- the server, and what it answers to whom is never cut off -----------------------------------------------
+# ---- the server, and its answers without faults -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def undisturbed(server: QuickServer) -> list[Mask]:
 
 
 def go_on(session: Driver, expected: list[Mask], done: int = 0) -> None:
-    """The prompts after the first ``done`` of PROMPTS give what they give to others."""
+    """Check that the prompts after the first ``done`` of PROMPTS give the masks of an undisturbed client."""
     for prompt, found in zip(PROMPTS[done:], expected[done:], strict=True):
         session.ask(*prompt)()
         assert np.array_equal(mask(session), found), prompt[0]
@@ -121,7 +121,7 @@ def test_a_lost_connection_during_a_prompt(driver: type[Driver], network: FaultP
     for one in (session, calm):
         one.set_image(phantom(shape=WIDE_SHAPE))()
         one.ask("add_point", (30, 30, 28))()
-    calm.ask("set_mask", WHOLE, run=True)()  # refined all over, which takes a second
+    calm.ask("set_mask", WHOLE, run=True)()  # refined everywhere, which takes a second
     before = mask(session).copy()
     refining = session.ask("set_mask", WHOLE, run=True)
     session.until(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in session.events))
@@ -180,7 +180,7 @@ def test_cancelling_all_while_disconnected(driver: type[Driver], network: FaultP
 
 @pytest.mark.slow
 def test_servers_that_end(driver: type[Driver], undisturbed: list[Mask]) -> None:
-    """A worker is killed, the server is stopped, and killed: the next one gets all back, and runs what was running."""
+    """A killed worker, a stopped server, a killed server: the next one restores all, and runs the pending prompt."""
     with quick_server() as server:
         session = driver(server.address)
         session.set_image(phantom(shape=WIDE_SHAPE))()
@@ -304,7 +304,7 @@ def test_closing_during_a_try(driver: type[Driver], network: FaultProxy) -> None
 def test_closing_during_a_dns_lookup(
     driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a network, a name server is waited for; nobody else has to wait for it."""
+    """Without a network, a DNS lookup waits for its timeout. Closing does not."""
     known, asked, over = True, threading.Event(), threading.Event()
     real = socket.getaddrinfo
 
@@ -328,7 +328,7 @@ def test_closing_during_a_dns_lookup(
     over.set()
 
 
-# ---- silence ------------------------------------------------------------------------------------------------
+# ---- keepalive ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -353,7 +353,7 @@ def test_a_silent_network(driver: type[Driver], network: FaultProxy, monkeypatch
 def test_a_slow_link_is_not_considered_lost(
     driver: type[Driver], server: QuickServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer to a ping waits behind a large mask for longer than it may take."""
+    """The pong waits behind a large mask for longer than the keepalive timeout."""
     monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.3)
     monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 2.2)
     noise = np.random.default_rng(0).random((240, 240, 240)) < 0.5
@@ -373,7 +373,7 @@ def test_a_slow_link_is_not_considered_lost(
 
 
 def answer_all(connection: ServerConnection) -> None:
-    """Say that every request is done, until the client goes."""
+    """Answer every request with done until the client disconnects."""
     for data in connection:
         assert isinstance(data, bytes)
         request = protocol.decode_client(data)
@@ -385,7 +385,7 @@ def answer_all(connection: ServerConnection) -> None:
 def test_a_request_does_not_wait_until_the_next_try_is_due(
     driver: type[Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who clicks once the server is back is not told to wait for a quarter of a minute."""
+    """A click reconnects immediately, although the back-off is 15 seconds."""
     monkeypatch.setattr(reconnect, "delays", lambda: itertools.repeat(60.0))
     count = 0
 
@@ -394,7 +394,7 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
         count += 1
         connection.recv()
         if count == 2:
-            return  # the first click comes too early, and is kept
+            return  # the first click is too early, and stays pending
         connection.send(protocol.encode(WELCOME))
         if count == 1:
             return
@@ -413,12 +413,12 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
         session.close()
 
 
-# ---- a server that needs the room for others ----------------------------------------------------------------
+# ---- eviction -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_an_evicted_session_is_dormant(driver: type[Driver]) -> None:
-    """The connection comes back with the next request, and time spent resting is no time spent away."""
+    """The connection returns with the next request. Dormant time does not count toward the timeout."""
     count = 0
 
     def behave(connection: ServerConnection) -> None:

@@ -36,7 +36,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The authority's certificate, as a hospital gives it to its people."""
+    """The certificate of a private authority, as in a hospital."""
     path = tmp_path_factory.mktemp("ca") / "hospital.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -57,7 +57,7 @@ def server(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @contextmanager
 def listening(certificate: trustme.LeafCert) -> Iterator[int]:
-    """A listener that agrees on TLS with whoever comes, and says nothing more; its port."""
+    """Start a listener that completes TLS handshakes and then stays silent. Yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -70,7 +70,7 @@ def listening(certificate: trustme.LeafCert) -> Iterator[int]:
                     with context.wrap_socket(connection, server_side=True) as secure:
                         secure.recv(4096)
                 except OSError:
-                    pass  # the client would have none of it
+                    pass  # the client refused it
 
         with run_in_thread(work):
             yield listener.getsockname()[1]
@@ -137,7 +137,7 @@ def all_there(session: Driver) -> bool:
     return received[-1].present == received[-1].total
 
 
-# ---- servers that are not to be trusted ---------------------------------------------------------------------
+# ---- untrusted servers --------------------------------------------------------------------------------------
 
 
 @both

@@ -38,7 +38,7 @@ SSHD = find_program("sshd")
 
 
 class Sshd:
-    """An sshd for this user alone. ``home``: what ssh takes for the user's home; in it, the client's configuration."""
+    """An sshd for this user only. ``home``: the user's home as ssh sees it, with the client's configuration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -67,7 +67,7 @@ class Sshd:
     @contextmanager
     def running(self) -> Iterator[None]:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd as root drops its privileges
+            Path("/run/sshd").mkdir(exist_ok=True)  # for sshd as root, which drops its privileges
         command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
             try:
@@ -82,7 +82,7 @@ class Sshd:
 @pytest.fixture
 def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     made = Sshd(tmp_path)
-    # An ssh in front of the path that reads the test's configuration in the place of the user's.
+    # An ssh earlier in PATH that reads the test's configuration instead of the user's.
     front = tmp_path / "bin" / "ssh"
     front.parent.mkdir()
     front.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path / "client"} "$@"\n')
@@ -240,11 +240,11 @@ def test_a_server_start_that_fails(sshd: Sshd) -> None:
     assert ssh_processes() == []
 
 
-# ---- errors in words --------------------------------------------------------------------------------------
+# ---- error messages ---------------------------------------------------------------------------------------
 
 
 def refusal(address: str) -> errors.ConnectionFailed:
-    """What the asyncio driver says; the polled one must say the same."""
+    """Return the error of the asyncio driver, after a check that the polled one gives the same."""
     with pytest.raises(errors.ConnectionFailed) as refused:
         run(nni.aconnect(address))
     polled = nni.PolledSession(address)
@@ -292,12 +292,12 @@ def test_no_ssh_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "no ssh on this machine" in str(refusal("ssh://gpu-box"))
 
 
-# ---- who else is on this machine ----------------------------------------------------------------------------
+# ---- other users of the machine -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files with a short path, which pytest's own may not have."""
+    """A folder for temporary files with a short path, unlike pytest's."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -327,7 +327,7 @@ def test_no_other_user_can_enter_the_tunnel(sshd: Sshd, server: str, temporary: 
 
 
 class Recorder:
-    """A server that notes the Authorization header of every request, and the process from which it came."""
+    """A server that records the Authorization header and the client process of every request."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | None]] = []
@@ -392,7 +392,7 @@ def test_a_killed_ssh_leaves_no_files(sshd: Sshd, server: str, temporary: Path) 
 @pytest.mark.sshd
 def test_a_socket_that_cannot_be_created(sshd: Sshd, server: str, temporary: Path) -> None:
     front = sshd.folder / "bin" / "ssh"
-    # A folder is where the socket is to be, before ssh comes to it.
+    # Create a folder at the path of the socket before ssh does.
     lines = front.read_text().splitlines()
     lines.insert(1, 'for word; do case $word in /*/socket:*) mkdir "${word%%:*}" ;; esac; done')
     front.write_text("\n".join(lines) + "\n")
@@ -423,7 +423,7 @@ def test_no_suitable_temporary_folder(sshd: Sshd, monkeypatch: pytest.MonkeyPatc
 def test_without_unix_sockets_another_listener_gets_nothing(
     sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows, where another program takes the port that was chosen."""
+    """As on Windows, where another program may take the chosen port."""
     monkeypatch.setattr("nninteractive_ws.client.tunnel._UNIX_SOCKETS", False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.setblocking(False)
@@ -484,7 +484,7 @@ def test_no_character_of_a_shell_reaches_ssh(host: str, user: str, rest: str) ->
     "expected", ["$(touch {})", "`touch {}`", ";touch {}", "|touch {}", "'\"&touch {}", "\n touch {}"]
 )
 def test_a_proxy_command_receives_no_shell_commands(sshd: Sshd, tmp_path: Path, where: str, expected: str) -> None:
-    """The configuration of many hands host and user to a shell."""
+    """Many configurations pass host and user to a shell."""
     configuration = (sshd.folder / "client").read_text()
     (sshd.folder / "client").write_text(f"{configuration}Host *\n  ProxyCommand true %h %r\n")
     made = tmp_path / "made"

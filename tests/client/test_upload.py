@@ -16,7 +16,7 @@ from nninteractive_ws.geometry import Box
 
 
 class Clock:
-    """A clock that goes when told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -30,7 +30,7 @@ def noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
 
 
 def uploading(shape: tuple[int, int, int] = (256, 192, 130), clock: Clock | None = None) -> tuple[Core, ImageSource]:
-    """A core whose image is announced; nothing is known of what the server has."""
+    """A core with an announced image. The bricks on the server are unknown."""
     source = ImageSource.of(noise(shape))
     core = Core(clock=clock or Clock())
     core.start()
@@ -40,7 +40,7 @@ def uploading(shape: tuple[int, int, int] = (256, 192, 130), clock: Clock | None
 
 
 def next_bricks(core: Core) -> list[int]:
-    """The bricks that may be sent now."""
+    """Return the bricks that may be sent now."""
     made = [make() for make in iter(core.next_brick, None)]
     return [b.index for frame in made for b in protocol.decode_client(frame).bricks]  # type: ignore[union-attr]
 
@@ -86,7 +86,7 @@ def test_bricks_carry_the_voxels() -> None:
 
 def test_bricks_nearest_to_the_focus_are_sent_first() -> None:
     core, source = uploading()
-    core.add_point("a", (255, 191, 0))  # before anything is known of the upload
+    core.add_point("a", (255, 191, 0))  # before the server has reported its bricks
     acknowledge(core, source, [])
     expected = source.grid.nearest_first((255, 191, 0))
     order = []

@@ -46,7 +46,7 @@ def run_doctor(address: str, token: str | None = None, ca: Path | None = None) -
 
 
 def failure(address: str, **options: Any) -> StepResult:
-    """The finding that ends the list, which has failed; those before have not."""
+    """Return the last result, which must be the only failed one."""
     *before, last = run_doctor(address, **options)
     assert all(f.status != "failed" for f in before)
     assert last.status == "failed", last
@@ -60,7 +60,7 @@ def quick() -> Iterator[QuickServer]:
         yield server
 
 
-# ---- all is well --------------------------------------------------------------------------------------------
+# ---- a healthy server ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_json_of_a_failure() -> None:
     assert document["steps"][-1]["status"] == "failed"
 
 
-# ---- the way there ------------------------------------------------------------------------------------------
+# ---- address and connection ---------------------------------------------------------------------------------
 
 
 def test_an_invalid_address() -> None:
@@ -186,7 +186,7 @@ def test_a_closed_port() -> None:
 def test_an_unknown_name() -> None:
     failed = failure("no-such-machine.invalid")
     assert failed.step == "name"
-    assert failed.code in ("unknown_name", "no_name_service")  # the latter where there is no network
+    assert failed.code in ("unknown_name", "no_name_service")  # the latter without a network
     assert "no-such-machine.invalid" in failed.found
 
 
@@ -199,7 +199,7 @@ def test_a_dns_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Speaker(socketserver.BaseRequestHandler):
-    """Says one thing to whoever comes, after whatever they say."""
+    """A server that answers the first message of each client with the same bytes."""
 
     greeting = b""
 
@@ -332,7 +332,7 @@ def expect_other(address: str, product: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_the_official_server(demo_model: Any) -> None:
-    """The real one."""
+    """Uses the real official server."""
     from nnInteractive.inference.server.app import make_app
     import torch
 
@@ -341,7 +341,7 @@ def test_the_official_server(demo_model: Any) -> None:
         expect_other(address, "official", "official nnInteractive server")
 
 
-# What their sources document; the servers themselves need a GPU or hundreds of packages.
+# From their sources, because the servers themselves need a GPU or hundreds of packages.
 OTHERS = {
     "slicer_extension": (
         ["/upload_image", "/upload_segment", "/add_point_interaction"],
@@ -378,7 +378,7 @@ def test_an_unknown_server_is_not_identified() -> None:
 
 @contextmanager
 def answering(status: int, **headers: str) -> Iterator[str]:
-    """A real HTTP server with one answer to all."""
+    """A real HTTP server with one answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -414,7 +414,7 @@ UPGRADE = 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy
 
 @contextmanager
 def nginx(folder: Path, target: str, settings: str) -> Iterator[str]:
-    """A real nginx that passes on to ``target``, below /nn/."""
+    """A real nginx that forwards /nn/ to ``target``."""
     assert NGINX is not None
     port = free_port()
     paths = "".join(f"{name}_temp_path {folder}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -472,11 +472,11 @@ def test_behind_nginx_with_no_server(tmp_path: Path) -> None:
     assert "(nginx" in failed.found
 
 
-# ---- proxies that the computer's settings name --------------------------------------------------------------
+# ---- proxies from the environment ---------------------------------------------------------------------------
 
 
 class ConnectProxy(BaseHTTPRequestHandler):
-    """Joins with ``target`` whatever machine is asked for, or refuses."""
+    """A proxy that connects every request to ``target``, or refuses it."""
 
     protocol_version = "HTTP/1.1"
     target: tuple[str, int] | None = None
@@ -502,7 +502,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
-        pass  # one side has closed, and the other will
+        pass  # one side has closed, and the other one follows
 
 
 @pytest.fixture

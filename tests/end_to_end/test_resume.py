@@ -56,12 +56,12 @@ def welcomes(link: Link) -> list[wire.Welcome]:
     return [e.welcome for e in link.happened if isinstance(e, events.Connection) and e.welcome is not None]
 
 
-# ---- the connection is lost, the session is not -----------------------------------------------------------
+# ---- resuming a session -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> list[Snapshot]:
-    """After each command of the short script: the journal."""
+    """The journal after each command of the short script."""
     core = Core()
     link = Link(core, MemoryServer(quick_model, device))
     core.start()
@@ -111,7 +111,7 @@ def test_a_session_is_resumed_at_any_moment(
                     if server.can_work:
                         server.work()
                 cuts += 1
-                # Longer and longer: what a connection must carry at least is a request with its previews.
+                # Increasing, because a connection must last for at least one request with its previews.
                 link = reconnect(link, int(rng.integers(1, 6)) + cuts)
 
     core.set_image(source)
@@ -153,7 +153,7 @@ def test_an_interrupted_upload_continues(server: MemoryServer, source: ImageSour
     core = Core()
     core.start()
     core.set_image(source)
-    link = Link(core, server, frames=4)  # the welcome, which bricks are there, done, and an acknowledgement
+    link = Link(core, server, frames=4)  # welcome, present bricks, done, and an acknowledgment
     with pytest.raises(Lost):
         link.settle()
     assert 0 < len(server.bricks) < len(source.grid)
@@ -166,7 +166,7 @@ def test_an_interrupted_upload_continues(server: MemoryServer, source: ImageSour
 def test_requests_without_a_connection_are_queued(link: Link) -> None:
     core, server = link.core, link.server
     server.disconnect()
-    core.welcome = None  # as a driver that is without a connection leaves it, see start()
+    core.welcome = None  # as in a driver without a connection, see start()
     core.start()
     numbers = [core.add_point("a", (30, 40, 36)), core.add_point("b", (60, 40, 36)), core.undo("b")]
     core.cancel(numbers[1])
@@ -264,7 +264,7 @@ def test_pending_changes_are_composed(link: Link) -> None:
 
 
 def test_changes_that_cancel_out_are_not_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Previews that nobody saw, of a request that is cancelled."""
+    """Unsent previews of a cancelled request."""
     core, server = link.core, link.server
     core.set_mask("a", ball(SHAPE, (40, 40, 36), 8))
     link.settle()
@@ -294,7 +294,7 @@ def test_changes_that_cancel_out_are_not_sent(link: Link, monkeypatch: pytest.Mo
     check_journal(core, server)
 
 
-# ---- the session is lost ----------------------------------------------------------------------------------
+# ---- restoring a lost session -----------------------------------------------------------------------------
 
 
 def test_an_evicted_session_is_restored_with_the_next_request(link: Link) -> None:
@@ -348,7 +348,7 @@ def test_a_request_that_may_kill_the_worker_is_not_retried(source: ImageSource) 
         core.start()
         happened = deliver(core, WELCOME)
         given_up += [e for e in happened if isinstance(e, events.Failed)]
-        # The image is announced again before anything else, and answered.
+        # The image is announced again first, and answered.
         restored = [m for m in sent(core) if isinstance(m, wire.SetImage)][-1]
         deliver(core, wire.Done(id=restored.id))
     assert [(e.request, type(e.error)) for e in given_up] == [(first, errors.WorkerLost)]
@@ -375,7 +375,7 @@ def test_an_image_refused_by_the_next_server_is_kept(link: Link) -> None:
 
 @pytest.mark.slow
 def test_a_mask_is_restored_without_its_invalid_history(link: Link) -> None:
-    """As on a server whose model was not trained for the prompts."""
+    """As on a server whose model does not support the prompts."""
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
     core.add_scribble("a", ball(SHAPE, (34, 40, 36), 3))
@@ -507,7 +507,7 @@ def test_a_damaged_journal_is_refused(link: Link) -> None:
 
 
 def bomb(shape: Index, data: bytes, runs: int, count: int = 1) -> bytes:
-    """A journal of a segment whose ``count`` steps change all voxels of a volume."""
+    """Return a journal of a segment with ``count`` steps that each change all voxels."""
     change = wire.RunLengthMask(box=Box.whole(shape).pairs, runs=runs, encoding="deflate", data=data)
     step = {"request": wire.AddPoint(id=1, segment="a", point=(1, 1, 1)), "change": change}
     segment = {"name": "a", "revision": 1, "steps": [step] * count, "undone": []}

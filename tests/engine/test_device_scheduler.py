@@ -14,7 +14,7 @@ from nninteractive_ws.errors import Cancelled
 
 
 class Bench:
-    """A device thread that is busy until :meth:`open`, and callers that queue up behind, one after another."""
+    """A device thread that is busy until :meth:`open`, and callers that queue behind it."""
 
     def __init__(self) -> None:
         self.thread = DeviceScheduler("test")
@@ -31,7 +31,7 @@ class Bench:
         return future
 
     def open(self) -> None:
-        """Let the thread go on with those who wait, and return when it is done with them."""
+        """Let the thread serve the waiting callers, and return when all are served."""
         self._gate.set()
         self._callers.shutdown()
 
@@ -175,7 +175,7 @@ def test_closing_finishes_the_running_pass_and_refuses_the_rest(bench):
     with pytest.raises(RuntimeError, match="closed"):
         bench.thread.run(slot(), lambda: None)
     assert bench.served == []
-    bench.thread.close()  # twice is once
+    bench.thread.close()  # a second call has no effect
 
 
 def test_a_finished_pass_is_released(thread):

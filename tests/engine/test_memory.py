@@ -102,7 +102,7 @@ def test_the_error_for_a_full_pool_states_the_numbers() -> None:
 
 
 def test_the_image_uses_the_first_pool_with_space_and_the_rest_the_host() -> None:
-    meta = torch.device("meta")  # in the place of a GPU, which this machine may not have
+    meta = torch.device("meta")  # replaces a GPU, which this machine may lack
     pools = [MemoryPool(meta, 10**8, nobody_idle), MemoryPool(CPU, GB, nobody_idle)]
     first, second = SessionAccount(pools), SessionAccount(pools)
     assert first.reserve_image((100, 100, 100), 7) == meta
@@ -184,7 +184,7 @@ def test_a_session_closed_during_eviction_reserves_nothing() -> None:
     assert pool.used_bytes == 0
 
 
-# ---- how much there is ------------------------------------------------------------------------------------
+# ---- free memory ------------------------------------------------------------------------------------------
 
 
 def test_the_limit_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

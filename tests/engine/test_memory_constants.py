@@ -31,7 +31,7 @@ NEAR = 0.2
 
 
 def kept_bytes(make: Callable[[int], object]) -> float:
-    """Bytes that stay allocated for each object that ``make`` returns, or keeps elsewhere. Ids start at 1000, because
+    """Return the bytes that stay allocated for each object that ``make`` creates. Ids start at 1000, because
     Python caches small numbers."""
     make(999)
     gc.collect()
@@ -46,7 +46,7 @@ def kept_bytes(make: Callable[[int], object]) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The peak of allocated bytes while ``work`` runs."""
+    """Return the peak of allocated bytes while ``work`` runs."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -147,14 +147,14 @@ def test_bytes_of_an_answer(changes: int) -> None:
     assert outbox.memory / (COUNT + 1) == pytest.approx(actual, rel=NEAR)
 
 
-# ---- while a request is done ------------------------------------------------------------------------------
+# ---- during a request -------------------------------------------------------------------------------------
 
 VOLUME = np.random.default_rng(0).integers(0, 255, (96, 96, 96)).astype(np.uint8)
 
 
 @pytest.fixture
 def do(quick_model, device) -> Iterator[Callable[[wire.Request], float]]:
-    """Do a request in a real session with an image, and return how many masks of its size were allocated at the
+    """Run a request in a real session with an image, and return how many masks of its size were allocated at the
     peak."""
     outbox, ids = Outbox(lambda: None), itertools.count(1)
     session = Session(quick_model, device, outbox, "blosc2", SessionAccount(boundless()))

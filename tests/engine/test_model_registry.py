@@ -28,7 +28,7 @@ MANIFEST = {
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
-    """Where nnInteractive keeps its models: an empty folder, and no network to fill it from."""
+    """nnInteractive's model folder, empty and without a network for downloads."""
     folder = tmp_path / "nninteractive"
     monkeypatch.setenv("NNINTERACTIVE_MODEL_DIR", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def manifest(root) -> None:
-    """The list of official models as it was kept from last time."""
+    """The cached list of official models."""
     (root / "models.json").write_text(json.dumps(MANIFEST))
 
 

@@ -1,4 +1,4 @@
-"""Previews during a prediction: an answer of patch size that stands for a larger box."""
+"""Previews during a prediction: an answer of the patch size for a larger box."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ PATCH = (12, 10, 8)
 
 @st.composite
 def views(draw: st.DrawFn) -> tuple[np.ndarray, Box, Box]:
-    """An answer with few voxels or none, the box that it stands for, and a part of that box."""
+    """An answer with few voxels or none, its box in the image, and a part of that box."""
     answer = np.zeros(PATCH, bool)
     for _ in range(draw(st.integers(0, 3))):
         answer[tuple(draw(st.integers(0, n - 1)) for n in PATCH)] = True
@@ -51,7 +51,7 @@ def test_resampling_matches_torchs_nearest_neighbor() -> None:
 def test_the_nonempty_region_is_tight() -> None:
     answer = np.zeros(PATCH, bool)
     answer[3:5, 2, 7] = True
-    box = Box((-6, 0, 10), (30, 30, 34))  # three voxels for each of the answer's
+    box = Box((-6, 0, 10), (30, 30, 34))  # three voxels per voxel of the answer
     assert nonempty_region(answer, box, box) == Box((3, 6, 31), (9, 9, 34))
     assert nonempty_region(answer, box, Box((0, 0, 10), (6, 7, 34))) == Box((3, 6, 31), (6, 7, 34))
     assert nonempty_region(answer, box, Box((0, 0, 10), (3, 7, 34))) is None

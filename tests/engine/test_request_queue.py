@@ -24,7 +24,7 @@ def test_invalid_requests_are_answered_with_errors(server: str) -> None:
         assert "point" in wrong.message
         assert (await answer(8, type="add_point", segment="a", point=[1, 2, 3])).code == "no_image"
         assert (await answer(5, type="undo", segment="a")).code == "bad_message", "ids must grow"
-        # Of a type that nobody knows: not answered, and nothing happens.
+        # A request of an unknown type is ignored.
         await client.websocket.send(msgspec.msgpack.encode({"type": "dance", "id": 9}))
         assert (await answer(10, type="undo", segment="a")).code == "no_image"
         await client.close()
@@ -65,7 +65,8 @@ def test_a_repeated_request_is_applied_once(server: str) -> None:
         assert isinstance(first, wire.Done)
         assert again == first
         assert not [m for m in between if isinstance(m, wire.MaskDelta)]
-        assert [m for m in more if isinstance(m, wire.Done)] in ([], [first])  # the second or the third answer
+        # the answer to the second or the third request
+        assert [m for m in more if isinstance(m, wire.Done)] in ([], [first])
         assert isinstance(undone, wire.Done)
         await client.send(wire.Undo(id=7, segment="a"))
         _, refused = await client.receive_answer(7)
@@ -97,7 +98,7 @@ def test_bricks_of_another_image_are_ignored(server: str) -> None:
 def test_requests_beyond_the_limit_in_flight_are_refused(server: str) -> None:
     async def work() -> None:
         client = await PlainClient.open(server)
-        # A prompt that waits for bricks which never come, and many behind it.
+        # A prompt that waits for bricks which never arrive, and many behind it.
         await client.send(wire.SetImage(id=1, image="x", shape=SHAPE, dtype="int16", mean=0.0, std=1.0))
         last = 2 + 600
         for request in range(2, last + 1):

@@ -18,7 +18,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes u
 @linux
 @pytest.mark.slow
 def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
-    """It asks for snapshots without end and takes none; another client notices nothing."""
+    """It requests snapshots endlessly without reading them. Another client is not affected."""
 
     async def work() -> None:
         greedy = PlainClient(await connect(server, compression=None, max_size=None, proxy=None, max_queue=1))
@@ -27,11 +27,11 @@ def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
         shape = (200, 160, 160)
         noise = np.random.default_rng(0).integers(0, 9, shape).astype(np.int16)
         await greedy.set_image(noise)
-        # A mask like noise: 2.5 million runs, 10 MB as it is.
+        # A mask of noise has 2.5 million runs, which take 10 MB.
         given = masks.pack(masks.to_delta(noise > 4), "raw")
         await greedy.send(wire.SetMask(id=2, segment="a", mask=given))
         await greedy.receive_answer(2)
-        for request in range(3, 8):  # as long as it reads
+        for request in range(3, 8):  # while it still reads
             await greedy.send(wire.GetMask(id=request, segment="a"))
             await greedy.receive_answer(request)
         other = await PlainClient.open(server)
@@ -48,9 +48,9 @@ def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
             assert time.monotonic() - started < 60
         memory, made = _memory(server) - memory, answered(server, "get_mask") - made
         print(f"grown by {memory / 1e6:.0f} MB: {made} of 392 snapshots of 10 MB were made")
-        # On the way there is room for one or two at each of six places: the outbox, the sockets, both ends' queues.
+        # One or two are in flight at each of six places: the outbox, the sockets, the queues of both ends.
         assert 1 <= made <= 16
-        # What other sessions leave to the allocator is in it too.
+        # The memory includes what the allocator keeps of other sessions.
         assert memory < 2 * 16 * 10e6
         greedy.websocket.transport.abort()
         await other.send(wire.Bye())
@@ -59,7 +59,7 @@ def test_a_client_that_does_not_read_takes_bounded_memory(server: str) -> None:
 
 
 def _memory(address: str) -> int:
-    """Resident bytes of the server at an address and of its worker."""
+    """Return the resident bytes of the server at an address and of its worker."""
     port = int(address.rpartition(":")[2])
     (gateway,) = {
         c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN

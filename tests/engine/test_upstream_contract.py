@@ -1,4 +1,4 @@
-"""What the engine takes for granted about nnInteractive 2.6, a private seam at a time.
+"""Assumptions of the engine about private parts of nnInteractive 2.6.
 
 A release that changes one of them fails here. Then read what changed, adapt ``engine/upstream.py``, and see that
 ``test_parity.py`` still finds the same masks before the version is let through.
@@ -73,7 +73,7 @@ SIGNATURES = {
     "_get_prev_seg_channel": "(self)",
     "_generic_add_patch_from_image": "(self, image, offset=None)",
     "initialize_from_loaded_artifacts": "(self, artifacts)",
-    # called by models, prompts and session
+    # called by models, prompts and the session
     "_load_model_artifacts_from_disk": (
         "(self, model_training_output_dir, use_fold=None, checkpoint_name='checkpoint_final.pth')"
     ),
@@ -138,7 +138,7 @@ def test_signatures_of_point_interactions_are_unchanged():
 
 
 def test_prints_go_to_the_log(capsys, quick_model):
-    """``print`` of upstream's module is a name of the module, which the engine sets."""
+    """The engine replaces the name ``print`` in upstream's module."""
     for function in (nnInteractiveInferenceSession.__init__, nnInteractiveInferenceSession._predict):
         assert "print" in inspect.unwrap(function).__code__.co_names, ADVICE
     assert upstream_module.print is not print
@@ -146,7 +146,7 @@ def test_prints_go_to_the_log(capsys, quick_model):
     assert capsys.readouterr().out == ""
 
 
-# ---- what a model brings ----------------------------------------------------------------------------------------
+# ---- artifacts of a model ---------------------------------------------------------------------------------------
 
 
 def test_sessions_share_only_known_artifacts(demo_model):
@@ -187,13 +187,13 @@ def test_a_session_has_the_used_attributes(session):
     assert tuple(session.original_image_shape) == (1, *SHAPE)
 
 
-# ---- what a prompt does -----------------------------------------------------------------------------------------
+# ---- effects of a prompt ----------------------------------------------------------------------------------------
 
 SHAPE = (84, 72, 66)
 
 
 class Witness(nnInteractiveInferenceSession):
-    """Upstream's session, and what went through each seam since :meth:`begin`."""
+    """Upstream's session, with a record of the calls since :meth:`begin`."""
 
     def begin(self) -> None:
         self.calls: list[str] = []
@@ -287,7 +287,7 @@ def as_numpy(interactions: Any) -> "np.ndarray[Any, Any]":
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("storage", ["tensor", pytest.param("blosc2", marks=pytest.mark.slow)])
 def test_every_write_to_the_interactions_is_announced(session, step, storage):
-    """The engine clears what was announced, and nothing else."""
+    """The engine clears only announced regions."""
     if storage == "blosc2":
         session.interactions_storage = "blosc2"
         session._initialize_interactions(session.preprocessed_image)
@@ -303,7 +303,7 @@ def test_every_write_to_the_interactions_is_announced(session, step, storage):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [s for s in STEPS if "without" not in s])
 def test_all_results_are_pasted_by_one_method(session, step):
-    """The target buffer holds what was pasted, in its order, and the previous segmentation is the same mask."""
+    """The target buffer equals the pasted results, in their order, and so does the previous segmentation."""
     STEPS[step](session)
     mask = ball(SHAPE, (42, 30, 28), 8) if step == "mask" else np.zeros(SHAPE, bool)
     for prediction, pairs in session.results:
@@ -319,7 +319,7 @@ def test_all_results_are_pasted_by_one_method(session, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_the_network_runs_once_per_view(session, step):
-    """Coarse looks first, each made of an input, a pass and a search of its border; then a pass for each box."""
+    """First, coarse views with an input, a pass and a search of the border each. Then, a pass for each box."""
     STEPS[step](session)
     if "without" in step:
         assert session.calls == []
@@ -384,7 +384,7 @@ def test_the_image_is_normalized_in_this_order(session):
 
 
 def test_the_memory_layout_of_the_network_output_is_free():
-    """The engine lays it out for upstream's argmax."""
+    """The engine optimizes it for upstream's argmax."""
     logits = torch.rand(1, 2, 9, 8, 7)
     laid_out = logits.contiguous(memory_format=torch.channels_last_3d)
     assert torch.equal(laid_out[0].argmax(0), logits[0].argmax(0))
@@ -394,7 +394,7 @@ def test_the_memory_layout_of_the_network_output_is_free():
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (42, 36, 33), (83, 71, 65), (2, 70, 33)])
 def test_a_point_on_the_device_equals_upstreams_point(at):
-    """The variant for interactions in GPU memory, tried in the machine's: the same ball, announced around it."""
+    """The variant for GPU memory, tested in host memory: the same ball, with an announced box around it."""
     theirs, ours = torch.rand(3, *SHAPE).half(), torch.zeros(3, *SHAPE, dtype=torch.float16)
     ours[:] = theirs
     announced: list[Any] = []
@@ -409,7 +409,7 @@ def test_a_point_on_the_device_equals_upstreams_point(at):
 
 
 def test_clear_removes_all_prompts(quick_model, device, monkeypatch):
-    """What the engine zeroes when it selects another segment is all that prompts had written."""
+    """When another segment is selected, the engine zeroes all voxels that prompts had written."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
     volume = bar_in_a_box()
     client = Client(quick_model, device).set_image(volume)
@@ -429,7 +429,7 @@ def test_clear_removes_all_prompts(quick_model, device, monkeypatch):
 
 
 def test_our_sessions_never_start_upstreams_threads(quick_model, device):
-    """Upstream's ``__del__`` joins them in the middle of whatever runs when the garbage collector comes by."""
+    """Upstream's ``__del__`` would join them during garbage collection, on any thread."""
     client = Client(quick_model, device).set_image(bar_in_a_box())
     client.send(point((42, 32, 26)))
     assert not client.session._upstream.executor._threads, ADVICE

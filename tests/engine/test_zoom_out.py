@@ -14,13 +14,13 @@ from nninteractive_ws.engine.model_loader import LoadedModel
 from nninteractive_ws.engine.upstream import UpstreamSession
 
 SHAPE = (110, 90, 70)
-# From powers of 1.5, as autozoom takes them, to sizes that have no divisor in common with the patch.
+# Powers of 1.5, as in autozoom, and sizes without a common divisor with the patch.
 ZOOMS = (1.01, 1.37, 1.5, 2.25)
 
 
 @pytest.fixture(scope="module")
 def upstream(quick_model: LoadedModel, device: DeviceScheduler) -> UpstreamSession:
-    """With a previous segmentation, and prompts of every kind and polarity, of which the older have faded."""
+    """A session with a previous segmentation, and prompts of every kind and polarity, the older ones faded."""
     client = Client(quick_model, device).set_image(torso(SHAPE))
     ellipsoid = sum(
         ((g - c) / r) ** 2 for g, c, r in zip(np.ogrid[:110, :90, :70], (60, 40, 30), (30, 25, 20), strict=True)

@@ -26,13 +26,13 @@ from nninteractive_ws.evaluation.report import curve_table, obedience_table, str
 from nninteractive_ws.evaluation.run import EvaluatedObject, ObjectResult, Plan, PromptResult, evaluate, supported_kinds
 from nninteractive_ws.evaluation.simulated_user import KINDS
 
-#: LPS of a volume whose axes lead elsewhere: i to the right, j to the head, k to the back.
+#: Direction matrix (LPS) of a volume with i to the right, j to the head, and k to the back.
 TURNED = ((-1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Small:
-    """A case of a few voxels, a phantom with voxels of 5 mm."""
+    """A small case, a phantom with voxels of 5 mm."""
 
     structures: tuple[str, ...] = ("liver",)
     name: str = "small"
@@ -60,14 +60,14 @@ def write(folder: Path, name: str, voxels: np.ndarray, origin: float = 0.0, flip
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[str]:
-    """A server whose network takes milliseconds and has habits of its own, with little memory for images."""
+    """A server with a fast, deterministic network and little memory for images."""
     with quick_server("--memory", "0.05") as server:
         yield server.address
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and label maps that fit and do not."""
+    """A folder with images, and with valid and invalid label maps."""
     folder, phantom = tmp_path_factory.mktemp("cases"), small()
     write(folder, "ct.nii.gz", phantom.image)
     write(folder, "copy.nii.gz", phantom.image)
@@ -87,11 +87,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nobody(message: str, done: int) -> None:
-    """Who does not want to hear what is being done."""
+    """Ignore all progress."""
 
 
 def command(*message: object) -> tuple[int, str]:
-    """Exit status, and all that is said."""
+    """Run the command. Return the exit status and the output."""
     done = CliRunner(env={"COLUMNS": "200"}).invoke(make_app("evaluate"), ["evaluate", *map(str, message)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -265,7 +265,7 @@ def test_printed_tables() -> None:
         ObjectResult("three", "", 4, error="There is no file."),
     ]
     table = lines(structures_table(results))
-    # Means of (0.5, 0.87, 0.82, 0.82) and (1, 1, 1, 1); NSD is half of it.
+    # Means of (0.5, 0.87, 0.82, 0.82) and (1, 1, 1, 1). NSD is half of them.
     assert table["kidney"][:6] == ["2", "0.750", "0.910", "0.892", "0.455", "0.446"]
     assert table["kidney"][6:] == ["1.5", "1.5", "2.5 (1)", "1.69"]
     assert table["spleen"] == ["1", "0.000", "0.000", "0.000", "0.000", "0.000", *["4.0 (1)"] * 3, ""]
@@ -301,7 +301,7 @@ def test_pictures_are_oriented_as_by_simpleitk(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Large:
-    """A case for which the server has no room."""
+    """A case that exceeds the server's memory."""
 
     name: str = "large"
 
@@ -323,7 +323,7 @@ def test_server_errors_count_as_empty_masks(quick: str) -> None:
     assert (found[2].case, found[2].error, len(found[2].steps)) == ("small", "", 2)
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------
+# ---- invalid input ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def first(truth: Mask, mask: Mask, kind: Kind, spacing: Vector = CUBE) -> Simula
 
 
 def marked(prompt: SimulatedPrompt) -> Mask:
-    """All voxels that a prompt marks."""
+    """Return all voxels that a prompt marks."""
     whole = NOTHING.copy()
     if isinstance(prompt.shape, Box):
         whole[prompt.shape.slices] = True
@@ -83,7 +83,7 @@ def test_a_correction_points_at_the_largest_error_of_either_kind() -> None:
 
 
 def test_errors_of_two_kinds_that_touch_are_two_regions() -> None:
-    """Else the middle of both could lie on their border, in the smaller one."""
+    """Otherwise, their common center could be in the smaller one."""
     truth, mask = box((5, 15), (5, 15), (5, 15)), box((15, 23), (5, 15), (5, 15))
     found = error_region(truth, mask)
     assert found is not None
@@ -91,7 +91,7 @@ def test_errors_of_two_kinds_that_touch_are_two_regions() -> None:
 
 
 def test_the_middle_is_measured_in_millimeters() -> None:
-    """A plate one thick slice high is deeper than a column of thin voxels."""
+    """A plate of one thick slice is deeper than a column of thin voxels."""
     plate, column = box((2, 13), (2, 13), (6, 7)), box((20, 23), (20, 23), (2, 23))
     truth = plate | column | box((13, 20), (7, 8), (6, 7)) | box((20, 21), (7, 20), (6, 7))  # one component
     assert deepest_voxel(truth)[:2] == (21, 21)
@@ -101,7 +101,7 @@ def test_the_middle_is_measured_in_millimeters() -> None:
 def test_a_thin_line_is_one_object_and_clicked_on_its_middle() -> None:
     truth = NOTHING.copy()
     for n in range(21):
-        truth[5 + n, 5 + n, 2 + n] = True  # its voxels touch at corners alone
+        truth[5 + n, 5 + n, 2 + n] = True  # its voxels touch only at corners
     truth |= box((30, 32), (2, 4), (2, 4))
     assert deepest_voxel(truth) == (15, 15, 12)
 
@@ -131,7 +131,7 @@ def test_no_prompt_is_repeated_and_the_user_stops_at_the_end(kind: Kind) -> None
     assert who.next(truth) is None
 
 
-# ---- what is drawn ------------------------------------------------------------------------------------------
+# ---- drawings -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spacing", "axis"), [(CUBE, 2), ((1, 1, 4), 2), ((1, 5, 1), 1), ((3.3, 0.9, 0.9), 0)])
@@ -156,7 +156,7 @@ def test_a_box_is_tight_and_a_lasso_one_voxel_wider_without_holes() -> None:
 
 
 def test_a_drawing_surrounds_one_connected_component() -> None:
-    """A lasso is one line: of the legs of an arch, that hang together above, it takes one."""
+    """A lasso is one outline. It surrounds one leg of an arch whose legs are connected above the slice."""
     arch = box((4, 12), (5, 15), (4, 20)) | box((24, 30), (5, 15), (4, 20)) | box((4, 30), (8, 10), (19, 20))
     for kind in ("bbox", "lasso", "scribble"):
         prompt = first(arch & ~box((4, 30), (0, 36), (12, 18)), NOTHING, kind)
@@ -209,7 +209,7 @@ def test_prompts_mark_the_largest_error_with_its_polarity(kind: Kind, seed: int)
         assert not (drawn & ~ndimage.binary_dilation(ndimage.binary_fill_holes(region), np.ones((3, 3, 3)))).any()
 
 
-# ---- chance -------------------------------------------------------------------------------------------------
+# ---- randomness ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

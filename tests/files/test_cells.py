@@ -1,4 +1,4 @@
-"""Table cells that no spreadsheet takes for a formula, and that are read back unchanged."""
+"""Table cells that are not formulas in a spreadsheet, and that round-trip."""
 
 import csv
 import re

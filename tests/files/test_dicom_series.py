@@ -1,4 +1,4 @@
-"""Which series a path means, among everything else that is in folders of DICOM files."""
+"""The choice of a series by a path, in folders with other DICOM files."""
 
 from pathlib import Path
 import shutil
@@ -24,7 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def series(source: Path, tmp_path: Path) -> Path:
-    """A folder that a test may change."""
+    """A series in a folder that a test may change."""
     return Path(shutil.copytree(source, tmp_path / "series"))
 
 

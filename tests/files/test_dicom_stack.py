@@ -1,4 +1,4 @@
-"""Slices and frames that do not all say the same, against pydicom, SimpleITK and dcm2niix."""
+"""Slices and frames with different attributes, against pydicom, SimpleITK and dcm2niix."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -203,7 +203,7 @@ def test_a_tilted_gantry(make: Make) -> None:
     np.testing.assert_allclose(volume.spacing, SPACING, atol=1e-4)
     axes = volume.direction.T @ volume.direction
     np.testing.assert_allclose(axes, np.eye(3), atol=1e-6)
-    # Every original voxel has its value where it was. Interpolated between voxels, at most as far off as neighbors.
+    # Original voxels keep value and position. Interpolated values differ by no more than neighbors.
     source = voxels().astype(float)
     for k in (0, 8, 20, 29):
         i, j = 20, 18
@@ -216,7 +216,7 @@ def test_a_tilted_gantry(make: Make) -> None:
 
 @pytest.fixture
 def dynamic(series: Path, tmp_path: Path) -> Path:
-    """Two time points in a series, of which the second is brighter by 1."""
+    """A series with two time points. The second one is brighter by 1."""
     folder = edited(series, tmp_path / "dynamic", lambda s, _: setattr(s, "AcquisitionNumber", 1))
 
     def second(slice_: Any, _k: int) -> None:
@@ -276,7 +276,7 @@ def test_copies_of_files_are_skipped(series: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_uid_in_every_file(series: Path, tmp_path: Path) -> None:
-    """Some removers of names write it. The slices are all there."""
+    """Some anonymizers write it. The slices are complete."""
     folder = edited(series, tmp_path / "anonymous", lambda s, _: setattr(s, "SOPInstanceUID", "1.2.3"))
     np.testing.assert_array_equal(read_volume(folder).voxels, voxels())
 
@@ -308,7 +308,7 @@ def test_compressed_slices(syntax: Any, series: Path, tmp_path: Path) -> None:
 
 
 def test_lossless_jpeg(series: Path, tmp_path: Path) -> None:
-    """By far the most frequent compression in archives, written by GDCM."""
+    """The most frequent compression in archives, written by GDCM."""
     import gdcm
 
     (tmp_path / "jpeg").mkdir()
@@ -327,7 +327,7 @@ def test_lossless_jpeg(series: Path, tmp_path: Path) -> None:
 
 
 def on_grid(image: Any, volume: Volume) -> npt.NDArray[Any]:
-    """The voxels of a nibabel image in the order of a volume, by their positions."""
+    """Return the voxels of a nibabel image on the grid of a volume."""
     to_other = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ image.affine) @ volume.ijk_to_lps
     ijk = np.indices(volume.voxels.shape).reshape(3, -1)
     at = to_other[:3, :3] @ ijk + to_other[:3, 3:]

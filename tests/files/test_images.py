@@ -41,7 +41,7 @@ def rotation(q: list[float]) -> npt.NDArray[np.float64]:
 
 @st.composite
 def affines(draw: st.DrawFn) -> npt.NDArray[np.float64]:
-    """From voxels to RAS: rotated, left- or right-handed, axes in any order."""
+    """Affines from voxels to RAS: rotated, left- or right-handed, with axes in any order."""
     affine = np.eye(4)
     spacing = [draw(st.floats(0.2, 8)) for _ in range(3)]
     signs = [draw(st.sampled_from([-1, 1])) for _ in range(3)]
@@ -77,7 +77,7 @@ def write_image(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
 
 
 def read_mask(path: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """The mask of a written file and its affine to RAS, by nibabel or pynrrd."""
+    """Return the mask of a file and its affine to RAS, read by nibabel or pynrrd."""
     if path.name.endswith(".nii.gz"):
         image = nib.load(path)
         return np.asarray(image.dataobj) != 0, image.affine
@@ -190,7 +190,7 @@ def test_units_of_nifti(unit: str, factor: float, tmp_path: Path) -> None:
 
 
 def test_a_similar_name_is_not_opened(tmp_path: Path) -> None:
-    """Niftilib opens ``ct.nii`` where ``ct.nii.gz`` is asked for."""
+    """Niftilib opens ``ct.nii`` instead of ``ct.nii.gz``."""
     for number, name in enumerate(("ct.nii", "ct.nii.gz", "ct.hdr", "ct.img.gz"), start=1):
         if name != "ct.img.gz":
             write_image(tmp_path / name, np.full((2, 3, 4), number, np.int16), np.eye(4))
@@ -328,7 +328,7 @@ def test_invalid_axes(matrix: npt.NDArray[np.float64], tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_not_utf8_in_a_path(tmp_path: Path) -> None:
-    """SimpleITK ends the process."""
+    """SimpleITK would abort the process."""
     voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     for name in ("a.nii.gz", "a.nrrd", "a.mha"):
         write_image(tmp_path / name, voxels, np.eye(4))
@@ -344,7 +344,7 @@ def test_bytes_that_are_not_utf8_in_a_path(tmp_path: Path) -> None:
 
 
 def read_label_map_bytes(path: Path, folder: Path) -> npt.NDArray[np.bool_]:
-    """Read a written file under a name that every reader takes."""
+    """Read a file under a name that every reader accepts."""
     copy = folder / path.name.replace("\udcff", "copy-")
     shutil.copy(path, copy)
     return read_mask(copy)[0]
@@ -367,7 +367,7 @@ def test_an_unwritable_segmentation_is_saved_elsewhere(tmp_path: Path, monkeypat
     kept = tmp_path / "temporary" / "m.seg.nrrd"
     assert str(kept) in str(refused.value)
     np.testing.assert_array_equal(read_mask(kept)[0], mask)
-    # A file that is there is never replaced in place of another.
+    # An existing file is not replaced by the rescued one.
     before = kept.read_bytes()
     with pytest.raises(OSError, match=r"cannot be written") as last:
         write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": ~mask}, volume)
@@ -377,7 +377,7 @@ def test_an_unwritable_segmentation_is_saved_elsewhere(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", ["a.vtk", "a.nrrd", "a.mha"])
 def test_the_locale_is_unchanged(name: str, tmp_path: Path) -> None:
-    """ITK's reader of VTK files changes it, and with it the encoding of all text files."""
+    """ITK's reader of VTK files changes it, which would change the encoding of text files."""
     write_image(tmp_path / name, np.ones((2, 3, 4), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
     before = locale.setlocale(locale.LC_ALL)
     read_volume(tmp_path / name)
@@ -391,7 +391,7 @@ def test_an_index_of_a_distant_position(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.seg.nrrd"])
 def test_a_full_disk(name: str, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk."""
+    """A file size limit simulates a full disk."""
     volume = Volume(np.zeros((40, 36, 30)), np.eye(4))
     noise = np.random.default_rng(0).integers(0, 2, (40, 36, 30), np.uint8).astype(bool)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

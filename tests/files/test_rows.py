@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and people write them."""
+"""Tables in the formats of spreadsheets and of people."""
 
 import codecs
 from pathlib import Path

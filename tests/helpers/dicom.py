@@ -1,4 +1,4 @@
-"""DICOM series edited slice by slice, and multi-frame files made of a series."""
+"""Edited DICOM series, and multi-frame files from a series."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The Markdown documents of the repository: their code blocks, commands and links."""
+"""The Markdown documents of the repository, with their code blocks, commands and links."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def languages() -> set[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """The command lines of all shell blocks with their document. A line with && holds several."""
+    """Return the command lines of all shell blocks with their document. A line with && has several."""
     found = []
     for block in blocks("sh"):
         joined = block.text.replace("\\\n", " ")
@@ -66,7 +66,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def links(document: Path) -> list[str]:
-    """The targets of a document's links and pictures, code left out."""
+    """Return the targets of a document's links and pictures outside code."""
     prose = re.sub(r"`[^`\n]*`", "", _FENCED.sub("", document.read_text(encoding="utf-8")))
     return [inline or reference for inline, reference in _LINK.findall(prose)]
 

@@ -1,4 +1,4 @@
-"""Image files of every format that is read, damaged ones, and readers of them that share no code with the package."""
+"""Image files of every supported format, damaged ones, and independent readers."""
 
 from collections.abc import Callable
 import gzip

@@ -1,4 +1,4 @@
-"""What batch leaves in its folder: the results of several tables, of chosen volumes, and of failed writes."""
+"""Contents of batch's output folder: results of several tables, of chosen volumes, and of failed writes."""
 
 from collections.abc import Iterator
 import errno
@@ -78,7 +78,7 @@ def test_the_newer_of_two_results_in_a_file_wins(quick: QuickServer, tmp_path: P
     assert not run(quick, second, out)["a.nrrd"].earlier
     assert [line["segment"] for line in results(out)] == ["other"]
     assert not run(quick, first, out)["a.nrrd"].earlier
-    # In another format it is another file, and both are kept.
+    # Another format is another file, and both are kept.
     run(quick, second, out, format="nii.gz")
     assert [(line["segment"], line["table"]) for line in results(out)] == [("other", "this"), ("segment", "other")]
 
@@ -186,7 +186,7 @@ def test_time_points_and_series_of_one_file_are_separate_jobs(quick: QuickServer
 
 
 def add_series(series: Path, folder: Path) -> None:
-    """Add the slices of a series to its own folder as another one. ``folder``: for temporary files."""
+    """Add copies of a series' slices to its folder as another series. ``folder``: for temporary files."""
     uid = generate_uid()
 
     def another(slice_: Any, _k: int) -> None:
@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_written_ends_the_batch(
 
 
 def write_good(folder: Path) -> dict[str, int]:
-    """Write images, each with a seed of its own, and return the seeds by the names of their outputs."""
+    """Write images with different seeds, and return the seeds by the names of their outputs."""
     seeds = {}
     for n, name in enumerate(("a.nii.gz", "b.nii", "c.nrrd", "d.mha", "e.mhd", "sub/f.nhdr", "sub/Ko\u0308ln.nrrd"), 1):
         write_image(folder / name, n)
@@ -321,7 +321,7 @@ GOOD = [
 
 
 def write_bad(folder: Path) -> dict[str, str]:
-    """Write files that cannot be used, and return the row of each with a part of its error."""
+    """Write invalid files, and return the row of each with a part of its error."""
     whole = (folder / "a.nii.gz").read_bytes()
     (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (folder / "text.nrrd").write_text("not an image")
@@ -345,7 +345,7 @@ def write_bad(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_damaged_volumes_do_not_affect_the_others(quick: QuickServer, tmp_path: Path) -> None:
-    """Status 1, a sentence for every trouble, and the masks that a session of its own gives for the others."""
+    """Exit status 1, an error for each damaged volume, and for the others the masks of a separate session."""
     seeds, bad = write_good(tmp_path), write_bad(tmp_path)
     rows = [f"{row},{POINT}" for row in GOOD]
     for row in bad:

@@ -1,4 +1,4 @@
-"""One batch at a time in a folder."""
+"""The lock of an output folder."""
 
 import errno
 import logging

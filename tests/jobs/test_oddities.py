@@ -1,4 +1,4 @@
-"""The rules for odd segments."""
+"""The rules for unusual segments."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ USUAL = [entry(100.0 * (1 + n / 50)) for n in range(9)]
 )
 def test_each_rule(odd: Entry, expected: list[str]) -> None:
     assert first_of(odd, USUAL) == expected
-    assert not any(words([odd, *USUAL])[1:])  # one odd segment makes no other odd
+    assert not any(words([odd, *USUAL])[1:])  # one unusual segment does not make others unusual
     ranks = [list(RULES).index(word) for word in expected]
     assert ranks == sorted(ranks)
 
@@ -91,7 +91,7 @@ def test_a_wide_distribution_has_no_outliers() -> None:
 
 
 def test_microscopic_volumes_are_compared_too() -> None:
-    """results.csv rounds them to zero. Their measures do not."""
+    """results.csv rounds them to zero, unlike their measures."""
     assert first_of(entry(1e-6), [entry(1e-8) for _ in range(9)]) == ["outlier"]
 
 

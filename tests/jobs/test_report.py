@@ -226,7 +226,7 @@ def test_a_record_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatc
 
 
 def test_reports_during_a_batch_take_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if writing one takes longer than the interval between two."""
+    """Even if writing one takes longer than the interval."""
     clock, written = [0.0], []
 
     def slow_page(*_: object) -> list[str]:
@@ -240,7 +240,7 @@ def test_reports_during_a_batch_take_a_small_part_of_the_time(tmp_path: Path, mo
     for _ in range(1000):
         report.update([])
         clock[0] += 5.0
-    assert written[0] == 10.0  # the first one at once
+    assert written[0] == 10.0  # the first one immediately
     assert 10.0 * len(written) < 0.06 * clock[0]
     monkeypatch.undo()
 

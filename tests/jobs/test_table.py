@@ -1,4 +1,4 @@
-"""The table of jobs: the meaning of its rows, and errors for invalid ones."""
+"""The table of jobs: its rows, and errors for invalid ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Invalid tables and results: an error for the row or the table, never a traceback."""
+"""Invalid tables and results cause an error for the row or the table, never a traceback."""
 
 from collections.abc import Callable
 import csv

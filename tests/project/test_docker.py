@@ -41,12 +41,12 @@ def secure_port(tmp_path: Path) -> Iterator[str]:
 def test_a_tls_server_is_healthy_once_the_model_is_loaded(secure_port: str) -> None:
     status, output = check_health(secure_port)
     assert status == (0 if json.loads(output[-1])["status"] == "ready" else 1)
-    assert len(output) == 2  # after plain HTTP was tried
+    assert len(output) == 2  # after an attempt with plain HTTP
 
 
 def test_a_closed_port_is_unhealthy() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # without listening
         status, output = check_health(taken.getsockname()[1])
     assert status == 1
     assert all("ConnectionRefusedError" in line for line in output)

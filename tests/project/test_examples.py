@@ -51,7 +51,7 @@ def test_many_volumes_are_segmented_once(server: str, tmp_path: Path) -> None:
     assert run("many_volumes.py", server, tmp_path / "x", cwd=tmp_path).count("(earlier)") == 4
 
 
-# The kernel's own packages warn of each other.
+# The kernel's own packages cause warnings.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.slow
 def test_the_notebook_runs(server: str, tmp_path: Path) -> None:

@@ -57,10 +57,10 @@ PARTS = {
     ],
 }  # fmt: skip
 
-# Imported under engine/ and benchmark/ alone: the base install and the gateway have none of these.
+# Imported only under engine/ and benchmark/, because the base install and the gateway have none of these.
 HEAVY = {"torch", "nnInteractive", "nnunetv2", "dynamic_network_architectures"}
 MAY_IMPORT_HEAVY = {"engine", "benchmark"}
-# Two processes that share only worker_protocol and what stands above it.
+# Two processes that share only worker_protocol and the modules above it.
 APART = {"engine": "server", "server": "engine"}
 
 
@@ -79,7 +79,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def place(dotted: str) -> tuple[int, int] | None:
-    """Where a module of ours stands: (package, part), smaller is higher; None for names that are no module."""
+    """Return the position of a module (package, part), smaller is higher, or None for other names."""
     parts = dotted.split(".")[1:]
     if not parts:
         return None
@@ -136,7 +136,7 @@ def test_importing_the_package_imports_no_torch(module: str) -> None:
 
 TESTS = Path(__file__).parents[1]
 SOURCE = PACKAGE.parent
-#: Folders whose tests are not about one module.
+#: Folders with tests of more than one module.
 NOT_MIRRORED = {"project", "end_to_end", "soak", "helpers"}
 SLICER_TESTS = SOURCE / "slicer_module" / "tests"
 
@@ -165,6 +165,6 @@ def test_a_test_file_is_named_after_the_module_that_it_tests(path: Path) -> None
 
 @pytest.mark.parametrize("path", all_test_code(), ids=relative)
 def test_no_test_is_imported(path: Path) -> None:
-    """Code that tests share is in helpers, which are neither tests nor a conftest."""
+    """Tests share code through helpers, which are neither tests nor a conftest."""
     for name in imports(path):
         assert not any(part == "conftest" or part.startswith("test_") for part in name.split(".")), name

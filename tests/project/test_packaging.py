@@ -25,7 +25,7 @@ MODEL_FILES = {
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    # hatchling is here already: an environment of its own would be filled from a package index.
+    # hatchling is installed already, and a separate environment would need a package index.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,7 +44,7 @@ def pip(*message: object) -> None:
 
 
 def run(python: Path | str, code: str, cwd: Path, **environment: str) -> str:
-    """What the code prints, in a process that knows nothing of the repository."""
+    """Run code in a process without access to the repository, and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=cwd, env={**clean, **environment})
     assert done.returncode == 0, done.stderr
@@ -75,11 +75,11 @@ def test_the_content_of_the_sdist(built: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith(("slicer_module", ".git/"))]
 
 
-# ---- the client, with what the base install brings and nothing else ---------------------------------------
+# ---- the client with the base install ---------------------------------------------------------------------
 
 
 def requirements(name: str, seen: set[str]) -> set[str]:
-    """The packages that a package needs here without its extras, those of those included."""
+    """Return the packages that a package requires without extras, recursively."""
     for text in distribution(name).requires or []:
         requirement = Requirement(text)
         needed = canonicalize_name(requirement.name)
@@ -90,7 +90,7 @@ def requirements(name: str, seen: set[str]) -> set[str]:
 
 
 def installed_files(name: str) -> Iterator[Path]:
-    """What lies in site-packages at the top and belongs to a package."""
+    """Return the top-level entries of a package in site-packages."""
     found = distribution(name)
     tops = {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}
     yield from (Path(str(found.locate_file(top))) for top in tops)
@@ -98,7 +98,7 @@ def installed_files(name: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def client_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel and links to what it requires: as an index would fill it, but offline."""
+    """A new environment with the wheel and links to its requirements, as after an installation, but offline."""
     folder = tmp_path_factory.mktemp("client")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
@@ -167,7 +167,7 @@ print(json.dumps({"package": nni.__file__, "model": model, "voxels": voxels}))
 
 @pytest.mark.slow
 def test_the_wheel_serves_its_own_model_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
-    # What it needs is here; in front of it, before the repository's own, stands the wheel's content.
+    # The requirements are in this environment. The wheel's content precedes the repository on the path.
     pip("install", "--no-deps", "--no-index", "--target", tmp_path / "wheel", wheel)
     output = json.loads(run(sys.executable, SERVE_AND_SEGMENT, tmp_path, PYTHONPATH=str(tmp_path / "wheel")))
     assert output["package"] == str(tmp_path / "wheel" / "nninteractive_ws" / "__init__.py")

@@ -1,4 +1,4 @@
-"""protocol.md says what the code does: fields, types, bounds, codes, limits and examples."""
+"""protocol.md matches the code: fields, types, bounds, codes, limits and examples."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def headings(text: str, level: int) -> list[str]:
 
 
 def table(text: str) -> list[Row]:
-    """The rows of the only table in a text, without its head."""
+    """Return the rows of the only table in a text, without its header."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert set(rows[1]) == {"---"}
@@ -59,7 +59,7 @@ def number(text: str) -> float:
 
 # ---- types ------------------------------------------------------------------------------------------------
 
-#: The words of the document for the types of messages.py.
+#: The document's names for the types of messages.py.
 WORDS: dict[str, Any] = {
     "id": messages.RequestId,
     "count": messages.Count,
@@ -88,7 +88,7 @@ WORDS: dict[str, Any] = {
 
 
 def word(annotation: Any) -> str:
-    """How the document writes a type."""
+    """Return a type in the notation of the document."""
     for name, known in WORDS.items():
         if annotation == known:
             return name
@@ -111,7 +111,7 @@ def word(annotation: Any) -> str:
 
 
 def default(field: msgspec.structs.FieldInfo) -> str:
-    """How the document writes a default."""
+    """Return a default value in the notation of the document."""
     if field.required:
         return "required"
     if field.default == b"":
@@ -159,7 +159,7 @@ def test_all_other_structs_are_listed_as_parts() -> None:
 
 
 def _bounds(annotation: Any) -> list[float]:
-    """The numbers of a type's bounds, from the outside inwards."""
+    """Return the numbers of a type's bounds, from the outside inward."""
     if get_origin(annotation) is Annotated:
         of, *metas = get_args(annotation)
         found = []
@@ -235,7 +235,7 @@ def test_every_link_has_a_target() -> None:
     targets = re.findall(r"\]\(#([^)]*)\)", DOCUMENT)
     assert targets
     assert set(targets) <= anchors
-    top = section("Transport")  # the contents stand before it
+    top = section("Transport")  # the table of contents precedes it
     assert top
     listed = re.findall(r"\]\(#([^)]*)\)", DOCUMENT.partition("## Transport")[0])
     assert listed == [h.lower().replace(" ", "-") for h in headings(PROSE, 2)]
@@ -292,12 +292,12 @@ def test_every_json_and_hex_block_is_tested_above() -> None:
     assert set(examples("hex")) == set(examples("json")) == {"add_point", "mask_delta"}
 
 
-# ---- the document's Python is a second implementation -----------------------------------------------------
+# ---- the document's Python blocks as a second implementation ----------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def code() -> dict[str, Any]:
-    """What the Python blocks define, run in turn; their own assertions hold."""
+    """The names that the Python blocks define, after running them with their assertions."""
     names: dict[str, Any] = {}
     for n, text in enumerate(text for kind, _, text in BLOCKS if kind == "python"):
         exec(compile(text, f"protocol.md, Python block {n}", "exec"), names)

@@ -53,7 +53,7 @@ def line(name: str, token: str) -> str:
     return f"{name} {hashlib.sha256(token.encode()).hexdigest()}\n"
 
 
-# ---- making and taking back -------------------------------------------------------------------------------
+# ---- adding and removing ----------------------------------------------------------------------------------
 
 
 def test_a_token_identifies_its_user(path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_token_identifies_its_user(path: Path) -> None:
 
 
 def test_an_empty_token_identifies_no_user(path: Path) -> None:
-    """Also where somebody made the line by hand, and from an empty variable."""
+    """Also if the line is handwritten, and if the environment variable is empty."""
     path.write_text(line("alice", ""))
     assert TokenFile(path).user_of("") is None
 
@@ -86,7 +86,7 @@ def test_removing_a_user_keeps_the_other_lines(path: Path) -> None:
     path.write_text(before)
     remove_user(path, "alice")
     assert path.read_text() == before.replace(line("alice", "a"), "")
-    token = add_user(path, "carla")  # behind a line that had no end
+    token = add_user(path, "carla")  # after a line without a line end
     assert users(path) == ["al", "bob", "carla"]
     assert TokenFile(path).user_of(token) == "carla"
     with pytest.raises(InvalidUserName, match="There is no user alice"):
@@ -146,7 +146,7 @@ def test_writing_follows_a_link(path: Path, tmp_path: Path) -> None:
 
 
 def test_writing_is_atomic_for_readers(path: Path) -> None:
-    """Written again and again while it is read: what is read is a whole file, every time."""
+    """The file is rewritten repeatedly. Every read returns a complete file."""
     token = add_user(path, "alice")
     over = threading.Event()
 
@@ -167,7 +167,7 @@ def test_writing_is_atomic_for_readers(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]
 
 
-# ---- a file that changes ----------------------------------------------------------------------------------
+# ---- changes of the file ----------------------------------------------------------------------------------
 
 
 def test_a_change_takes_effect_immediately(path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_change_takes_effect_immediately(path: Path) -> None:
 
 
 def test_a_change_in_place_takes_effect_immediately(path: Path) -> None:
-    """As an editor makes it that writes into the file: the same inode, and here even the same size and time."""
+    """As by an editor that writes into the file: the inode stays the same, here also the size and the time."""
     path.write_text(line("alice", "old"))
     known = TokenFile(path)
     before = path.stat()
@@ -264,20 +264,20 @@ def test_an_invalid_file_is_refused_at_startup(path: Path, content: str | bytes 
 
 
 def test_files_edited_by_other_programs_are_read(path: Path) -> None:
-    """Windows' line ends and byte order mark, and digests in capitals."""
+    """Line ends and byte order mark of Windows, and digests in capitals."""
     digest = hashlib.sha256(b"a").hexdigest().upper()
     path.write_bytes(b"\xef\xbb\xbf# tokens\r\nalice\t" + digest.encode() + b"\r\n")
     assert TokenFile(path).user_of("a") == "alice"
 
 
-# ---- several at once --------------------------------------------------------------------------------------
+# ---- concurrent changes -----------------------------------------------------------------------------------
 
 ADD = "import sys; from pathlib import Path; from nninteractive_ws.server.access import add_user; "
 REMOVE = ADD.replace("add_user", "remove_user")
 
 
 def start(code: str) -> "subprocess.Popen[str]":
-    """A process that has imported what it needs, and runs the rest once it is given a line."""
+    """Start a process that has done its imports, and runs its code after a line on standard input."""
     before, after = code.rsplit("; ", 1)
     waiting = f"{before}; print(flush=True); sys.stdin.readline(); {after}"
     process = subprocess.Popen(
@@ -289,7 +289,7 @@ def start(code: str) -> "subprocess.Popen[str]":
 
 
 def test_concurrent_changes_are_all_kept(path: Path) -> None:
-    """In processes of their own, as commands are: a user who is removed stays so, and those who are added do."""
+    """In separate processes, like commands. A removed user stays removed, and added ones stay."""
     rounds = 25
     for n in range(rounds):
         add_user(path, f"old{n}")
@@ -329,7 +329,7 @@ def test_a_terminated_process_releases_the_lock(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]
 
 
-# ---- who may write it -------------------------------------------------------------------------------------
+# ---- write permissions ------------------------------------------------------------------------------------
 
 
 @posix
@@ -343,7 +343,7 @@ def test_a_writable_token_file_causes_a_warning(path: Path, mode: int, caplog: p
     assert warning is not None
     assert f"chmod go-w {path}" in warning
     assert caplog.records == []
-    assert known.user_of(alice) == "alice"  # who looks at the file finds that it has changed
+    assert known.user_of(alice) == "alice"  # the change is detected
     assert warning in [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     path.chmod(0o644)
     assert insecure_permissions(path) is None
@@ -355,7 +355,7 @@ def test_a_writable_token_file_causes_a_warning(path: Path, mode: int, caplog: p
 def test_a_writable_folder_causes_a_warning(
     tmp_path: Path, depth: int, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever may write to a folder may replace what lies in it: the file, or a folder above it."""
+    """A user with write permission for a folder can replace its contents: the file, or a folder above it."""
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     path = folder / "tokens"
@@ -415,7 +415,7 @@ def test_the_token_of_a_request(values: list[str], token: str) -> None:
     assert bearer_token(headers) == token
 
 
-# ---- where to listen --------------------------------------------------------------------------------------
+# ---- bind addresses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "LOCALHOST"])
@@ -458,7 +458,7 @@ def write_pair(folder: Path, authority: trustme.CA, name: str = "own") -> tuple[
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
-    """The version of TLS that both agree on, over a real socket."""
+    """Return the negotiated TLS version, over a real socket."""
     left, right = socket.socketpair()
 
     def serve() -> None:
@@ -466,7 +466,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
             with server.wrap_socket(left, server_side=True) as wrapped:
                 wrapped.sendall(b"x")
         except ssl.SSLError:
-            left.close()  # the client says what is wrong
+            left.close()  # the client reports the error
 
     with run_in_thread(serve, right.close), client.wrap_socket(right, server_hostname="localhost") as wrapped:
         wrapped.recv(1)

@@ -23,10 +23,10 @@ from nninteractive_ws import messages as wire
 from nninteractive_ws.server.access import add_user
 from nninteractive_ws.server.admission import MAX_PENDING
 
-# Only Linux has other loopback addresses than 127.0.0.1 without setup, and the counts under /proc.
+# Only Linux has other loopback addresses than 127.0.0.1 without setup, and counts under /proc.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses 127.0.0.2 and /proc")
 
-#: More connections than a server keeps of one address, and of all.
+#: More connections than a server keeps of one address, and in total.
 MANY = 2 * MAX_PENDING
 #: Limit of open files, low enough that an attacker uses it up quickly.
 FEW_DESCRIPTORS = 256
@@ -35,7 +35,7 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-# The beginning of a TLS handshake: a record of 512 bytes, which are never sent.
+# The start of a TLS handshake: the header of a record whose 512 bytes are never sent.
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00"
 
 
@@ -44,7 +44,7 @@ def port_of(address: str) -> int:
 
 
 def dial(address: str, source: str, first: bytes = b"") -> socket.socket:
-    """A connection that sends these bytes and then nothing."""
+    """Open a connection that sends these bytes and then stays silent."""
     dialled = socket.create_connection(("127.0.0.1", port_of(address)), timeout=30, source_address=(source, 0))
     dialled.sendall(first)
     return dialled
@@ -81,11 +81,11 @@ def flood(address: str, source: str, first: bytes = b"") -> Iterator[list[int]]:
             try:
                 held.append(dial(address, source, first))
             except OSError:
-                continue  # dropped while it sent
+                continue  # dropped during the send
             opened[0] += 1
             if len(held) > 1000:
                 held.pop(0).close()
-            time.sleep(0.0003)  # others use this machine, too
+            time.sleep(0.0003)  # the machine may be busy
         for one in held:
             one.close()
 
@@ -105,7 +105,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(log: Path) -> Iterator[ServerProcess]:
-    """A server that may have few open files."""
+    """A server with a low limit of open files."""
     with log.open("w") as file, server_process(stderr=file, limit=f"-n {FEW_DESCRIPTORS}") as server:
         wait_until(lambda: health_from(server.address, "127.0.0.1")["status"] == "ready")
         yield server

@@ -1,4 +1,4 @@
-"""Bytes in transit: unfinished messages, and clients that do not read, take no more than a server allows."""
+"""Bytes in transit: limits of unfinished messages and of clients that do not read."""
 
 from collections.abc import Iterator
 import socket
@@ -24,14 +24,14 @@ def quick() -> Iterator[QuickServer]:
 
 
 def masked(opcode: int, data: bytes, length: int | None = None) -> bytes:
-    """A frame as a client sends it, by a mask of zeros; ``length``: the one that it states."""
+    """Return a client's frame with a mask of zeros. ``length``: the stated length."""
     size = len(data) if length is None else length
     stated = bytes([0x80 | size]) if size < 126 else b"\xff" + struct.pack(">Q", size)
     return bytes([opcode]) + stated + bytes(4) + data
 
 
 def raw_client(server: QuickServer) -> socket.socket:
-    """A connection that has said hello, and never reads."""
+    """A connection that has sent hello, and never reads."""
     port = int(server.address.rpartition(":")[2])
     client = socket.create_connection(("127.0.0.1", port), timeout=10)
     client.sendall(
@@ -57,7 +57,7 @@ def test_the_total_size_of_unfinished_messages_is_limited(quick: QuickServer, ki
             try:
                 client.sendall(part)
             except OSError:
-                continue  # closed meanwhile: it had the most
+                continue  # closed meanwhile, because it had the most bytes
         assert 12 * size > MAX_INCOMING_BYTES
         wait_until(lambda: sum(map(is_closed, clients)) >= 3, timeout=20)
         assert not all(map(is_closed, clients))
@@ -88,7 +88,7 @@ def test_a_client_that_sends_pings_without_reading_is_disconnected(quick: QuickS
 
 
 def send_without_end(client: socket.socket, data: bytes) -> None:
-    """Returns after two minutes."""
+    """Send repeatedly for two minutes."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         client.sendall(data)

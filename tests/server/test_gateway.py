@@ -53,12 +53,12 @@ from nninteractive_ws.server.workers import WorkerPool
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
 
 
-# ---- one server's life, in the order of the tests ----------------------------------------------------------
+# ---- the life of one server, in the order of the tests -----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[ServerProcess]:
-    """A server for the tests that end a part of it, or need it while it starts."""
+    """A server for the tests that end one of its processes, or need it during its start."""
     with server_process("--max-sessions", "2", "--log-level", "critical") as server:
         yield server
 
@@ -78,7 +78,7 @@ def test_the_gateway_answers_while_the_model_loads(own: ServerProcess) -> None:
         await client.send(hello())
         first = [await client.receive(), await client.receive()]
         await client.close()
-        # Who says nothing is not waited for, whatever else there is to do.
+        # A silent client is disconnected, even while the server is busy.
         output = await silent.receive()
         assert time.monotonic() - opened >= HELLO_TIMEOUT_S - 1
         with pytest.raises(ConnectionClosed) as closed:
@@ -134,7 +134,7 @@ def test_a_closed_session_frees_capacity(own: ServerProcess) -> None:
 @pytest.mark.slow
 @linux
 def test_sessions_are_restored_after_a_killed_worker(own: ServerProcess) -> None:
-    """Its sessions come back in the next one by themselves, and the prompt that ran is answered."""
+    """Its sessions are restored on the next worker, and the running prompt is answered."""
     received: list[Any] = []
 
     async def lose() -> tuple[list[Mask], int]:
@@ -253,7 +253,7 @@ def test_a_workers_secret_is_used_once() -> None:
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[str]:
-    """The address at which a server's workers dial in."""
+    """Return the address to which a server's workers connect."""
     with server_process("--log-level", "critical") as own:
         wait_until(lambda: health(own.address)["status"] == "ready")
         (connection,) = psutil.Process(own.worker).net_connections("tcp")
@@ -336,12 +336,12 @@ def test_the_welcome(server: str) -> None:
 
 @pytest.fixture(scope="module")
 def lone_masks(server: str) -> dict[int, list[Mask]]:
-    """What each image's prompts give in a session of their own, by the seed of the image."""
+    """The masks of each image's prompts in a single session, by the seed of the image."""
     return {seed: run(prompt_through(server, seed)) for seed in (5, 6)}
 
 
 async def prompt_through(server: str, seed: int, session: AsyncSession | None = None) -> list[Mask]:
-    """A few prompts on the phantom of a seed; the masks after each."""
+    """Send a few prompts on the phantom of a seed. Return the masks after each."""
     session = await nni.aconnect(server) if session is None else session
     async with session:
         await session.set_image(phantom(seed))
@@ -397,7 +397,7 @@ def test_a_vanished_client_does_not_affect_others(server: str, lone_masks: dict[
             await victim.receive_until(wire.Progress)
         other = asyncio.ensure_future(prompt_through(server, 5))
         await asyncio.sleep(0.05)
-        victim.websocket.transport.abort()  # as a process that is killed leaves its socket
+        victim.websocket.transport.abort()  # like a killed process
         return await other
 
     before = sessions(server, "connected")

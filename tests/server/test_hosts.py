@@ -1,4 +1,4 @@
-"""Requests that a web page can make a browser send: foreign hosts and origins, over real HTTP."""
+"""Requests that a web page can cause in a browser: foreign hosts and origins, over real HTTP."""
 
 from collections.abc import Iterator
 import http.client
@@ -22,7 +22,7 @@ UPGRADE = {
 
 
 def ask(address: str, path: str, *headers: tuple[str, str]) -> tuple[int, http.client.HTTPMessage, str]:
-    """Status, headers and body of an answer."""
+    """Send a request. Return status, headers and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", int(address.rpartition(":")[2]), timeout=30)
     try:
         connection.putrequest("GET", path, skip_host=True)
@@ -65,7 +65,7 @@ def test_a_foreign_host_is_refused(server: str, host: str, path: str, upgrade: b
     status, _, output = ask(server, path, ("Host", host), *(UPGRADE.items() if upgrade else ()))
     assert status == 421
     assert "--allow-host" in output
-    assert "origin" not in output.lower()  # that is another error
+    assert "origin" not in output.lower()  # another error
 
 
 @pytest.mark.parametrize("host", ["", " ", ":1528"])

@@ -55,7 +55,7 @@ def test_times_fall_into_buckets() -> None:
     found = metrics()
     for total, queued in ((0.02, 0.0), (0.3, 0.2), (500.0, 40.0)):
         found.request_answered("run", None, wire.Timings(total=total, queued=queued))
-    found.request_answered("run", "cancelled", None)  # how long it took says nothing about the server
+    found.request_answered("run", "cancelled", None)  # the duration of a failed request is not measured
     assert value(found, "request_seconds_count") == 3
     assert value(found, "request_seconds_sum") == pytest.approx(500.32)
     below = {le["le"]: value(found, "request_seconds_bucket", **le) for le in labels(found, "request_seconds_bucket")}
@@ -119,7 +119,7 @@ def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     assert 'sessions{state="connected"} 1.0' in body
     assert 'sessions{state="waiting"} 10.0' in body
     assert value(found, "device_memory_bytes", device="cuda:0") == 2**33
-    assert labels(found, "device_memory_bytes") == []  # the worker is gone, and with it what it used
+    assert labels(found, "device_memory_bytes") == []  # the worker ended, and its memory is free
     assert value(found, "workers") == 1
 
 

@@ -44,7 +44,7 @@ async def resume(address: str, welcome: wire.Welcome, **fields: Any) -> PlainCli
     )
 
 
-# ---- taken up ---------------------------------------------------------------------------------------------
+# ---- resuming ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_session_is_resumed(server: str) -> None:
 
 @pytest.mark.slow
 def test_missed_messages_are_replayed(server: str) -> None:
-    """A prompt whose connection breaks goes on, and is had in full by whoever sends it again."""
+    """A prompt continues after its connection breaks. If it is sent again, all of its messages are replayed."""
 
     async def work() -> None:
         client = await PlainClient.open(server)
@@ -93,7 +93,7 @@ def test_missed_messages_are_replayed(server: str) -> None:
         client.websocket.transport.abort()
         again = await resume(server, client.welcome)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(again.receive(), 0.5)  # nothing before it is asked for
+            await asyncio.wait_for(again.receive(), 0.5)  # nothing is sent without a request
         await again.send(lasso)
         before, done = await again.receive_answer(2)
         assert isinstance(done, wire.Done)
@@ -104,7 +104,7 @@ def test_missed_messages_are_replayed(server: str) -> None:
             revision = delta.revision
         assert revision == done.revision
         assert np.array_equal(mask, await again.mask(3, "a", WIDE_SHAPE))
-        await again.send(lasso)  # on the same connection: the answer alone
+        await again.send(lasso)  # on the same connection, only the answer is replayed
         assert await again.receive() == done
         await again.send(wire.Bye())
 
@@ -127,7 +127,7 @@ def test_a_session_is_resumed_only_with_its_secret(server: str, wrong: str) -> N
         assert not other.welcome.resumed
         assert other.welcome.session_id != client.welcome.session_id
         assert other.welcome.session_secret != client.welcome.session_secret
-        await client.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))  # and goes on undisturbed
+        await client.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))  # the session is not affected
         _, done = await client.receive_answer(2)
         assert isinstance(done, wire.Done)
         await client.send(wire.Bye())
@@ -142,7 +142,7 @@ def test_a_new_connection_replaces_the_old_one(server: str) -> None:
         await first.set_image(phantom())
         waiting = [asyncio.ensure_future(resume(server, first.welcome)) for _ in range(3)]
         opened = await asyncio.gather(*waiting, return_exceptions=True)
-        # Of connections that come at once the last one to be let in stays; the others are closed.
+        # Of concurrent connections, the last accepted one stays. The others are closed.
         alive = [c for c in opened if isinstance(c, PlainClient)]
         assert alive
         await first.websocket.wait_closed()
@@ -162,12 +162,12 @@ def test_a_new_connection_replaces_the_old_one(server: str) -> None:
     run(work())
 
 
-# ---- given up ---------------------------------------------------------------------------------------------
+# ---- eviction and expiry ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[ServerProcess]:
-    """A server of two sessions and memory for few images."""
+    """A server with two sessions and memory for few images."""
     with server_process("--max-sessions", "2", "--memory", "0.05", "--log-level", "critical") as server:
         wait_until(lambda: health(server.address)["status"] == "ready")
         yield server
@@ -213,8 +213,8 @@ def test_an_image_larger_than_the_memory_is_refused(small: ServerProcess) -> Non
 
 @pytest.mark.slow
 def test_the_image_of_a_disconnected_session_is_evicted(small: ServerProcess) -> None:
-    """Whose client was here a moment ago keeps it, though: then the image of the newcomer does not fit."""
-    shape = (120, 120, 120)  # two of these are more than the server has
+    """A session that was used a moment ago is not evicted, so the image of the new one does not fit."""
+    shape = (120, 120, 120)  # two of these exceed the server's memory
 
     async def work() -> None:
         first = await PlainClient.open(small.address)
@@ -244,7 +244,7 @@ def test_sessions_are_kept_for_the_linger_time() -> None:
             await client.close()
             again = await resume(server.address, client.welcome)
             assert again.welcome.resumed
-            await asyncio.sleep(2)  # connected: no clock runs
+            await asyncio.sleep(2)  # connected, so it does not expire
             assert health(server.address)["sessions"] == 1
             await again.close()
             await asyncio.to_thread(wait_until, lambda: health(server.address)["sessions"] == 0, 10)
@@ -307,9 +307,9 @@ def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
             victim = _workers(server)[0]
             os.kill(victim, signal.SIGKILL)
             ends = await asyncio.gather(*(_how_it_ends(client) for client in clients))
-            # Two were on it; the others notice nothing.
+            # Two were on it. The others are not affected.
             assert sorted(ends) == ["goes on", "goes on", "worker_lost", "worker_lost"]
-            opened = [await PlainClient.open(server.address) for _ in range(2)]  # at once, on the other
+            opened = [await PlainClient.open(server.address) for _ in range(2)]  # immediately, on the other one
             assert not any(client.welcome.resumed for client in opened)
 
         run(work())
@@ -418,7 +418,7 @@ async def _come_and_go(address: str, token: str) -> None:
 @pytest.mark.slow
 @linux
 def test_secrets_are_neither_logged_nor_listed(tokens: Any, tmp_path: Path) -> None:
-    """Not in the log, not in an error, not in a process list."""
+    """Neither in the log, nor in an error, nor in a process list."""
     secrets = list(tokens[1].values())
 
     async def work(address: str) -> None:

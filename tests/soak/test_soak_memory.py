@@ -39,7 +39,7 @@ class User:
     def work(self, until: float) -> None:
         while time.monotonic() < until:
             if self._requests == REQUESTS_PER_IMAGE:
-                # Another offset is another image, of which the server has no brick.
+                # Another offset makes another image, of which the server has no brick.
                 self._client.set_image(VOLUME + self._rng.randrange(1000))()
                 self._requests = 0
                 self.done["image"] += 1

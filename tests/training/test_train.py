@@ -19,7 +19,7 @@ POSITIVE, NEGATIVE = (1 + channel for channel in CHANNELS["point"])
 
 
 class Follower(nn.Module):
-    """Keeps the previous segmentation, adds the middle of every positive point, removes that of every negative one."""
+    """A network that adds the center of each positive point, and removes that of each negative one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ def test_a_view_equals_the_network_input_of_the_official_session() -> None:
         scene = make_scene(rng)
         episode = Episode(scene, rng)
         if episode.step:
-            continue  # begins with a spoilt mask
+            continue  # starts with a corrupted mask
         session, follower = official(scene.image)
         while not episode.over:
             view = episode.next_view()
             newest = [c for c in (POSITIVE, NEGATIVE) if view.inputs[c].max() == 1]
             if view.zoom > 1 or not newest or episode.again is not None:
-                break  # the center does not determine other prompts
+                break  # other prompts are not determined by their center
             session.add_point_interaction([int(c) for c in view.center], view.positive)
             torch.testing.assert_close(view.inputs, follower.seen[-1][0], atol=2e-3, rtol=0)
             compared += 1

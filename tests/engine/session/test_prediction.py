@@ -20,7 +20,7 @@ def test_previews_come_before_the_result(client):
     done = client.send(LONG)
     finals = [d.final for d in client.deltas()]
     assert finals.count(True) <= 1
-    assert True not in finals[:-1]  # nor is the last where it shows what the result is
+    assert True not in finals[:-1]  # none is final if the last preview equals the result
     assert len(finals) > 3
     passes = client.progress("refining")
     assert [(p.done, p.total) for p in passes] == [(n, len(passes)) for n in range(1, len(passes) + 1)]

@@ -127,7 +127,7 @@ def test_cancelling_a_finished_request_changes_nothing(client):
 
 
 def test_cancelling_a_request_does_not_affect_the_next(hooked_client, device, monkeypatch):
-    """A cancellation that found its request at work must not drop the pass of the request after it."""
+    """A late cancellation must not drop the pass of the next request."""
     really_drop, next_one_waits, gate = device.drop, threading.Event(), threading.Event()
 
     def late_drop(*args: Any) -> None:

@@ -1,4 +1,4 @@
-"""A session on the worker: undo, redo, reset and restore lead to the same state as the direct way."""
+"""A session on the worker: undo, redo, reset and restore lead to the same state as the direct sequence."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_undo_and_redo_restore_pending_prompts(make_client):
     twin.send(POINTS[0])
     twin.send(point((50, 40, 20), run=False))
     assert np.array_equal(client.mask_after(run()), twin.mask_after(run()))
-    client.send(undo())  # the run: the point waits again
+    client.send(undo())  # undoes the run, so the point is pending again
     twin.send(undo())
     client.send(undo())
     assert client.send(run()).timings.passes == 0
@@ -159,7 +159,7 @@ STORY: list[Request] = [
 
 @pytest.fixture(scope="module")
 def story(quick_model, device, volume):
-    """The masks after each request of the story, as they are when nothing is lost; and all the way back."""
+    """The masks after each request of an undisturbed session, and after each undo."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
         client = Client(quick_model, device).set_image(volume)
@@ -178,7 +178,7 @@ def flip(mask: Any, step: messages.Step) -> None:
 
 
 def back_and_forth(client: Client) -> None:
-    """Undo all steps, as far as the client's journal goes, and redo them."""
+    """Undo all steps of the client's journal, and redo them."""
     steps, mask = list(client.journals["a"].steps), client.mask()
     for step in reversed(steps):
         flip(mask, step)
@@ -201,7 +201,7 @@ def test_a_restored_session_continues_identically(quick_model, device, volume, s
     assert np.array_equal(restored.snapshot(), forth[cut - 1])
     back_and_forth(restored)
     restored.send(SetOptions(id=1, autozoom=False))
-    # A few requests after the cut show the difference if there is one; more would only repeat it.
+    # A few requests after the restore would show a difference.
     stop = min(cut + 4, len(STORY))
     for request, mask in zip(STORY[cut:stop], forth[cut:stop], strict=True):
         assert np.array_equal(restored.mask_after(request), mask)
@@ -233,7 +233,7 @@ def test_restoring_replaces_the_segment(make_client):
 
 
 def test_many_faded_prompts_are_restored(make_client, quick_model, device):
-    """Prompts fade by growing the newer ones, which upstream scales down again after about a hundred."""
+    """Newer prompts are written with larger values, which upstream scales down after about a hundred."""
     client = make_client()
     client.send(SetOptions(id=1, autozoom=False))
     rng = np.random.default_rng(5)

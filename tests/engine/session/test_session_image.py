@@ -38,7 +38,7 @@ def test_a_prompt_waits_only_for_nearby_bricks(quick_model, device):
     client.send(SetOptions(id=1, autozoom=False))
     sent = answer_what_is_waited_for(client)
     client.send(point((3, 2, 5)))
-    # Half a patch of 72 beyond the point, in bricks of 32.
+    # Half a patch of 72 beyond the point takes two bricks of 32 per axis.
     assert sent == {i * 25 + j * 5 + k for i in (0, 1) for j in (0, 1) for k in (0, 1)}
     client.send(point((199, 149, 139)))
     assert len(sent) == 8 + 2 * 2 * 2
@@ -68,7 +68,7 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
 
 
 def answer_what_is_waited_for(client: Client) -> set[int]:
-    """Let the client send the bricks of any box that a prompt waits for, and no other; which it sent."""
+    """Let the client send only the bricks that a prompt waits for. Return the set of sent ones, which grows."""
     sent: set[int] = set()
     threads = ThreadPoolExecutor(1)
 

@@ -32,7 +32,7 @@ MISSING_CALLS = (
 
 
 class WindowsLoader(SourceFileLoader):
-    """Compiles a module as if it were run on Windows."""
+    """Compiles a module as on Windows."""
 
     def get_code(self, fullname: str) -> Any:
         source = self.get_data(self.path).replace(b"sys.platform", b"'win32'").replace(b'AF_UNIX"', b'NO_UNIX"')
