@@ -99,7 +99,7 @@ def test_the_layout_in_memory_does_not_matter(encoding: Encoding, dtype: str, la
 
 
 def test_the_bytes_are_those_of_the_protocol() -> None:
-    """Little-endian in C order; a zlib stream; a blosc2 chunk."""
+    """Little-endian bytes in C order, a zlib stream, and a blosc2 chunk."""
     array = np.array([[1, -2], [300, 4]], ">i2")
     plain = struct.pack("<4h", 1, -2, 300, 4)
     assert arrays.pack(array, "raw") == plain

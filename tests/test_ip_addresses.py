@@ -1,4 +1,4 @@
-"""IP addresses, and hosts that may be given as one."""
+"""IP addresses as hosts."""
 
 from ipaddress import ip_address
 

@@ -109,7 +109,7 @@ def test_a_message_of_an_unknown_type_is_none() -> None:
     assert protocol.decode_server(protocol.encode(messages.Bye())) is None
 
 
-# ---- what is refused --------------------------------------------------------------------------------------
+# ---- invalid messages -------------------------------------------------------------------------------------
 
 
 MASK: dict[str, Any] = {"type": "set_mask", "id": 1, "segment": "a", "mask": BITS}

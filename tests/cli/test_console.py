@@ -1,4 +1,4 @@
-"""Output folders of commands in which nothing can be written."""
+"""Output folders in which commands cannot write."""
 
 from pathlib import Path
 import subprocess

@@ -1,4 +1,4 @@
-"""Images, tensors and arrays of other libraries, and values that are none of them."""
+"""Images, tensors and arrays of other libraries, and other objects."""
 
 from collections.abc import Callable
 import gc
@@ -36,7 +36,7 @@ def simpleitk_image(volume: Array) -> sitk.Image:
 
 
 class Interface:
-    """An array by ``__array_interface__`` alone, like an image of ITK."""
+    """An array with only ``__array_interface__``, like an image of ITK."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
@@ -54,7 +54,7 @@ class HasArray:
 
 
 class HasDLPack:
-    """An array by DLPack alone."""
+    """An array with only DLPack."""
 
     def __init__(self, array: Array) -> None:
         self._array = array

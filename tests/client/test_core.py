@@ -276,7 +276,7 @@ def test_a_loss_while_a_snapshot_is_pending(link: Link, new_server: Callable[[],
     check_journal(core, second.server)
 
 
-# ---- messages made by hand --------------------------------------------------------------------------------
+# ---- handwritten messages ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""Any order of events between a client's core and a session: at quiescence both sides agree.
+"""Random sequences of events between a client's core and a session. At quiescence, both sides agree.
 
-The two are joined in memory by a link that delays, duplicates, loses and breaks. What was done in the end is done
-once more by a client and a server that nothing disturbs, and must give the same, bit for bit.
+A link in memory connects the two, which delays, duplicates, loses and breaks. At the end, an undisturbed client and
+server repeat the applied commands, and must get the same masks, bit for bit.
 """
 
 from collections import deque
@@ -208,8 +208,8 @@ class Machine(RuleBasedStateMachine):
         self._compare_with_a_quiet_run()
 
     def _compare_with_a_quiet_run(self) -> None:
-        """What was done, done again without disturbance. Snapshots may credit one step with the changes of several,
-        so masks are compared after every undo, where the server's word counts."""
+        """Repeat the applied commands without disturbance. A snapshot may combine the changes of several steps, so
+        masks are compared after every undo, where the server's mask counts."""
         quiet, server = Core(), MemoryServer(self.model, self.device)
         quiet.start()
         other = Machine.__new__(Machine)

@@ -23,7 +23,7 @@ TOKEN = "nws_of-the-first-server"
 
 
 class Server(ThreadingHTTPServer):
-    """Redirects every request to ``locations``; notes its connections and the tokens that came with requests."""
+    """Redirects every request to ``locations``, and records connections and tokens."""
 
     def __init__(self, status: int = 302) -> None:
         super().__init__(("127.0.0.1", 0), _Redirect)

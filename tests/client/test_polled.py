@@ -401,7 +401,7 @@ def test_close_at_any_moment(server: str) -> None:
 
 
 class Proxy:
-    """A WebSocket server in front of the real one; ``pass_down(message, connection)`` is awaited for each answer."""
+    """A WebSocket server in front of the real one. ``pass_down(message, connection)`` is awaited for each answer."""
 
     def __init__(self, server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> None:
         self._server, self._pass_down = server, pass_down

@@ -1,4 +1,4 @@
-"""wss:// with both drivers and with the commands. The tests make their own certificate authority."""
+"""wss:// with both drivers and with the commands. The tests create their own certificate authority."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

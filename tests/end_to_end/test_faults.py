@@ -1,8 +1,7 @@
 """Two hundred prompts over failing connections, on servers that die. Each is applied once, and none is lost.
 
-A script of prompts goes through a network that fails (``helpers/fault_proxy.py``), and through one that does not. All
-masks and histories must be the same, bit for bit, at the client's end and at the server's. A seed makes script and
-faults.
+A script of prompts runs over a failing network (``helpers/fault_proxy.py``), and over an undisturbed one. All masks and
+histories must be equal, bit for bit, on the client and on the server. A seed determines script and faults.
 """
 
 from collections.abc import Iterator

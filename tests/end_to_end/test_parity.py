@@ -1,8 +1,8 @@
 """Parity with the masks of nnInteractive's own session, prompt by prompt.
 
-Bit for bit where it is given the image normalized with our statistics, which are sums in float64 where it sums in
-float32; and nearly so where it is left alone. numpy's global generator, on which its refinement plans may
-draw, is seeded as ours is: upstream does not repeat itself.
+The masks are equal bit for bit if upstream gets the image normalized with our statistics, which are sums in float64.
+Without that, it sums in float32, and the masks are nearly equal. Upstream's refinement plans may draw from numpy's
+global generator, so upstream is not deterministic. The tests seed the generator in the same way for both.
 """
 
 from collections.abc import Callable

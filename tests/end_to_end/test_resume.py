@@ -89,9 +89,9 @@ def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> list[Snap
 def test_a_session_is_resumed_at_any_moment(
     undisturbed: list[Snapshot], server: MemoryServer, source: ImageSource, together: bool, away: int
 ) -> None:
-    """A cut after every few frames: nothing is lost, nothing done twice, and no step credited with another's change.
+    """Cut after every few frames. No change is lost, applied twice, or attributed to another step.
 
-    Requests are sent one by one or all together. ``away`` of them are done while the client has no connection.
+    Requests are sent one by one or all together. ``away`` of them run while the client has no connection.
     """
     states = undisturbed
     core = Core()

@@ -229,7 +229,8 @@ def test_a_first_prompt_is_rescaled_after_zooming_out() -> None:
 def test_continuation_ratio(side: int, expected: float) -> None:
     """A cube of 24 with noise, darker outside. Of a normal distribution, 95 % are within two standard deviations.
 
-    Of what is 2 to 5 voxels away from a cube of 20, a quarter is in that of 24."""
+    A quarter of the voxels at a distance of 2 to 5 from a cube of 20 is inside that of 24.
+    """
     image = np.full((32, 32, 32), -1.0, np.float32)
     image[cube(image, 24)] = np.random.default_rng(0).normal(1, 0.1, (24, 24, 24))
     answer = np.zeros(image.shape, bool)
@@ -243,8 +244,8 @@ def test_continuation_ratio_of_an_empty_answer() -> None:
 
 
 class Sized(HalfResolutionUNet):
-    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third
-    where its edges go on around it; and keeps what it was shown."""
+    """A network that finds one of three cubes: in the center of a patch, in a patch that is shrunk and padded with
+    zeros, or in one that is shrunk and padded with its edges. It records its inputs."""
 
     def __init__(self, side: int, shrunk: int, edged: int = 0) -> None:
         torch.nn.Module.__init__(self)
@@ -294,7 +295,7 @@ def test_a_continuing_answer_is_repeated_at_half_resolution() -> None:
 @pytest.mark.parametrize(
     ("side", "shrunk", "organ", "appearance"),
     [
-        (18, 14, 18, 2),  # the first answer ends where the organ does
+        (18, 14, 18, 2),  # the first answer ends at the border of the organ
         (6, 4, 24, 4),  # the result is small
         (20, 11, 24, 4),  # the result hardly grows
         (14, 9, 24, 4),  # the result grows, but does not end either

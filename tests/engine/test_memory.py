@@ -247,8 +247,8 @@ device.close()
 
 @pytest.mark.slow
 def test_the_estimate_matches_the_memory_of_an_image() -> None:
-    """Measured on the real session with every brick sent, in a process of its own: here, memory that was given back
-    would be used again."""
+    """Measured on the real session with every brick sent. It runs in a separate process, because this one would reuse
+    freed memory."""
     code = MEASURE.replace("{tests}", repr(str(Path(__file__).parents[1])))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110)
     estimate, took = map(int, done.stdout.splitlines()[-1].split())

@@ -1,7 +1,7 @@
 """Assumptions of the engine about private parts of nnInteractive 2.6.
 
-A release that changes one of them fails here. Then read what changed, adapt ``engine/upstream.py``, and see that
-``test_parity.py`` still finds the same masks before the version is let through.
+A release that changes one of them fails here. In that case, read the changes, adapt ``engine/upstream.py``, and check
+with ``test_parity.py`` that the masks are the same, before you allow the version.
 """
 
 from importlib.metadata import version

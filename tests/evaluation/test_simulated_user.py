@@ -1,4 +1,4 @@
-"""Prompts of the simulated user on masks made by hand."""
+"""Prompts of the simulated user on handmade masks."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""No output replaces an input, whatever the input is called and wherever it is."""
+"""No output replaces an input, regardless of the name and the place of the input."""
 
 from collections.abc import Callable
 from pathlib import Path

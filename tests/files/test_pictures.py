@@ -76,7 +76,7 @@ def test_pixels_are_where_a_radiologist_expects_them(plane: Plane) -> None:
     gray = (shown[..., 0] == shown[..., 1]) & (shown[..., 1] == shown[..., 2]) & ~letters(shown.shape[:2])
     order = np.argsort(expected[gray], kind="stable")
     assert gray.sum() > 4000
-    assert (np.diff(shown[..., 0][gray][order].astype(int)) >= 0).all()  # brighter where the value is higher
+    assert (np.diff(shown[..., 0][gray][order].astype(int)) >= 0).all()  # a higher value is brighter
     assert np.ptp(shown[..., 0][gray]) > 150
 
 

@@ -30,9 +30,8 @@ WELCOME = wire.Welcome(
 class MemoryServer:
     """A server for one client, without sockets and in this thread. It replaces gateway and worker.
 
-    Frames from the client go in by :meth:`receive`; :meth:`work` does one request. Frames to the client are in
-    ``outgoing``.
-    ``slow``: frames wait in the outbox, as for a client that does not read.
+    :meth:`receive` takes frames from the client, and :meth:`work` runs one request. Frames to the client are in
+    ``outgoing``. ``slow``: frames wait in the outbox, as for a client that does not read.
     """
 
     def __init__(self, model: Any, device: Any) -> None:

@@ -17,7 +17,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. ``document``: the name of its file; ``number``: its place among the blocks there."""
+    """A code block. ``document``: the name of its file. ``number``: its index among the blocks there."""
 
     document: str
     number: int
@@ -72,6 +72,6 @@ def links(document: Path) -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors of a document's headings, as on GitHub."""
     titles = re.findall(r"^#+ (.+)$", _FENCED.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

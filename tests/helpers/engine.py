@@ -62,8 +62,8 @@ QUICK_PATCH = 72
 class QuickNetwork(nn.Module):
     """Replaces a trained network. In milliseconds, it finds the tissue under the positive prompts.
 
-    It depends on every channel it is given and on how much older prompts have faded, it fills patches (so
-    that autozoom and refinement happen), and what it answers does not change with the embedded model.
+    It uses every channel and the fading of older prompts, and it fills patches, which causes autozoom and refinement.
+    Its answers do not depend on the weights of the embedded model.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,10 +139,10 @@ def bar_in_a_box() -> npt.NDArray[np.int16]:
 
 
 def set_official_image(session: nnInteractiveInferenceSession, volume: Volume) -> None:
-    """Give upstream's own session an image, and end its threads.
+    """Set the image of upstream's own session, and end its threads.
 
-    Its ``__del__`` joins them, from whatever thread and line the garbage collector runs at; within the lock that
-    a thread takes to start or end, that never returns (seen with Python 3.11).
+    Its ``__del__`` joins them during garbage collection, on any thread. Inside the lock for the start or the end of a
+    thread, that blocks forever (seen with Python 3.11).
     """
     session.set_image(volume[None])
     session._finish_preprocessing_and_initialize_interactions()
@@ -300,7 +300,7 @@ def boundless() -> list[MemoryPool]:
 class Client:
     """A session of the engine and its client, without a network. Messages go through the codec.
 
-    It applies what it is sent to masks of its own, and asserts every claim it can check.
+    It applies the received changes to its own masks, and asserts everything that can be checked.
     """
 
     def __init__(self, model: LoadedModel, device: DeviceScheduler) -> None:

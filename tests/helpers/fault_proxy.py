@@ -1,7 +1,7 @@
 """A failing network: a TCP proxy between a client and a server that breaks, stalls and delays connections.
 
-It counts the bytes that it passes, so that a fault happens in the middle of a handshake, an upload or a delta, and
-at the same place for the same seed. It runs on a thread of its own.
+It counts the forwarded bytes, so that a fault occurs in the middle of a handshake, an upload or a delta, and at the
+same byte for the same seed. It runs on a separate thread.
 """
 
 import asyncio
@@ -89,8 +89,8 @@ class _Link:
 class FaultProxy:
     """Forwards every connection to ``address`` to a server.
 
-    ``plan``: asked for the fault of each new connection, on the proxy's thread. ``refusing``: new connections get a
-    reset. ``happened``: the faults that did.
+    ``plan``: returns the fault of each new connection, on the proxy's thread. ``refusing``: new connections get a
+    reset. ``happened``: the faults that occurred.
     """
 
     def __init__(self, server: str) -> None:

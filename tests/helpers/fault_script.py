@@ -333,7 +333,7 @@ def run_through(
 ) -> int:
     """Send all prompts, up to ``at_once`` in flight, with a fault at a random byte of every third.
 
-    Returns how many faults were to happen.
+    Return the number of planned faults.
     """
     planned, n = 0, 0
     while n < len(script):
@@ -451,7 +451,7 @@ def kill_in_turn(
 ) -> None:
     """Send all prompts, several at a time, and kill processes during separate predictions. Then compare.
 
-    At the first death in the middle of a refinement, at others whenever the prediction has begun.
+    The first kill is in the middle of a refinement, the others are after the start of a prediction.
     """
     changing = [n for n, outcome in enumerate(expected.outcomes) if not isinstance(outcome, str) and outcome[1]]
     predicting = [n for n in changing if script[n].method.startswith("add_") and dict(script[n].options).get("run", 1)]

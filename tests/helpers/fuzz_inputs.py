@@ -34,9 +34,8 @@ State = Literal["tcp", "handshake", "open", "image"]
 
 @dataclass(frozen=True)
 class Input:
-    """One input. ``state``: what the connection must have seen before it, which is nothing, the handshake, or that
-    and an image with a segment. ``frames``: WebSocket messages, or the bytes of a TCP connection where it is ``tcp``.
-    """
+    """One input. ``state``: the required state of the connection, which is nothing, the handshake, or the handshake and
+    an image with a segment. ``frames``: WebSocket messages, or with ``tcp`` the bytes of a TCP connection."""
 
     kind: str
     state: State
@@ -263,8 +262,8 @@ assert set(_WRAPPED) == set(PARTS) - _FROM_THE_SERVER
 
 
 def _hostile_blosc2(rng: random.Random) -> bytes:
-    """A chunk with a false header or false blocks. The header has version, format, flags, type size; sizes of the
-    array, of a block, of the chunk (4 bytes each); then the filters, and in the last byte what is special of it."""
+    """A chunk with a false header or false blocks. The header has version, format, flags and type size, then the sizes
+    of the array, of a block and of the chunk (4 bytes each), then the filters, and last the special value."""
     values = np.arange(rng.choice((1, 40, 5000)), dtype="<u4")
     chunk = bytearray(arrays.pack(values, "blosc2"))
     kind = rng.randrange(9)

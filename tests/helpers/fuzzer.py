@@ -22,7 +22,7 @@ AT_ONCE = 3
 ANSWER_TIMEOUT_S = 30
 #: Without the internal error, which is a fault of the server.
 DOCUMENTED = {code for code in errors.WIRE_ERRORS if code != "internal"}
-#: By the server after an error or bye, by its WebSocket library for what is no frame, too large a message, or text
+#: By the server after an error or bye, by its WebSocket library for an invalid frame, too large a message, or text
 #: that is not UTF-8.
 CLOSE_CODES = {
     CloseCode.NORMAL_CLOSURE,

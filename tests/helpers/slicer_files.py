@@ -1,6 +1,6 @@
 """Write and read files with the real slicer-core, in a separate process. The exit status is 77 if it is missing.
 
-``write FOLDER``: markups of the shapes in shapes.json, and the points of the curve as Slicer draws it.
+``write FOLDER``: markups of the shapes in shapes.json, and the points of the curve as drawn by Slicer.
 ``read FILE``: print names, colors, geometry and voxels of a segmentation as JSON.
 """
 

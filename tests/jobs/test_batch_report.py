@@ -1,4 +1,4 @@
-"""report.html of real batches: written, resumed, interrupted, and where it cannot be written."""
+"""report.html of real batches: written, resumed, interrupted, and in folders without write access."""
 
 from base64 import b64decode
 from collections.abc import Iterator

@@ -43,7 +43,7 @@ def test_every_block_has_a_language_that_is_tested() -> None:
 
 
 def parse(arguments: list[str]) -> None:
-    """Parse the arguments of nninteractive-ws as it does itself; raises for any that is not valid."""
+    """Parse the arguments of nninteractive-ws like the program. Raises for invalid ones."""
     name, *rest = arguments
     if name == "--install-completion":
         assert not rest

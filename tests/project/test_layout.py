@@ -14,7 +14,7 @@ import nninteractive_ws
 PACKAGE = Path(nninteractive_ws.__file__).parent
 NAME = "nninteractive_ws"
 
-# From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
+# From the top down. Inside a package, PARTS gives the order of the modules.
 ORDER = [
     "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction", "geometry",
     "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client", "doctor",
@@ -155,7 +155,7 @@ def mirrored_tests() -> list[Path]:
 
 @pytest.mark.parametrize("path", mirrored_tests(), ids=relative)
 def test_a_test_file_is_named_after_the_module_that_it_tests(path: Path) -> None:
-    """It is ``tests/<package>/test_<module>.py`` or ``test_<module>_<aspect>.py``."""
+    """The name is ``tests/<package>/test_<module>.py`` or ``test_<module>_<aspect>.py``."""
     package = path.relative_to(TESTS).parent.parts[:1]
     folder = SOURCE / "training" if package == ("training",) else PACKAGE.joinpath(*package)
     names = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__"}

@@ -261,7 +261,7 @@ def test_probes_leak_no_descriptors(small: ServerProcess) -> None:
             if n % 3 == 1:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close resets
     wait_until(lambda: count_descriptors(small.process.pid) <= before)
-    with silent(small.address, "127.0.0.2", count=20) as quiet:  # there is room for them
+    with silent(small.address, "127.0.0.2", count=20) as quiet:  # they are not dropped
         assert health_from(small.address, "127.0.0.1")
         for one in quiet:
             one.setblocking(False)

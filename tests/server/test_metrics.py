@@ -76,7 +76,7 @@ def test_unknown_types_and_codes_add_no_series() -> None:
 
 
 def test_every_type_and_code_has_its_series_from_the_start() -> None:
-    """The types are read from the messages' own encoding, not from the code that is tested."""
+    """The types are read from the encoding of the messages, not from the tested code."""
     found = metrics()
     types = {kind.__struct_config__.tag for kind in get_args(wire.Request)}
     assert {"add_point", "set_image", "restore"} <= types

@@ -93,7 +93,7 @@ def test_missed_messages_are_replayed(server: str) -> None:
         client.websocket.transport.abort()
         again = await resume(server, client.welcome)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(again.receive(), 0.5)  # nothing is sent without a request
+            await asyncio.wait_for(again.receive(), 0.5)  # nothing is replayed without a request
         await again.send(lasso)
         before, done = await again.receive_answer(2)
         assert isinstance(done, wire.Done)

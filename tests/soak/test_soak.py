@@ -1,7 +1,7 @@
 """Long runs: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run them with ``--slow``.
 
-Clients connect and leave in every possible way, and nothing of them remains: no memory, no thread, no socket. Then
-the fault and fuzz tests of tests/end_to_end run with more seeds and inputs.
+Clients connect and disconnect in every way, and leave no memory, thread or socket behind. Then, the fault and fuzz
+tests of tests/end_to_end run with more seeds and inputs.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def quick() -> Iterator[QuickServer]:
         yield server
 
 
-# ---- clients that come and go -------------------------------------------------------------------------------
+# ---- connecting and disconnecting ---------------------------------------------------------------------------
 
 
 def come_and_go(address: str, proxy: FaultProxy, rng: random.Random) -> str:

@@ -1,6 +1,6 @@
 """Memory over a long time: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run it with ``--slow``.
 
-Four clients stay connected and do all that users do. When the memory of the gateway and the worker is measured, their
+Four clients stay connected and use all commands. When the memory of the gateway and the worker is measured, their
 sessions are full of histories, but no fuller than at the measurements before.
 """
 

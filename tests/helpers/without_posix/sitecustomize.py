@@ -1,7 +1,7 @@
-"""Python without what Windows lacks, for child processes: put this folder on ``PYTHONPATH``.
+"""Python without the features that Windows lacks, for child processes. Put this folder on ``PYTHONPATH``.
 
-Modules of the package see the platform "win32", no Unix sockets and no modules that are POSIX only. Event loops have no
-signal handlers and no pipes for standard input. Calls of ``os`` that are POSIX only are missing.
+Modules of the package see the platform "win32", no Unix sockets and no POSIX modules. Event loops have no signal
+handlers and no pipes for standard input. POSIX functions of ``os`` are missing.
 """
 
 import asyncio
