@@ -38,7 +38,7 @@ class Running:
         )  # fmt: skip
 
     def count(self, word: str = "") -> int:
-        """The number of processes of the command with a word in their command lines."""
+        """Return the number of processes of the command with a word in their command lines."""
         return sum(self._is_ours(path, word) for path in Path("/proc").iterdir() if path.name.isdigit())
 
     def _is_ours(self, path: Path, word: str) -> bool:
@@ -83,20 +83,20 @@ def server_runs(running: Running) -> bool:
 
 # At these moments, the worker imports torch.
 @pytest.mark.parametrize("command", ["segment", "serve", *(pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS)])
-def test_while_the_model_is_loading(folder: Path, command: str) -> None:
+def test_interrupt_while_the_model_is_loading(folder: Path, command: str) -> None:
     check(folder, command, worker_runs, 0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0])
-def test_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
-    """While the gateway starts, and while the model is loaded or already predicts."""
+def test_interrupt_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
+    """While the gateway starts, while the model is loading, and during a prediction."""
     check(folder, command, server_runs, delay_s)
 
 
 @pytest.mark.parametrize("command", ["batch", "demo"])
-def test_during_the_imports(folder: Path, command: str) -> None:
+def test_interrupt_during_the_imports(folder: Path, command: str) -> None:
     running = Running(folder, COMMANDS[command])
     wait_until(lambda: _imports(running))
     output = running.interrupt()

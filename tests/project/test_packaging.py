@@ -32,7 +32,7 @@ MODEL_FILES = {
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    # hatchling is here already: an environment of its own would be filled from a package index.
+    # hatchling is installed already, and a separate environment would need a package index.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,7 +51,7 @@ def pip(*message: object) -> None:
 
 
 def run(python: Path | str, code: str, cwd: Path, **environment: str) -> str:
-    """What the code prints, in a process that knows nothing of the repository."""
+    """Run code in a process without access to the repository, and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=cwd, env={**clean, **environment})
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def run(python: Path | str, code: str, cwd: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_what_is_in_the_wheel(wheel: Path) -> None:
+def test_the_content_of_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
@@ -72,7 +72,7 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_in_the_sdist(built: Path) -> None:
+def test_the_content_of_the_sdist(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -173,11 +173,11 @@ def test_the_slicer_module_adds_little_to_the_sdist(sdist_names: set[str]) -> No
     assert sum((ROOT / name).stat().st_size for name in names) < 2 * 2**20
 
 
-# ---- the client, with what the base install brings and nothing else ---------------------------------------
+# ---- the client with the base install ---------------------------------------------------------------------
 
 
 def requirements(name: str, seen: set[str]) -> set[str]:
-    """The packages that a package needs here without its extras, those of those included."""
+    """Return the packages that a package requires without extras, recursively."""
     for text in distribution(name).requires or []:
         requirement = Requirement(text)
         needed = canonicalize_name(requirement.name)
@@ -188,7 +188,7 @@ def requirements(name: str, seen: set[str]) -> set[str]:
 
 
 def installed_files(name: str) -> Iterator[Path]:
-    """What lies in site-packages at the top and belongs to a package."""
+    """Return the top-level entries of a package in site-packages."""
     found = distribution(name)
     tops = {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}
     yield from (Path(str(found.locate_file(top))) for top in tops)
@@ -196,7 +196,7 @@ def installed_files(name: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def client_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel and links to what it requires: as an index would fill it, but offline."""
+    """A new environment with the wheel and links to its requirements, as after an installation, but offline."""
     folder = tmp_path_factory.mktemp("client")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
@@ -230,14 +230,14 @@ with nni.connect(ADDRESS) as session:
 
 
 @pytest.mark.slow
-def test_the_client_works_with_what_the_base_install_brings(client_python: Path, server: str, tmp_path: Path) -> None:
+def test_the_client_works_with_the_base_install(client_python: Path, server: str, tmp_path: Path) -> None:
     output = run(client_python, f"ADDRESS = {server!r}\n{USE_THE_CLIENT}", tmp_path)
     assert output.startswith("(40, 36, 32) False ")
     assert str(client_python.parents[1]) in output
 
 
 @pytest.mark.slow
-def test_the_command_of_the_base_install_says_what_is_missing(client_python: Path) -> None:
+def test_the_command_of_the_base_install_names_missing_packages(client_python: Path) -> None:
     command = client_python.parent / "nninteractive-ws"
     done = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -265,7 +265,7 @@ print(json.dumps({"package": nni.__file__, "model": model, "voxels": voxels}))
 
 @pytest.mark.slow
 def test_the_wheel_serves_its_own_model_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
-    # What it needs is here; in front of it, before the repository's own, stands the wheel's content.
+    # The requirements are in this environment. The wheel's content precedes the repository on the path.
     pip("install", "--no-deps", "--no-index", "--target", tmp_path / "wheel", wheel)
     output = json.loads(run(sys.executable, SERVE_AND_SEGMENT, tmp_path, PYTHONPATH=str(tmp_path / "wheel")))
     assert output["package"] == str(tmp_path / "wheel" / "nninteractive_ws" / "__init__.py")
