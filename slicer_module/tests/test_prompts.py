@@ -37,6 +37,16 @@ def point(node, n):
     return np.array(node.GetNthControlPointPositionWorld(n))
 
 
+def test_marks_are_saved_in_files_of_their_own(marks, scene):
+    """Slicer 5.10 saves hidden nodes of a ``.mrml`` scene as ``Private/<name>.<extension>``."""
+    for segment in "AB":
+        placed(marks, segment)
+        marks.place("scribble", segment, False, [(1, 2, 3), (4, 5, 3)], 2)
+    names = [node.GetName() for node in marks.marks()]
+    assert len(names) == 8
+    assert len(set(names)) == 8
+
+
 @pytest.mark.parametrize("kind", ["point", "scribble", "lasso"])
 def test_marks_lie_where_the_prompt_is(volume, marks, kind):
     path = [(3, 4, 5), (6, 4, 9), (3, 4, 12)][: 1 if kind == "point" else 3]

@@ -37,7 +37,7 @@ class Shortcuts:
             shortcut.deleteLater()
         self._active.clear()
         for shortcut in self._replaced:
-            with contextlib.suppress(ValueError):  # PythonQt's error if its module has deleted it
+            with contextlib.suppress(AttributeError):  # PythonQt's error if its module has deleted it
                 shortcut.enabled = True
         self._replaced.clear()
 

@@ -523,6 +523,10 @@ class qSlicerLayoutManager(qt.QWidget):
         self._addSliceView("Slice4", "Axial")
         self.layoutChanged.emit(layout)
 
+    def removeSliceView(self, name):
+        """Delete a view, as Slicer does with some views of a layout, before it announces the next layout."""
+        self._sliceWidgets.pop(name).delete()
+
     def _addSliceView(self, name, orientation):
         logic = slicer.vtkMRMLSliceLogic()
         logic.SetMRMLApplicationLogic(self._applicationLogic)

@@ -85,12 +85,155 @@ def test_shortcuts_are_active_while_the_module_is_open(opened):
     assert opened.ui.pointButton.checked
 
 
-def test_the_segment_editor_is_below_and_has_separate_settings(opened):
+def test_the_segment_editor_is_below(opened):
     assert opened.editor.visible
     assert opened.editor.parent().objectName == "segmentEditorCollapsibleButton"
-    node = opened.editor.mrmlSegmentEditorNode()
-    assert node is slicer.mrmlScene.GetSingletonNode("NNInteractiveWS", "vtkMRMLSegmentEditorNode")
+    assert ("setSourceVolumeNodeSelectorVisible", False) in opened.editor.calls  # the volume is selected above
+
+
+# ---- selections -------------------------------------------------------------------------------------------
+
+
+def segmentation_on(volume=None):
+    """A segmentation with a segment, made on a volume or on none."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    if volume is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.GetSegmentation().AddEmptySegment("")
+    return node
+
+
+def is_ready(widget, volume):
+    """Whether tools are enabled, and the real logic of the Segment Editor has the volume."""
+    selected = widget.editor.mrmlSegmentEditorNode().GetSourceVolumeNode()
+    return widget.ui.pointButton.enabled and widget.logic.volume is volume and selected is volume
+
+
+def test_it_opens_ready_with_a_loaded_volume(module):
+    volume = add_ball()
+    select("NNInteractiveWS")
+    assert is_ready(module, volume)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+    select("")
+    select("NNInteractiveWS")
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+
+
+def test_it_is_ready_once_a_volume_is_loaded(opened):
+    """As ``File > Add Data`` does, which makes the new volume the active one."""
+    volume = add_ball()
+    slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(volume.GetID())
+    slicer.app.applicationLogic().PropagateVolumeSelection()
+    assert is_ready(opened, volume)
+
+
+@pytest.mark.parametrize("made_on_it", [True, False])
+def test_it_opens_with_a_segmentation_of_the_volume(module, made_on_it):
+    volume, other = add_ball(), add_ball()
+    segmentation_on(other)
+    mine = segmentation_on(volume if made_on_it else None)
+    select("NNInteractiveWS")
+    assert is_ready(module, volume)
+    assert module.logic.segmentation is mine
+    assert module.logic.segmentID == mine.GetSegmentation().GetNthSegmentID(0)
+
+
+@pytest.mark.parametrize("reference", ["other", "none"])
+def test_another_segmentation_keeps_the_volume(opened, reference):
+    """By itself, the Segment Editor takes the segmentation's reference volume, or none."""
+    volume, other = add_ball(), add_ball()
+    opened.ui.volumeSelector.setCurrentNode(volume)
+    segmentation = segmentation_on(other if reference == "other" else None)
+    opened.editor.setSegmentationNode(segmentation)
+    assert is_ready(opened, volume)
+    assert opened.logic.segmentation is segmentation
+
+
+def test_another_volume_keeps_the_segmentation(opened):
+    first, second = add_ball(), add_ball()
+    opened.ui.volumeSelector.setCurrentNode(first)
+    segmentation = opened.logic.segmentation
+    opened.ui.volumeSelector.setCurrentNode(second)
+    assert is_ready(opened, second)
+    assert opened.logic.segmentation is segmentation
+
+
+def test_the_segment_editor_module_shares_the_selection(opened):
+    """Both modules use the same node, and one selects what the other did."""
+    volume, other = add_ball(), add_ball()
+    opened.ui.volumeSelector.setCurrentNode(volume)
+    node = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+    assert node is opened.editor.mrmlSegmentEditorNode()
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentEditorNode") == 1
+    select("")
+    theirs = slicer.vtkSlicerSegmentEditorLogic()
+    theirs.SetMRMLScene(slicer.mrmlScene)
+    theirs.SetSegmentEditorNode(node)
+    segmentation = segmentation_on()
+    theirs.SetSegmentationNode(segmentation)
+    theirs.SetSourceVolumeNode(other)
+    assert (opened.logic.segmentation, opened.logic.volume) == (segmentation, other)
+    select("NNInteractiveWS")
+    assert is_ready(opened, other)
+
+
+def test_effects_that_are_registered_late(opened):
+    slicer.qSlicerSegmentEditorEffectFactory.instance().effectRegistered.emit("Engrave")
+    assert opened.editor.calls.count("updateEffectList") == 1
+    slicer.app.unloadModule("NNInteractiveWS")
+    slicer.qSlicerSegmentEditorEffectFactory.instance().effectRegistered.emit("Engrave")
+
+
+def test_nothing_is_polled_while_a_scene_is_loaded(opened, monkeypatch):
+    """The timer also runs in the event loop of a progress dialog."""
+    monkeypatch.setattr(opened.logic, "poll", lambda **_: pytest.fail("it was polled"))
+    for state in (slicer.mrmlScene.BatchProcessState, slicer.mrmlScene.ImportState, slicer.mrmlScene.CloseState):
+        slicer.mrmlScene.StartState(state)
+        opened._panel.poll()
+        monkeypatch.undo()
+        slicer.mrmlScene.EndState(state)
+        monkeypatch.setattr(opened.logic, "poll", lambda **_: pytest.fail("it was polled"))
+    monkeypatch.undo()
+
+
+def test_ssh_gets_the_environment_without_slicers_libraries(module, monkeypatch):
+    monkeypatch.setenv("ONLY_BEFORE_SLICER", "1")
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: {"PATH": "/usr/bin"})
+    module.rebuild()
+    assert module.logic._controller._sshEnvironment == {"PATH": "/usr/bin"}
+
+
+# ---- shortcuts of others ----------------------------------------------------------------------------------
+
+
+def leave_a_shortcut(key, pressed):
+    """A shortcut on the main window that stays, as SlicerNNInteractive's do."""
+    shortcut = qt.QShortcut(qt.QKeySequence(key), slicer.util.mainWindow())
+    shortcut.connect("activated()", lambda: pressed.append(key))
+    return shortcut
+
+
+def test_shortcuts_of_another_module_are_off_while_it_is_open(opened):
+    opened.ui.volumeSelector.setCurrentNode(add_ball())
+    select("")
+    pressed = []
+    shortcuts = [leave_a_shortcut(key, pressed) for key in ("P", "E", "F9")]
+    gone = leave_a_shortcut("S", pressed)
+    select("NNInteractiveWS")
+    press(qt.Qt.Key_P)
+    assert opened.ui.pointButton.checked
+    press(qt.Qt.Key_F9)  # the module does not use this key
+    assert pressed == ["F9"]
+    gone.setParent(None)
+    gone.deleteLater()
+    slicer.app.sendPostedEvents(None, qt.QEvent.DeferredDelete)
+    select("")
+    press(qt.Qt.Key_P)
+    press(qt.Qt.Key_E)
+    assert pressed == ["F9", "P", "E"]
+    for shortcut in shortcuts:
+        shortcut.setParent(None)
+        shortcut.deleteLater()
 
 
 def test_parameters_are_stored_in_the_scene(opened):

@@ -304,6 +304,47 @@ def test_the_timer_is_fast_during_work(module, monkeypatch):
     assert module.panel._timer.interval == 10
 
 
+@pytest.mark.parametrize("while_drawing", [False, True])
+def test_a_view_that_was_deleted(opened, while_drawing):
+    opened.ui.scribbleButton.click()
+    layout = slicer.app.layoutManager()
+    layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourOverFourView)
+    if while_drawing:
+        gestures.press(view("Slice4").VTKWidget(), 50, 50)
+    layout.removeSliceView("Slice4")
+    layout.layoutChanged.emit(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    gestures.drag(view("Red").VTKWidget(), [(50, 50), (60, 60), (80, 70)])
+    assert [call[0] for call in opened.logic.calls] == ["scribble"]
+    opened.panel.exit()
+    opened.panel.enter()
+    opened.ui.scribbleButton.click()
+    gestures.drag(view("Red").VTKWidget(), [(50, 50), (60, 60), (80, 70)])
+    assert len(opened.logic.calls) == 2
+
+
+def test_the_cursor_shows_tool_and_polarity(opened):
+    def pixels(name="Red"):
+        cursor = view(name).VTKWidget().cursor
+        return None if cursor.pixmap().isNull() else cursor.pixmap().toImage()
+
+    assert pixels() is None
+    opened.ui.pointButton.click()
+    positive = pixels()
+    assert pixels("Green") == positive
+    opened.ui.negativeButton.click()
+    assert pixels() not in (None, positive)
+    colors = [qt.QColor(image.pixel(22, 24)) for image in (positive, pixels())]
+    assert colors[0].green() > 2 * colors[0].red()
+    assert colors[1].red() > 2 * colors[1].green()
+    slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourOverFourView)
+    assert pixels("Slice4") == pixels()
+    opened.ui.pointButton.click()
+    assert pixels() is None
+    opened.ui.pointButton.click()
+    opened.panel.exit()
+    assert pixels() is None
+
+
 # ---- layout -----------------------------------------------------------------------------------------------
 
 
@@ -359,7 +400,7 @@ def test_every_button_has_a_tooltip(module):
 
 
 def test_without_a_volume_the_status_asks_for_one(module, volume):
-    message = "Select a volume in the Segment Editor below."
+    message = "Load or select a volume."
     assert module.ui.statusLabel.text == message
     module.logic._controller.status = Status("ready", "Connected.")
     module.panel.refresh()
