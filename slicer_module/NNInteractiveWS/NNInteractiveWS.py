@@ -139,7 +139,7 @@ class NNInteractiveWSWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not packages.areInstalled():
             message = _(
                 "This module needs Python packages that are not installed in Slicer: {names}. "
-                "Install them and their dependencies to use the module."
+                "Install them to use the module. With their dependencies, these are about 25 packages (135 MB)."
             )
             self._offerToInstall(message.format(names=", ".join(packages.needed())))
             return

@@ -2,7 +2,7 @@
 
 Developers can install a checkout of the project instead, in Slicer's Python console::
 
-    slicer.util.pip_install("-e /path/to/nninteractive-ws")
+    slicer.util.pip_install(["-e", "/path/to/nninteractive-ws"])
 
 The module finds it when it is opened the next time, and does not offer to install anything.
 """
@@ -62,7 +62,10 @@ def _askAndInstall():
     # In testing mode, Slicer answers every question with yes.
     if slicer.app.testingEnabled():
         return
-    question = _("These Python packages and their dependencies will be installed into Slicer: {names}. Continue?")
+    question = _(
+        "These Python packages and their dependencies, about 25 packages (135 MB), will be installed into Slicer: "
+        "{names}. Continue?"
+    )
     if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(needed())), NAME):
         raise RuntimeError(_("the installation was declined."))
     with slicer.util.WaitCursor():

@@ -48,8 +48,40 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
             qt.QSettings().setValue(key, value)
         self.widget.rebuild()
 
+    def test_opensReady(self):
+        """A loaded volume is enough: the tools are enabled, also after the module was left and entered again."""
+        ui = self.requirePanel()
+        assert not ui.pointButton.enabled
+        volume = self.addVolume()
+        editor = self.widget.editor
+        assert ui.pointButton.enabled
+        assert editor.segmentationNode() is not None
+        assert editor.mrmlSegmentEditorNode().GetSourceVolumeNode() is volume
+        slicer.util.selectModule("Data")
+        slicer.util.selectModule(_NAME)
+        assert ui.pointButton.enabled
+        assert self.widget.logic.volume is volume
+
+    def test_otherSegmentation(self):
+        """Selecting another segmentation keeps the volume."""
+        ui = self.requirePanel()
+        volume = self.addVolume()
+        self.widget.editor.setSegmentationNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode"))
+        slicer.app.processEvents()
+        assert self.widget.editor.mrmlSegmentEditorNode().GetSourceVolumeNode() is volume
+        assert ui.pointButton.enabled
+
+    def test_withoutPackages(self):
+        """Without the Python client, the module offers to install it."""
+        if self.widget.ui is not None:
+            self.skipTest("the Python packages are installed")
+        (button,) = slicer.util.findChildren(self.widget.parent, name="installButton")
+        (reason,) = slicer.util.findChildren(self.widget.parent, name="installReason")
+        assert button.enabled
+        assert "nninteractive-ws" in reason.text
+
     def test_parameters(self):
-        """Parameters are stored in the scene, and tools require a volume."""
+        """Parameters are stored in the scene."""
         ui = self.requirePanel()
         from NNInteractiveWS import NNInteractiveWSLogic  # a circular import, as that module imports this one
 
@@ -59,9 +91,6 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         assert not parameters.autoZoom
         parameters.autoZoom = True
         assert ui.autoZoomCheckBox.checked
-        assert not ui.pointButton.enabled
-        self.addVolume()
-        assert ui.pointButton.enabled
 
     def test_settings(self):
         """The server's address is stored in the settings, and its token is not."""
@@ -126,11 +155,11 @@ class NNInteractiveWSTest(ScriptedLoadableModuleTest):
         self.widget.ui.serverComboBox.lineEdit().editingFinished()
 
     def addVolume(self):
-        """Add a bright ball around _CENTER, show it and select it."""
+        """Add a bright ball around _CENTER, and show it, as loading a file does."""
         distance = np.linalg.norm(np.indices((48, 48, 48)) - np.reshape(_CENTER, (3, 1, 1, 1)), axis=0)
         volume = slicer.util.addVolumeFromArray(np.where(distance < 10, 200, -100).astype(np.int16))
         slicer.util.setSliceViewerLayers(background=volume, fit=True)
-        self.widget.ui.volumeSelector.setCurrentNode(volume)
+        slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(volume.GetID())
         slicer.app.processEvents()
         return volume
 

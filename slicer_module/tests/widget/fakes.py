@@ -62,7 +62,9 @@ class qMRMLNodeComboBox(qMRMLWidget):
     """Selector of a node of the scene. As in Slicer, without ``noneEnabled`` the first suitable node is selected."""
 
     nodeSignals = (*qMRMLWidget.nodeSignals, "currentNodeChanged(vtkMRMLNode*)")
-    nodeTypes = qt.Property("QStringList", fget=lambda self: self._types, fset=lambda self, types: self._setTypes(types))
+    nodeTypes = qt.Property(
+        "QStringList", fget=lambda self: self._types, fset=lambda self, types: self._setTypes(types)
+    )
     noneEnabled = qt.Property(bool, fget=lambda self: self._none, fset=lambda self, on: setattr(self, "_none", on))
     addEnabled = removeEnabled = qt.Property(bool, fget=lambda self: False, fset=lambda self, on: None)
     showChildNodeTypes = qt.Property(bool, fget=lambda self: self._kin, fset=lambda self, on: setattr(self, "_kin", on))
@@ -107,7 +109,8 @@ class qMRMLNodeComboBox(qMRMLWidget):
     def _nodes(self):
         if self._scene is None:
             return []
-        return [n for kind in self._types for n in slicer.util.getNodesByClass(kind) if self._kin or n.GetClassName() == kind]
+        found = [(kind, node) for kind in self._types for node in slicer.util.getNodesByClass(kind)]
+        return [node for kind, node in found if self._kin or node.GetClassName() == kind]
 
     def _update(self, *_arguments):
         nodes = self._nodes()

@@ -150,6 +150,16 @@ class qSlicerScriptedLoadableModuleWidget(fakes.qMRMLWidget):  # noqa: N801 (the
             self._python.exit()
 
 
+class _OtherModuleWidget(fakes.qMRMLWidget):
+    """Panel of another module of Slicer, without contents."""
+
+    def enter(self):
+        pass
+
+    def exit(self):
+        pass
+
+
 class _ModuleSelector:
     def __init__(self, select):
         self.selectModule = select
@@ -198,6 +208,8 @@ class Application:
         slicer.modules = types.SimpleNamespace(
             **{name: types.SimpleNamespace(logic=lambda x=logic: x) for name, logic in self._moduleLogics.items()}
         )
+        other = _OtherModuleWidget()
+        slicer.modules.data = types.SimpleNamespace(widgetRepresentation=lambda: other)
         fakes.ctkMessageBox.answers.clear()
         fakes.ctkMessageBox.asked.clear()
         self._window.show()
