@@ -308,6 +308,8 @@ def test_the_command_prints_a_table_and_fails_for_faults(
     folder.mkdir()
     source = folder / "module.py"
     monkeypatch.setattr(slicer_calls, "MODULE_FOLDER", folder)
+    monkeypatch.setattr(slicer_calls, "installed", lambda name: None)
+    monkeypatch.setattr(slicer_calls, "pythonqt", lambda: None)
     source.write_text("import slicer\nslicer.vtkTestNode().SetSize(1)\nslicer.vtkTestNode().SetSize(1)\n")
     assert slicer_calls.main([str(tmp_path / "Slicer")]) == 0
     output = capsys.readouterr().out
