@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import importlib
 from pathlib import Path
 import re
+import sys
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -232,10 +233,30 @@ class PythonSources:
                     _read_python(found, path, str(path.relative_to(tree)))
         return self._modules[name]
 
-    def added_by(self, module: str, decorator: str) -> PythonModule | None:
-        """The functions that a class decorator adds to a class under the names in its calls of ``setattr``."""
+    def find(self, class_name: str, name: str) -> Member | None:
+        """Find a member of a class or of its bases. ``class_name``: with its module."""
+        if (added := self.added(class_name, name)) is not None:
+            return added
+        module, _dot, short = class_name.rpartition(".")
         found = self.module(module)
-        return None if found is None or decorator not in found.functions else self.module(f"{module}:added")
+        declared = found.classes.get(short) if found is not None else None
+        if declared is None:
+            return _standard_member(class_name, name)
+        if name in declared.methods:
+            return declared.methods[name]
+        if name in declared.attributes:
+            return Member(name, PROPERTY, declared.place, writable=True)
+        inherited = (self.find(base if "." in base else f"{module}.{base}", name) for base in declared.bases)
+        return next((member for member in inherited if member is not None), None)
+
+    def added(self, decorator: str, name: str) -> Member | None:
+        """A function that a class decorator adds to a class by calling ``setattr``."""
+        module, _dot, function = decorator.rpartition(".")
+        found = self.module(module)
+        if found is None or function not in found.functions:
+            return None
+        added = self.module(f"{module}:added")
+        return None if added is None else added.functions.get(name)
 
     def _paths(self, name: str) -> Iterator[tuple[Path, Path]]:
         dotted = name.removesuffix(":added").split(".")
@@ -246,6 +267,15 @@ class PythonSources:
             else:
                 candidates = sorted(tree.glob(f"Modules/Scripted/*/{'/'.join(dotted)}.py"))
             yield from ((tree, path) for path in candidates if path.is_file())
+
+
+def _standard_member(class_name: str, name: str) -> Member | None:
+    """A member of a class of Python's standard library."""
+    module, _dot, short = class_name.rpartition(".")
+    if module not in sys.stdlib_module_names:
+        return None
+    found = getattr(getattr(importlib.import_module(module), short), name, None)
+    return None if found is None else Member(name, METHOD, f"Python's {module}")
 
 
 def _read_python(module: PythonModule, path: Path, shown: str) -> None:

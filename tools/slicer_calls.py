@@ -41,11 +41,9 @@ FAULTS = (MISSING, WRONG_KIND, WRONG_ARGUMENTS)
 _PLAIN = dict.fromkeys(
     (
         "box",
-        "cut",
         "doctor.py: result",
         "end",
         "event",
-        "extent",
         "ledger",
         "logic.py: segment",
         "mask",
@@ -55,12 +53,9 @@ _PLAIN = dict.fromkeys(
         "r",
         "request",
         "s",
-        "self._controller.model",
-        "segmentationBinding.py: segment",
         "sessionController.py: segment",
         "step",
         "taken",
-        "timings",
     ),
     "",
 )
@@ -73,15 +68,14 @@ HINTS = Hints(
     # The class of the returned object is more specific than the declared one, or the source does not declare it.
     results={
         "qMRMLSegmentEditorWidget.segmentationNode": "vtkMRMLSegmentationNode",
-        "qMRMLSegmentEditorWidget.sourceVolumeNode": "vtkMRMLScalarVolumeNode",
         "qSlicerAbstractCoreModule.widgetRepresentation": "qSlicerScriptedLoadableModuleWidget",
         "qSlicerScriptedLoadableModuleWidget.self": "NNInteractiveWSWidget",
+        "slicer.ScriptedLoadableModule.ScriptedLoadableModuleWidget.layout": "QVBoxLayout",
+        "slicer.ScriptedLoadableModule.ScriptedLoadableModuleWidget.parent": "qSlicerScriptedLoadableModuleWidget",
         "slicer.util.addVolumeFromArray": "vtkMRMLScalarVolumeNode",
         "slicer.util.childWidgetVariables": slicer_usages.UI,
         "slicer.util.loadUI": "qMRMLWidget",
-        "slicer.util.mainWindow": "qSlicerMainWindow",
         "vtkMRMLMarkupsNode.GetDisplayNode": "vtkMRMLMarkupsDisplayNode",
-        "vtkMRMLSegmentEditorNode.GetSegmentationNode": "vtkMRMLSegmentationNode",
         "vtkMRMLSegmentationNode.GetDisplayNode": "vtkMRMLSegmentationDisplayNode",
         "vtkMRMLVolumeNode.GetDisplayNode": "vtkMRMLScalarVolumeDisplayNode",
         "vtkSegment.GetRepresentation": "vtkOrientedImageData",
@@ -105,12 +99,9 @@ HINTS = Hints(
         "shortcuts.py: shortcut": "QShortcut",
         "tabs.widget(i).children()[]": "QWidget",
         "views.py: _onEvent.view": "qMRMLSliceView",
-        "views.py: _onPress.view": "qMRMLSliceView",
         "views.py: _onThreeDEvent.view": "qMRMLThreeDView",
         "views.py: event": "QMouseEvent",
         "widget.py: node": "vtkMRMLInteractionNode",
-        "ScriptedLoadableModuleWidget.layout": "QVBoxLayout",
-        "ScriptedLoadableModuleWidget.parent": "qSlicerScriptedLoadableModuleWidget",
         **_PLAIN,
     },
 )
@@ -265,14 +256,14 @@ class _Checker:
             case slicer_usages.UI:
                 return None
             case slicer_usages.PYTHON_CLASS | slicer_usages.PYTHON_INSTANCE:
-                return self._in_python_class(receiver.name, name)
+                return self._api.python.find(receiver.name, name)
         for base in self._module.api_bases(receiver):
             if base.kind == slicer_usages.CLASS:
                 member = self._api.find(base.name, name)
             elif base.kind == slicer_usages.PYTHON_CLASS:
-                member = self._in_python_class(base.name, name)
+                member = self._api.python.find(base.name, name)
             else:
-                member = self._added_by(base.name, name)
+                member = self._api.python.added(base.name, name)
             if member is not None:
                 return member
         return None
@@ -298,38 +289,6 @@ class _Checker:
             declared = self._api.constructor(name)
             return None if declared is None else Member(name, CLASS, declared.place, declared.arities)
         return None
-
-    def _in_python_class(self, qualified: str, name: str) -> Member | None:
-        module, _dot, class_name = qualified.rpartition(".")
-        if (added := self._added_by(qualified, name)) is not None:
-            return added
-        found = self._api.python.module(module)
-        declared = found.classes.get(class_name) if found is not None else None
-        if declared is None:
-            return None
-        if name in declared.methods:
-            return declared.methods[name]
-        if name in declared.attributes:
-            return Member(name, PROPERTY, declared.place, writable=True)
-        for base in declared.bases:
-            member = _standard(base, name) or self._in_python_class(f"{module}.{base.rpartition('.')[2]}", name)
-            if member is not None:
-                return member
-        return None
-
-    def _added_by(self, decorator: str, name: str) -> Member | None:
-        module, _dot, function = decorator.rpartition(".")
-        added = self._api.python.added_by(module, function)
-        return None if added is None else added.functions.get(name)
-
-
-def _standard(base: str, name: str) -> Member | None:
-    """A member of a class of Python's standard library."""
-    module, _dot, class_name = base.rpartition(".")
-    if module not in sys.stdlib_module_names:
-        return None
-    found = getattr(getattr(importlib.import_module(module), class_name), name, None)
-    return None if found is None else Member(name, METHOD, f"Python's {module}")
 
 
 def _fits(number: int, arity: Arity) -> bool:

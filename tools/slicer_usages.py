@@ -477,10 +477,9 @@ class Module:
         return self._api_member(owner, name)
 
     def _api_member(self, owner: Value, name: str) -> Value | None:
-        if owner.kind not in (INSTANCE, CLASS):
-            return Value(BOUND, name, owner=owner)
         try:
-            member = self.api.find(owner.name, name)
+            is_python = owner.kind not in (INSTANCE, CLASS)
+            member = self.api.python.find(owner.name, name) if is_python else self.api.find(owner.name, name)
         except NotChecked:
             member = None
         if member is None:
@@ -495,7 +494,8 @@ class Module:
             if (hint := self.hints.results.get(f"{class_name}.{name}")) is not None:
                 return self._instance(hint)
         if owner.kind not in (INSTANCE, CLASS):
-            return _PLAIN
+            member = self.api.python.find(owner.name, name)
+            return None if member is not None and member.kind == PROPERTY else _PLAIN
         member = self.api.find(owner.name, name)
         return self._instance(member.returns) if member is not None else None
 
@@ -543,15 +543,7 @@ class Module:
         base = self._api_base(owner)
         if base is None:
             return None
-        if (hint_value := self._member_hint(base, name)) is not None:
-            return hint_value
         return self._member(base, name)
-
-    def _member_hint(self, base: Value, name: str) -> Value | None:
-        for class_name in self._ancestry(base.name):
-            if (hint := self.hints.objects.get(f"{class_name}.{name}")) is not None:
-                return self._instance(hint)
-        return None
 
     def _is_own(self, owner: Value, name: str) -> bool:
         assert isinstance(owner.node, ast.ClassDef)
