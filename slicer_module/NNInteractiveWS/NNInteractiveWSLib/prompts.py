@@ -52,8 +52,8 @@ class Prompts:
         axis = int(np.argmin(np.ptp(points, axis=0))) if axis is None else axis
         node = self.scene.CreateNodeByClass(_NODES[kind])
         node.UnRegister(None)
-        # A unique name: Slicer 5.10 names the files of hidden nodes after them when it saves a scene.
-        node.SetName(self.scene.GenerateUniqueName(f"{kind} {'+' if positive else '-'}"))
+        # Unique, also without special characters: Slicer 5.10 names the files of hidden nodes after them.
+        node.SetName(self.scene.GenerateUniqueName(f"{'positive' if positive else 'negative'} {kind}"))
         node.SetHideFromEditors(True)
         node.SetLocked(True)
         for name, value in {"segment": segmentID, "kind": kind, "positive": int(positive)}.items():

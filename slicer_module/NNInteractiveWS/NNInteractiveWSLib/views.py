@@ -84,10 +84,9 @@ class ViewTool:
     def _showCursor(self):
         for view in self._sliceViews:
             with contextlib.suppress(ValueError):  # as in _unwatchViews
-                if self._cursor is None:
-                    view.unsetViewCursor()
-                else:
-                    view.setViewCursor(self._cursor)
+                cursor = qt.QCursor() if self._cursor is None else self._cursor
+                view.setViewCursor(cursor)
+                view.setDefaultViewCursor(cursor)  # after the mouse was over a markup
 
     def _unwatchViews(self):
         self.abandon()

@@ -230,11 +230,11 @@ class Panel:
         self._views.tool = tool
         for name, (each, _kinds) in _TOOLS.items():
             getattr(self.ui, name).checked = each == tool
-        self._setCursor()
         if tool is not None:
             self.editor.setActiveEffect(None)
             if _interactionNode().GetCurrentInteractionMode() == _PLACE:
                 _interactionNode().SwitchToViewTransformMode()
+        self._setCursor()  # after these, which set cursors of their own
 
     def _onDrawn(self, tool, sliceNode, points):
         logic, positive = self.logic, self.ui.positiveButton.checked

@@ -448,8 +448,8 @@ class qMRMLSliceView(_View):
     def setViewCursor(self, cursor):
         self._vtkWidget.setCursor(cursor)
 
-    def unsetViewCursor(self):
-        self._vtkWidget.unsetCursor()
+    def setDefaultViewCursor(self, cursor):
+        self._defaultCursor = cursor
 
     def resizeEvent(self, event):
         _View.resizeEvent(self, event)
