@@ -67,6 +67,7 @@ HINTS = Hints(
     },
     # The class of the returned object is more specific than the declared one, or the source does not declare it.
     results={
+        "qMRMLNodeComboBox.currentNode": "vtkMRMLScalarVolumeNode",
         "qMRMLSegmentEditorWidget.segmentationNode": "vtkMRMLSegmentationNode",
         "qSlicerAbstractCoreModule.widgetRepresentation": "qSlicerScriptedLoadableModuleWidget",
         "qSlicerScriptedLoadableModuleWidget.self": "NNInteractiveWSWidget",
@@ -95,7 +96,11 @@ HINTS = Hints(
         "prompts.py: append.node": "vtkMRMLMarkupsNode",
         "prompts.py: n": "vtkMRMLMarkupsNode",
         "prompts.py: node": "vtkMRMLMarkupsNode",
-        "self._watched[]": "qMRMLSliceView",
+        "self._sliceViews[]": "qMRMLSliceView",
+        "self._watched[]": "QWidget",
+        "selfTest.py: button": "QPushButton",
+        "selfTest.py: reason": "QLabel",
+        "shortcuts.py: child": "QShortcut",
         "shortcuts.py: shortcut": "QShortcut",
         "tabs.widget(i).children()[]": "QWidget",
         "views.py: _onEvent.view": "qMRMLSliceView",

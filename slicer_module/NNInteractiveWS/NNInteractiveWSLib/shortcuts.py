@@ -43,6 +43,6 @@ class Shortcuts:
 
     def _replaceOthers(self, keys):
         for child in self._window.children():
-            if child.className() == "QShortcut" and child.enabled and child.key.toString() in keys:
+            if isinstance(child, qt.QShortcut) and child.enabled and child.key.toString() in keys:
                 child.enabled = False
                 self._replaced.append(child)
