@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
+from nninteractive_ws.files.reason import reason
+
 #: Console for everything but results, which go to standard output.
 stderr = Console(stderr=True, highlight=False)
 #: Exit status after Ctrl-C.
@@ -27,6 +29,6 @@ def make_output_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         fail(
-            f"No files can be written in the output folder {folder} ({e.strerror or e}). Choose another folder with "
+            f"No files can be written in the output folder {folder} ({reason(e)}). Choose another folder with "
             "--output, or correct its permissions."
         )

@@ -20,7 +20,6 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
-    ReadOptions,
     check_output,
     color_of,
     is_segment_name,
@@ -29,6 +28,7 @@ from nninteractive_ws.files.images import (
 )
 from nninteractive_ws.files.overwrites import check_overwrite
 from nninteractive_ws.files.pictures import Prompt, three_views
+from nninteractive_ws.files.read_options import ReadOptions
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask

@@ -8,6 +8,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.read_options import SeveralVolumes
 from nninteractive_ws.files.reason import reason
 
 #: What is read of each file, to tell the series apart.
@@ -65,12 +66,13 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     if folder.is_dir():
         return _choose(folder, *_scan(folder), number)
     if number is not None:
-        raise BadImage(f"{path} is a single file. A series can be chosen by its number only in a folder.")
+        raise BadImage(f"{path} is a single file. Give its folder to choose a series by its number.")
     header = _header(path)
     if header is None:
-        raise BadImage(f"{path} is not a DICOM file, or a damaged one.")
+        raise BadImage(f"{path} is not a DICOM file, or a damaged one. Expected a file of a DICOM series.")
     if not header.is_image:
-        raise BadImage(f"{path} is a DICOM object without an image ({header.modality or 'of unknown kind'}).")
+        kind = header.modality or "of unknown kind"
+        raise BadImage(f"{path} is a DICOM object without an image ({kind}). Expected a slice.")
     if header.frames > 1:
         return _series_of([header])[0], []
     found, _ = _scan(path.parent, subfolders=False)
@@ -162,9 +164,9 @@ def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | N
         return found[number - 1], notes
     volumes = [series for series in found if series.is_volume] or found
     if len(volumes) > 1:
-        raise BadImage(
-            f"The folder {folder} contains {_list(found)} Choose one by its number (--series N, or the column series), "
-            "or give the folder of one series."
+        raise SeveralVolumes(
+            f"The folder {folder} contains {_list(found)}",
+            "Choose one by its number (--series N, or the column series), or give the folder of one series.",
         )
     if len(found) > 1:
         notes.append(f"The folder has {len(found)} series. Used: {volumes[0]}. The others are localizers or pictures.")

@@ -12,6 +12,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.read_options import time_index
 from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 
@@ -27,6 +28,8 @@ _SAME_POSITION_MM = 0.01
 _COSINE_TOLERANCE = 1e-3
 #: Relative tolerance of the distance of pixels.
 _PIXEL_TOLERANCE = 1e-3
+#: Maximum number of values in an error message.
+_MAX_VALUES = 8
 
 #: Attributes that tell time points, echoes and other repetitions of a stack apart, in the order in which they are
 #: tried. The first ones are of multi-frame files.
@@ -210,13 +213,11 @@ def _one_time(slices: list[Slice], time: int | None) -> list[Slice]:
     """Return the slices of one time point, from slices sorted by position. Raises BadImage."""
     places = np.cumsum([0, *(np.diff([_along_normal(s) for s in slices]) > _SAME_POSITION_MM)])
     count = int(places[-1]) + 1
-    if count == len(slices):
-        if time not in (None, 1):
-            raise BadImage(
-                f"The series in {slices[0].file.parent} has one time point. Expected --time 1, found {time}."
-            )
-        return slices
     folder = slices[0].file.parent
+    if count == len(slices):
+        if time is not None:
+            time_index(time, 1, f"The series in {folder} has one time point.")
+        return slices
     for name in _REPETITIONS:
         groups: dict[str, list[tuple[int, Slice]]] = {}
         for place, slice_ in zip(places.tolist(), slices, strict=True):
@@ -238,13 +239,9 @@ def _is_distinct(group: list[tuple[int, Slice]]) -> bool:
 
 def _choose_time(groups: dict[str, list[tuple[int, Slice]]], name: str, time: int | None, folder: Path) -> list[Slice]:
     values = sorted(groups, key=_by_number)
-    if time is None or not 1 <= time <= len(values):
-        shown = ", ".join(values[:8]) + ("..." if len(values) > 8 else "")
-        raise BadImage(
-            f"The series in {folder} has {len(values)} volumes at the same place, which differ in {name} ({shown}). "
-            f"Choose one of 1 to {len(values)} (--time N, or the column time)."
-        )
-    return [slice_ for _, slice_ in groups[values[time - 1]]]
+    shown = ", ".join(values[:_MAX_VALUES]) + (", ..." if len(values) > _MAX_VALUES else "")
+    found = f"The series in {folder} has {len(values)} volumes at the same place, which differ in {name} ({shown})."
+    return [slice_ for _, slice_ in groups[values[time_index(time, len(values), found)]]]
 
 
 def _by_number(text: str) -> tuple[float, str]:

@@ -13,7 +13,6 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.errors import (
     AtCapacity,
-    BadImage,
     BadOutput,
     Error,
     InternalError,
@@ -24,6 +23,7 @@ from nninteractive_ws.errors import (
 )
 from nninteractive_ws.files.images import Color, check_output, read_volume, write_segmentation
 from nninteractive_ws.files.pictures import Prompt
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
 from nninteractive_ws.jobs.records import write_record
@@ -254,14 +254,11 @@ def _read(task: PendingJob) -> Volume:
 
     Raises BadImage and BadOutput, and OSError if nothing can be written to the folder.
     """
-    try:
-        volume = read_volume(task.job.image, task.job.options)
-    except OSError as e:
-        raise BadImage(f"{task.job.name} cannot be read ({e.strerror}).") from e
+    volume = read_volume(task.job.image, task.job.options)
     with _writing(task):
         try:
             task.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise OSError(f"The folder {task.output.parent} cannot be created ({e.strerror}).") from e
+            raise OSError(f"The folder {task.output.parent} cannot be created ({reason(e)}).") from e
         check_output(task.output, volume)
     return volume

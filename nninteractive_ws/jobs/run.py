@@ -17,8 +17,9 @@ from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadOutput
 from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
-from nninteractive_ws.files.options import suffix_of
 from nninteractive_ws.files.overwrites import InputFiles
+from nninteractive_ws.files.read_options import suffix_of
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.records import record_path, remove_other_records
@@ -61,7 +62,7 @@ class Batch(Iterator[VolumeResult]):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise BadOutput(f"The folder {folder} cannot be created ({e.strerror}). Choose another one.") from e
+            raise BadOutput(f"The folder {folder} cannot be created ({reason(e)}). Choose another one.") from e
         self._folder, self._file = folder, ResultsFile(folder)
         self._tasks = _plan(table.jobs, folder, format, inputs)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
@@ -239,7 +240,7 @@ def _remove_partial(task: PendingJob) -> None:
     try:
         partial_path(task.output).unlink(missing_ok=True)
     except OSError as e:
-        task.job.faults = dict.fromkeys(task.job.segments, f"{task.output} cannot be written ({e.strerror}).")
+        task.job.faults = dict.fromkeys(task.job.segments, f"{task.output} cannot be written ({reason(e)}).")
 
 
 def _output_name(job: Job, format: str) -> Path:

@@ -253,7 +253,7 @@ def test_an_acquisition_that_was_stopped(dynamic: Path) -> None:
     for file in sorted(dynamic.glob("second-*"))[:5]:
         file.unlink()
     np.testing.assert_array_equal(read_volume(dynamic, ReadOptions(time=1)).voxels, voxels())
-    with pytest.raises(BadImage, match="Choose one of 1 to 1"):
+    with pytest.raises(BadImage, match=r"Choose 1 \(--time N, .*\) instead of 2"):
         read_volume(dynamic, ReadOptions(time=2))
 
 
