@@ -1,9 +1,12 @@
-"""The files that belong to an image file: the second of a pair, and those that a header names."""
+"""The files of an image: the second of a pair, those that a header names, and those of a DICOM series."""
 
 from collections.abc import Iterator
 import os
 from pathlib import Path
 import re
+
+from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.identify import identify
 
 #: Extensions of formats whose images are in two files of the same stem.
 _PAIRS = ((".hdr", ".img", ".hdr.gz", ".img.gz"), (".spr", ".sdt"))
@@ -15,6 +18,32 @@ _META_DATA_FILE = re.compile(r"(?m)^[ \t]*ElementDataFile[ \t]*=[ \t]*(.+?)[ \t]
 _NRRD_DATA_FILE = re.compile(r"(?mi)^[ \t]*data ?file[ \t]*:[ \t]*(.+?)[ \t]*$")
 #: A pattern of numbered files, such as slice%03d.raw 1 100 1.
 _NUMBERED = re.compile(r"(.*%0?\d*d\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?.*")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the existing files that are read for an image or a folder: their change means another image.
+
+    They are all files in a folder and its subfolders, those beside a slice of a DICOM series, or an image and its data
+    files.
+    """
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    kind = format_of(path)
+    if kind == "dicom":
+        from nninteractive_ws.files.dicom_series import is_directory, is_multi_frame  # pydicom takes long to import
+
+        if is_directory(path):
+            return files_of(path.parent)
+        return [path] if is_multi_frame(path) else files_in(path.parent)
+    return [file for file in (path, *paired_files(path), *named_files(path, kind)) if file.exists()]
+
+
+def format_of(path: Path) -> str:
+    """Return the format of a file, see :func:`identify`, or an empty text for a file that is no image."""
+    try:
+        return identify(path)
+    except (BadImage, OSError, ValueError):  # the reader reports it
+        return ""
 
 
 def paired_files(image: Path) -> Iterator[Path]:
@@ -30,7 +59,7 @@ def paired_files(image: Path) -> Iterator[Path]:
 def named_files(image: Path, kind: str) -> Iterator[Path]:
     """Yield the files that the header of an image names, which need not exist. Raises OSError.
 
-    ``kind``: the format of the image, see :func:`~nninteractive_ws.files.identify.identify`.
+    ``kind``: the format of the image, see :func:`identify`.
     """
     if kind not in ("nrrd", "metaimage"):
         return

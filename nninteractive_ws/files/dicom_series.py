@@ -62,7 +62,7 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     ``number``: which one of a folder with several, from 1. Raises BadImage, with a list of the series if one of them
     has to be chosen.
     """
-    folder = path.parent if path.name.upper() == "DICOMDIR" else path
+    folder = path.parent if is_directory(path) else path
     if folder.is_dir():
         return _choose(folder, *_scan(folder), number)
     if number is not None:
@@ -80,6 +80,20 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     if len(series.files) == 1:
         return series, []
     return series, [f"{path.name} is one of {len(series.files)} files of a series. The whole series is used."]
+
+
+def is_multi_frame(file: Path) -> bool:
+    """Whether a DICOM file has several slices, so that it is read without the other files of its folder."""
+    try:
+        header = _header(file)
+    except BadImage:
+        return False
+    return header is not None and header.frames > 1
+
+
+def is_directory(file: Path) -> bool:
+    """Whether a file is a DICOMDIR, which stands for its folder."""
+    return file.name.upper() == "DICOMDIR"
 
 
 def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:

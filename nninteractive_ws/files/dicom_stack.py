@@ -102,11 +102,17 @@ def read_stack(
 def _slices(file: Path) -> Iterator[Slice]:
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        frames = int(header.get("NumberOfFrames") or 1)
         if "PerFrameFunctionalGroupsSequence" in header:
+            positions = len(header.PerFrameFunctionalGroupsSequence)
+            if positions != frames:
+                raise BadImage(
+                    f"{file} has {frames} frames, but the positions of {positions}. Copy or export it again."
+                )
             shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
             for index, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
                 yield _slice(file, index, header, lambda name, f=frame: _in_groups((f, shared[0], header), name))  # type: ignore[misc]
-        elif int(header.get("NumberOfFrames") or 1) > 1:
+        elif frames > 1:
             raise BadImage(f"{file} has several frames without positions, like ultrasound or a film. Expected slices.")
         else:
             yield _slice(file, 0, header, header.get)

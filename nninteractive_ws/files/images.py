@@ -73,15 +73,15 @@ def _label_affine(affine: Affine, shape: Sequence[int]) -> Affine:
 
 def _read(path: Path, options: ReadOptions) -> Volume:
     """Read a volume as it is in its file: voxels can be NaN, and axes sheared. Raises BadImage."""
-    if not path.exists():
-        raise BadImage(f"The file {path} does not exist. Check its path.")
     try:
-        return _read_existing(path, options)
+        return _read_file(path, options)
     except OSError as e:
         raise BadImage(f"{path} cannot be read ({reason(e)}). Check its path and its permissions.") from e
 
 
-def _read_existing(path: Path, options: ReadOptions) -> Volume:
+def _read_file(path: Path, options: ReadOptions) -> Volume:
+    if not path.exists():
+        raise BadImage(f"The file {path} does not exist. Check its path.")
     kind = "dicom" if path.is_dir() else identify(path)
     if kind == "dicom":
         return _read_dicom(path, options)

@@ -6,9 +6,8 @@ from pathlib import Path
 import stat
 
 from nninteractive_ws.atomic_files import partial_path
-from nninteractive_ws.errors import BadImage, BadOutput
-from nninteractive_ws.files.data_files import files_in, named_files, paired_files
-from nninteractive_ws.files.identify import identify
+from nninteractive_ws.errors import BadOutput
+from nninteractive_ws.files.data_files import files_in, format_of, named_files, paired_files
 from nninteractive_ws.files.names import folded, is_utf8
 from nninteractive_ws.redaction import escaped
 
@@ -37,7 +36,7 @@ class InputFiles:
         if found is not None and stat.S_ISDIR(found.st_mode):
             self._add_folder(path)
             return
-        kind = _kind(path)
+        kind = format_of(path)
         for file in (path, *paired_files(path), *named_files(path, kind)):
             self._add_file(file)
         if kind == "dicom":
@@ -77,14 +76,6 @@ class InputFiles:
                     f"{output} is inside the input folder {escaped(str(series))}, and would become part of its DICOM "
                     "series. Choose an output elsewhere."
                 )
-
-
-def _kind(path: Path) -> str:
-    """Return the format of a file, or an empty text for a file that is no image."""
-    try:
-        return identify(path)
-    except (BadImage, OSError, ValueError):  # the reader reports it
-        return ""
 
 
 def _key(path: Path) -> str:

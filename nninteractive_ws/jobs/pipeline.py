@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 import time
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import partial_path
 from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.errors import (
@@ -243,10 +243,11 @@ def _writing(task: PendingJob) -> Iterator[None]:
 
 def _probe(folder: Path) -> None:
     """Raise OSError if a file of some size cannot be written to a folder."""
-    path = folder / "probe"
-    with atomic_write(path) as partial:
-        partial.write_bytes(bytes(_PROBE_BYTES))
-    path.unlink()
+    path = partial_path(folder / "probe")  # no file of the user has such a name
+    try:
+        path.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _read(task: PendingJob) -> Volume:

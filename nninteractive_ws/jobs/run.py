@@ -15,6 +15,7 @@ import stat
 from nninteractive_ws.atomic_files import partial_path
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadOutput
+from nninteractive_ws.files.data_files import files_of
 from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
 from nninteractive_ws.files.overwrites import InputFiles
@@ -265,19 +266,17 @@ def _is_folder(path: Path) -> bool:
 
 
 def _key(job: Job, format: str) -> str:
-    """Return a digest of the inputs of a result, except the server's model: rows, format, and the state of files."""
+    """Return a digest of the inputs of a result, without the model: rows, format, and the state of files."""
     rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
     files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
-    return hashlib.sha256(repr((job.name, job.options, job.segments, rows, str(format), files)).encode()).hexdigest()[
-        :16
-    ]
+    inputs = repr((job.name, job.options, job.segments, rows, str(format), files))
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of a file, or of each file in a folder; empty if there is none."""
+    """Return name, size and modification time of each file that is read for an input; empty if there is none."""
     try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+        return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files_of(path)]
     except OSError:
         return []
 

@@ -365,3 +365,15 @@ def test_simpleitk_reads_the_same(series: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(), volume.voxels)
     np.testing.assert_allclose(image.GetOrigin(), volume.ijk_to_lps[:3, 3], atol=1e-6)
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), volume.direction, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [1, -1, -3])
+def test_as_many_positions_as_frames(change: int, series: Path, tmp_path: Path) -> None:
+    """A file with positions of more or fewer slices than it has."""
+    file = enhanced(series, tmp_path / "a.dcm")
+    image = pydicom.dcmread(file)
+    groups = list(image.PerFrameFunctionalGroupsSequence)
+    image.PerFrameFunctionalGroupsSequence = groups[:change] if change < 0 else [*groups, *groups[-change:]]
+    image.save_as(file)
+    with pytest.raises(BadImage, match=rf"a\.dcm has {SHAPE[2]} frames, but the positions of {SHAPE[2] + change}"):
+        read_volume(file)

@@ -44,8 +44,8 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "data_files",
-        "identify", "overwrites", "straighten", "nifti", "itk", "dicom_series", "dicom_stack", "dicom_seg", "images",
+        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "identify",
+        "dicom_series", "data_files", "overwrites", "straighten", "nifti", "itk", "dicom_stack", "dicom_seg", "images",
         "pictures", "markups",
     ],
     "jobs": [
