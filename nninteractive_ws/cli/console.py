@@ -1,5 +1,6 @@
 """Console output and exit statuses of the commands."""
 
+from collections.abc import Iterable
 from pathlib import Path
 import tempfile
 from typing import NoReturn
@@ -20,6 +21,13 @@ def fail(error: object) -> NoReturn:
     """Print an error, and end the command with exit status 1."""
     stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)
+
+
+def print_notes(notes: Iterable[str], image: str = "") -> None:
+    """Print what was unusual in an image. ``image``: its name, if a command has several."""
+    for note in notes:
+        text = f"{image}: {note}" if image else note
+        stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
 def make_output_folder(folder: Path) -> None:

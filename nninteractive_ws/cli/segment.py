@@ -9,9 +9,9 @@ import typer
 
 from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.cli import option_values
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.cli.console import fail, print_notes, stderr
 from nninteractive_ws.cli.progress import session_progress
-from nninteractive_ws.cli.read_options import Resample
+from nninteractive_ws.cli.read_options import Resample, Series, TimePoint
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
@@ -40,7 +40,7 @@ Texts = list[str] | None
 
 def segment(
     image: Annotated[
-        Path, typer.Argument(help="Image file that SimpleITK reads (NIfTI, NRRD, ...), or folder of a DICOM series.")
+        Path, typer.Argument(help="Image file (NIfTI, NRRD, MetaImage, ...), or folder with a DICOM series.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output file: .nii.gz, .nrrd, .seg.nrrd or .dcm (DICOM SEG).")
@@ -63,12 +63,8 @@ def segment(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the segment.")] = "segment",
-    series: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of the DICOM series, if the folder has several.")
-    ] = None,
-    time_point: Annotated[
-        int | None, typer.Option("--time", min=1, metavar="N", help="Number of the time point, if there are several.")
-    ] = None,
+    series: Series = None,
+    time_point: TimePoint = None,
     resample: Resample = False,
     picture: Annotated[
         Path | None,
@@ -116,8 +112,7 @@ def segment(
                 check_overwrite(file, [image])
         volume = read_volume(image, ReadOptions(series, time_point, resample))
         check_output(output, volume)
-        for note in volume.notes:
-            stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+        print_notes(volume.notes)
         points = _in_volume(volume, boxes, voxels, positions)
         mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
         if picture is not None:

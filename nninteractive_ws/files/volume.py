@@ -105,7 +105,9 @@ def check_same_grid(other: Volume, volume: Volume, name: object) -> None:
             "SimpleITK.Resample(labels, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
         )
     if other.shape != volume.shape:
-        raise BadImage(f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
+        raise BadImage(
+            f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image. Resample it to the image."
+        )
     distance = grid_distance(volume.ijk_to_lps, other.ijk_to_lps, volume.shape)
     if distance > _GRID_TOLERANCE:
         raise BadImage(

@@ -18,7 +18,7 @@ from nninteractive_ws.redaction import escaped
 _log = logging.getLogger(__name__)
 
 LOCK_NAME = ".batch.lock"
-#: Errors of file systems that have no locks, such as some network file systems.
+#: Error numbers of file systems without locks, such as some network file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _MAX_OWNER_CHARS = 200
 
@@ -64,7 +64,7 @@ def _acquire(folder: Path, path: Path, owner: str, attempts: int) -> filelock.Ba
         lock.release()
         return _acquire_again(folder, path, attempts)
     except (NotImplementedError, OSError) as e:
-        if lock.is_locked:  # Windows lets nobody write to a locked file
+        if lock.is_locked:  # on Windows, a locked file cannot be written
             return lock
         if isinstance(e, OSError) and e.errno not in _NO_LOCKS:
             raise _not_writable(folder, reason(e)) from e

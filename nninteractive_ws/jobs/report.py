@@ -1,4 +1,4 @@
-"""report.html: a picture of every segment, the odd ones first, in a single file without scripts."""
+"""``report.html``: a picture of every segment, the odd ones first, in a single file without scripts."""
 
 from base64 import b64encode
 from collections import Counter
@@ -86,7 +86,7 @@ drawn. The display window is adapted to the segment and its surroundings.</p>"""
 
 
 class Report:
-    """``report.html`` in an output folder. ``images``: number of images and rows in the table."""
+    """The report in an output folder. ``images``: number of results to expect, of images and of invalid rows."""
 
     def __init__(self, folder: Path, images: int) -> None:
         self._folder, self._images = folder, images

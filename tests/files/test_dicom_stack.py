@@ -377,3 +377,17 @@ def test_as_many_positions_as_frames(change: int, series: Path, tmp_path: Path) 
     image.save_as(file)
     with pytest.raises(BadImage, match=rf"a\.dcm has {SHAPE[2]} frames, but the positions of {SHAPE[2] + change}"):
         read_volume(file)
+
+
+@pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_places_with_another_number_of_values(name: str, count: int, make: Make) -> None:
+    if (name, count) == ("PixelSpacing", 2):
+        pytest.skip("these are as many as there must be")
+
+    def change(slice_: Any, k: int) -> None:
+        if k == 3:
+            slice_[name].value = ([1.0, 0.5, 0.0] * 2)[:count]
+
+    with pytest.raises(BadImage, match=r"(damaged DICOM header|invalid position)"):
+        read_volume(make(change))
