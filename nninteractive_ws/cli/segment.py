@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.markup import escape
 import typer
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import atomic_write, check_writable
 from nninteractive_ws.cli import option_values
 from nninteractive_ws.cli.console import fail, print_notes, stderr
 from nninteractive_ws.cli.progress import session_progress
@@ -26,7 +26,7 @@ from nninteractive_ws.files.images import (
     read_volume,
     write_segmentation,
 )
-from nninteractive_ws.files.overwrites import check_overwrite
+from nninteractive_ws.files.overwrites import InputFiles
 from nninteractive_ws.files.pictures import Prompt, three_views
 from nninteractive_ws.files.read_options import ReadOptions
 from nninteractive_ws.files.volume import Volume
@@ -94,6 +94,28 @@ def segment(
     positions += [(option_values.position(text, "--negative-lps"), False) for text in negative_lps or []]
     if not any(positive for _, positive in (*voxels, *positions)) and not boxes:
         fail("No prompt marks the object. Add at least one --point, --lps or --bbox.")
+    _check_names(output, picture, name)
+    try:
+        inputs = InputFiles([image])
+        inputs.check(output)
+        if picture is not None:
+            inputs.check(picture)
+            check_writable(picture)
+        volume = read_volume(image, ReadOptions(series, time_point, resample))
+        check_output(output, volume)
+        print_notes(volume.notes)
+        points = _in_volume(volume, boxes, voxels, positions)
+        mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
+        if picture is not None:
+            marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
+            with atomic_write(picture) as partial:
+                three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
+    except (Error, ServerDidNotStart, OSError) as e:
+        fail(e)
+
+
+def _check_names(output: Path, picture: Path | None, name: str) -> None:
+    """End the command if the name of an output file or of the segment is invalid."""
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"The name of the output {output.name} must end with one of {', '.join(SEGMENTATION_ENDINGS)}.")
     if picture is not None and picture.suffix != ".png":
@@ -106,21 +128,6 @@ def segment(
             f"The name of the segment is invalid. Expected at most {MAX_NAME_LENGTH} printable characters without a "
             "backslash."
         )
-    try:
-        for file in (output, picture):
-            if file is not None:
-                check_overwrite(file, [image])
-        volume = read_volume(image, ReadOptions(series, time_point, resample))
-        check_output(output, volume)
-        print_notes(volume.notes)
-        points = _in_volume(volume, boxes, voxels, positions)
-        mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
-        if picture is not None:
-            marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
-            with atomic_write(picture) as partial:
-                three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
-    except (Error, ServerDidNotStart, OSError) as e:
-        fail(e)
 
 
 def _in_volume(

@@ -296,23 +296,23 @@ def _pixels(slices: Sequence[Slice]) -> npt.NDArray[Any]:
     for k, slice_ in enumerate(slices):
         by_file.setdefault(slice_.file, []).append(k)
     for file, ks in by_file.items():
-        dataset, frames = _decode(file)
-        for k in ks:
-            loaded[k] = _rescaled(frames[slices[k].index], slices[k], dataset)
+        for k, frame in zip(ks, _load(file, [slices[k] for k in ks]), strict=True):
+            loaded[k] = frame
     return np.stack([frame for frame in loaded if frame is not None]).transpose(2, 1, 0)
 
 
-def _decode(file: Path) -> tuple[pydicom.Dataset, npt.NDArray[Any]]:
-    """Return a file, and its pixels (frame, row, column) as stored."""
+def _load(file: Path, slices: Sequence[Slice]) -> list[npt.NDArray[Any]]:
+    """Return slices of a file (row, column) in real-world values. Raises BadImage."""
     try:
         dataset = pydicom.dcmread(file, force=True)
         if "TransferSyntaxUID" not in dataset.file_meta:  # an old file without a preamble
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        frames = dataset.pixel_array
+        pixels = dataset.pixel_array
+        frames = pixels if pixels.ndim == 3 else pixels[None]
+        return [_rescaled(frames[slice_.index], slice_, dataset) for slice_ in slices]
     except Exception as e:  # pydicom and its decoders raise many kinds for damaged bytes
         raise BadImage(f"The pixels of {file} cannot be read ({reason(e)}). Copy or export it again.") from e
-    return dataset, frames if frames.ndim == 3 else frames[None]
 
 
 def _rescaled(pixels: npt.NDArray[Any], slice_: Slice, dataset: pydicom.Dataset) -> npt.NDArray[Any]:

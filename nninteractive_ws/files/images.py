@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import slicerio
 
-from nninteractive_ws.atomic_files import atomic_write, partial_path
+from nninteractive_ws.atomic_files import atomic_write, check_writable
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.identify import identify
 from nninteractive_ws.files.read_options import ReadOptions, SeveralVolumes, time_index
@@ -174,7 +174,7 @@ def write_segmentation(
     label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
     segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
 
-    The file is replaced atomically. If the process is killed, :func:`partial_path` may remain. If the file cannot be
+    The file is replaced atomically. If the process is killed, :func:`~nninteractive_ws.atomic_files.partial_path` may remain. If the file cannot be
     written, the segments are kept in another one, and the message of the BadImage or OSError says where.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
@@ -194,13 +194,7 @@ def check_output(path: Path, volume: Volume) -> None:
 
         _check_is_dicom(volume)
         check_seg(volume.ijk_to_lps, volume.voxels.shape, volume.series)
-    try:
-        partial_path(path).touch()
-        partial_path(path).unlink()
-    except OSError as e:
-        raise OSError(f"The file {path} cannot be written ({reason(e)}). Choose another folder.") from e
-    if path.is_dir():
-        raise OSError(f"The file {path} cannot be written, because it is a folder. Choose another output.")
+    check_writable(path)
 
 
 def _check_is_dicom(volume: Volume) -> None:

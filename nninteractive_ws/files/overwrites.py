@@ -12,17 +12,12 @@ from nninteractive_ws.files.names import folded, is_utf8
 from nninteractive_ws.redaction import escaped
 
 
-def check_overwrite(output: Path, inputs: Iterable[Path]) -> None:
-    """Raise BadOutput if writing ``output`` would replace an input or add to its DICOM series, or is impossible.
+class InputFiles:
+    """The files that a command reads, to check its outputs against them.
 
     ``inputs``: files, and folders with a DICOM series. The data files that belong to an image are inputs too, and so is
     the folder of a DICOM file.
     """
-    InputFiles(inputs).check(output)
-
-
-class InputFiles:
-    """The files that a command reads, to check many outputs against them."""
 
     def __init__(self, inputs: Iterable[Path]) -> None:
         self._names: dict[str, Path] = {}

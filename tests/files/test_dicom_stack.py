@@ -391,3 +391,20 @@ def test_places_with_another_number_of_values(name: str, count: int, make: Make)
 
     with pytest.raises(BadImage, match=r"(damaged DICOM header|invalid position)"):
         read_volume(make(change))
+
+
+@pytest.mark.parametrize("missing", ["LUTData", "LUTDescriptor", "both"])
+def test_a_damaged_lookup_table(missing: str, series: Path, tmp_path: Path) -> None:
+    def change(slice_: Any, k: int) -> None:
+        if k == 3:
+            table = pydicom.Dataset()
+            if missing != "LUTDescriptor":
+                table.add_new("LUTDescriptor", "US", [4, 0, 16])
+            if missing != "LUTData":
+                table.add_new("LUTData", "US", [0, 1, 2, 3])
+            if missing == "both":
+                table.clear()
+            slice_.ModalityLUTSequence = [table]
+
+    with pytest.raises(BadImage, match=r"The pixels of .*\.dcm cannot be read"):
+        read_volume(edited(series, tmp_path / "edited", change))
