@@ -12,7 +12,7 @@ SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
 
 _HEADER_BYTES = 4096
 
-#: Beginnings of files that people have in place of an image, and what to do about it.
+#: First bytes of files that are no images, and a description with the remedy.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS. Run `git lfs pull` to download the file itself"),
     (b"PK\x03\x04", "a ZIP archive. Unpack it"),

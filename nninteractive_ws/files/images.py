@@ -174,7 +174,7 @@ def write_segmentation(
     label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
     segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
 
-    The file is replaced atomically. If the process is killed, :func:`~nninteractive_ws.atomic_files.partial_path` may remain. If the file cannot be
+    The file is replaced atomically. If the process is killed, its ``.partial-`` file may remain. If the file cannot be
     written, the segments are kept in another one, and the message of the BadImage or OSError says where.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}

@@ -23,6 +23,9 @@ _MAX_ERROR_CHARS = 120
 #: Maximum number of digits of a whole number in a table, such as a label of 64 bits.
 _MAX_DIGITS = 19
 
+#: Control characters, lone surrogates (Python's stand-in for bytes that are not UTF-8), line and paragraph separators.
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+
 #: Byte order marks. Those of UTF-32 come first, because they begin with those of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -155,10 +158,6 @@ def text_of(row: Mapping[str, object], column: str, expected: str) -> str:
     if not isinstance(value, str) or not value or any(unicodedata.category(c) in _CONTROL_CATEGORIES for c in value):
         raise InvalidTable(f"column {column}: expected {expected}, found {format_cell(value)}.")
     return value
-
-
-#: Control characters, lone surrogates (Python's stand-in for bytes that are not UTF-8), line and paragraph separators.
-_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 
 
 def path_of(row: Mapping[str, object], column: str, folder: Path, expected: str) -> Path:
