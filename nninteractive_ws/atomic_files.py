@@ -33,6 +33,14 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{path.name}")
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, unless it exists. Raises OSError with a sentence for the user."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"The folder {folder} cannot be created ({e.strerror or e}).") from e
+
+
 def check_writable(path: Path) -> None:
     """Raise OSError with a sentence for the user if no file can be written at a path, before work on it is lost."""
     try:

@@ -201,7 +201,7 @@ _COMMON: tuple[tuple[str, Callable[[Slice, Slice], bool]], ...] = (
 
 
 def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Drop copies of files. Some programs that remove names give every file the same UID: that alone is no copy."""
+    """Drop copies of files. Some anonymizers give every file the same UID, so that alone is no copy."""
     unique = {(s.instance, s.index, *s.position, *s.repetition.items()): s for s in slices}
     copies = len(slices) - len(unique)
     return list(unique.values()), [f"{copies} copies of slices were skipped."] if copies else []

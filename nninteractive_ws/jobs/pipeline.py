@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 import time
 
-from nninteractive_ws.atomic_files import partial_path
+from nninteractive_ws.atomic_files import make_folder, partial_path
 from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.errors import (
@@ -23,7 +23,6 @@ from nninteractive_ws.errors import (
 )
 from nninteractive_ws.files.images import Color, check_output, read_volume, write_segmentation
 from nninteractive_ws.files.pictures import Prompt
-from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
 from nninteractive_ws.jobs.records import write_record
@@ -235,15 +234,14 @@ def _writing(task: PendingJob) -> Iterator[None]:
         yield
     except OSError as e:
         try:
-            _probe(task.folder)
+            _probe(partial_path(task.folder / task.key))  # no file of the user has such a name
         except OSError:
             raise e from None
         raise BadOutput(str(e)) from e
 
 
-def _probe(folder: Path) -> None:
-    """Raise OSError if a file of some size cannot be written to a folder."""
-    path = partial_path(folder / "probe")  # no file of the user has such a name
+def _probe(path: Path) -> None:
+    """Raise OSError if a file of some size cannot be written."""
     try:
         path.write_bytes(bytes(_PROBE_BYTES))
     finally:
@@ -257,9 +255,6 @@ def _read(task: PendingJob) -> Volume:
     """
     volume = read_volume(task.job.image, task.job.options)
     with _writing(task):
-        try:
-            task.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OSError(f"The folder {task.output.parent} cannot be created ({reason(e)}).") from e
+        make_folder(task.output.parent)
         check_output(task.output, volume)
     return volume

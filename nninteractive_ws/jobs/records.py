@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import atomic_write, make_folder
 from nninteractive_ws.files.images import Color
 from nninteractive_ws.files.pictures import Picture, Prompt, picture
 from nninteractive_ws.files.reason import reason
@@ -56,10 +56,7 @@ def write_record(
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
         segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps))
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as e:
-        raise OSError(f"The folder {path.parent} cannot be created ({reason(e)}).") from e
+    make_folder(path.parent)
     with atomic_write(path) as partial:
         partial.write_bytes(msgspec.json.encode(VolumeRecord(segments, volume.notes)))
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from queue import SimpleQueue
 import stat
 
-from nninteractive_ws.atomic_files import partial_path
+from nninteractive_ws.atomic_files import make_folder, partial_path
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadOutput
 from nninteractive_ws.files.data_files import files_of
@@ -61,9 +61,9 @@ class Batch(Iterator[VolumeResult]):
         for name in _FILES:
             inputs.check(folder / name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as e:
-            raise BadOutput(f"The folder {folder} cannot be created ({reason(e)}). Choose another one.") from e
+            raise BadOutput(f"{e} Choose another one.") from e
         self._folder, self._file = folder, ResultsFile(folder)
         self._tasks = _plan(table.jobs, folder, format, inputs)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
