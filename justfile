@@ -31,3 +31,7 @@ docs:
 # The tests of the Slicer module
 slicer *ARGS:
     pytest -n 2 --dist worksteal slicer_module/tests {{ARGS}}
+
+# The repository of the Slicer extension, into a new or empty folder
+slicer-extension FOLDER:
+    python -m tools.slicer_extension {{quote(FOLDER)}}

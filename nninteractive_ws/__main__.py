@@ -1,13 +1,9 @@
 """``python -m nninteractive_ws`` and the command ``nninteractive-ws``."""
 
-import contextlib
-import logging
 import os
 import sys
-from typing import NoReturn
 
-#: As ``INTERRUPTED`` of the console, whose import can be interrupted, too.
-_INTERRUPTED = 130
+from nninteractive_ws.interrupts import INTERRUPTED, exit_interrupted, exit_on_interrupt
 
 
 def main() -> None:
@@ -15,32 +11,22 @@ def main() -> None:
     try:
         _check_arguments(sys.argv[1:])
         _run()
-    except KeyboardInterrupt:  # during imports
-        sys.stderr.write("Stopped.\n")
-        _exit_interrupted()
+    except KeyboardInterrupt:
+        exit_interrupted("Stopped.")
     except SystemExit as ended:
-        if ended.code != _INTERRUPTED:
+        if ended.code != INTERRUPTED:
             raise
         # typer exits without a message. Commands with a message of their own raise an exit that has no cause.
-        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
-            sys.stderr.write("Stopped.\n")
-        _exit_interrupted()
-
-
-def _exit_interrupted() -> NoReturn:
-    """Exit after Ctrl-C. If it came inside compiled code, sys.exit would end the process by SIGINT, without status."""
-    logging.shutdown()
-    with contextlib.suppress(OSError):  # nobody reads it
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(_INTERRUPTED)
+        without_message = isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt)
+        exit_interrupted("Stopped." if without_message else "")
 
 
 def _run() -> None:
     try:
-        from nninteractive_ws.cli.main import make_app, requested_command
+        with exit_on_interrupt():
+            from nninteractive_ws.cli.main import make_app, requested_command
 
-        app = make_app(requested_command(sys.argv[1:], os.environ))
+            app = make_app(requested_command(sys.argv[1:], os.environ))
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("nninteractive_ws"):
             raise

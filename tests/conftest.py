@@ -10,14 +10,14 @@ from helpers.unit import NOT_UNIT_FIXTURES, may_have_unit_tests
 from hypothesis import HealthCheck, settings
 import pytest
 
-# Several tests run at once, beside the servers they start: a thread that waits for work leaves the processor to others.
+# Several tests and servers run at once, so idle threads must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# What a shell without job control starts in the background ignores Ctrl-C, and so would the commands that tests start.
+# A shell without job control starts background processes with Ctrl-C ignored, which child processes inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline and no health check of the speed of generating: a busy machine is not a failed test.
+# No deadline and no check of the generation speed, because the machine may be busy.
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 #: A quarter of the examples, without --slow.
 settings.register_profile("quick", settings.get_profile("full"), max_examples=25)
@@ -62,12 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"{marker} is not installed"))
 
 
-# torch and the engine are imported inside: without them, the tests of the client still run.
+# torch and the engine are imported in the fixtures, so that the tests of the client run without them.
 
 
 @pytest.fixture(scope="session")
 def demo_model():
-    """The embedded model on the CPU, loaded once. What it answers is not tested: it may be trained again."""
+    """The embedded model on the CPU, loaded once. Its masks are not tested, because it may be trained again."""
     import torch
 
     from nninteractive_ws.engine.model_loader import load_model
@@ -78,7 +78,7 @@ def demo_model():
 
 @pytest.fixture(scope="session")
 def quick_model(demo_model):
-    """The embedded model with a network that takes milliseconds and has habits of its own."""
+    """The embedded model with a fast, deterministic network."""
     from helpers.engine import quick
 
     return quick(demo_model)
@@ -86,7 +86,7 @@ def quick_model(demo_model):
 
 @pytest.fixture(scope="session")
 def device():
-    """The one thread that runs networks."""
+    """The device thread, which runs the networks."""
     from nninteractive_ws.engine.device_scheduler import DeviceScheduler
 
     thread = DeviceScheduler("cpu")
@@ -113,7 +113,7 @@ def driver(request):
 
 @pytest.fixture
 def back_at_once(monkeypatch):
-    """A client that is cut off again and again would wait longer and longer."""
+    """Disable the back-off for a client that loses many connections."""
     from nninteractive_ws.client import reconnect
 
     monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.02)

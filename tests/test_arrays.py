@@ -1,4 +1,4 @@
-"""Packed arrays: numpy is the oracle, and invalid data leads to an error."""
+"""Packed arrays against numpy, and errors for invalid data."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ encodings = pytest.mark.parametrize("encoding", ENCODINGS)
 
 @contextmanager
 def peak_memory_below(limit: int) -> Iterator[None]:
-    """What Python's allocator handed out at most, all results of the unpackers among it."""
+    """Check the peak of Python's allocations, which include all unpacked results."""
     tracemalloc.start()
     try:
         yield
@@ -39,22 +39,22 @@ def peak_memory_below(limit: int) -> Iterator[None]:
     assert peak < limit, f"{peak:,} bytes at the peak"
 
 
-def test_this_installation_knows_every_encoding_of_the_protocol() -> None:
+def test_this_installation_supports_every_encoding_of_the_protocol() -> None:
     assert set(arrays.ENCODINGS) == set(ENCODINGS)
 
 
-# ---- there and back ---------------------------------------------------------------------------------------
+# ---- round trips ------------------------------------------------------------------------------------------
 
 
 @encodings
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_array_comes_back_bit_for_bit(encoding: Encoding, dtype: str) -> None:
+def test_an_array_round_trips_bit_for_bit(encoding: Encoding, dtype: str) -> None:
     @given(hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=12)))
     def check(array: "np.ndarray[Any, Any]") -> None:
         back = arrays.unpack(arrays.pack(array, encoding), encoding, dtype, array.shape)
         assert back.shape == array.shape
         assert back.dtype == np.dtype(dtype).newbyteorder("<")
-        assert back.tobytes() == array.tobytes()  # of NaN too
+        assert back.tobytes() == array.tobytes()  # also for NaN
         assert not back.flags.writeable
 
     check()
@@ -63,7 +63,7 @@ def test_an_array_comes_back_bit_for_bit(encoding: Encoding, dtype: str) -> None
 @encodings
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", ["noise", "zeros", "ones", "ramp"])
-def test_a_brick_comes_back(encoding: Encoding, dtype: str, values: str) -> None:
+def test_a_brick_round_trips(encoding: Encoding, dtype: str, values: str) -> None:
     shape, size = (64, 64, 64), 64**3
     made = {
         "noise": lambda: np.random.default_rng(0).bytes(size * np.dtype(dtype).itemsize),
@@ -99,7 +99,7 @@ def test_the_layout_in_memory_does_not_matter(encoding: Encoding, dtype: str, la
 
 
 def test_the_bytes_are_those_of_the_protocol() -> None:
-    """Little-endian in C order; a zlib stream; a blosc2 chunk."""
+    """Little-endian bytes in C order, a zlib stream, and a blosc2 chunk."""
     array = np.array([[1, -2], [300, 4]], ">i2")
     plain = struct.pack("<4h", 1, -2, 300, 4)
     assert arrays.pack(array, "raw") == plain
@@ -115,7 +115,7 @@ def test_the_bytes_are_those_of_the_protocol() -> None:
 
 
 @encodings
-def test_what_travels_is_worth_packing(encoding: Encoding) -> None:
+def test_compression_reduces_smooth_data(encoding: Encoding) -> None:
     smooth = np.add.outer(np.arange(64), np.arange(64 * 64)).astype(np.int16)
     size = len(arrays.pack(smooth, encoding))
     assert size == smooth.nbytes if encoding == "raw" else size < smooth.nbytes / 3
@@ -126,9 +126,7 @@ def test_what_travels_is_worth_packing(encoding: Encoding) -> None:
 
 @encodings
 @pytest.mark.parametrize("shape", [(2**26 + 1,), (2**13, 2**13 + 1), (2**31 - 1,) * 3, (2**31 - 1,)])
-def test_an_array_over_the_limit_is_refused_before_its_bytes_are_looked_at(
-    encoding: Encoding, shape: tuple[int, ...]
-) -> None:
+def test_an_array_over_the_limit_is_refused_before_decoding(encoding: Encoding, shape: tuple[int, ...]) -> None:
     with peak_memory_below(2**16), pytest.raises(TooLarge):
         arrays.unpack(b"", encoding, "<u4", shape)
 
@@ -145,7 +143,7 @@ def test_another_size_than_announced_is_refused(encoding: Encoding, real: int, a
 
 
 @encodings
-def test_bytes_after_the_end_and_missing_ones_are_refused(encoding: Encoding) -> None:
+def test_surplus_and_missing_bytes_are_refused(encoding: Encoding) -> None:
     array = np.random.default_rng(2).integers(0, 2**16, 50, np.uint16)
     packed = arrays.pack(array, encoding)
     for wrong in (packed + b"\0", packed + packed, *(packed[:n] for n in range(len(packed)))):
@@ -153,7 +151,7 @@ def test_bytes_after_the_end_and_missing_ones_are_refused(encoding: Encoding) ->
             arrays.unpack(wrong, encoding, "uint16", (50,))
 
 
-def test_a_deflate_bomb_is_refused_small() -> None:
+def test_a_deflate_bomb_is_refused_with_little_memory() -> None:
     bomb = zlib.compress(bytes(2**26), 9)
     assert len(bomb) < 2**17
     with peak_memory_below(2**20), pytest.raises(BadMessage, match="deflate"):
@@ -175,8 +173,8 @@ def forged(chunk: bytes, offset: int, value: int) -> bytes:
     return chunk[:offset] + struct.pack("<i", value) + chunk[offset + 4 :]
 
 
-def test_unguarded_the_library_allocates_what_a_forged_header_says() -> None:
-    """Shows why the header is checked, and that the other tests would notice the memory."""
+def test_without_the_guard_a_forged_header_determines_the_allocation() -> None:
+    """Shows why the header is checked, and that the other tests would detect the allocation."""
     chunk = forged(chunk_of_zeros(2**20), _PLAIN_BYTES, 2**26)
     with pytest.raises(AssertionError, match="at the peak"), peak_memory_below(2**25):
         blosc2.decompress2(chunk, nthreads=1)
@@ -200,7 +198,7 @@ def test_a_chunk_of_uninitialized_values_is_refused() -> None:
     chunk = chunk_of_zeros(4096)
     assert arrays.unpack(chunk, "blosc2", "uint8", (4096,)).tobytes() == bytes(4096)
     uninitialized = chunk[:_SPECIAL] + bytes([chunk[_SPECIAL] & 0x8F | 4 << 4])
-    assert blosc2.get_cbuffer_sizes(uninitialized)[0] == 4096  # the library has no objection
+    assert blosc2.get_cbuffer_sizes(uninitialized)[0] == 4096  # the library accepts it
     with pytest.raises(BadMessage, match="uninitialized"):
         arrays.unpack(uninitialized, "blosc2", "uint8", (4096,))
 
@@ -228,7 +226,7 @@ def test_mutated_chunks_are_right_sized_or_refused(codec: str, content: str) -> 
 @given(st.binary(max_size=100))
 def test_random_bytes_are_right_sized_or_refused(data: bytes) -> None:
     accepted_or_refused(data, "uint8", (4096,))
-    # Behind the part of a header that gets past the guard's first questions.
+    # After a partial header that passes the first checks of the guard.
     for chunk in (chunk_of_zeros(4096), bytes(blosc2.compress2(np.arange(4096) % 7, typesize=8))):
         for kept in (16, 24, 31, 32):
             spliced = chunk[:kept] + data
@@ -258,13 +256,13 @@ def plug_in_chunk(codec: int) -> bytes:
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A path that exists once the library has imported a plug-in from the working folder."""
+    """A path that exists after the library has imported a plug-in from the working folder."""
     monkeypatch.chdir(tmp_path)
     return set_trap(tmp_path)
 
 
-def test_unguarded_the_library_runs_a_program_that_it_finds_in_the_working_folder(trap: Path) -> None:
-    """Shows why plug-ins are refused, and that the next test would notice one. Needs a program python or python3."""
+def test_without_the_guard_a_program_in_the_working_folder_runs(trap: Path) -> None:
+    """Shows why plug-ins are refused, and that the next test would detect one. Needs a program python or python3."""
     with pytest.raises(ValueError, match="decompressing"):
         blosc2.decompress2(plug_in_chunk(37), nthreads=1)
     assert trap.exists()
@@ -291,17 +289,17 @@ def test_a_plug_in_filter_is_refused(slot: int, trap: Path) -> None:
 
 @pytest.mark.parametrize("offset", range(32))
 def test_every_byte_of_a_header_is_checked(offset: int, trap: Path) -> None:
-    """Every value of every byte: what is accepted is right-sized, and nothing is run."""
+    """For every value of every byte, accepted chunks have the right size, and no program runs."""
     for chunk in (chunk_of("runs"), chunk_of("noise"), chunk_of_zeros(8192)):
         for value in range(256):
             accepted_or_refused(with_byte(chunk, offset, value), "int16", (4096,))
-            # With a plug-in codec, too: no value of a byte may make it run.
+            # Also with a plug-in codec, which must never run.
             accepted_or_refused(with_byte(plug_in_chunk(36), offset, value), "int16", (4096,))
     assert not trap.exists()
 
 
 @pytest.mark.parametrize("bit", [0, 1, 2, 3, 7])
-def test_chunks_that_need_more_than_themselves_are_refused(bit: int) -> None:
+def test_chunks_that_are_not_self_contained_are_refused(bit: int) -> None:
     """Dictionaries, longer headers, lazy chunks of a file, instrumentation."""
     chunk = chunk_of("runs")
     with pytest.raises(BadMessage, match="dictionary"):
@@ -331,6 +329,6 @@ def test_a_frame_of_the_library_is_not_a_chunk() -> None:
 
 
 def test_a_pickled_array_is_refused() -> None:
-    """The result of the library's own pack_array. Unpacking it as such would run code in it."""
+    """A result of the library's pack_array. Unpacking it with the library would run its code."""
     packed = blosc2.pack_tensor(np.arange(100, dtype=np.int16))
     assert not accepted_or_refused(packed, "int16", (100,))

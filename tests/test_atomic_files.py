@@ -10,7 +10,7 @@ from nninteractive_ws.atomic_files import atomic_write, partial_path
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path: Path, private: bool) -> None:
+def test_the_old_file_exists_until_the_new_one_is_complete(tmp_path: Path, private: bool) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_text("old")
     with atomic_write(path, private=private) as partial:
@@ -39,7 +39,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, private: bool, error: type
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_without_its_folder_there_is_a_sentence(tmp_path: Path, private: bool) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path, private: bool) -> None:
     path = tmp_path / "missing" / "a"
     with (
         pytest.raises(OSError, match=r"a cannot be written \(No such file"),
@@ -57,5 +57,5 @@ def test_only_the_user_may_read_a_private_file(tmp_path: Path) -> None:
 
 
 def test_the_ending_is_kept(tmp_path: Path) -> None:
-    """Image formats are chosen by it."""
+    """It determines the image format."""
     assert partial_path(tmp_path / "a.seg.nrrd").name == ".partial-a.seg.nrrd"

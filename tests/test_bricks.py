@@ -17,10 +17,10 @@ from nninteractive_ws.geometry import Box, Index
 
 Volume = np.ndarray[Any, Any]
 
-#: Sides around the multiples of a brick's edge, where rounding goes wrong.
+#: Side lengths around multiples of a brick's edge, where rounding errors occur.
 SIDES = st.integers(1, 200) | st.sampled_from([1, 63, 64, 65, 127, 128, 129, 192])
 SHAPES = st.tuples(SIDES, SIDES, SIDES)
-#: Volumes small enough to hold, one axis long.
+#: Volumes of small size with one long axis.
 LONG = st.integers(1, 200).flatmap(lambda n: st.permutations([n, 2, 3]).map(tuple))
 
 # ---- the grid ---------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_the_bricks_partition_the_volume(shape: Index) -> None:
     found = [grid.box(n) for n in range(len(grid))]
     assert sum(box.voxels for box in found) == math.prod(shape)
     assert all(box.inside(shape) and max(box.shape) <= BRICK for box in found)
-    # Disjoint, in C order of the grid, starting at multiples of the edge: with the sum above, a partition.
+    # Bricks start at different multiples of the edge, in C order. With the sum above, they are a partition.
     assert [box.start for box in found] == list(itertools.product(*(range(0, n, BRICK) for n in shape)))
     assert math.prod(grid.counts) == len(grid)
 
@@ -63,7 +63,7 @@ def test_within_a_whole_volume_are_all_bricks() -> None:
 
 
 @given(SHAPES, st.tuples(*[st.integers(-100, 300)] * 3))
-@example((65, 129, 1), (100, 40, 0))  # beyond the volume, but not beyond where a whole brick would end
+@example((65, 129, 1), (100, 40, 0))  # outside the volume, but inside a whole last brick
 def test_nearest_first_sorts_by_the_closest_voxel(shape: Index, focus: Index) -> None:
     grid = Grid(shape)
 
@@ -88,11 +88,11 @@ def test_the_closest_voxel_is_really_the_closest() -> None:
     assert [closest[n] for n in grid.nearest_first(focus)] == sorted(closest)
 
 
-# ---- which are there --------------------------------------------------------------------------------------
+# ---- present bricks ---------------------------------------------------------------------------------------
 
 
 @given(st.data())
-def test_presence_is_a_set_that_survives_the_wire(data: st.DataObject) -> None:
+def test_presence_round_trips(data: st.DataObject) -> None:
     grid = Grid(data.draw(SHAPES))
     chosen = data.draw(st.lists(st.integers(0, len(grid) - 1), max_size=10))
     presence = Presence(grid)
@@ -114,13 +114,13 @@ def test_presence_is_a_set_that_survives_the_wire(data: st.DataObject) -> None:
             Presence.from_bytes(grid, wrong)
 
 
-def test_one_cannot_add_a_brick_that_does_not_exist() -> None:
+def test_adding_a_nonexistent_brick_raises() -> None:
     presence = Presence(Grid((33, 32, 32)))
     with pytest.raises(IndexError):
         presence.add(2)
 
 
-def test_presences_do_not_share_what_they_know() -> None:
+def test_presences_share_no_state() -> None:
     grid = Grid((32, 32, 33))
     empty, full = Presence(grid), Presence.from_bytes(grid, b"\x03")
     full_too = Presence.from_bytes(grid, full.to_bytes())
@@ -133,7 +133,7 @@ def test_presences_do_not_share_what_they_know() -> None:
 
 @given(shape=st.tuples(*[st.one_of(st.integers(2**10, 2**31 - 1), st.sampled_from([1, 32, 2**31 - 1]))] * 3))
 @example(shape=(2**31 - 1,) * 3)
-def test_any_size_of_the_wire_is_accepted_or_too_large(shape: Index) -> None:
+def test_any_wire_size_is_accepted_or_too_large(shape: Index) -> None:
     counts = [-(-n // 32) for n in shape]
     if math.prod(shape) <= 2**30 and math.prod(counts) <= 2**20:
         bricks.check_size(shape)

@@ -32,7 +32,7 @@ def test_the_codes_on_the_wire_are_these_and_never_change() -> None:
 
 
 @pytest.mark.parametrize(("code", "kind"), CODES.items())
-def test_an_error_comes_back_from_its_code_with_its_sentence(code: str, kind: type[errors.Error]) -> None:
+def test_an_error_is_recreated_from_code_and_message(code: str, kind: type[errors.Error]) -> None:
     error = errors.error_from_wire(code, "What happened.")
     assert type(error) is kind
     assert error.code == code
@@ -42,7 +42,7 @@ def test_an_error_comes_back_from_its_code_with_its_sentence(code: str, kind: ty
 @pytest.mark.parametrize(
     "code", ["", "teapot", "connection_failed", "bad_address", "untrusted", "bad_mask", "BAD_MESSAGE"]
 )
-def test_a_code_that_does_not_travel_becomes_an_internal_error(code: str) -> None:
+def test_a_code_without_a_wire_form_becomes_an_internal_error(code: str) -> None:
     error = errors.error_from_wire(code, "What happened.")
     assert type(error) is errors.InternalError
     assert str(error) == "What happened."
@@ -66,7 +66,7 @@ def test_the_tree_in_the_documentation_is_the_real_one() -> None:
         assert documented[kind.__name__][1] == code
 
 
-def test_every_error_says_what_it_is() -> None:
+def test_every_error_has_a_docstring() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type):
             assert kind.__doc__, kind

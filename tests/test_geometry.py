@@ -79,7 +79,7 @@ def test_an_empty_box_is_refused(pairs: tuple[tuple[int, int], ...]) -> None:
         Box.from_pairs(pairs)
 
 
-def test_two_or_four_ranges_are_no_box() -> None:
+def test_two_or_four_ranges_are_not_a_box() -> None:
     for count in (2, 4):
         with pytest.raises(ValueError, match="values to unpack"):
             Box.from_pairs([(0, 1)] * count)

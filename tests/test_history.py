@@ -19,7 +19,7 @@ def shape_of(mask: Mask) -> Index:
 
 
 def segment_with(states: list[Mask]) -> Segment:
-    """A segment whose mask was each of these in turn."""
+    """Return a segment whose history has these masks."""
     segment = Segment.empty("a", shape_of(states[0]))
     before: Mask = np.zeros(states[0].shape, bool)
     for after in states:
@@ -84,8 +84,8 @@ def test_a_history_is_flattened() -> None:
     assert segment.memory == memory_of(segment.steps)
 
 
-def test_what_came_packed_is_kept_as_it_came() -> None:
-    """Not packed once more: that takes time, and may differ."""
+def test_packed_changes_are_kept_unchanged() -> None:
+    """Packing again would take time, and could give other bytes."""
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
     bits = masks.pack(masks.to_delta(mask), "deflate")
@@ -102,7 +102,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_where_memory_runs_out_nothing_is_lost(without_memory: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_loses_nothing(without_memory: pytest.MonkeyPatch) -> None:
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 2:4, 2:4] = True
     segment = segment_with([mask])

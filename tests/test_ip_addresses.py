@@ -1,4 +1,4 @@
-"""IP addresses, and hosts that may be given as one."""
+"""IP addresses as hosts."""
 
 from ipaddress import ip_address
 
@@ -17,6 +17,6 @@ def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
-def test_names_are_no_addresses() -> None:
+def test_names_are_not_addresses() -> None:
     assert parse_ip("10.0.0.1") == ip_address("10.0.0.1")
     assert parse_ip("gpu-box") is None

@@ -41,7 +41,7 @@ def program(code: str, level: str = "info", as_json: bool = False) -> list[str]:
 
 
 def logged(code: str, level: str = "info", as_json: bool = False) -> str:
-    """What such a process writes to standard error."""
+    """Return the standard error of such a process."""
     done = subprocess.run(program(code, level, as_json), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -63,7 +63,7 @@ def test_without_fields_a_line_ends_with_its_message() -> None:
     assert logged("log.info('started')").endswith("nninteractive_ws.test: started\n")
 
 
-def test_fields_can_be_told_apart() -> None:
+def test_fields_are_unambiguous() -> None:
     shown = {
         "two words": '"two words"',
         "": '""',
@@ -121,7 +121,7 @@ def test_the_level(level: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("level", "expected"), [("debug", ["b"]), ("warning", ["b"]), ("error", [])])
-def test_websockets_says_only_what_is_wrong(level: str, expected: list[str]) -> None:
+def test_websockets_logs_only_warnings(level: str, expected: list[str]) -> None:
     code = (
         "log = logging.getLogger('websockets.server')\nlog.info('a'); log.warning('b', extra={'websocket': object()})"
     )
@@ -168,7 +168,7 @@ def test_repeated_tracebacks_are_summed_up() -> None:
 
 
 @pytest.mark.slow
-def test_a_line_comes_back_after_the_window() -> None:
+def test_a_repeated_line_is_logged_again_after_the_window() -> None:
     code = (
         f"for n in range(2):\n    for m in range({REPEAT_BURST + 5}): log.warning('window %d', n)\n"
         f"    if n == 0: time.sleep({REPEAT_WINDOW_S + 1})"
@@ -179,11 +179,11 @@ def test_a_line_comes_back_after_the_window() -> None:
     assert lines[REPEAT_BURST + 1].endswith("window 1")
 
 
-def test_nothing_is_held_back_for_who_looks_closely() -> None:
+def test_debug_lines_are_not_suppressed() -> None:
     assert len(logged("for n in range(1000): log.debug('x')", "debug").splitlines()) == 1000
 
 
-# ---- a pipe that nobody reads -----------------------------------------------------------------------------
+# ---- an unread pipe ---------------------------------------------------------------------------------------
 
 # Many lines of code, each of which logs once: about 20 times the size of the queue.
 TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' for n in range(5000)))\n"
@@ -191,7 +191,7 @@ TORRENT = "text = 4000 * 'x'\nexec('\\n'.join(f'log.warning(\"{n} %s\", text)' f
 
 @pytest.mark.slow
 @posix
-def test_a_process_ends_though_nobody_reads_its_log() -> None:
+def test_a_process_ends_with_an_unread_log() -> None:
     code = TORRENT + "import psutil; print(psutil.Process().memory_info().rss, flush=True)"
     read = subprocess.run(program(code), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60)
     reader, writer = os.pipe()
@@ -206,7 +206,7 @@ def test_a_process_ends_though_nobody_reads_its_log() -> None:
 
 @pytest.mark.slow
 @posix
-def test_what_nobody_read_in_time_is_counted() -> None:
+def test_dropped_lines_are_counted() -> None:
     code = TORRENT + "print('logged', flush=True)\nsys.stdin.readline()\nlog.warning('after')"
     with subprocess.Popen(
         program(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -221,7 +221,7 @@ def test_what_nobody_read_in_time_is_counted() -> None:
     numbers = [int(found[1]) for line in lines if (found := re.search(r"test: (\d+) x{4000}$", line))]
     assert numbers == list(range(len(numbers))), "the first ones, each a whole line"
     (dropped,) = [int(found[1]) for line in lines if (found := re.search(r"dropped (\d+) log records", line))]
-    # The last line finds the queue full, or not, as the reader was quick.
+    # The last line is dropped if the reader was too slow.
     assert len(numbers) + dropped + lines[-1].endswith(": after") in (5000, 5001)
     assert dropped > 1000
 
@@ -239,7 +239,7 @@ def test_the_end_of_the_log_is_written_for_a_slow_reader() -> None:
     assert process.returncode == 0
 
 
-def test_a_reader_that_went_is_no_error() -> None:
+def test_a_closed_reader_is_no_error() -> None:
     with subprocess.Popen(
         program("sys.stdin.readline()\nfor n in range(9): log.warning('x')\nprint('done')"),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -255,7 +255,7 @@ def test_a_reader_that_went_is_no_error() -> None:
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, Any]]:
-    """The writing end of a pipe, and what fills it up."""
+    """Return the write end of a pipe, and the bytes that fill it."""
     reader, writer = os.pipe()
 
     def fill() -> None:
@@ -277,7 +277,7 @@ def full_pipe() -> Iterator[tuple[int, Any]]:
 
 @pytest.mark.slow
 @posix
-def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
+def test_a_server_continues_with_an_unread_log(tmp_path: Path) -> None:
     """Its log of refused clients fills the pipe of standard error."""
     add_user(tmp_path / "tokens", "alice")
     with (
@@ -297,7 +297,7 @@ def test_a_server_goes_on_though_nobody_reads_its_log(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @posix
-def test_a_server_that_cannot_load_its_model_ends_though_nobody_reads_why(tmp_path: Path) -> None:
+def test_a_failed_server_ends_with_an_unread_log(tmp_path: Path) -> None:
     with full_pipe() as (writer, fill), server_process("--device", "cuda:99", stderr=writer) as server:
         fill()
         assert server.process.wait(90) == 1
@@ -305,7 +305,7 @@ def test_a_server_that_cannot_load_its_model_ends_though_nobody_reads_why(tmp_pa
 
 # ---- secrets ----------------------------------------------------------------------------------------------
 
-# {0} is a token of ours, {1} a secret that only what stands before it gives away.
+# {0} is one of our tokens, {1} a secret that is recognized only by its context.
 LEAKS = [
     "log.info('token {0} came')",
     "log.info('token %s came', '{0}')",
@@ -335,9 +335,9 @@ def test_no_secret_is_logged(as_json: bool) -> None:
 
 
 @pytest.mark.parametrize("expected", ["the news_item", "a forbearer", "Bearer", "session=ab12 user=alice", "nws"])
-def test_other_words_stay(expected: str) -> None:
+def test_redaction_keeps_other_words(expected: str) -> None:
     assert redact_tokens(expected) == expected
 
 
-def test_what_stands_around_a_secret_stays() -> None:
+def test_redaction_keeps_the_surrounding_text() -> None:
     assert redact_tokens('{"a": "Bearer x.y", "b": 1} nws_abc-D_9.') == '{"a": "Bearer ***", "b": 1} ***.'

@@ -1,4 +1,4 @@
-"""Changes of masks and their encoding. The oracle is numpy on whole masks."""
+"""Changes of masks and their encoding, against numpy on whole masks."""
 
 from typing import get_args
 
@@ -19,7 +19,7 @@ OFFSETS = st.tuples(*[st.integers(0, 50)] * 3)
 
 
 def whole(delta: Delta, shape: Index) -> Mask:
-    """The flips of a delta in a whole volume."""
+    """Return the flips of a delta in a whole volume."""
     volume = np.zeros(shape, bool)
     if delta.box is not None:
         volume[delta.box.slices] = delta.flips
@@ -55,7 +55,7 @@ def test_a_difference_is_the_exclusive_or_in_the_smallest_box(pair: list[Mask]) 
 
 
 @given(same_shape_masks(2))
-def test_applying_a_difference_makes_the_other_mask_and_twice_the_first(pair: list[Mask]) -> None:
+def test_applying_a_difference_twice_restores_the_first_mask(pair: list[Mask]) -> None:
     before, after = pair
     delta = masks.diff(before, after)
     mask = before.copy(order="K")
@@ -66,7 +66,7 @@ def test_applying_a_difference_makes_the_other_mask_and_twice_the_first(pair: li
 
 
 @given(same_shape_masks(3))
-def test_composed_changes_do_what_both_do_in_turn(three: list[Mask]) -> None:
+def test_composed_changes_equal_both_in_turn(three: list[Mask]) -> None:
     a, b, c = three
     first, second = masks.diff(a, b), masks.diff(b, c)
     flips = first.flips.copy(), second.flips.copy()
@@ -80,7 +80,7 @@ def test_composed_changes_do_what_both_do_in_turn(three: list[Mask]) -> None:
 
 
 @given(same_shape_masks(2))
-def test_a_change_and_its_own_taking_back_are_no_change(pair: list[Mask]) -> None:
+def test_a_change_composed_with_itself_is_empty(pair: list[Mask]) -> None:
     delta = masks.diff(pair[0], pair[1])
     assert masks.compose(delta, delta).box is None
     assert masks.compose(delta, NO_CHANGE) is delta
@@ -111,7 +111,7 @@ def test_a_change_that_does_not_fit_the_mask_is_refused_and_changes_nothing(shap
     assert not mask.any()
 
 
-def test_no_change_changes_nothing() -> None:
+def test_an_empty_change_changes_nothing() -> None:
     mask = np.ones((2, 3, 4), bool)
     masks.apply(NO_CHANGE, mask)
     assert mask.all()
@@ -124,7 +124,7 @@ def test_no_change_changes_nothing() -> None:
 
 
 def crc32(data: bytes) -> int:
-    """Bit by bit, from the definition (polynomial 0x04C11DB7, reflected)."""
+    """Compute the CRC bit by bit, from the definition (polynomial 0x04C11DB7, reflected)."""
     register = 0xFFFFFFFF
     for byte in data:
         register ^= byte
@@ -144,7 +144,7 @@ def test_the_checksum_is_the_crc_of_the_boxs_bits(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_the_checksum_notices_any_one_voxel(data: st.DataObject) -> None:
+def test_the_checksum_detects_any_single_voxel(data: st.DataObject) -> None:
     mask = data.draw(shapes(6).flatmap(masks_of))
     box = data.draw(boxes(mask.shape))
     before = masks.checksum(mask, box)
@@ -157,7 +157,7 @@ def test_the_checksum_notices_any_one_voxel(data: st.DataObject) -> None:
 
 
 def decoded(message: RunLengthMask, shape: Index) -> Mask:
-    """Run by run, with plain Python."""
+    """Decode run by run, in plain Python."""
     runs = arrays.unpack(message.data, message.encoding, "<u4", (message.runs,)).tolist()
     flat = [bool(n % 2) for n, run in enumerate(runs) for _ in range(run)]
     volume = np.zeros(shape, bool)
@@ -168,7 +168,7 @@ def decoded(message: RunLengthMask, shape: Index) -> Mask:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @given(st.data())
-def test_a_change_survives_the_wire(encoding: Encoding, data: st.DataObject) -> None:
+def test_a_change_round_trips(encoding: Encoding, data: st.DataObject) -> None:
     shape = data.draw(shapes())
     delta = masks.to_delta(data.draw(masks_of(shape)))
     if delta.box is None:
@@ -183,8 +183,8 @@ def test_a_change_survives_the_wire(encoding: Encoding, data: st.DataObject) -> 
 
 
 @given(st.data())
-def test_a_box_that_is_not_tight_survives_too(data: st.DataObject) -> None:
-    """What clients send: the crop that the user drew in, or an empty mask."""
+def test_a_box_that_is_not_tight_round_trips(data: st.DataObject) -> None:
+    """Clients send the crop that the user drew in, or an empty mask."""
     shape = data.draw(shapes())
     box = data.draw(boxes(shape))
     flips = data.draw(masks_of(box.shape))
@@ -210,19 +210,19 @@ def test_runs_begin_with_unset_voxels(flips: list[bool], runs: list[int]) -> Non
     assert np.frombuffer(message.data, "<u4").tolist() == runs
 
 
-def test_nothing_cannot_be_sent() -> None:
+def test_an_empty_delta_cannot_be_packed() -> None:
     with pytest.raises(ValueError, match="empty delta"):
         masks.pack(NO_CHANGE, "raw")
 
 
-def test_a_change_in_the_far_corner_of_a_volume_costs_what_it_is() -> None:
+def test_a_small_change_in_the_far_corner_is_small_on_the_wire() -> None:
     mask = np.zeros((400, 400, 400), bool)
     mask[-1, -1, -1] = True
     message = masks.pack(masks.to_delta(mask), "raw")
     assert message == bits(Box((399, 399, 399), (400, 400, 400)), [0, 1])
 
 
-BOX = Box((1, 1, 1), (3, 3, 3))  # of eight voxels
+BOX = Box((1, 1, 1), (3, 3, 3))  # the box has eight voxels
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_runs_that_do_not_add_up_are_refused(runs: list[int]) -> None:
 
 
 @pytest.mark.parametrize("runs", [[8], [0, 8], [1, 2, 3, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1], [3, 0, 0, 5], [8, 0]])
-def test_runs_that_add_up_are_read(runs: list[int]) -> None:
+def test_valid_runs_are_read(runs: list[int]) -> None:
     message = bits(BOX, runs)
     assert np.array_equal(whole(masks.unpack(message, (4, 4, 4)), (4, 4, 4)), decoded(message, (4, 4, 4)))
 
@@ -262,7 +262,7 @@ def test_a_box_that_is_empty_or_not_inside_is_refused(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_bytes_that_are_no_runs_are_refused(encoding: Encoding) -> None:
+def test_invalid_run_lengths_are_refused(encoding: Encoding) -> None:
     for data in (b"", b"\0" * 7, b"\0" * 33, b"\xff" * 40):
         with pytest.raises(BadMessage):
             masks.unpack(RunLengthMask(box=BOX.pairs, runs=2, encoding=encoding, data=data), (4, 4, 4))

@@ -1,4 +1,4 @@
-"""How processes are started, ended and watched; they do not import files of the working folder."""
+"""Starting, ending and observing processes, which do not import files of the working folder."""
 
 import ast
 import asyncio
@@ -15,20 +15,20 @@ from nninteractive_ws.processes import creation_flags, end_async_process, end_pr
 
 PACKAGE = Path(nninteractive_ws.__file__).parent
 SLICER_MODULE = PACKAGE.parent / "slicer_module" / "NNInteractiveWS"
-#: What a server and its worker import; and modules of the standard library.
+#: Modules that a server and its worker import, with some of the standard library.
 IMPORTED = ("psutil", "numpy", "torch", "msgspec", "websockets", "json", "random", "logging", "nninteractive_ws")
 
 
 @pytest.fixture
 def hostile_folder(tmp_path: Path) -> Path:
-    """Each module says that it was imported, and then fails."""
+    """A folder of modules that report their import, and then fail."""
     for name in IMPORTED:
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\n1 / 0\n")
     return tmp_path
 
 
 def test_without_the_option_the_working_folder_comes_first(hostile_folder: Path) -> None:
-    """Shows why the option is needed, and that the next test would notice an import."""
+    """Shows why the option is needed, and that the next test would detect an import."""
     command = [word for word in python_module("nninteractive_ws", "--help") if word != "-P"]
     done = subprocess.run(command, cwd=hostile_folder, capture_output=True, check=False)
     assert done.returncode != 0
@@ -86,7 +86,7 @@ def test_a_process_is_terminated_and_else_killed(code: str, timeout_s: float, st
 
 @needs_sigterm
 @pytest.mark.parametrize(("code", "timeout_s", "status"), [(SLEEP, 60, -15), (STUBBORN, 0.2, -9)])
-def test_so_is_one_of_an_event_loop(code: str, timeout_s: float, status: int) -> None:
+def test_an_asyncio_process_is_terminated_and_else_killed(code: str, timeout_s: float, status: int) -> None:
     async def work() -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None

@@ -25,11 +25,11 @@ def decode(fields: object) -> messages.ClientMessage | None:
     return protocol.decode_client(msgpack.packb(fields))
 
 
-# ---- there and back ---------------------------------------------------------------------------------------
+# ---- round trips ------------------------------------------------------------------------------------------
 
 
 @given(client_messages())
-def test_a_clients_message_survives(message: messages.Message) -> None:
+def test_a_client_message_round_trips(message: messages.Message) -> None:
     data = protocol.encode(message)
     assert protocol.decode_client(data) == message
     assert msgpack.unpackb(data) == plain(message)
@@ -37,7 +37,7 @@ def test_a_clients_message_survives(message: messages.Message) -> None:
 
 
 @given(server_messages())
-def test_a_servers_message_survives(message: messages.Message) -> None:
+def test_a_server_message_round_trips(message: messages.Message) -> None:
     data = protocol.encode(message)
     assert protocol.decode_server(data) == message
     assert msgpack.unpackb(data) == plain(message)
@@ -87,7 +87,7 @@ def test_fields_left_out_have_their_defaults(message: messages.Message) -> None:
 
 
 @given(client_messages())
-def test_without_a_required_field_it_is_no_message(message: messages.Message) -> None:
+def test_a_message_without_a_required_field_is_invalid(message: messages.Message) -> None:
     fields = plain(message)
     for field in msgspec.structs.fields(message):
         if field.required:
@@ -104,12 +104,12 @@ def test_integers_serve_as_floats() -> None:
 
 def test_a_message_of_an_unknown_type_is_none() -> None:
     assert decode({"type": "of_a_later_version", "id": 3}) is None
-    # Each side knows the other's messages only.
+    # Each side accepts only the other's messages.
     assert decode(plain(messages.Done(id=1))) is None
     assert protocol.decode_server(protocol.encode(messages.Bye())) is None
 
 
-# ---- what is refused --------------------------------------------------------------------------------------
+# ---- invalid messages -------------------------------------------------------------------------------------
 
 
 MASK: dict[str, Any] = {"type": "set_mask", "id": 1, "segment": "a", "mask": BITS}
@@ -120,7 +120,7 @@ RESTORE: dict[str, Any] = {"type": "restore", "id": 1, "segment": "a", "revision
 
 
 @pytest.mark.parametrize("fields", [POINT, IMAGE, MASK, BRICKS | {"bricks": [BRICK] * 64}, HELLO, RESTORE])
-def test_the_messages_below_are_good_but_for_one_field(fields: dict[str, Any]) -> None:
+def test_the_invalid_messages_have_one_wrong_field(fields: dict[str, Any]) -> None:
     assert plain(decode(fields)).items() >= fields.items()
 
 
@@ -163,7 +163,7 @@ def test_the_messages_below_are_good_but_for_one_field(fields: dict[str, Any]) -
         (RESTORE | {"undone": [{"change": None}]}, "undone[0]"),
     ],
 )
-def test_a_wrong_field_is_a_bad_message_that_names_type_and_field(fields: dict[str, Any], path: str) -> None:
+def test_errors_of_invalid_fields_name_type_and_field(fields: dict[str, Any], path: str) -> None:
     with pytest.raises(BadMessage) as raised:
         decode(fields)
     assert f'"{fields["type"]}"' in str(raised.value)
@@ -192,7 +192,7 @@ def test_a_wrong_field_is_a_bad_message_that_names_type_and_field(fields: dict[s
         b"\x82\xa4type\xa3bye\xa1x" + b"\x91" * 100_000 + b"\0",
     ],
 )
-def test_what_is_not_a_message_is_a_bad_message(data: bytes) -> None:
+def test_other_values_are_bad_messages(data: bytes) -> None:
     for decode in (protocol.decode_client, protocol.decode_server):
         with pytest.raises(BadMessage):
             decode(data)
@@ -223,8 +223,8 @@ def test_a_message_at_the_limit_is_read() -> None:
 
 @pytest.mark.parametrize("filler", [b"\x80", b"\x90", b"\xa0"])
 @pytest.mark.parametrize("kind", [b"\xa3bye", b"\xa5later"])
-def test_what_is_skipped_takes_no_memory(filler: bytes, kind: bytes) -> None:
-    """As Python objects a million empty maps are 64 MB."""
+def test_skipped_fields_take_no_memory(filler: bytes, kind: bytes) -> None:
+    """As Python objects, a million empty maps would take 64 MB."""
     count = 2**20
     data = b"\x82\xa1x\xdd" + count.to_bytes(4, "big") + filler * count + b"\xa4type" + kind
     tracemalloc.start()
@@ -238,7 +238,7 @@ def test_what_is_skipped_takes_no_memory(filler: bytes, kind: bytes) -> None:
 
 
 def attempt(data: bytes) -> None:
-    """Any bytes are a message, None, or an error of the protocol."""
+    """Check that any bytes are a message, None, or an error of the protocol."""
     for decode, kinds in ((protocol.decode_client, CLIENT_TYPES), (protocol.decode_server, SERVER_TYPES)):
         try:
             message = decode(data)
@@ -248,7 +248,7 @@ def attempt(data: bytes) -> None:
         else:
             answer = protocol.encode(messages.Done(id=1))
         assert message is None or type(message) in kinds
-        # Whatever the error says, it can be sent.
+        # Every error can be sent.
         assert protocol.decode_server(answer) is not None
     found = protocol.request_id(data)
     assert found is None or 1 <= found <= 2**53
@@ -314,13 +314,13 @@ def test_requests_are_the_clients_messages_with_a_required_id(kind: type[message
 
 
 @given(values_of(messages.RequestId), st.dictionaries(st.text(max_size=5), st.integers() | st.text(), max_size=3))
-def test_the_id_of_a_wrong_message_is_found(number: int, others: dict[str, Any]) -> None:
+def test_the_id_of_an_invalid_message_is_found(number: int, others: dict[str, Any]) -> None:
     others = {k: v for k, v in others.items() if not isinstance(v, int) or -(2**63) <= v < 2**64}
     assert protocol.request_id(msgpack.packb(others | {"type": "add_point", "id": number})) == number
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**53 + 1, 2**64 - 1, 1.0, "1", True, None, [1], {"id": 1}, b"1"])
-def test_what_cannot_be_an_id_is_not_taken_for_one(number: object) -> None:
+def test_an_invalid_id_is_ignored(number: object) -> None:
     assert protocol.request_id(msgpack.packb({"type": "add_point", "id": number})) is None
     assert protocol.request_id(msgpack.packb({"type": "add_point"})) is None
 
@@ -338,12 +338,12 @@ def test_an_error_arrives_as_it_was_raised(kind: type[errors.Error], request_id:
 
 
 @pytest.mark.parametrize("kind", [errors.Error, errors.ServerError, errors.ConnectionFailed, errors.BadAddress])
-def test_an_error_that_has_no_code_on_the_wire_travels_as_internal(kind: type[errors.Error]) -> None:
+def test_an_error_without_a_wire_code_becomes_internal(kind: type[errors.Error]) -> None:
     assert protocol.to_error_message(kind("x"), None).code == "internal"
 
 
 @pytest.mark.parametrize("message", ["x" * 10_000, "file \udcff.nii", "", "é" * 5000])
-def test_any_sentence_can_travel(message: str) -> None:
+def test_any_error_text_can_be_encoded(message: str) -> None:
     sent = protocol.to_error_message(errors.InternalError(message), 1)
     arrived = protocol.decode_server(protocol.encode(sent))
     assert isinstance(arrived, messages.ErrorMessage)
@@ -362,7 +362,7 @@ def test_the_same_version_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(("version", "to_update"), [(0, "client"), (-5, "client"), (2, "server"), (2**60, "server")])
-def test_another_version_is_refused_with_who_is_to_be_updated(version: int, to_update: str) -> None:
+def test_an_unsupported_version_error_names_the_side_to_update(version: int, to_update: str) -> None:
     with pytest.raises(UnsupportedVersion, match=f"version {version} .*server version 1. Update the {to_update} "):
         protocol.check_version(hello(version))
 
@@ -376,7 +376,7 @@ def test_another_version_is_refused_with_who_is_to_be_updated(version: int, to_u
         (["zstd-of-a-later-version", "deflate"], "deflate"),
     ],
 )
-def test_the_clients_first_encoding_that_the_server_knows_is_agreed_on(theirs: list[str], agreed: str) -> None:
+def test_the_first_common_encoding_of_the_client_is_used(theirs: list[str], agreed: str) -> None:
     assert protocol.agree_on_encoding(theirs, ("blosc2", "deflate", "raw")) == agreed
 
 

@@ -26,7 +26,7 @@ TOKEN = "nws_hunter2-S3cret"
 
 
 def error_text(error: BaseException | None) -> str:
-    """All text of an error that a traceback prints."""
+    """Return the text of an error that a traceback prints."""
     if error is None:
         return ""
     context = None if error.__suppress_context__ else error.__context__
@@ -53,7 +53,7 @@ PLACES = ["scheme", "user", "password", "port", "query", "fragment", "token in h
 
 
 def refusal(text: str) -> errors.BadAddress | None:
-    """The error for an address; None where it is valid."""
+    """Return the error for an address, or None if it is valid."""
     try:
         parse_address(text)
     except errors.BadAddress as e:
@@ -62,7 +62,7 @@ def refusal(text: str) -> errors.BadAddress | None:
 
 
 @given(scheme=SCHEMES, parts=st.lists(ODD, min_size=2, max_size=5), secret=st.sampled_from([SECRET, TOKEN]))
-def test_no_malformed_address_is_repeated(scheme: str, parts: list[str], secret: str) -> None:
+def test_malformed_addresses_are_redacted_in_errors(scheme: str, parts: list[str], secret: str) -> None:
     text = scheme + secret.join(parts)
     refused = refusal(text)
     assume(refused is not None)
@@ -83,8 +83,8 @@ def test_a_secret_in_any_part_of_a_url_is_refused(scheme: str, place: str, odd: 
         "token in host": f"{scheme}{odd}{TOKEN}{odd}",
         "token in path": f"{scheme}gpu-box/{odd}{TOKEN}{odd}",
     }[place]
-    assume(not (place == "user" and scheme == "ssh://"))  # the name of a user
-    assume(not (place in ("password", "port") and "/" in odd))  # a path, which is no place for a secret
+    assume(not (place == "user" and scheme == "ssh://"))  # a user name
+    assume(not (place in ("password", "port") and "/" in odd))  # a path, which must not contain secrets
     refused = refusal(text)
     assert refused is not None
     assert SECRET.lower() not in error_text(refused).lower()
@@ -97,7 +97,7 @@ def test_a_secret_in_any_part_of_a_url_is_refused(scheme: str, place: str, odd: 
      f"ws://gpu-box/?token={SECRET}", f"ssh://anna:{SECRET}@gpu-box", f"ws://[{SECRET}", f"{SECRET}://gpu-box",
      f"ws://gpu-box/{TOKEN}/"],
 )  # fmt: skip
-def test_no_command_repeats_it(address: str) -> None:
+def test_doctor_and_clients_redact_secrets_in_addresses(address: str) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "doctor", address]
     for more in ([], ["--json"]):
         done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
@@ -128,7 +128,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
      f"http://proxy:{SECRET}", f"http://proxy/?{SECRET}", f"http://proxy#{SECRET}", f"http://[{SECRET}", f"{SECRET}",
      f"{SECRET}://proxy", f"http://anna:%ff{SECRET}@proxy:3128", f"http://anna:{SECRET}@", f"http://anna:{SECRET}@:1"],
 )  # fmt: skip
-def test_an_invalid_proxy_is_not_repeated(no_proxies: None, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_errors_redact_an_invalid_proxy(no_proxies: None, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     with pytest.raises(errors.ConnectionFailed, match=r"proxy address .* is invalid") as refused:
         run(nni.aconnect("gpu-box.invalid:1528"))
@@ -139,7 +139,7 @@ def test_an_invalid_proxy_is_not_repeated(no_proxies: None, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("status", [None, 403, 407])
-def test_the_password_of_a_proxy_that_refuses(
+def test_errors_redact_the_password_of_a_proxy(
     no_proxies: None, monkeypatch: pytest.MonkeyPatch, status: int | None
 ) -> None:
     def attempt(place: str) -> None:
@@ -160,7 +160,7 @@ def test_the_password_of_a_proxy_that_refuses(
         attempt(place)
 
 
-# ---- what a server repeats, and logs --------------------------------------------------------------------------
+# ---- text from servers, and logs ------------------------------------------------------------------------------
 
 
 def polled_error(address: str, token: str) -> str:
@@ -174,7 +174,7 @@ def polled_error(address: str, token: str) -> str:
 @pytest.mark.parametrize(
     "form", ["{}", "Bearer {}", "you sent Authorization: {}, --allow-host origin stopped", "\x1b[31m{}"]
 )
-def test_a_token_that_a_server_repeats(status: int, form: str) -> None:
+def test_errors_redact_a_token_that_the_server_repeats(status: int, form: str) -> None:
     token = "of-no-known-form"
     with http_server(answers(status, form.format(token))) as address:
         with pytest.raises(errors.Error) as refused:
@@ -214,6 +214,6 @@ def test_redact(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
-def test_given_secrets_and_control_characters() -> None:
+def test_redact_given_secrets_and_control_characters() -> None:
     assert redact("ab abc a", "ab", "abc", None, "") == "*** *** a"
     assert printable("a\x1b[0m\r\nb\u202e") == "a [0m  b "

@@ -19,7 +19,7 @@ DECODERS: dict[Any, Callable[[bytes], Any]] = {
 
 
 @pytest.mark.parametrize("kind", DECODERS, ids=lambda kind: kind.__name__)
-def test_a_message_survives(kind: Any) -> None:
+def test_a_message_round_trips(kind: Any) -> None:
     @given(values_of(kind))
     def check(message: Any) -> None:
         data = worker_protocol.encode(message)

@@ -4,6 +4,7 @@ Links in Markdown files are written as GitHub resolves them, relative to the fil
 becomes a link on the site, and a link to any other file of the repository becomes a link to GitHub.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from functools import cache
 import inspect
@@ -58,11 +59,17 @@ def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files:
     """Resolve links, and insert the reference of the commands."""
     uri = page.file.src_uri
     source = next((source for source, target in PAGES.items() if target == uri), f"docs/{uri}")
-    parts = _FENCE.split(markdown)  # every second one is a code block
-    parts[::2] = [_LINK.sub(lambda m: site_link(m[1], source, uri) + (m[2] or ""), part) for part in parts[::2]]
+    markdown = replace_links(markdown, lambda target: site_link(target, source, uri))
     # The protocol's tests name its code blocks behind their language, which Markdown extensions do not know.
-    parts[1::2] = [re.sub(r"\A```(\w+) \w+$", r"```\1", part, flags=re.MULTILINE) for part in parts[1::2]]
-    return _COMMAND.sub(lambda m: command_reference(m[1]), "".join(parts))
+    markdown = _FENCE.sub(lambda m: re.sub(r"\A```(\w+) \w+$", r"```\1", m[0], flags=re.MULTILINE), markdown)
+    return _COMMAND.sub(lambda m: command_reference(m[1]), markdown)
+
+
+def replace_links(markdown: str, replace: Callable[[str], str]) -> str:
+    """Replace the targets of relative links and pictures, outside code blocks. Anchors stay."""
+    parts = _FENCE.split(markdown)  # every second one is a code block
+    parts[::2] = [_LINK.sub(lambda m: replace(m[1]) + (m[2] or ""), part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def site_link(target: str, source: str, uri: str) -> str:
@@ -76,8 +83,13 @@ def site_link(target: str, source: str, uri: str) -> str:
     elif str(path.parent) in PICTURES:
         on_site = f"{PICTURES[str(path.parent)]}/{path.name}"
     if on_site is None:
-        return f"{REPOSITORY}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+        return repository_link(path)
     return os.path.relpath(on_site, PurePosixPath(uri).parent)
+
+
+def repository_link(path: PurePosixPath) -> str:
+    """The address of a file or folder on GitHub. ``path`` is relative to the root of the repository."""
+    return f"{REPOSITORY}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
 
 
 # ---- the commands -----------------------------------------------------------------------------------------

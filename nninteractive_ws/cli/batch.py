@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 import typer
 
-from nninteractive_ws.cli.console import INTERRUPTED, fail, print_notes, stderr
+from nninteractive_ws.cli.console import fail, print_notes, stderr
 from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.errors import Error
+from nninteractive_ws.interrupts import INTERRUPTED
 from nninteractive_ws.jobs.pipeline import BatchProgress
 from nninteractive_ws.jobs.results import VolumeResult
 from nninteractive_ws.jobs.run import Batch

@@ -14,9 +14,10 @@ import typer
 from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.benchmark import Part
 from nninteractive_ws.bricks import check_size
-from nninteractive_ws.cli.console import INTERRUPTED, fail, make_output_folder, stderr
+from nninteractive_ws.cli.console import fail, make_output_folder, stderr
 from nninteractive_ws.cli.option_values import voxel
 from nninteractive_ws.errors import Error
+from nninteractive_ws.interrupts import INTERRUPTED, exit_on_interrupt
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
 if TYPE_CHECKING:  # it needs the packages of nninteractive-ws[server]
@@ -47,8 +48,9 @@ def bench(
     cores. The machine should be idle otherwise.
     """
     try:
-        from nninteractive_ws.benchmark.report import draw, tables, write_json
-        from nninteractive_ws.benchmark.run import NoGpu, machine, run
+        with exit_on_interrupt():
+            from nninteractive_ws.benchmark.report import draw, tables, write_json
+            from nninteractive_ws.benchmark.run import NoGpu, machine, run
     except ModuleNotFoundError as e:
         fail(f"bench needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
     measurements: list[Measurement] = []

@@ -13,8 +13,6 @@ from nninteractive_ws.files.reason import reason
 
 #: Console for everything but results, which go to standard output.
 stderr = Console(stderr=True, highlight=False)
-#: Exit status after Ctrl-C.
-INTERRUPTED = 130
 
 
 def fail(error: object) -> NoReturn:

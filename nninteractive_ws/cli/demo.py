@@ -15,6 +15,7 @@ from nninteractive_ws.cli.console import fail, make_output_folder, stderr
 from nninteractive_ws.cli.progress import session_progress
 from nninteractive_ws.client.blocking import Session, connect
 from nninteractive_ws.errors import Error
+from nninteractive_ws.interrupts import exit_on_interrupt
 from nninteractive_ws.server.local_server import ServerDidNotStart, local_server
 
 if TYPE_CHECKING:  # they need the packages of nninteractive-ws[server]
@@ -34,9 +35,10 @@ def demo(
     """
     make_output_folder(output)
     try:
-        from nninteractive_ws.demo.phantom import make_phantom
-        from nninteractive_ws.demo.picture import draw
-        from nninteractive_ws.demo.walkthrough import walk_through
+        with exit_on_interrupt():
+            from nninteractive_ws.demo.phantom import make_phantom
+            from nninteractive_ws.demo.picture import draw
+            from nninteractive_ws.demo.walkthrough import walk_through
     except ModuleNotFoundError as e:
         fail(f"demo needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
     started = time.monotonic()

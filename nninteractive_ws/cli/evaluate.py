@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
-from nninteractive_ws.cli.console import INTERRUPTED, fail, make_output_folder, print_notes, stderr
+from nninteractive_ws.cli.console import fail, make_output_folder, print_notes, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
 from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import connect
 from nninteractive_ws.errors import Error
 from nninteractive_ws.files.overwrites import InputFiles
+from nninteractive_ws.interrupts import INTERRUPTED, exit_on_interrupt
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
 if TYPE_CHECKING:  # they need the packages of nninteractive-ws[evaluate]
@@ -77,12 +78,13 @@ def evaluate(
     NNINTERACTIVE_WS_TOKEN.
     """
     try:
-        import meshmetrics  # noqa: F401
+        with exit_on_interrupt():
+            import meshmetrics  # noqa: F401
 
-        from nninteractive_ws.demo.cases import phantom_cases
-        from nninteractive_ws.evaluation.cases import read_cases
-        from nninteractive_ws.evaluation.pictures import CURVES, WORST
-        from nninteractive_ws.evaluation.report import TABLES, curve_table, obedience_table, structures_table
+            from nninteractive_ws.demo.cases import phantom_cases
+            from nninteractive_ws.evaluation.cases import read_cases
+            from nninteractive_ws.evaluation.pictures import CURVES, WORST
+            from nninteractive_ws.evaluation.report import TABLES, curve_table, obedience_table, structures_table
     except ModuleNotFoundError as e:
         fail(f"evaluate needs the package {e.name}. Install it with: pip install 'nninteractive-ws[evaluate]'")
     seeds = cases.removeprefix("phantom:")

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from nninteractive_ws.cli.console import INTERRUPTED, fail, stderr
+from nninteractive_ws.cli.console import fail, stderr
 from nninteractive_ws.client.address import DEFAULT_PORT
+from nninteractive_ws.interrupts import INTERRUPTED
 
 
 class LogLevel(StrEnum):

@@ -18,7 +18,7 @@ def register_conversion_rules():
 
 
 def new_scene(folder):
-    """A scene with the node classes and the logics that the application gives it; files are unpacked in ``folder``."""
+    """Create a scene with the node classes and logics of the application. Files are unpacked in ``folder``."""
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)

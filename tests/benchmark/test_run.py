@@ -59,7 +59,7 @@ def echo(listening: socket.socket) -> None:
             connection.sendall(data)
 
 
-def test_a_link_is_no_faster_than_it_says_and_changes_nothing() -> None:
+def test_an_emulated_link_limits_the_rate_and_preserves_bytes() -> None:
     speed = LinkSpeed("slow", 8e6, 0.05)
     sent = os.urandom(500_000)
 
@@ -84,7 +84,7 @@ def test_a_link_is_no_faster_than_it_says_and_changes_nothing() -> None:
     assert took >= len(sent) / 1e6 + 2 * speed.delay_s
 
 
-def test_prompts_are_of_every_kind_and_both_polarities(work: Workload) -> None:
+def test_the_workload_has_every_prompt_kind_and_both_polarities(work: Workload) -> None:
     assert set(work.prompts) == {(kind, positive) for kind in KINDS for positive in (True, False)}
     assert all(p.kind == kind and p.positive == positive for (kind, positive), p in work.prompts.items())
     assert work.volume.shape == SHAPE
@@ -92,9 +92,7 @@ def test_prompts_are_of_every_kind_and_both_polarities(work: Workload) -> None:
 
 
 @pytest.mark.slow
-def test_both_sides_make_the_same_mask_of_the_same_prompts(
-    folder: Path, servers: dict[str, Server], work: Workload
-) -> None:
+def test_both_systems_give_equal_masks(folder: Path, servers: dict[str, Server], work: Workload) -> None:
     found = []
     for side in SYSTEMS:
         client = side.connect(servers[side.name].port)
@@ -119,7 +117,7 @@ def test_both_sides_make_the_same_mask_of_the_same_prompts(
 
 
 @pytest.mark.slow
-def test_clients_in_processes_of_their_own_prompt_at_once(
+def test_clients_run_concurrently_in_separate_processes(
     folder: Path, servers: dict[str, Server], work: Workload
 ) -> None:
     work.save(folder)
@@ -137,7 +135,7 @@ def test_clients_in_processes_of_their_own_prompt_at_once(
 
 
 @pytest.mark.slow
-def test_where_the_time_of_prompts_goes_on_a_device(folder: Path, work: Workload) -> None:
+def test_the_time_of_prompts_is_broken_down_on_a_device(folder: Path, work: Workload) -> None:
     records = list(device.measure(folder / "embedded", work, 1, "cpu"))
     prompts = 2 * len(KINDS)
     for place in ("on the host", "on the device"):
@@ -172,7 +170,7 @@ def test_the_large_network_has_the_official_size_and_follows_prompts(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_said_that_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--part", "gpu"]
     done = subprocess.run([*command, "--shape", "96,80,72"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
@@ -180,7 +178,7 @@ def test_without_a_gpu_it_is_said_that_there_is_none(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_ratio_is_of_the_runs_that_belong_together() -> None:
+def test_ratios_compare_runs_of_equal_number() -> None:
     def record(side: str, run: int, seconds: float) -> Measurement:
         return Measurement("part", side, "case", run, {"s": seconds})
 
@@ -195,7 +193,7 @@ def test_a_ratio_is_of_the_runs_that_belong_together() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_measures_both_sides(tmp_path: Path) -> None:
+def test_the_command_measures_both_systems(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path / "report")]
     command += ["--shape", "96,80,72", "--times", "1", "--part", "prompts"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -214,7 +212,7 @@ def test_the_command_measures_both_sides(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_shape_that_is_none_is_said(tmp_path: Path) -> None:
+def test_an_invalid_shape_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path), "--shape"]
     for shape, message, status in (("512", "three whole numbers", 2), ("8,512,256", "at least 64 voxels", 1)):
         done = subprocess.run([*command, shape], capture_output=True, text=True, timeout=60, check=False)
@@ -227,7 +225,7 @@ def test_a_shape_that_is_none_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_local_network_changes_as_much_as_a_real_one(tmp_path: Path) -> None:
+def test_the_local_network_changes_masks_of_realistic_size(tmp_path: Path) -> None:
     write_local(tmp_path / "local")
     model = load_model("local", tmp_path / "local", torch.device("cpu"))
     x = torch.zeros(1, 8, *model.description.patch_size)
@@ -243,9 +241,7 @@ def test_the_local_network_changes_as_much_as_a_real_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_a_session_is_charged_for_is_compared_with_what_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_charged_memory_is_compared_with_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_CLICKS": 12, "_WARM_UP_CLICKS": 2, "_POINT_STRIDE": 24}.items():
         monkeypatch.setattr(session_memory, name, value)
     write_local(tmp_path / "local")
@@ -260,7 +256,7 @@ def test_what_a_session_is_charged_for_is_compared_with_what_it_takes(
         session_memory._click(user)
         assert len(user.histories["clicked"].steps) == 12
         assert user.kept_bytes() > kept
-        # The worker reports after it has answered.
+        # The worker reports after its answer.
         wait_until(
             lambda: (
                 session_memory._gauge(server, "session_memory_bytes", "purpose")["segments"]
@@ -270,7 +266,7 @@ def test_what_a_session_is_charged_for_is_compared_with_what_it_takes(
         user.close()
 
 
-def test_pages_of_a_mask_are_those_of_its_changes() -> None:
+def test_changed_pages_of_a_mask_are_counted() -> None:
     segment = Segment.empty("a", (64, 64, 64))  # 4096 bytes a plane
     assert session_memory._written_bytes(segment) == 0
     change = Delta(Box((3, 10, 0), (8, 20, 64)), np.ones((5, 10, 64), bool))

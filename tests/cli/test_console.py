@@ -1,4 +1,4 @@
-"""Output folders of commands in which nothing can be written."""
+"""Output folders in which commands cannot write."""
 
 from pathlib import Path
 import subprocess
@@ -13,7 +13,7 @@ from nninteractive_ws.processes import python_module
 linux = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc, in which not even root can write")
 
 
-def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+def test_an_output_folder_is_created_and_left_empty(tmp_path: Path) -> None:
     make_output_folder(tmp_path / "a" / "b")
     make_output_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, capsys: pytest.
 @linux
 @pytest.mark.parametrize("arguments", [["demo"], ["evaluate", "phantom:1"], ["bench"], ["batch", "jobs.csv"]])
 @pytest.mark.parametrize("folder", ["/proc/x", "/proc/self/status"])
-def test_each_command_says_so_before_any_work(tmp_path: Path, arguments: list[str], folder: str) -> None:
+def test_each_command_checks_its_output_folder_first(tmp_path: Path, arguments: list[str], folder: str) -> None:
     (tmp_path / "jobs.csv").write_text("image,segment,prompt,ijk\nct.nii.gz,a,point,1;1;1\n")
     command = python_module("nninteractive_ws", *arguments, "-o", folder)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

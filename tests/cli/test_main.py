@@ -29,7 +29,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom as a file, tilted and shifted in space as a patient may be."""
+    """A file with a phantom, rotated and shifted in space."""
     phantom = make_phantom(3, (70, 60, 50), (5.0, 5.0, 6.0))
     volume = sitk.GetImageFromArray(phantom.image.transpose())
     volume.SetSpacing(phantom.spacing)
@@ -121,7 +121,7 @@ def test_segment_on_a_real_ct(server: str, tmp_path: Path) -> None:
         (["--point", "700,1,1"], "outside the volume"),
     ],
 )
-def test_segment_says_what_is_wrong(server: str, image: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_segment_reports_errors(server: str, image: Path, tmp_path: Path, options: list[str], message: str) -> None:
     done = run("segment", image, "-o", tmp_path / "out.nrrd", "--server", server, *options)
     assert done.returncode in (1, 2)
     assert message in " ".join(done.stderr.replace("│", " ").split())
@@ -130,7 +130,7 @@ def test_segment_says_what_is_wrong(server: str, image: Path, tmp_path: Path, op
 
 
 @pytest.mark.slow
-def test_segment_refuses_what_is_no_volume(server: str, tmp_path: Path) -> None:
+def test_segment_refuses_invalid_images(server: str, tmp_path: Path) -> None:
     color = sitk.Image([8, 8, 8], sitk.sitkVectorUInt8, 3)
     flat = sitk.Image([8, 8], sitk.sitkInt16)
     for n, (volume, message) in enumerate(((color, "3 components per voxel"), (flat, "2 dimensions"))):
@@ -156,9 +156,7 @@ def test_segment_refuses_what_is_no_volume(server: str, tmp_path: Path) -> None:
         (["segment", "IMAGE", "--point", "1,1,1", "-o", "x.nrrd"], "Or pass the address of a running server"),
     ],
 )
-def test_without_the_server_s_packages_that_is_said(
-    image: Path, tmp_path: Path, message: list[str], expected: str
-) -> None:
+def test_missing_server_packages_are_named(image: Path, tmp_path: Path, message: list[str], expected: str) -> None:
     code = "import sys; sys.modules['nnInteractive'] = None; from nninteractive_ws.__main__ import main; main()"
     command = [sys.executable, "-c", code, *(str(image) if word == "IMAGE" else word for word in message)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
@@ -167,7 +165,7 @@ def test_without_the_server_s_packages_that_is_said(
     assert "Traceback" not in done.stderr
 
 
-def test_models_lists_the_embedded_one(tmp_path: Path) -> None:
+def test_models_lists_the_embedded_model(tmp_path: Path) -> None:
     done = run("models", "--offline", "--json", NNINTERACTIVE_MODEL_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     (demo,) = json.loads(done.stdout)
@@ -176,7 +174,7 @@ def test_models_lists_the_embedded_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_doctor_finds_a_server_well(server: str) -> None:
+def test_doctor_passes_on_a_healthy_server(server: str) -> None:
     done = run("doctor", server)
     assert done.returncode == 0, done.stdout + done.stderr
     for message in ("accepts connections", "WebSocket", "model demo (license Apache-2.0) on cpu"):
@@ -184,7 +182,7 @@ def test_doctor_finds_a_server_well(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_doctor_says_what_is_wrong() -> None:
+def test_doctor_reports_errors() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -194,7 +192,7 @@ def test_doctor_says_what_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_serve_says_what_is_wrong(server: str, tmp_path: Path) -> None:
+def test_serve_reports_errors(server: str, tmp_path: Path) -> None:
     taken = server.rsplit(":", 1)[1]
     done = run("serve", "--model", "demo", "--port", taken)
     assert done.returncode == 1
@@ -248,7 +246,7 @@ def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "sentence"), [("quatsch", '"quatsch" is not a device'), ("cuda:99", "no cuda:99")])
-def test_a_device_that_is_not_there_ends_the_server_with_a_sentence(device: str, sentence: str) -> None:
+def test_a_missing_device_ends_the_server_with_an_error(device: str, sentence: str) -> None:
     done = run("serve", "--port", "0", "--model", "demo", "--device", device)
     assert done.returncode == 1
     assert sentence in done.stderr

@@ -35,14 +35,14 @@ def test_the_help_lists_all_commands() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_tells_of_itself_what_the_list_does(name: str) -> None:
+def test_the_help_of_a_command_has_the_summary_of_the_list(name: str) -> None:
     output = " ".join(run(name, "--help").split())
     assert f"Usage: python -m nninteractive_ws {name}" in output
     assert COMMANDS[name] in output
     assert "--help" in output
 
 
-def test_the_help_is_quick_because_it_brings_little() -> None:
+def test_the_help_imports_few_modules() -> None:
     code = (
         "import sys; from nninteractive_ws.cli.main import make_app; make_app(None); "
         "print(sorted({'numpy', 'blosc2', 'asyncio', 'SimpleITK', 'torch', 'websockets'} & set(sys.modules)))"
@@ -52,7 +52,7 @@ def test_the_help_is_quick_because_it_brings_little() -> None:
 
 
 def complete(line: str) -> set[str]:
-    """What bash offers for the last word of a line, once it has read what --show-completion prints."""
+    """Return bash's completions of the last word of a line, with the script that --show-completion prints."""
     message = line.split(" ")
     script = (
         'source "$SCRIPT"; '
@@ -70,7 +70,7 @@ def complete(line: str) -> set[str]:
 
 @cache
 def completion_script() -> str:
-    # The shell is named here, because a test need not run below one.
+    # Named explicitly, because the tests may not run in a shell.
     settings = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     shown = subprocess.run(
         [PROGRAM, "--show-completion", "bash"], capture_output=True, text=True, check=True, env=settings, timeout=60
@@ -99,11 +99,11 @@ def test_completing_commands_and_options() -> None:
         ([], {"_TYPER_COMPLETE_ARGS": "nninteractive-ws"}, None),
     ],
 )
-def test_which_command_is_asked_for(arguments: list[str], environment: dict[str, str], asked: str | None) -> None:
+def test_requested_command(arguments: list[str], environment: dict[str, str], asked: str | None) -> None:
     assert requested_command(arguments, environment) == asked
 
 
-def test_what_is_said_of_a_file_is_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_with_file_names_are_not_parsed_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
         fail("The file [bold].nii.gz does not exist.")
     assert capsys.readouterr().err == "error: The file [bold].nii.gz does not exist.\n"

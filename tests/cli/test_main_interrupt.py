@@ -25,8 +25,6 @@ COMMANDS = {
     "demo": ["demo", "-o", "out"],
     "serve": ["serve", "--port", "0", "--model", "demo"],
 }
-#: Below the seconds that it took while the processes had to be waited for, and above those of a busy machine.
-SOON_S = 3.0
 
 
 class Running:
@@ -40,7 +38,7 @@ class Running:
         )  # fmt: skip
 
     def count(self, word: str = "") -> int:
-        """The number of processes of the command with a word in their command lines."""
+        """Return the number of processes of the command with a word in their command lines."""
         return sum(self._is_ours(path, word) for path in Path("/proc").iterdir() if path.name.isdigit())
 
     def _is_ours(self, path: Path, word: str) -> bool:
@@ -50,12 +48,10 @@ class Running:
         except OSError:  # it has ended
             return False
 
-    def interrupt(self) -> tuple[float, str]:
-        """Press Ctrl-C; seconds until the end, and what was printed."""
-        started = time.monotonic()
+    def interrupt(self) -> str:
+        """Press Ctrl-C, and return what was printed until the end."""
         os.killpg(self.process.pid, signal.SIGINT)
-        output = "".join(self.process.communicate(timeout=60))
-        return time.monotonic() - started, output
+        return "".join(self.process.communicate(timeout=60))
 
 
 @pytest.fixture
@@ -70,12 +66,11 @@ def check(folder: Path, command: str, ready: Callable[[Running], object], delay_
     running = Running(folder, COMMANDS[command])
     wait_until(lambda: ready(running) or running.process.poll() is not None)
     time.sleep(delay_s)
-    took, output = running.interrupt()
+    output = running.interrupt()
     assert running.process.returncode == 130, output
     assert "Stopped" in output
     assert "Traceback" not in output
-    assert took < SOON_S
-    wait_until(lambda: running.count() == 0, timeout=2)
+    wait_until(lambda: running.count() == 0)
 
 
 def worker_runs(running: Running) -> bool:
@@ -88,27 +83,26 @@ def server_runs(running: Running) -> bool:
 
 # At these moments, the worker imports torch.
 @pytest.mark.parametrize("command", ["segment", "serve", *(pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS)])
-def test_while_the_model_is_loading(folder: Path, command: str) -> None:
+def test_interrupt_while_the_model_is_loading(folder: Path, command: str) -> None:
     check(folder, command, worker_runs, 0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0])
-def test_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
-    """While the gateway starts, and while the model is loaded or already predicts."""
+def test_interrupt_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
+    """While the gateway starts, while the model is loading, and during a prediction."""
     check(folder, command, server_runs, delay_s)
 
 
 @pytest.mark.parametrize("command", ["batch", "demo"])
-def test_during_the_imports(folder: Path, command: str) -> None:
+def test_interrupt_during_the_imports(folder: Path, command: str) -> None:
     running = Running(folder, COMMANDS[command])
     wait_until(lambda: _imports(running))
-    took, output = running.interrupt()
+    output = running.interrupt()
     assert running.process.returncode == 130, output
     assert output.strip().startswith("Stopped.")
     assert "Traceback" not in output
-    assert took < SOON_S
 
 
 def _imports(running: Running) -> bool:

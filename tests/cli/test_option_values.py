@@ -1,4 +1,4 @@
-"""Numbers in options: what is read, and what is a usage error."""
+"""Numbers in options: valid values and usage errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_number_that_python_prints_is_read_back(number: float) -> None:
             option_values.position(text, "--lps")
 
 
-#: In place of one number.
+#: Replacements for one number.
 NO_NUMBERS = [
     "", " ", "x", "nan", "inf", "-Infinity", "1e400", "0x10", "1_0", "0b1", "1,5", "1;5", "1 5", "--1", "+", "1.2.3",
     "1e", "\u0661", "\uff11", "\u00b2", "\u22121", "9" * 10, "9" * 5000, "True", "None", "1\u00a05", "1:2:3",
@@ -56,19 +56,19 @@ def test_others_are_usage_errors_with_an_example(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1.5,2,3", "1e1,2,3", "1,2", "1,2,3,4", "60,5,70,2,12", "1;2;3", ""])
-def test_what_is_no_voxel(text: str) -> None:
+def test_invalid_voxels(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three whole numbers"):
         option_values.voxel(text, "--point")
 
 
 @pytest.mark.parametrize("text", ["1e12,2,3", "1,1000000000,3", "1,5;2;3", "1e98,0,0"])
-def test_what_is_no_position(text: str) -> None:
+def test_invalid_positions(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three numbers of millimeters"):
         option_values.position(text, "--lps")
 
 
 @pytest.mark.parametrize("text", ["5:2,1:2,1:2", "1:1,1:2,1:2", "1:2,1:2", "1.0:2,1:2,1:2", "1-2,1-2,1-2"])
-def test_what_is_no_box(text: str) -> None:
+def test_invalid_boxes(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="three ranges"):
         option_values.box(text, "--bbox")
 
@@ -77,7 +77,7 @@ def test_what_is_no_box(text: str) -> None:
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
-    """Exit status and output, on one line."""
+    """Return the exit status and the output on one line."""
     app = make_app(str(arguments[0]))
     done = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(a) for a in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -130,7 +130,7 @@ def test_positions_inside_the_volume_reach_the_server(image: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("shape", ["512", "64,64", "1e2,64,64", "64,64,64_0", "\uff16,64,64", "", "64,64,9999999999"])
-def test_a_shape_of_bench_that_is_none(tmp_path: Path, shape: str) -> None:
+def test_an_invalid_shape_of_bench(tmp_path: Path, shape: str) -> None:
     status, output = invoke("bench", "-o", tmp_path / "out", f"--shape={shape}")
     assert status == 2
     assert "Invalid value for '--shape': Expected three whole numbers" in output

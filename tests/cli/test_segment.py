@@ -45,7 +45,7 @@ def test_a_picture_shows_three_views(quick: QuickServer, tmp_path: Path) -> None
         ("none/p.png", "none does not exist. Create it, or choose another output file."),
     ],
 )
-def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+def test_an_unwritable_picture_is_refused_before_the_upload(
     quick: QuickServer, tmp_path: Path, picture: str, message: str
 ) -> None:
     done = segment(quick, tmp_path, "--point", "12,17,15", "--picture", tmp_path / picture)

@@ -1,4 +1,4 @@
-"""The command segment: what it refuses before anything runs."""
+"""The command segment: arguments that it refuses before it starts a server."""
 
 from pathlib import Path
 import shutil
@@ -14,7 +14,7 @@ from nninteractive_ws.cli.main import make_app
 
 
 def segment(*arguments: object) -> str:
-    """Run the command, which must be refused, at an address without a server. Return its output on one line."""
+    """Run the command with the address of no server, and expect an error. Return its output on one line."""
     command = ["segment", *map(str, arguments), "--point", "12,17,15", "--server", "127.0.0.1:9"]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(make_app("segment"), command)
     assert done.exit_code == 1, done.output
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("output", ["ct.nii.gz", "./x/../ct.nii.gz", "link.nii.gz", "hard.nrrd", "series/000.dcm",
                                     "series/new.nii.gz", "series/x/new.nii.gz", "mine.nrrd"])  # fmt: skip
-def test_nothing_is_written_over_the_image(tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_is_not_overwritten(tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "ct.nii.gz")
     (tmp_path / "x").mkdir()
@@ -71,7 +71,7 @@ def test_time_points_and_series(tmp_path: Path) -> None:
         ["demo", "--output", "\udcff.png"],
     ],
 )
-def test_bytes_that_are_not_text_end_no_process(tmp_path: Path, command: list[str]) -> None:
+def test_undecodable_paths_do_not_abort_the_process(tmp_path: Path, command: list[str]) -> None:
     write_image(tmp_path / "ct.nrrd")
     shutil.copy(tmp_path / "ct.nrrd", tmp_path / "ct\udcff.nrrd")
     program = [sys.executable, "-m", "nninteractive_ws", *command]

@@ -1,4 +1,4 @@
-"""Options of ``serve`` that are checked before anything is started, and what is blamed if it cannot start."""
+"""Options of ``serve`` that are checked before the start, and errors if it cannot start."""
 
 from pathlib import Path
 import subprocess
@@ -26,7 +26,7 @@ def test_devices(text: str, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("text", ["gpu", "", "cuda:", "cuda:-1", "CUDA", "nvidia", "0", "cpu:0", "meta", "cuda:0,gpu"])
-def test_a_name_of_no_device(text: str) -> None:
+def test_an_invalid_device_name_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"Expected auto, cpu, cuda .*, cuda:0, cuda:1, \.\.\., mps"):
         _devices(text)
 
@@ -36,14 +36,14 @@ def serve(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_an_unknown_device_ends_the_command_at_once() -> None:
+def test_an_unknown_device_ends_the_command_immediately() -> None:
     done = serve("--device", "gpu", "--port", "0", "--model", "demo")
     assert done.returncode == 2
     assert "There is no device" in done.stderr
     assert done.stdout == ""
 
 
-def test_a_model_that_is_a_file_is_not_taken_for_a_port_in_use(tmp_path: Path) -> None:
+def test_a_model_that_is_a_file_is_not_reported_as_a_port_in_use(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("")
     done = serve("--port", "0", "--model", tmp_path / "model")
     assert done.returncode == 1
@@ -53,7 +53,7 @@ def test_a_model_that_is_a_file_is_not_taken_for_a_port_in_use(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
-def test_a_host_that_is_not_this_machine(host: str) -> None:
+def test_a_host_of_another_machine_is_refused(host: str) -> None:
     done = serve("--port", "0", "--model", "demo", "--insecure", "--host", host)
     assert done.returncode == 1
     assert f"Cannot listen on {host}:0" in done.stderr

@@ -16,7 +16,7 @@ def run(*message: object, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_a_user_from_the_first_day_to_the_last(tmp_path: Path) -> None:
+def test_a_token_is_added_listed_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     made = run("alice", "--file", file)
     assert made.returncode == 0, made.stderr
@@ -41,7 +41,7 @@ def test_a_user_from_the_first_day_to_the_last(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_a_file_that_others_may_write_is_warned_of(tmp_path: Path) -> None:
+def test_a_writable_token_file_causes_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     assert "warning" not in run("alice", "--file", file).stderr
     file.chmod(0o666)
@@ -63,7 +63,7 @@ def test_a_file_that_others_may_write_is_warned_of(tmp_path: Path) -> None:
         (["bob", "--file", "nowhere/tokens"], "The folder nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_done_is_said(tmp_path: Path, message: list[str], expected: str) -> None:
+def test_errors_are_reported(tmp_path: Path, message: list[str], expected: str) -> None:
     add_user(tmp_path / "tokens", "bob")
     before = (tmp_path / "tokens").read_text()
     done = run("--file", "tokens", *message, cwd=tmp_path)
@@ -75,7 +75,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, message: list[str], expecte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("message", [[], ["alice", "--list"], ["--remove"], ["--list", "--remove"]])
-def test_what_makes_no_sense_is_refused(tmp_path: Path, message: list[str]) -> None:
+def test_usage_errors_are_refused(tmp_path: Path, message: list[str]) -> None:
     done = run("--file", "tokens", *message, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Usage:" in done.stderr

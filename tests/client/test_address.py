@@ -37,7 +37,7 @@ BOX = Address(False, "box", 99)
         ("größe.example", "ws://größe.example:1528/"),
     ],
 )
-def test_an_address(written: str, url: str) -> None:
+def test_valid_addresses(written: str, url: str) -> None:
     assert parse_address(written).url == url
     assert str(parse_address(url)) == url
 
@@ -70,7 +70,7 @@ def test_an_address(written: str, url: str) -> None:
         ("ws://:secret@gpu-box:1528", "token"),
     ],
 )
-def test_no_address(written: str, expected: str) -> None:
+def test_invalid_addresses(written: str, expected: str) -> None:
     with pytest.raises(BadAddress, match=r'^[A-Z"]') as caught:
         parse_address(written)
     assert expected in str(caught.value)

@@ -133,7 +133,7 @@ def test_history(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_that_wait_for_a_run(server: str) -> None:
+def test_pending_prompts(server: str) -> None:
     async def work() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         async with opened(server) as session:
             a, b = session.segment("a"), session.segment("b")
@@ -154,7 +154,7 @@ def test_prompts_that_wait_for_a_run(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_segments_are_apart(server: str) -> None:
+def test_segments_are_independent(server: str) -> None:
     async def work() -> None:
         async with opened(server) as session:
             a, b = session.segment("a"), session.segment("b")
@@ -173,7 +173,7 @@ def test_segments_are_apart(server: str) -> None:
 # ---- events and callbacks ---------------------------------------------------------------------------------
 
 
-def test_every_event_is_told(server: str) -> None:
+def test_every_event_is_delivered(server: str) -> None:
     async def work() -> list[Any]:
         seen: list[Any] = []
         names = ("connection", "image_progress", "progress", "mask_delta", "done", "error", "notice")
@@ -208,7 +208,7 @@ def test_every_event_is_told(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_callback_that_raises_harms_nothing(server: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_in_a_callback_is_contained(server: str, caplog: pytest.LogCaptureFixture) -> None:
     def fail(event: Any) -> None:
         raise RuntimeError("in the callback")
 
@@ -227,13 +227,13 @@ def test_a_callback_that_raises_harms_nothing(server: str, caplog: pytest.LogCap
     assert "a callback for the event done failed" in caplog.messages
 
 
-def test_no_such_event(server: str) -> None:
+def test_an_unknown_event_is_refused(server: str) -> None:
     async def work() -> None:
         with pytest.raises(ValueError, match=r'No event is called "masks"\. The names are connection,'):
             await nni.aconnect(server, on={"masks": print})  # type: ignore[dict-item]
 
     run(work())
-    gc.collect()  # a task that was left would be complained about
+    gc.collect()  # asyncio warns about a task that is left
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_cancelling_the_task_cancels_the_request(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_cancelling_what_waits(server: str) -> None:
+def test_cancelling_pending_requests(server: str) -> None:
     async def work() -> None:
         async with opened(server) as session:
             a = session.segment("a")
@@ -292,7 +292,7 @@ def test_cancelling_what_waits(server: str) -> None:
             assert isinstance(found[-1], errors.Cancelled)
             done = [f for f in found if not isinstance(f, BaseException)]
             assert a.can_undo == len(done)
-            session.cancel()  # nothing runs: nothing happens
+            session.cancel()  # has no effect, because nothing runs
             await a.add_point((30, 30, 28))
 
     run(work())
@@ -328,7 +328,7 @@ def output(message: wire.Message) -> bytes:
     ],
     ids=["hang up", "abort", "text", "garbage", "wrong", "not fitting", "stopping", "bad message", "unknown code"],
 )
-def test_a_server_that_fails(answer: str | bytes, kind: type[errors.Error], message: str) -> None:
+def test_a_failing_server(answer: str | bytes, kind: type[errors.Error], message: str) -> None:
     async def behave(connection: ServerConnection) -> None:
         await connection.recv()
         await connection.send(output(WELCOME))
@@ -346,7 +346,7 @@ def test_a_server_that_fails(answer: str | bytes, kind: type[errors.Error], mess
             failed: list[events.Failed] = []
             session = await nni.aconnect(
                 f"127.0.0.1:{port}",
-                # What trying again may cure would be tried again otherwise.
+                # Without this, temporary errors would be retried.
                 reconnect_for=RECONNECT_FOR_S if is_final(kind("")) else 0,
                 on={"connection": closed.append, "error": failed.append},
             )
@@ -370,7 +370,7 @@ def test_a_server_that_fails(answer: str | bytes, kind: type[errors.Error], mess
         ("x", errors.InternalError),
     ],
 )
-def test_a_server_that_refuses(code: str, kind: type[errors.Error]) -> None:
+def test_a_refusing_server(code: str, kind: type[errors.Error]) -> None:
     async def behave(connection: ServerConnection) -> None:
         await connection.recv()
         await connection.send(output(wire.ErrorMessage(code=code, message="not you")))
@@ -403,7 +403,7 @@ def test_closing(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_closing_does_not_wait_for_a_server_that_takes_nothing(server: str) -> None:
+def test_closing_does_not_wait_for_a_server_that_does_not_read(server: str) -> None:
     async def work(address: str) -> None:
         loop = asyncio.get_running_loop()
         session = await nni.aconnect(address)

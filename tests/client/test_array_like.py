@@ -1,4 +1,4 @@
-"""Images, tensors and arrays of other libraries, and values that are none of them."""
+"""Images, tensors and arrays of other libraries, and other objects."""
 
 from collections.abc import Callable
 import gc
@@ -36,7 +36,7 @@ def simpleitk_image(volume: Array) -> sitk.Image:
 
 
 class Interface:
-    """An array by ``__array_interface__`` alone, like an image of ITK."""
+    """An array with only ``__array_interface__``, like an image of ITK."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
@@ -54,7 +54,7 @@ class HasArray:
 
 
 class HasDLPack:
-    """An array by DLPack alone."""
+    """An array with only DLPack."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
@@ -67,13 +67,13 @@ class HasDLPack:
 
 
 def class_of(library: str, name: str, members: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class that is recognized as one of a library that need not be installed."""
+    """A class that imitates one of a library that may not be installed."""
     if library not in sys.modules:
         monkeypatch.setitem(sys.modules, library, ModuleType(library))
     return type(name, (), {"__module__": f"{library}.core", **members})
 
 
-# ---- what is taken -----------------------------------------------------------------------------------------
+# ---- accepted objects --------------------------------------------------------------------------------------
 
 
 def test_an_image_of_simpleitk_has_the_axes_of_its_own_indices(volume: Array) -> None:
@@ -152,7 +152,7 @@ def test_a_tensor_of_torch_is_not_copied(volume: Array) -> None:
     assert np.shares_memory(read(torch.from_numpy(volume)), volume)
 
 
-def test_a_tensor_of_another_device_is_fetched(volume: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_on_another_device_is_copied_to_the_host(volume: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     fetched = []
 
@@ -208,7 +208,7 @@ def test_array_protocols_need_no_copy(volume: Array, kind: Callable[[Array], obj
     ],
     ids=["big-endian", "negative strides", "read-only", "memory map", "Fortran", "no mask", "nothing masked"],
 )
-def test_an_array_is_taken_as_it_is(volume: Array, layout: Callable[[Array], Array]) -> None:
+def test_an_array_is_used_unchanged(volume: Array, layout: Callable[[Array], Array]) -> None:
     given = layout(volume)
     found = read(given)
     assert type(found) is np.ndarray
@@ -222,7 +222,7 @@ def test_a_sequence_of_slices_is_stacked_along_the_first_axis(volume: Array, con
     assert np.array_equal(read(volume.tolist()), volume)
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
+# ---- refused objects ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,19 +258,19 @@ def test_a_sequence_of_slices_is_stacked_along_the_first_axis(volume: Array, con
         ([np.zeros(2), np.ma.masked_array([1, 2], mask=[0, 1])], "is a list with masked arrays"),
     ],
 )
-def test_what_is_no_array_is_refused_with_what_to_write(value: object, expected: str) -> None:
+def test_errors_for_other_objects_name_the_fix(value: object, expected: str) -> None:
     with pytest.raises(BadImage, match=expected):
         read(value)
 
 
-def test_a_list_that_holds_itself_is_refused() -> None:
+def test_a_list_that_contains_itself_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(BadImage, match="is not an array, or cannot be read as one"):
         read(endless)
 
 
-def test_the_reason_of_a_library_is_passed_on() -> None:
+def test_errors_contain_the_reason_of_a_library() -> None:
     class Broken:
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
             raise TypeError("Use .get() to copy it from the GPU.")
@@ -287,18 +287,18 @@ def test_a_tensor_without_data_is_refused() -> None:
         read([torch.zeros(5, 6)] * 4)
 
 
-def test_a_picture_is_no_volume() -> None:
+def test_a_picture_is_not_a_volume() -> None:
     image = pytest.importorskip("PIL.Image")
     with pytest.raises(BadImage, match="is a picture of PIL"):
         read(image.new("RGB", (4, 5)))
 
 
-def test_masked_voxels_of_an_array_protocol_are_seen(volume: Array) -> None:
+def test_masked_voxels_of_an_array_protocol_are_detected(volume: Array) -> None:
     with pytest.raises(BadMask, match=r"The mask has 7 masked voxels.*mask.filled\(False\)"):
         to_array(HasArray(np.ma.masked_array(volume, mask=volume < 7)), "mask", BadMask)
 
 
-def test_no_library_is_imported_for_it() -> None:
+def test_array_like_imports_no_library() -> None:
     code = (
         "import sys, nninteractive_ws.client.core, numpy as np; "
         "from nninteractive_ws.client.array_like import to_array; "

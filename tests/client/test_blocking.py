@@ -27,7 +27,7 @@ from nninteractive_ws.messages import Hello
 
 @pytest.fixture(scope="module")
 def session(server: str) -> Iterator[nni.Session]:
-    """One session for the tests that leave it as useful as it was; each sets the image it wants."""
+    """A session for the tests that leave it usable. Each sets its own image."""
     with nni.connect(server) as session:
         yield session
 
@@ -36,7 +36,7 @@ def session(server: str) -> Iterator[nni.Session]:
 
 Array = npt.NDArray[Any]
 
-#: The same voxels, 0 to 200 in int16, in other types and in other places of the memory.
+#: The same voxels, 0 to 200 in int16, with other types and memory layouts.
 WAYS: dict[str, Callable[[Array], Array]] = {
     "uint8": lambda a: a.astype(np.uint8),
     "uint16": lambda a: a.astype(np.uint16),
@@ -60,7 +60,7 @@ WAYS: dict[str, Callable[[Array], Array]] = {
 
 @pytest.fixture(scope="module")
 def plain() -> Array:
-    """Contiguous int16; half a phantom, so that every way is quick."""
+    """Half a phantom in contiguous int16, so that each variant is quick."""
     return np.clip(phantom()[::2, ::2, ::2] // 4 + 100, 0, 200).astype(np.int16)
 
 
@@ -104,7 +104,7 @@ def test_booleans(session: nni.Session, plain: Array) -> None:
     ],
     ids=["2-D", "4-D", "empty", "complex", "text", "constant", "nan", "inf", "too large", "ragged"],
 )
-def test_what_is_no_image(session: nni.Session, image: Any, expected: str) -> None:
+def test_invalid_images_are_refused(session: nni.Session, image: Any, expected: str) -> None:
     session.set_image(phantom())
     with pytest.raises(errors.BadImage) as caught:
         session.set_image(image)
@@ -127,7 +127,7 @@ def test_a_prompt_before_any_image(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_everything_once(session: nni.Session) -> None:
+def test_the_whole_api(session: nni.Session) -> None:
     session.set_image(phantom())
     assert session.server.model.name == "demo"
     a = session.segment("a")
@@ -161,7 +161,7 @@ def test_everything_once(session: nni.Session) -> None:
         a.add_scribble(np.zeros(SHAPE))
 
 
-def test_the_mask_that_is_handed_out_is_read_only(session: nni.Session) -> None:
+def test_the_mask_is_read_only(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
     segment.set_mask(stroke())
@@ -178,7 +178,7 @@ def test_the_mask_that_is_handed_out_is_read_only(session: nni.Session) -> None:
     assert np.array_equal(segment.mask, changed)
 
 
-def test_a_mask_that_is_none_is_refused(session: nni.Session) -> None:
+def test_an_invalid_mask_is_refused(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
     segment.set_mask(stroke())
@@ -201,7 +201,7 @@ def test_an_image_of_simpleitk_has_the_axes_of_its_mask(session: nni.Session) ->
 def test_an_empty_mask_can_be_set(session: nni.Session) -> None:
     session.set_image(phantom())
     segment = session.segment("a")
-    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0  # of a segment that was not there before
+    assert segment.set_mask(np.zeros(SHAPE, bool)).voxels == 0  # of a new segment
     cube = np.zeros(SHAPE, bool)
     cube[3:9, 4:8, 5:7] = True
     assert segment.set_mask(cube).voxels == 48
@@ -243,7 +243,7 @@ def test_cancel_from_another_thread(session: nni.Session, state: str) -> None:
     session.on("progress", watch)
     thread = threading.Thread(target=cancel)
     thread.start()
-    # All of a mask is refined, whatever the model makes of it.
+    # A whole mask is refined, independent of the model.
     everything = np.ones(WIDE_SHAPE, bool)
     prompts = {"predicting": lambda: a.add_lasso(wide_lasso()), "refining": lambda: a.set_mask(everything, run=True)}
     with pytest.raises(errors.Cancelled):
@@ -279,7 +279,7 @@ def test_threads_share_a_session(session: nni.Session) -> None:
 
 
 @pytest.mark.slow
-def test_callbacks_run_on_the_io_thread_and_may_not_wait(server: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_callbacks_run_on_the_io_thread_and_cannot_block(server: str, caplog: pytest.LogCaptureFixture) -> None:
     names: list[str] = []
     with nni.connect(server) as fresh:
         fresh.on("done", lambda _: names.append(threading.current_thread().name))
@@ -393,8 +393,8 @@ def test_close_while_another_thread_waits(server: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pthread_kill")
-def test_an_interrupted_connect_closes_its_connection_at_once() -> None:
-    """The server, here one that is loading its model, would otherwise keep a place for a client that is gone."""
+def test_an_interrupted_connect_closes_its_connection_immediately() -> None:
+    """Otherwise, a server that loads its model would reserve a session for a vanished client."""
     codes: list[int | None] = []
 
     def behave(connection: ServerConnection) -> None:

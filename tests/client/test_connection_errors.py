@@ -35,7 +35,7 @@ BOX = Address(False, "box", 99)
 
 
 def why_not(written: str, timeout: float = 10) -> Error:
-    """Try to connect as the clients do; what is said of it."""
+    """Try to connect as the clients do. Return the error."""
     address = parse_address(written)
 
     async def attempt() -> None:
@@ -59,11 +59,11 @@ def test_nothing_listens() -> None:
     error = why_not(address)
     assert type(error) is ConnectionFailed
     assert f"Nothing listens at {address}" in str(error)
-    # A name that stands for several addresses, all of which refuse.
+    # A name with several addresses, all of which refuse.
     assert "Nothing listens" in str(why_not(address.replace("127.0.0.1", "localhost")))
 
 
-def test_a_name_that_is_not_known() -> None:
+def test_an_unknown_name() -> None:
     error = why_not("no-such-machine.invalid")
     assert type(error) is ConnectionFailed
     assert 'DNS lookup of "no-such-machine.invalid" failed' in str(error)
@@ -133,14 +133,14 @@ def test_a_401_by_its_challenge(challenge: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
-def test_a_port_that_accepts_connections_and_stays_silent(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_port(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
     with listening() as (_, address), pytest.raises(ConnectionFailed) as refused:
         run(nni.aconnect(f"{scheme}://{address}"))
     assert str(refused.value).startswith(f"A program at {address} accepts connections, but does not answer as an nnint")
 
 
-def test_a_machine_that_does_not_accept_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_accept_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.5)
     with listening(backlog=0) as (_, address), contextlib.ExitStack() as stack:
         host, _, port = address.rpartition(":")
@@ -161,7 +161,7 @@ def test_a_host_that_is_not_allowed(status: int) -> None:
     assert str(error) == output
 
 
-def test_a_proxys_own_page_is_not_the_servers_word() -> None:
+def test_an_error_page_of_a_proxy_is_attributed_to_the_proxy() -> None:
     with http_server(answers(503, "<html>Service Unavailable</html>", "text/html")) as address:
         error = why_not(address)
     assert type(error) is ConnectionFailed
@@ -169,14 +169,14 @@ def test_a_proxys_own_page_is_not_the_servers_word() -> None:
 
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"\x15\x03\x01\x00\x02\x02\x16"])
-def test_something_else_entirely(greeting: bytes) -> None:
+def test_a_server_of_another_protocol(greeting: bytes) -> None:
     with greeting_server(greeting) as address:
         error = why_not(address)
     assert type(error) is ConnectionFailed
     assert f"The program at {address} is not an nninteractive-ws server" in str(error)
 
 
-def test_no_tls_there() -> None:
+def test_no_tls_on_the_server() -> None:
     with greeting_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
         error = why_not(f"wss://{address}")
     assert type(error) is ConnectionFailed

@@ -1,4 +1,4 @@
-"""The client's core without I/O. Frames are exchanged with the engine's real session, or made by hand."""
+"""The client's core without I/O. It exchanges frames with the engine's real session, or gets handwritten ones."""
 
 from collections.abc import Callable, Iterator
 import itertools
@@ -62,7 +62,7 @@ def test_journal_equals_the_servers_history(link: Link) -> None:
 
 
 @pytest.mark.slow
-def test_commands_sent_at_once_give_what_they_give_one_by_one(link: Link, new_server: Any, source: ImageSource) -> None:
+def test_pipelined_commands_give_the_results_of_single_ones(link: Link, new_server: Any, source: ImageSource) -> None:
     for command in SCRIPT:
         command(link.core)
         link.settle()
@@ -81,7 +81,7 @@ def test_commands_sent_at_once_give_what_they_give_one_by_one(link: Link, new_se
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[list[Snapshot], list[int]]:
-    """After each command of the short script: the journal, and how many frames had come from the server."""
+    """The journal, and the number of frames from the server, after each command of the short script."""
     core, server = Core(), MemoryServer(quick_model, device)
     link = Link(core, server, frames=10**6)
     core.start()
@@ -98,7 +98,7 @@ def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> tuple[lis
 
 
 def cuts(frames: list[int]) -> Iterator[int]:
-    """After how many frames to break the link: in the welcome, in the image, and within and between commands."""
+    """The numbers of frames after which the link breaks: in the welcome, in the image, in and between commands."""
     yield from (0, 2, frames[0])
     first, last = frames[1], frames[2]  # the lasso with its previews
     yield from np.unique(np.linspace(first + 1, last - 1, 3).astype(int)).tolist()
@@ -106,7 +106,7 @@ def cuts(frames: list[int]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_lost_at_any_moment(
+def test_the_session_is_restored_after_a_loss_at_any_moment(
     undisturbed: tuple[list[Snapshot], list[int]],
     new_server: Callable[[], MemoryServer],
     source: ImageSource,
@@ -132,7 +132,7 @@ def _play_with_a_loss(
             link.settle()
         except Lost:
             unanswered = core.pending_requests
-            core.start()  # which takes previews back
+            core.start()  # reverts previews
             for segment in core.segments.values():
                 assert np.array_equal(segment.composed(), segment.mask), f"a preview was left, cut {cut}"
             answered.extend(link.happened)
@@ -154,7 +154,7 @@ def _play_with_a_loss(
 
 
 @pytest.mark.slow
-def test_lost_again_while_restoring(link: Link, new_server: Callable[[], MemoryServer]) -> None:
+def test_a_second_loss_during_restore(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     for command in SCRIPT[:8]:
         command(core)
@@ -202,13 +202,13 @@ def test_a_cancelled_request_is_not_sent_again(link: Link, new_server: Callable[
 
 @pytest.mark.parametrize("damage", ["missing", "checksum"])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_snapshot_heals_mask_and_journal(link: Link, damage: str, at: int) -> None:
+def test_a_snapshot_repairs_mask_and_journal(link: Link, damage: str, at: int) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
     kept = core.segments["a"].mask
-    core.set_mask("a", ball(SHAPE, (30, 40, 36), 6), run=True)  # of two changes: what is given, and what becomes of it
-    core.add_point("a", (32, 40, 36))  # waits meanwhile
+    core.set_mask("a", ball(SHAPE, (30, 40, 36), 6), run=True)  # two changes: the original and the damaged one
+    core.add_point("a", (32, 40, 36))  # is pending meanwhile
     seen: list[bytes] = []
 
     def corrupt(frame: bytes) -> bytes | None:
@@ -238,7 +238,7 @@ def _check_masks(core: Core, server: MemoryServer) -> None:
         assert np.array_equal(segment.composed(), segment.mask)
 
 
-def test_a_last_change_that_is_missing_is_noticed_by_the_answer(link: Link) -> None:
+def test_a_missing_final_change_is_detected_by_the_answer(link: Link) -> None:
     core = link.core
     link.change_frame = lambda f: None if isinstance(protocol.decode_server(f), wire.MaskDelta) else f
     core.add_point("a", (30, 40, 36))
@@ -247,7 +247,7 @@ def test_a_last_change_that_is_missing_is_noticed_by_the_answer(link: Link) -> N
     check_journal(core, link.server)
 
 
-def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], MemoryServer]) -> None:
+def test_a_loss_while_a_snapshot_is_pending(link: Link, new_server: Callable[[], MemoryServer]) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -276,12 +276,12 @@ def test_lost_while_a_snapshot_is_awaited(link: Link, new_server: Callable[[], M
     check_journal(core, second.server)
 
 
-# ---- messages made by hand --------------------------------------------------------------------------------
+# ---- handwritten messages ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def open_core(source: ImageSource) -> Core:
-    """A core with an image, whose frames so far were thrown away."""
+    """A core with an image. Its previous frames are discarded."""
     core = Core()
     core.start()
     deliver(core, WELCOME)
@@ -293,7 +293,7 @@ def open_core(source: ImageSource) -> Core:
 
 
 def delta(request: int, base: int, box: Box, mask: Mask, segment: str = "a") -> wire.MaskDelta:
-    """A change that sets a box in ``mask``, which is changed."""
+    """Set a box in ``mask``, and return the change."""
     change = masks.Delta(box, ~mask[box.slices])
     mask[box.slices] = True
     return wire.MaskDelta(
@@ -315,7 +315,7 @@ def test_the_handshake(source: ImageSource) -> None:
     assert isinstance(hello, wire.Hello)
     assert (hello.version, hello.encodings) == (protocol.PROTOCOL_VERSION, ["deflate", "raw"])
     assert (hello.session_id, hello.session_secret) == (None, None)
-    # What is asked for before the welcome waits for it.
+    # Requests before the welcome wait for it.
     numbers = [core.set_image(source), core.add_point("a", (1, 2, 3))]
     assert sent(core) == []
     (opened,) = deliver(core, WELCOME)
@@ -333,7 +333,7 @@ def test_ids_grow(open_core: Core) -> None:
     assert open_core.pending_requests == numbers
 
 
-def test_what_is_not_known_is_ignored(open_core: Core) -> None:
+def test_unknown_messages_are_ignored(open_core: Core) -> None:
     assert open_core.receive(msgspec.msgpack.encode({"type": "weather", "id": 7, "sun": True})) == []
     with_more = {**msgspec.to_builtins(wire.Notice(code="warning", message="so")), "type": "notice", "more": 1}
     assert open_core.receive(msgspec.msgpack.encode(with_more)) == [events.Notice("warning", "so")]
@@ -363,7 +363,7 @@ def test_a_change_that_does_not_fit_is_the_servers_fault(open_core: Core, box: A
 
 
 def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
-    """Else a server could make the client keep any number of masks."""
+    """Otherwise, a server could make the client keep any number of masks."""
     number = open_core.add_point("a", (1, 2, 3))
     bits = wire.RunLengthMask(box=((0, 1), (0, 1), (0, 1)), runs=2, encoding="raw", data=b"\0\0\0\0\1\0\0\0")
     delta = wire.MaskDelta(
@@ -376,14 +376,14 @@ def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
     assert "b" not in open_core.segments
 
 
-def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> None:
+def test_a_refused_image_is_not_set(open_core: Core, source: ImageSource) -> None:
     number = open_core.set_image(source)
     prompt = open_core.add_point("a", (1, 2, 3))
     (failed,) = deliver(open_core, wire.ErrorMessage(code="too_large", message="too many voxels", id=number))
     assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, errors.TooLarge)
     assert open_core.next_brick() is None
-    # What the server did for the prompt, it did on the image before.
+    # The server ran the prompt on the previous image.
     assert deliver(open_core, delta(prompt, 0, Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool))) == []
     assert len(deliver(open_core, wire.Done(id=prompt, segment="a"))) == 1
     assert open_core.segments == {}
@@ -391,7 +391,7 @@ def test_a_refused_image_is_no_image(open_core: Core, source: ImageSource) -> No
         open_core.add_point("a", (1, 2, 3))
 
 
-def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> None:
+def test_another_image_cancels_requests_of_the_previous_one(open_core: Core) -> None:
     first = open_core.add_point("a", (1, 2, 3))
     box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
     deliver(open_core, delta(first, 0, box, mask))
@@ -409,7 +409,7 @@ def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> 
     prompt = open_core.add_point("a", (1, 2, 3))
     small = np.zeros((10, 10, 10), bool)
     assert len(deliver(open_core, delta(prompt, 0, box, small))) == 1
-    # The same before a loss of the connection: the new image is announced for the request that waits for it.
+    # The same with a lost connection: the new image is announced for its pending request.
     open_core.start()
     happened = deliver(open_core, WELCOME)
     (taken_back, opened) = happened
@@ -420,7 +420,7 @@ def test_another_image_cancels_what_is_about_the_one_before(open_core: Core) -> 
     assert not open_core.segments["a"].mask.any()
 
 
-def test_what_was_asked_about_an_image_before_is_not_sent_again(open_core: Core) -> None:
+def test_requests_of_a_previous_image_are_not_sent_again(open_core: Core) -> None:
     prompt = open_core.add_point("a", (1, 2, 3))
     new = open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))
     open_core.start()
@@ -432,7 +432,7 @@ def test_what_was_asked_about_an_image_before_is_not_sent_again(open_core: Core)
     assert open_core.pending_requests == [new]
 
 
-def test_a_snapshot_that_fails_is_asked_for_again(open_core: Core) -> None:
+def test_a_failed_snapshot_is_requested_again(open_core: Core) -> None:
     number = open_core.add_point("a", (1, 2, 3))
     sent(open_core)
     box, mask = Box((0, 0, 0), (2, 2, 2)), np.zeros(SHAPE, bool)
@@ -455,7 +455,7 @@ def test_a_snapshot_that_fails_is_asked_for_again(open_core: Core) -> None:
     assert open_core.pending_requests == [number]
 
 
-def test_numbers_stay_when_requests_are_sent_again(open_core: Core) -> None:
+def test_ids_are_kept_when_requests_are_sent_again(open_core: Core) -> None:
     point, undo = open_core.add_point("a", (1, 2, 3)), open_core.undo("b")
     open_core.start()
     sent(open_core)
@@ -486,7 +486,7 @@ def test_cancel(open_core: Core) -> None:
     assert sent(open_core) == [wire.Bye()]
 
 
-def test_what_cannot_be_asked(open_core: Core) -> None:
+def test_invalid_requests_are_refused(open_core: Core) -> None:
     out, empty = errors.OutOfBounds, errors.UnsupportedPrompt
     i, _, k = SHAPE
     cases: list[tuple[type[errors.Error], Callable[[], int]]] = [
@@ -513,7 +513,7 @@ def test_what_cannot_be_asked(open_core: Core) -> None:
     assert open_core.pending_requests == []
 
 
-def test_only_what_is_marked_travels(open_core: Core) -> None:
+def test_only_the_bounding_box_of_a_mask_is_sent(open_core: Core) -> None:
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[10:14, 20, 30:33] = 7
     open_core.add_scribble("a", drawn)
@@ -538,7 +538,7 @@ def test_a_point_of_floats_is_rounded(open_core: Core) -> None:
     assert message.point == (2, 2, 71)
 
 
-def test_segments_are_made_once(open_core: Core) -> None:
+def test_segments_are_created_once(open_core: Core) -> None:
     assert open_core.segment("a") is open_core.segment("a")
     assert isinstance(open_core.segment("a"), Segment)
     assert Core().segments == {}

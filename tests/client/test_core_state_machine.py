@@ -1,7 +1,7 @@
-"""Any order of events between a client's core and a session: at quiescence both sides agree.
+"""Random sequences of events between a client's core and a session. At quiescence, both sides agree.
 
-The two are joined in memory by a link that delays, duplicates, loses and breaks. What was done in the end is done
-once more by a client and a server that nothing disturbs, and must give the same, bit for bit.
+A link in memory connects the two, which delays, duplicates, loses and breaks. At the end, an undisturbed client and
+server repeat the applied commands, and must get the same masks, bit for bit.
 """
 
 from collections import deque
@@ -73,18 +73,18 @@ class Machine(RuleBasedStateMachine):
         self.core.start()
         self.image = self.core.set_image(self.source)
 
-    # ---- what users do ------------------------------------------------------------------------------------
+    # ---- actions of users ---------------------------------------------------------------------------------
 
     @rule(command=commands())
     def ask(self, command: Command) -> None:
         self.commands[command(self.core)] = command
 
-    @precondition(lambda self: self.image in self.answers)  # else the image itself is cancelled
+    @precondition(lambda self: self.image in self.answers)  # otherwise, the image itself is cancelled
     @rule()
     def cancel(self) -> None:
         self.core.cancel()
 
-    # ---- what a network does ------------------------------------------------------------------------------
+    # ---- faults of the network ----------------------------------------------------------------------------
 
     def _collect(self) -> None:
         while (frame := self.core.next_control()) is not None:
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(meanwhile=st.integers(0, 3))
     def cut(self, meanwhile: int) -> None:
-        """The connection breaks with all that is on its way; the server goes on working until there is another."""
+        """Break the connection with all frames in flight. The server continues until the next connection."""
         self.server.disconnect()
         for _ in range(meanwhile):
             self.work()
@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         self.server.slow = False
         self.core.start()
 
-    # ---- what a server does -------------------------------------------------------------------------------
+    # ---- actions of the server ----------------------------------------------------------------------------
 
     @rule()
     def work(self) -> None:
@@ -161,7 +161,7 @@ class Machine(RuleBasedStateMachine):
                 self.down.clear()
                 self.core.start()
 
-    # ---- what must hold -----------------------------------------------------------------------------------
+    # ---- invariants ---------------------------------------------------------------------------------------
 
     def _receive(self, frame: bytes) -> None:
         for event in self.core.receive(frame):
@@ -208,8 +208,8 @@ class Machine(RuleBasedStateMachine):
         self._compare_with_a_quiet_run()
 
     def _compare_with_a_quiet_run(self) -> None:
-        """What was done, done again without disturbance. Snapshots may credit one step with the changes of several,
-        so masks are compared after every undo, where the server's word counts."""
+        """Repeat the applied commands without disturbance. A snapshot may combine the changes of several steps, so
+        masks are compared after every undo, where the server's mask counts."""
         quiet, server = Core(), MemoryServer(self.model, self.device)
         quiet.start()
         other = Machine.__new__(Machine)

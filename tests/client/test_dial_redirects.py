@@ -23,7 +23,7 @@ TOKEN = "nws_of-the-first-server"
 
 
 class Server(ThreadingHTTPServer):
-    """Redirects every request to ``locations``; notes its connections and the tokens that came with requests."""
+    """Redirects every request to ``locations``, and records connections and tokens."""
 
     def __init__(self, status: int = 302) -> None:
         super().__init__(("127.0.0.1", 0), _Redirect)
@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.connections += 1
         return request
 
-    def handle_error(self, *_: object) -> None: ...  # a client that hangs up is none
+    def handle_error(self, *_: object) -> None: ...  # a client that disconnects is no error
 
 
 class _Redirect(BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ DRIVERS = pytest.mark.parametrize("driver", [by_asyncio, by_polling])
 @pytest.mark.parametrize(
     "form", ["ws://{}/x", "http://{}/x", "//{}/x", "http://anna:hunter2@{}/x", "http://{}/x?k=hunter2#f"]
 )
-def test_another_origin_sees_nothing(driver: Driver, status: int, form: str) -> None:
+def test_a_redirect_to_another_origin_is_not_followed(driver: Driver, status: int, form: str) -> None:
     with serving(Server(status)) as first, serving(Server()) as second:
         first.locations = [form.format(f"127.0.0.1:{second.server_port}")]
         error = driver(f"127.0.0.1:{first.server_port}")
@@ -138,8 +138,8 @@ def authority() -> trustme.CA:
 
 
 @DRIVERS
-def test_no_way_down_from_tls(driver: Driver, authority: trustme.CA, tmp_path: Path) -> None:
-    """To the plain port of the same machine, where anybody on the way could read the token."""
+def test_a_redirect_from_tls_to_plain_is_refused(driver: Driver, authority: trustme.CA, tmp_path: Path) -> None:
+    """To a plain port of the same machine, where the token could be read in transit."""
     ca = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -156,7 +156,7 @@ def test_no_way_down_from_tls(driver: Driver, authority: trustme.CA, tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["http://{}/x?k=hunter2", "//anna:hunter2@{}/x", "ws://{}/x"])
-def test_doctor_follows_none(form: str) -> None:
+def test_doctor_follows_no_redirect(form: str) -> None:
     with serving(Server()) as first, serving(Server()) as second:
         first.locations = [form.format(f"127.0.0.1:{second.server_port}")]
         failed = by_doctor(f"127.0.0.1:{first.server_port}")

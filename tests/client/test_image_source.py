@@ -1,4 +1,4 @@
-"""Statistics of a volume against numpy and exact fractions; volumes that cannot be used."""
+"""Statistics of a volume against numpy and exact fractions, and invalid volumes."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,15 +18,15 @@ from nninteractive_ws.geometry import Box, Index
 
 Volume = np.ndarray[Any, Any]
 
-#: Sides around the multiples of a brick's edge, where rounding goes wrong.
+#: Side lengths around multiples of a brick's edge, where rounding errors occur.
 SIDES = st.integers(1, 200) | st.sampled_from([1, 63, 64, 65, 127, 128, 129, 192])
 SHAPES = st.tuples(SIDES, SIDES, SIDES)
-#: Volumes small enough to hold, one axis long.
+#: Volumes of small size with one long axis.
 LONG = st.integers(1, 200).flatmap(lambda n: st.permutations([n, 2, 3]).map(tuple))
 
 # ---- statistics -------------------------------------------------------------------------------------------
 
-#: numpy's dtypes and how their voxels travel.
+#: numpy's dtypes, and their dtypes on the wire.
 WIRE = {
     "bool": "uint8",
     "int8": "int8",
@@ -46,7 +46,7 @@ every_dtype = pytest.mark.parametrize("dtype", WIRE)
 
 
 def nonzero_part(volume: Volume) -> Volume:
-    """What is normalized over: the voxels as they travel, in the smallest box around the non-zero ones."""
+    """Return the voxels for the statistics: values on the wire, in the bounding box of the non-zero ones."""
     sent = volume.astype(WIRE["longdouble" if volume.dtype == np.longdouble else volume.dtype.name])
     at = np.argwhere(sent)
     return sent[tuple(slice(a, b) for a, b in zip(at.min(axis=0), at.max(axis=0) + 1, strict=True))]
@@ -58,7 +58,7 @@ def by_numpy(volume: Volume) -> tuple[float, float]:
 
 
 def by_fractions(volume: Volume) -> tuple[float, float]:
-    """Exact but for the last step."""
+    """Return the statistics, exact except for the last step."""
     values = [Fraction(v) for v in nonzero_part(volume).ravel().tolist()]
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
@@ -66,7 +66,7 @@ def by_fractions(volume: Volume) -> tuple[float, float]:
 
 
 def sample(dtype: str, shape: Index, seed: int = 0, border: int = 3) -> Volume:
-    """Positive and (where it can) negative values and zeros, in a border of zeros."""
+    """Return positive and, if possible, negative values and zeros, in a border of zeros."""
     rng = np.random.default_rng(seed)
     kind = np.dtype(dtype).kind
     low, high = (0, 2) if kind == "b" else (0, 200) if kind == "u" else (-100, 100)
@@ -82,7 +82,7 @@ def test_the_dtype_on_the_wire(dtype: str) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(5, 6, 7), (61, 3, 4), (3, 126, 2), (60, 70, 3), (2, 3, 140)])
-def test_statistics_are_those_of_numpy_and_of_fractions(dtype: str, shape: Index) -> None:
+def test_statistics_match_numpy_and_fractions(dtype: str, shape: Index) -> None:
     volume = sample(dtype, shape)
     found = image_source.statistics(volume)
     assert (found.mean, found.std) == pytest.approx(by_numpy(volume), rel=1e-12)
@@ -99,7 +99,7 @@ def test_statistics_of_any_small_volume(dtype: str, data: st.DataObject) -> None
         if kind == "b"
         else st.integers(*((0, 255) if kind == "u" else (-128, 127)))
         if kind in "iu"
-        # Multiples of an eighth: any sum of theirs is exact, and none is almost another.
+        # Sums of multiples of an eighth are exact.
         else st.integers(-1000, 1000).map(lambda n: n / 8)
     )
     volume = data.draw(hnp.arrays(dtype, data.draw(LONG), elements=elements, fill=st.just(0)))
@@ -126,10 +126,10 @@ LAYOUTS: dict[str, Callable[[Volume], Volume]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_dtype
-def test_the_layout_in_memory_changes_no_digit(dtype: str, layout: str) -> None:
+def test_the_memory_layout_does_not_affect_statistics(dtype: str, layout: str) -> None:
     volume = sample(dtype, (70, 66, 5), border=0)
     if np.dtype(dtype).kind == "f":
-        # Of so many magnitudes that the order of a sum shows in its last digits.
+        # With so many magnitudes, the order of the sum affects its last digits.
         volume = np.asarray(np.random.default_rng(5).normal(size=volume.shape) ** 7, dtype)
     laid_out = LAYOUTS[layout](volume)
     assert np.array_equal(laid_out, volume)
@@ -139,8 +139,8 @@ def test_the_layout_in_memory_changes_no_digit(dtype: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "middle"), [("int16", 32001), ("uint16", 65001), ("int16", -32001)])
-def test_small_integers_lose_no_digit(dtype: str, middle: int) -> None:
-    """Their squares add up to more than a double can count."""
+def test_statistics_of_small_integers_are_exact(dtype: str, middle: int) -> None:
+    """The sum of their squares exceeds the exact integers of a double."""
     off = np.random.default_rng(6).integers(-1, 2, (192, 192, 256), np.int8)
     volume = (off.astype(np.int32) + middle).astype(dtype)
     n, total, squares = off.size, int(off.sum(dtype=np.int64)), int(np.count_nonzero(off))
@@ -156,12 +156,12 @@ def test_extreme_integers() -> None:
         volume[4, 4, 4], volume[5, 5, 5] = np.iinfo(dtype).max, np.iinfo(dtype).min
         found = image_source.statistics(volume)
         mean, std = by_fractions(volume)
-        # Beside 2^63 a hundred has no digits in a double: what counts is the mean as a part of the deviation.
+        # Next to 2^63, a double cannot represent 100. So the error of the mean is relative to the deviation.
         assert found.mean == pytest.approx(mean, rel=1e-12, abs=1e-15 * std)
         assert found.std == pytest.approx(std, rel=1e-12)
 
 
-def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
+def test_nonzero_refers_to_values_on_the_wire() -> None:
     """A double that float32 rounds to zero does not widen the box."""
     volume = np.zeros((6, 6, 6))
     volume[2, 2, 2:5] = 1, 2, 4
@@ -170,7 +170,7 @@ def test_nonzero_is_what_is_not_zero_once_it_travels() -> None:
     assert (found.mean, found.std) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
 
 
-def test_every_voxel_is_in_one_of_the_cubes_and_each_is_little_work() -> None:
+def test_the_cubes_partition_the_volume_and_are_small() -> None:
     seen = np.zeros((130, 70, 5), int)
     for box in image_source._boxes_of_blocks(seen):
         assert math.prod(box.shape) <= 64**3
@@ -178,7 +178,7 @@ def test_every_voxel_is_in_one_of_the_cubes_and_each_is_little_work() -> None:
     assert (seen == 1).all()
 
 
-def test_the_digest_of_a_cube_is_of_the_voxels_as_they_travel() -> None:
+def test_the_digest_of_a_cube_uses_values_on_the_wire() -> None:
     volume = sample("float64", (4, 5, 6))
     box = Box((1, 0, 2), (4, 5, 6))
     expected = hashlib.sha256(volume[1:4, :5, 2:6].astype("<f4").tobytes(order="C")).digest()
@@ -186,7 +186,7 @@ def test_the_digest_of_a_cube_is_of_the_voxels_as_they_travel() -> None:
     assert image_source.block_statistics(np.asfortranarray(volume), box).digest == expected
 
 
-# ---- images that cannot be segmented ----------------------------------------------------------------------
+# ---- valid and invalid images -----------------------------------------------------------------------------
 
 
 @every_dtype
@@ -221,7 +221,7 @@ def test_nested_lists_are_a_volume() -> None:
         ([[[1, 2]], [[3]]], r"not an array"),
     ],
 )
-def test_what_is_no_volume_is_refused_with_what_is_wrong(image: Any, message: str) -> None:
+def test_errors_for_invalid_volumes_name_the_reason(image: Any, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         image_source.check_volume(image)
 
@@ -229,7 +229,7 @@ def test_what_is_no_volume_is_refused_with_what_is_wrong(image: Any, message: st
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [(0, 0, 0), (69, 65, 4), (64, 64, 1), (3, 65, 2)])
-def test_voxels_that_are_not_finite_are_refused_with_their_place(dtype: str, value: float, at: Index) -> None:
+def test_the_error_for_nonfinite_voxels_names_the_index(dtype: str, value: float, at: Index) -> None:
     volume = sample(dtype, (70, 66, 5), border=0)
     volume[at] = value
     with pytest.raises(BadImage) as raised:
@@ -264,7 +264,7 @@ def test_a_constant_image_is_refused(dtype: str, value: int) -> None:
 
 @every_dtype
 def test_a_constant_box_in_zeros_is_refused(dtype: str) -> None:
-    """The zeros around it are not normalized over."""
+    """The statistics exclude the zeros around it."""
     volume = np.zeros((10, 10, 10), dtype)
     volume[2:5, 3:6, 4:7] = 1
     with pytest.raises(BadImage, match=r"cannot be normalized.*deviation is 0"):
@@ -334,7 +334,7 @@ def test_a_volume_that_float32_resolves_is_accepted(dtype: str, base: float, spr
     assert image_source.statistics(volume).std == pytest.approx(volume.std(ddof=1), rel=1e-3)
 
 
-def test_a_volume_whose_differences_are_lost_is_told_from_a_constant_one() -> None:
+def test_a_volume_with_lost_differences_is_distinguished_from_a_constant_one() -> None:
     volume = 1e9 + np.arange(24.0).reshape(2, 3, 4)
     with pytest.raises(BadImage, match=r"Every voxel of the image is 1e\+09.*subtract their mean"):
         image_source.statistics(volume)

@@ -1,4 +1,4 @@
-"""Masks of users: which voxels are set, and values that leave it open."""
+"""Masks from users: set voxels, and ambiguous values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ AT = (1, 2, 3)
 
 
 def one(value: Any = 1, dtype: Any = bool, others: Any = 0) -> Array:
-    """A mask of a value in one voxel."""
+    """A mask with a value in one voxel."""
     mask = np.full(SHAPE, others, dtype)
     mask[AT] = value
     return mask
@@ -51,7 +51,7 @@ def test_bool_integers_and_floats_of_0_and_1_are_masks(mask: Any) -> None:
     assert to_mask(mask, None, SHAPE).voxels == 1
 
 
-def test_nothing_set_is_a_mask() -> None:
+def test_an_empty_mask_is_accepted() -> None:
     for dtype in ("bool", "uint8", "int16", "float32"):
         assert to_mask(np.zeros(SHAPE, dtype), None, SHAPE).box is None
 
@@ -95,7 +95,7 @@ def test_tensors_and_images_are_masks_with_a_box() -> None:
     ],
     ids=lambda value: None if isinstance(value, sitk.Image) else str(value),
 )
-def test_other_values_are_refused_with_what_was_found_and_what_to_write(mask: Any, found: str, remedy: str) -> None:
+def test_errors_for_other_values_name_the_value_and_the_fix(mask: Any, found: str, remedy: str) -> None:
     with pytest.raises(BadMask) as caught:
         to_mask(mask, None, SHAPE)
     assert found in str(caught.value)
@@ -136,6 +136,6 @@ def test_every_command_with_a_mask_refuses_them(core: Core, command: str, value:
     assert len(core.pending_requests) == len(requests) + 1
 
 
-def test_the_code_is_the_client_s_own() -> None:
+def test_bad_mask_is_a_client_side_error() -> None:
     assert issubclass(BadMask, nni.errors.InvalidRequest)
     assert type(error_from_wire("bad_mask", "No.")) is nni.errors.InternalError

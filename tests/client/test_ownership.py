@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
-#: The child uses each function once, and must neither hang nor succeed. The parent then uses the session itself.
+#: The child calls each function once, and must neither hang nor succeed. The parent then uses the session.
 PROGRAM = """
 import asyncio, gc, os, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads, from Python 3.12 on

@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 
 class Timer:
-    """Polls as a timer of a user interface does, and keeps what was told and the longest call."""
+    """A poller like the timer of a user interface. It keeps the events and the duration of the longest call."""
 
     def __init__(self, session: nni.PolledSession) -> None:
         self.session = session
@@ -50,7 +50,7 @@ class Timer:
         time.sleep(0.001)
 
     def until_closed(self, timeout: float = 60) -> str:
-        """The reason why the session ended."""
+        """Wait until the session ends. Return the reason."""
         end = time.monotonic() + timeout
         while not self.session.closed:
             assert time.monotonic() < end
@@ -70,7 +70,7 @@ class Timer:
         self.until(lambda: self.session._core.image is not None and not self.session._core.pending_requests)
 
     def ask(self, number: int) -> events.Result | errors.Error:
-        """Wait for the answer of a request."""
+        """Wait for the answer to a request."""
         self.until(lambda: answer_of(self.events, number))
         found = answer_of(self.events, number)
         assert found is not None
@@ -105,7 +105,7 @@ def test_masks_in_and_out(server: str) -> None:
 
 @pytest.fixture(scope="module")
 def blocking_masks(server: str) -> list[Array]:
-    """What the blocking client gets for the prompts of :func:`prompt_through`."""
+    """The masks of the blocking client for the prompts of :func:`prompt_through`."""
     with nni.connect(server) as session:
         session.set_image(phantom())
         a, masks = session.segment("a"), []
@@ -161,12 +161,12 @@ def test_no_call_takes_long(server: str) -> None:
         timer.longest = 0
         timer.session.set_image(noise)
         timer.until(lambda: isinstance(e := timer.events[-1], events.ImageProgress) and e.present == e.total)
-    # A busy machine makes it long, so it is shown and not judged.
+    # Printed only, because it depends on the load of the machine.
     print(f"the longest call took {1000 * timer.longest:.1f} ms while 12.6 MB traveled")
 
 
 @pytest.mark.slow
-def test_commands_before_it_is_open(server: str) -> None:
+def test_commands_before_the_connection_is_open(server: str) -> None:
     with polled(server) as timer:
         assert isinstance(timer.ask(timer.session._core.set_options(previews=False)), events.Result)
     with polled(server) as timer:
@@ -176,7 +176,7 @@ def test_commands_before_it_is_open(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_image(server: str) -> None:
+def test_invalid_images_are_refused(server: str) -> None:
     nan = phantom().astype(np.float32)
     nan[70, 60, 50] = np.nan
     with polled(server) as timer:
@@ -224,7 +224,7 @@ def test_nothing_listens() -> None:
     assert "Nothing listens at 127.0.0.1:9" in reason("127.0.0.1:9")
 
 
-def test_addresses_that_cannot_be() -> None:
+def test_invalid_addresses() -> None:
     assert 'DNS lookup of "no-such-machine.invalid" failed' in reason("no-such-machine.invalid")
     assert 'DNS lookup of "a..b" failed' in reason("a..b")
     with pytest.raises(errors.BadAddress):
@@ -232,7 +232,7 @@ def test_addresses_that_cannot_be() -> None:
 
 
 def names(monkeypatch: pytest.MonkeyPatch, addresses: Callable[[int], list[tuple[str, int]]]) -> None:
-    """Let the machine's resolver find these addresses for the name gpu-box, by the port that is asked for."""
+    """Resolve the name gpu-box with ``addresses``, a function of the port."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *rest: Any, **hints: Any) -> Any:
@@ -243,7 +243,7 @@ def names(monkeypatch: pytest.MonkeyPatch, addresses: Callable[[int], list[tuple
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
-def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_dns_lookup_does_not_block(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(port: int) -> list[tuple[str, int]]:
         time.sleep(1)
         return [("127.0.0.1", port)]
@@ -256,8 +256,8 @@ def test_a_name_that_takes_long_holds_up_nobody(server: str, monkeypatch: pytest
         assert timer.longest < 0.5
 
 
-def test_the_systems_certificates_are_read_by_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than a poll may take; the session waits for them all the same."""
+def test_the_system_certificates_are_read_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading takes longer than a poll may. The session waits for it without blocking."""
     readers: list[threading.Thread] = []
     real = ssl.create_default_context
 
@@ -272,7 +272,7 @@ def test_the_systems_certificates_are_read_by_somebody_else(monkeypatch: pytest.
     assert threading.main_thread() not in readers
 
 
-def test_a_name_that_is_never_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dns_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
 
     def never(port: int) -> list[tuple[str, int]]:
@@ -302,14 +302,12 @@ def test_one_address_after_the_other(server: str, monkeypatch: pytest.MonkeyPatc
     assert "Nothing listens at gpu-box:1528" in reason("gpu-box")
 
 
-def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_address_does_not_use_up_the_timeout(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = int(server.rpartition(":")[2])
     now = [0.0]
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
         silent = full.getsockname()[1]
-        # The system takes no more than these, and lets others wait without a word.
+        # The accept queue is full then, and further connections get no answer.
         for waiting in (first, second):
             waiting.setblocking(False)
             waiting.connect_ex(("127.0.0.1", silent))
@@ -319,7 +317,7 @@ def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
             timer.tick()
         assert timer.session.fileno() >= 0
         assert not timer.events
-        now[0] += 8  # half of what there is
+        now[0] += 8  # half of the timeout
         timer.open()
         timer.session.close()
 
@@ -334,7 +332,7 @@ def test_an_address_that_is_silent_is_not_waited_for_until_the_end(
     ],
     ids=["ssh", "hangs up", "404", "401"],
 )
-def test_something_else_answers(greeting: bytes, hold: bool, message: str) -> None:
+def test_a_server_of_another_protocol(greeting: bytes, hold: bool, message: str) -> None:
     with greeting_server(greeting, hold) as address:
         assert message in reason(address)
 
@@ -350,11 +348,11 @@ def test_a_server_that_never_answers() -> None:
         assert f"A program at {address} accepts connections, but does not answer as an" in timer.until_closed()
 
 
-def test_a_network_that_is_silent(server: str) -> None:
+def test_a_silent_network(server: str) -> None:
     now = [0.0]
     timer = Timer(nni.PolledSession(server, clock=lambda: now[0])).open()
     for _ in range(10):
-        now[0] += 30  # each time it asks, and is answered
+        now[0] += 30  # each time, it pings and gets an answer
         until = time.monotonic() + 0.05
         while time.monotonic() < until:
             timer.tick()
@@ -370,7 +368,7 @@ def test_a_network_that_is_silent(server: str) -> None:
         assert timer.until_closed() == "The server has not answered for 100 seconds."
 
 
-def test_a_connection_that_breaks(server: str) -> None:
+def test_a_broken_connection(server: str) -> None:
     with relay(server) as broken:
         timer = Timer(nni.PolledSession(broken.address, reconnect_for=0)).open()
         timer.set_image(phantom())
@@ -399,11 +397,11 @@ def test_close_at_any_moment(server: str) -> None:
     timer.session.close()
 
 
-# ---- servers with habits ----------------------------------------------------------------------------------
+# ---- unusual servers --------------------------------------------------------------------------------------
 
 
 class Proxy:
-    """A WebSocket server in front of the real one; ``pass_down(message, connection)`` is awaited for each answer."""
+    """A WebSocket server in front of the real one. ``pass_down(message, connection)`` is awaited for each answer."""
 
     def __init__(self, server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> None:
         self._server, self._pass_down = server, pass_down
@@ -442,14 +440,14 @@ class Proxy:
 
 @contextmanager
 def proxy(server: str, pass_down: Callable[[bytes, ServerConnection], Any]) -> Iterator[str]:
-    """The address of a proxy in front of the real server, see there."""
+    """The address of a :class:`Proxy` in front of the real server."""
     with serving(Proxy(server, pass_down)) as made:
         yield made.address
 
 
 @pytest.mark.slow
 def test_fragments(server: str, blocking_masks: list[Array]) -> None:
-    """Messages may come in any number of frames, with pings between them."""
+    """A message may have any number of frames, with pings between them."""
 
     async def in_pieces(message: bytes, client: ServerConnection) -> None:
         async def pieces() -> Any:
@@ -465,7 +463,7 @@ def test_fragments(server: str, blocking_masks: list[Array]) -> None:
         assert equal(prompt_through(timer), blocking_masks)
 
 
-def test_a_server_that_says_goodbye_while_the_image_travels(server: str) -> None:
+def test_a_server_that_closes_during_the_upload(server: str) -> None:
     count = 0
 
     async def leave(message: bytes, client: ServerConnection) -> None:
@@ -487,7 +485,7 @@ def test_text_is_an_error(server: str) -> None:
         assert "must be a msgpack map" in reason(address)
 
 
-def test_a_refusal(server: str) -> None:
+def test_a_refused_connection(server: str) -> None:
     async def refuse(message: bytes, client: ServerConnection) -> None:
         from nninteractive_ws import messages, protocol
 
@@ -501,8 +499,8 @@ def test_a_refusal(server: str) -> None:
     assert isinstance(failed.error, errors.AtCapacity)
 
 
-def test_a_plain_client_still_gets_in(server: str) -> None:
-    """After all that, the server is as before."""
+def test_a_plain_client_is_still_accepted(server: str) -> None:
+    """The server is unaffected by the tests above."""
 
     async def work() -> str:
         client = await PlainClient.open(server)

@@ -1,4 +1,4 @@
-"""Proxies from the environment, by a real proxy: which variable is used, and who is blamed if something fails."""
+"""Proxies from the environment, with a real proxy: the variable that is used, and the errors."""
 
 import socket
 import sys
@@ -24,7 +24,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failure(address: str = SERVER) -> str:
-    """Why there is no connection; neither the message nor its cause has the password."""
+    """Return the error of a connection. Neither the message nor its cause contains the password."""
     with pytest.raises(ConnectionFailed) as refused:
         run(nni.aconnect(address))
     assert SECRET not in f"{refused.value!r} {refused.value.__cause__!r}"
@@ -35,7 +35,7 @@ def failure(address: str = SERVER) -> str:
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "WS_PROXY"])
-def test_a_dead_proxy_is_blamed_with_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_the_error_of_an_unreachable_proxy_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     place = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv(variable, f"http://anna:{SECRET}@{place}")
     assert failure() == (
@@ -111,7 +111,7 @@ def test_a_socks_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch, scheme: 
     assert "pip install python-socks" in message
 
 
-# ---- what the proxy does --------------------------------------------------------------------------------------
+# ---- behavior of the proxy ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch, status: int, user
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"\x00\x01\x02", b"HTTP/1.1 "])
-def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+def test_a_proxy_of_another_protocol(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
     with connect_proxy(answer=answer) as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
@@ -152,12 +152,12 @@ def test_a_proxy_whose_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_without_tls(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     with connect_proxy(answer=b"HTTP/1.1 400 Bad Request\r\n\r\n") as proxy:
         monkeypatch.setenv("https_proxy", f"https://{proxy.place}")
-        # The first bytes of TLS are no request, for which this proxy would wait.
+        # The proxy waits for a request, which the first bytes of TLS are not.
         monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 0.3)
         assert f"The proxy https://{proxy.place} (set by" in failure(address)
 
 
-def test_the_server_behind_a_proxy_is_blamed_for_its_own_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_server_behind_a_proxy_do_not_name_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with greeting_server(b"SSH-2.0-OpenSSH_9.6\r\n") as target, connect_proxy(target) as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
         message = failure()
@@ -181,7 +181,7 @@ def test_a_session_through_a_proxy(monkeypatch: pytest.MonkeyPatch, server: str,
     assert "Proxy-Authorization: Basic" in request
 
 
-def test_an_invalid_token_is_reported_before_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_token_is_reported_before_connecting_to_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with connect_proxy() as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.place}")
         with pytest.raises(Unauthorized):

@@ -1,6 +1,6 @@
-"""Connections that are lost and come back, with both drivers: the polled one, and the asyncio one below the blocking.
+"""Lost and restored connections, with both drivers: the polled one, and the asyncio one of the blocking client.
 
-A real server with a network that takes milliseconds, and between it and the client a proxy that fails.
+The server is real and has a network that takes milliseconds. A proxy in front of it fails.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from nninteractive_ws.client.reconnect import KeepaliveMonitor, Retries, close_e
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.access import add_user, remove_user
 
-# ---- the server, and what it answers to whom is never cut off -----------------------------------------------
+# ---- the server, and its answers without faults -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def undisturbed(server: QuickServer) -> list[Mask]:
 
 
 def go_on(session: Driver, expected: list[Mask], done: int = 0) -> None:
-    """The prompts after the first ``done`` of PROMPTS give what they give to others."""
+    """Check that the prompts after the first ``done`` of PROMPTS give the masks of an undisturbed client."""
     for prompt, found in zip(PROMPTS[done:], expected[done:], strict=True):
         session.ask(*prompt)()
         assert np.array_equal(mask(session), found), prompt[0]
@@ -80,7 +80,7 @@ def go_on(session: Driver, expected: list[Mask], done: int = 0) -> None:
 # ---- losses -------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_while_idle(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_a_lost_connection_while_idle(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
     session = driver(network.address)
     session.set_image(phantom(shape=WIDE_SHAPE))()
     for prompt in PROMPTS[:2]:
@@ -100,7 +100,9 @@ def test_a_cut_while_idle(driver: type[Driver], network: FaultProxy, undisturbed
     assert not [e for e in session.events if isinstance(e, events.Failed)]
 
 
-def test_a_cut_during_the_upload(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_a_lost_connection_during_the_upload(
+    driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]
+) -> None:
     session = driver(network.address)
     network.arm(Fault("cut", "up", 60_000))
     image = session.set_image(phantom(shape=WIDE_SHAPE))
@@ -114,12 +116,12 @@ def test_a_cut_during_the_upload(driver: type[Driver], network: FaultProxy, undi
 
 
 @pytest.mark.slow
-def test_a_cut_during_a_prompt(driver: type[Driver], network: FaultProxy) -> None:
+def test_a_lost_connection_during_a_prompt(driver: type[Driver], network: FaultProxy) -> None:
     session, calm = driver(network.address), driver(network.address)
     for one in (session, calm):
         one.set_image(phantom(shape=WIDE_SHAPE))()
         one.ask("add_point", (30, 30, 28))()
-    calm.ask("set_mask", WHOLE, run=True)()  # refined all over, which takes a second
+    calm.ask("set_mask", WHOLE, run=True)()  # refined everywhere, which takes a second
     before = mask(session).copy()
     refining = session.ask("set_mask", WHOLE, run=True)
     session.until(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in session.events))
@@ -134,7 +136,7 @@ def test_a_cut_during_a_prompt(driver: type[Driver], network: FaultProxy) -> Non
 
 
 @pytest.mark.slow
-def test_commands_while_it_is_away(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
+def test_commands_while_disconnected(driver: type[Driver], network: FaultProxy, undisturbed: list[Mask]) -> None:
     session = driver(network.address)
     session.set_image(phantom())()
     session.ask("add_point", (30, 30, 28))()
@@ -159,7 +161,7 @@ def test_commands_while_it_is_away(driver: type[Driver], network: FaultProxy, un
 
 
 @pytest.mark.slow
-def test_cancelling_all_while_it_is_away(driver: type[Driver], network: FaultProxy) -> None:
+def test_cancelling_all_while_disconnected(driver: type[Driver], network: FaultProxy) -> None:
     session = driver(network.address)
     session.set_image(phantom())()
     network.refusing = True
@@ -178,7 +180,7 @@ def test_cancelling_all_while_it_is_away(driver: type[Driver], network: FaultPro
 
 @pytest.mark.slow
 def test_servers_that_end(driver: type[Driver], undisturbed: list[Mask]) -> None:
-    """A worker is killed, the server is stopped, and killed: the next one gets all back, and runs what was running."""
+    """A killed worker, a stopped server, a killed server: the next one restores all, and runs the pending prompt."""
     with quick_server() as server:
         session = driver(server.address)
         session.set_image(phantom(shape=WIDE_SHAPE))()
@@ -233,7 +235,7 @@ def test_giving_up(driver: type[Driver], network: FaultProxy) -> None:
     assert session.events[-1] is closed, "it is told once"
 
 
-def test_not_at_all(driver: type[Driver], network: FaultProxy) -> None:
+def test_reconnecting_disabled(driver: type[Driver], network: FaultProxy) -> None:
     session = driver(network.address, reconnect_for=0)
     network.cut()
     session.until(lambda: states(session) == ["open", "closed"])
@@ -299,10 +301,10 @@ def test_closing_during_a_try(driver: type[Driver], network: FaultProxy) -> None
     closes_at_once(session)
 
 
-def test_closing_while_a_name_is_looked_up(
+def test_closing_during_a_dns_lookup(
     driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a network, a name server is waited for; nobody else has to wait for it."""
+    """Without a network, a DNS lookup waits for its timeout. Closing does not."""
     known, asked, over = True, threading.Event(), threading.Event()
     real = socket.getaddrinfo
 
@@ -326,11 +328,11 @@ def test_closing_while_a_name_is_looked_up(
     over.set()
 
 
-# ---- silence ------------------------------------------------------------------------------------------------
+# ---- keepalive ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_network_that_is_silent(driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_network(driver: type[Driver], network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.2)
     monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 0.4)
     session = driver(network.address)
@@ -348,10 +350,10 @@ def test_a_network_that_is_silent(driver: type[Driver], network: FaultProxy, mon
 
 
 @pytest.mark.slow
-def test_a_slow_link_is_not_a_dead_one(
+def test_a_slow_link_is_not_considered_lost(
     driver: type[Driver], server: QuickServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer to a ping waits behind a large mask for longer than it may take."""
+    """The pong waits behind a large mask for longer than the keepalive timeout."""
     monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.3)
     monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 2.2)
     noise = np.random.default_rng(0).random((240, 240, 240)) < 0.5
@@ -371,7 +373,7 @@ def test_a_slow_link_is_not_a_dead_one(
 
 
 def answer_all(connection: ServerConnection) -> None:
-    """Say that every request is done, until the client goes."""
+    """Answer every request with done until the client disconnects."""
     for data in connection:
         assert isinstance(data, bytes)
         request = protocol.decode_client(data)
@@ -383,7 +385,7 @@ def answer_all(connection: ServerConnection) -> None:
 def test_a_request_does_not_wait_until_the_next_try_is_due(
     driver: type[Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who clicks once the server is back is not told to wait for a quarter of a minute."""
+    """A click reconnects immediately, although the back-off is 15 seconds."""
     monkeypatch.setattr(reconnect, "delays", lambda: itertools.repeat(60.0))
     count = 0
 
@@ -392,7 +394,7 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
         count += 1
         connection.recv()
         if count == 2:
-            return  # the first click comes too early, and is kept
+            return  # the first click is too early, and stays pending
         connection.send(protocol.encode(WELCOME))
         if count == 1:
             return
@@ -411,12 +413,12 @@ def test_a_request_does_not_wait_until_the_next_try_is_due(
         session.close()
 
 
-# ---- a server that needs the room for others ----------------------------------------------------------------
+# ---- eviction -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_an_evicted_session_rests(driver: type[Driver]) -> None:
-    """The connection comes back with the next request, and time spent resting is no time spent away."""
+def test_an_evicted_session_is_dormant(driver: type[Driver]) -> None:
+    """The connection returns with the next request. Dormant time does not count toward the timeout."""
     count = 0
 
     def behave(connection: ServerConnection) -> None:
@@ -445,7 +447,7 @@ def test_an_evicted_session_rests(driver: type[Driver]) -> None:
 # ---- without a network --------------------------------------------------------------------------------------
 
 
-def test_the_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -477,7 +479,7 @@ def test_the_delays(monkeypatch: pytest.MonkeyPatch) -> None:
         (errors.Error, True),
     ],
 )
-def test_what_trying_again_cannot_cure(kind: type[errors.Error], final: bool) -> None:
+def test_final_errors_are_not_retried(kind: type[errors.Error], final: bool) -> None:
     assert is_final(kind("")) is final
     retries = Retries(math.inf, lambda: 0.0)
     assert retries.delay_after(kind("")) is None, "the first connection is tried once"
@@ -497,13 +499,13 @@ def test_what_trying_again_cannot_cure(kind: type[errors.Error], final: bool) ->
         (None, Close(1007, "not UTF-8"), errors.BadMessage, "not UTF-8"),
     ],
 )
-def test_how_connections_end(received: Close, sent: Close, kind: type[errors.Error], message: str) -> None:
+def test_close_errors(received: Close, sent: Close, kind: type[errors.Error], message: str) -> None:
     error = close_error(received, sent, "cable")
     assert type(error) is kind
     assert message in str(error)
 
 
-def test_when_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnect.random, "uniform", lambda low, high: high)
     now, loss = [0.0], errors.ConnectionFailed("")
     retries = Retries(10, lambda: now[0])
@@ -530,7 +532,7 @@ def test_when_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert retries.delay_after(loss) is None
 
 
-def test_when_silence_is_broken() -> None:
+def test_the_keepalive_monitor_pings_and_times_out() -> None:
     now = [0.0]
     silence = KeepaliveMonitor(lambda: now[0])
     for now[0] in (1, 10):

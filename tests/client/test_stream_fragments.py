@@ -59,10 +59,10 @@ def test_endless_empty_fragments(driver: Callable[[str], Exception]) -> None:
 
 @contextmanager
 def sending_pings() -> Iterator[str]:
-    """A server that sends pings without end, and reads nothing."""
+    """A server that sends pings endlessly, and reads nothing."""
 
     def behave(listening: socket.socket) -> None:
-        with suppress(OSError):  # the client went, or the test is over
+        with suppress(OSError):  # the client disconnected, or the test is over
             connection, _ = listening.accept()
             with connection:
                 request = connection.recv(4096).decode()
@@ -80,7 +80,7 @@ def sending_pings() -> Iterator[str]:
             yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_pings_of_a_server_that_does_not_read_their_answers() -> None:
+def test_pings_of_a_server_that_does_not_read_pongs() -> None:
     with sending_pings() as address:
         error = by_polling(address)
     assert isinstance(error, errors.ConnectionFailed)

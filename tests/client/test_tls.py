@@ -1,4 +1,4 @@
-"""wss:// with both drivers and with the commands. The tests make their own certificate authority."""
+"""wss:// with both drivers and with the commands. The tests create their own certificate authority."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def ca(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The authority's certificate, as a hospital gives it to its people."""
+    """The certificate of a private authority, as in a hospital."""
     path = tmp_path_factory.mktemp("ca") / "hospital.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -57,7 +57,7 @@ def server(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @contextmanager
 def listening(certificate: trustme.LeafCert) -> Iterator[int]:
-    """A listener that agrees on TLS with whoever comes, and says nothing more; its port."""
+    """Start a listener that completes TLS handshakes and then stays silent. Yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -70,7 +70,7 @@ def listening(certificate: trustme.LeafCert) -> Iterator[int]:
                     with context.wrap_socket(connection, server_side=True) as secure:
                         secure.recv(4096)
                 except OSError:
-                    pass  # the client would have none of it
+                    pass  # the client refused it
 
         with run_in_thread(work):
             yield listener.getsockname()[1]
@@ -118,7 +118,7 @@ def test_names_and_addresses(driver: type[Driver], server: str, ca: Path, host: 
     driver(server.replace("wss://127.0.0.1", f"https://{host}"), ca=str(ca)).close()
 
 
-def test_a_connection_that_comes_back(driver: type[Driver], server: str, ca: Path) -> None:
+def test_a_connection_is_restored(driver: type[Driver], server: str, ca: Path) -> None:
     with fault_proxy(server) as network:
         session = driver(network.address.replace("ws://", "wss://"), ca=ca)
         noise = np.random.default_rng(0).integers(-1000, 1000, (160, 130, 130), np.int16)
@@ -137,7 +137,7 @@ def all_there(session: Driver) -> bool:
     return received[-1].present == received[-1].total
 
 
-# ---- servers that are not to be trusted ---------------------------------------------------------------------
+# ---- untrusted servers --------------------------------------------------------------------------------------
 
 
 @both
@@ -166,7 +166,7 @@ def test_dates(refuse: Refuse, authority: trustme.CA, ca: Path) -> None:
 
 
 @both
-def test_an_authority_that_is_not_known(refuse: Refuse, authority: trustme.CA, tmp_path: Path) -> None:
+def test_an_unknown_authority(refuse: Refuse, authority: trustme.CA, tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     for options in ({}, {"ca": other}):
@@ -189,7 +189,7 @@ def test_the_servers_own_certificate_may_be_trusted(refuse: Refuse, authority: t
 
 @pytest.mark.slow
 @both
-def test_one_side_without_tls(refuse: Refuse, server: str, ca: Path) -> None:
+def test_a_side_without_tls(refuse: Refuse, server: str, ca: Path) -> None:
     error = refuse(server.replace("wss://", "ws://"))
     assert type(error) is errors.ConnectionFailed
     assert "write wss:// in the address" in str(error)
@@ -200,7 +200,7 @@ def test_one_side_without_tls(refuse: Refuse, server: str, ca: Path) -> None:
     assert "write ws:// instead of wss://" in str(error)
 
 
-def test_what_is_no_file_of_certificates(tmp_path: Path, ca: Path) -> None:
+def test_an_invalid_certificate_file(tmp_path: Path, ca: Path) -> None:
     address = parse_address("wss://box")
     (tmp_path / "empty.pem").write_text("")
     for path in (tmp_path / "missing.pem", tmp_path / "empty.pem", tmp_path):
@@ -214,7 +214,7 @@ def test_what_is_no_file_of_certificates(tmp_path: Path, ca: Path) -> None:
         nni.connect("box", ca=ca)
 
 
-def test_trust_is_never_less_than_the_systems_rules(ca: Path) -> None:
+def test_verification_is_never_weakened(ca: Path) -> None:
     for given in (None, ca):
         context = ssl_context(parse_address("wss://box"), given)
         assert context is not None

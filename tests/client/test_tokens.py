@@ -47,7 +47,7 @@ def test_no_token(token: str | None) -> None:
 
 
 @invalid
-def test_an_invalid_token_is_never_repeated(
+def test_errors_do_not_contain_an_invalid_token(
     token: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

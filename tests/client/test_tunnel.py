@@ -38,7 +38,7 @@ SSHD = find_program("sshd")
 
 
 class Sshd:
-    """An sshd for this user alone. ``home``: what ssh takes for the user's home; in it, the client's configuration."""
+    """An sshd for this user only. ``home``: the user's home as ssh sees it, with the client's configuration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -67,7 +67,7 @@ class Sshd:
     @contextmanager
     def running(self) -> Iterator[None]:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd as root drops its privileges
+            Path("/run/sshd").mkdir(exist_ok=True)  # for sshd as root, which drops its privileges
         command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
             try:
@@ -82,7 +82,7 @@ class Sshd:
 @pytest.fixture
 def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     made = Sshd(tmp_path)
-    # An ssh in front of the path that reads the test's configuration in the place of the user's.
+    # An ssh earlier in PATH that reads the test's configuration instead of the user's.
     front = tmp_path / "bin" / "ssh"
     front.parent.mkdir()
     front.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {tmp_path / "client"} "$@"\n')
@@ -133,7 +133,7 @@ def test_addresses(text: str, target: SshTarget) -> None:
      "ssh://host#secret", "ssh://a\nb", "ssh://a\0b", "ssh://a@b@c@host", "ssh://.", "ssh://nws_secret@host",
      "ssh://host\u200b", "ssh://\udc80", "SSH://host;id", "ssh://host:22;id", "ssh://:22", "ssh://user@:22"],
 )  # fmt: skip
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(errors.BadAddress) as refused:
         parse_address(text)
     assert "secret" not in str(refused.value)
@@ -232,7 +232,7 @@ def test_the_commands_through_ssh(sshd: Sshd, server: str, tmp_path: Path) -> No
 
 
 @pytest.mark.sshd
-def test_a_server_that_cannot_be_started(sshd: Sshd) -> None:
+def test_a_server_start_that_fails(sshd: Sshd) -> None:
     with pytest.raises(
         errors.ConnectionFailed, match=r"could not be started on gpu-box \(status 127\).*no-such-command"
     ):
@@ -240,11 +240,11 @@ def test_a_server_that_cannot_be_started(sshd: Sshd) -> None:
     assert ssh_processes() == []
 
 
-# ---- errors in words --------------------------------------------------------------------------------------
+# ---- error messages ---------------------------------------------------------------------------------------
 
 
 def refusal(address: str) -> errors.ConnectionFailed:
-    """What the asyncio driver says; the polled one must say the same."""
+    """Return the error of the asyncio driver, after a check that the polled one gives the same."""
     with pytest.raises(errors.ConnectionFailed) as refused:
         run(nni.aconnect(address))
     polled = nni.PolledSession(address)
@@ -258,7 +258,7 @@ def refusal(address: str) -> errors.ConnectionFailed:
 
 
 @pytest.mark.sshd
-def test_nothing_listens_there(sshd: Sshd) -> None:
+def test_no_server_behind_ssh(sshd: Sshd) -> None:
     port = free_port()
     assert f"nothing listens at port {port} there" in str(refusal(f"ssh://gpu-box/{port}"))
 
@@ -278,26 +278,26 @@ def test_permission_denied(sshd: Sshd, server: str) -> None:
 
 
 @pytest.mark.sshd
-def test_no_ssh_server_there(sshd: Sshd) -> None:
+def test_no_ssh_server(sshd: Sshd) -> None:
     assert "No ssh server listens at 127.0.0.1" in str(refusal(f"ssh://127.0.0.1:{free_port()}"))
 
 
 @pytest.mark.sshd
-def test_a_name_that_nobody_knows(sshd: Sshd) -> None:
+def test_an_unknown_name(sshd: Sshd) -> None:
     assert "not known to ssh" in str(refusal("ssh://no-such-machine.invalid"))
 
 
-def test_no_ssh_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_ssh_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no ssh on this machine" in str(refusal("ssh://gpu-box"))
 
 
-# ---- who else is on this machine ----------------------------------------------------------------------------
+# ---- other users of the machine -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files with a short path, which pytest's own may not have."""
+    """A folder for temporary files with a short path, unlike pytest's."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -327,7 +327,7 @@ def test_no_other_user_can_enter_the_tunnel(sshd: Sshd, server: str, temporary: 
 
 
 class Recorder:
-    """A server that notes the Authorization header of every request, and the process from which it came."""
+    """A server that records the Authorization header and the client process of every request."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | None]] = []
@@ -349,7 +349,7 @@ class Recorder:
 
 @pytest.mark.slow
 @pytest.mark.sshd
-def test_a_token_goes_through_ssh_alone(sshd: Sshd, temporary: Path) -> None:
+def test_a_token_is_sent_only_through_ssh(sshd: Sshd, temporary: Path) -> None:
     recorder = Recorder()
     with recorder.serving() as port:
         address = f"ssh://gpu-box/{port}"
@@ -378,7 +378,7 @@ def test_a_new_socket_where_temporary_files_were_deleted(sshd: Sshd, server: str
 
 
 @pytest.mark.sshd
-def test_nothing_is_left_of_an_ssh_that_was_killed(sshd: Sshd, server: str, temporary: Path) -> None:
+def test_a_killed_ssh_leaves_no_files(sshd: Sshd, server: str, temporary: Path) -> None:
     tunnel = opened(SshTarget("gpu-box", None, port_of(server)))
     (ssh,) = ssh_processes()
     ssh.kill()
@@ -392,7 +392,7 @@ def test_nothing_is_left_of_an_ssh_that_was_killed(sshd: Sshd, server: str, temp
 @pytest.mark.sshd
 def test_a_socket_that_cannot_be_created(sshd: Sshd, server: str, temporary: Path) -> None:
     front = sshd.folder / "bin" / "ssh"
-    # A folder is where the socket is to be, before ssh comes to it.
+    # Create a folder at the path of the socket before ssh does.
     lines = front.read_text().splitlines()
     lines.insert(1, 'for word; do case $word in /*/socket:*) mkdir "${word%%:*}" ;; esac; done')
     front.write_text("\n".join(lines) + "\n")
@@ -402,7 +402,7 @@ def test_a_socket_that_cannot_be_created(sshd: Sshd, server: str, temporary: Pat
 
 @pytest.mark.sshd
 @pytest.mark.parametrize("name", ["x" * 90, "a:b", "%h", "${HOME}", "ä b"])
-def test_a_folder_whose_path_does_not_suit(
+def test_an_unsuitable_temporary_folder_is_skipped(
     sshd: Sshd, server: str, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     odd = temporary / name
@@ -414,7 +414,7 @@ def test_a_folder_whose_path_does_not_suit(
 
 
 @pytest.mark.sshd
-def test_no_folder_suits(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_suitable_temporary_folder(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nninteractive_ws.client.tunnel._MAX_SOCKET_PATH", 5)
     assert "Set the environment variable TMPDIR" in str(refusal("ssh://gpu-box"))
 
@@ -423,7 +423,7 @@ def test_no_folder_suits(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_unix_sockets_another_listener_gets_nothing(
     sshd: Sshd, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows, where another program takes the port that was chosen."""
+    """As on Windows, where another program may take the chosen port."""
     monkeypatch.setattr("nninteractive_ws.client.tunnel._UNIX_SOCKETS", False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.setblocking(False)
@@ -483,8 +483,8 @@ def test_no_character_of_a_shell_reaches_ssh(host: str, user: str, rest: str) ->
 @pytest.mark.parametrize(
     "expected", ["$(touch {})", "`touch {}`", ";touch {}", "|touch {}", "'\"&touch {}", "\n touch {}"]
 )
-def test_a_proxy_command_is_given_no_commands(sshd: Sshd, tmp_path: Path, where: str, expected: str) -> None:
-    """The configuration of many hands host and user to a shell."""
+def test_a_proxy_command_receives_no_shell_commands(sshd: Sshd, tmp_path: Path, where: str, expected: str) -> None:
+    """Many configurations pass host and user to a shell."""
     configuration = (sshd.folder / "client").read_text()
     (sshd.folder / "client").write_text(f"{configuration}Host *\n  ProxyCommand true %h %r\n")
     made = tmp_path / "made"

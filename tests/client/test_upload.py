@@ -16,7 +16,7 @@ from nninteractive_ws.geometry import Box
 
 
 class Clock:
-    """A clock that goes when told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -30,7 +30,7 @@ def noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
 
 
 def uploading(shape: tuple[int, int, int] = (256, 192, 130), clock: Clock | None = None) -> tuple[Core, ImageSource]:
-    """A core whose image is announced; nothing is known of what the server has."""
+    """A core with an announced image. The bricks on the server are unknown."""
     source = ImageSource.of(noise(shape))
     core = Core(clock=clock or Clock())
     core.start()
@@ -40,7 +40,7 @@ def uploading(shape: tuple[int, int, int] = (256, 192, 130), clock: Clock | None
 
 
 def next_bricks(core: Core) -> list[int]:
-    """The bricks that may be sent now."""
+    """Return the bricks that may be sent now."""
     made = [make() for make in iter(core.next_brick, None)]
     return [b.index for frame in made for b in protocol.decode_client(frame).bricks]  # type: ignore[union-attr]
 
@@ -50,7 +50,7 @@ def acknowledge(core: Core, source: ImageSource, indices: list[int]) -> list[Eve
     return deliver(core, wire.ImageProgress(image=source.name, received=indices, present=len(indices), total=total))
 
 
-def test_no_brick_before_the_server_has_said_what_it_has() -> None:
+def test_no_brick_is_sent_before_the_server_reports_present_bricks() -> None:
     core, source = uploading()
     assert next_bricks(core) == []
     assert acknowledge(core, source, [0, 1, 2]) == [events.ImageProgress(3, len(source.grid))]
@@ -84,9 +84,9 @@ def test_bricks_carry_the_voxels() -> None:
     assert np.array_equal(rebuilt, source.volume)
 
 
-def test_the_nearest_to_the_focus_come_first() -> None:
+def test_bricks_nearest_to_the_focus_are_sent_first() -> None:
     core, source = uploading()
-    core.add_point("a", (255, 191, 0))  # before anything is known of the upload
+    core.add_point("a", (255, 191, 0))  # before the server has reported its bricks
     acknowledge(core, source, [])
     expected = source.grid.nearest_first((255, 191, 0))
     order = []
@@ -101,7 +101,7 @@ def test_the_nearest_to_the_focus_come_first() -> None:
     assert order == expected
 
 
-def test_what_a_prompt_waits_for_comes_before_all_others() -> None:
+def test_bricks_needed_by_a_prompt_are_sent_first() -> None:
     core, source = uploading()
     number = core.add_point("a", (0, 0, 0))
     acknowledge(core, source, [])
@@ -117,7 +117,7 @@ def test_what_a_prompt_waits_for_comes_before_all_others() -> None:
     assert order[len(needed) :] == [i for i in nearest if i not in needed]
 
 
-def test_the_window_follows_the_delay_of_acknowledgements() -> None:
+def test_the_window_adapts_to_the_acknowledgement_delay() -> None:
     clock = Clock()
     upload = Upload(Grid((640, 640, 64)), 40, clock)
     upload.acknowledged([])
@@ -134,7 +134,7 @@ def test_the_window_follows_the_delay_of_acknowledgements() -> None:
     assert sizes == [16, 32, 40, 16, 16, 32, 40, 40]
 
 
-def test_a_new_connection_has_no_brick_under_way() -> None:
+def test_a_new_connection_has_no_brick_in_flight() -> None:
     core, source = uploading()
     acknowledge(core, source, [])
     first = next_bricks(core)

@@ -46,7 +46,7 @@ def run_doctor(address: str, token: str | None = None, ca: Path | None = None) -
 
 
 def failure(address: str, **options: Any) -> StepResult:
-    """The finding that ends the list, which has failed; those before have not."""
+    """Return the last result, which must be the only failed one."""
     *before, last = run_doctor(address, **options)
     assert all(f.status != "failed" for f in before)
     assert last.status == "failed", last
@@ -60,11 +60,11 @@ def quick() -> Iterator[QuickServer]:
         yield server
 
 
-# ---- all is well --------------------------------------------------------------------------------------------
+# ---- a healthy server ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_server_that_is_well(quick: QuickServer) -> None:
+def test_all_steps_pass_on_a_healthy_server(quick: QuickServer) -> None:
     found = run_doctor(quick.address)
     assert [f.step for f in found] == STEPS
     assert {f.status for f in found} == {"ok"}, found
@@ -90,14 +90,14 @@ def test_a_server_that_is_well(quick: QuickServer) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_mask_needs_the_bricks_around_the_click_alone(quick: QuickServer) -> None:
+def test_the_first_mask_needs_only_the_bricks_around_the_click(quick: QuickServer) -> None:
     (estimate,) = [f.data for f in run_doctor(quick.address) if f.step == "first_mask"]
     # The patch of 72 around (256, 256, 150), 220 to 292 and 114 to 186 along k, lies in 4 x 4 x 3 bricks of 32.
     assert estimate["bricks"] == 48
 
 
 @pytest.mark.slow
-def test_a_full_server_is_told_and_nobody_is_pushed_out(quick: QuickServer) -> None:
+def test_a_full_server_is_reported_without_evicting_a_session(quick: QuickServer) -> None:
     received: list[Any] = []
     with (
         nni.connect(quick.address, on={"connection": received.append}),
@@ -111,7 +111,7 @@ def test_a_full_server_is_told_and_nobody_is_pushed_out(quick: QuickServer) -> N
 
 
 @pytest.mark.slow
-def test_a_link_that_is_too_slow(quick: QuickServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_link(quick: QuickServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "UPLOAD_TIMEOUT_S", 2.0)
     with relay(quick.address, bytes_per_second=400_000) as slow:
         failed = failure(slow.address)
@@ -160,7 +160,7 @@ def test_the_reference_has_all_steps_data_and_codes(quick: QuickServer) -> None:
     assert failures <= set().union(*codes.values())
 
 
-def test_json_of_what_fails() -> None:
+def test_json_of_a_failure() -> None:
     done = doctor(f"127.0.0.1:{free_port()}", "--json")
     assert done.returncode == 1
     document = json.loads(done.stdout)
@@ -168,10 +168,10 @@ def test_json_of_what_fails() -> None:
     assert document["steps"][-1]["status"] == "failed"
 
 
-# ---- the way there ------------------------------------------------------------------------------------------
+# ---- address and connection ---------------------------------------------------------------------------------
 
 
-def test_what_is_no_address() -> None:
+def test_an_invalid_address() -> None:
     assert failure("http://").code == "bad_address"
     assert "not encrypted" in failure("gpu-box", ca=Path("cert.pem")).found
 
@@ -183,14 +183,14 @@ def test_a_closed_port() -> None:
     assert f"Nothing listens at 127.0.0.1:{port}" in failed.found
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_an_unknown_name() -> None:
     failed = failure("no-such-machine.invalid")
     assert failed.step == "name"
-    assert failed.code in ("unknown_name", "no_name_service")  # the latter where there is no network
+    assert failed.code in ("unknown_name", "no_name_service")  # the latter without a network
     assert "no-such-machine.invalid" in failed.found
 
 
-def test_a_name_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dns_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "ANSWER_TIMEOUT_S", 0.05)
     monkeypatch.setattr(checks, "resolve", lambda *_, **__: Future())
     failed = failure("gpu-box.invalid")
@@ -199,7 +199,7 @@ def test_a_name_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Speaker(socketserver.BaseRequestHandler):
-    """Says one thing to whoever comes, after whatever they say."""
+    """A server that answers the first message of each client with the same bytes."""
 
     greeting = b""
 
@@ -223,7 +223,7 @@ def speaking(message: bytes) -> Any:
     return serving(server)
 
 
-def test_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "ANSWER_TIMEOUT_S", 1.0)
     with speaking(b"") as address:
         failed = failure(address)
@@ -231,7 +231,7 @@ def test_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "accepts connections, but does not answer as an nninteractive-ws server within 1 seconds" in failed.found
 
 
-def test_a_port_of_something_else() -> None:
+def test_a_port_of_another_protocol() -> None:
     with speaking(b"SSH-2.0-OpenSSH_9.2\r\n") as address:
         failed = failure(address)
     assert (failed.step, failed.code) == ("server", "not_http")
@@ -332,7 +332,7 @@ def expect_other(address: str, product: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_the_official_server(demo_model: Any) -> None:
-    """The real one."""
+    """Uses the real official server."""
     from nnInteractive.inference.server.app import make_app
     import torch
 
@@ -341,7 +341,7 @@ def test_the_official_server(demo_model: Any) -> None:
         expect_other(address, "official", "official nnInteractive server")
 
 
-# What their sources document; the servers themselves need a GPU or hundreds of packages.
+# From their sources, because the servers themselves need a GPU or hundreds of packages.
 OTHERS = {
     "slicer_extension": (
         ["/upload_image", "/upload_segment", "/add_point_interaction"],
@@ -353,7 +353,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("product", OTHERS)
-def test_servers_with_the_paths_of_others(product: str) -> None:
+def test_servers_of_other_products_are_identified(product: str) -> None:
     paths, message = OTHERS[product]
     app = FastAPI()
     for path in paths:
@@ -362,7 +362,7 @@ def test_servers_with_the_paths_of_others(product: str) -> None:
         expect_other(address, product, message)
 
 
-def test_an_unknown_server_is_not_guessed_at() -> None:
+def test_an_unknown_server_is_not_identified() -> None:
     app = FastAPI(title="Cafeteria")
     app.get("/menu")(lambda: None)
     with uvicorn_serving(app) as address:
@@ -378,7 +378,7 @@ def test_an_unknown_server_is_not_guessed_at() -> None:
 
 @contextmanager
 def answering(status: int, **headers: str) -> Iterator[str]:
-    """A real HTTP server with one answer to all."""
+    """A real HTTP server with one answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -402,7 +402,7 @@ def answering(status: int, **headers: str) -> Iterator[str]:
         (302, {"Location": "https://login.hospital.example/"}, "redirected", "https://login.hospital.example/"),
     ],
 )
-def test_what_a_proxy_says(status: int, headers: dict[str, str], code: str, message: str) -> None:
+def test_errors_of_a_proxy_are_reported(status: int, headers: dict[str, str], code: str, message: str) -> None:
     with answering(status, **headers) as address:
         failed = failure(address)
     assert (failed.step, failed.code) == ("server", code)
@@ -414,7 +414,7 @@ UPGRADE = 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy
 
 @contextmanager
 def nginx(folder: Path, target: str, settings: str) -> Iterator[str]:
-    """A real nginx that passes on to ``target``, below /nn/."""
+    """A real nginx that forwards /nn/ to ``target``."""
     assert NGINX is not None
     port = free_port()
     paths = "".join(f"{name}_temp_path {folder}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -444,7 +444,7 @@ def test_behind_nginx(quick: QuickServer, tmp_path: Path) -> None:
 
 @pytest.mark.nginx
 @pytest.mark.parametrize("settings", ["", "proxy_http_version 1.1;"])
-def test_behind_nginx_that_passes_on_no_websocket(quick: QuickServer, tmp_path: Path, settings: str) -> None:
+def test_behind_nginx_without_websocket_support(quick: QuickServer, tmp_path: Path, settings: str) -> None:
     with nginx(tmp_path, quick.address.removeprefix("ws://"), settings) as address:
         failed = failure(f"ws://{address}")
         with pytest.raises(nni.Error) as refused:
@@ -455,7 +455,7 @@ def test_behind_nginx_that_passes_on_no_websocket(quick: QuickServer, tmp_path: 
 
 
 @pytest.mark.nginx
-def test_an_address_that_nginx_sends_on(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_redirect_by_nginx(quick: QuickServer, tmp_path: Path) -> None:
     with (
         nginx(tmp_path, quick.address.removeprefix("ws://"), UPGRADE) as address,
         pytest.raises(nni.Error, match=r"redirects to http://.*/nn/") as refused,
@@ -472,11 +472,11 @@ def test_behind_nginx_with_no_server(tmp_path: Path) -> None:
     assert "(nginx" in failed.found
 
 
-# ---- proxies that the computer's settings name --------------------------------------------------------------
+# ---- proxies from the environment ---------------------------------------------------------------------------
 
 
 class ConnectProxy(BaseHTTPRequestHandler):
-    """Joins with ``target`` whatever machine is asked for, or refuses."""
+    """A proxy that connects every request to ``target``, or refuses it."""
 
     protocol_version = "HTTP/1.1"
     target: tuple[str, int] | None = None
@@ -502,7 +502,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
-        pass  # one side has closed, and the other will
+        pass  # one side has closed, and the other one follows
 
 
 @pytest.fixture
@@ -542,7 +542,7 @@ def test_through_a_proxy(quick: QuickServer, proxied: Proxied) -> None:
     assert by_step["encryption"].status == "warning", "it leaves this machine"
 
 
-def test_a_server_that_does_not_know_its_name(quick: QuickServer, proxied: Proxied) -> None:
+def test_a_host_name_that_the_server_refuses(quick: QuickServer, proxied: Proxied) -> None:
     with proxied(quick.address.removeprefix("ws://")):
         failed = failure("other-box.invalid:1528")
     assert (failed.step, failed.code) == ("server", "host_refused")
@@ -560,14 +560,14 @@ def test_a_proxy_that_refuses(proxied: Proxied) -> None:
         assert "requires a user name and a password" in failure("gpu-box.invalid:1528").found
 
 
-def test_a_proxy_that_is_not_there(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
     failed = failure("gpu-box.invalid:1528")
     assert (failed.step, failed.code) == ("connection", "proxy_unreachable")
 
 
 @pytest.mark.parametrize("named", ["ftp://127.0.0.1:1", "socks5://127.0.0.1:1"])
-def test_a_proxy_that_cannot_be_used(no_proxies: None, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+def test_an_invalid_proxy(no_proxies: None, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", named)
     failed = failure("gpu-box.invalid:1528")
     assert (failed.step, failed.code) == ("proxy", "bad_proxy")

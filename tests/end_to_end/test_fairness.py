@@ -1,6 +1,6 @@
-"""Eight clients at once on one device: the masks are those that each gets alone, and nobody waits for more than a turn.
+"""Eight concurrent clients on one device get the masks of single clients, and wait for one turn at most.
 
-Judged by the order of the answers; times are printed, and decide nothing.
+The tests check the order of the answers. Times are only printed.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 
 CLIENTS, PROMPTS = 8, 500
-#: A turn of each other client, and as much again for what is not the device: two cores, and Python's lock, on which
-#: eight sessions prepare their prompts and pack their answers.
+#: One turn of each other client on the device, and one more for the work on two cores with Python's lock: the
+#: sessions prepare prompts and pack answers there.
 MAX_OVERTAKEN = 4
 SHAPE = (84, 72, 66)
 
@@ -38,7 +38,7 @@ def quick() -> Iterator[QuickServer]:
 
 @dataclass(frozen=True)
 class Answer:
-    """``client``'s n-th prompt. ``asked``: how many answers there had been, of anybody, when it was sent."""
+    """An answer to a client. ``asked``: the number of answers to all clients when its prompt was sent."""
 
     client: int
     asked: int
@@ -47,11 +47,11 @@ class Answer:
 
 
 async def prompt(segment: AsyncSegment, client: int, n: int) -> Result:
-    """The n-th prompt of a client; the same whenever it is asked for."""
+    """Send the n-th prompt of a client, which is deterministic."""
     rng = np.random.default_rng((client, n))
     i, j, k = at = tuple(int(x) for x in rng.integers((20, 20, 20), (64, 52, 46)))
     positive = bool(n % 3 != 2)
-    if n == 8 + 6 * client:  # seen zoomed out, and then refined in several passes
+    if n == 8 + 6 * client:  # zoomed out, then refined in several passes
         return await segment.add_scribble(stroke(SHAPE, (4, j, k), (78, j, k)))
     if n % 4 == 1:
         return await segment.add_bbox(((i - 8, i + 8), (j - 8, j + 8), (k, k + 1)), positive=positive)
@@ -80,7 +80,7 @@ async def alone(address: str) -> list[Answer]:
 
 
 async def together(address: str) -> tuple[list[Answer], list[float]]:
-    """The answers in their order, and the times of pings meanwhile."""
+    """Return the answers in order, and the round-trip times of concurrent pings."""
     answers: list[Answer] = []
     start = asyncio.Barrier(CLIENTS)
     pinging = asyncio.ensure_future(ping(address))
@@ -91,7 +91,7 @@ async def together(address: str) -> tuple[list[Answer], list[float]]:
 
 
 async def ping(address: str) -> list[float]:
-    """Ping on a session of its own until cancelled; seconds."""
+    """Ping on a separate session until cancelled. Return the round-trip times in seconds."""
     times: list[float] = []
     async with connect(address, compression=None, proxy=None) as connection:
         await connection.send(protocol.encode(hello()))
@@ -107,7 +107,7 @@ async def ping(address: str) -> list[float]:
 
 
 def overtaken(answers: list[Answer]) -> list[int]:
-    """For each answer of one pass: how many answers the luckiest other client got while it was waited for."""
+    """Return, for each answer of one pass, the maximum number of answers to another client during the wait."""
     found = []
     for n, answer in enumerate(answers):
         if answer.result.timings.passes == 1:
@@ -117,7 +117,7 @@ def overtaken(answers: list[Answer]) -> list[int]:
 
 
 def queued_a_pass(answers: list[Answer]) -> float:
-    """Milliseconds."""
+    """Return the milliseconds in the queue per pass."""
     timings = [a.result.timings for a in answers]
     return 1000 * sum(t.queued for t in timings) / sum(t.passes for t in timings)
 
@@ -127,7 +127,7 @@ def of_client(answers: list[Answer], client: int) -> list[Answer]:
 
 
 def share_of_the_last(answers: list[Answer]) -> float:
-    """How much of its prompts the last client has had when the first has had all of them."""
+    """Return the share of its prompts that the last client had finished when the first one had finished all."""
     counts = Counter[int]()
     for answer in answers:
         counts[answer.client] += 1

@@ -1,8 +1,7 @@
-"""Two hundred prompts over connections that fail and servers that die: each is applied once, and nothing is lost.
+"""Two hundred prompts over failing connections, on servers that die. Each is applied once, and none is lost.
 
-A script of prompts goes through a network that fails (``helpers/fault_proxy.py``), and through one that does not. All
-masks and histories must be the same, bit for bit, at the client's end and at the server's. A seed makes script and
-faults.
+A script of prompts runs over a failing network (``helpers/fault_proxy.py``), and over an undisturbed one. All masks and
+histories must be equal, bit for bit, on the client and on the server. A seed determines script and faults.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ import pytest
 
 from nninteractive_ws.client import reconnect
 
-#: One in a minute; tests/soak has more.
+#: One, which takes a minute. tests/soak has more.
 SEED = 1
 
 pytestmark = pytest.mark.usefixtures("back_at_once")
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("back_at_once")
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
-    """A server of this module's own."""
+    """A server for this module."""
     with quick_server() as server:
         yield server
 
@@ -49,13 +48,13 @@ class Expect(Protocol):
 
 @pytest.fixture(scope="module")
 def expect(quick: QuickServer) -> Expect:
-    """What comes of the script of a seed; each is run once."""
+    """Return the expected result of a seed's script. Each script runs once."""
     return cache(lambda seed, count=PROMPTS: undisturbed(quick.address, make_script(seed, count)))
 
 
 @pytest.mark.slow
-def test_the_script_is_worth_it(expect: Expect) -> None:
-    """Every kind of prompt is in it, most succeed, and masks are refined."""
+def test_the_script_covers_all_prompts(expect: Expect) -> None:
+    """It has every kind of prompt, most prompts succeed, and masks are refined."""
     script, expected = make_script(SEED), expect(SEED)
     assert {p.method for p in script} == set(KINDS) - {"long scribble", "refined mask"}
     done = [o for o in expected.outcomes if not isinstance(o, str)]
@@ -74,7 +73,7 @@ def test_the_script_is_worth_it(expect: Expect) -> None:
 
 @pytest.mark.parametrize(("open_driver", "at_once"), [(concurrent, 6), (polled, 4)], ids=["asyncio", "polled"])
 @pytest.mark.slow
-def test_a_network_that_fails(quick: QuickServer, expect: Expect, open_driver: Open, at_once: int) -> None:
+def test_a_failing_network(quick: QuickServer, expect: Expect, open_driver: Open, at_once: int) -> None:
     disturb(quick, make_script(SEED), expect(SEED), random.Random(SEED), open_driver, at_once)
 
 
@@ -83,10 +82,10 @@ def test_a_network_that_fails(quick: QuickServer, expect: Expect, open_driver: O
     "open_driver",
     [pytest.param(concurrent, id="asyncio", marks=pytest.mark.slow), pytest.param(polled, id="polled")],
 )
-def test_a_network_that_goes_silent(
+def test_a_silent_network(
     quick: QuickServer, expect: Expect, open_driver: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody is told that a connection is gone, and the server keeps the old ones."""
+    """Connections die without a close, and the server keeps the old ones."""
     monkeypatch.setattr(reconnect, "PING_EVERY_S", 0.2)
     monkeypatch.setattr(reconnect, "PONG_TIMEOUT_S", 0.4)
     seed, count = SEED + 1, 24
@@ -96,7 +95,7 @@ def test_a_network_that_goes_silent(
 
 @pytest.mark.slow
 def test_cancelled_while_the_network_fails(quick: QuickServer, expect: Expect) -> None:
-    """What is done and what is cancelled is chance; the two ends agree on it."""
+    """Chance decides which prompts are cancelled. Both ends must agree."""
     cancel_through(quick, make_script(SEED + 2, 60), random.Random(SEED + 2))
 
 
@@ -104,7 +103,7 @@ def test_cancelled_while_the_network_fails(quick: QuickServer, expect: Expect) -
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed(quick: QuickServer, expect: Expect) -> None:
+def test_killed_processes(quick: QuickServer, expect: Expect) -> None:
     """The worker, and the whole server, in the middle of predictions."""
     rng = random.Random(SEED)
     kill_in_turn(quick, make_script(SEED), expect(SEED), rng, [kill_worker, kill_server, kill_worker])

@@ -1,4 +1,4 @@
-"""Over a slow link the first mask arrives long before the image is complete. The tests count bricks, not seconds."""
+"""On a slow link, the first mask arrives long before the image is complete. The tests count bricks, not seconds."""
 
 import threading
 
@@ -19,7 +19,7 @@ CORNER = (310, 246, 183)
 
 @pytest.fixture(scope="module")
 def volume() -> npt.NDArray[np.int16]:
-    """A body repeated, under noise that does not compress."""
+    """A repeated body with incompressible noise."""
     tiled = np.tile(phantom(5, (80, 64, 64)), (4, 4, 3))
     rng = np.random.default_rng(0)
     tiled += rng.integers(-30, 30, SHAPE, np.int16)
@@ -27,13 +27,13 @@ def volume() -> npt.NDArray[np.int16]:
 
 
 @pytest.mark.slow
-def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) -> None:
+def test_the_first_mask_precedes_the_image(server: str, volume: npt.NDArray[np.int16]) -> None:
     present: list[int] = []
     at_first_pass: list[int] = []
     waited: list[Progress] = []
 
     def on_progress(event: Progress) -> None:
-        # What comes while the model computes depends on how long that takes, and is not counted.
+        # Bricks that arrive during the computation are not counted, because their number depends on its duration.
         if waited and event.state != "waiting_for_image" and not at_first_pass:
             at_first_pass.append(present[-1])
         if event.state == "waiting_for_image":
@@ -41,7 +41,7 @@ def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) 
 
     with relay(server, bytes_per_second=4e6) as slow:
         with nni.connect(slow.address) as session:
-            # With autozoom the model decides how much of the image it looks at.
+            # With autozoom, the model decides which part of the image it needs.
             session.set_options(autozoom=False)
             session.on("image_progress", lambda e: present.append(e.present))
             session.on("progress", on_progress)
@@ -66,7 +66,7 @@ def test_a_prompt_in_the_far_corner(server: str, volume: npt.NDArray[np.int16]) 
 
 
 @pytest.mark.slow
-def test_another_image_while_a_prompt_waits_for_the_first(server: str, volume: npt.NDArray[np.int16]) -> None:
+def test_another_image_cancels_a_prompt_that_waits_for_the_first(server: str, volume: npt.NDArray[np.int16]) -> None:
     waits = threading.Event()
     ended: list[BaseException] = []
 
@@ -90,7 +90,7 @@ def test_another_image_while_a_prompt_waits_for_the_first(server: str, volume: n
 
 
 @pytest.mark.slow
-def test_bricks_that_are_there_do_not_travel_again(server: str) -> None:
+def test_present_bricks_are_not_sent_again(server: str) -> None:
     image = phantom(5, (130, 72, 64))
     with relay(server) as counted, nni.connect(counted.address) as session:
         there = threading.Event()

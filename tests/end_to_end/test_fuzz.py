@@ -17,14 +17,14 @@ def quick() -> Iterator[QuickServer]:
         yield server
 
 
-#: Besides a thousand that have each field wrong; tests/soak has fifty times as many.
+#: In addition to a thousand with one wrong field each. tests/soak has fifty times as many.
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "done"), [(200, 5), pytest.param(1000, 40, marks=pytest.mark.slow)])
 def test_inputs_of_all_kinds(quick: QuickServer, count: int, done: int) -> None:
     with undisturbed(quick):
         seen = asyncio.run(feed(quick.address, itertools.islice(inputs(seed=1), count)))
     print(dict(seen.most_common()))
-    # It was not all refused at the door.
+    # Not all inputs were refused by the handshake.
     assert seen["session goes on"] >= 0.3 * count
     assert seen["Done"] >= done
     assert seen["bad_message of a request"] + seen["out_of_memory of a request"] >= 0.2 * count

@@ -31,13 +31,13 @@ THIN: Sequence[Index] = ((1, 1, 2**30), (2**30, 1, 1), (1, 33, 2**24 + 2**20))
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
     with quick_server("--memory", "2") as server:
-        Neighbor(server.address).leave()  # the first session of a server leaves more behind than others do
+        Neighbor(server.address).leave()  # the first session of a server leaves more memory allocated than later ones
         yield server
 
 
 @contextmanager
 def attacked(server: QuickServer, gateway: int = 400 * MIB, worker: int = MAY_GROW) -> Iterator[None]:
-    """As :func:`undisturbed`. Besides, freed memory is returned to the system after the attackers have left."""
+    """Check :func:`undisturbed`, and that memory is returned to the system after the attack."""
     pids = {"gateway": server.pid, "worker": server.worker}
     before = {name: resident_bytes(pid) for name, pid in pids.items()}
     with undisturbed(server, gateway, worker):
@@ -48,7 +48,7 @@ def attacked(server: QuickServer, gateway: int = 400 * MIB, worker: int = MAY_GR
 
 
 def full(shape: Index = SHAPE) -> wire.RunLengthMask:
-    """All voxels, in a hundred bytes."""
+    """A mask of all voxels in a hundred bytes."""
     whole = Box.whole(shape)
     return wire.RunLengthMask(
         box=whole.pairs, runs=2, encoding="raw", data=np.array([0, whole.voxels], "<u4").tobytes()
@@ -65,7 +65,7 @@ def history(steps: int, change: wire.RunLengthMask, shape: Index = SHAPE) -> lis
 
 
 async def announce(client: PlainClient, shape: Index = SHAPE, request: int = 1) -> Any:
-    """Set an image, and send none of its bricks."""
+    """Set an image without sending its bricks."""
     await client.send(wire.SetImage(id=request, image="image", shape=shape, dtype="int16", mean=0.0, std=1.0))
     return (await client.receive_answer(request))[1]
 
@@ -85,7 +85,7 @@ def charged(server: QuickServer, purpose: str) -> int:
 
 @pytest.mark.slow
 def test_a_small_restore_with_a_long_history_stays_small(quick: QuickServer) -> None:
-    """Each step changes all voxels: unpacked, a thousand of them would be 7 GB."""
+    """Each step changes all voxels. Unpacked, a thousand of them would take 7 GB."""
 
     async def work() -> None:
         client = await PlainClient.open(quick.address)
@@ -110,7 +110,7 @@ def client_bytes(message: wire.Message) -> bytes:
 
 @pytest.mark.slow
 def test_many_segments_of_all_voxels_are_kept_packed(quick: QuickServer) -> None:
-    """256 masks of 7 MB would be 1.8 GB."""
+    """Unpacked, 256 masks of 7 MB would take 1.8 GB."""
 
     async def work() -> None:
         client = await PlainClient.open(quick.address)
@@ -130,7 +130,7 @@ def test_many_segments_of_all_voxels_are_kept_packed(quick: QuickServer) -> None
 
 
 @pytest.mark.slow
-def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
+def test_hand_edits_are_charged_at_their_packed_size(quick: QuickServer) -> None:
     rng = np.random.default_rng(3)
 
     async def work() -> None:
@@ -150,8 +150,8 @@ def test_hand_edits_cost_what_they_take_packed(quick: QuickServer) -> None:
 
 
 @pytest.mark.slow
-def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -> None:
-    """A mask beyond the limit is refused with the numbers. Others stay, and removing one frees its memory."""
+def test_masks_of_noise_are_refused_at_the_limit(quick: QuickServer) -> None:
+    """A mask beyond the limit is refused. The others are kept, and removing one frees its memory."""
     shape = (128, 128, 128)
 
     async def work() -> None:
@@ -180,8 +180,8 @@ def test_masks_of_noise_are_charged_until_there_is_no_more(quick: QuickServer) -
 
 
 @pytest.mark.slow
-def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
-    """Eight sessions whose first prompt waits for bricks that never come, and which then fill their queues."""
+def test_pending_requests_are_charged(quick: QuickServer) -> None:
+    """Eight sessions fill their queues behind a prompt whose bricks never arrive."""
     data = np.random.default_rng(0).bytes(8 * MIB)
     scribble = wire.RunLengthMask(box=Box.whole((128, 128, 128)).pairs, runs=2 * MIB, encoding="raw", data=data)
 
@@ -209,7 +209,7 @@ def test_requests_that_wait_are_charged(quick: QuickServer) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_listen_to_refusals_is_closed(quick: QuickServer) -> None:
+def test_a_client_that_ignores_refusals_is_disconnected(quick: QuickServer) -> None:
     async def work() -> None:
         client = await PlainClient.open(quick.address)
         await announce(client)
@@ -235,7 +235,7 @@ def test_a_client_that_does_not_listen_to_refusals_is_closed(quick: QuickServer)
 
 
 @pytest.mark.slow
-def test_cancelling_what_was_not_sent_yet_does_nothing_and_keeps_nothing(quick: QuickServer) -> None:
+def test_cancelling_unsent_requests_takes_no_memory(quick: QuickServer) -> None:
     async def work() -> None:
         client = await PlainClient.open(quick.address)
         await announce(client)
@@ -271,8 +271,8 @@ def test_a_thin_image_is_refused_at_once(quick: QuickServer, shape: Index) -> No
 
 @pytest.mark.parametrize("shape", [(1, 1, 2**25), (2**25, 1, 1), (1, 5792, 5792)], ids=str)
 @pytest.mark.slow
-def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) -> None:
-    """One brick is sent, and a prompt in it is begun."""
+def test_the_thinnest_accepted_images(quick: QuickServer, shape: Index) -> None:
+    """One brick is sent, and a prompt in it starts."""
 
     async def work() -> None:
         client = await PlainClient.open(quick.address)
@@ -299,8 +299,8 @@ def test_the_thinnest_images_that_are_taken(quick: QuickServer, shape: Index) ->
 
 
 @pytest.mark.slow
-def test_sessions_that_end_in_a_long_request_do_not_keep_others_from_being_heard(quick: QuickServer) -> None:
-    """More sessions than a thread pool has threads, each with minutes of work when it sends bye."""
+def test_sessions_ending_in_long_requests_do_not_block_others(quick: QuickServer) -> None:
+    """More sessions than threads in a pool send bye, each with minutes of work pending."""
 
     async def leave_with_work(client: PlainClient) -> None:
         await announce(client, (160, 160, 160))

@@ -1,8 +1,8 @@
-"""The masks of nnInteractive's own session, prompt by prompt: it is the oracle.
+"""Parity with the masks of nnInteractive's own session, prompt by prompt.
 
-Bit for bit where it is given the image normalized with our statistics, which are sums in float64 where it sums in
-float32; and nearly so where it is left alone. numpy's global generator, on which its refinement plans may
-draw, is seeded as ours is: upstream does not repeat itself.
+The masks are equal bit for bit if upstream gets the image normalized with our statistics, which are sums in float64.
+Without that, it sums in float32, and the masks are nearly equal. Upstream's refinement plans may draw from numpy's
+global generator, so upstream is not deterministic. The tests seed the generator in the same way for both.
 """
 
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class Official:
             device=torch.device("cpu"), torch_n_threads=model.threads, interactions_storage=storage
         )
         self.session.initialize_from_trained_model_folder(str(MODEL_FOLDER))
-        # Its own weights where the model's are tested; else what stands in for them.
+        # The model's weights, or those of the replacement network.
         if type(model.artifacts["network"]) is not type(self.session.network):
             self.session.network = model.artifacts["network"]
         self.session.configuration_manager = model.artifacts["configuration_manager"]
@@ -73,7 +73,7 @@ class Official:
 
     @classmethod
     def with_our_statistics(cls, model: LoadedModel, volume: Volume, storage: str = "auto") -> "Official":
-        """Normalized with our mean and deviation; the generator seeded just before each plan."""
+        """Patch upstream: normalize with our statistics, and seed the generator before each plan."""
         official = cls(model, volume, storage)
         ours = image_source.statistics(volume)
         normalized = (volume.astype(np.float32) - np.float32(ours.mean)) / np.float32(ours.std)
@@ -144,7 +144,7 @@ _APPLY: dict[type, Callable[[Official, Any], None]] = {
 
 @dataclass
 class Seen:
-    """What happened on the way, so that a comparison of nothing is noticed."""
+    """Counts of events, to detect an empty comparison."""
 
     predictions: int = 0
     passes: int = 0
@@ -160,7 +160,7 @@ def compare(
     same: Official | None = None,
     near: Official | None = None,
 ) -> Seen:
-    """Send every request to all, and compare the masks after each."""
+    """Send every request to all sessions, and compare the masks after each."""
     seen = Seen()
     for n, request in enumerate(requests):
         done = client.send(request)
@@ -174,7 +174,7 @@ def compare(
             theirs = near.mask_after(request)
             if ours is not None:
                 assert_near(ours, theirs, where)
-        refinements = [p for p in client.progress("refining") if p.done]  # 0: it has waited for the image, and begins
+        refinements = [p for p in client.progress("refining") if p.done]  # 0: it has waited for the image, and starts
         seen.predictions += done.timings.passes > 0
         seen.passes += done.timings.passes
         seen.refinements += len(refinements)
@@ -196,7 +196,7 @@ def _short_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def some_late(model: LoadedModel, device: DeviceScheduler, volume: Volume) -> Client:
-    """A client whose last bricks arrive, in any order, while the first prompts wait."""
+    """A client whose last bricks arrive in any order while the first prompts wait."""
     client = Client(model, device)
     client.announce(volume)
     order = [int(i) for i in np.random.default_rng(7).permutation(len(bricks.Grid(shape_of(volume))))]
@@ -215,7 +215,7 @@ def options(autozoom: bool) -> SetOptions:
 
 
 def few_passes(shape: tuple[int, int, int]) -> list[Request]:
-    """Every kind of prompt, and few of those that take many passes: a pass takes a third of a second."""
+    """Return prompts of every kind, few of them with many passes, each of which takes a third of a second."""
     i, j, k = shape
     middle = (i // 2, j // 2, k // 2)
     return [
@@ -255,7 +255,7 @@ def test_embedded_model(demo_model, device, shape, spacing):
     volume = torso(shape, spacing=spacing)
     client = some_late(demo_model, device, volume)
     same = Official.with_our_statistics(demo_model, volume)
-    # Left alone it is compared once, and with the quick network below: each side takes half a minute.
+    # Unpatched, it is compared only once here, because each side takes half a minute, and with the quick network below.
     near = Official(demo_model, volume) if max(shape) > 96 else None
     seen = compare(client, few_passes(shape), same, near)
     assert seen.predictions >= 12
@@ -264,7 +264,7 @@ def test_embedded_model(demo_model, device, shape, spacing):
         assert seen.refined >= 1
 
 
-# ---- a network that fills patches ----------------------------------------------------------------------------
+# ---- a network that fills whole patches ----------------------------------------------------------------------
 
 
 @pytest.mark.timeout(300)
@@ -306,7 +306,7 @@ def test_zooming_out_in_two_steps(quick_model, device, monkeypatch):
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_compressed_interactions(quick_model, device, monkeypatch):
-    """Upstream keeps the interactions of large images compressed; here those of a small one."""
+    """Upstream compresses the interactions of large images. Here, it compresses those of a small one."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "AUTO_TENSOR_MAX_VOXELS", 0)
     volume = torso((60, 88, 40), spacing=3.0)
     client = some_late(quick_model, device, volume)
@@ -328,8 +328,8 @@ def test_types_of_voxels(quick_model, device, dtype):
 
 
 @pytest.mark.slow
-def test_prompts_fade_and_are_renormalized(quick_model, device):
-    """After some hundred prompts upstream scales all of them, before their growth leaves float16."""
+def test_faded_prompts_are_renormalized(quick_model, device):
+    """After about a hundred prompts, upstream rescales all of them, before they overflow float16."""
     volume = torso((50, 40, 30), spacing=5.0)
     client = Client(quick_model, device).set_image(volume)
     official = Official.with_our_statistics(quick_model, volume)
@@ -340,12 +340,12 @@ def test_prompts_fade_and_are_renormalized(quick_model, device):
         client.send(request)
         official.mask_after(request)
     assert official.session.current_interaction_intensity < official.session._fp16_max_value / 2
-    # What was undone makes our session write all prompts again.
+    # The undo makes our session write all prompts again.
     seen = compare(client, [run(), point((25, 20, 15)), undo(), point((20, 20, 15))], official)
     assert seen.voxels > 0
 
 
-# ---- where ours differs, and is meant to ---------------------------------------------------------------------
+# ---- intended differences ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -354,19 +354,19 @@ def both(quick_model, device):
     return Client(quick_model, device).set_image(volume), Official.with_our_statistics(quick_model, volume)
 
 
-def test_a_reset_forgets_prompts_that_wait(both):
-    """Upstream's reset keeps them in its queue: a prediction after it is centred where no prompt is."""
+def test_a_reset_discards_pending_prompts(both):
+    """Upstream's reset keeps them in its queue, so the next prediction is centered at a removed prompt."""
     client, official = both
     for request in (point((30, 25, 20), run=False), reset()):
         client.send(request)
         official.mask_after(request)
     assert official.session.new_interaction_centers == [[30, 25, 20]]
     assert client.send(run()).timings.passes == 0
-    # The next prompt is the last of the queue in both, and so they agree again.
+    # The next prompt is the last one of both queues, so they agree again.
     compare(client, [point((20, 25, 20))], official)
 
 
-def test_a_mask_forgets_prompts_that_wait(both):
+def test_set_mask_discards_pending_prompts(both):
     """As with a reset."""
     client, official = both
     for request in (point((30, 25, 20), run=False), set_mask(ball((60, 50, 40), (30, 25, 20), 9))):
@@ -377,8 +377,8 @@ def test_a_mask_forgets_prompts_that_wait(both):
     compare(client, [point((20, 25, 20))], official)
 
 
-def test_a_3d_box_is_three_slices_where_the_model_knows_2d_boxes_alone(both):
-    """Upstream refuses it. The slices through its middle tell the model as much."""
+def test_a_3d_box_becomes_three_slices_for_a_model_of_2d_boxes(both):
+    """Upstream refuses it. The three slices through its center are equivalent."""
     client, official = both
     box = bbox([(10, 40), (12, 30), (8, 33)])
     with pytest.raises(ValueError, match="3D"):
@@ -396,8 +396,8 @@ def test_a_3d_box_is_three_slices_where_the_model_knows_2d_boxes_alone(both):
     assert theirs.any()
 
 
-def test_undo_goes_back_further_than_one_step(both):
-    """Upstream keeps what one step wrote over."""
+def test_undo_reverts_more_than_one_step(both):
+    """Upstream can revert only one step."""
     client, official = both
     for request in (point((30, 25, 20)), point((20, 25, 20), positive=False), undo()):
         client.send(request)

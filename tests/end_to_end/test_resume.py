@@ -56,12 +56,12 @@ def welcomes(link: Link) -> list[wire.Welcome]:
     return [e.welcome for e in link.happened if isinstance(e, events.Connection) and e.welcome is not None]
 
 
-# ---- the connection is lost, the session is not -----------------------------------------------------------
+# ---- resuming a session -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> list[Snapshot]:
-    """After each command of the short script: the journal."""
+    """The journal after each command of the short script."""
     core = Core()
     link = Link(core, MemoryServer(quick_model, device))
     core.start()
@@ -86,12 +86,12 @@ def undisturbed(quick_model: Any, device: Any, source: ImageSource) -> list[Snap
         (True, 9),
     ],
 )
-def test_taken_up_at_any_moment(
+def test_a_session_is_resumed_at_any_moment(
     undisturbed: list[Snapshot], server: MemoryServer, source: ImageSource, together: bool, away: int
 ) -> None:
-    """A cut after every few frames: nothing is lost, nothing done twice, and no step credited with another's change.
+    """Cut after every few frames. No change is lost, applied twice, or attributed to another step.
 
-    Requests are sent one by one or all together. ``away`` of them are done while the client has no connection.
+    Requests are sent one by one or all together. ``away`` of them run while the client has no connection.
     """
     states = undisturbed
     core = Core()
@@ -111,7 +111,7 @@ def test_taken_up_at_any_moment(
                     if server.can_work:
                         server.work()
                 cuts += 1
-                # Longer and longer: what a connection must carry at least is a request with its previews.
+                # Increasing, because a connection must last for at least one request with its previews.
                 link = reconnect(link, int(rng.integers(1, 6)) + cuts)
 
     core.set_image(source)
@@ -129,7 +129,7 @@ def test_taken_up_at_any_moment(
     assert cuts >= 8
 
 
-def test_nothing_that_both_sides_have_is_sent_again(link: Link) -> None:
+def test_known_data_is_not_sent_again(link: Link) -> None:
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -149,11 +149,11 @@ def test_nothing_that_both_sides_have_is_sent_again(link: Link) -> None:
     check_journal(core, server)
 
 
-def test_an_image_half_sent_goes_on_where_it_was(server: MemoryServer, source: ImageSource) -> None:
+def test_an_interrupted_upload_continues(server: MemoryServer, source: ImageSource) -> None:
     core = Core()
     core.start()
     core.set_image(source)
-    link = Link(core, server, frames=4)  # the welcome, which bricks are there, done, and an acknowledgement
+    link = Link(core, server, frames=4)  # welcome, present bricks, done, and an acknowledgment
     with pytest.raises(Lost):
         link.settle()
     assert 0 < len(server.bricks) < len(source.grid)
@@ -163,10 +163,10 @@ def test_an_image_half_sent_goes_on_where_it_was(server: MemoryServer, source: I
     assert there
 
 
-def test_what_is_asked_for_without_a_connection_waits(link: Link) -> None:
+def test_requests_without_a_connection_are_queued(link: Link) -> None:
     core, server = link.core, link.server
     server.disconnect()
-    core.welcome = None  # as a driver that is without a connection leaves it, see start()
+    core.welcome = None  # as in a driver without a connection, see start()
     core.start()
     numbers = [core.add_point("a", (30, 40, 36)), core.add_point("b", (60, 40, 36)), core.undo("b")]
     core.cancel(numbers[1])
@@ -178,7 +178,7 @@ def test_what_is_asked_for_without_a_connection_waits(link: Link) -> None:
     assert failed == [(numbers[1], "cancelled"), (numbers[2], "unknown_segment")]
 
 
-def test_a_snapshot_that_was_awaited_is_had_after_all(link: Link) -> None:
+def test_a_pending_snapshot_is_requested_again(link: Link) -> None:
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -201,7 +201,7 @@ def test_a_snapshot_that_was_awaited_is_had_after_all(link: Link) -> None:
     check_journal(core, server)
 
 
-def test_what_the_server_no_longer_keeps_is_fetched_whole(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_deltas_are_replaced_by_a_snapshot(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nninteractive_ws.engine.outbox.BYTES_KEPT", 0)
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
@@ -224,7 +224,7 @@ def test_what_the_server_no_longer_keeps_is_fetched_whole(link: Link, monkeypatc
         check_journal(core, server)
 
 
-def test_a_segment_that_differs_is_put_right(link: Link) -> None:
+def test_a_diverged_segment_is_restored(link: Link) -> None:
     core, server = link.core, link.server
     for name in ("a", "b", "c"):
         core.set_mask(name, ball(SHAPE, (40, 40, 36), 8))
@@ -240,7 +240,7 @@ def test_a_segment_that_differs_is_put_right(link: Link) -> None:
 # ---- a client that reads slowly ---------------------------------------------------------------------------
 
 
-def test_changes_that_wait_are_composed(link: Link) -> None:
+def test_pending_changes_are_composed(link: Link) -> None:
     core, server = link.core, link.server
     core.add_lasso("a", lasso())
     fast = [e for e in link.settle() if isinstance(e, events.MaskDelta)]
@@ -263,8 +263,8 @@ def test_changes_that_wait_are_composed(link: Link) -> None:
     check_journal(core, server)
 
 
-def test_what_comes_to_nothing_is_not_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Previews that nobody saw, of a request that is cancelled."""
+def test_changes_that_cancel_out_are_not_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsent previews of a cancelled request."""
     core, server = link.core, link.server
     core.set_mask("a", ball(SHAPE, (40, 40, 36), 8))
     link.settle()
@@ -294,10 +294,10 @@ def test_what_comes_to_nothing_is_not_sent(link: Link, monkeypatch: pytest.Monke
     check_journal(core, server)
 
 
-# ---- the session is lost ----------------------------------------------------------------------------------
+# ---- restoring a lost session -----------------------------------------------------------------------------
 
 
-def test_an_evicted_session_comes_back_with_the_next_request(link: Link) -> None:
+def test_an_evicted_session_is_restored_with_the_next_request(link: Link) -> None:
     core, server = link.core, link.server
     for command in SCRIPT[:4]:
         command(core)
@@ -334,7 +334,7 @@ def test_a_busy_session_is_not_evicted(link: Link) -> None:
     assert link.server.session._image is None
 
 
-def test_a_request_that_may_be_the_reason_is_given_up(source: ImageSource) -> None:
+def test_a_request_that_may_kill_the_worker_is_not_retried(source: ImageSource) -> None:
     core = Core()
     core.start()
     deliver(core, WELCOME)
@@ -348,7 +348,7 @@ def test_a_request_that_may_be_the_reason_is_given_up(source: ImageSource) -> No
         core.start()
         happened = deliver(core, WELCOME)
         given_up += [e for e in happened if isinstance(e, events.Failed)]
-        # The image is announced again before anything else, and answered.
+        # The image is announced again first, and answered.
         restored = [m for m in sent(core) if isinstance(m, wire.SetImage)][-1]
         deliver(core, wire.Done(id=restored.id))
     assert [(e.request, type(e.error)) for e in given_up] == [(first, errors.WorkerLost)]
@@ -356,7 +356,7 @@ def test_a_request_that_may_be_the_reason_is_given_up(source: ImageSource) -> No
     assert core.pending_requests == [second]
 
 
-def test_an_image_without_room_on_the_next_server_is_kept(link: Link) -> None:
+def test_an_image_refused_by_the_next_server_is_kept(link: Link) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     link.settle()
@@ -374,8 +374,8 @@ def test_an_image_without_room_on_the_next_server_is_kept(link: Link) -> None:
 
 
 @pytest.mark.slow
-def test_a_history_that_cannot_be_restored_leaves_its_mask(link: Link) -> None:
-    """As on a server whose model was not trained for the prompts."""
+def test_a_mask_is_restored_without_its_invalid_history(link: Link) -> None:
+    """As on a server whose model does not support the prompts."""
     core, server = link.core, link.server
     core.add_point("a", (30, 40, 36))
     core.add_scribble("a", ball(SHAPE, (34, 40, 36), 3))
@@ -402,7 +402,7 @@ def test_a_history_that_cannot_be_restored_leaves_its_mask(link: Link) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["out_of_memory", "at_capacity", "too_large"])
-def test_a_history_that_is_too_much_for_a_server_leaves_its_mask(link: Link, code: str) -> None:
+def test_a_mask_is_restored_without_its_oversized_history(link: Link, code: str) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     core.add_point("a", (34, 40, 36))
@@ -422,7 +422,7 @@ def test_a_history_that_is_too_much_for_a_server_leaves_its_mask(link: Link, cod
     assert core.ended.code == code, "there is nothing less to send"
 
 
-def test_a_history_that_no_message_holds_is_not_sent(link: Link) -> None:
+def test_a_history_over_the_message_limit_is_not_sent(link: Link) -> None:
     core = link.core
     core.add_point("a", (30, 40, 36))
     core.add_point("a", (34, 40, 36))
@@ -439,7 +439,7 @@ def test_a_history_that_no_message_holds_is_not_sent(link: Link) -> None:
 
 
 @pytest.mark.slow
-def test_work_goes_on_another_day(
+def test_a_saved_journal_is_restored(
     link: Link, new_server: Callable[[], MemoryServer], source: ImageSource, tmp_path: Any
 ) -> None:
     for command in SCRIPT[:12]:
@@ -507,7 +507,7 @@ def test_a_damaged_journal_is_refused(link: Link) -> None:
 
 
 def bomb(shape: Index, data: bytes, runs: int, count: int = 1) -> bytes:
-    """A journal of a segment whose ``count`` steps change all voxels of a volume."""
+    """Return a journal of a segment with ``count`` steps that each change all voxels."""
     change = wire.RunLengthMask(box=Box.whole(shape).pairs, runs=runs, encoding="deflate", data=data)
     step = {"request": wire.AddPoint(id=1, segment="a", point=(1, 1, 1)), "change": change}
     segment = {"name": "a", "revision": 1, "steps": [step] * count, "undone": []}

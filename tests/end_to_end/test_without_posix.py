@@ -1,4 +1,4 @@
-"""The server and the commands that start one, in processes that lack what Windows lacks."""
+"""The server, and commands that start one, without the features that Windows lacks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,13 +53,13 @@ def started_worker(server: ServerProcess) -> int:
 
 
 def click(address: str) -> int:
-    """The voxels of a prompt's mask."""
+    """Return the number of voxels of a prompt's mask."""
     with nni.connect(address) as session:
         session.set_image(IMAGE)
         return session.segment("a").add_point(POINT).voxels
 
 
-def test_the_environment_lacks_what_it_should() -> None:
+def test_the_environment_lacks_posix_features() -> None:
     code = """
 import asyncio, os, signal, socket
 from nninteractive_ws.client import address, tunnel
@@ -96,7 +96,7 @@ def test_a_signal_ends_gateway_and_worker(number: signal.Signals, status: int) -
 
 
 @pytest.mark.slow
-def test_a_worker_computes_and_ends_when_its_gateway_was_killed() -> None:
+def test_a_worker_ends_after_its_gateway_is_killed() -> None:
     with serve() as server:
         assert click(server.address) > 0
         worker = server.worker
@@ -116,7 +116,7 @@ def test_segment_starts_a_server_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tokens_are_added_and_removed(tmp_path: Path) -> None:
-    """With the lock of Windows, and without owners and modes of files."""
+    """With the file lock of Windows, and without owners and modes of files."""
     for arguments in (["anna"], ["ben"], ["--remove", "anna"]):
         command = python_module("nninteractive_ws", "token", *arguments, "--file", str(tmp_path / "tokens"))
         subprocess.run(command, env=environment(), check=True, capture_output=True)

@@ -12,14 +12,14 @@ from nninteractive_ws.engine.model_registry import MODEL_FOLDER
 from nninteractive_ws.evaluation import simulated_user
 from nninteractive_ws.evaluation.measures import dice, obeyed
 
-# Some of its organs, large and small, round and long: all of them would take CI a minute.
+# A selection of large, small, round and long organs. All of them would take a minute.
 ORGANS = ("spleen", "right kidney", "left kidney", "stomach", "vena cava", "right lung")
 PROMPTS = 3
 
 
 @pytest.mark.timeout(200)
 @pytest.mark.slow
-def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server: str) -> None:
+def test_the_model_segments_an_unseen_phantom_and_obeys_corrections(server: str) -> None:
     phantom = make_phantom(11)
     after: dict[str, list[float]] = {}
     listened: list[bool] = []
@@ -42,8 +42,8 @@ def test_it_finds_organs_of_an_unseen_phantom_and_listens_to_corrections(server:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
-    """A lung of 99 x 125 x 66 voxels, where a patch has 96 a side: as in a CT as scanners give it."""
+def test_one_point_segments_an_organ_larger_than_a_patch(server: str) -> None:
+    """A lung of 99 x 125 x 66 voxels, and a patch of 96 per side, as in a typical CT."""
     phantom = make_phantom(20, (112, 136, 96), (1.25, 1.25, 1.25), offset=(-65, 0, 75))
     truth = phantom.mask("right lung")
     correction = simulated_user.correction(truth, np.zeros_like(truth))
@@ -55,7 +55,7 @@ def test_one_point_finds_an_organ_larger_than_a_patch(server: str) -> None:
         assert dice(truth, segment.mask) >= 0.85
 
 
-def test_it_is_small_and_says_its_license() -> None:
+def test_the_model_is_small_and_states_its_license() -> None:
     assert sum(f.stat().st_size for f in MODEL_FOLDER.rglob("*") if f.is_file()) <= 10e6
     assert (MODEL_FOLDER / "LICENSE").read_text().startswith("Apache-2.0\n")
 
@@ -66,7 +66,7 @@ FIRST, SECOND = (0, slice(4, 10), slice(4, 10), slice(4, 10)), (0, slice(20, 26)
 
 
 def answer(wanted: torch.Tensor, x: torch.Tensor, sure: float = 10.0) -> torch.Tensor:
-    """What becomes of the network's answer ``wanted``, bool (1, X, Y, Z), with logits that are so far apart."""
+    """Return the model's answer if the network gives ``wanted``, bool (1, X, Y, Z), with logits ``sure`` apart."""
     logits = torch.stack((sure * ~wanted, sure * wanted), 1)
     found = HalfResolutionUNet.near_prompts(logits, x)
     return found[:, 1] > found[:, 0]
@@ -80,7 +80,7 @@ def blobs(*boxes: tuple[int | slice, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
-def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
+def test_a_prompt_changes_only_its_connected_component(polarity: int) -> None:
     both = blobs(FIRST, SECOND)
     before, wanted = (~both, both | ~both) if polarity == POSITIVE_POINT else (both, both & ~both)
     x = torch.zeros(1, 8, 32, 32, 32)
@@ -93,7 +93,7 @@ def test_a_prompt_changes_what_hangs_together_with_it(polarity: int) -> None:
 
 @pytest.mark.parametrize("width", [2, 4, 12])
 def test_a_first_answer_ends_at_a_neck_and_a_correction_does_not(width: int) -> None:
-    """Two balls 18 voxels wide with a bridge between them: in the middle of one of them is the point."""
+    """Two balls 18 voxels wide with a bridge between them. The point is in the center of one."""
     x = torch.zeros(1, 8, 48, 48, 48)
     i, j, k = torch.meshgrid(*[torch.arange(48)] * 3, indexing="ij")
     here, there = ((i - at) ** 2 + (j - 20) ** 2 + (k - 20) ** 2 <= 81 for at in (11, 35))
@@ -104,7 +104,7 @@ def test_a_first_answer_ends_at_a_neck_and_a_correction_does_not(width: int) -> 
     x[0, POSITIVE_POINT, 11, 20, 20] = 1.0
     found = answer(every, x)
     assert not (found & ~every).any()
-    assert (found[0] & here).sum() > 0.99 * here.sum()  # the rest is its roughness
+    assert (found[0] & here).sum() > 0.99 * here.sum()  # the rest is surface roughness
     if width == 12:
         assert (found[0] & there).sum() > 0.99 * there.sum()
     else:
@@ -113,7 +113,7 @@ def test_a_first_answer_ends_at_a_neck_and_a_correction_does_not(width: int) -> 
     assert torch.equal(answer(every, x)[0] & every[0], every[0])
 
 
-def test_a_point_beside_a_change_means_it() -> None:
+def test_a_point_selects_a_nearby_change() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 12, 6, 6] = 1.0
     assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST))
@@ -123,7 +123,7 @@ def test_a_point_beside_a_change_means_it() -> None:
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
 @pytest.mark.parametrize("depth", [1, 2, 3, 8])
-def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: int, depth: int) -> None:
+def test_a_prompt_at_the_border_changes_distant_voxels_only_if_confident(polarity: int, depth: int) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     half = blobs((0, slice(0, 16)))
     before, wanted = (half, ~half & half) if polarity == NEGATIVE_POINT else (half, half | ~half)
@@ -139,20 +139,20 @@ def test_a_prompt_at_the_border_changes_only_what_is_sure_far_from_it(polarity: 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
 @pytest.mark.parametrize("agrees", [False, True])
-def test_what_lies_nearer_to_a_prompt_that_says_the_contrary_stays(polarity: int, agrees: bool) -> None:
+def test_voxels_nearer_to_a_prompt_of_opposite_polarity_are_kept(polarity: int, agrees: bool) -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     before = torch.full((1, 32, 32, 32), polarity == NEGATIVE_POINT)
     contrary = NEGATIVE_POINT if polarity == POSITIVE_POINT else POSITIVE_POINT
     x[:, PREVIOUS] = before
-    x[0, contrary, 4, 16, 16] = 0.3  # long ago
+    x[0, contrary, 4, 16, 16] = 0.3  # an old prompt
     x[0, polarity, 24, 16, 16] = 1.0
     if agrees:
         x[0, polarity, 2, 16, 16] = 0.5
-    expected = before ^ blobs((0, slice(14, 32)))  # what is as far from both may change
+    expected = before ^ blobs((0, slice(14, 32)))  # voxels at the same distance from both may change
     assert torch.equal(answer(~before, x), expected)
 
 
-def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
+def test_a_negative_box_keeps_voxels_near_positive_points() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[:, PREVIOUS] = 1.0
     x[0, POSITIVE_POINT, 16, 16, 4] = 0.9
@@ -162,14 +162,14 @@ def test_a_box_inside_the_mask_may_take_away_what_is_far_from_points() -> None:
     assert not changed[0, 16, 16, :10].any()
 
 
-def test_the_first_answer_need_not_be_sure() -> None:
+def test_the_first_answer_needs_no_confidence() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 1.0
     assert torch.equal(answer(blobs(FIRST), x, sure=0.1), blobs(FIRST))
 
 
 class Noted(HalfResolutionUNet):
-    """It adds a plane to the previous segmentation with every look, and keeps what it was shown."""
+    """A network that adds a plane to the previous segmentation in each pass, and records its inputs."""
 
     def __init__(self, sure: float) -> None:
         torch.nn.Module.__init__(self)
@@ -185,7 +185,7 @@ class Noted(HalfResolutionUNet):
 
 
 @pytest.mark.parametrize("sure", [0.9, 1.1])
-def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: float) -> None:
+def test_a_first_prompt_runs_two_passes_with_a_higher_threshold(sure: float) -> None:
     network = Noted(sure)
     x = torch.zeros(2, 8, 32, 32, 32)
     x[:, POSITIVE_POINT, 4, 6, 6] = 1.0
@@ -203,13 +203,13 @@ def test_without_a_previous_segmentation_it_looks_twice_and_must_be_surer(sure: 
 
 
 def cube(image: torch.Tensor, side: int) -> tuple[slice, slice, slice]:
-    """The cube in the middle of the patch."""
+    """The cube in the center of the patch."""
     i, j, k = (slice((n - side) // 2, (n + side) // 2) for n in image.shape[-3:])
     return i, j, k
 
 
-def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None:
-    """A point is less than 1 where the mean of voxels is taken; beside a previous segmentation it may be an old one."""
+def test_a_first_prompt_is_rescaled_after_zooming_out() -> None:
+    """Averaging voxels makes a point less than 1. With a previous segmentation, that may be an old point."""
     network = Noted(sure=10.0)
     x = torch.zeros(3, 8, 32, 32, 32)
     x[:, POSITIVE_POINT, 4, 6, 6] = 0.8
@@ -226,10 +226,11 @@ def test_a_first_prompt_that_zooming_out_made_dim_is_as_bright_as_ever() -> None
 
 
 @pytest.mark.parametrize(("side", "expected"), [(8, 0.95), (14, 0.95), (20, 0.24), (24, 0.0), (32, 0.0)])
-def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expected: float) -> None:
-    """A cube of 24 with noise, darker outside; of a normal distribution 95 % lie within two standard deviations.
+def test_continuation_ratio(side: int, expected: float) -> None:
+    """A cube of 24 with noise, darker outside. Of a normal distribution, 95 % are within two standard deviations.
 
-    Of what is 2 to 5 voxels away from a cube of 20, a quarter is in that of 24."""
+    A quarter of the voxels at a distance of 2 to 5 from a cube of 20 is inside that of 24.
+    """
     image = np.full((32, 32, 32), -1.0, np.float32)
     image[cube(image, 24)] = np.random.default_rng(0).normal(1, 0.1, (24, 24, 24))
     answer = np.zeros(image.shape, bool)
@@ -237,14 +238,14 @@ def test_how_much_of_what_surrounds_an_answer_is_as_bright_as_it(side: int, expe
     assert continuation_ratio(image, answer) == pytest.approx(expected, abs=0.02)
 
 
-def test_nothing_goes_on_where_nothing_was_found() -> None:
+def test_continuation_ratio_of_an_empty_answer() -> None:
     image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
     assert continuation_ratio(image, np.zeros(image.shape, bool)) == 0
 
 
 class Sized(HalfResolutionUNet):
-    """It finds a cube in the middle of a patch, another in one that is shrunk and has zeros around it, and a third
-    where its edges go on around it; and keeps what it was shown."""
+    """A network that finds one of three cubes: in the center of a patch, in a patch that is shrunk and padded with
+    zeros, or in one that is shrunk and padded with its edges. It records its inputs."""
 
     def __init__(self, side: int, shrunk: int, edged: int = 0) -> None:
         torch.nn.Module.__init__(self)
@@ -271,18 +272,18 @@ def patch_of_large_organ(side: int = 24) -> torch.Tensor:
 
 
 def assert_is_cube(found: torch.Tensor, side: int) -> None:
-    """But for its edges, which are narrow as a neck is."""
+    """Compare except for the edges, which are as narrow as a neck."""
     inside = found[cube(found, side)]
     assert inside.sum() == found.sum()
     assert inside.float().mean() > 0.9
 
 
-def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
+def test_a_continuing_answer_is_repeated_at_half_resolution() -> None:
     network, x = Sized(side=6, shrunk=12), patch_of_large_organ()
     before = x.clone()
     found = network(x).argmax(1).bool()[0]
     assert torch.equal(x, before)
-    assert [len(shown) for shown in network.shown] == [1] * 4  # two looks at either size
+    assert [len(shown) for shown in network.shown] == [1] * 4  # two passes at each resolution
     smaller = network.shown[2][0]
     image = x[0, 0].numpy().reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
     assert smaller[0, *cube(smaller, 16)].numpy() == pytest.approx(image, abs=1e-6)
@@ -294,22 +295,22 @@ def test_an_answer_that_goes_on_is_looked_at_at_half_the_size() -> None:
 @pytest.mark.parametrize(
     ("side", "shrunk", "organ", "appearance"),
     [
-        (18, 14, 18, 2),  # the first answer ends where the organ does
-        (6, 4, 24, 4),  # what is found is small
-        (20, 11, 24, 4),  # hardly more is found
-        (14, 9, 24, 4),  # more is found, but it does not end either
-        (14, 13, 20, 4),  # of what surrounds it, more looks like it than with the first answer
+        (18, 14, 18, 2),  # the first answer ends at the border of the organ
+        (6, 4, 24, 4),  # the result is small
+        (20, 11, 24, 4),  # the result hardly grows
+        (14, 9, 24, 4),  # the result grows, but does not end either
+        (14, 13, 20, 4),  # more of its surroundings is similar than for the first answer
     ],
 )
-def test_otherwise_the_first_answer_stays(side: int, shrunk: int, organ: int, appearance: int) -> None:
+def test_a_closed_answer_is_kept(side: int, shrunk: int, organ: int, appearance: int) -> None:
     network = Sized(side, shrunk, edged=16)
     assert_is_cube(network(patch_of_large_organ(organ)).argmax(1).bool()[0], side)
     assert len(network.shown) == appearance
 
 
 @pytest.mark.parametrize(("edged", "side"), [(12, 24), (8, 20)])
-def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: int, side: int) -> None:
-    """The better of both is taken: the cube of 24 ends, that of 20 does not quite, that of 16 still less."""
+def test_a_large_continuing_organ_is_repeated_with_replicated_edges(edged: int, side: int) -> None:
+    """The better result is used: the cube of 24 ends, that of 20 almost, that of 16 less."""
     network = Sized(6, 10, edged)
     assert_is_cube(network(patch_of_large_organ(24)).argmax(1).bool()[0], side)
     image = network.shown[4][0, 0]
@@ -323,7 +324,7 @@ def test_what_is_large_and_goes_on_is_looked_at_with_its_edges_going_on(edged: i
     ("channel", "at"),
     [(PREVIOUS, 16), (POSITIVE_REGION, 16), (NEGATIVE_REGION, 16), (POSITIVE_SCRIBBLE, 16), (POSITIVE_POINT, 25)],
 )
-def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(channel: int, at: int) -> None:
+def test_other_prompts_prevent_the_half_resolution_pass(channel: int, at: int) -> None:
     x = patch_of_large_organ()
     x[0, channel, 16, 16, at] = 1.0
     network = Sized(side=6, shrunk=12)
@@ -331,9 +332,9 @@ def test_with_more_than_points_in_the_middle_there_is_no_look_at_half_the_size(c
     assert all(shown[0, 0, 0, 0, 0] == -1 for shown in network.shown)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, about what it does not trace
+@pytest.mark.filterwarnings("ignore")  # torch's own warnings about untraced code
 @pytest.mark.slow
-def test_compiled_it_gives_the_same() -> None:
+def test_the_compiled_network_gives_equal_results() -> None:
     x = patch_of_large_organ()
     with torch.inference_mode():
         expected = Sized(side=6, shrunk=12)(x)
@@ -341,7 +342,7 @@ def test_compiled_it_gives_the_same() -> None:
     assert torch.equal(found, expected)
 
 
-def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
+def test_patches_of_a_batch_are_independent() -> None:
     x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
     x[1, PREVIOUS, 16, 16, 16] = 1.0
     network = Sized(side=6, shrunk=12)
@@ -352,7 +353,7 @@ def test_of_a_batch_each_patch_is_answered_for_itself() -> None:
 def test_refinement_moves_borders_and_does_not_hollow_out() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9  # an old one
-    before = blobs((0, slice(8, 32), slice(8, 24), slice(8, 24)))  # it goes on beyond the patch
+    before = blobs((0, slice(8, 32), slice(8, 24), slice(8, 24)))  # it continues beyond the patch
     x[:, PREVIOUS] = before
     assert torch.equal(answer(blobs(), x), blobs((0, slice(11, 32), slice(11, 21), slice(11, 21))))
     assert answer(~blobs(), x).all()
@@ -360,17 +361,17 @@ def test_refinement_moves_borders_and_does_not_hollow_out() -> None:
     assert torch.equal(answer(more, x), more)
 
 
-def test_where_there_is_no_new_prompt_the_answer_stays() -> None:
+def test_a_patch_without_a_new_prompt_keeps_its_answer() -> None:
     x = torch.zeros(1, 8, 32, 32, 32)
     x[0, POSITIVE_POINT, 6, 6, 6] = 0.9
     assert torch.equal(answer(blobs(FIRST, SECOND), x), blobs(FIRST, SECOND))
 
 
 @pytest.mark.parametrize(("newest", "sign"), [(POSITIVE_POINT, 1.0), (NEGATIVE_POINT, -1.0), (NEGATIVE_REGION, -1.0)])
-def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, sign: float) -> None:
+def test_likeness_to_the_newest_prompt(newest: int, sign: float) -> None:
     x = torch.zeros(2, 8, 32, 32, 32)
     x[0, 0, 16:], x[0, 0, 24:] = 0.2, 3.0
-    x[0, newest, 20, 16, 16] = 1.0  # in the middle one of three parts
+    x[0, newest, 20, 16, 16] = 1.0  # in the middle of three parts
     for older in (POSITIVE_POINT, NEGATIVE_POINT):
         x[:, older, 28, 16, 16] = 0.9
     seen = HalfResolutionUNet.likeness_to_newest(x, HalfResolutionUNet.newest(x))
@@ -380,7 +381,7 @@ def test_it_sees_what_is_as_bright_as_what_the_newest_prompt_marks(newest: int, 
         assert not likeness[1].any(), "the second of the batch has only older prompts"
 
 
-def test_the_fast_way_gives_what_torch_gives_for_all_channels() -> None:
+def test_skipping_empty_channels_matches_torch() -> None:
     torch.manual_seed(0)
     network = HalfResolutionUNet(8, 2, [16, 32]).eval()
     x = torch.zeros(1, 8, 32, 32, 32)

@@ -14,7 +14,7 @@ from nninteractive_ws.errors import Cancelled
 
 
 class Bench:
-    """A device thread that is busy until :meth:`open`, and callers that queue up behind, one after another."""
+    """A device thread that is busy until :meth:`open`, and callers that queue behind it."""
 
     def __init__(self) -> None:
         self.thread = DeviceScheduler("test")
@@ -31,7 +31,7 @@ class Bench:
         return future
 
     def open(self) -> None:
-        """Let the thread go on with those who wait, and return when it is done with them."""
+        """Let the thread serve the waiting callers, and return when all are served."""
         self._gate.set()
         self._callers.shutdown()
 
@@ -60,18 +60,18 @@ def slot() -> SchedulerSlot:
     return SchedulerSlot(lambda n: None)
 
 
-def test_everything_runs_on_one_thread_that_stays(thread):
+def test_everything_runs_on_one_persistent_thread(thread):
     with ThreadPoolExecutor(4) as callers:
         idents = list(callers.map(lambda _: thread.run(slot(), threading.get_ident), range(20)))
     assert len(set(idents)) == 1
     assert idents[0] != threading.get_ident()
 
 
-def test_returns_what_the_work_returns(thread):
+def test_run_returns_the_result(thread):
     assert thread.run(slot(), lambda: 42) == 42
 
 
-def test_an_error_of_the_work_is_the_callers_and_the_thread_goes_on(thread):
+def test_an_exception_reaches_the_caller_and_the_thread_continues(thread):
     def fails() -> None:
         raise ValueError("mine")
 
@@ -80,14 +80,14 @@ def test_an_error_of_the_work_is_the_callers_and_the_thread_goes_on(thread):
     assert thread.run(slot(), lambda: 1) == 1
 
 
-def test_first_passes_go_before_refinement(bench):
+def test_first_passes_precede_refinement(bench):
     bench.queue(slot(), "refinement", refines=True)
     bench.queue(slot(), "first")
     bench.open()
     assert bench.served == ["first", "refinement"]
 
 
-def test_slots_take_turns_whatever_they_asked_for_first(bench):
+def test_slots_take_turns_regardless_of_request_order(bench):
     greedy, modest = slot(), slot()
     for n in (1, 2, 3):
         bench.queue(greedy, f"greedy {n}")
@@ -117,7 +117,7 @@ def test_the_slot_served_longest_ago_goes_first(bench):
     assert bench.served == ["never served", "b", "a"]
 
 
-def test_those_who_wait_are_told_how_many_are_ahead(bench):
+def test_waiting_slots_are_notified_of_their_position(bench):
     received: dict[str, list[int]] = {"first": [], "second": [], "third": [], "refinement": []}
     for name in ("first", "second"):
         bench.queue(SchedulerSlot(received[name].append), name)
@@ -129,7 +129,7 @@ def test_those_who_wait_are_told_how_many_are_ahead(bench):
     assert bench.served == ["first", "second", "third", "refinement"]
 
 
-def test_dropping_a_slot_ends_what_waits_of_it_and_moves_the_others_up(bench):
+def test_dropping_a_slot_cancels_its_queue_and_advances_the_others(bench):
     received: list[int] = []
     dropped, behind = slot(), SchedulerSlot(received.append)
     futures = [bench.queue(dropped, "dropped"), bench.queue(dropped, "dropped", refines=True)]
@@ -145,7 +145,7 @@ def test_dropping_a_slot_ends_what_waits_of_it_and_moves_the_others_up(bench):
     assert bench.served == ["stays", "behind"]
 
 
-def test_dropping_does_not_touch_the_pass_that_runs(thread):
+def test_dropping_a_slot_keeps_its_running_pass(thread):
     running = slot()
     began, go_on = threading.Event(), threading.Event()
 
@@ -162,7 +162,7 @@ def test_dropping_does_not_touch_the_pass_that_runs(thread):
         assert future.result(10) == "done"
 
 
-def test_closing_lets_the_pass_end_and_refuses_the_rest(bench):
+def test_closing_finishes_the_running_pass_and_refuses_the_rest(bench):
     left = bench.queue(slot(), "left")
     with ThreadPoolExecutor(1) as closer:
         closing = closer.submit(bench.thread.close)
@@ -175,10 +175,10 @@ def test_closing_lets_the_pass_end_and_refuses_the_rest(bench):
     with pytest.raises(RuntimeError, match="closed"):
         bench.thread.run(slot(), lambda: None)
     assert bench.served == []
-    bench.thread.close()  # twice is once
+    bench.thread.close()  # a second call has no effect
 
 
-def test_nothing_of_a_pass_is_kept(thread):
+def test_a_finished_pass_is_released(thread):
     class Image:
         pass
 

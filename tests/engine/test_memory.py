@@ -24,7 +24,7 @@ def nobody_idle(requester: object) -> bool:
 # ---- a pool -----------------------------------------------------------------------------------------------
 
 
-def test_what_fits_is_reserved_until_it_is_given_back() -> None:
+def test_memory_is_reserved_until_it_is_released() -> None:
     pool = MemoryPool(CPU, 100, nobody_idle)
     assert pool.reserve("a", "image", 60)
     assert pool.used_bytes == 60
@@ -41,7 +41,7 @@ def test_what_fits_is_reserved_until_it_is_given_back() -> None:
     assert pool.used_bytes == 0
 
 
-def test_what_is_kept_already_is_counted_beyond_the_limit_and_less_is_always_granted() -> None:
+def test_charges_may_exceed_the_limit_and_can_always_shrink() -> None:
     pool = MemoryPool(CPU, 100, nobody_idle)
     pool.charge("a", "segments", 150)
     assert pool.used_bytes == 150
@@ -79,7 +79,7 @@ def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:
 # ---- a session's account ----------------------------------------------------------------------------------
 
 
-def test_an_image_that_never_fits_is_refused_with_a_crop_that_does() -> None:
+def test_the_error_for_a_too_large_image_suggests_a_crop() -> None:
     pool = MemoryPool(CPU, GB, nobody_idle)
     account = SessionAccount([pool])
     with pytest.raises(TooLarge) as refused:
@@ -94,15 +94,15 @@ def test_an_image_that_never_fits_is_refused_with_a_crop_that_does() -> None:
         account.reserve_image((side + 2, side + 2, side + 2), 7)
 
 
-def test_an_image_that_does_not_fit_now_is_refused_with_the_numbers() -> None:
+def test_the_error_for_a_full_pool_states_the_numbers() -> None:
     pool = MemoryPool(CPU, GB, nobody_idle)
     assert SessionAccount([pool]).reserve_image((256, 256, 256), 7) == CPU
     with pytest.raises(OutOfMemory, match=r"about 8\d\d MB .*1\.00 GB for images, 4\d\d MB of it in use"):
         SessionAccount([pool]).reserve_image((256, 256, 512), 7)
 
 
-def test_the_next_best_place_is_taken_and_all_but_the_image_is_on_the_host() -> None:
-    meta = torch.device("meta")  # in the place of a GPU, which this machine may not have
+def test_the_image_uses_the_first_pool_with_space_and_the_rest_the_host() -> None:
+    meta = torch.device("meta")  # replaces a GPU, which this machine may lack
     pools = [MemoryPool(meta, 10**8, nobody_idle), MemoryPool(CPU, GB, nobody_idle)]
     first, second = SessionAccount(pools), SessionAccount(pools)
     assert first.reserve_image((100, 100, 100), 7) == meta
@@ -116,7 +116,7 @@ def test_the_next_best_place_is_taken_and_all_but_the_image_is_on_the_host() -> 
     assert pools[0].used_bytes == 0
 
 
-def test_a_session_has_a_limit_of_its_own_beyond_its_image() -> None:
+def test_a_session_has_a_limit_besides_its_image() -> None:
     pool = MemoryPool(CPU, 1600 * MB, nobody_idle)
     account = SessionAccount([pool])
     account.reserve_image((256, 256, 128), 7)
@@ -134,7 +134,7 @@ def test_a_session_has_a_limit_of_its_own_beyond_its_image() -> None:
     account.reserve("queue", 80 * MB)
 
 
-def test_what_all_sessions_keep_has_the_pools_limit() -> None:
+def test_all_sessions_share_the_limit_of_the_pool() -> None:
     pool = MemoryPool(CPU, GB, nobody_idle)
     SessionAccount([pool]).charge("segments", 900 * MB)
     other = SessionAccount([pool])
@@ -144,7 +144,7 @@ def test_what_all_sessions_keep_has_the_pools_limit() -> None:
         other.reserve("request", 200 * MB)
 
 
-def test_a_click_fits_whatever_others_keep() -> None:
+def test_a_small_request_fits_into_a_full_pool() -> None:
     pool = MemoryPool(CPU, GB, nobody_idle)
     SessionAccount([pool]).charge("segments", GB)
     account = SessionAccount([pool])
@@ -160,7 +160,7 @@ def test_the_limit_of_a_session_is_a_part_of_the_pool(pool_gb: int, limit_mib: i
     assert MemoryPool(CPU, pool_gb * GB, nobody_idle).session_limit // 2**20 == limit_mib
 
 
-def test_a_session_that_is_over_is_charged_for_nothing_more() -> None:
+def test_a_closed_session_is_not_charged() -> None:
     pool = MemoryPool(CPU, GB, nobody_idle)
     account = SessionAccount([pool])
     account.charge("outbox", MB)
@@ -171,7 +171,7 @@ def test_a_session_that_is_over_is_charged_for_nothing_more() -> None:
     assert pool.used_bytes == 0
 
 
-def test_a_session_that_ends_while_others_are_evicted_for_it_keeps_nothing() -> None:
+def test_a_session_closed_during_eviction_reserves_nothing() -> None:
     def evict(requester: object) -> bool:
         account.release()
         pool.release("other")
@@ -184,10 +184,10 @@ def test_a_session_that_ends_while_others_are_evicted_for_it_keeps_nothing() -> 
     assert pool.used_bytes == 0
 
 
-# ---- how much there is ------------------------------------------------------------------------------------
+# ---- free memory ------------------------------------------------------------------------------------------
 
 
-def test_the_limit_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_limit_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (pool,) = memory_pools(CPU, 12345, 1, nobody_idle)
     assert pool.limit == 12345
     free = psutil.virtual_memory().available
@@ -208,7 +208,7 @@ def test_the_workers_of_a_host_divide_the_share(monkeypatch: pytest.MonkeyPatch,
     assert memory_pools(CPU, 12345, 4, nobody_idle)[0].limit == 12345, "a number that is given is for each"
 
 
-def test_what_is_free_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pools = [MemoryPool(CPU, GB, nobody_idle), MemoryPool(CPU, 2 * GB, nobody_idle)]
     pools[1].reserve("a", "image", 500 * MB)
     found = free_memory(pools)
@@ -246,9 +246,9 @@ device.close()
 
 
 @pytest.mark.slow
-def test_the_estimate_is_what_an_image_takes() -> None:
-    """Measured on the real session with every brick sent, in a process of its own: here, memory that was given back
-    would be used again."""
+def test_the_estimate_matches_the_memory_of_an_image() -> None:
+    """Measured on the real session with every brick sent. It runs in a separate process, because this one would reuse
+    freed memory."""
     code = MEASURE.replace("{tests}", repr(str(Path(__file__).parents[1])))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110)
     estimate, took = map(int, done.stdout.splitlines()[-1].split())

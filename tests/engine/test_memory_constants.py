@@ -31,7 +31,7 @@ NEAR = 0.2
 
 
 def kept_bytes(make: Callable[[int], object]) -> float:
-    """Bytes that stay allocated for each object that ``make`` returns, or keeps elsewhere. Ids start at 1000, because
+    """Return the bytes that stay allocated for each object that ``make`` creates. Ids start at 1000, because
     Python caches small numbers."""
     make(999)
     gc.collect()
@@ -46,7 +46,7 @@ def kept_bytes(make: Callable[[int], object]) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The peak of allocated bytes while ``work`` runs."""
+    """Return the peak of allocated bytes while ``work`` runs."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -90,7 +90,7 @@ REQUESTS = [pytest.param(kind, id=kind.__name__) for kind in (click, scribble, h
 @pytest.mark.slow
 @pytest.mark.parametrize("radius", [2, 9])
 @pytest.mark.parametrize("request_of", REQUESTS)
-def test_a_step(request_of: Callable[[int], wire.Request], radius: int) -> None:
+def test_bytes_of_a_step(request_of: Callable[[int], wire.Request], radius: int) -> None:
     segment = Segment.empty("liver", SHAPE)
 
     def append(n: int) -> None:
@@ -103,7 +103,7 @@ def test_a_step(request_of: Callable[[int], wire.Request], radius: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("request_of", REQUESTS)
-def test_a_request_that_waits(request_of: Callable[[int], wire.Request]) -> None:
+def test_bytes_of_a_pending_request(request_of: Callable[[int], wire.Request]) -> None:
     stated = []
 
     def receive(n: int) -> object:
@@ -117,7 +117,7 @@ def test_a_request_that_waits(request_of: Callable[[int], wire.Request]) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [0, 1, 3])
-def test_what_is_said_of_a_request(changes: int) -> None:
+def test_bytes_of_an_answer(changes: int) -> None:
     outbox = Outbox(lambda: None)
 
     def answer(n: int) -> None:
@@ -147,14 +147,14 @@ def test_what_is_said_of_a_request(changes: int) -> None:
     assert outbox.memory / (COUNT + 1) == pytest.approx(actual, rel=NEAR)
 
 
-# ---- while a request is done ------------------------------------------------------------------------------
+# ---- during a request -------------------------------------------------------------------------------------
 
 VOLUME = np.random.default_rng(0).integers(0, 255, (96, 96, 96)).astype(np.uint8)
 
 
 @pytest.fixture
 def do(quick_model, device) -> Iterator[Callable[[wire.Request], float]]:
-    """Do a request in a real session with an image, and return how many masks of its size were allocated at the
+    """Run a request in a real session with an image, and return how many masks of its size were allocated at the
     peak."""
     outbox, ids = Outbox(lambda: None), itertools.count(1)
     session = Session(quick_model, device, outbox, "blosc2", SessionAccount(boundless()))
@@ -178,7 +178,7 @@ def do(quick_model, device) -> Iterator[Callable[[wire.Request], float]]:
     session.close()
 
 
-def test_masks_that_exist_at_a_time(do: Callable[[wire.Request], float]) -> None:
+def test_masks_allocated_during_a_request(do: Callable[[wire.Request], float]) -> None:
     everywhere = np.ones(VOLUME.shape, bool)
     assert do(set_mask(everywhere)) == pytest.approx(_MASKS, rel=NEAR)
     assert 1 + do(wire.Undo(id=1, segment="a")) <= _MASKS
@@ -187,13 +187,13 @@ def test_masks_that_exist_at_a_time(do: Callable[[wire.Request], float]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("flip", [False, True])
-def test_run_lengths_of_noise(do: Callable[[wire.Request], float], share: float, flip: bool) -> None:
+def test_bytes_of_run_lengths_of_noise(do: Callable[[wire.Request], float], share: float, flip: bool) -> None:
     noise = set_mask(np.random.default_rng(1).random(VOLUME.shape) < share, flip=flip)
     stated = _MASKS + _RUN_BYTES * noise.mask.runs / VOLUME.size
     assert 0.75 * stated < do(noise) < stated
 
 
-def test_parts_of_an_answer_are_kept_as_bits() -> None:
+def test_partial_results_are_kept_as_bits() -> None:
     shown = MaskPreview(np.zeros((64, 64, 64), bool))
     box = Box.whole((64, 64, 64))
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3", "mps", "xpu", "xpu:1"])
-def test_a_device_that_this_machine_lacks(name: str) -> None:
+def test_a_missing_device_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"There is no device {name}, since torch .* finds 0 devices"):
         pick_device(name)
 
@@ -33,6 +33,6 @@ def test_the_index_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda:2")
 
 
-def test_a_name_of_no_device() -> None:
+def test_an_invalid_device_name_is_refused() -> None:
     with pytest.raises(ValueError, match='"gpu" is not a device'):
         pick_device("gpu")

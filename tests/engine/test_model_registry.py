@@ -28,7 +28,7 @@ MANIFEST = {
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
-    """Where nnInteractive keeps its models: an empty folder, and no network to fill it from."""
+    """nnInteractive's model folder, empty and without a network for downloads."""
     folder = tmp_path / "nninteractive"
     monkeypatch.setenv("NNINTERACTIVE_MODEL_DIR", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def manifest(root) -> None:
-    """The list of official models as it was kept from last time."""
+    """The cached list of official models."""
     (root / "models.json").write_text(json.dumps(MANIFEST))
 
 
@@ -66,7 +66,7 @@ def test_the_embedded_model_has_a_name_and_is_the_default():
     assert find_model(DEMO) == find_model(None) == (DEMO, MODEL_FOLDER)
 
 
-def test_the_embedded_model_is_found_whatever_lies_around(tmp_path):
+def test_a_folder_does_not_hide_the_embedded_model(tmp_path):
     make_model(tmp_path / DEMO)
     assert find_model(DEMO) == (DEMO, MODEL_FOLDER)
 
@@ -85,7 +85,7 @@ def test_a_folder_of_the_home_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_a_folder_that_is_not_a_model_says_what_is_missing(tmp_path, missing):
+def test_the_error_for_an_incomplete_folder_names_the_missing_file(tmp_path, missing):
     folder = make_model(tmp_path / "almost", leave_out=missing)
     with pytest.raises(ModelNotFound, match=missing.replace("fold_0", r"fold_\*")):
         find_model(str(folder))
@@ -98,20 +98,20 @@ def test_a_folder_of_an_older_release(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["liver", "/no/such/folder", "nnunet_v1.0"])
-def test_a_name_that_is_none_says_what_names_look_like(name):
+def test_the_error_for_an_invalid_name_shows_the_format(name):
     with pytest.raises(ModelNotFound, match="nnInteractive_"):
         find_model(name)
 
 
 @pytest.mark.usefixtures("manifest")
-def test_an_official_model_that_is_here_needs_no_network(root):
+def test_a_downloaded_model_needs_no_network(root):
     folder = downloaded(root, "nnInteractive_v1.0")
     assert find_model("nnInteractive_v1.0") == ("nnInteractive_v1.0", folder)
     assert find_model(None) == (DEMO, MODEL_FOLDER), "the default is another one"
 
 
 @pytest.mark.usefixtures("manifest")
-def test_the_official_default_is_the_default_once_it_is_here(root):
+def test_the_official_default_is_used_once_downloaded(root):
     folder = downloaded(root, "nnInteractive_v2.0")
     assert find_model(None) == ("nnInteractive_v2.0", folder)
     assert find_model(DEMO) == (DEMO, MODEL_FOLDER)
@@ -129,13 +129,13 @@ def test_an_official_model_without_network():
 
 
 @pytest.mark.usefixtures("manifest")
-def test_an_official_name_that_is_not_on_the_list():
+def test_an_official_name_missing_from_the_list():
     with pytest.raises(ModelNotFound, match=r"nnInteractive_v2\.0"):
         find_model("nnInteractive_v9.9")
 
 
 @pytest.mark.usefixtures("manifest")
-def test_a_download_that_was_interrupted_is_no_model(root):
+def test_an_interrupted_download_is_not_a_model(root):
     folder = downloaded(root, "nnInteractive_v2.0", leave_out="fold_0/checkpoint_final.pth")
     assert find_model(None) == (DEMO, MODEL_FOLDER)
     with pytest.raises(ModelNotFound, match="Delete that folder") as error:
@@ -143,7 +143,7 @@ def test_a_download_that_was_interrupted_is_no_model(root):
     assert str(folder) in str(error.value)
 
 
-def test_a_file_is_no_model_folder(tmp_path):
+def test_a_file_is_not_a_model_folder(tmp_path):
     (tmp_path / "plans.json").write_text("{}")
     with pytest.raises(ModelNotFound, match=r"is a file\. Expected the folder of a model"):
         find_model(str(tmp_path / "plans.json"))
@@ -156,7 +156,7 @@ def test_a_path_that_the_system_refuses(name):
 
 
 @pytest.mark.usefixtures("manifest")
-def test_a_folder_for_downloads_that_cannot_be_made(root):
+def test_an_unusable_download_folder_is_reported(root):
     (root / "models").write_text("")
     with pytest.raises(ModelNotFound, match="nnInteractive_v1"):
         find_model("nnInteractive_v1.0")
@@ -165,14 +165,14 @@ def test_a_folder_for_downloads_that_cannot_be_made(root):
 # ---- listing ----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_list_there_is_the_embedded_model_alone():
+def test_only_the_embedded_model_is_available_without_a_list():
     (entry,) = list_models()
     assert (entry.name, entry.folder, entry.default) == (DEMO, MODEL_FOLDER, True)
     assert entry.license == read_license(MODEL_FOLDER) != "unknown"
 
 
 @pytest.mark.usefixtures("manifest")
-def test_official_models_are_listed_with_what_is_known_of_them(root):
+def test_official_models_are_listed_with_their_details(root):
     folder = downloaded(root, "nnInteractive_v1.0", license="\n  CC BY-NC-SA 4.0  \nhttps://example.org\n")
     demo, first, second = list_models()
     assert (demo.name, demo.default) == (DEMO, True)
@@ -189,7 +189,7 @@ def test_one_model_is_the_default(root):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1, "models": []}', "no json"])
-def test_a_broken_list_is_no_list(root, content):
+def test_an_invalid_list_is_ignored(root, content):
     (root / "models.json").write_text(content)
     assert [e.name for e in list_models()] == [DEMO]
 
@@ -200,11 +200,11 @@ def test_asking_for_the_list_without_a_network():
 
 
 @pytest.mark.usefixtures("manifest")
-def test_asking_for_the_list_without_a_network_gives_that_of_last_time():
+def test_the_cached_list_is_used_without_a_network():
     assert [e.name for e in list_models(refresh=True)] == [DEMO, "nnInteractive_v1.0", "nnInteractive_v2.0"]
 
 
-def test_a_license_is_the_first_line_with_words(tmp_path):
+def test_a_license_is_the_first_nonempty_line(tmp_path):
     (tmp_path / "LICENSE").write_text("\n\n  MIT\nmore\n")
     assert read_license(tmp_path) == "MIT"
     (tmp_path / "LICENSE").write_text("\n")

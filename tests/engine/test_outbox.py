@@ -43,7 +43,7 @@ def progress(request: int, n: int = 0) -> wire.Progress:
     return wire.Progress(id=request, state="refining", done=n)
 
 
-def test_what_is_said_comes_in_order(outbox: Outbox) -> None:
+def test_messages_are_sent_in_order(outbox: Outbox) -> None:
     outbox.open(1)
     outbox.begin(1)
     outbox.put(progress(1))
@@ -52,7 +52,7 @@ def test_what_is_said_comes_in_order(outbox: Outbox) -> None:
     assert drain(outbox) == [progress(1), delta, wire.Done(id=1)]
 
 
-def test_each_message_wakes(outbox: Outbox) -> None:
+def test_each_message_wakes_the_sender(outbox: Outbox) -> None:
     woken = []
     outbox = Outbox(lambda: woken.append(1))
     outbox.open(1)
@@ -64,7 +64,7 @@ def test_each_message_wakes(outbox: Outbox) -> None:
     assert len(woken) == 4
 
 
-def test_a_request_on_the_same_connection_again_gets_its_answer_again(outbox: Outbox) -> None:
+def test_a_repeated_request_gets_its_answer_again(outbox: Outbox) -> None:
     outbox.open(1)
     assert outbox.replay(1)
     assert drain(outbox) == []
@@ -77,7 +77,7 @@ def test_a_request_on_the_same_connection_again_gets_its_answer_again(outbox: Ou
     assert not outbox.replay(2)
 
 
-def test_on_a_new_connection_all_is_said_once_it_is_asked_for(outbox: Outbox) -> None:
+def test_messages_are_replayed_on_a_new_connection_when_requested(outbox: Outbox) -> None:
     for request in (1, 2):
         outbox.open(request)
     outbox.begin(1)
@@ -99,7 +99,7 @@ def test_on_a_new_connection_all_is_said_once_it_is_asked_for(outbox: Outbox) ->
     assert drain(outbox) == [third, wire.Done(id=2)]
 
 
-def test_a_change_can_be_withdrawn_until_it_is_taken(outbox: Outbox) -> None:
+def test_a_change_can_be_withdrawn_until_it_is_sent(outbox: Outbox) -> None:
     outbox.open(1)
     outbox.begin(1)
     assert outbox.withdraw_change("a") is None
@@ -119,7 +119,7 @@ def test_a_change_can_be_withdrawn_until_it_is_taken(outbox: Outbox) -> None:
     assert outbox.withdraw_change("a") is None, "it belongs to another request"
 
 
-def test_a_withdrawn_change_is_not_repeated(outbox: Outbox) -> None:
+def test_a_withdrawn_change_is_not_replayed(outbox: Outbox) -> None:
     outbox.open(1)
     outbox.begin(1)
     outbox.disconnect()
@@ -130,7 +130,7 @@ def test_a_withdrawn_change_is_not_repeated(outbox: Outbox) -> None:
     assert drain(outbox) == [both]
 
 
-def test_the_latest_progress_is_enough(outbox: Outbox) -> None:
+def test_only_the_latest_progress_is_kept(outbox: Outbox) -> None:
     outbox.open(1)
     outbox.begin(1)
     outbox.put(progress(1, 1))
@@ -141,7 +141,7 @@ def test_the_latest_progress_is_enough(outbox: Outbox) -> None:
     assert drain(outbox) == [progress(1, 3)]
 
 
-def test_acknowledgements_of_bricks_add_up(outbox: Outbox) -> None:
+def test_acknowledgements_of_bricks_are_merged(outbox: Outbox) -> None:
     def arrived(image: str, received: list[int], present: int) -> wire.ImageProgress:
         return wire.ImageProgress(image=image, received=received, present=present, total=9)
 
@@ -151,7 +151,7 @@ def test_acknowledgements_of_bricks_add_up(outbox: Outbox) -> None:
     assert drain(outbox) == [arrived("x", [1, 3], 2), arrived("y", [2], 1)]
 
 
-def test_a_client_that_does_not_read_fills_it(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_fills_the_outbox(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FULL_BYTES", 1000)
     error = wire.ErrorMessage(code="bad_message", message="x" * 600)
     outbox.put_unsolicited(error)
@@ -170,7 +170,7 @@ def test_a_client_that_does_not_read_fills_it(outbox: Outbox, monkeypatch: pytes
     assert outbox.full
 
 
-def test_the_oldest_are_kept_with_less_and_then_not_at_all(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_answers_lose_their_deltas_and_are_then_dropped(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWERS_KEPT", 5)
     monkeypatch.setattr(module, "BYTES_KEPT", 1000)
     size = len(protocol.encode(put_change(_begun(1), 1, 0, change(0))))
@@ -189,7 +189,7 @@ def test_the_oldest_are_kept_with_less_and_then_not_at_all(outbox: Outbox, monke
     assert len(drain(outbox)) == 1 + -(-300 // size)
 
 
-def test_what_is_not_answered_is_never_given_up(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unanswered_requests_are_never_dropped(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWERS_KEPT", 3)
     for request in range(1, 9):
         outbox.open(request)

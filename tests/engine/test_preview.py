@@ -1,4 +1,4 @@
-"""Previews during a prediction: an answer of patch size that stands for a larger box."""
+"""Previews during a prediction: an answer of the patch size for a larger box."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ PATCH = (12, 10, 8)
 
 @st.composite
 def views(draw: st.DrawFn) -> tuple[np.ndarray, Box, Box]:
-    """An answer with few voxels or none, the box that it stands for, and a part of that box."""
+    """An answer with few voxels or none, its box in the image, and a part of that box."""
     answer = np.zeros(PATCH, bool)
     for _ in range(draw(st.integers(0, 3))):
         answer[tuple(draw(st.integers(0, n - 1)) for n in PATCH)] = True
@@ -31,7 +31,7 @@ def views(draw: st.DrawFn) -> tuple[np.ndarray, Box, Box]:
 
 @settings(max_examples=3 * settings.default.max_examples)
 @given(views())
-def test_beyond_what_is_occupied_nothing_is_said(view: tuple[np.ndarray, Box, Box]) -> None:
+def test_the_nonempty_region_contains_all_voxels(view: tuple[np.ndarray, Box, Box]) -> None:
     answer, box, inside = view
     everything = resample_nearest(answer, box, inside)
     found = nonempty_region(answer, box, inside)
@@ -41,17 +41,17 @@ def test_beyond_what_is_occupied_nothing_is_said(view: tuple[np.ndarray, Box, Bo
     assert np.array_equal(output, everything)
 
 
-def test_voxels_are_those_of_torchs_nearest_neighbor() -> None:
+def test_resampling_matches_torchs_nearest_neighbor() -> None:
     answer = np.random.default_rng(0).random(PATCH) < 0.5
     box = Box.whole((31, 27, 29))
     voxels = interpolate(torch.from_numpy(answer)[None, None].float(), box.shape, mode="nearest-exact")[0, 0]
     assert np.array_equal(resample_nearest(answer, box, box), voxels.numpy() > 0.5)
 
 
-def test_the_part_that_is_occupied_is_as_small_as_can_be() -> None:
+def test_the_nonempty_region_is_tight() -> None:
     answer = np.zeros(PATCH, bool)
     answer[3:5, 2, 7] = True
-    box = Box((-6, 0, 10), (30, 30, 34))  # three voxels for each of the answer's
+    box = Box((-6, 0, 10), (30, 30, 34))  # three voxels per voxel of the answer
     assert nonempty_region(answer, box, box) == Box((3, 6, 31), (9, 9, 34))
     assert nonempty_region(answer, box, Box((0, 0, 10), (6, 7, 34))) == Box((3, 6, 31), (6, 7, 34))
     assert nonempty_region(answer, box, Box((0, 0, 10), (3, 7, 34))) is None

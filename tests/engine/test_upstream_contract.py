@@ -1,7 +1,7 @@
-"""What the engine takes for granted about nnInteractive 2.6, a private seam at a time.
+"""Assumptions of the engine about private parts of nnInteractive 2.6.
 
-A release that changes one of them fails here. Then read what changed, adapt ``engine/upstream.py``, and see that
-``test_parity.py`` still finds the same masks before the version is let through.
+A release that changes one of them fails here. In that case, read the changes, adapt ``engine/upstream.py``, and check
+with ``test_parity.py`` that the masks are the same, before you allow the version.
 """
 
 from importlib.metadata import version
@@ -39,7 +39,7 @@ ADVICE = (
 )
 
 
-def test_the_version_is_the_one_these_seams_were_read_in():
+def test_the_upstream_version_is_the_tested_one():
     installed = version("nnInteractive")
     assert installed.startswith("2.6."), f"nnInteractive {installed} is installed, 2.6 is supported. {ADVICE}"
     assert installed == nnInteractiveInferenceSession.INFERENCE_SESSION_VERSION
@@ -73,7 +73,7 @@ SIGNATURES = {
     "_get_prev_seg_channel": "(self)",
     "_generic_add_patch_from_image": "(self, image, offset=None)",
     "initialize_from_loaded_artifacts": "(self, artifacts)",
-    # called by models, prompts and session
+    # called by models, prompts and the session
     "_load_model_artifacts_from_disk": (
         "(self, model_training_output_dir, use_fold=None, checkpoint_name='checkpoint_final.pth')"
     ),
@@ -103,13 +103,13 @@ def signature_of(function: Any) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_methods_take_what_they_took(name):
+def test_signatures_of_methods_are_unchanged(name):
     found = getattr(nnInteractiveInferenceSession, name, None)
     assert found is not None, f"{name} is gone. {ADVICE}"
     assert signature_of(found) == SIGNATURES[name], ADVICE
 
 
-def test_every_override_is_held_here():
+def test_every_override_has_a_tested_signature():
     inherited = set(dir(nnInteractiveInferenceSession)) - {"__module__", "__doc__"}
     assert inherited & set(vars(UpstreamSession)) <= set(SIGNATURES)
 
@@ -125,12 +125,12 @@ def test_every_override_is_held_here():
         ("_validate_and_normalize_manifest", "(manifest)"),
     ],
 )
-def test_functions_of_the_catalogue_take_what_they_took(name, signature):
+def test_signatures_of_registry_functions_are_unchanged(name, signature):
     assert signature_of(getattr(model_management, name)) == signature, ADVICE
     assert model_management.MODEL_PREFIX == "nnInteractive_"
 
 
-def test_points_are_drawn_as_they_were():
+def test_signatures_of_point_interactions_are_unchanged():
     assert signature_of(PointInteraction_stub) == "(point_radius, use_distance_transform=False)", ADVICE
     assert signature_of(PointInteraction_stub.place_point) == (
         "(self, position, interaction_map, binarize=False, intensity_scale=1.0, channel_idx=None, before_write=None)"
@@ -138,7 +138,7 @@ def test_points_are_drawn_as_they_were():
 
 
 def test_prints_go_to_the_log(capsys, quick_model):
-    """``print`` of upstream's module is a name of the module, which the engine sets."""
+    """The engine replaces the name ``print`` in upstream's module."""
     for function in (nnInteractiveInferenceSession.__init__, nnInteractiveInferenceSession._predict):
         assert "print" in inspect.unwrap(function).__code__.co_names, ADVICE
     assert upstream_module.print is not print
@@ -146,10 +146,10 @@ def test_prints_go_to_the_log(capsys, quick_model):
     assert capsys.readouterr().out == ""
 
 
-# ---- what a model brings ----------------------------------------------------------------------------------------
+# ---- artifacts of a model ---------------------------------------------------------------------------------------
 
 
-def test_artifacts_are_what_is_shared(demo_model):
+def test_sessions_share_only_known_artifacts(demo_model):
     assert set(demo_model.artifacts) == {
         "capability_content",
         "point_interaction",
@@ -169,7 +169,7 @@ def test_artifacts_are_what_is_shared(demo_model):
     assert len(demo_model.artifacts["configuration_manager"].patch_size) == 3
 
 
-def test_a_session_has_the_attributes_that_are_read_and_set(session):
+def test_a_session_has_the_used_attributes(session):
     for name in (
         "device", "do_autozoom", "interactions", "interactions_storage", "preprocessed_image", "original_image_shape",
         "point_interaction", "configuration_manager", "supported_interactions", "supports_initial_label",
@@ -187,13 +187,13 @@ def test_a_session_has_the_attributes_that_are_read_and_set(session):
     assert tuple(session.original_image_shape) == (1, *SHAPE)
 
 
-# ---- what a prompt does -----------------------------------------------------------------------------------------
+# ---- effects of a prompt ----------------------------------------------------------------------------------------
 
 SHAPE = (84, 72, 66)
 
 
 class Witness(nnInteractiveInferenceSession):
-    """Upstream's session, and what went through each seam since :meth:`begin`."""
+    """Upstream's session, with a record of the calls since :meth:`begin`."""
 
     def begin(self) -> None:
         self.calls: list[str] = []
@@ -287,7 +287,7 @@ def as_numpy(interactions: Any) -> "np.ndarray[Any, Any]":
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("storage", ["tensor", pytest.param("blosc2", marks=pytest.mark.slow)])
 def test_every_write_to_the_interactions_is_announced(session, step, storage):
-    """The engine clears what was announced, and nothing else."""
+    """The engine clears only announced regions."""
     if storage == "blosc2":
         session.interactions_storage = "blosc2"
         session._initialize_interactions(session.preprocessed_image)
@@ -302,8 +302,8 @@ def test_every_write_to_the_interactions_is_announced(session, step, storage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [s for s in STEPS if "without" not in s])
-def test_results_come_through_one_door(session, step):
-    """The target buffer holds what was pasted, in its order, and the previous segmentation is the same mask."""
+def test_all_results_are_pasted_by_one_method(session, step):
+    """The target buffer equals the pasted results, in their order, and so does the previous segmentation."""
     STEPS[step](session)
     mask = ball(SHAPE, (42, 30, 28), 8) if step == "mask" else np.zeros(SHAPE, bool)
     for prediction, pairs in session.results:
@@ -318,8 +318,8 @@ def test_results_come_through_one_door(session, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-def test_the_network_is_run_once_for_each_look(session, step):
-    """Coarse looks first, each made of an input, a pass and a search of its border; then a pass for each box."""
+def test_the_network_runs_once_per_view(session, step):
+    """First, coarse views with an input, a pass and a search of the border each. Then, a pass for each box."""
     STEPS[step](session)
     if "without" in step:
         assert session.calls == []
@@ -343,7 +343,7 @@ def test_these_steps_zoom_out_and_refine(session):
 
 
 @pytest.mark.slow
-def test_the_plan_alone_draws_at_random(session):
+def test_only_the_refinement_plan_is_random(session):
     state = np.random.get_state()[1].copy()
     for step in STEPS.values():
         step(session)
@@ -351,7 +351,7 @@ def test_the_plan_alone_draws_at_random(session):
     assert "random" in bboxes.random_sampling_fallback.__code__.co_names
 
 
-def test_prompts_that_wait_are_in_two_lists(session):
+def test_pending_prompts_are_in_two_lists(session):
     assert (session.new_interaction_centers, session.new_interaction_zoom_out_factors) == ([], [])
     STEPS["point without prediction"](session)
     session.add_bbox_interaction([[10, 70], [20, 30], [28, 29]], True, run_prediction=False)
@@ -383,8 +383,8 @@ def test_the_image_is_normalized_in_this_order(session):
     assert np.array_equal(session.preprocessed_image[0].numpy(), by_numpy), ADVICE
 
 
-def test_the_network_output_may_lie_in_memory_as_it_likes():
-    """The engine lays it out for upstream's argmax."""
+def test_the_memory_layout_of_the_network_output_is_free():
+    """The engine optimizes it for upstream's argmax."""
     logits = torch.rand(1, 2, 9, 8, 7)
     laid_out = logits.contiguous(memory_format=torch.channels_last_3d)
     assert torch.equal(laid_out[0].argmax(0), logits[0].argmax(0))
@@ -393,8 +393,8 @@ def test_the_network_output_may_lie_in_memory_as_it_likes():
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (42, 36, 33), (83, 71, 65), (2, 70, 33)])
-def test_a_point_on_the_device_is_upstreams_point(at):
-    """The variant for interactions in GPU memory, tried in the machine's: the same ball, announced around it."""
+def test_a_point_on_the_device_equals_upstreams_point(at):
+    """The variant for GPU memory, tested in host memory: the same ball, with an announced box around it."""
     theirs, ours = torch.rand(3, *SHAPE).half(), torch.zeros(3, *SHAPE, dtype=torch.float16)
     ours[:] = theirs
     announced: list[Any] = []
@@ -408,8 +408,8 @@ def test_a_point_on_the_device_is_upstreams_point(at):
     assert all(s.start >= 0 and s.stop <= n for s, n in zip(slices, SHAPE, strict=True))
 
 
-def test_clearing_leaves_nothing(quick_model, device, monkeypatch):
-    """What the engine zeroes when it selects another segment is all that prompts had written."""
+def test_clear_removes_all_prompts(quick_model, device, monkeypatch):
+    """When another segment is selected, the engine zeroes all voxels that prompts had written."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
     volume = bar_in_a_box()
     client = Client(quick_model, device).set_image(volume)
@@ -429,7 +429,7 @@ def test_clearing_leaves_nothing(quick_model, device, monkeypatch):
 
 
 def test_our_sessions_never_start_upstreams_threads(quick_model, device):
-    """Upstream's ``__del__`` joins them in the middle of whatever runs when the garbage collector comes by."""
+    """Upstream's ``__del__`` would join them during garbage collection, on any thread."""
     client = Client(quick_model, device).set_image(bar_in_a_box())
     client.send(point((42, 32, 26)))
     assert not client.session._upstream.executor._threads, ADVICE

@@ -14,13 +14,13 @@ from nninteractive_ws.engine.model_loader import LoadedModel
 from nninteractive_ws.engine.upstream import UpstreamSession
 
 SHAPE = (110, 90, 70)
-# From powers of 1.5, as autozoom takes them, to sizes that have no divisor in common with the patch.
+# Powers of 1.5, as in autozoom, and sizes without a common divisor with the patch.
 ZOOMS = (1.01, 1.37, 1.5, 2.25)
 
 
 @pytest.fixture(scope="module")
 def upstream(quick_model: LoadedModel, device: DeviceScheduler) -> UpstreamSession:
-    """With a previous segmentation, and prompts of every kind and polarity, of which the older have faded."""
+    """A session with a previous segmentation, and prompts of every kind and polarity, the older ones faded."""
     client = Client(quick_model, device).set_image(torso(SHAPE))
     ellipsoid = sum(
         ((g - c) / r) ** 2 for g, c, r in zip(np.ogrid[:110, :90, :70], (60, 40, 30), (30, 25, 20), strict=True)
@@ -41,7 +41,7 @@ def upstream(quick_model: LoadedModel, device: DeviceScheduler) -> UpstreamSessi
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", ZOOMS)
 @pytest.mark.parametrize("center", [(55, 45, 35), (0, 0, 0), (-30, 45, 100)])
-def test_a_view_is_what_upstream_builds(upstream: UpstreamSession, zoom: float, center: tuple[int, int, int]) -> None:
+def test_a_view_equals_upstreams(upstream: UpstreamSession, zoom: float, center: tuple[int, int, int]) -> None:
     built, sizes, box, previous = upstream._build_network_input(center, zoom)
     expected = nnInteractiveInferenceSession._build_network_input(upstream, center, zoom)
     assert (sizes, box) == (expected[1], expected[2])
@@ -62,7 +62,7 @@ def test_the_number_of_threads_changes_nothing(
         assert torch.equal(built, nnInteractiveInferenceSession._build_network_input(upstream, (50, 50, 30), zoom)[0])
 
 
-def test_nothing_is_read_where_nothing_was_written(
+def test_regions_without_prompts_are_not_read(
     quick_model: LoadedModel, device: DeviceScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client(quick_model, device).set_image(torso(SHAPE))

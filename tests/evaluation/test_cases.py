@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_time_points_are_cases_of_their_own(folder: Path) -> None:
+def test_time_points_are_separate_cases(folder: Path) -> None:
     rows = ("four.nii.gz,labels.nii.gz,1,a,1,", "four.nii.gz,labels.nii.gz,1,a,2,", "four.nii.gz,labels.nii.gz,2,b,2,")
     first, second = read_cases(table(folder / "CASES.CSV", *rows), resample=True)
     assert (first.name, first.options) == ("four.nii.gz (time 1)", ReadOptions(time=1, resample=True))

@@ -26,13 +26,13 @@ from nninteractive_ws.evaluation.report import curve_table, obedience_table, str
 from nninteractive_ws.evaluation.run import EvaluatedObject, ObjectResult, Plan, PromptResult, evaluate, supported_kinds
 from nninteractive_ws.evaluation.simulated_user import KINDS
 
-#: LPS of a volume whose axes lead elsewhere: i to the right, j to the head, k to the back.
+#: Direction matrix (LPS) of a volume with i to the right, j to the head, and k to the back.
 TURNED = ((-1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Small:
-    """A case of a few voxels, a phantom with voxels of 5 mm."""
+    """A small case, a phantom with voxels of 5 mm."""
 
     structures: tuple[str, ...] = ("liver",)
     name: str = "small"
@@ -60,14 +60,14 @@ def write(folder: Path, name: str, voxels: np.ndarray, origin: float = 0.0, flip
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[str]:
-    """A server whose network takes milliseconds and has habits of its own, with little memory for images."""
+    """A server with a fast, deterministic network and little memory for images."""
     with quick_server("--memory", "0.05") as server:
         yield server.address
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and label maps that fit and do not."""
+    """A folder with images, and with valid and invalid label maps."""
     folder, phantom = tmp_path_factory.mktemp("cases"), small()
     write(folder, "ct.nii.gz", phantom.image)
     write(folder, "copy.nii.gz", phantom.image)
@@ -87,11 +87,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nobody(message: str, done: int) -> None:
-    """Who does not want to hear what is being done."""
+    """Ignore all progress."""
 
 
 def command(*message: object) -> tuple[int, str]:
-    """Exit status, and all that is said."""
+    """Run the command. Return the exit status and the output."""
     done = CliRunner(env={"COLUMNS": "200"}).invoke(make_app("evaluate"), ["evaluate", *map(str, message)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -120,7 +120,7 @@ def embedded(server: str) -> list[EvaluatedObject]:
 
 
 @pytest.mark.slow
-def test_prompts_given_again_by_hand_lead_to_what_was_measured(server: str, embedded: list[EvaluatedObject]) -> None:
+def test_replayed_prompts_reproduce_the_measures(server: str, embedded: list[EvaluatedObject]) -> None:
     phantom = small()
     with connect(server) as session:
         session.set_image(phantom.image)
@@ -144,7 +144,7 @@ def simpleitk_dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_the_embedded_model_finds_what_it_is_shown(embedded: list[EvaluatedObject]) -> None:
+def test_the_embedded_model_segments_the_liver(embedded: list[EvaluatedObject]) -> None:
     assert [e.result.structure for e in embedded] == ["liver"]
     for result in (e.result for e in embedded):
         assert not result.error
@@ -158,7 +158,7 @@ def test_the_embedded_model_finds_what_it_is_shown(embedded: list[EvaluatedObjec
 
 
 @pytest.mark.slow
-def test_what_the_command_writes_and_that_the_rest_goes_on(quick: str, folder: Path, tmp_path: Path) -> None:
+def test_failed_cases_are_recorded_and_the_others_evaluated(quick: str, folder: Path, tmp_path: Path) -> None:
     cases = table(
         folder,
         "cases.csv",
@@ -202,9 +202,7 @@ def test_what_the_command_writes_and_that_the_rest_goes_on(quick: str, folder: P
 
 
 @pytest.mark.slow
-def test_where_all_failed_there_is_a_table_and_no_picture_of_an_earlier_run(
-    quick: str, folder: Path, tmp_path: Path
-) -> None:
+def test_an_evaluation_without_results_removes_the_old_picture(quick: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "worst-1.png").touch()
     (tmp_path / "dice.png").touch()
     status, output = command(
@@ -232,7 +230,7 @@ def timeless(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_kind_of_prompt_is_given_with_both_polarities(quick: str) -> None:
+def test_every_prompt_kind_occurs_with_both_polarities(quick: str) -> None:
     given = set()
     with connect(quick) as session:
         for kind in KINDS:
@@ -243,14 +241,14 @@ def test_every_kind_of_prompt_is_given_with_both_polarities(quick: str) -> None:
     assert given == {True, False}
 
 
-def test_a_user_with_nothing_to_correct_has_stopped() -> None:
+def test_a_finished_object_repeats_its_last_measures() -> None:
     step = PromptResult("point", True, "1 2 3", 50, 0, True, 1.0, 0.9, 1, 0.5, 0.0, 0.4)
     result = ObjectResult("a", "b", budget=5, voxels=50, steps=(step,))
     assert (result.dice, result.nsd, result.dice_auc) == ([1.0] * 5, [0.9] * 5, 1.0)
     assert result.prompts_to == (1, 1, 1)
 
 
-def test_what_is_printed() -> None:
+def test_printed_tables() -> None:
     def step(dice: float, obeyed: bool | None, positive: bool = True, left: int = 5) -> PromptResult:
         return PromptResult("point", positive, "1 2 3", 10, left, obeyed, dice, dice / 2, 1, 2.0 * dice, 0.0, 0.4)
 
@@ -267,7 +265,7 @@ def test_what_is_printed() -> None:
         ObjectResult("three", "", 4, error="There is no file."),
     ]
     table = lines(structures_table(results))
-    # Means of (0.5, 0.87, 0.82, 0.82) and (1, 1, 1, 1); NSD is half of it.
+    # Means of (0.5, 0.87, 0.82, 0.82) and (1, 1, 1, 1). NSD is half of them.
     assert table["kidney"][:6] == ["2", "0.750", "0.910", "0.892", "0.455", "0.446"]
     assert table["kidney"][6:] == ["1.5", "1.5", "2.5 (1)", "1.69"]
     assert table["spleen"] == ["1", "0.000", "0.000", "0.000", "0.000", "0.000", *["4.0 (1)"] * 3, ""]
@@ -284,7 +282,7 @@ def test_what_is_printed() -> None:
     assert what[2:] == ["the prompted error is smaller", "Dice is higher"]
 
 
-def test_pictures_are_turned_as_simpleitk_turns_images(folder: Path) -> None:
+def test_pictures_are_oriented_as_by_simpleitk(folder: Path) -> None:
     (case,) = read_cases(table(folder, "turned.csv", "ct.nii.gz,organs.nii.gz,1,liver"))
     scan = case.read()
     point, liver = (40, 20, 30), scan.labels == 1
@@ -303,7 +301,7 @@ def test_pictures_are_turned_as_simpleitk_turns_images(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Large:
-    """A case for which the server has no room."""
+    """A case that exceeds the server's memory."""
 
     name: str = "large"
 
@@ -314,7 +312,7 @@ class Large:
         return Scan(labels, labels, (1.0, 1.0, 1.0), np.eye(3), {"a": 1, "b": 2})
 
 
-def test_what_the_server_cannot_do_counts_as_nothing_found(quick: str) -> None:
+def test_server_errors_count_as_empty_masks(quick: str) -> None:
     with connect(quick) as session:
         found = [e.result for e in evaluate(session, [Large(), Small()], Plan(["point"], 2, 0), nobody)]
     assert [(r.structure, r.voxels, r.counts, r.dice) for r in found[:2]] == [
@@ -325,7 +323,7 @@ def test_what_the_server_cannot_do_counts_as_nothing_found(quick: str) -> None:
     assert (found[2].case, found[2].error, len(found[2].steps)) == ("small", "", 2)
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------
+# ---- invalid input ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -342,13 +340,13 @@ def test_what_the_server_cannot_do_counts_as_nothing_found(quick: str) -> None:
         ("nothing.nii.gz", "has no labels. Expected at least one voxel that is not 0"),
     ],
 )
-def test_labels_that_do_not_belong_to_the_image(folder: Path, labels: str, expected: str) -> None:
+def test_labels_that_do_not_fit_the_image_are_refused(folder: Path, labels: str, expected: str) -> None:
     (case,) = read_cases(table(folder, "bad.csv", f"ct.nii.gz,{labels},,"))
     with pytest.raises(BadImage, match=expected):
         case.read()
 
 
-def test_every_label_is_a_structure_where_none_is_named(folder: Path) -> None:
+def test_all_labels_are_evaluated_by_default(folder: Path) -> None:
     (case,) = read_cases(table(folder, "all.csv", "ct.nii.gz,organs.nii.gz,,"))
     scan, phantom = case.read(), small()
     assert scan.structures == {str(ORGANS[name]): ORGANS[name] for name in phantom.organs()}
@@ -358,7 +356,7 @@ def test_every_label_is_a_structure_where_none_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", ["rounded.nrrd", "rounded64.nii.gz"])
-def test_rounding_errors_of_labels_are_taken_as_whole_numbers(folder: Path, labels: str) -> None:
+def test_rounding_errors_of_labels_are_removed(folder: Path, labels: str) -> None:
     (case,) = read_cases(table(folder, "rounded.csv", f"ct.nii.gz,{labels},,"))
     scan, phantom = case.read(), small()
     assert scan.labels.dtype.kind == "u"
@@ -366,7 +364,7 @@ def test_rounding_errors_of_labels_are_taken_as_whole_numbers(folder: Path, labe
     assert scan.structures == {str(ORGANS[name]): ORGANS[name] for name in phantom.organs()}
 
 
-def test_a_label_that_the_map_does_not_have_is_a_failure(quick: str, folder: Path) -> None:
+def test_a_missing_label_is_a_failure(quick: str, folder: Path) -> None:
     cases = table(folder, "absent.csv", "ct.nii.gz,organs.nii.gz,1,liver", "ct.nii.gz,organs.nii.gz,77,gallstone")
     status, output = command(cases, "-o", folder / "absent", "--server", quick, "--prompts-per-object", 1)
     assert status == 1
@@ -403,7 +401,7 @@ def test_json_lines_mean_the_same(tmp_path: Path) -> None:
         ([], "has no rows"),
     ],
 )
-def test_a_row_that_cannot_be_used(tmp_path: Path, lines: list[str], expected: str) -> None:
+def test_an_invalid_row_is_refused(tmp_path: Path, lines: list[str], expected: str) -> None:
     with pytest.raises(InvalidTable) as caught:
         read_cases(table(tmp_path, "cases.csv", *lines))
     assert expected in str(caught.value)
@@ -433,20 +431,20 @@ def test_phantoms_by_their_seeds() -> None:
         ("0-9998,20000-20003", "has too many seeds"),
     ],
 )
-def test_seeds_of_phantoms_that_are_none(seeds: str, expected: str) -> None:
+def test_invalid_seeds_of_phantoms(seeds: str, expected: str) -> None:
     with pytest.raises(InvalidTable, match=expected) as caught:
         phantom_cases(seeds)
     assert len(str(caught.value)) < 300
 
 
-def test_only_prompts_that_the_model_knows() -> None:
+def test_only_prompts_supported_by_the_model() -> None:
     assert supported_kinds(KINDS, ["point", "bbox2d", "mask"]) == ["point", "bbox"]
     assert supported_kinds(["bbox"], ["bbox3d"]) == ["bbox"]
     with pytest.raises(UnsupportedPrompt, match=r"does not support lasso prompts\. Supported kinds: point, bbox"):
         supported_kinds(["lasso"], ["point", "bbox2d"])
 
 
-def test_a_table_that_is_none_ends_the_command(tmp_path: Path) -> None:
+def test_an_invalid_table_ends_the_command(tmp_path: Path) -> None:
     for message, text in (
         (tmp_path / "gone.csv", "cannot be read"),
         ("[bold].txt", "error: The name of the table [bold].txt must end with .csv, .tsv or .jsonl"),

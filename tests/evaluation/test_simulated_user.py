@@ -1,4 +1,4 @@
-"""Prompts of the simulated user on masks made by hand."""
+"""Prompts of the simulated user on handmade masks."""
 
 from typing import get_args
 
@@ -51,7 +51,7 @@ def first(truth: Mask, mask: Mask, kind: Kind, spacing: Vector = CUBE) -> Simula
 
 
 def marked(prompt: SimulatedPrompt) -> Mask:
-    """All voxels that a prompt marks."""
+    """Return all voxels that a prompt marks."""
     whole = NOTHING.copy()
     if isinstance(prompt.shape, Box):
         whole[prompt.shape.slices] = True
@@ -83,7 +83,7 @@ def test_a_correction_points_at_the_largest_error_of_either_kind() -> None:
 
 
 def test_errors_of_two_kinds_that_touch_are_two_regions() -> None:
-    """Else the middle of both could lie on their border, in the smaller one."""
+    """Otherwise, their common center could be in the smaller one."""
     truth, mask = box((5, 15), (5, 15), (5, 15)), box((15, 23), (5, 15), (5, 15))
     found = error_region(truth, mask)
     assert found is not None
@@ -91,7 +91,7 @@ def test_errors_of_two_kinds_that_touch_are_two_regions() -> None:
 
 
 def test_the_middle_is_measured_in_millimeters() -> None:
-    """A plate one thick slice high is deeper than a column of thin voxels."""
+    """A plate of one thick slice is deeper than a column of thin voxels."""
     plate, column = box((2, 13), (2, 13), (6, 7)), box((20, 23), (20, 23), (2, 23))
     truth = plate | column | box((13, 20), (7, 8), (6, 7)) | box((20, 21), (7, 20), (6, 7))  # one component
     assert deepest_voxel(truth)[:2] == (21, 21)
@@ -101,7 +101,7 @@ def test_the_middle_is_measured_in_millimeters() -> None:
 def test_a_thin_line_is_one_object_and_clicked_on_its_middle() -> None:
     truth = NOTHING.copy()
     for n in range(21):
-        truth[5 + n, 5 + n, 2 + n] = True  # its voxels touch at corners alone
+        truth[5 + n, 5 + n, 2 + n] = True  # its voxels touch only at corners
     truth |= box((30, 32), (2, 4), (2, 4))
     assert deepest_voxel(truth) == (15, 15, 12)
 
@@ -110,7 +110,7 @@ def test_the_border_of_the_volume_is_a_border_of_the_object() -> None:
     assert deepest_voxel(box((0, 9), (0, 36), (0, 24))) in {(4, j, k) for j in (17, 18) for k in (11, 12)}
 
 
-def test_where_a_point_did_not_help_the_next_is_elsewhere() -> None:
+def test_a_point_without_effect_is_not_repeated_nearby() -> None:
     truth = box((2, 38), (10, 21), (8, 19))
     clicks, who = [], user(truth, "point")
     for _ in range(3):
@@ -122,7 +122,7 @@ def test_where_a_point_did_not_help_the_next_is_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_no_prompt_is_given_twice_and_a_user_with_nothing_new_to_say_stops(kind: Kind) -> None:
+def test_no_prompt_is_repeated_and_the_user_stops_at_the_end(kind: Kind) -> None:
     truth = box((4, 6), (4, 6), (4, 6))
     who, given = user(truth, kind), []
     while (prompt := who.next(NOTHING)) is not None:
@@ -131,11 +131,11 @@ def test_no_prompt_is_given_twice_and_a_user_with_nothing_new_to_say_stops(kind:
     assert who.next(truth) is None
 
 
-# ---- what is drawn ------------------------------------------------------------------------------------------
+# ---- drawings -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spacing", "axis"), [(CUBE, 2), ((1, 1, 4), 2), ((1, 5, 1), 1), ((3.3, 0.9, 0.9), 0)])
-def test_one_draws_in_the_slices_that_were_acquired_where_the_object_is_largest(spacing: Vector, axis: int) -> None:
+def test_drawings_are_in_the_largest_acquired_slice(spacing: Vector, axis: int) -> None:
     truth = ball((18, 17, 12), 7)
     for kind in ("bbox", "lasso", "scribble"):
         drawn = marked(first(truth, NOTHING, kind, spacing))
@@ -145,7 +145,7 @@ def test_one_draws_in_the_slices_that_were_acquired_where_the_object_is_largest(
     assert largest_slice(truth, spacing).voxels == 15 * 15
 
 
-def test_a_box_fits_and_a_lasso_is_a_voxel_wider_without_holes() -> None:
+def test_a_box_is_tight_and_a_lasso_one_voxel_wider_without_holes() -> None:
     ring = box((5, 25), (5, 20), (8, 12)) & ~box((10, 20), (9, 15), (8, 12))
     assert first(ring, NOTHING, "bbox").shape == Box((5, 5, 8), (25, 20, 9))
     drawn = marked(first(ring, NOTHING, "lasso"))
@@ -155,8 +155,8 @@ def test_a_box_fits_and_a_lasso_is_a_voxel_wider_without_holes() -> None:
     assert (at, inside.sum()) == (Box((4, 4, 8), (26, 21, 9)), drawn.sum())
 
 
-def test_only_what_is_connected_in_the_slice_is_drawn_around() -> None:
-    """A lasso is one line: of the legs of an arch, that hang together above, it takes one."""
+def test_a_drawing_surrounds_one_connected_component() -> None:
+    """A lasso is one outline. It surrounds one leg of an arch whose legs are connected above the slice."""
     arch = box((4, 12), (5, 15), (4, 20)) | box((24, 30), (5, 15), (4, 20)) | box((4, 30), (8, 10), (19, 20))
     for kind in ("bbox", "lasso", "scribble"):
         prompt = first(arch & ~box((4, 30), (0, 36), (12, 18)), NOTHING, kind)
@@ -164,7 +164,7 @@ def test_only_what_is_connected_in_the_slice_is_drawn_around() -> None:
         assert parts == 1
 
 
-def test_a_scribble_runs_along_the_object_as_thick_as_the_model_likes_it() -> None:
+def test_a_scribble_follows_the_object_with_the_models_thickness() -> None:
     truth = box((4, 34), (10, 20), (6, 16))
     drawn = marked(first(truth, NOTHING, "scribble"))
     assert not (drawn & ~truth).any()
@@ -177,7 +177,7 @@ def test_a_scribble_runs_along_the_object_as_thick_as_the_model_likes_it() -> No
     assert strokes.sum() == at.shape[0]
 
 
-def test_a_scribble_on_a_thin_bow_stays_on_it() -> None:
+def test_a_scribble_stays_inside_a_thin_arc() -> None:
     bow = (ball((18, 17, 12), 14) & ~ball((18, 17, 12), 12.5))[:, :, 12:13] & (np.arange(36) >= 17)[None, :, None]
     truth = NOTHING.copy()
     truth[:, :, 12:13] = bow
@@ -188,7 +188,7 @@ def test_a_scribble_on_a_thin_bow_stays_on_it() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_the_error_the_prompt_marks_it_and_not_its_opposite(kind: Kind, seed: int) -> None:
+def test_prompts_mark_the_largest_error_with_its_polarity(kind: Kind, seed: int) -> None:
     rng = np.random.default_rng(seed)
     noise = [ndimage.gaussian_filter(rng.standard_normal(SHAPE), 3) for _ in range(2)]
     truth, mask = noise[0] > 0.02, (noise[0] + 0.7 * noise[1]) > 0.02
@@ -209,11 +209,11 @@ def test_whatever_the_error_the_prompt_marks_it_and_not_its_opposite(kind: Kind,
         assert not (drawn & ~ndimage.binary_dilation(ndimage.binary_fill_holes(region), np.ones((3, 3, 3)))).any()
 
 
-# ---- chance -------------------------------------------------------------------------------------------------
+# ---- randomness ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_what_is_mixed_comes_from_the_seed() -> None:
+def test_the_seed_determines_mixed_prompts() -> None:
     truth = ball((18, 17, 12), 9)
 
     def drawn(seed: int) -> list[Kind]:

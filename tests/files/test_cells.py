@@ -1,4 +1,4 @@
-"""Table cells that no spreadsheet takes for a formula, and that are read back unchanged."""
+"""Table cells that are not formulas in a spreadsheet, and that round-trip."""
 
 import csv
 import re
@@ -17,12 +17,12 @@ TEXT = st.text(st.one_of(st.sampled_from("='+-@; ,\t\r\n\"1.e|＝"), st.characte
 @example("'=1")
 @example("''-1")
 @example(";\t=")
-def test_a_cell_comes_back(cell: str) -> None:
+def test_a_cell_round_trips(cell: str) -> None:
     assert unmark(mark(cell)) == cell
 
 
 @given(TEXT, st.sampled_from(["", ";", "\t"]))
-def test_nothing_is_a_formula_however_it_is_split(cell: str, separator: str) -> None:
+def test_no_part_of_a_split_cell_is_a_formula(cell: str, separator: str) -> None:
     written = mark(cell)
     for part in [written] if not separator else written.split(separator):
         formula = re.match(r" *[=+\-@\t\r\n＝＋－＠]", part)
@@ -46,7 +46,7 @@ def test_nothing_is_a_formula_however_it_is_split(cell: str, separator: str) -> 
         ("a=1", "a=1"),
     ],
 )
-def test_what_is_written(cell: str, written: str) -> None:
+def test_marked_cells(cell: str, written: str) -> None:
     assert mark(cell) == written
 
 

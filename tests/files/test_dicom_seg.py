@@ -28,7 +28,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_dicom_seg_is_read_by_dcmtk(series: Path, tmp_path: Path) -> None:
-    """By dcmqi, which stands on DCMTK: no code in common with highdicom and pydicom, which wrote it."""
+    """With dcmqi, which uses DCMTK and shares no code with highdicom and pydicom, which wrote the file."""
     volume = read_volume(series)
     masks = {"liver": ball(SHAPE, (12, 17, 15), 6), "Läsion 腫瘍": ball(SHAPE, (14, 17, 20), 3)}
     grid = sitk.ReadImage(volume.series)
@@ -44,7 +44,7 @@ def test_a_dicom_seg_is_read_by_dcmtk(series: Path, tmp_path: Path) -> None:
         assert segment["SegmentAlgorithmName"] == "demo"
         np.testing.assert_allclose(segment["recommendedDisplayRGBValue"], np.array(colors[name]) * 255, atol=3)
         read = sitk.ReadImage(str(tmp_path / f"{number}.nrrd"))
-        # It keeps only the slices between the first and the last with a voxel: put it into the series' grid.
+        # Its result has only the slices between the first and the last voxel, so it is placed in the series' grid.
         read = sitk.Resample(read, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0, read.GetPixelID())
         np.testing.assert_array_equal(sitk.GetArrayFromImage(read).transpose() != 0, mask)
 
@@ -92,13 +92,13 @@ def test_an_image_that_is_not_dicom(tmp_path: Path) -> None:
 
 
 def place(path: Path) -> tuple[Any, Any]:
-    """The voxels (i, j, k) of a SEG and their affine to LPS, by highdicom, in the order of the slices' normal."""
+    """Return the voxels (i, j, k) of a SEG and their affine to LPS, read by highdicom in spatial order."""
     volume = hd.seg.segread(path).get_volume(segment_numbers=[1], combine_segments=True)
     return np.asarray(volume.array).transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]]
 
 
 def positions(mask: Any, affine: Any) -> list[list[float]]:
-    """Positions of the voxels of a mask in LPS, to a tenth of a millimeter."""
+    """Return the positions of a mask's voxels in LPS, rounded to a tenth of a millimeter."""
     return sorted(np.round(np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3], 1).tolist())
 
 
@@ -121,7 +121,7 @@ def of_old_times(slice_: Any, _k: int) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("edit", [anonymous, without_thickness, of_old_times])
 @pytest.mark.parametrize("multi_frame", [False, True])
-def test_values_that_removers_of_names_leave(edit: Any, multi_frame: bool, series: Path, tmp_path: Path) -> None:
+def test_values_left_by_anonymizers(edit: Any, multi_frame: bool, series: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
         folder = edited(series, tmp_path / "in", edit)
@@ -135,7 +135,7 @@ def test_values_that_removers_of_names_leave(edit: Any, multi_frame: bool, serie
 
 
 def test_frames_in_another_order(series: Path, tmp_path: Path) -> None:
-    """Each frame of the segmentation names the frame of the image that is at its place."""
+    """Each frame of the segmentation refers to the frame of the image at its position."""
     file = enhanced(series, tmp_path / "a.dcm", order=list(reversed(range(SHAPE[2]))))
     mask = np.zeros(SHAPE, bool)
     mask[5, 6, 7] = True
@@ -150,7 +150,7 @@ def test_frames_in_another_order(series: Path, tmp_path: Path) -> None:
 
 
 def test_a_resampled_series(series: Path, tmp_path: Path) -> None:
-    """The segmentation is where the segment is, though no slice of the series is there."""
+    """The segmentation has the position of the segment, although no slice of the series is there."""
     holed = edited(series, tmp_path / "holed", lambda _, k: k != 11)
     volume = read_volume(holed, ReadOptions(resample=True))
     mask = np.zeros(SHAPE, bool)

@@ -1,4 +1,4 @@
-"""Which series a path means, among everything else that is in folders of DICOM files."""
+"""The choice of a series by a path, in folders with other DICOM files."""
 
 from pathlib import Path
 import shutil
@@ -24,7 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def series(source: Path, tmp_path: Path) -> Path:
-    """A folder that a test may change."""
+    """A series in a folder that a test may change."""
     return Path(shutil.copytree(source, tmp_path / "series"))
 
 
@@ -58,7 +58,7 @@ def test_several_series_are_listed_and_chosen_by_number(series: Path) -> None:
         read_volume(series, ReadOptions(series=3))
 
 
-def test_localizers_and_pictures_are_not_meant(series: Path) -> None:
+def test_localizers_and_pictures_are_not_chosen(series: Path) -> None:
     add_series(series, "scout", SeriesNumber=0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     add_series(series, "dose", SOPClassUID=SecondaryCaptureImageStorage, ImagePositionPatient=None, SeriesNumber=9)
     volume = read_volume(series)
@@ -98,13 +98,13 @@ def test_a_series_in_a_subfolder(series: Path, tmp_path: Path) -> None:
     assert is_whole(tmp_path / "patient")
 
 
-def test_a_file_of_the_series_stands_for_it(series: Path) -> None:
+def test_a_file_of_a_series_selects_the_series(series: Path) -> None:
     volume = read_volume(series / "010.dcm")
     np.testing.assert_array_equal(volume.voxels, voxels())
     assert volume.notes == ("010.dcm is one of 30 files of a series. The whole series is used.",)
 
 
-def test_a_file_alone(series: Path, tmp_path: Path) -> None:
+def test_a_single_file(series: Path, tmp_path: Path) -> None:
     shutil.copy(series / "010.dcm", tmp_path / "alone.dcm")
     volume = read_volume(tmp_path / "alone.dcm")
     assert volume.voxels.shape[2] == 1
@@ -136,7 +136,7 @@ def test_empty_and_damaged_files_are_counted(content: bytes, series: Path) -> No
     assert volume.notes == ("2 empty or damaged files were skipped. Slices may be missing.",)
 
 
-def test_a_dicomdir_stands_for_its_folder(series: Path) -> None:
+def test_a_dicomdir_selects_its_folder(series: Path) -> None:
     shutil.copy(series / "000.dcm", series / "DICOMDIR")
     directory = pydicom.dcmread(series / "DICOMDIR")
     directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage

@@ -1,4 +1,4 @@
-"""Slices and frames that do not all say the same, against pydicom, SimpleITK and dcm2niix."""
+"""Slices and frames with different attributes, against pydicom, SimpleITK and dcm2niix."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def check_place(volume: Volume) -> None:
     np.testing.assert_allclose(volume.direction, OBLIQUE, atol=1e-4)
 
 
-def test_it_is_read_as_written(make: Make) -> None:
+def test_voxels_are_read_as_written(make: Make) -> None:
     volume = read_volume(make(same))
     np.testing.assert_array_equal(volume.voxels, voxels())
     check_place(volume)
@@ -149,7 +149,7 @@ def mirrored(slice_: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("odd", [0, 13])
-def test_a_slice_unlike_the_others(
+def test_a_slice_that_differs_from_the_others(
     change: Callable[[Any], None], sentence: str, odd: int, series: Path, tmp_path: Path
 ) -> None:
     folder = edited(series, tmp_path / "odd", lambda slice_, k: change(slice_) if k == odd else None)
@@ -159,7 +159,7 @@ def test_a_slice_unlike_the_others(
 
 
 @pytest.mark.parametrize("change", [turn, coarser])
-def test_a_frame_unlike_the_others(change: Callable[[Any], None], series: Path, tmp_path: Path) -> None:
+def test_a_frame_that_differs_from_the_others(change: Callable[[Any], None], series: Path, tmp_path: Path) -> None:
     file = enhanced(series, tmp_path / "a.dcm", lambda frame, k: change(frame) if k == 9 else None)
     with pytest.raises(BadImage, match="1 of 30 differ"):
         read_volume(file)
@@ -203,7 +203,7 @@ def test_a_tilted_gantry(make: Make) -> None:
     np.testing.assert_allclose(volume.spacing, SPACING, atol=1e-4)
     axes = volume.direction.T @ volume.direction
     np.testing.assert_allclose(axes, np.eye(3), atol=1e-6)
-    # Every original voxel has its value where it was. Interpolated between voxels, at most as far off as neighbors.
+    # Original voxels keep value and position. Interpolated values differ by no more than neighbors.
     source = voxels().astype(float)
     for k in (0, 8, 20, 29):
         i, j = 20, 18
@@ -216,7 +216,7 @@ def test_a_tilted_gantry(make: Make) -> None:
 
 @pytest.fixture
 def dynamic(series: Path, tmp_path: Path) -> Path:
-    """Two time points in a series, of which the second is brighter by 1."""
+    """A series with two time points. The second one is brighter by 1."""
     folder = edited(series, tmp_path / "dynamic", lambda s, _: setattr(s, "AcquisitionNumber", 1))
 
     def second(slice_: Any, _k: int) -> None:
@@ -257,7 +257,7 @@ def test_an_acquisition_that_was_stopped(dynamic: Path) -> None:
         read_volume(dynamic, ReadOptions(time=2))
 
 
-def test_two_slices_at_a_place_that_nothing_tells_apart(series: Path, tmp_path: Path) -> None:
+def test_two_indistinguishable_slices_at_one_position(series: Path, tmp_path: Path) -> None:
     folder = edited(series, tmp_path / "again", same)
     twin = pydicom.dcmread(folder / "000.dcm")
     twin.SOPInstanceUID = generate_uid()
@@ -276,7 +276,7 @@ def test_copies_of_files_are_skipped(series: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_uid_in_every_file(series: Path, tmp_path: Path) -> None:
-    """Some removers of names write it. The slices are all there."""
+    """Some anonymizers write it. The slices are complete."""
     folder = edited(series, tmp_path / "anonymous", lambda s, _: setattr(s, "SOPInstanceUID", "1.2.3"))
     np.testing.assert_array_equal(read_volume(folder).voxels, voxels())
 
@@ -284,7 +284,7 @@ def test_the_same_uid_in_every_file(series: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cut", "sentence"), [(1, r"004\.dcm"), (2000, r"004\.dcm"), (3500, "1 empty or damaged files were skipped")]
 )
-def test_pixels_that_are_missing(cut: int, sentence: str, series: Path, tmp_path: Path) -> None:
+def test_missing_pixels(cut: int, sentence: str, series: Path, tmp_path: Path) -> None:
     folder = edited(series, tmp_path / "cut", same)
     file = folder / "004.dcm"
     file.write_bytes(file.read_bytes()[:-cut])
@@ -292,7 +292,7 @@ def test_pixels_that_are_missing(cut: int, sentence: str, series: Path, tmp_path
         read_volume(folder)
 
 
-def test_frames_that_are_missing(series: Path, tmp_path: Path) -> None:
+def test_missing_frames(series: Path, tmp_path: Path) -> None:
     file = enhanced(series, tmp_path / "a.dcm")
     image = pydicom.dcmread(file)
     image.PixelData = image.PixelData[: -3 * 2 * SHAPE[0] * SHAPE[1]]
@@ -308,7 +308,7 @@ def test_compressed_slices(syntax: Any, series: Path, tmp_path: Path) -> None:
 
 
 def test_lossless_jpeg(series: Path, tmp_path: Path) -> None:
-    """By far the most frequent compression in archives, written by GDCM."""
+    """The most frequent compression in archives, written by GDCM."""
     import gdcm
 
     (tmp_path / "jpeg").mkdir()
@@ -327,7 +327,7 @@ def test_lossless_jpeg(series: Path, tmp_path: Path) -> None:
 
 
 def on_grid(image: Any, volume: Volume) -> npt.NDArray[Any]:
-    """The voxels of a nibabel image in the order of a volume, by their positions."""
+    """Return the voxels of a nibabel image on the grid of a volume."""
     to_other = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ image.affine) @ volume.ijk_to_lps
     ijk = np.indices(volume.voxels.shape).reshape(3, -1)
     at = to_other[:3, :3] @ ijk + to_other[:3, 3:]

@@ -44,7 +44,7 @@ def rotation(q: list[float]) -> npt.NDArray[np.float64]:
 
 @st.composite
 def affines(draw: st.DrawFn) -> npt.NDArray[np.float64]:
-    """From voxels to RAS: rotated, left- or right-handed, axes in any order."""
+    """Affines from voxels to RAS: rotated, left- or right-handed, with axes in any order."""
     affine = np.eye(4)
     spacing = [draw(st.floats(0.2, 8)) for _ in range(3)]
     signs = [draw(st.sampled_from([-1, 1])) for _ in range(3)]
@@ -80,7 +80,7 @@ def write_image(path: Path, voxels: npt.NDArray[Any], affine: npt.NDArray[np.flo
 
 
 def read_mask(path: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """The mask of a written file and its affine to RAS, by nibabel or pynrrd."""
+    """Return the mask of a file and its affine to RAS, read by nibabel or pynrrd."""
     if path.name.endswith(".nii.gz"):
         image = nib.load(path)
         return np.asarray(image.dataobj) != 0, image.affine
@@ -95,7 +95,7 @@ def read_mask(path: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64
 @pytest.mark.parametrize("target", ["m.nii.gz", "m.nrrd", "m.seg.nrrd"])
 @settings(max_examples=12)
 @given(voxels=arrays(), affine=affines(), seed=st.integers(0, 99))
-def test_voxels_places_and_milliliters(
+def test_voxels_positions_and_milliliters(
     source: str, target: str, voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], seed: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_sheared_image(name: str, tmp_path: Path) -> None:
         assert between == pytest.approx(voxels[i, j, k], abs=60)
 
 
-def test_a_shear_of_rounding_errors_is_none(tmp_path: Path) -> None:
+def test_a_shear_of_rounding_errors_is_ignored(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", np.ones((20, 20, 20), np.uint8), shear(0.001))
     assert read_volume(tmp_path / "a.nii.gz").notes == ()
 
@@ -164,7 +164,7 @@ def set_forms(path: Path, q_code: int, s_code: int) -> tuple[npt.NDArray[np.floa
 
 @pytest.mark.parametrize("q_code", [0, 1, 2])
 @pytest.mark.parametrize("s_code", [0, 1, 2, 4])
-def test_every_program_sees_the_mask_on_the_image(q_code: int, s_code: int, tmp_path: Path) -> None:
+def test_the_mask_lies_on_the_image_in_every_program(q_code: int, s_code: int, tmp_path: Path) -> None:
     set_forms(tmp_path / "a.nii.gz", q_code, s_code)
     volume = read_volume(tmp_path / "a.nii.gz")
     write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels > 30}, volume)
@@ -192,8 +192,8 @@ def test_units_of_nifti(unit: str, factor: float, tmp_path: Path) -> None:
     assert nib.load(tmp_path / "m.nii.gz").header.get_xyzt_units()[0] == unit
 
 
-def test_another_file_beside_the_named_one(tmp_path: Path) -> None:
-    """Niftilib opens ``ct.nii`` where ``ct.nii.gz`` is asked for."""
+def test_a_similar_name_is_not_opened(tmp_path: Path) -> None:
+    """Niftilib opens ``ct.nii`` instead of ``ct.nii.gz``."""
     for number, name in enumerate(("ct.nii", "ct.nii.gz", "ct.hdr", "ct.img.gz"), start=1):
         if name != "ct.img.gz":
             write_image(tmp_path / name, np.full((2, 3, 4), number, np.int16), np.eye(4))
@@ -206,7 +206,7 @@ def test_another_file_beside_the_named_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.vtk"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_voxels_that_are_not_finite(name: str, value: float, tmp_path: Path) -> None:
+def test_nonfinite_voxels(name: str, value: float, tmp_path: Path) -> None:
     voxels = np.linspace(-7, 9, 60, dtype=np.float32).reshape(3, 4, 5)
     voxels[1, 2, 3] = voxels[0, 0, 1] = value
     write_image(tmp_path / name, voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -259,7 +259,7 @@ def test_nifti_2_and_a_large_dimension(tmp_path: Path) -> None:
     assert np.argwhere(np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj)).tolist() == [[39_999, 1, 0]]
 
 
-def test_gzip_under_the_name_of_a_plain_file(tmp_path: Path) -> None:
+def test_gzip_without_the_extension(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.int16), np.eye(4))
     (tmp_path / "a.nii.gz").rename(tmp_path / "b.nii")
     assert read_volume(tmp_path / "b.nii").voxels.shape == (2, 3, 4)
@@ -293,7 +293,7 @@ CONTENTS = [
 
 @pytest.mark.parametrize(("content", "sentence"), CONTENTS)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a"])
-def test_a_file_that_is_something_else(content: bytes, sentence: str, name: str, tmp_path: Path) -> None:
+def test_a_file_of_another_type(content: bytes, sentence: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadImage, match=sentence):
         read_volume(tmp_path / name)
@@ -316,7 +316,7 @@ def test_a_color_image_and_a_complex_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([1, 1, 0]), np.diag([1, np.nan, 1]), np.ones((3, 3))])
-def test_axes_that_are_none(matrix: npt.NDArray[np.float64], tmp_path: Path) -> None:
+def test_invalid_axes(matrix: npt.NDArray[np.float64], tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4))
     for row, values in zip(("srow_x", "srow_y", "srow_z"), matrix, strict=True):
         image.header[row][:3] = values
@@ -331,7 +331,7 @@ def test_axes_that_are_none(matrix: npt.NDArray[np.float64], tmp_path: Path) -> 
 
 
 def test_bytes_that_are_not_utf8_in_a_path(tmp_path: Path) -> None:
-    """SimpleITK ends the process."""
+    """SimpleITK would abort the process."""
     voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     for name in ("a.nii.gz", "a.nrrd", "a.mha"):
         write_image(tmp_path / name, voxels, np.eye(4))
@@ -347,13 +347,13 @@ def test_bytes_that_are_not_utf8_in_a_path(tmp_path: Path) -> None:
 
 
 def read_label_map_bytes(path: Path, folder: Path) -> npt.NDArray[np.bool_]:
-    """Read a written file under a name that every reader takes."""
+    """Read a file under a name that every reader accepts."""
     copy = folder / path.name.replace("\udcff", "copy-")
     shutil.copy(path, copy)
     return read_mask(copy)[0]
 
 
-def test_what_cannot_be_written_is_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_segmentation_is_saved_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "temporary").mkdir()
@@ -370,7 +370,7 @@ def test_what_cannot_be_written_is_kept_elsewhere(tmp_path: Path, monkeypatch: p
     kept = tmp_path / "temporary" / "m.seg.nrrd"
     assert str(kept) in str(refused.value)
     np.testing.assert_array_equal(read_mask(kept)[0], mask)
-    # A file that is there is never replaced in place of another.
+    # An existing file is not replaced by the rescued one.
     before = kept.read_bytes()
     with pytest.raises(OSError, match=r"cannot be written") as last:
         write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": ~mask}, volume)
@@ -407,22 +407,22 @@ def test_errors_of_the_system_are_sentences(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.vtk", "a.nrrd", "a.mha"])
-def test_the_locale_stays(name: str, tmp_path: Path) -> None:
-    """ITK's reader of VTK files changes it, and with it the encoding of all text files."""
+def test_the_locale_is_unchanged(name: str, tmp_path: Path) -> None:
+    """ITK's reader of VTK files changes it, which would change the encoding of text files."""
     write_image(tmp_path / name, np.ones((2, 3, 4), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
     before = locale.setlocale(locale.LC_ALL)
     read_volume(tmp_path / name)
     assert locale.setlocale(locale.LC_ALL) == before
 
 
-def test_an_index_of_a_far_position(tmp_path: Path) -> None:
+def test_an_index_of_a_distant_position(tmp_path: Path) -> None:
     volume = Volume(np.zeros((3, 4, 5)), np.diag([2.0, 2.0, 2.0, 1.0]))
     assert volume.index_of((1e30, 3.0, -3.0)) == (int(5e29), 2, -1)
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.seg.nrrd"])
 def test_a_full_disk(name: str, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk."""
+    """A file size limit simulates a full disk."""
     volume = Volume(np.zeros((40, 36, 30)), np.eye(4))
     noise = np.random.default_rng(0).integers(0, 2, (40, 36, 30), np.uint8).astype(bool)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Damaged files: each is refused with a sentence, or read exactly as by a reader that nobody here wrote."""
+"""Damaged files are refused with an error, or read exactly as by an independent reader."""
 
 from pathlib import Path
 import random
@@ -18,7 +18,7 @@ from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.images import read_volume
 
 SHAPE = (12, 10, 8)
-#: Damaged files of each name: few, and with --slow many.
+#: Number of damaged files per name, larger with --slow.
 COUNT, COUNT_SLOW = 8, 200
 
 
@@ -82,7 +82,7 @@ def test_a_cut_file_is_refused(name: str, missing: int, voxels: npt.NDArray[Any]
     data = image_files.data_file(path)
     data.write_bytes(data.read_bytes()[:-missing])
     if name == "a.tif" and missing == 1:
-        return  # the last byte of libtiff's files is of no value
+        return  # the last byte of libtiff's files is unused
     with pytest.raises(BadImage, match=r"incomplete|damaged|cannot be read"):
         read_volume(path)
 
@@ -97,7 +97,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_slice(file: Path) -> npt.NDArray[Any] | None:
-    """The pixels (i, j) of a slice by GDCM, or None if it refuses the file."""
+    """Return the pixels (i, j) of a slice, read by GDCM, or None if it refuses the file."""
     try:
         return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0].T)
     except RuntimeError:
@@ -112,7 +112,7 @@ def test_a_damaged_slice(series: Path, request: pytest.FixtureRequest) -> None:
     for number in range(COUNT_SLOW if request.config.getoption("--slow") else 2 * COUNT):
         file = random_.choice(files)
         whole = file.read_bytes()
-        # Most of a file is pixels. The header has the interesting bytes.
+        # Most bytes are pixels, so half of the changes are in the header.
         end = len(whole) if number % 2 else len(whole) - 2 * SLICE_SHAPE[0] * SLICE_SHAPE[1]
         file.write_bytes(damaged(whole[:end], number // 2, random_) + whole[end:])
         try:

@@ -17,7 +17,7 @@ from nninteractive_ws.files.images import Volume, read_volume
 from nninteractive_ws.files.markups import Lasso, read_markups, smooth
 from nninteractive_ws.geometry import Box
 
-#: Tilted as the image is, so that boxes and curves lie along its voxels.
+#: Rotated like the image, so that boxes and curves are aligned with its voxels.
 Place = Callable[[float, float, float], list[float]]
 
 
@@ -35,7 +35,7 @@ def at(volume: Volume) -> Place:
 
 
 def markups(path: Path, kind: str, points: list[list[float]], system: str = "LPS", **more: Any) -> Path:
-    """A file in the schema that 3D Slicer documents; positions are given in LPS."""
+    """Write a file in 3D Slicer's schema. Positions are in LPS."""
     sign = 1 if system == "LPS" else -1
     controls = [{"position": [sign * x, sign * y, z], "positionStatus": "defined"} for x, y, z in points]
     markup = {"type": kind, "coordinateSystem": system, "controlPoints": controls, **more}
@@ -98,7 +98,7 @@ def test_a_curve_beyond_the_border_is_cut(volume: Volume, at: Place, tmp_path: P
     assert lasso.mask[:10, :10].all()
 
 
-def test_what_cannot_be_used_is_said(volume: Volume, at: Place, tmp_path: Path) -> None:
+def test_invalid_markups_are_reported(volume: Volume, at: Place, tmp_path: Path) -> None:
     path = tmp_path / "m.mrk.json"
 
     def refused(message: str) -> None:
@@ -135,7 +135,7 @@ def test_what_cannot_be_used_is_said(volume: Volume, at: Place, tmp_path: Path) 
 @pytest.mark.slicer_core
 @pytest.mark.slow
 def test_files_and_curves_of_the_real_slicer(volume: Volume, at: Place, tmp_path: Path) -> None:
-    """Run by itself: slicer-core's libraries and this process's are better kept apart."""
+    """In a separate process, because slicer-core's libraries may conflict with those of this process."""
     shapes = {"inside": at(12, 17, 15), "corners": [at(5, 5, 9), at(25, 7, 9), at(30, 25, 9), at(18, 20, 9)]}
     (tmp_path / "shapes.json").write_text(json.dumps({**shapes, "axes": OBLIQUE.tolist()}))
     done = subprocess.run(

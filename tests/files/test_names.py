@@ -14,7 +14,7 @@ ODD = st.text(st.one_of(st.sampled_from('CONconAUX1.: /\\?*"<>| \x00\n¹'), st.c
 @pytest.mark.parametrize(
     "name", ["ct1", "Fall 7", "größe", "腫瘍", ".hidden", "a.b.c", "console", "com10", "lpt", "x" * 200]
 )
-def test_a_valid_name_stays(name: str) -> None:
+def test_a_valid_name_is_unchanged(name: str) -> None:
     assert safe_name(name) == name
 
 
@@ -29,14 +29,14 @@ def test_a_valid_name_stays(name: str) -> None:
         ("x" * 250, "xxx"), ("腫" * 100, "腫腫"), ("", "_-"),
     ],
 )  # fmt: skip
-def test_any_other_is_changed(name: str, begins: str) -> None:
+def test_an_invalid_name_is_changed(name: str, begins: str) -> None:
     safe = safe_name(name)
     assert safe.startswith(begins)
     assert re.fullmatch(r".*-[0-9a-f]{12}", safe)
 
 
 @given(ODD)
-def test_windows_takes_every_name(name: str) -> None:
+def test_every_result_is_valid_on_windows(name: str) -> None:
     for ending in ("", ".seg.nrrd", ".nii.gz", ".dcm"):
         safe = safe_name(name) + ending
         assert not re.search(r'[<>:"/\\|?*\x00-\x1f]', safe)
@@ -46,11 +46,11 @@ def test_windows_takes_every_name(name: str) -> None:
 
 
 @given(ODD, ODD)
-def test_two_names_stay_two(a: str, b: str) -> None:
+def test_different_names_stay_different(a: str, b: str) -> None:
     assert (safe_name(a) == safe_name(b)) == (a == b)
 
 
-def test_names_that_are_one_elsewhere() -> None:
+def test_names_equal_on_other_systems() -> None:
     assert folded("CT1") == folded("ct1")
     assert folded("größe") == folded("gro\u0308ße")
     assert folded("ct1") != folded("ct2")

@@ -1,4 +1,4 @@
-"""No output replaces an input, whatever the input is called and wherever it is."""
+"""No output replaces an input, regardless of the name and the place of the input."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
     refused(tmp_path / "in.nrrd", tmp_path / "link.nrrd")
 
 
-def test_unicode_normalization_makes_no_other_file(tmp_path: Path) -> None:
+def test_unicode_normalization_names_the_same_file(tmp_path: Path) -> None:
     refused(tmp_path / "Ko\u0308ln.nrrd", tmp_path / "K\u00f6ln.nrrd")
     refused(tmp_path / "K\u00f6ln.nrrd", tmp_path / "Ko\u0308ln.nrrd")
 
@@ -127,7 +127,7 @@ NONSENSE = (
 )
 
 
-def test_headers_that_name_nothing_sensible(tmp_path: Path) -> None:
+def test_headers_with_invalid_data_files(tmp_path: Path) -> None:
     for n, text in enumerate(NONSENSE):
         (tmp_path / f"{n}.nhdr").write_text(text)
     odd = [tmp_path / "missing.mhd", Path("x" * 300), Path("a\0b")]

@@ -1,4 +1,4 @@
-"""Paths as people write them on other systems, and the files that they mean here."""
+"""Paths in the notation of other systems, and the files that they refer to."""
 
 import os
 from pathlib import Path

@@ -17,7 +17,7 @@ from nninteractive_ws.geometry import Box
 COLOR = (1.0, 0.0, 0.0)
 RED = [255, 0, 0]
 FRAME = 2
-#: All orientations of a volume along the anatomical axes, such as LPS or IAR.
+#: All orientations along the anatomical axes, such as LPS or IAR.
 CODES = ["".join(code) for p in permutations(("LR", "PA", "SI")) for code in product(*p)]
 
 
@@ -40,7 +40,7 @@ def random_voxels(shape: tuple[int, int, int]) -> npt.NDArray[np.int16]:
 
 
 def blob(shape: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
-    """Asymmetric along every axis, with one largest slice along each."""
+    """An asymmetric mask with one largest slice along each axis."""
     mask = np.zeros(shape, bool)
     mask[8:20, 9:16, 5:9] = True
     mask[11, 20:22, 6] = True
@@ -49,7 +49,7 @@ def blob(shape: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
 
 
 def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The pixels without the frame."""
+    """Return the pixels without the frame."""
     return np.asarray(image)[FRAME:-FRAME, FRAME:-FRAME]
 
 
@@ -62,7 +62,7 @@ def is_red(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_pixels_are_where_a_radiologist_expects_them(plane: Plane) -> None:
-    """The oracle: SimpleITK's array of an LPS volume, whose rows lead to posterior and columns to the left."""
+    """The reference is SimpleITK's array of an LPS volume. Its rows lead to posterior, its columns to the left."""
     shape = (96, 90, 72)  # all of it is shown
     voxels, mask = random_voxels(shape), np.kron(blob((32, 30, 24)), np.ones((3, 3, 3), bool))
     image = image_of(voxels)
@@ -76,12 +76,12 @@ def test_pixels_are_where_a_radiologist_expects_them(plane: Plane) -> None:
     gray = (shown[..., 0] == shown[..., 1]) & (shown[..., 1] == shown[..., 2]) & ~letters(shown.shape[:2])
     order = np.argsort(expected[gray], kind="stable")
     assert gray.sum() > 4000
-    assert (np.diff(shown[..., 0][gray][order].astype(int)) >= 0).all()  # brighter where the value is higher
+    assert (np.diff(shown[..., 0][gray][order].astype(int)) >= 0).all()  # a higher value is brighter
     assert np.ptp(shown[..., 0][gray]) > 150
 
 
 def letters(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """The middle of each border, where the letters are."""
+    """Return the center of each border, where the letters are."""
     height, width = shape
     mask = np.zeros(shape, bool)
     rows, columns = slice(height // 2 - 8, height // 2 + 8), slice(width // 2 - 8, width // 2 + 8)
@@ -180,7 +180,7 @@ def test_thin_and_tiny_segments_are_visible_in_large_slices() -> None:
     assert shown.sum() >= 4
 
 
-def test_prompts_are_marked_near_the_slice_alone() -> None:
+def test_only_prompts_near_the_slice_are_marked() -> None:
     mask = np.zeros((60, 60, 20), bool)
     mask[20:40, 20:40, 10] = True
 

@@ -1,4 +1,4 @@
-"""Names of volumes that were chosen from an image with several."""
+"""Names of volumes chosen from an image with several."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and people write them."""
+"""Tables in the formats of spreadsheets and of people."""
 
 import codecs
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_line_numbers_count_the_first_line_of_a_spreadsheet(tmp_path: Path) -> N
         ("jobs.csv", b"sep=;\n", "expected distinct columns"),
     ],
 )
-def test_what_is_said_of_other_files(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     with pytest.raises(InvalidTable, match=expected):
         read(tmp_path / name, content)
 
@@ -95,6 +95,6 @@ def test_a_whole_number(value: object, number: int | None) -> None:
 @pytest.mark.parametrize(
     "value", ["0", "-1", "1.5", "x", 0, 1.5, True, float("nan"), float("inf"), [1], "9" * 5000, "1_0", "٣", 2**63]
 )
-def test_no_whole_number(value: object) -> None:
+def test_not_a_whole_number(value: object) -> None:
     with pytest.raises(InvalidTable, match="column time: expected a whole number from 1"):
         whole_number_of({"time": value}, "time")

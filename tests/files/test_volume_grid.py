@@ -63,7 +63,7 @@ def test_a_flipped_grid_elsewhere_is_not_the_same_grid(tmp_path: Path) -> None:
         check_same_grid(read(flipped, tmp_path, "b.nrrd"), read(image, tmp_path, "a.nrrd"), Path("b.nrrd"))
 
 
-def test_permuted_axes_of_another_extent_are_told_by_their_shape(tmp_path: Path) -> None:
+def test_permuted_axes_of_another_extent_are_recognized_by_shape(tmp_path: Path) -> None:
     labels = sitk.PermuteAxes(make_image((7, 8, 10)), [2, 1, 0])
     with pytest.raises(BadImage, match=r"has \(10, 8, 7\) voxels. Expected \(7, 8, 9\)"):
         check_same_grid(read(labels, tmp_path, "b.nrrd"), read(make_image(), tmp_path, "a.nrrd"), Path("b.nrrd"))

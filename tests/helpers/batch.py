@@ -11,15 +11,15 @@ import SimpleITK as sitk
 
 from nninteractive_ws.demo.phantom import make_phantom
 
-#: The script for real Slicer code. It is run, never imported, because it ends where slicer-core is missing.
+#: The script for real Slicer code. It runs in a process, because it exits if slicer-core is missing.
 SLICER_FILES = Path(__file__).with_name("slicer_files.py")
 
 SHAPE = (40, 36, 30)
 SPACING = (4.0, 4.5, 5.0)
 ORIGIN = (-81.5, 12.25, 800.0)
-#: A voxel in the middle of the phantom's liver.
+#: A voxel in the center of the phantom's liver.
 INSIDE = (12, 17, 15)
-#: Tilted about two axes, as a patient may lie.
+#: Rotated about two axes, like a patient.
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.28, -0.1], [-0.28, 1.0, 0.2], [0.1, -0.2, 1.0]]))[0]
 OBLIQUE = OBLIQUE * np.sign(np.diag(OBLIQUE))
 
@@ -39,7 +39,7 @@ def write_image(path: Path, seed: int = 0, direction: npt.NDArray[np.float64] = 
 
 
 def write_series(folder: Path, seed: int = 0) -> None:
-    """A CT series, oblique, whose files' names and instance numbers do not follow the slices."""
+    """Write an oblique CT series, whose file names and instance numbers are not in the order of the slices."""
     folder.mkdir(parents=True)
     study, series, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
     volume = voxels(seed)
@@ -68,7 +68,7 @@ def write_series(folder: Path, seed: int = 0) -> None:
 
 
 def write_table(path: Path, *rows: str) -> Path:
-    """A CSV file whose columns are all there are."""
+    """Write a CSV file with all columns."""
     path.write_text("\n".join(("image,segment,prompt,ijk,lps,file,polarity", *rows)) + "\n")
     return path
 

@@ -15,7 +15,7 @@ VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ws_proxy", "
 
 
 class ConnectProxy:
-    """Joins every client with ``target`` (host:port); without one, gives this answer. ``requests``: their headers."""
+    """Connects every client to ``target`` (host:port), or sends ``answer``. ``requests``: the headers of requests."""
 
     def __init__(self, target: str | None, answer: bytes) -> None:
         self._target, self._answer = target, answer
@@ -60,13 +60,13 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextmanager
 def connect_proxy(target: str | None = None, answer: bytes = b"") -> Iterator[ConnectProxy]:
-    """A proxy; without a target and an answer, it stays silent."""
+    """A proxy. Without a target and an answer, it stays silent."""
     with serving(ConnectProxy(target, answer)) as proxy:
         yield proxy
 
 
 def unset_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the settings of the machine that runs the tests."""
+    """Remove the proxy settings of the machine that runs the tests."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -1,4 +1,4 @@
-"""A client's core and the engine's real session behind a worker's request queue, joined in memory."""
+"""A client's core, connected in memory to a worker's request queue with the engine's real session."""
 
 from collections import deque
 from collections.abc import Callable
@@ -28,11 +28,10 @@ WELCOME = wire.Welcome(
 
 
 class MemoryServer:
-    """A server without sockets, in this thread: what gateway and worker do for one client.
+    """A server for one client, without sockets and in this thread. It replaces gateway and worker.
 
-    Frames from the client go in by :meth:`receive`; :meth:`work` does one request. Frames to the client are in
-    ``outgoing``.
-    ``slow``: frames wait in the outbox, as for a client that does not read.
+    :meth:`receive` takes frames from the client, and :meth:`work` runs one request. Frames to the client are in
+    ``outgoing``. ``slow``: frames wait in the outbox, as for a client that does not read.
     """
 
     def __init__(self, model: Any, device: Any) -> None:
@@ -44,7 +43,7 @@ class MemoryServer:
         self.forget()
 
     def forget(self) -> None:
-        """Lose the session, as a worker that ends."""
+        """Lose the session, as if the worker ended."""
         from helpers.engine import boundless
         from nninteractive_ws.engine.request_queue import RequestQueue
 
@@ -65,7 +64,7 @@ class MemoryServer:
             self.outgoing.append(frame)
 
     def disconnect(self) -> None:
-        """The connection ended."""
+        """End the connection."""
         self.queue.outbox.disconnect()
         self.outgoing.clear()
 
@@ -102,24 +101,24 @@ class MemoryServer:
 
     @property
     def can_work(self) -> bool:
-        """Whether the next request waits for no brick: in this thread, it would wait for ever."""
+        """Whether the next request needs no missing bricks, for which it would wait forever in this thread."""
         waiting = self.queue._waiting
         image = self.session._image
         complete = image is not None and image.presence.count == len(image.grid)
         return complete or not waiting or not isinstance(waiting[0][0], wire.Prompt | wire.Run | wire.SetMask)
 
     def work(self) -> bool:
-        """Do one request; whether there was one."""
+        """Run one request. Return whether there was one."""
         assert self.can_work, "bricks are missing, and none is on its way"
         return self.queue.run_next() is not None
 
 
 class Lost(Exception):
-    """The link broke, as it was told to."""
+    """The link broke as planned."""
 
 
 class Link:
-    """Carries frames between a core and a server; breaks after ``frames`` frames to the client."""
+    """Carries frames between a core and a server. It breaks after ``frames`` frames to the client."""
 
     def __init__(self, core: Core, server: MemoryServer, frames: float = float("inf")) -> None:
         self.core, self.server, self.frames = core, server, frames
@@ -127,7 +126,7 @@ class Link:
         self.change_frame: Callable[[bytes], bytes | None] = lambda frame: frame
 
     def settle(self) -> list[Event]:
-        """Until both ends are quiet. Raises Lost."""
+        """Exchange frames until both ends are idle. Raises Lost."""
         before = len(self.happened)
         while self._up() or self._down() or self.server.work():
             pass
@@ -156,5 +155,5 @@ class Link:
 
 
 def deliver(core: Core, message: wire.Message) -> list[Event]:
-    """Give a core a message of the server; what it makes of it."""
+    """Pass a message of the server to a core. Return its events."""
     return core.receive(protocol.encode(message))

@@ -17,7 +17,7 @@ SHAPE = (96, 80, 72)
 
 
 def lasso(margin: int = 16, axis: int = 1) -> Mask:
-    """A filled outline through most of the volume: more than a patch, so that it is refined in several passes."""
+    """A filled outline through most of the volume, larger than a patch, so that it is refined in several passes."""
     drawn = np.zeros(SHAPE, bool)
     inside = [slice(margin, n - margin) for n in SHAPE]
     inside[axis] = slice(SHAPE[axis] // 2, SHAPE[axis] // 2 + 1)
@@ -47,14 +47,14 @@ SCRIPT: list[Command] = [
     lambda c: c.add_point("a", (34, 40, 36)),
 ]
 
-# The same kinds of steps with less to compute, for playing it again and again.
+# The same kinds of steps with less computation, for many repetitions.
 SHORT_SCRIPT = [*SCRIPT[:7], *SCRIPT[8:14], SCRIPT[17]]
 
 Snapshot = dict[str, tuple[bytes, int, int, int]]
 
 
 def snapshot(core: Core) -> Snapshot:
-    """Masks and lengths of the histories; revisions are left out, because an interrupted preview counts."""
+    """Return masks and history lengths. Revisions are omitted, because an interrupted preview increments them."""
     return {
         name: (np.packbits(s.mask).tobytes(), s.voxels, len(s.steps), len(s.undone))
         for name, s in core.segments.items()
@@ -62,7 +62,7 @@ def snapshot(core: Core) -> Snapshot:
 
 
 def changed(step: wire.Step, shape: Index) -> Mask:
-    """The voxels that a step flips."""
+    """Return the voxels that a step flips."""
     mask = np.zeros(shape, bool)
     if step.change is not None:
         masks.apply(masks.unpack(step.change, shape), mask)
@@ -70,7 +70,7 @@ def changed(step: wire.Step, shape: Index) -> Mask:
 
 
 def check_journal(core: Core, server: MemoryServer) -> None:
-    """The client's journal is the server's history, and adds up to the mask."""
+    """Check that the client's journal equals the server's history, and adds up to the mask."""
     theirs = server.session._segments
     assert set(core.segments) == set(theirs)
     for name, mine in core.segments.items():
@@ -86,6 +86,6 @@ def check_journal(core: Core, server: MemoryServer) -> None:
 
 
 def sent(core: Core) -> list[Any]:
-    """The control messages that wait to be sent."""
+    """Return the pending control messages."""
     frames = iter(core.next_control, None)
     return [protocol.decode_client(frame) for frame in frames]

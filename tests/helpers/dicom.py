@@ -1,4 +1,4 @@
-"""DICOM series edited slice by slice, and multi-frame files made of a series."""
+"""Edited DICOM series, and multi-frame files from a series."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ Edit = Callable[[Any, int], object]
 
 
 def sorted_slices(folder: Path) -> list[Path]:
-    """Return the files of a series along its normal, by pydicom alone."""
+    """Return the files of a series along its normal, with pydicom only."""
 
     def along(file: Path) -> float:
         header = pydicom.dcmread(file, stop_before_pixels=True)
@@ -24,7 +24,7 @@ def sorted_slices(folder: Path) -> list[Path]:
 
 
 def edited(series: Path, folder: Path, edit: Edit) -> Path:
-    """Copy a series. ``edit``: changes slice k; a slice for which it returns False is left out."""
+    """Copy a series. ``edit``: changes slice k, which is omitted if it returns False."""
     folder.mkdir(parents=True)
     for k, file in enumerate(sorted_slices(series)):
         slice_ = pydicom.dcmread(file)

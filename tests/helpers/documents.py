@@ -1,4 +1,4 @@
-"""The Markdown documents of the repository: their code blocks, commands and links."""
+"""The Markdown documents of the repository, with their code blocks, commands and links."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. ``document``: the name of its file; ``number``: its place among the blocks there."""
+    """A code block. ``document``: the name of its file. ``number``: its index among the blocks there."""
 
     document: str
     number: int
@@ -54,7 +54,7 @@ def languages() -> set[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """The command lines of all shell blocks with their document. A line with && holds several."""
+    """Return the command lines of all shell blocks with their document. A line with && has several."""
     found = []
     for block in blocks("sh"):
         joined = block.text.replace("\\\n", " ")
@@ -66,12 +66,12 @@ def commands() -> list[tuple[str, str]]:
 
 
 def links(document: Path) -> list[str]:
-    """The targets of a document's links and pictures, code left out."""
+    """Return the targets of a document's links and pictures outside code."""
     prose = re.sub(r"`[^`\n]*`", "", _FENCED.sub("", document.read_text(encoding="utf-8")))
     return [inline or reference for inline, reference in _LINK.findall(prose)]
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors of a document's headings, as on GitHub."""
     titles = re.findall(r"^#+ (.+)$", _FENCED.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

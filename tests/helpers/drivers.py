@@ -1,4 +1,4 @@
-"""One session with one segment, with either driver: the blocking API over asyncio, or the polled one."""
+"""One session with one segment, for both drivers: the blocking API over asyncio, and the polled one."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +20,7 @@ Wait = Callable[[], Result]
 
 
 class Driver(Protocol):
-    """What is asked for may be waited for later."""
+    """Requests return at once. Their answers can be awaited later."""
 
     core: Core
     events: list[Event]
@@ -72,7 +72,7 @@ class Polled:
     def set_image(self, image: Array) -> Callable[[], object]:
         before = self.core.request_count
         self._session.set_image(image)
-        # Not until it is waited for: one call of poll may announce a small image and take the answer.
+        # Does not wait for the answer, because one poll may both announce a small image and receive the answer.
         self.until(lambda: self.core.request_count > before)
         return self._waiter(before + 1)
 
@@ -105,7 +105,7 @@ class Polled:
 
 
 def answer_of(received: Iterable[Event], number: int) -> Result | errors.Error | None:
-    """The answer of a request, if it has been told."""
+    """Return the answer to a request, if it has arrived."""
     for event in received:
         if isinstance(event, events.Done) and event.result.request == number:
             return event.result
@@ -119,7 +119,7 @@ def states(session: Driver) -> list[str]:
 
 
 def lost(session: Driver, seen: int = 0) -> list[events.Connection]:
-    """What was told of losses since so many events."""
+    """Return the reported losses after this number of events."""
     return [e for e in session.events[seen:] if isinstance(e, events.Connection) and e.state == "lost"]
 
 

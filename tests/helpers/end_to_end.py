@@ -1,4 +1,4 @@
-"""A small image, a client that sends single messages, and server processes."""
+"""A small image, a client for single messages, and server processes."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -39,7 +39,7 @@ def phantom(seed: int = 5, shape: tuple[int, int, int] = SHAPE) -> npt.NDArray[n
 
 
 def wide_lasso() -> Mask:
-    """A filled outline through all of a wide volume."""
+    """A filled outline through a whole wide volume."""
     drawn = np.zeros(WIDE_SHAPE, bool)
     drawn[4:-4, WIDE_SHAPE[1] // 2, 4:-4] = True
     return drawn
@@ -62,7 +62,7 @@ def listens(port: int) -> bool:
 
 
 def wait_until(true: Callable[[], object], timeout: float = 120) -> None:
-    """Raises TimeoutError."""
+    """Wait until a condition holds. Raises TimeoutError."""
     until = time.monotonic() + timeout
     while not true():
         if time.monotonic() > until:
@@ -87,12 +87,12 @@ def metrics(address: str, token: str | None = None) -> str:
 
 
 def sessions(address: str, state: str, token: str | None = None) -> int:
-    """How many sessions are ``connected``, or ``waiting`` for their client."""
+    """Return the number of sessions that are ``connected``, or ``waiting`` for their client."""
     return _metric(address, f'sessions{{state="{state}"}}', token)
 
 
 def answered(address: str, kind: str) -> int:
-    """How many requests of a type the server has answered."""
+    """Return the number of answered requests of a type."""
     return _metric(address, f'requests_total{{type="{kind}"}}')
 
 
@@ -116,9 +116,9 @@ def hello(**fields: Any) -> wire.Hello:
 
 
 class PlainClient:
-    """A connection on which the test says every message itself."""
+    """A connection for single messages of a test."""
 
-    #: All there are, so that a test which fails does not leave some behind.
+    #: All open clients, so that they are closed if a test fails.
     opened: ClassVar[list["PlainClient"]] = []
 
     def __init__(self, websocket: ClientConnection) -> None:
@@ -127,7 +127,7 @@ class PlainClient:
 
     @classmethod
     async def open(cls, address: str, token: str | None = None, **fields: Any) -> Self:
-        """Connect and shake hands. ``fields``: of hello."""
+        """Connect and complete the handshake. ``fields``: of hello."""
         headers = None if token is None else {"Authorization": f"Bearer {token}"}
         client = cls(await connect(address, additional_headers=headers, compression=None, max_size=None, proxy=None))
         await client.send(hello(**fields))
@@ -145,14 +145,14 @@ class PlainClient:
         return protocol.decode_server(data)
 
     async def receive_until(self, kind: type[M]) -> M:
-        """The next message of a kind; those before it are passed over."""
+        """Return the next message of a type, and skip others."""
         while True:
             message = await self.receive()
             if isinstance(message, kind):
                 return message
 
     async def receive_answer(self, request: int) -> tuple[list[Any], Any]:
-        """What came before the answer of a request, and the answer."""
+        """Return the messages before the answer to a request, and the answer."""
         before: list[Any] = []
         while True:
             message = await self.receive()
@@ -179,7 +179,7 @@ class PlainClient:
             await self.receive_until(wire.ImageProgress)
 
     async def mask(self, request: int, segment: str, shape: tuple[int, int, int] = SHAPE) -> Mask:
-        """A segment's mask, as the server has it."""
+        """Return a segment's mask on the server."""
         await self.send(wire.GetMask(id=request, segment=segment))
         before, _ = await self.receive_answer(request)
         (snapshot,) = [m for m in before if isinstance(m, wire.MaskSnapshot)]
@@ -189,7 +189,7 @@ class PlainClient:
         return mask
 
     async def leave(self) -> None:
-        """Say that the session need not be kept, and wait until the server has hung up."""
+        """Send bye, and wait until the server has closed the connection."""
         await self.send(wire.Bye())
         await self.websocket.wait_closed()
 
@@ -198,7 +198,7 @@ class PlainClient:
 
 
 def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
-    """Run a test's work, and close what it left open."""
+    """Run a coroutine, and close the clients that it left open."""
 
     async def timed() -> T:
         try:
@@ -217,7 +217,7 @@ def run(work: Coroutine[Any, Any, T], timeout: float = 100) -> T:
 
 
 class ServerProcess:
-    """A server of the test's own, whose processes can be looked at and ended."""
+    """A server for one test, whose processes can be inspected and ended."""
 
     def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
         self.process, self.address = process, address
@@ -231,7 +231,7 @@ class ServerProcess:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and has not ended (a zombie has)."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -51,19 +51,19 @@ from nninteractive_ws.messages import (
 )
 
 Volume = npt.NDArray[np.generic]
-Request = Any  # any of messages.Request, whose id is set when it is sent
+Request = Any  # a messages.Request, whose id is set when it is sent
 M = TypeVar("M")
 
 
-# Upstream's margin of 24 voxels on each side leaves 24 of these for refinement; with 48 it would never end.
+# Upstream's margin of 24 voxels per side leaves 24 voxels for refinement. With 48, it would not end.
 QUICK_PATCH = 72
 
 
 class QuickNetwork(nn.Module):
-    """Takes the place of a trained network: the tissue under the positive prompts, in a few milliseconds.
+    """Replaces a trained network. In milliseconds, it finds the tissue under the positive prompts.
 
-    It depends on every channel it is given and on how much older prompts have faded, it fills patches (so
-    that autozoom and refinement happen), and what it answers does not change with the embedded model.
+    It uses every channel and the fading of older prompts, and it fills patches, which causes autozoom and refinement.
+    Its answers do not depend on the weights of the embedded model.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,19 +76,19 @@ class QuickNetwork(nn.Module):
         unlikeness = (12 * (small[:, :1] - tissue).abs()).clamp_max(2)
         near = functional.max_pool3d(small[:, 2:], 5, stride=1, padding=2)
         score = 0.7 - unlikeness + 0.5 * small[:, 1:2] + 6 * near[:, :1] - 8 * near[:, 1:2]
-        score = score - 2 * (small[:, :1] == 0)  # beyond the border of the image
+        score = score - 2 * (small[:, :1] == 0)  # outside the image
         score = functional.interpolate(score, scale_factor=4, mode="trilinear") + 0.2 * (image - tissue)
         # Channels last in memory: upstream's argmax takes several times longer across planes.
         return torch.cat((torch.zeros_like(score), score), 1).contiguous(memory_format=torch.channels_last_3d)
 
 
 def with_network(model: LoadedModel, network: Callable[[torch.Tensor], torch.Tensor]) -> LoadedModel:
-    """The model with another network in it."""
+    """Return the model with another network."""
     return dataclasses.replace(model, artifacts={**model.artifacts, "network": network})
 
 
 def with_patch(model: LoadedModel, edge: int) -> LoadedModel:
-    """The model with cubes of ``edge`` voxels as its patches: zooming out takes upstream long with large ones."""
+    """Return the model with patches of ``edge`` voxels per side. With large ones, upstream zooms out slowly."""
     plans = copy.deepcopy(model.artifacts["plans_manager"].plans)
     (name,) = plans["configurations"]
     plans["configurations"][name]["patch_size"] = [edge, edge, edge]
@@ -99,7 +99,7 @@ def with_patch(model: LoadedModel, edge: int) -> LoadedModel:
 
 
 def quick(model: LoadedModel) -> LoadedModel:
-    """The model with a :class:`QuickNetwork` and small patches."""
+    """Return the model with a :class:`QuickNetwork` and small patches."""
     return with_patch(with_network(model, QuickNetwork()), QUICK_PATCH)
 
 
@@ -123,13 +123,13 @@ class Hooked:
 
 
 def torso(shape: Index, seed: int = 3, spacing: float | Sequence[float] = 2.8) -> npt.NDArray[np.int16]:
-    """A CT-like volume; a patch of 96 voxels at 2.8 mm holds an organ and not the body."""
+    """A CT-like volume. A patch of 96 voxels at 2.8 mm contains an organ, but not the body."""
     steps = (float(spacing),) * 3 if isinstance(spacing, int | float) else tuple(map(float, spacing))
     return make_phantom(seed, shape, (steps[0], steps[1], steps[2])).image
 
 
 def bar_in_a_box() -> npt.NDArray[np.int16]:
-    """A volume of (84, 72, 66) with a bright bar from end to end along the first axis, and a ball beside it."""
+    """A volume of (84, 72, 66) with a bright bar along the whole first axis, and a ball beside it."""
     shape = (84, 72, 66)
     noise = np.random.default_rng(0).normal(0, 10, shape)
     _, j, k = np.ogrid[:84, :72, :66]
@@ -139,10 +139,10 @@ def bar_in_a_box() -> npt.NDArray[np.int16]:
 
 
 def set_official_image(session: nnInteractiveInferenceSession, volume: Volume) -> None:
-    """Give upstream's own session an image, and end its threads.
+    """Set the image of upstream's own session, and end its threads.
 
-    Its ``__del__`` joins them, from whatever thread and line the garbage collector runs at; within the lock that
-    a thread takes to start or end, that never returns (seen with Python 3.11).
+    Its ``__del__`` joins them during garbage collection, on any thread. Inside the lock for the start or the end of a
+    thread, that blocks forever (seen with Python 3.11).
     """
     session.set_image(volume[None])
     session._finish_preprocessing_and_initialize_interactions()
@@ -225,7 +225,7 @@ def stroke(shape: Index, start: Sequence[float], stop: Sequence[float]) -> Mask:
 
 
 def prompts_for(shape: Index, seed: int) -> list[Request]:
-    """A sequence of every kind of request that changes a segment; some reach over the whole volume."""
+    """A sequence of all requests that change a segment. Some span the whole volume."""
     rng = np.random.default_rng(seed)
 
     def at(low: float = 0.2, high: float = 0.8) -> tuple[int, int, int]:
@@ -273,7 +273,7 @@ def prompts_for(shape: Index, seed: int) -> list[Request]:
 
 @dataclasses.dataclass
 class Journal:
-    """What a client keeps of one segment."""
+    """A client's record of one segment."""
 
     mask: Mask
     revision: int = 0
@@ -282,7 +282,7 @@ class Journal:
 
     @property
     def waiting(self) -> bool:
-        """Whether there are prompts that no prediction has followed."""
+        """Whether there are pending prompts without a prediction."""
         if not self.steps or self.steps[-1].predicted:
             return False
         return not self.steps[-1].is_reset
@@ -293,14 +293,14 @@ class Journal:
 
 
 def boundless() -> list[MemoryPool]:
-    """Memory for anything."""
+    """Memory pools without a limit."""
     return [MemoryPool(torch.device("cpu"), 2**60, lambda requester: False)]
 
 
 class Client:
-    """One session of the engine and a client of it, without a network between; messages go through the codec.
+    """A session of the engine and its client, without a network. Messages go through the codec.
 
-    It applies what it is sent to masks of its own, and asserts every claim it can check.
+    It applies the received changes to its own masks, and asserts everything that can be checked.
     """
 
     def __init__(self, model: LoadedModel, device: DeviceScheduler) -> None:
@@ -316,7 +316,7 @@ class Client:
     # ---- the image ----------------------------------------------------------------------------------------
 
     def announce(self, volume: Volume, name: str = "image") -> list[int]:
-        """Set the image without its voxels; returns the bricks that the session has already."""
+        """Set the image without its voxels. Return the bricks that the session already has."""
         statistics = image_source.statistics(volume)
         self._volume, self._image = volume, name
         self.journals.clear()
@@ -343,7 +343,7 @@ class Client:
         return answer
 
     def set_image(self, volume: Volume, name: str = "image", seed: int = 0) -> "Client":
-        """Set the image and send its bricks, in an order of their own."""
+        """Set the image and send its bricks in random order."""
         self.announce(volume, name)
         total = len(bricks.Grid(shape_of(volume)))
         for i in np.random.default_rng(seed).permutation(total):
@@ -351,7 +351,7 @@ class Client:
         return self
 
     def send_missing_late(self, indices: Sequence[int], pause: float = 0.02) -> threading.Thread:
-        """Send bricks from another thread, slowly, beginning when a prompt waits for some."""
+        """Send bricks slowly from another thread, once a prompt waits for bricks."""
         waits = threading.Event()
 
         def notice(message: messages.ServerMessage) -> None:
@@ -372,7 +372,7 @@ class Client:
     # ---- requests -----------------------------------------------------------------------------------------
 
     def send(self, request: Request) -> Done:
-        """Do a request and check the answer; an error leaves everything as it was."""
+        """Run a request and check the answer. Check that an error leaves the state unchanged."""
         self.last_id += 1
         request = through_the_wire(_with_id(request, self.last_id))
         segment = getattr(request, "segment", None)
@@ -384,7 +384,7 @@ class Client:
             if before is not None:
                 assert np.array_equal(self.journals[str(segment)].mask, before)
             elif segment in self.journals:
-                # Its first request failed: there were previews of it at most, and the session has no such segment.
+                # Its first request failed, so the session has no such segment. There may have been previews.
                 assert not self.journals.pop(segment).mask.any()
                 assert segment not in self.session._segments
             self._compare_with_session()
@@ -395,7 +395,7 @@ class Client:
         return done
 
     def send_all(self, requests: Iterable[Request]) -> list[Mask]:
-        """The masks of the segment after each of the requests."""
+        """Return the masks of the segment after each request."""
         return [self.mask_after(r) for r in requests]
 
     def mask_after(self, request: Request) -> Mask:
@@ -406,17 +406,17 @@ class Client:
         return self.journals[segment].mask.copy()
 
     def cancel_from_another_thread(self, request: int | None = None) -> None:
-        """Cancel the request in hand, or all."""
+        """Cancel the running request, or all."""
         thread = threading.Thread(target=self.session.cancel, args=(Cancel(request=request), self.last_id))
         thread.start()
         thread.join()
 
     def progress(self, state: str) -> list[Progress]:
-        """What was reported about the last request."""
+        """Return the progress of the last request."""
         return [m for m in self.received if isinstance(m, Progress) and m.id == self.last_id and m.state == state]
 
     def deltas(self) -> list[MaskDelta]:
-        """What changed by the last request."""
+        """Return the changes by the last request."""
         return [m for m in self.received if isinstance(m, MaskDelta) and m.request == self.last_id]
 
     # ---- the session's outbox -----------------------------------------------------------------------------
@@ -428,9 +428,9 @@ class Client:
         self._receive(message)
 
     def withdraw_change(self, segment: str) -> None:
-        """Everything has been received at once."""
+        """Withdraw nothing, because everything was received immediately."""
 
-    # ---- inside -------------------------------------------------------------------------------------------
+    # ---- internals ----------------------------------------------------------------------------------------
 
     def _receive(self, message: messages.Message) -> None:
         received: messages.ServerMessage | None = protocol.decode_server(protocol.encode(message))
@@ -460,7 +460,7 @@ class Client:
         self._changes[delta.request] = masks.compose(self._changes.get(delta.request, NO_CHANGE), change)
 
     def _record(self, request: Request) -> None:
-        """Write a request that was done into the journal."""
+        """Record a finished request in the journal."""
         change = self._changes.get(request.id, NO_CHANGE)
         if isinstance(request, Undo):
             journal = self.journals[request.segment]
@@ -500,7 +500,7 @@ class Client:
             assert len(theirs.undone) == len(journal.undone)
 
     def snapshot(self, segment: str = "a") -> Mask:
-        """The mask as the session sends it whole."""
+        """Return the mask from a snapshot of the session."""
         self.send(messages.GetMask(id=1, segment=segment))
         answer = self.received[-1]
         assert isinstance(answer, MaskSnapshot)
@@ -513,7 +513,7 @@ class Client:
         return mask
 
     def moved_to(self, model: LoadedModel, device: DeviceScheduler) -> "Client":
-        """The same client on a fresh session, everything restored from its journals."""
+        """Return this client on a new session, restored from its journals."""
         assert self._volume is not None
         other = Client(model, device).set_image(self._volume, self._image)
         for name, journal in self.journals.items():
@@ -531,6 +531,6 @@ def _with_id(request: M, number: int) -> M:
 
 
 def through_the_wire(message: M, decode: Callable[[bytes], Any] = protocol.decode_client) -> M:
-    """The message as the other side gets it."""
+    """Return the message after encoding and decoding."""
     received: M = decode(protocol.encode(message))  # type: ignore[arg-type]
     return received

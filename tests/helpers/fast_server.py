@@ -1,6 +1,6 @@
-"""A real server with a network that answers in milliseconds, whose processes a test may look at, kill and start again.
+"""A real server with a network that answers in milliseconds. Tests may inspect, kill and restart its processes.
 
-The model folder is in nnInteractive's own format and written at test time; its plans name :class:`ServedNetwork`,
+The model folder is in nnInteractive's format, and is written by the tests. Its plans name :class:`ServedNetwork`,
 which the worker imports from this file.
 """
 
@@ -29,24 +29,24 @@ NETWORK = "helpers.fast_server.ServedNetwork"
 LICENSE = "Apache-2.0\nA network of the tests' own, without weights.\n"
 
 
-# How far from the newest prompt a mask may change, in cells of 4 voxels. What changes all over a patch is zoomed out
-# for, half a second a prompt: here that takes a long stroke, or a whole mask to be refined.
+# Maximum distance of changes from the newest prompt, in cells of 4 voxels. A change of a whole patch causes zooming
+# out, which takes half a second. With this limit, only long strokes and whole masks do.
 REACH = 3
 
 
 class ServedNetwork(QuickNetwork):
-    """The quick network, made as nnU-Net makes one from plans, whose answer is new near the newest prompt alone."""
+    """The quick network as nnU-Net creates it from plans. Its answer changes only near the newest prompt."""
 
     def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
         assert (input_channels, num_classes, deep_supervision) == (8, 2, False)
-        # Zooming out further takes upstream seconds a step, and shows nothing else. In the worker alone.
+        # Limits zooming out, which takes upstream seconds a step. Only in the worker.
         nnInteractiveInferenceSession.MAX_AUTOZOOM_FACTOR = 1.5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
         previous, prompts = x[:, 1:2], x[:, 2:].amax(1, keepdim=True)
-        # Older prompts have faded; without any, a mask is being refined.
+        # Older prompts have faded. Without prompts, a mask is being refined.
         newest = (prompts >= 0.95 * prompts.amax()).to(x.dtype) if prompts.any() else previous
         cells = functional.max_pool3d(newest, 4)
         near = functional.max_pool3d(cells, 2 * REACH + 1, stride=1, padding=REACH)
@@ -56,7 +56,7 @@ class ServedNetwork(QuickNetwork):
 
 
 def write_model(folder: Path) -> None:
-    """Write a model folder like the embedded model's, with the quick network in it."""
+    """Write a model folder like the embedded model's, with the quick network."""
     (folder / "fold_0").mkdir(parents=True)
     for name in ("dataset.json", "inference_info.json"):
         shutil.copy(MODEL_FOLDER / name, folder / name)
@@ -75,7 +75,7 @@ def write_model(folder: Path) -> None:
 
 
 class QuickServer:
-    """A server process. ``log``: what its processes write, a file; ``address`` stays the same over restarts."""
+    """A server process. ``log``: the file for its output. Restarts keep the ``address``."""
 
     def __init__(self, model: Path, log: Path, arguments: tuple[str, ...]) -> None:
         self._model, self.log, self._arguments = model, log, arguments
@@ -83,7 +83,7 @@ class QuickServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, on the port that it had before; returns once it listens."""
+        """Start the server on its previous port. Return once it listens."""
         command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", str(self._port)]
         command += ["--model", str(self._model), *self._arguments]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -104,30 +104,30 @@ class QuickServer:
 
     @property
     def workers(self) -> list[int]:
-        """The process ids of the workers there are; none while one is being started again."""
+        """The process ids of the workers, none during a restart."""
         return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     @property
     def worker(self) -> int:
-        """The process id of the one worker; waits for it."""
+        """Wait for the only worker, and return its process id."""
         wait_until(lambda: len(self.workers) == 1)
         return self.workers[0]
 
     def kill_worker(self) -> int:
-        """End the worker as a fault of the device does; returns its process id."""
+        """Kill the worker, as a device fault would. Return its process id."""
         worker = self.worker
         os.kill(worker, signal.SIGKILL)
         return worker
 
     def kill(self) -> None:
-        """End the gateway without a word; the worker ends by itself."""
+        """Kill the gateway. The worker ends by itself."""
         workers = self.workers
         self.process.kill()
         self._wait()
         wait_until(lambda: not any(map(is_running, workers)), timeout=30)
 
     def stop(self) -> None:
-        """End it as Ctrl-C does; does nothing where it has ended."""
+        """Stop the server as Ctrl-C does, unless it has ended."""
         if self.process.poll() is None:
             self.process.terminate()
         self._wait()
@@ -151,11 +151,11 @@ def quick_server(*arguments: str) -> Iterator[QuickServer]:
             server.stop()
 
 
-# ---- what /proc says ----------------------------------------------------------------------------------------
+# ---- values from /proc --------------------------------------------------------------------------------------
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory that a process has in RAM."""
+    """Return the resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -164,5 +164,5 @@ def count_threads(pid: int) -> int:
 
 
 def count_descriptors(pid: int) -> int:
-    """Files, pipes and sockets that a process has open."""
+    """Return the number of open files, pipes and sockets of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

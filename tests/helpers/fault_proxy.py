@@ -1,7 +1,7 @@
-"""A network that fails: a TCP proxy between a client and a server that cuts, stalls, holds back and drips.
+"""A failing network: a TCP proxy between a client and a server that breaks, stalls and delays connections.
 
-It counts the bytes that it passes, so that a fault happens in the middle of a handshake, an upload or a delta, and
-at the same place for the same seed. It runs on a thread of its own.
+It counts the forwarded bytes, so that a fault occurs in the middle of a handshake, an upload or a delta, and at the
+same byte for the same seed. It runs on a separate thread.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ from urllib.parse import urlsplit
 from helpers.threads import serving
 
 Direction = Literal["up", "down"]
-#: ``cut``: both ends get a reset. ``truncate``: the last bytes arrive, and then both ends are hung up on. ``stall``:
-#: nothing passes any more, and nobody is told. ``late``: the client gets a reset, and what it sent last reaches the
-#: server once the client is there again, on the old connection. ``early``: likewise, before it is there again.
+#: ``cut``: both ends get a reset. ``truncate``: the last bytes arrive, and then both ends are closed. ``stall``:
+#: nothing passes any more, without a close. ``late``: the client gets a reset, and its last bytes reach the
+#: server on the old connection after the client has reconnected. ``early``: the same, before it has reconnected.
 #: ``trickle``: some bytes pass one by one. ``delay``: some bytes wait.
 Kind = Literal["cut", "truncate", "stall", "late", "early", "trickle", "delay"]
-#: Those after which the connection is of no use.
+#: Faults that end the connection.
 LOSSES: tuple[Kind, ...] = ("cut", "truncate", "late", "early")
 
 _CHUNK_BYTES = 16 * 1024
 _TRICKLED_BYTES, _TRICKLE_S = 60, 0.001
 _DELAY_S = 0.05
-# The answer to the upgrade request is shorter; what comes then is the welcome.
+# The answer to the upgrade request is shorter. The welcome follows it.
 _UPGRADE_BYTES = 300
-# How long a client that has been cut off takes at most until the old connection's last bytes come.
+# Timeout for the client's reconnect, after which the last bytes of the old connection are sent.
 _LATE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens once ``after`` more bytes have passed in a direction, just before the next one."""
+    """A fault after ``after`` more bytes in a direction, just before the next one."""
 
     kind: Kind
     direction: Direction
@@ -52,7 +52,7 @@ class _Armed:
 
 @dataclass(eq=False)
 class _Link:
-    """A connection of a client, and the one with the server that it was joined with."""
+    """A connection of a client, and the corresponding one to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
@@ -60,14 +60,14 @@ class _Link:
     armed: list[_Armed] = field(default_factory=list)
     stalled: bool = False
     client_is_lost: bool = False
-    # What the other direction waits for before it hangs up: that the faults have had their course.
+    # The other direction closes only after the faults are finished.
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def arm(self, fault: Fault) -> None:
         self.armed.append(_Armed(fault, self.passed[fault.direction] + fault.after))
 
     def due(self, direction: Direction, to_come: int) -> _Armed | None:
-        """The next fault in a direction within the next bytes."""
+        """Return the next fault in a direction within the next bytes."""
         end = self.passed[direction] + to_come
         here = [a for a in self.armed if a.fault.direction == direction and a.at < end]
         return min(here, key=lambda a: a.at, default=None)
@@ -87,10 +87,10 @@ class _Link:
 
 
 class FaultProxy:
-    """Joins every connection to ``address`` with one to a server.
+    """Forwards every connection to ``address`` to a server.
 
-    ``plan``: asked for the fault of each new connection, on the proxy's thread. ``refusing``: new connections get a
-    reset. ``happened``: the faults that did.
+    ``plan``: returns the fault of each new connection, on the proxy's thread. ``refusing``: new connections get a
+    reset. ``happened``: the faults that occurred.
     """
 
     def __init__(self, server: str) -> None:
@@ -107,7 +107,7 @@ class FaultProxy:
     # ---- from any thread ----------------------------------------------------------------------------------
 
     def arm(self, fault: Fault) -> None:
-        """Let a fault happen on the connections there are."""
+        """Add a fault to the open connections."""
 
         def work() -> None:
             for link in self._links:
@@ -116,7 +116,7 @@ class FaultProxy:
         self._call(work)
 
     def disarm(self) -> None:
-        """Let no fault happen that has not yet, on the connections there are."""
+        """Remove the pending faults of the open connections."""
 
         def work() -> None:
             for link in self._links:
@@ -166,7 +166,7 @@ class FaultProxy:
             return _reset(writer)
         try:
             from_server, to_server = await asyncio.open_connection(*self._target)
-        except OSError:  # as between two starts of the server
+        except OSError:  # as during a restart of the server
             return _reset(writer)
         link = _Link(writer, to_server)
         if (fault := self.plan()) is not None:
@@ -179,7 +179,7 @@ class FaultProxy:
         return None
 
     async def _pump(self, link: _Link, direction: Direction, reader: asyncio.StreamReader) -> None:
-        """Pass bytes on until an end hangs up; then so does the other end."""
+        """Forward bytes until one end closes, then close the other one."""
         with suppress(ConnectionError):
             while data := await reader.read(_CHUNK_BYTES):
                 while (armed := link.due(direction, len(data))) is not None:
@@ -198,7 +198,7 @@ class FaultProxy:
             writer.close()
 
     async def _happen(self, link: _Link, fault: Fault, data: bytes) -> bytes:
-        """Let a fault happen in front of ``data``; what of it has not been passed on."""
+        """Execute a fault before ``data``. Return the bytes of it that were not forwarded."""
         if fault.kind == "cut":
             _reset(link.client)
             _reset(link.server)
@@ -222,7 +222,7 @@ class FaultProxy:
         raise ConnectionResetError
 
     async def _be_late(self, link: _Link, fault: Fault, data: bytes) -> None:
-        """Lose the client, and let the server see its last bytes; what the server says is lost as well."""
+        """Drop the client, and send its last bytes to the server. The server's bytes are dropped."""
         self._joined.clear()
         link.client_is_lost = True
         _reset(link.client)
@@ -238,7 +238,7 @@ class FaultProxy:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection so that the other end gets a reset, not a farewell."""
+    """Close a connection with a reset."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -251,7 +251,7 @@ def fault_proxy(server: str) -> AbstractContextManager[FaultProxy]:
 
 
 def handshake_faults(rng: random.Random, share: float) -> Callable[[], Fault | None]:
-    """A plan: this share of the new connections fails while hands are shaken (about 600 bytes up, 1,000 down)."""
+    """A plan in which this share of new connections fails during the handshake (about 600 bytes up, 1,000 down)."""
 
     def plan() -> Fault | None:
         if rng.random() >= share:

@@ -1,4 +1,4 @@
-"""Scripts of prompts over networks that fail and servers that die, compared with the same script undisturbed."""
+"""Scripts of prompts over failing networks and on dying servers, compared with undisturbed runs."""
 
 import asyncio
 from collections import Counter
@@ -34,7 +34,7 @@ SEGMENTS = ("liver", "left kidney", "Milz", "δ", "e")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A method of a segment, and what it is called with."""
+    """A method of a segment, and its arguments."""
 
     method: str
     segment: str
@@ -43,7 +43,7 @@ class Prompt:
 
 
 def make_script(seed: int, count: int = PROMPTS) -> list[Prompt]:
-    """Prompts of all kinds over five segments; some wait for a run, some have nothing to undo. It ends with undos."""
+    """Return prompts of all kinds on five segments. Some are pending, some have nothing to undo. Undos come last."""
     rng = random.Random(seed)
     prompts = [_make_prompt(rng, rng.choice(SEGMENTS)) for _ in range(count - len(SEGMENTS))]
     return [*prompts, *(Prompt("undo", name) for name in SEGMENTS)]
@@ -61,7 +61,7 @@ def _make_prompt(rng: random.Random, segment: str) -> Prompt:
         return Prompt(kind, segment, (stroke(SHAPE, at, (i, j + 6, k + 4)),), strokes)
     if kind == "add_lasso":
         return Prompt(kind, segment, (disc(SHAPE, at, 8, axis=rng.randrange(3)),), strokes)
-    if kind == "long scribble":  # seen zoomed out, and then refined in several passes
+    if kind == "long scribble":  # zoomed out, then refined in several passes
         return Prompt("add_scribble", segment, (stroke(SHAPE, (4, j, k), (78, j, k)),))
     if kind in ("set_mask", "refined mask"):
         return Prompt("set_mask", segment, (ball(SHAPE, at, 7),), (("run", kind == "refined mask"),))
@@ -115,7 +115,7 @@ def states(core: Core) -> dict[str, State]:
 
 
 class Driver(Protocol):
-    """A client under test. ``do`` sends some prompts at once and waits for all of their answers. ``fetched``: how often
+    """A client under test. ``do`` sends prompts concurrently and waits for all answers. ``fetched``: how often
     a mask had to be fetched as a whole, because a change was missing."""
 
     fetched: int
@@ -153,7 +153,7 @@ class Blocking:
 
 
 class Concurrent(Blocking):
-    """The asyncio client under the blocking one: prompts are sent before those ahead of them are answered."""
+    """The asyncio client of the blocking one, with several prompts in flight."""
 
     def do(self, prompts: Sequence[Prompt]) -> list[Outcome]:
         async def all_of_them() -> list[Any]:
@@ -233,7 +233,7 @@ Open = Callable[[str], AbstractContextManager[Driver]]
 
 @dataclass(frozen=True)
 class Expected:
-    """What comes of a script when nothing fails, and then of undoing and redoing all there is.
+    """Result of a script without faults, and after undoing and redoing all steps.
 
     ``sizes``: the bytes that each prompt took, up and down. ``refined``: how many prompts were refined.
     """
@@ -267,7 +267,7 @@ def undisturbed(address: str, script: Sequence[Prompt]) -> Expected:
 
 
 def all_states(driver: Driver) -> list[dict[str, State]]:
-    """As they are now, with everything undone, and with everything redone. Each step is undone exactly once."""
+    """Return all states: current, with all steps undone, and with all redone. Each step is undone exactly once."""
     found = [states(driver.core)]
     for method in ("undo", "redo"):
         for name, segment in driver.core.segments.items():
@@ -293,7 +293,7 @@ def assert_same(found: list[dict[str, State]], expected: list[dict[str, State]])
 
 
 def assert_the_server_agrees(server: QuickServer, driver: Driver, proxy: FaultProxy) -> None:
-    """Take the session over, past the proxy, and look: the masks, and how many steps there are to undo."""
+    """Resume the session without the proxy, and check the masks and the number of steps on the server."""
     proxy.refusing = True
     proxy.cut()
     welcome = driver.core.welcome
@@ -331,9 +331,9 @@ def run_through(
     at_once: int,
     kinds: Sequence[Kind],
 ) -> int:
-    """All prompts, a fault at a random byte of every third, up to ``at_once`` of them on their way at a time.
+    """Send all prompts, up to ``at_once`` in flight, with a fault at a random byte of every third.
 
-    Returns how many faults were to happen.
+    Return the number of planned faults.
     """
     planned, n = 0, 0
     while n < len(script):
@@ -344,7 +344,7 @@ def run_through(
                 direction: Direction = rng.choice(("up", "down"))
                 kind: Kind = rng.choice(kinds)
                 size = expected.sizes[i][direction]
-                # Anywhere, or where the change is known and the answer is not.
+                # Anywhere, or between the change and the answer.
                 after = rng.choice((rng.randrange(size), max(0, size - rng.randrange(ANSWER_BYTES))))
                 proxy.arm(Fault(kind, direction, passed[direction] + after))
                 planned += 1
@@ -357,13 +357,13 @@ def run_through(
     return planned
 
 
-#: An answer is somewhat shorter, and travels last.
+#: Slightly more than an answer, which is sent last.
 ANSWER_BYTES = 200
 MOSTLY_LOSSES: tuple[Kind, ...] = (*LOSSES, *LOSSES, "trickle", "delay")
 
 
 def upload_and_handshake_faults(rng: random.Random) -> Callable[[], Fault | None]:
-    """A plan: the first connections break while the image travels, later ones while hands are shaken."""
+    """A plan in which the first connections break during the upload, and later ones during the handshake."""
     count = 0
     later = handshake_faults(rng, 0.25)
 
@@ -437,7 +437,7 @@ def kill_worker(server: QuickServer) -> None:
 
 
 def kill_server(server: QuickServer) -> None:
-    """And start it again at the same port."""
+    """Kill the server, and restart it on the same port."""
     server.kill()
     server.start()
 
@@ -449,9 +449,9 @@ def kill_in_turn(
     rng: random.Random,
     deaths: Sequence[Callable[[QuickServer], None]],
 ) -> None:
-    """All prompts, some at a time, and each death during a prediction of its own; then compare.
+    """Send all prompts, several at a time, and kill processes during separate predictions. Then compare.
 
-    At the first death in the middle of a refinement, at others whenever the prediction has begun.
+    The first kill is in the middle of a refinement, the others are after the start of a prediction.
     """
     changing = [n for n, outcome in enumerate(expected.outcomes) if not isinstance(outcome, str) and outcome[1]]
     predicting = [n for n in changing if script[n].method.startswith("add_") and dict(script[n].options).get("run", 1)]
@@ -486,7 +486,7 @@ def do_in_batches(
 
 @contextmanager
 def at_progress(driver: Concurrent, state: str, act: Callable[[], None]) -> Iterator[None]:
-    """Do something, once, on a thread of its own, as soon as a prompt is in a state."""
+    """Call a function once, on a separate thread, as soon as a prompt is in a state."""
     reached, failures = threading.Event(), []
 
     def notice(event: events.Progress) -> None:

@@ -1,6 +1,6 @@
-"""Hostile and broken inputs for a server: bytes, messages, arrays, orders of messages, and frames. A seed makes them.
+"""Hostile and invalid inputs for a server from a seed: bytes, messages, arrays, orders of messages, and frames.
 
-What is derived from the message structs follows them by itself when they change.
+Inputs derived from the message structs follow changes of these.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ SHAPE = (40, 36, 32)
 
 Frame = bytes | str
 
-#: Stands for an id that the connection has not seen yet; see :func:`with_id`.
+#: Placeholder for an unused request id, see :func:`with_id`.
 _FRESH_ID = 0x3ADEFACE
 
 
@@ -34,9 +34,8 @@ State = Literal["tcp", "handshake", "open", "image"]
 
 @dataclass(frozen=True)
 class Input:
-    """One input. ``state``: what the connection must have seen before it, which is nothing, the handshake, or that
-    and an image with a segment. ``frames``: WebSocket messages, or the bytes of a TCP connection where it is ``tcp``.
-    """
+    """One input. ``state``: the required state of the connection, which is nothing, the handshake, or the handshake and
+    an image with a segment. ``frames``: WebSocket messages, or with ``tcp`` the bytes of a TCP connection."""
 
     kind: str
     state: State
@@ -44,7 +43,7 @@ class Input:
 
 
 def inputs(seed: int) -> Iterator[Input]:
-    """Without end."""
+    """Yield inputs endlessly."""
     rng = random.Random(seed)
     makers, weights = zip(*_MAKERS.items(), strict=True)
     while True:
@@ -53,7 +52,7 @@ def inputs(seed: int) -> Iterator[Input]:
 
 
 def huge_inputs() -> Iterator[Input]:
-    """A few that are as large as a message may be, or larger."""
+    """Yield inputs of the maximum message size and above."""
     mebibyte = 2**20
     head = b"\x82\xa4type\xa4undo\xa1x"
     for state in ("handshake", "open"):
@@ -77,7 +76,7 @@ def _restore(steps: list[Any]) -> dict[str, Any]:
 
 
 def with_id(frame: bytes, number: int) -> bytes:
-    """The frame with another request id, where it has a valid one: to be looked at, and not be an old one."""
+    """Return the frame with a new request id if it has a valid one, so that it is not ignored as an old request."""
     return frame.replace(msgpack.packb(_FRESH_ID), b"\xce" + struct.pack(">I", number))
 
 
@@ -85,7 +84,7 @@ def with_id(frame: bytes, number: int) -> bytes:
 
 
 def value_of(rng: random.Random, annotation: Any, meta: msgspec.Meta | None = None) -> Any:
-    """A valid value of a field, as msgpack has it."""
+    """Return a valid value of a field, as decoded msgpack."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation == wire.RequestId:
         return _FRESH_ID
@@ -117,14 +116,14 @@ def value_of(rng: random.Random, annotation: Any, meta: msgspec.Meta | None = No
 
 
 def message_of(rng: random.Random, kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """A valid message of a type, or a valid part of one, but for what the server knows about image and arrays."""
+    """Return a valid message or part of a type, independent of the image and arrays on the server."""
     tag = kind.__struct_config__.tag
     found: dict[str, Any] = {} if tag is None else {"type": tag}
     found |= {name: value_of(rng, annotation) for name, annotation in fields_of(kind).items()}
     if kind is wire.Hello:
         found |= {"version": 1, "encodings": ["blosc2"]}
     elif kind is wire.SetImage:
-        # One that fits, that is: hostile shapes are made elsewhere.
+        # A valid shape. Hostile ones are created elsewhere.
         found["shape"] = [rng.randint(1, 40) for _ in range(3)]
     elif kind in (wire.RunLengthMask, wire.AddBbox):
         found["box"] = box = _box(rng)
@@ -143,7 +142,7 @@ def _box(rng: random.Random) -> list[list[int]]:
 
 
 def bits(rng: random.Random, box: list[list[int]]) -> dict[str, Any]:
-    """Some voxels of a box."""
+    """Return some voxels of a box."""
     voxels = int(np.prod([stop - start for start, stop in box]))
     cuts = sorted(rng.sample(range(1, voxels), min(voxels - 1, rng.randint(0, 6))))
     runs = np.diff([0, *cuts, voxels]).astype("<u4")
@@ -189,7 +188,7 @@ def _mutated(rng: random.Random) -> Input:
 
 
 def _valid(rng: random.Random) -> Input:
-    """What an honest client may send, in no order that makes sense."""
+    """Messages of an honest client in random order."""
     return Input("valid", rng.choice(("handshake", "open", "image", "image")), (_encode(_some_message(rng)),))
 
 
@@ -212,7 +211,7 @@ _WRONG: list[Callable[[random.Random], Any]] = [
 
 
 def _wrong_type(rng: random.Random) -> Input:
-    """A field of a message, or of a part of one, with a value of another type or out of bounds; or none at all."""
+    """A message with a field that is missing, out of bounds, or of another type."""
     message = _some_message(rng)
     target = message
     while inner := [v for v in _children(target) if isinstance(v, dict)]:
@@ -235,7 +234,7 @@ def _children(message: dict[str, Any]) -> Iterator[Any]:
 
 
 def every_wrong_field() -> Iterator[Input]:
-    """Each field of each message and part, with a value of each wrong kind."""
+    """Yield messages with each field in turn replaced by each kind of invalid value."""
     rng = random.Random(0)
     for kind in CLIENT_TYPES:
         for name in ("type", *kind.__struct_fields__):
@@ -263,18 +262,18 @@ assert set(_WRAPPED) == set(PARTS) - _FROM_THE_SERVER
 
 
 def _hostile_blosc2(rng: random.Random) -> bytes:
-    """A chunk whose header lies, or whose blocks do. The header: version, format, flags, type size; sizes of the
-    array, of a block, of the chunk (4 bytes each); then the filters, and in the last byte what is special of it."""
+    """A chunk with a false header or false blocks. The header has version, format, flags and type size, then the sizes
+    of the array, of a block and of the chunk (4 bytes each), then the filters, and last the special value."""
     values = np.arange(rng.choice((1, 40, 5000)), dtype="<u4")
     chunk = bytearray(arrays.pack(values, "blosc2"))
     kind = rng.randrange(9)
-    if kind == 0:  # says that it holds much more, or less, or nothing
+    if kind == 0:  # claims to contain much more, less, or nothing
         struct.pack_into("<i", chunk, 4, rng.choice((0, 4, 2**31 - 1, -1, 256 * 2**20, len(values) * 4 + 4)))
     elif kind == 1:
         struct.pack_into("<i", chunk, 8, rng.choice((0, 1, 2**31 - 1, -1, 7)))
     elif kind == 2:
         struct.pack_into("<i", chunk, 12, rng.choice((0, 32, 2**31 - 1, -1, len(chunk) + 1)))
-    elif kind == 3:  # zeros, NaNs, one value, uninitialised, and what is not known
+    elif kind == 3:  # zeros, NaNs, one value, uninitialized, and unknown values
         chunk[31] = rng.randrange(8) << 4 | chunk[31] & 0x0F
         if rng.random() < 0.5:
             del chunk[32:]
@@ -283,7 +282,7 @@ def _hostile_blosc2(rng: random.Random) -> bytes:
         chunk[rng.choice((0, 1, 2, 3))] = rng.randrange(256)
     elif kind == 5:  # codec and filters
         chunk[rng.randrange(16, 32)] = rng.randrange(256)
-    elif kind == 6:  # where the blocks are
+    elif kind == 6:  # offsets of the blocks
         for at in range(32, min(40, len(chunk) - 3), 4):
             struct.pack_into("<i", chunk, at, rng.choice((0, -1, 2**31 - 1, 33, len(chunk))))
     elif kind == 7:
@@ -307,7 +306,7 @@ def _hostile_deflate(rng: random.Random) -> bytes:
 
 
 def _hostile_runs(rng: random.Random) -> dict[str, Any]:
-    """Run lengths that are packed well and add up to something else, or to too much."""
+    """Validly packed run lengths with a wrong or excessive sum."""
     runs = np.array([rng.choice((0, 1, 5, 2**31, 2**32 - 1)) for _ in range(rng.choice((1, 2, 9, 4000)))], dtype="<u4")
     return {"runs": len(runs), "encoding": "raw", "data": runs.tobytes()}
 
@@ -351,7 +350,7 @@ def _hostile_array(rng: random.Random) -> Input:
     return Input("hostile array", "image", (_encode(message),))
 
 
-# ---- deep, and lying about lengths --------------------------------------------------------------------------
+# ---- deep nesting and false lengths -------------------------------------------------------------------------
 
 
 def _deep(rng: random.Random) -> Input:
@@ -415,7 +414,7 @@ _UPGRADE = (
 
 
 def _below(rng: random.Random) -> Input:
-    """Bytes in place of a request, and frames that are none, after a handshake that is one."""
+    """Bytes instead of an HTTP request, and invalid frames after a valid handshake."""
     kind = rng.randrange(8)
     if kind == 0:
         data: tuple[bytes, ...] = (rng.randbytes(rng.randint(1, 300)),)
@@ -427,9 +426,9 @@ def _below(rng: random.Random) -> Input:
         data = (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",)
     elif kind == 4:  # a frame of 2^63 bytes
         data = (_UPGRADE, b"\x82\xff\x7f" + b"\xff" * 7 + bytes(4) + rng.randbytes(50))
-    elif kind == 5:  # not masked, or of an unknown kind
+    elif kind == 5:  # unmasked, or with an unknown opcode
         data = (_UPGRADE, bytes([rng.choice((0x82, 0x83, 0x8B, 0xF2)), rng.choice((5, 0x85))]) + rng.randbytes(9))
-    elif kind == 6:  # fragments without a beginning, or a ping in two
+    elif kind == 6:  # fragments without a start, or a fragmented ping
         data = (_UPGRADE, rng.choice((b"\x80\x81", b"\x09\x81", b"\x00\x81")) + bytes(4) + b"x")
     else:
         data = (_UPGRADE, rng.randbytes(rng.randint(2, 400)))

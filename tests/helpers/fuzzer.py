@@ -20,9 +20,9 @@ from nninteractive_ws import messages as wire
 #: Connections that fuzz at a time.
 AT_ONCE = 3
 ANSWER_TIMEOUT_S = 30
-#: An internal error is none of them: it is a fault of the server.
+#: Without the internal error, which is a fault of the server.
 DOCUMENTED = {code for code in errors.WIRE_ERRORS if code != "internal"}
-#: By the server after an error or bye, by its WebSocket library for what is no frame, too large a message, or text
+#: By the server after an error or bye, by its WebSocket library for an invalid frame, too large a message, or text
 #: that is not UTF-8.
 CLOSE_CODES = {
     CloseCode.NORMAL_CLOSURE,
@@ -41,7 +41,7 @@ class FuzzedClient(PlainClient):
 
 
 class Fuzzer:
-    """Feeds inputs to a server, over one connection for each state for as long as it lasts."""
+    """Feeds inputs to a server. It keeps one connection for each state until it closes."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -50,7 +50,7 @@ class Fuzzer:
         self.seen: Counter[str] = Counter()
 
     async def feed(self, item: Input) -> None:
-        """Send one input and check what comes back."""
+        """Send one input and check the answers."""
         if item.state == "tcp":
             await self._feed_tcp(item)
             return
@@ -117,7 +117,7 @@ class Fuzzer:
                 writer.write(data)
                 await writer.drain()
             with suppress(TimeoutError):
-                # Some are the beginning of what may still come; others are hung up on.
+                # The server waits for the rest of some inputs, and closes the connection for others.
                 answer = await asyncio.wait_for(reader.read(4096), 0.05)
                 self.seen["answered below" if answer else "hung up below"] += 1
         writer.close()
@@ -125,7 +125,7 @@ class Fuzzer:
             await writer.wait_closed()
 
     async def _feed_handshake(self, client: FuzzedClient, item: Input) -> None:
-        """The first message of all is answered by welcome, or by an error and the end."""
+        """Check that the first message is answered by welcome, or by an error and a close."""
         for frame in item.frames:
             await self._send(client, frame)
         message = await client.receive()
@@ -140,7 +140,7 @@ class Fuzzer:
             raise AssertionError(f"more than one answer to {item}")
 
     async def _feed_session(self, client: FuzzedClient, item: Input) -> None:
-        """Then a request that is right, the answer of which comes after all others. What waits is cancelled."""
+        """Send the input and then a valid request, whose answer comes last. Pending requests are cancelled."""
         for frame in item.frames:
             await self._send(client, with_id(frame, self._next_id()) if isinstance(frame, bytes) else frame)
         probe = self._next_id()
@@ -153,7 +153,7 @@ class Fuzzer:
             if isinstance(message, wire.Progress) and message.state == "waiting_for_image":
                 await client.send(wire.Cancel(request=message.id))
         if isinstance(message, wire.ErrorMessage):
-            # An id of the input's may have been the greatest there is.
+            # The input may have used the maximum id.
             assert message.code == "bad_message", message
             assert "must increase" in message.message, message
             await self._leave(client, item)
@@ -167,7 +167,7 @@ class Fuzzer:
         try:
             await client.websocket.send(frame)
         except AttributeError:
-            # Python 3.11's transports, aborted after they were hung up on while bytes waited.
+            # Python 3.11's transports raise this if they are aborted after a close with pending bytes.
             assert client.websocket.state is State.CLOSED
             raise client.websocket.protocol.close_exc from None
 
@@ -196,7 +196,7 @@ class Fuzzer:
 
 
 async def feed(address: str, items: Iterable[Input], at_once: int = AT_ONCE) -> Counter[str]:
-    """Feed all inputs, over some connections at a time; what came back."""
+    """Feed all inputs over concurrent connections. Return the answers."""
     queue, fuzzers = iter(items), [Fuzzer(address) for _ in range(at_once)]
 
     async def work(fuzzer: Fuzzer) -> None:

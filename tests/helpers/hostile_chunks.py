@@ -1,4 +1,4 @@
-"""Corrupted blosc2 chunks, and a trap for a library that runs files of the working folder."""
+"""Corrupted blosc2 chunks, and detection of a library that runs files of the working folder."""
 
 from pathlib import Path
 import random
@@ -14,7 +14,7 @@ CHUNK_SHAPE, CHUNK_DTYPE = (16, 16, 16), "int16"
 CHUNK_CODECS = ("ZSTD", "LZ4", "BLOSCLZ", "ZLIB", "LZ4HC")
 CHUNK_CONTENTS = ("noise", "runs", "zeros")
 
-#: Plug-ins that C-Blosc2 knows, by their number in a chunk.
+#: Plug-ins of C-Blosc2, by their number in a chunk.
 PLUG_IN_CODECS = {36: "openhtj2k", 37: "grok", 38: "openzl", 39: "j2k", 40: "htj2k"}
 
 
@@ -43,7 +43,7 @@ def accepted_or_refused(data: bytes, dtype: str, shape: tuple[int, ...]) -> bool
 def mutated(chunk: bytes, rng: random.Random) -> bytes:
     changed = bytearray(chunk)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        # Half of the changes in the header, which is the part that decides.
+        # Half of the changes are in the header, which is decisive.
         at = rng.randrange(min(32, len(changed)) if rng.random() < 0.5 else len(changed))
         what = rng.randrange(8)
         if what < 4:
@@ -58,7 +58,7 @@ def mutated(chunk: bytes, rng: random.Random) -> bytes:
 
 
 def set_trap(folder: Path) -> Path:
-    """A path that exists once a program has imported a plug-in from ``folder``, its working folder."""
+    """Return a path that exists once a program has imported a plug-in from its working folder ``folder``."""
     sprung = folder / "sprung"
     for name in PLUG_IN_CODECS.values():
         (folder / f"blosc2_{name}.py").write_text(f"open({str(sprung)!r}, 'w')\n")

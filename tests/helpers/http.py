@@ -1,4 +1,4 @@
-"""HTTP servers that give one answer to every request, and free ports."""
+"""HTTP servers with one answer to every request, and free ports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from helpers.threads import run_in_thread
 
 
 def answers(status: int, body: str, kind: str = "text/plain") -> type[BaseHTTPRequestHandler]:
-    """A server's behavior: one answer to everything."""
+    """Return a request handler with one answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -38,7 +38,7 @@ def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port of this machine at which nothing listens."""
+    """Return a port of this machine without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""Image files of every format that is read, damaged ones, and readers of them that share no code with the package."""
+"""Image files of every supported format, damaged ones, and independent readers."""
 
 from collections.abc import Callable
 import gzip
@@ -26,7 +26,7 @@ _META_TYPES = {"MET_SHORT": "i2", "MET_USHORT": "u2", "MET_FLOAT": "f4", "MET_UC
 
 
 def write(path: Path, voxels: Voxels, affine: npt.NDArray[np.float64] | None = None) -> None:
-    """Write voxels (i, j, k). ``affine``: from voxels to RAS, used for NIfTI; the others get a spacing of 2, 3, 4."""
+    """Write voxels (i, j, k). ``affine``: from voxels to RAS, for NIfTI. Other formats get a spacing of 2, 3, 4."""
     name = path.name
     if name.endswith((".nii", ".nii.gz", ".hdr")):
         kind: Any = nib.Nifti1Pair if name.endswith(".hdr") else nib.Nifti1Image
@@ -45,7 +45,7 @@ def data_file(path: Path) -> Path:
 
 
 def read_plainly(path: Path) -> Voxels:
-    """Read the voxels (i, j, k) with the standard library and numpy alone, by the header. Raises any error."""
+    """Read the voxels (i, j, k) with only the standard library and numpy, by the header. Raises any error."""
     return np.asarray(_READERS[path.suffixes[-1] if path.suffix != ".gz" else path.suffixes[-2]](path))
 
 

@@ -1,4 +1,4 @@
-"""Another client of a server under attack, and the memory of the server's processes meanwhile."""
+"""Another client of a server under attack, and the memory of the server's processes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from helpers.fast_server import QuickServer, resident_bytes
 from helpers.shapes import ball
 import nninteractive_ws as nni
 
-#: Pause between the rounds of the other client, so that it does not use up the machine.
+#: Pause between the rounds of the other client, to limit its load.
 PAUSE_S = 0.5
 #: A message of 64 MiB is in memory several times while it is relayed and decoded.
 GATEWAY_MAY_GROW, WORKER_MAY_GROW = 512 * 2**20, 1024 * 2**20
 
 
 class Neighbor:
-    """Another client of the server, whose masks must always be the same."""
+    """Another client of the server, whose masks must not change."""
 
     def __init__(self, address: str) -> None:
         self._address = address

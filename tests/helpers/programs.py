@@ -5,7 +5,7 @@ import shutil
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program; None if it is not installed. Daemons may be outside a user's PATH."""
+    """Return the path of a program, or None if it is not installed. Daemons may be outside a user's PATH."""
     return shutil.which(
         name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     )

@@ -1,4 +1,4 @@
-"""A TCP relay between a client and a server, with a limited bandwidth, that can break connections."""
+"""A TCP relay between a client and a server that limits the bandwidth and can break connections."""
 
 import asyncio
 from contextlib import AbstractContextManager, suppress
@@ -12,7 +12,7 @@ _CHUNK_BYTES = 16 * 1024
 
 
 class Relay:
-    """Joins every connection to it with one to a server; ``bytes_per_second`` holds from client to server."""
+    """Forwards connections to a server. ``bytes_per_second``: limit from client to server."""
 
     def __init__(self, server: str, bytes_per_second: float) -> None:
         parts = urlsplit(server)
@@ -20,17 +20,17 @@ class Relay:
         self.bytes_per_second = bytes_per_second
         self.bytes_up = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
-        # What waits in a buffer of the system's cannot be held back any more.
+        # Bytes in a buffer of the system can no longer be delayed.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * _CHUNK_BYTES)
         self.address = f"ws://127.0.0.1:{self._listening.getsockname()[1]}"
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
-        """Break all connections, as a pulled cable that is noticed; from any thread."""
+        """Break all connections, from any thread."""
         self._loop.call_soon_threadsafe(self._abort)
 
     def stop(self) -> None:
-        """Break all connections and listen no more; from any thread."""
+        """Break all connections and stop listening, from any thread."""
         self._loop.call_soon_threadsafe(self._stop.set)
 
     def _abort(self) -> None:
@@ -70,5 +70,5 @@ class Relay:
 
 
 def relay(server: str, bytes_per_second: float = float("inf")) -> AbstractContextManager[Relay]:
-    """A relay to a server, on a thread of its own."""
+    """A relay to a server, on a separate thread."""
     return serving(Relay(server, bytes_per_second))

@@ -1,4 +1,4 @@
-"""Prompts on a volume of 84 x 72 x 66 voxels with a bar and a ball in it, helpers.engine.bar_in_a_box."""
+"""Prompts on helpers.engine.bar_in_a_box, a volume of 84 x 72 x 66 voxels with a bar and a ball."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,16 @@ from helpers.engine import Request, bbox, disc, lasso, point, scribble, set_mask
 from helpers.shapes import ball
 
 SHAPE = (84, 72, 66)
-# A stroke through the bar: seen zoomed out, then refined in several passes. Points: in the ball, and in the bar.
+# A stroke through the bar is zoomed out, then refined in several passes. The points are in the ball and in the bar.
 LONG = scribble(stroke(SHAPE, (4, 30, 28), (78, 30, 28)))
 POINTS = [point((60, 56, 46)), point((60, 30, 28), positive=False), point((42, 32, 26))]
 WAITING = point((30, 28, 30), run=False)
-# Refined all over, whatever the model makes of it.
+# Refined everywhere, independent of the model.
 WHOLE = set_mask(ball(SHAPE, (42, 30, 28), 8), run=True)
 
 
 def local_prompts(count: int, seed: int) -> list[Request]:
-    """Prompts of all kinds that take a pass each (with autozoom off)."""
+    """Return prompts of all kinds with one pass each (with autozoom off)."""
     rng = np.random.default_rng(seed)
     kinds: list[Callable[[tuple[int, int, int], bool], Request]] = [
         lambda at, positive: point(at, positive),

@@ -1,6 +1,6 @@
-"""Write and read files with the real slicer-core, in a process of its own: exit status 77 where there is none.
+"""Write and read files with the real slicer-core, in a separate process. The exit status is 77 if it is missing.
 
-``write FOLDER``: markups of the shapes in shapes.json, and the points of the curve as Slicer draws it.
+``write FOLDER``: markups of the shapes in shapes.json, and the points of the curve as drawn by Slicer.
 ``read FILE``: print names, colors, geometry and voxels of a segmentation as JSON.
 """
 
@@ -26,7 +26,7 @@ TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def new_scene() -> Any:
-    """A scene that knows the nodes of markups and segmentations, and those that store them."""
+    """Create a scene with the node classes of markups, segmentations and their storage."""
     scene = slicer.vtkMRMLScene()
     scene.kept = [slicer.vtkSlicerMarkupsLogic(), slicer.vtkSlicerSegmentationsModuleLogic()]
     for logic in scene.kept:

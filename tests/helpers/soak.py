@@ -2,5 +2,5 @@
 
 import os
 
-#: Minutes of a long run; 0 for the few seconds that a soak test takes by default.
+#: Minutes of a long run, 0 for the default of a few seconds.
 MINUTES = float(os.environ.get("NNINTERACTIVE_WS_SOAK_MINUTES", "0"))

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: messages of every type, volumes, masks and boxes; and messages as plain values."""
+"""Hypothesis strategies for messages of every type, volumes, masks and boxes, and messages as plain values."""
 
 from collections.abc import Mapping
 import math
@@ -28,7 +28,7 @@ PARTS: tuple[type[messages.Struct], ...] = (
 
 
 def fields_of(kind: type) -> dict[str, Any]:
-    """The annotations of a struct's fields, with their bounds."""
+    """Return the annotations of a struct's fields, with their bounds."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in kind.__struct_fields__}  # type: ignore[attr-defined]
 
@@ -82,7 +82,7 @@ def server_messages() -> st.SearchStrategy[messages.Message]:
 
 
 def plain(value: Any) -> Any:
-    """A message as a program without this package sees it: maps, arrays, strings and numbers."""
+    """Return a message as maps, arrays, strings and numbers, as a program without this package decodes it."""
     if isinstance(value, msgspec.Struct):
         tag = value.__struct_config__.tag
         named = {} if tag is None else {"type": tag}

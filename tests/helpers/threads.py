@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 @contextmanager
 def run_in_thread(work: Callable[[], object], stop: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Work is done meanwhile; in the end ``stop`` is called, and the end of the work waited for."""
+    """Run a function during the context. At its end, call ``stop`` and wait for the function."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -21,7 +21,7 @@ def run_in_thread(work: Callable[[], object], stop: Callable[[], object] = lambd
 
 
 class Serving(Protocol):
-    """``serve`` says when it has ``started``, and goes on until ``stop`` is called, from another thread."""
+    """A server. ``serve`` sets ``started``, and runs until another thread calls ``stop``."""
 
     async def serve(self, started: threading.Event) -> None: ...
     def stop(self) -> None: ...
@@ -32,7 +32,7 @@ S = TypeVar("S", bound=Serving)
 
 @contextmanager
 def serving(made: S) -> Iterator[S]:
-    """What was made serves meanwhile, on an event loop of its own."""
+    """Run a server during the context, on a separate event loop."""
     started = threading.Event()
     with run_in_thread(lambda: asyncio.run(made.serve(started)), made.stop):
         started.wait()
@@ -41,7 +41,7 @@ def serving(made: S) -> Iterator[S]:
 
 @contextmanager
 def greeting_server(greeting: bytes, hold: bool = False) -> Iterator[str]:
-    """The address of a server that says something to the first who comes, and hangs up or stays."""
+    """The address of a server that sends bytes to its first client, and closes the connection or keeps it."""
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-#: Modules that mean processes or torch. A test file that imports one of them, or a helper that does, has no unit tests.
+#: Modules that start processes or need torch. A test file that imports one, also through a helper, has no unit tests.
 NOT_UNIT = (
     "subprocess",
     "torch",
@@ -20,7 +20,7 @@ NOT_UNIT_FIXTURES = {"demo_model", "device", "driver", "quick_model", "server"}
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Modules that are imported when a file is; imports inside functions do not count."""
+    """Return the modules that a file imports, without imports inside functions."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -30,7 +30,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @cache
 def may_have_unit_tests(path: Path) -> bool:
-    """Whether a file imports nothing that means processes or torch, by itself or through helpers."""
+    """Whether a file imports no module that starts processes or needs torch, directly or through helpers."""
     for name in _imports(path):
         if any(name == module or name.startswith(f"{module}.") for module in NOT_UNIT):
             return False

@@ -23,9 +23,9 @@ import slicerio
 import nninteractive_ws as nni
 from nninteractive_ws.errors import BadOutput, ConnectionFailed, InvalidTable
 
-#: What differs between two runs of the same work.
+#: Fields that differ between two runs of the same batch.
 TIMES = ("predict_s", "waiting_s", "network_s", "read_s", "write_s", "total_s")
-#: Sessions that the server has room for.
+#: Session limit of the server.
 MAX_SESSIONS = 3
 POINT = " ".join(map(str, INSIDE))
 
@@ -54,12 +54,12 @@ def lps(image: sitk.Image, *ijk: float) -> str:
     return " ".join(f"{x:.4f}" for x in image.TransformContinuousIndexToPhysicalPoint(ijk))
 
 
-# ---- what comes out -----------------------------------------------------------------------------------------
+# ---- outputs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_table_of_three_formats_of_images(quick: QuickServer, tmp_path: Path) -> None:
-    """An oblique NIfTI, an NRRD and a DICOM series with the same voxels: the same masks at the same places."""
+    """An oblique NIfTI, an NRRD and a DICOM series with equal voxels get equal masks at equal positions."""
     image = write_image(tmp_path / "in" / "a.nii.gz")
     write_image(tmp_path / "in" / "b.nrrd")
     write_series(tmp_path / "in" / "c")
@@ -92,15 +92,15 @@ def test_a_table_of_three_formats_of_images(quick: QuickServer, tmp_path: Path) 
     ]
     for line in lines[:2]:
         voxels = np.count_nonzero(found[0] == int(line["label"]))
-        overlaps = int(line["label"]) == 1  # in a label map, later segments lie over earlier ones
+        overlaps = int(line["label"]) == 1  # in a label map, later segments overwrite earlier ones
         assert int(line["voxels"]) >= voxels if overlaps else int(line["voxels"]) == voxels
         assert float(line["ml"]) == pytest.approx(int(line["voxels"]) * 4.0 * 4.5 * 5.0 / 1000, abs=1e-3)
         assert (line["model"], line["error"], line["output"]) == ("quick", "", "a.nii.gz")
         assert float(line["total_s"]) >= float(line["predict_s"]) >= float(line["network_s"]) > 0
 
 
-def test_millimeters_and_files_say_the_same_as_voxels(quick: QuickServer, tmp_path: Path) -> None:
-    """Every kind of prompt twice: given in voxels, and in millimeters or a file."""
+def test_prompts_in_millimeters_and_files_equal_those_in_voxels(quick: QuickServer, tmp_path: Path) -> None:
+    """Every kind of prompt, in voxels, and in millimeters or a file."""
     image = write_image(tmp_path / "a.nii.gz")
     write_image(tmp_path / "b.nii.gz")
     corners = [image.TransformIndexToPhysicalPoint(p) for p in ((8, 12, 15), (16, 22, 15))]
@@ -127,7 +127,7 @@ def test_millimeters_and_files_say_the_same_as_voxels(quick: QuickServer, tmp_pa
         np.testing.assert_array_equal(slicerio.segment_mask(a, name), slicerio.segment_mask(b, name))
 
 
-def test_drawings_prompt_as_their_masks_do(quick: QuickServer, tmp_path: Path) -> None:
+def test_markups_prompt_like_their_masks(quick: QuickServer, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.nii.gz")
     volume = sitk.GetArrayFromImage(image).transpose()
     strokes = np.zeros(SHAPE, np.uint8)
@@ -196,7 +196,7 @@ def test_a_seg_nrrd_in_the_real_slicer(quick: QuickServer, tmp_path: Path) -> No
     hues = [np.argmax(segment["color"]) for segment in read]
     assert hues[0] != hues[1]
     made = slicerio.read_segmentation(str(result.output))
-    names = slicerio.segment_names(made)  # read as ASCII, whatever they are
+    names = slicerio.segment_names(made)  # always read as ASCII
     for segment, name in zip(read, names, strict=True):
         mask = np.zeros(SHAPE, bool)
         mask[tuple(np.array(segment["voxels"]).T)] = True
@@ -222,11 +222,11 @@ def test_a_dicom_series_becomes_a_dicom_seg(quick: QuickServer, tmp_path: Path) 
     assert np.count_nonzero(labels(tmp_path / "1.nrrd")) == int(line["voxels"])
 
 
-# ---- what goes wrong ----------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tmp_path: Path) -> None:
+def test_invalid_rows_and_files_are_reported_and_skipped(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "good.nii.gz")
     (tmp_path / "text.nii.gz").write_text("not an image")
     sitk.WriteImage(sitk.Image([5, 5, 5], sitk.sitkUInt8), str(tmp_path / "small.nrrd"))
@@ -290,7 +290,7 @@ def test_bad_rows_and_files_are_said_and_the_rest_goes_on(quick: QuickServer, tm
     assert "5 of 5 failed" in done.stderr
 
 
-def test_nothing_that_is_read_is_written_over(quick: QuickServer, tmp_path: Path) -> None:
+def test_inputs_are_not_overwritten(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     write_image(tmp_path / "b" / "a.nii.gz")
     write_image(tmp_path / "b" / "a.nrrd")
@@ -306,7 +306,7 @@ def test_nothing_that_is_read_is_written_over(quick: QuickServer, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_what_stops_a_batch_is_raised_and_nothing_is_remembered_as_failed(tmp_path: Path) -> None:
+def test_a_fatal_error_is_raised_and_records_no_failure(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     rows = [{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}]
     with pytest.raises(ConnectionFailed):
@@ -330,7 +330,7 @@ def test_without_a_server_one_is_started(tmp_path: Path) -> None:
     assert results(tmp_path / "out")[0]["model"] == "demo"
 
 
-def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_path: Path) -> None:
+def test_at_capacity_reduces_the_jobs_in_flight(quick: QuickServer, tmp_path: Path) -> None:
     images = [tmp_path / f"{n}.nrrd" for n in range(MAX_SESSIONS + 3)]
     for n, image in enumerate(images):
         write_image(image, n)
@@ -345,14 +345,14 @@ def test_a_server_with_little_room_gets_fewer_at_a_time(quick: QuickServer, tmp_
     assert [(r.errors, r.segments[0].voxels > 0) for r in found] == [([], True)] * len(images)
     assert (
         len([message for message in output if message == "opening a session"]) == MAX_SESSIONS + 1
-    )  # the last one in vain
+    )  # the last one was refused
 
 
-# ---- stopping and going on ----------------------------------------------------------------------------------
+# ---- interrupt and resume -----------------------------------------------------------------------------------
 
 
 def same_bytes(folder: Path) -> dict[str, str]:
-    """Every file's digest, without what must differ: when a file was made, and how long it took."""
+    """Return every file's digest, without creation times and durations."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         content = path.read_bytes()
@@ -369,7 +369,7 @@ def same_bytes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def thirty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty volumes of two segments, three of which are bad: a file, an image that is missing, a row."""
+    """Thirty volumes of two segments, with an invalid file, a missing image and an invalid row."""
     folder = tmp_path_factory.mktemp("thirty")
     rows = []
     for n in range(30):
@@ -389,7 +389,7 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
     assert undisturbed.returncode == 1
     assert "3 of 30 failed" in undisturbed.stderr
     expected = same_bytes(tmp_path / "undisturbed")
-    # Segmentation and pictures of 27 volumes and of what is good in one, the table, and the report.
+    # Segmentations and pictures of 27 volumes and of the valid part of one, the table, and the report.
     assert len(expected) == 28 + 28 + 2
 
     out = tmp_path / "killed"
@@ -402,7 +402,7 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
         now = same_bytes(out)
         whole = {n: digest for n, digest in now.items() if not Path(n).name.startswith((".partial-", ".batch.lock"))}
         del whole["results.csv"], whole["report.html"]
-        assert {name: expected[name] for name in whole} == whole  # nothing half-written under its own name
+        assert {name: expected[name] for name in whole} == whole  # no partial file under a final name
         assert len(whole) < 28 + 28
         assert before.items() <= whole.items()
         before = whole
@@ -414,12 +414,12 @@ def test_killed_twice_and_continued_equals_undisturbed(quick: QuickServer, thirt
     assert same_bytes(out) == expected
     finished_before = {line["output"] for line in results(out)} & set(kept) - {"case1/25.seg.nrrd"}
     again = [name for name in finished_before if (out / name).stat().st_mtime_ns != kept[name]]
-    assert len(again) <= 2  # written when the kill came, but not in the table yet
+    assert len(again) <= 2  # written before the kill, but not yet in the table
 
 
 @pytest.mark.slow
-def test_an_interrupted_batch_says_so_and_goes_on(quick: QuickServer, tmp_path: Path) -> None:
-    many = 400  # a minute's work: it is not done before the interrupt, whatever else the machine does
+def test_an_interrupted_batch_can_be_resumed(quick: QuickServer, tmp_path: Path) -> None:
+    many = 400  # takes a minute, so it is not finished before the interrupt
     write_image(tmp_path / "0.nrrd", 0)
     for n in range(1, many):
         (tmp_path / f"{n}.nrrd").hardlink_to(tmp_path / "0.nrrd")
@@ -437,7 +437,7 @@ def test_an_interrupted_batch_says_so_and_goes_on(quick: QuickServer, tmp_path: 
     assert 4 <= len(done) < many
 
 
-def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer, tmp_path: Path) -> None:
+def test_finished_jobs_are_skipped_until_their_rows_change(quick: QuickServer, tmp_path: Path) -> None:
     for n in range(2):
         write_image(tmp_path / f"{n}.nrrd", n)
     rows: list[dict[str, object]] = [{"image": tmp_path / f"{n}.nrrd", "ijk": INSIDE} for n in range(2)]
@@ -450,7 +450,7 @@ def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer
     with (tmp_path / "out" / "results.csv").open("a") as file:
         file.write("a line that was not finished")
     assert batch() == {"0.nrrd": True, "1.nrrd": True}
-    # Nothing to do: no server is needed.
+    # Nothing is left to do, so no server is needed.
     assert [r.segments[0].voxels > 0 for r in nni.batch(rows, tmp_path / "out", server="127.0.0.1:9")] == [True, True]
     rows[0]["ijk"] = (13, 17, 15)
     assert batch() == {"0.nrrd": False, "1.nrrd": True}
@@ -460,8 +460,8 @@ def test_what_is_done_is_not_done_again_until_its_rows_change(quick: QuickServer
     assert batch() == {"0.nrrd": False, "1.nrrd": True}
 
 
-def test_a_slice_that_is_replaced_makes_its_series_another(quick: QuickServer, tmp_path: Path) -> None:
-    """The series lies beside its table, and is called by its folder's name."""
+def test_a_replaced_slice_invalidates_its_series(quick: QuickServer, tmp_path: Path) -> None:
+    """The series is beside its table, and is referred to by its folder's name."""
     write_series(tmp_path / "Fall 7")
     table = write_table(tmp_path / "Fall 7" / "jobs.csv", f".,liver,point,{POINT},,,")
 
@@ -477,7 +477,7 @@ def test_a_slice_that_is_replaced_makes_its_series_another(quick: QuickServer, t
     assert batch() == ("Fall 7.seg.nrrd", False)
 
 
-def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
+def test_an_unusable_output_folder_is_reported(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz")
     with pytest.raises(BadOutput, match=r"a.nii.gz cannot be created \(File exists\)"):
         nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "a.nii.gz")
@@ -486,10 +486,10 @@ def test_where_nothing_can_be_written_that_is_said(tmp_path: Path) -> None:
         list(nni.batch([{"image": tmp_path / "a.nii.gz", "ijk": INSIDE}], tmp_path / "out", server="127.0.0.1:9"))
 
 
-def test_leaving_the_iterator_ends_the_work(quick: QuickServer, thirty: Path, tmp_path: Path) -> None:
+def test_closing_the_iterator_stops_the_batch(quick: QuickServer, thirty: Path, tmp_path: Path) -> None:
     batch = nni.batch(thirty / "jobs.csv", tmp_path, server=quick.address)
     first = next(batch)
-    # Nobody takes these, and they are finished all the same.
+    # These results are not consumed, but are finished anyway.
     wait_until(lambda: len(results(tmp_path)) >= 10)
     finished = {line["image"] for line in results(tmp_path)}
     batch.close()
@@ -502,7 +502,7 @@ def test_leaving_the_iterator_ends_the_work(quick: QuickServer, thirty: Path, tm
     assert list(tmp_path.rglob(".partial*")) == []
 
 
-def test_the_base_install_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_base_install_names_missing_packages(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['SimpleITK'] = None\n"
         "import nninteractive_ws as nni\n"

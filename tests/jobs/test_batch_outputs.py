@@ -1,4 +1,4 @@
-"""What batch leaves in its folder: the results of several tables, of chosen volumes, and of failed writes."""
+"""Contents of batch's output folder: results of several tables, of chosen volumes, and of failed writes."""
 
 from collections.abc import Iterator
 import errno
@@ -78,12 +78,12 @@ def test_the_newer_of_two_results_in_a_file_wins(quick: QuickServer, tmp_path: P
     assert not run(quick, second, out)["a.nrrd"].earlier
     assert [line["segment"] for line in results(out)] == ["other"]
     assert not run(quick, first, out)["a.nrrd"].earlier
-    # In another format it is another file, and both are kept.
+    # Another format is another file, and both are kept.
     run(quick, second, out, format="nii.gz")
     assert [(line["segment"], line["table"]) for line in results(out)] == [("other", "this"), ("segment", "other")]
 
 
-def test_a_result_is_known_until_its_file_is_replaced(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_result_is_reused_until_its_file_is_replaced(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     out = tmp_path / "out"
     run(quick, rows_of(tmp_path / "a.nrrd"), out)
@@ -124,7 +124,7 @@ def test_two_tables_with_images_of_the_same_name(quick: QuickServer, tmp_path: P
 # ---- inputs -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_and_the_folder_of_a_series_are_not_written_to(tmp_path: Path) -> None:
+def test_the_table_and_the_folder_of_a_series_are_not_overwritten(tmp_path: Path) -> None:
     write_series(tmp_path / "series")
     table = write_table(tmp_path / "results.csv", f"series,liver,point,{POINT},,,")
     with pytest.raises(BadOutput, match=r"would overwrite the input file .*results\.csv"):
@@ -138,7 +138,7 @@ def test_the_table_and_the_folder_of_a_series_are_not_written_to(tmp_path: Path)
         nni.batch(rows_of(tmp_path / "series"), tmp_path / "out\udcff")
 
 
-def test_prompt_files_are_not_written_over(quick: QuickServer, tmp_path: Path) -> None:
+def test_prompt_files_are_not_overwritten(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     drawn = sitk.Image(list(voxels().shape), sitk.sitkUInt8)
     drawn.CopyInformation(sitk.ReadImage(str(tmp_path / "a.nrrd")))
@@ -154,7 +154,7 @@ def test_prompt_files_are_not_written_over(quick: QuickServer, tmp_path: Path) -
 # ---- chosen volumes -----------------------------------------------------------------------------------------
 
 
-def test_time_points_and_series_of_one_file_are_jobs_of_their_own(quick: QuickServer, tmp_path: Path) -> None:
+def test_time_points_and_series_of_one_file_are_separate_jobs(quick: QuickServer, tmp_path: Path) -> None:
     image_files.write(tmp_path / "a.nii.gz", np.stack([voxels(n) for n in range(3)], axis=3))
     write_series(tmp_path / "s")
     add_series(tmp_path / "s", tmp_path / "more")
@@ -186,7 +186,7 @@ def test_time_points_and_series_of_one_file_are_jobs_of_their_own(quick: QuickSe
 
 
 def add_series(series: Path, folder: Path) -> None:
-    """Add the slices of a series to its own folder as another one. ``folder``: for temporary files."""
+    """Add copies of a series' slices to its folder as another series. ``folder``: for temporary files."""
     uid = generate_uid()
 
     def another(slice_: Any, _k: int) -> None:
@@ -267,7 +267,7 @@ def test_files_of_the_user_stay_after_a_failed_write(quick: QuickServer, tmp_pat
 
 
 @pytest.mark.parametrize("error", [OSError, nni.errors.BadImage])
-def test_where_a_result_was_kept_is_recorded(
+def test_the_path_of_a_rescued_result_is_recorded(
     quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     for n in range(2):
@@ -320,7 +320,7 @@ def test_a_changed_data_file_changes_its_image(quick: QuickServer, tmp_path: Pat
 
 
 def write_good(folder: Path) -> dict[str, int]:
-    """Write images, each with a seed of its own, and return the seeds by the names of their outputs."""
+    """Write images with different seeds, and return the seeds by the names of their outputs."""
     seeds = {}
     for n, name in enumerate(("a.nii.gz", "b.nii", "c.nrrd", "d.mha", "e.mhd", "sub/f.nhdr", "sub/Ko\u0308ln.nrrd"), 1):
         write_image(folder / name, n)
@@ -344,7 +344,7 @@ GOOD = [
 
 
 def write_bad(folder: Path) -> dict[str, str]:
-    """Write files that cannot be used, and return the row of each with a part of its error."""
+    """Write invalid files, and return the row of each with a part of its error."""
     whole = (folder / "a.nii.gz").read_bytes()
     (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (folder / "text.nrrd").write_text("not an image")
@@ -367,8 +367,8 @@ def write_bad(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_many_volumes_of_which_some_are_damaged(quick: QuickServer, tmp_path: Path) -> None:
-    """Status 1, a sentence for every trouble, and the masks that a session of its own gives for the others."""
+def test_damaged_volumes_do_not_affect_the_others(quick: QuickServer, tmp_path: Path) -> None:
+    """Exit status 1, an error for each damaged volume, and for the others the masks of a separate session."""
     seeds, bad = write_good(tmp_path), write_bad(tmp_path)
     rows = [f"{row},{POINT}" for row in GOOD]
     for row in bad:

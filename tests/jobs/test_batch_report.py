@@ -1,4 +1,4 @@
-"""report.html of real batches: written, resumed, interrupted, and where it cannot be written."""
+"""report.html of real batches: written, resumed, interrupted, and in folders without write access."""
 
 from base64 import b64decode
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def quick() -> Iterator[QuickServer]:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    """The pictures of the report by their descriptions."""
+    """Return the pictures of the report by their descriptions."""
     html = (folder / "report.html").read_text(encoding="utf-8")
     found = re.findall(r'<img src="data:image/webp;base64,([^"]+)"[^>]* alt="([^"]+)">', html)
     return {description: b64decode(data) for data, description in found}
@@ -73,11 +73,11 @@ def test_a_resumed_batch_shows_the_volumes_of_earlier_runs(quick: QuickServer, t
     list(nni.batch(rows, out, server=quick.address))
     assert len(pictures(out)) == 3
     assert first.items() <= pictures(out).items()
-    # Nothing to do: no server is needed, and a lost report comes back.
+    # Nothing is left to do, so no server is needed. A lost report is written again.
     (out / "report.html").unlink()
     list(nni.batch(rows, out, server="127.0.0.1:9"))
     assert len(pictures(out)) == 3
-    # Other rows: other pictures. Those of the other images stay, as their results do, but none that was replaced.
+    # Other rows get other pictures. Pictures of other images are kept with their results, except replaced ones.
     rows[0]["ijk"] = (20, 26, 15)
     list(nni.batch(rows[:1], out, server=quick.address))
     assert names(out) == [f"liver in {tmp_path}/0.nrrd"]
@@ -85,7 +85,7 @@ def test_a_resumed_batch_shows_the_volumes_of_earlier_runs(quick: QuickServer, t
     assert not pictures(out).items() & first.items()
 
 
-def test_a_page_is_there_during_the_batch_and_after_it_is_left(quick: QuickServer, tmp_path: Path) -> None:
+def test_the_report_exists_during_the_batch_and_after_an_early_exit(quick: QuickServer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     batch = nni.batch(rows_of(tmp_path, 4), out, server=quick.address, in_flight=1)
     next(batch)
@@ -116,7 +116,7 @@ def test_pictures_are_drawn_off_the_event_loop(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot kill with SIGKILL")
-def test_after_a_kill_the_report_has_all_finished_volumes(quick: QuickServer, tmp_path: Path) -> None:
+def test_the_report_has_all_finished_volumes_after_a_kill(quick: QuickServer, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, 12)
     table = tmp_path / "jobs.csv"
     table.write_text("image,segment,ijk\n" + "".join(f"{n}.nrrd,liver,12 17 15\n" for n in range(len(rows))))
@@ -131,7 +131,7 @@ def test_after_a_kill_the_report_has_all_finished_volumes(quick: QuickServer, tm
     assert list(tmp_path.rglob(".partial*")) == []
 
 
-# ---- what goes wrong ----------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "another page"])

@@ -1,4 +1,4 @@
-"""One batch at a time in a folder."""
+"""The lock of an output folder."""
 
 import errno
 import logging
@@ -33,14 +33,14 @@ def refused(folder: Path) -> str:
     return str(raised.value)
 
 
-def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_lock_file_is_removed(tmp_path: Path) -> None:
     for _ in range(3):
         with lock_folder(tmp_path):
             assert [p.name for p in tmp_path.iterdir()] == [LOCK_NAME]
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_one_is_refused_and_told_who_works_there(tmp_path: Path) -> None:
+def test_a_second_batch_is_refused_with_the_process_id(tmp_path: Path) -> None:
     with lock_folder(tmp_path):
         assert refused(tmp_path) == (
             f"Another batch (process {os.getpid()}) is running in the folder {tmp_path}. Wait until it ends or "
@@ -55,7 +55,7 @@ def test_a_second_one_is_refused_and_told_who_works_there(tmp_path: Path) -> Non
         pass
 
 
-def test_a_killed_process_releases_it(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE) as process:
         wait_until(lambda: (tmp_path / LOCK_NAME).exists() and (tmp_path / LOCK_NAME).stat().st_size > 0)
         assert f"(process {process.pid})" in refused(tmp_path)
@@ -66,7 +66,7 @@ def test_a_killed_process_releases_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_may_be_released_by_another_thread(tmp_path: Path) -> None:
+def test_another_thread_can_release_the_lock(tmp_path: Path) -> None:
     held = lock_folder(tmp_path)
     held.__enter__()
     thread = threading.Thread(target=held.__exit__, args=(None, None, None))
@@ -100,11 +100,11 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_a_folder_that_takes_no_files() -> None:
+def test_a_folder_that_rejects_new_files() -> None:
     assert "/proc/self cannot be written or locked" in refused(Path("/proc/self"))
 
 
-def test_a_batch_in_a_folder_that_is_used(tmp_path: Path) -> None:
+def test_a_batch_in_a_locked_folder_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     rows = [{"image": tmp_path / "a.nrrd", "ijk": INSIDE}]
     (tmp_path / "out").mkdir()

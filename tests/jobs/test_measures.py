@@ -9,7 +9,7 @@ from nninteractive_ws.jobs.measures import measure
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.3])
-def test_parts_are_those_of_scipy(density: float) -> None:
+def test_connected_components_match_scipy(density: float) -> None:
     mask = np.random.default_rng(3).random((17, 23, 11)) < density
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     found = measure(mask, np.diag([2.0, 3.0, 4.0, 1.0]))
@@ -27,7 +27,7 @@ def test_an_empty_mask_has_no_measures() -> None:
 @pytest.mark.parametrize("touched", [("right",), ("left", "inferior"), ("anterior", "posterior"), ("superior",), ()])
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (-1, -1, 1)])
-def test_sides_are_those_of_the_patient(
+def test_sides_refer_to_the_patient(
     touched: tuple[str, ...], axes: tuple[int, int, int], signs: tuple[int, int, int]
 ) -> None:
     mask = np.zeros((10, 11, 12), bool)  # to the left, to posterior, to superior

@@ -1,4 +1,4 @@
-"""The rules for odd segments."""
+"""The rules for unusual segments."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ USUAL = [entry(100.0 * (1 + n / 50)) for n in range(9)]
 )
 def test_each_rule(odd: Entry, expected: list[str]) -> None:
     assert first_of(odd, USUAL) == expected
-    assert not any(words([odd, *USUAL])[1:])  # one odd segment makes no other odd
+    assert not any(words([odd, *USUAL])[1:])  # one unusual segment does not make others unusual
     ranks = [list(RULES).index(word) for word in expected]
     assert ranks == sorted(ranks)
 
@@ -91,7 +91,7 @@ def test_a_wide_distribution_has_no_outliers() -> None:
 
 
 def test_microscopic_volumes_are_compared_too() -> None:
-    """results.csv rounds them to zero. Their measures do not."""
+    """results.csv rounds them to zero, unlike their measures."""
     assert first_of(entry(1e-6), [entry(1e-8) for _ in range(9)]) == ["outlier"]
 
 
@@ -104,7 +104,7 @@ def test_long_structures_may_touch_the_border_and_ribs_may_have_many_parts() -> 
     assert first_of(entry(parts=60), ribs) == ["parts"]
 
 
-def test_without_records_the_results_alone_are_judged() -> None:
+def test_results_without_records_are_judged() -> None:
     bare = [Entry(e.image, e.output, e.result) for e in (*USUAL, entry(voxels=0), entry(700.0))]
     assert words(bare)[-2:] == [["empty"], ["outlier"]]
 

@@ -93,7 +93,7 @@ def write(folder: Path, *results: VolumeResult, images: int | None = None) -> Pa
     return Page(report.path)
 
 
-def test_the_odd_ones_come_first_each_with_a_word_and_a_rule(tmp_path: Path) -> None:
+def test_unusual_segments_come_first_with_their_reason(tmp_path: Path) -> None:
     page = write(
         tmp_path,
         add(tmp_path, f"{0:016x}", "good.nii.gz", segment()),
@@ -143,7 +143,7 @@ def test_the_page_is_self_contained_and_readable_by_screen_readers(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_texts_from_outside_stay_texts(tmp_path: Path, text: str) -> None:
+def test_texts_from_users_are_escaped(tmp_path: Path, text: str) -> None:
     """In the name of the image, of the segment, in an error, in a warning, in a file name and in a model's name."""
     name = re.sub(r"[/\ud800-\udfff]", "_", text)
     written = add(tmp_path, f"{0:016x}", text, segment(name[:64]), warnings=(name,))
@@ -163,7 +163,7 @@ def test_texts_from_outside_stay_texts(tmp_path: Path, text: str) -> None:
     assert "\u202e" not in page.html
 
 
-def test_an_unfinished_batch_says_so(tmp_path: Path) -> None:
+def test_an_unfinished_batch_is_marked(tmp_path: Path) -> None:
     page = write(tmp_path, failed("a.nii.gz"), images=3)
     assert "1 of 3 images are finished." in page.html
     assert "are finished" not in write(tmp_path, failed("a.nii.gz")).html
@@ -176,7 +176,7 @@ def test_a_table_without_rows_has_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"segments": 3}', b"\xff", b'{"segments": {"liver": {}}}'])
-def test_a_missing_or_damaged_record_costs_the_picture_alone(tmp_path: Path, content: bytes | None) -> None:
+def test_a_missing_or_damaged_record_only_omits_the_picture(tmp_path: Path, content: bytes | None) -> None:
     result = add(tmp_path, f"{0:016x}", "a.nii.gz", segment())
     path = record_path(tmp_path, f"{0:016x}")
     path.unlink()
@@ -188,7 +188,7 @@ def test_a_missing_or_damaged_record_costs_the_picture_alone(tmp_path: Path, con
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>My own report</html>", b"\x00" * 5000])
-def test_the_file_of_someone_else_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+def test_a_foreign_report_html_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.html").write_bytes(content)
     with pytest.raises(InvalidTable, match=r"report.html is not a report of batch. Choose another output folder"):
         Report(tmp_path, 1).check()
@@ -226,7 +226,7 @@ def test_a_record_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatc
 
 
 def test_reports_during_a_batch_take_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if writing one takes longer than the interval between two."""
+    """Even if writing one takes longer than the interval."""
     clock, written = [0.0], []
 
     def slow_page(*_: object) -> list[str]:
@@ -240,7 +240,7 @@ def test_reports_during_a_batch_take_a_small_part_of_the_time(tmp_path: Path, mo
     for _ in range(1000):
         report.update([])
         clock[0] += 5.0
-    assert written[0] == 10.0  # the first one at once
+    assert written[0] == 10.0  # the first one immediately
     assert 10.0 * len(written) < 0.06 * clock[0]
     monkeypatch.undo()
 

@@ -1,4 +1,4 @@
-"""The table of jobs: the meaning of its rows, and errors for invalid ones."""
+"""The table of jobs: its rows, and errors for invalid ones."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def only(table: Table) -> Job:
     return job
 
 
-def test_rows_of_an_image_are_its_sequence(tmp_path: Path) -> None:
+def test_rows_of_an_image_keep_their_order(tmp_path: Path) -> None:
     table = read(
         tmp_path,
         "a.nii.gz,liver,point,60 50 12,,,",
@@ -94,7 +94,7 @@ def test_json_lines_and_rows_mean_the_same(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_row_is_said_with_line_column_and_what_was_expected(tmp_path: Path, row: str, expected: str) -> None:
+def test_errors_name_line_column_and_expected_value(tmp_path: Path, row: str, expected: str) -> None:
     table = read(tmp_path, "a,t,point,1 2 3,,,", row, "b,s,point,1 2 3,,,")
     a, b = table.jobs
     assert list(a.faults) == ["s"]
@@ -113,9 +113,7 @@ def test_a_bad_row_is_said_with_line_column_and_what_was_expected(tmp_path: Path
         ("a,s\x07,point,1 2 3,,,", "a", "column segment: expected a name"),
     ],
 )
-def test_a_row_without_a_place_is_said_and_disturbs_no_other(
-    tmp_path: Path, row: str, image: str, expected: str
-) -> None:
+def test_an_unassignable_row_does_not_affect_others(tmp_path: Path, row: str, image: str, expected: str) -> None:
     table = read(tmp_path, "a,t,point,1 2 3,,,", row, "b,s,point,1 2 3,,,")
     ((stray_image, error),) = table.strays
     assert stray_image == image
@@ -124,7 +122,7 @@ def test_a_row_without_a_place_is_said_and_disturbs_no_other(
     assert [(job.name, job.segments, job.faults) for job in table.jobs] == [("a", ["t"], {}), ("b", ["s"], {})]
 
 
-def test_bad_lines_of_json(tmp_path: Path) -> None:
+def test_invalid_lines_of_json(tmp_path: Path) -> None:
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"image": "a", "ijk": [1, 2, 3]}\n{"image": "b"\n[1]\n{"image": "a", "segment": "t", "kji": 1}\n')
     table = read_table(path)
@@ -151,7 +149,7 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
         ("jobs.csv", None, "cannot be read (No such file or directory)"),
     ],
 )
-def test_what_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes | None, expected: str) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path, name: str, content: bytes | None, expected: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidTable) as raised:
@@ -159,7 +157,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes |
     assert expected in str(raised.value)
 
 
-def test_a_spreadsheet_s_byte_order_mark_and_line_ends_do_not_matter(tmp_path: Path) -> None:
+def test_byte_order_mark_and_line_ends_of_a_spreadsheet_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "jobs.csv").write_bytes("\ufeffimage,ijk\r\nä.nii.gz,1 2 3\r\n".encode())
     assert only(read_table(tmp_path / "jobs.csv")).name == "ä.nii.gz"
 
@@ -172,7 +170,7 @@ def test_a_spreadsheet_s_byte_order_mark_and_line_ends_do_not_matter(tmp_path: P
     ],
     ids=["quoted", "with semicolons"],
 )
-def test_other_ways_in_which_spreadsheets_write(tmp_path: Path, content: str) -> None:
+def test_other_csv_dialects_of_spreadsheets(tmp_path: Path, content: str) -> None:
     (tmp_path / "jobs.csv").write_bytes(content.encode())
     job = only(read_table(tmp_path / "jobs.csv"))
     assert (job.name, job.segments, job.prompts[0].numbers) == ("a b.nii.gz", ["Läsion"], (1, 2, 3))

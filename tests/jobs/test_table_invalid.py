@@ -1,4 +1,4 @@
-"""Invalid tables and results: an error for the row or the table, never a traceback."""
+"""Invalid tables and results cause an error for the row or the table, never a traceback."""
 
 from collections.abc import Callable
 import csv
@@ -122,14 +122,14 @@ def test_a_row_of_a_table(tmp_path: Path, row: str) -> None:
     assert len(fault) < 600
 
 
-def test_links_in_a_circle(tmp_path: Path) -> None:
+def test_circular_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (fault,) = faults(read_table([{"image": tmp_path / "a" / "c.nrrd", "ijk": [1, 2, 3]}]))
     assert fault.startswith("row 1, column image")
 
 
-def test_a_name_of_bytes_that_are_no_text() -> None:
+def test_a_name_that_is_not_text() -> None:
     (fault,) = faults(read_table([{"image": Path("ct\udcff.nrrd"), "ijk": [1, 2, 3]}]))
     assert "the path of an image" in fault
     assert fault.isprintable()
@@ -160,7 +160,7 @@ def test_any_object_in_a_row(column: str, value: object) -> None:
     assert len(faults(table)) == 1
 
 
-def test_rows_that_are_none() -> None:
+def test_rows_of_other_types() -> None:
     rows: Any = ["image", 3, None, [1]]
     assert [fault.partition(":")[0] for fault in faults(read_table(rows))] == ["row 1", "row 2", "row 3", "row 4"]
 
@@ -236,7 +236,7 @@ def cell(column: str, value: str) -> Edit:
         (lambda c: c.replace(b",label", b"", 1), "not a results table"),
     ],
 )  # fmt: skip
-def test_a_table_of_results_that_was_edited(tmp_path: Path, edit: Edit, expected: str) -> None:
+def test_an_edited_table_of_results(tmp_path: Path, edit: Edit, expected: str) -> None:
     file = written(tmp_path)
     file.path.write_bytes(edit(file.path.read_bytes()))
     with pytest.raises(InvalidTable) as refused:
@@ -258,7 +258,7 @@ def test_a_table_of_results_that_was_edited(tmp_path: Path, edit: Edit, expected
     ],
     ids=["as it was", "by a spreadsheet", "empty lines", "cut", "without a key"],
 )
-def test_a_table_of_results_that_is_still_good(tmp_path: Path, edit: Edit) -> None:
+def test_a_harmless_edit_of_the_results_is_accepted(tmp_path: Path, edit: Edit) -> None:
     file = written(tmp_path)
     file.path.write_bytes(edit(file.path.read_bytes()))
     found = file.load()["k2"]
@@ -275,7 +275,9 @@ NAMES = st.text(
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4), NAMES, NAMES)
-def test_results_come_back(tmp_path_factory: pytest.TempPathFactory, names: list[str], image: str, model: str) -> None:
+def test_results_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], image: str, model: str
+) -> None:
     folder = tmp_path_factory.mktemp("results")
     file = ResultsFile(folder)
     result = VolumeResult(image, tuple(SegmentResult(name, 1) for name in names), folder / "a.dcm", model)
@@ -286,7 +288,7 @@ def test_results_come_back(tmp_path_factory: pytest.TempPathFactory, names: list
         assert (found.output, found.model) == (result.output, " ".join(model.split()))
 
 
-def test_no_formula_in_any_table(tmp_path: Path) -> None:
+def test_cells_of_tables_are_not_formulas(tmp_path: Path) -> None:
     written(tmp_path)
     results_of = [ObjectResult('=HYPERLINK("x")', "@liver", 5, error="+1+cmd|x")]
     write_tables(tmp_path, results_of, "-model", "=license", 0)
@@ -297,7 +299,7 @@ def test_no_formula_in_any_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_with_names_of_formulas_goes_on(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_batch_with_names_like_formulas_resumes(quick: QuickServer, tmp_path: Path) -> None:
     names = ["=HYPERLINK(1).nrrd", "-1.nrrd", "'=a;+b.nrrd"]
     for n, name in enumerate(names):
         write_image(tmp_path / name, n)
@@ -356,7 +358,7 @@ def test_names_that_other_systems_do_not_allow(
     assert all(r.earlier for r in nni.batch(rows, "out", server="127.0.0.1:9"))
 
 
-def test_a_file_is_no_folder(quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_folder_that_is_a_file(quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["a.nrrd", "A.seg.nrrd/b.nrrd", "results.csv/c.nrrd"]
     for n, name in enumerate(names):
@@ -366,7 +368,7 @@ def test_a_file_is_no_folder(quick: QuickServer, tmp_path: Path, monkeypatch: py
     assert all("Rename the image" in found[name].errors[0] for name in names[1:])
 
 
-def test_the_command_says_it_in_a_sentence(tmp_path: Path) -> None:
+def test_the_command_prints_no_traceback(tmp_path: Path) -> None:
     table = tmp_path / "jobs.jsonl"
     table.write_text("\n".join(line for line, _ in BAD_LINES.values()) + "\n")
     command = [sys.executable, "-m", "nninteractive_ws", "batch", str(table), "-o", str(tmp_path / "out")]

@@ -1,4 +1,4 @@
-"""The reference of the commands has every option, and none that does not exist."""
+"""The reference of the commands has exactly the existing options."""
 
 import re
 
@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "reference" / "commands.md").read_text()
 
 
 def option_names(name: str) -> set[str]:
-    """Names of a command's options, and of those of the commands below it."""
+    """Return the names of a command's options, with those of its subcommands."""
     of = command(name)
     below = getattr(of, "commands", {}).values()
     parameters = [p for c in (of, *below) for p in c.params]

@@ -24,7 +24,7 @@ def check_health(port: int | str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def test_a_server_with_its_model_is_healthy(server: str) -> None:
+def test_a_server_with_a_loaded_model_is_healthy(server: str) -> None:
     wait_until(lambda: check_health(server.rpartition(":")[2])[0] == 0)
     _, output = check_health(server.rpartition(":")[2])
     assert json.loads(output[-1])["model"] == "demo"
@@ -38,21 +38,21 @@ def secure_port(tmp_path: Path) -> Iterator[str]:
         yield process.address.rpartition(":")[2]
 
 
-def test_one_with_tls_is_asked_too_and_not_healthy_before_the_model_is_there(secure_port: str) -> None:
+def test_a_tls_server_is_healthy_once_the_model_is_loaded(secure_port: str) -> None:
     status, output = check_health(secure_port)
     assert status == (0 if json.loads(output[-1])["status"] == "ready" else 1)
-    assert len(output) == 2  # after plain HTTP was tried
+    assert len(output) == 2  # after an attempt with plain HTTP
 
 
-def test_nobody_is_not_healthy() -> None:
+def test_a_closed_port_is_unhealthy() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # without listening
         status, output = check_health(taken.getsockname()[1])
     assert status == 1
     assert all("ConnectionRefusedError" in line for line in output)
 
 
-def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
+def test_the_files_copied_by_the_dockerfile_exist_and_are_not_ignored() -> None:
     lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
     copied = {source for line in lines for source in line.split()[:-1]}
     assert "nninteractive_ws" in copied
@@ -61,7 +61,7 @@ def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
     assert {line[1:] for line in ignore if line.startswith("!")} == copied
 
 
-def test_compose_gives_serve_options_that_exist_and_secrets_that_are_given() -> None:
+def test_compose_uses_valid_options_and_defined_secrets() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     service = compose["services"]["server"]
     serve, *options = service["command"]

@@ -29,12 +29,12 @@ def convert(markdown: str, uri: str) -> str:
     return on_page_markdown(markdown, page, cast(Any, None), cast(Any, None))
 
 
-def test_links_in_code_stay() -> None:
+def test_links_in_code_are_unchanged() -> None:
     text = "[a](../../protocol.md#errors)\n\n```sh\necho '[a](../../protocol.md)'\n```\n"
     assert convert(text, "guides/python.md") == text.replace("../../protocol.md#", "../reference/protocol.md#")
 
 
-def test_the_names_of_the_protocols_blocks_are_left_out() -> None:
+def test_the_names_of_the_protocol_blocks_are_omitted() -> None:
     assert convert("```hex add_point\n86\n```\n", "reference/protocol.md") == "```hex\n86\n```\n"
 
 

@@ -24,7 +24,7 @@ CHECKS = {
 }  # fmt: skip
 
 
-#: Made by connect, aconnect and their methods: users do not call the constructor.
+#: Created by connect, aconnect and their methods. Users do not call the constructor.
 MADE_BY_METHODS = {"Session", "Segment", "AsyncSession", "AsyncSegment", "PolledSegment"}
 #: A form of another method, whose docstring is complete.
 REFERENCE = re.compile(r"See ``(Session|Segment)\.(\w+)``\.")

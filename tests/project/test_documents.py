@@ -1,4 +1,4 @@
-"""The Python blocks of README and docs run, their commands are valid, and their links lead somewhere."""
+"""The Python blocks of README and docs run, their commands are valid, and their links have targets."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +14,11 @@ from nninteractive_ws.cli.main import COMMANDS
 from tools.docs_hooks import PAGES
 from tools.docs_hooks import command as command_of
 
-#: Python for somewhere else: blocks of the protocol run in test_protocol_document.py, and Slicer has a console.
+#: Python blocks that run elsewhere: those of the protocol in test_protocol_document.py, others in Slicer's console.
 ELSEWHERE = {"protocol.md", "slicer_module/README.md"}
 #: Files that commands expect in the working folder.
 FILES = ("tokens", "cert.pem", "key.pem", "ct.nii.gz", "jobs.csv", "cases.csv")
-#: Programs of others, and those of their arguments that must be there.
+#: Other programs, and their required arguments.
 OTHERS = {"curl", "docker", "export", "git", "just", "mkdir", "openssl", "pre-commit", "sudo"}
 
 
@@ -43,7 +43,7 @@ def test_every_block_has_a_language_that_is_tested() -> None:
 
 
 def parse(arguments: list[str]) -> None:
-    """Parse the arguments of nninteractive-ws as it does itself; raises for any that is not valid."""
+    """Parse the arguments of nninteractive-ws like the program. Raises for invalid ones."""
     name, *rest = arguments
     if name == "--install-completion":
         assert not rest
@@ -112,7 +112,7 @@ def test_a_command_is_valid(document: str, command: str, tmp_path: Path, monkeyp
         "nothing-known",
     ],
 )
-def test_a_command_that_is_not_valid_is_noticed(command: str) -> None:
+def test_an_invalid_command_is_detected(command: str) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011
         check(command)
 
@@ -146,7 +146,7 @@ def page_of(address: str) -> Path:
 
 
 @pytest.mark.parametrize("document", documents.documents(), ids=documents.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_targets(document: Path) -> None:
     for link in documents.links(document):
         target, _, anchor = link.partition("#")
         if target.startswith(PICTURES):
@@ -165,7 +165,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_the_readme_has_only_absolute_links() -> None:
-    """The Python Package Index shows it, where relative ones lead nowhere."""
+    """The Python Package Index shows it, and relative links have no target there."""
     links = documents.links(ROOT / "README.md")
     assert len(links) > 10
     assert [link for link in links if not link.startswith("https://")] == []

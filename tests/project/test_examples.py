@@ -22,7 +22,7 @@ def run(script: str, *arguments: object, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_mask_grows_live_and_comes_back_after_undo(server: str, tmp_path: Path) -> None:
+def test_live_previews_and_the_result_are_printed(server: str, tmp_path: Path) -> None:
     output = run("live_preview.py", server, cwd=tmp_path)
     assert re.search(r"preview +liver: [1-9]", output)
     assert re.search(r"\n[1-9][\d,]* voxels; sent", output)
@@ -35,14 +35,14 @@ def test_two_segments_are_prompted_at_once(server: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_timer_loop_gets_its_mask(server: str, tmp_path: Path) -> None:
+def test_a_timer_loop_receives_its_mask(server: str, tmp_path: Path) -> None:
     output = run("timer_loop.py", server, cwd=tmp_path)
     assert output.startswith("connected\n")
     assert re.search(r"^(preview|result): [1-9]", output, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_many_volumes_are_made_once(server: str, tmp_path: Path) -> None:
+def test_many_volumes_are_segmented_once(server: str, tmp_path: Path) -> None:
     run("many_volumes.py", server, tmp_path / "x", cwd=tmp_path)
     with (tmp_path / "x" / "segmented" / "results.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
@@ -51,7 +51,7 @@ def test_many_volumes_are_made_once(server: str, tmp_path: Path) -> None:
     assert run("many_volumes.py", server, tmp_path / "x", cwd=tmp_path).count("(earlier)") == 4
 
 
-# The kernel's own packages warn of each other.
+# The kernel's own packages cause warnings.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.slow
 def test_the_notebook_runs(server: str, tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_the_notebook_runs(server: str, tmp_path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
 
 
-def test_every_example_is_in_the_list() -> None:
+def test_every_example_is_listed() -> None:
     listed = set(re.findall(r"\]\((\S+?)\)", (EXAMPLES / "README.md").read_text()))
     assert listed == {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb")}

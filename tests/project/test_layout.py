@@ -14,11 +14,11 @@ import nninteractive_ws
 PACKAGE = Path(nninteractive_ws.__file__).parent
 NAME = "nninteractive_ws"
 
-# From the top down. Inside a package of several modules the same holds, in the order that PARTS gives.
+# From the top down. Inside a package, PARTS gives the order of the modules.
 ORDER = [
-    "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction", "geometry",
-    "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client", "doctor",
-    "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
+    "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction",
+    "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
+    "doctor", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
@@ -58,10 +58,10 @@ PARTS = {
     ],
 }  # fmt: skip
 
-# Imported under engine/ and benchmark/ alone: the base install and the gateway have none of these.
+# Imported only under engine/ and benchmark/, because the base install and the gateway have none of these.
 HEAVY = {"torch", "nnInteractive", "nnunetv2", "dynamic_network_architectures"}
 MAY_IMPORT_HEAVY = {"engine", "benchmark"}
-# Two processes that share only worker_protocol and what stands above it.
+# Two processes that share only worker_protocol and the modules above it.
 APART = {"engine": "server", "server": "engine"}
 
 
@@ -80,7 +80,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def place(dotted: str) -> tuple[int, int] | None:
-    """Where a module of ours stands: (package, part), smaller is higher; None for names that are no module."""
+    """Return the position of a module (package, part), smaller is higher, or None for other names."""
     parts = dotted.split(".")[1:]
     if not parts:
         return None
@@ -91,7 +91,7 @@ def place(dotted: str) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_what_stands_above(path: Path) -> None:
+def test_modules_import_only_modules_above(path: Path) -> None:
     own = ".".join((NAME, *path.relative_to(PACKAGE).with_suffix("").parts))
     here = place(own)
     assert here is not None
@@ -103,7 +103,7 @@ def test_imports_only_what_stands_above(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_torch_is_imported_under_engine_and_benchmark_alone(path: Path) -> None:
+def test_torch_is_imported_only_under_engine_and_benchmark(path: Path) -> None:
     if path.parent.name not in MAY_IMPORT_HEAVY:
         assert not HEAVY & {name.split(".")[0] for name in imports(path)}
 
@@ -120,14 +120,14 @@ def test_the_architecture_page_has_this_order() -> None:
     assert re.findall(r"^\| `(\w+)(?:\.py|/)` \|", table, re.MULTILINE) == ORDER
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_has_a_position() -> None:
     listed = {f"{package}/{part}" for package, parts in PARTS.items() for part in parts}
     listed |= {name for name in ORDER if name not in PARTS}
     assert {str(p.relative_to(PACKAGE).with_suffix("")) for p in modules()} == listed
 
 
 @pytest.mark.parametrize("module", ["nninteractive_ws", "nninteractive_ws.server.run", "nninteractive_ws.cli.main"])
-def test_importing_it_brings_no_torch(module: str) -> None:
+def test_importing_the_package_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -137,7 +137,7 @@ def test_importing_it_brings_no_torch(module: str) -> None:
 
 TESTS = Path(__file__).parents[1]
 SOURCE = PACKAGE.parent
-#: Folders whose tests are not about one module.
+#: Folders with tests of more than one module.
 NOT_MIRRORED = {"project", "end_to_end", "soak", "helpers"}
 SLICER_TESTS = SOURCE / "slicer_module" / "tests"
 
@@ -156,7 +156,7 @@ def mirrored_tests() -> list[Path]:
 
 @pytest.mark.parametrize("path", mirrored_tests(), ids=relative)
 def test_a_test_file_is_named_after_the_module_that_it_tests(path: Path) -> None:
-    """It is ``tests/<package>/test_<module>.py`` or ``test_<module>_<aspect>.py``."""
+    """The name is ``tests/<package>/test_<module>.py`` or ``test_<module>_<aspect>.py``."""
     package = path.relative_to(TESTS).parent.parts[:1]
     folder = SOURCE / "training" if package == ("training",) else PACKAGE.joinpath(*package)
     names = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__"}
@@ -166,6 +166,6 @@ def test_a_test_file_is_named_after_the_module_that_it_tests(path: Path) -> None
 
 @pytest.mark.parametrize("path", all_test_code(), ids=relative)
 def test_no_test_is_imported(path: Path) -> None:
-    """Code that tests share is in helpers, which are neither tests nor a conftest."""
+    """Tests share code through helpers, which are neither tests nor a conftest."""
     for name in imports(path):
         assert not any(part == "conftest" or part.startswith("test_") for part in name.split(".")), name

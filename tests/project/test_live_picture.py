@@ -18,7 +18,7 @@ def moment(phantom: Phantom, caption: str, uploaded: float, *organs: str) -> Mom
     return Moment(caption, uploaded, [((20, 18, 16), True), ((5, 5, 5), False)], views)
 
 
-def test_a_frame_shows_masks_and_upload(phantom: Phantom) -> None:
+def test_a_frame_shows_masks_and_upload_progress(phantom: Phantom) -> None:
     recorder = Recorder((18, 16))
     without = np.asarray(live_picture.draw(phantom, recorder, moment(phantom, "liver: click", 0.2)))
     with_mask = np.asarray(live_picture.draw(phantom, recorder, moment(phantom, "liver: click", 0.2, "liver")))
@@ -32,7 +32,7 @@ def test_a_frame_shows_masks_and_upload(phantom: Phantom) -> None:
     assert not changed[: -live_picture.CAPTION].any()
 
 
-def test_small_progress_of_the_upload_is_no_frame(phantom: Phantom) -> None:
+def test_small_upload_progress_adds_no_frame(phantom: Phantom) -> None:
     moments = [moment(phantom, "click", n / 100) for n in range(20)] + [moment(phantom, "result", 0.2)]
     chosen = live_picture._selected(moments)
     assert chosen[0] is moments[0]

@@ -1,4 +1,4 @@
-"""protocol.md says what the code does: fields, types, bounds, codes, limits and examples."""
+"""protocol.md matches the code: fields, types, bounds, codes, limits and examples."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def headings(text: str, level: int) -> list[str]:
 
 
 def table(text: str) -> list[Row]:
-    """The rows of the only table in a text, without its head."""
+    """Return the rows of the only table in a text, without its header."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert set(rows[1]) == {"---"}
@@ -59,7 +59,7 @@ def number(text: str) -> float:
 
 # ---- types ------------------------------------------------------------------------------------------------
 
-#: The words of the document for the types of messages.py.
+#: The document's names for the types of messages.py.
 WORDS: dict[str, Any] = {
     "id": messages.RequestId,
     "count": messages.Count,
@@ -88,7 +88,7 @@ WORDS: dict[str, Any] = {
 
 
 def word(annotation: Any) -> str:
-    """How the document writes a type."""
+    """Return a type in the notation of the document."""
     for name, known in WORDS.items():
         if annotation == known:
             return name
@@ -111,7 +111,7 @@ def word(annotation: Any) -> str:
 
 
 def default(field: msgspec.structs.FieldInfo) -> str:
-    """How the document writes a default."""
+    """Return a default value in the notation of the document."""
     if field.required:
         return "required"
     if field.default == b"":
@@ -152,14 +152,14 @@ def test_the_sections_are_exactly_the_messages_in_the_order_of_the_code() -> Non
     assert headings(section("Parts of messages"), 3) == [kind.__name__ for kind in PARTS]
 
 
-def test_parts_are_all_structs_that_are_not_messages() -> None:
+def test_all_other_structs_are_listed_as_parts() -> None:
     structs = [k for k in vars(messages).values() if isinstance(k, type) and issubclass(k, messages.Struct)]
     plain_structs = [k for k in structs if not issubclass(k, messages.Message) and k is not messages.Struct]
     assert plain_structs == list(PARTS)
 
 
 def _bounds(annotation: Any) -> list[float]:
-    """The numbers of a type's bounds, from the outside inwards."""
+    """Return the numbers of a type's bounds, from the outside inward."""
     if get_origin(annotation) is Annotated:
         of, *metas = get_args(annotation)
         found = []
@@ -196,7 +196,7 @@ def test_the_table_of_errors_has_every_code_and_no_other() -> None:
     assert all(all(row) for row in rows)
 
 
-def test_requests_list_their_errors_and_every_code_is_of_use() -> None:
+def test_requests_list_their_errors_and_every_code_is_used() -> None:
     client = section("Messages from the client")
     mentioned: set[str] = set()
     for kind in CLIENT_TYPES:
@@ -230,12 +230,12 @@ def test_the_version_and_the_features_are_those_of_the_code() -> None:
         assert f"`{feature}`" in section("Features")
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     anchors = {h.lower().replace(" ", "-") for level in (2, 3) for h in headings(PROSE, level)}
     targets = re.findall(r"\]\(#([^)]*)\)", DOCUMENT)
     assert targets
     assert set(targets) <= anchors
-    top = section("Transport")  # the contents stand before it
+    top = section("Transport")  # the table of contents precedes it
     assert top
     listed = re.findall(r"\]\(#([^)]*)\)", DOCUMENT.partition("## Transport")[0])
     assert listed == [h.lower().replace(" ", "-") for h in headings(PROSE, 2)]
@@ -266,13 +266,13 @@ def test_the_hex_examples_are_the_messages_shown(name: str) -> None:
     assert protocol.encode(message) == data
 
 
-def test_the_short_form_of_the_point_means_the_same() -> None:
+def test_the_short_form_of_the_point_is_equivalent() -> None:
     data = hex_of(examples("hex")["add_point"])
     short = b"\x84" + data[1:].partition(b"\xa8positive")[0]
     assert protocol.decode_client(short) == protocol.decode_client(data)
 
 
-def test_the_example_delta_does_what_the_text_says() -> None:
+def test_the_example_delta_matches_the_text() -> None:
     delta = protocol.decode_server(hex_of(examples("hex")["mask_delta"]))
     assert isinstance(delta, messages.MaskDelta)
     mask = np.zeros((4, 4, 4), bool)
@@ -292,12 +292,12 @@ def test_every_json_and_hex_block_is_tested_above() -> None:
     assert set(examples("hex")) == set(examples("json")) == {"add_point", "mask_delta"}
 
 
-# ---- the document's Python is a second implementation -----------------------------------------------------
+# ---- the document's Python blocks as a second implementation ----------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def code() -> dict[str, Any]:
-    """What the Python blocks define, run in turn; their own assertions hold."""
+    """The names that the Python blocks define, after running them with their assertions."""
     names: dict[str, Any] = {}
     for n, text in enumerate(text for kind, _, text in BLOCKS if kind == "python"):
         exec(compile(text, f"protocol.md, Python block {n}", "exec"), names)
@@ -305,14 +305,14 @@ def code() -> dict[str, Any]:
 
 
 @given(shapes(300))
-def test_the_documents_bricks_are_ours(code: dict[str, Any], shape: Index) -> None:
+def test_the_documented_bricks_match_the_package(code: dict[str, Any], shape: Index) -> None:
     grid = bricks.Grid(shape)
     for index in range(len(grid)):
         assert Box.from_pairs(code["brick_box"](index, shape)) == grid.box(index)
 
 
 @given(st.data())
-def test_the_documents_masks_are_ours(code: dict[str, Any], data: st.DataObject) -> None:
+def test_the_documented_masks_match_the_package(code: dict[str, Any], data: st.DataObject) -> None:
     before, after = data.draw(same_shape_masks(2))
     delta = masks.diff(before, after)
     if delta.box is None:
@@ -335,7 +335,7 @@ def test_the_documents_masks_are_ours(code: dict[str, Any], data: st.DataObject)
 
 
 @given(st.data())
-def test_the_documents_checksum_notices_a_wrong_mask(code: dict[str, Any], data: st.DataObject) -> None:
+def test_the_documented_checksum_detects_a_wrong_mask(code: dict[str, Any], data: st.DataObject) -> None:
     shape = data.draw(shapes())
     box = data.draw(boxes(shape))
     flips = masks.Delta(box, np.ones(box.shape, bool))
@@ -347,7 +347,7 @@ def test_the_documents_checksum_notices_a_wrong_mask(code: dict[str, Any], data:
 
 
 @given(st.integers(0, 2**32 - 1), shapes(80), st.sampled_from(get_args(messages.DType)))
-def test_the_documents_statistics_are_ours(code: dict[str, Any], seed: int, shape: Index, dtype: str) -> None:
+def test_the_documented_statistics_match_the_package(code: dict[str, Any], seed: int, shape: Index, dtype: str) -> None:
     random = np.random.default_rng(seed)
     volume = (random.integers(0, 100, shape) * (random.random(shape) < 0.3)).astype(dtype)
     if len(np.unique(volume)) < 3:

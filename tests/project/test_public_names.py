@@ -38,12 +38,12 @@ def test_the_blocking_session_and_segment() -> None:
     assert public(nni.Segment) == SEGMENT
 
 
-def test_the_asyncio_ones_offer_the_same() -> None:
+def test_the_asyncio_session_and_segment() -> None:
     assert public(nni.AsyncSession) - {"wait_open"} == SESSION - {"bytes_sent", "bytes_received"}
     assert public(nni.AsyncSegment) == SEGMENT - {"name"}  # an attribute of the instance
 
 
-def test_the_polled_ones_offer_the_same_and_what_a_program_with_a_main_loop_needs() -> None:
+def test_the_polled_session_and_segment() -> None:
     more = {"fileno", "histories", "image", "is_dormant", "journal", "pending_requests", "poll", "round_trip"}
     assert public(nni.PolledSession) == SESSION - {"bytes_received", "bytes_sent", "on"} | more
     assert public(nni.PolledSegment) == SEGMENT - {"name"} | {"flip_mask"}
@@ -61,11 +61,11 @@ def test_the_phantom_of_the_demo() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENT - {"name"}))
-def test_a_method_takes_the_same_in_both(name: str) -> None:
+def test_methods_have_equal_parameters_in_both_apis(name: str) -> None:
     blocking, awaited = getattr(nni.Segment, name), getattr(nni.AsyncSegment, name)
     if callable(blocking):
         assert inspect.signature(blocking).parameters == inspect.signature(awaited).parameters
 
 
-def test_a_result_has_what_is_documented() -> None:
+def test_a_result_has_the_documented_fields() -> None:
     assert set(nni.Result.__dataclass_fields__) == {"request", "segment", "changed", "voxels", "revision", "timings"}

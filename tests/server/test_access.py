@@ -53,10 +53,10 @@ def line(name: str, token: str) -> str:
     return f"{name} {hashlib.sha256(token.encode()).hexdigest()}\n"
 
 
-# ---- making and taking back -------------------------------------------------------------------------------
+# ---- adding and removing ----------------------------------------------------------------------------------
 
 
-def test_a_token_is_that_of_its_user(path: Path) -> None:
+def test_a_token_identifies_its_user(path: Path) -> None:
     alice, bob = add_user(path, "alice"), add_user(path, "bob")
     known = TokenFile(path)
     assert known.user_of(alice) == "alice"
@@ -65,8 +65,8 @@ def test_a_token_is_that_of_its_user(path: Path) -> None:
         assert known.user_of(wrong) is None
 
 
-def test_no_token_is_nobodys(path: Path) -> None:
-    """Also where somebody made the line by hand, and from an empty variable."""
+def test_an_empty_token_identifies_no_user(path: Path) -> None:
+    """Also if the line is handwritten, and if the environment variable is empty."""
     path.write_text(line("alice", ""))
     assert TokenFile(path).user_of("") is None
 
@@ -81,12 +81,12 @@ def test_tokens_are_random_and_not_in_the_file(path: Path) -> None:
     assert users(path) == [f"user{n}" for n in range(5)]
 
 
-def test_a_user_is_removed_and_all_else_stays(path: Path) -> None:
+def test_removing_a_user_keeps_the_other_lines(path: Path) -> None:
     before = f"# of the ward\n\n{line('alice', 'a')}{line('al', 'b')}  {line('bob', 'c').strip()} # laptop"
     path.write_text(before)
     remove_user(path, "alice")
     assert path.read_text() == before.replace(line("alice", "a"), "")
-    token = add_user(path, "carla")  # behind a line that had no end
+    token = add_user(path, "carla")  # after a line without a line end
     assert users(path) == ["al", "bob", "carla"]
     assert TokenFile(path).user_of(token) == "carla"
     with pytest.raises(InvalidUserName, match="There is no user alice"):
@@ -94,20 +94,20 @@ def test_a_user_is_removed_and_all_else_stays(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\tb", "a\n", "a\u2028b", "a\u00a0b", "a#b", "#", "a\x1bb", "a" * 65])
-def test_names_that_cannot_be(path: Path, name: str) -> None:
+def test_invalid_user_names_are_refused(path: Path, name: str) -> None:
     with pytest.raises(InvalidUserName, match="cannot be a user name"):
         add_user(path, name)
     assert not path.exists()
 
 
-def test_a_name_is_given_once(path: Path) -> None:
+def test_a_duplicate_user_name_is_refused(path: Path) -> None:
     token = add_user(path, "Zoë")
     with pytest.raises(InvalidUserName, match="already"):
         add_user(path, "Zoë")
     assert TokenFile(path).user_of(token) == "Zoë"
 
 
-def test_a_wrong_file_is_not_written_to(path: Path) -> None:
+def test_an_invalid_token_file_is_not_modified(path: Path) -> None:
     path.write_text("nonsense\n")
     with pytest.raises(BadTokenFile):
         add_user(path, "alice")
@@ -117,7 +117,7 @@ def test_a_wrong_file_is_not_written_to(path: Path) -> None:
 
 
 @posix
-def test_the_file_is_its_owners_alone_unless_they_say_otherwise(path: Path) -> None:
+def test_the_token_file_is_private_unless_the_owner_changes_its_mode(path: Path) -> None:
     umask = os.umask(0)
     try:
         add_user(path, "alice")
@@ -131,22 +131,22 @@ def test_the_file_is_its_owners_alone_unless_they_say_otherwise(path: Path) -> N
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_the_file_of_another_user_stays_theirs(path: Path) -> None:
+def test_the_token_file_keeps_its_owner(path: Path) -> None:
     add_user(path, "alice")
     os.chown(path, 1234, 2345)
     remove_user(path, "alice")
     assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
 
 
-def test_the_file_behind_a_link_is_written(path: Path, tmp_path: Path) -> None:
+def test_writing_follows_a_link(path: Path, tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "real")
     add_user(path, "alice")
     assert path.is_symlink()
     assert users(tmp_path / "real") == ["alice"]
 
 
-def test_a_reader_never_sees_half_a_file(path: Path) -> None:
-    """Written again and again while it is read: what is read is a whole file, every time."""
+def test_writing_is_atomic_for_readers(path: Path) -> None:
+    """The file is rewritten repeatedly. Every read returns a complete file."""
     token = add_user(path, "alice")
     over = threading.Event()
 
@@ -167,10 +167,10 @@ def test_a_reader_never_sees_half_a_file(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]
 
 
-# ---- a file that changes ----------------------------------------------------------------------------------
+# ---- changes of the file ----------------------------------------------------------------------------------
 
 
-def test_a_change_counts_at_once(path: Path) -> None:
+def test_a_change_takes_effect_immediately(path: Path) -> None:
     alice = add_user(path, "alice")
     known = TokenFile(path)
     bob = add_user(path, "bob")
@@ -180,8 +180,8 @@ def test_a_change_counts_at_once(path: Path) -> None:
     assert known.user_of(bob) == "bob"
 
 
-def test_a_change_in_place_counts_at_once(path: Path) -> None:
-    """As an editor makes it that writes into the file: the same inode, and here even the same size and time."""
+def test_a_change_in_place_takes_effect_immediately(path: Path) -> None:
+    """As by an editor that writes into the file: the inode stays the same, here also the size and the time."""
     path.write_text(line("alice", "old"))
     known = TokenFile(path)
     before = path.stat()
@@ -194,7 +194,7 @@ def test_a_change_in_place_counts_at_once(path: Path) -> None:
     assert known.user_of("new") == "alice"
 
 
-def test_a_file_without_lines_lets_nobody_in(path: Path) -> None:
+def test_an_empty_token_file_accepts_no_token(path: Path) -> None:
     token = add_user(path, "alice")
     known = TokenFile(path)
     path.write_text("")
@@ -203,7 +203,7 @@ def test_a_file_without_lines_lets_nobody_in(path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["gone", "wrong", "a folder"])
-def test_a_file_gone_wrong_changes_nothing_and_is_logged_once(
+def test_an_invalid_change_keeps_the_old_tokens_and_is_logged_once(
     path: Path, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     alice = add_user(path, "alice")
@@ -229,7 +229,7 @@ def test_a_file_gone_wrong_changes_nothing_and_is_logged_once(
 
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_can_be_read_again_is(path: Path) -> None:
+def test_an_unreadable_file_is_reloaded_once_it_is_readable(path: Path) -> None:
     alice = add_user(path, "alice")
     known = TokenFile(path)
     path.write_text(line("bob", "b"))
@@ -254,7 +254,7 @@ def test_a_file_that_can_be_read_again_is(path: Path) -> None:
         None,
     ],
 )
-def test_a_wrong_file_at_the_start(path: Path, content: str | bytes | None) -> None:
+def test_an_invalid_file_is_refused_at_startup(path: Path, content: str | bytes | None) -> None:
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
@@ -263,21 +263,21 @@ def test_a_wrong_file_at_the_start(path: Path, content: str | bytes | None) -> N
         TokenFile(path)
 
 
-def test_what_other_programs_write_is_read(path: Path) -> None:
-    """Windows' line ends and byte order mark, and digests in capitals."""
+def test_files_edited_by_other_programs_are_read(path: Path) -> None:
+    """Line ends and byte order mark of Windows, and digests in capitals."""
     digest = hashlib.sha256(b"a").hexdigest().upper()
     path.write_bytes(b"\xef\xbb\xbf# tokens\r\nalice\t" + digest.encode() + b"\r\n")
     assert TokenFile(path).user_of("a") == "alice"
 
 
-# ---- several at once --------------------------------------------------------------------------------------
+# ---- concurrent changes -----------------------------------------------------------------------------------
 
 ADD = "import sys; from pathlib import Path; from nninteractive_ws.server.access import add_user; "
 REMOVE = ADD.replace("add_user", "remove_user")
 
 
 def start(code: str) -> "subprocess.Popen[str]":
-    """A process that has imported what it needs, and runs the rest once it is given a line."""
+    """Start a process that has done its imports, and runs its code after a line on standard input."""
     before, after = code.rsplit("; ", 1)
     waiting = f"{before}; print(flush=True); sys.stdin.readline(); {after}"
     process = subprocess.Popen(
@@ -288,8 +288,8 @@ def start(code: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_changes_at_the_same_moment_do_not_undo_each_other(path: Path) -> None:
-    """In processes of their own, as commands are: a user who is removed stays so, and those who are added do."""
+def test_concurrent_changes_are_all_kept(path: Path) -> None:
+    """In separate processes, like commands. A removed user stays removed, and added ones stay."""
     rounds = 25
     for n in range(rounds):
         add_user(path, f"old{n}")
@@ -307,7 +307,7 @@ def test_changes_at_the_same_moment_do_not_undo_each_other(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]
 
 
-def test_a_command_waits_for_the_lock_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_reports_a_lock_timeout(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_user(path, "alice")
     monkeypatch.setattr(file_lock, "LOCK_TIMEOUT_S", 0.2)
     with file_lock.file_lock(path), pytest.raises(AccessError, match="Another process holds the lock"):
@@ -317,7 +317,7 @@ def test_a_command_waits_for_the_lock_and_says_so(path: Path, monkeypatch: pytes
 
 
 @posix
-def test_the_lock_of_a_process_that_died_is_free(path: Path) -> None:
+def test_a_terminated_process_releases_the_lock(path: Path) -> None:
     add_user(path, "alice")
     code = (
         f"import os, sys; from pathlib import Path; from nninteractive_ws.server.file_lock import file_lock\n"
@@ -329,12 +329,12 @@ def test_the_lock_of_a_process_that_died_is_free(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["tokens"]
 
 
-# ---- who may write it -------------------------------------------------------------------------------------
+# ---- write permissions ------------------------------------------------------------------------------------
 
 
 @posix
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
-def test_a_file_that_others_may_write_is_warned_of(path: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_writable_token_file_causes_a_warning(path: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
     alice = add_user(path, "alice")
     known = TokenFile(path)
     assert insecure_permissions(path) is None
@@ -343,7 +343,7 @@ def test_a_file_that_others_may_write_is_warned_of(path: Path, mode: int, caplog
     assert warning is not None
     assert f"chmod go-w {path}" in warning
     assert caplog.records == []
-    assert known.user_of(alice) == "alice"  # who looks at the file finds that it has changed
+    assert known.user_of(alice) == "alice"  # the change is detected
     assert warning in [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     path.chmod(0o644)
     assert insecure_permissions(path) is None
@@ -352,10 +352,10 @@ def test_a_file_that_others_may_write_is_warned_of(path: Path, mode: int, caplog
 @posix
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o757, True), (0o1777, False), (0o755, False)])
-def test_a_folder_that_others_may_write_is_warned_of(
+def test_a_writable_folder_causes_a_warning(
     tmp_path: Path, depth: int, mode: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever may write to a folder may replace what lies in it: the file, or a folder above it."""
+    """A user with write permission for a folder can replace its contents: the file, or a folder above it."""
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     path = folder / "tokens"
@@ -369,7 +369,7 @@ def test_a_folder_that_others_may_write_is_warned_of(
 
 
 @posix
-def test_the_folder_of_a_link_counts_too(tmp_path: Path) -> None:
+def test_the_folder_of_a_link_is_checked(tmp_path: Path) -> None:
     real, wide = tmp_path / "real", tmp_path / "wide"
     real.mkdir()
     wide.mkdir()
@@ -383,7 +383,7 @@ def test_the_folder_of_a_link_counts_too(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_a_folder_of_a_group_with_others_in_it_is_warned_of(tmp_path: Path) -> None:
+def test_a_folder_of_a_shared_group_causes_a_warning(tmp_path: Path) -> None:
     add_user(tmp_path / "tokens", "alice")
     tmp_path.chmod(0o770)
     assert insecure_permissions(tmp_path / "tokens") is None, "root's own group"
@@ -415,18 +415,18 @@ def test_the_token_of_a_request(values: list[str], token: str) -> None:
     assert bearer_token(headers) == token
 
 
-# ---- where to listen --------------------------------------------------------------------------------------
+# ---- bind addresses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "LOCALHOST"])
-def test_loopback_wants_nothing(host: str) -> None:
+def test_loopback_requires_no_tokens(host: str) -> None:
     assert is_loopback(host)
     for has_tokens in (False, True):
         assert check_bind_address(host, has_tokens, has_tls=False, insecure=False) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "2001:db8::1", "gpu-box", "localhost.example"])
-def test_elsewhere_wants_tokens(host: str) -> None:
+def test_other_addresses_require_tokens(host: str) -> None:
     assert not is_loopback(host)
     for has_tls in (False, True):
         with pytest.raises(InsecureBind, match="--token-file"):
@@ -458,7 +458,7 @@ def write_pair(folder: Path, authority: trustme.CA, name: str = "own") -> tuple[
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
-    """The version of TLS that both agree on, over a real socket."""
+    """Return the negotiated TLS version, over a real socket."""
     left, right = socket.socketpair()
 
     def serve() -> None:
@@ -466,14 +466,14 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
             with server.wrap_socket(left, server_side=True) as wrapped:
                 wrapped.sendall(b"x")
         except ssl.SSLError:
-            left.close()  # the client says what is wrong
+            left.close()  # the client reports the error
 
     with run_in_thread(serve, right.close), client.wrap_socket(right, server_hostname="localhost") as wrapped:
         wrapped.recv(1)
         return wrapped.version()
 
 
-def test_a_certificate_serves(tmp_path: Path, authority: trustme.CA) -> None:
+def test_a_valid_certificate_is_accepted(tmp_path: Path, authority: trustme.CA) -> None:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     context = tls_context(*write_pair(tmp_path, authority))
@@ -482,12 +482,12 @@ def test_a_certificate_serves(tmp_path: Path, authority: trustme.CA) -> None:
     assert handshake(context, client) == "TLSv1.2"
 
 
-def test_no_old_tls(tmp_path: Path, authority: trustme.CA) -> None:
+def test_old_tls_versions_are_refused(tmp_path: Path, authority: trustme.CA) -> None:
     context = tls_context(*write_pair(tmp_path, authority))
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-def test_certificates_that_do_not_serve(tmp_path: Path, authority: trustme.CA) -> None:
+def test_invalid_certificates_are_refused(tmp_path: Path, authority: trustme.CA) -> None:
     cert, key = write_pair(tmp_path, authority)
     _, other = write_pair(tmp_path, authority, "other")
     with pytest.raises(BadCertificate, match=r"other-key.pem does not match the certificate"):
@@ -505,7 +505,7 @@ def test_certificates_that_do_not_serve(tmp_path: Path, authority: trustme.CA) -
         tls_context(tmp_path / "empty.pem", key)
 
 
-def test_a_key_of_another_kind(tmp_path: Path, authority: trustme.CA) -> None:
+def test_an_unsupported_key_type_is_refused(tmp_path: Path, authority: trustme.CA) -> None:
     cert, _ = write_pair(tmp_path, authority)
     rsa = tmp_path / "rsa.pem"
     authority.issue_cert("localhost", key_type=trustme.KeyType.RSA).private_key_pem.write_to_path(str(rsa))
@@ -513,7 +513,7 @@ def test_a_key_of_another_kind(tmp_path: Path, authority: trustme.CA) -> None:
         tls_context(cert, rsa)
 
 
-def test_an_encrypted_key_is_not_asked_for(tmp_path: Path, authority: trustme.CA) -> None:
+def test_an_encrypted_key_is_refused_without_a_prompt(tmp_path: Path, authority: trustme.CA) -> None:
     cert, key = write_pair(tmp_path, authority)
     plain = load_pem_private_key(key.read_bytes(), None)
     key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))

@@ -23,10 +23,10 @@ from nninteractive_ws import messages as wire
 from nninteractive_ws.server.access import add_user
 from nninteractive_ws.server.admission import MAX_PENDING
 
-# Only Linux has other loopback addresses than 127.0.0.1 without setup, and the counts under /proc.
+# Only Linux has other loopback addresses than 127.0.0.1 without setup, and counts under /proc.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses 127.0.0.2 and /proc")
 
-#: More connections than a server keeps of one address, and of all.
+#: More connections than a server keeps of one address, and in total.
 MANY = 2 * MAX_PENDING
 #: Limit of open files, low enough that an attacker uses it up quickly.
 FEW_DESCRIPTORS = 256
@@ -35,7 +35,7 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-# The beginning of a TLS handshake: a record of 512 bytes, which are never sent.
+# The start of a TLS handshake: the header of a record whose 512 bytes are never sent.
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00"
 
 
@@ -44,7 +44,7 @@ def port_of(address: str) -> int:
 
 
 def dial(address: str, source: str, first: bytes = b"") -> socket.socket:
-    """A connection that sends these bytes and then nothing."""
+    """Open a connection that sends these bytes and then stays silent."""
     dialled = socket.create_connection(("127.0.0.1", port_of(address)), timeout=30, source_address=(source, 0))
     dialled.sendall(first)
     return dialled
@@ -81,11 +81,11 @@ def flood(address: str, source: str, first: bytes = b"") -> Iterator[list[int]]:
             try:
                 held.append(dial(address, source, first))
             except OSError:
-                continue  # dropped while it sent
+                continue  # dropped during the send
             opened[0] += 1
             if len(held) > 1000:
                 held.pop(0).close()
-            time.sleep(0.0003)  # others use this machine, too
+            time.sleep(0.0003)  # the machine may be busy
         for one in held:
             one.close()
 
@@ -105,7 +105,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(log: Path) -> Iterator[ServerProcess]:
-    """A server that may have few open files."""
+    """A server with a low limit of open files."""
     with log.open("w") as file, server_process(stderr=file, limit=f"-n {FEW_DESCRIPTORS}") as server:
         wait_until(lambda: health_from(server.address, "127.0.0.1")["status"] == "ready")
         yield server
@@ -132,7 +132,7 @@ def prompt(address: str, meanwhile: Callable[[], object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attacker", ["127.0.0.1", "127.0.0.2"])
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n", UPGRADE], ids=["nothing", "half a request", "upgrade"])
-def test_health_is_answered_in_a_flood(small: ServerProcess, log: Path, attacker: str, first: bytes) -> None:
+def test_health_is_answered_during_a_flood(small: ServerProcess, log: Path, attacker: str, first: bytes) -> None:
     """Also to the attacker's own address, which may be a reverse proxy with other clients."""
     before, logged = count_descriptors(small.process.pid), log.stat().st_size
     with flood(small.address, attacker, first) as opened:
@@ -149,14 +149,14 @@ def test_health_is_answered_in_a_flood(small: ServerProcess, log: Path, attacker
 
 
 @pytest.mark.slow
-def test_what_was_not_logged_is_counted(small: ServerProcess, log: Path) -> None:
+def test_suppressed_log_lines_are_counted(small: ServerProcess, log: Path) -> None:
     """After the floods above, in which many connections were dropped."""
     wait_until(lambda: " more in " in log.read_text())
     assert "dropped a connection without a session" in log.read_text()
 
 
 @pytest.mark.slow
-def test_metrics_are_answered_in_a_flood(tmp_path: Path) -> None:
+def test_metrics_are_answered_during_a_flood(tmp_path: Path) -> None:
     token = add_user(tmp_path / "tokens", "alice")
     with (
         server_process("--token-file", str(tmp_path / "tokens"), "--log-level", "critical") as server,
@@ -172,7 +172,7 @@ def test_metrics_are_answered_in_a_flood(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_session_goes_on_in_a_flood(server: str) -> None:
+def test_a_session_continues_during_a_flood(server: str) -> None:
     """From its own address, too."""
     with ExitStack() as stack:
 
@@ -184,7 +184,7 @@ def test_a_session_goes_on_in_a_flood(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_workers_port_stands_a_flood(small: ServerProcess) -> None:
+def test_the_worker_port_withstands_a_flood(small: ServerProcess) -> None:
     """Other users of the machine can reach it."""
     (connection,) = psutil.Process(small.worker).net_connections("tcp")
     with flood(f"ws://127.0.0.1:{connection.raddr.port}", "127.0.0.1", UPGRADE) as opened:
@@ -194,7 +194,7 @@ def test_the_workers_port_stands_a_flood(small: ServerProcess) -> None:
 
 
 @pytest.mark.slow
-def test_fewer_descriptors_than_connections(tmp_path: Path) -> None:
+def test_the_server_survives_running_out_of_descriptors(tmp_path: Path) -> None:
     """The last resort: the server runs out of descriptors, but neither spins nor stops answering."""
     log = tmp_path / "log"
     with log.open("w") as file, server_process("--max-sessions", "1", stderr=file, limit="-n 24") as server:
@@ -220,7 +220,7 @@ def test_fewer_descriptors_than_connections(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [b"", UPGRADE], ids=["nothing", "upgrade"])
 @pytest.mark.parametrize("attacker", ["127.0.0.1", "127.0.0.2"])
-def test_silence_shuts_nobody_out(server: str, attacker: str, first: bytes) -> None:
+def test_silent_connections_do_not_block_other_clients(server: str, attacker: str, first: bytes) -> None:
     with silent(server, attacker, first):
         assert health_from(server, "127.0.0.1")["status"]
         prompt(server, lambda: None)
@@ -237,7 +237,7 @@ def test_silent_connections_are_closed(server: str, first: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_the_newest_connections_stay(server: str) -> None:
+def test_the_newest_connections_are_kept(server: str) -> None:
     """A client that is slow to send hello is accepted if there are not too many others."""
 
     async def work() -> None:
@@ -250,7 +250,7 @@ def test_the_newest_connections_stay(server: str) -> None:
     run(work())
 
 
-def test_probes_leave_nothing_behind(small: ServerProcess) -> None:
+def test_probes_leak_no_descriptors(small: ServerProcess) -> None:
     """Probes that connect and close, that reset, and that ask without waiting for the answer."""
     wait_until(lambda: health_from(small.address, "127.0.0.1")["status"] == "ready")
     before = count_descriptors(small.process.pid)
@@ -261,7 +261,7 @@ def test_probes_leave_nothing_behind(small: ServerProcess) -> None:
             if n % 3 == 1:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close resets
     wait_until(lambda: count_descriptors(small.process.pid) <= before)
-    with silent(small.address, "127.0.0.2", count=20) as quiet:  # there is room for them
+    with silent(small.address, "127.0.0.2", count=20) as quiet:  # they are not dropped
         assert health_from(small.address, "127.0.0.1")
         for one in quiet:
             one.setblocking(False)
@@ -273,7 +273,7 @@ def test_probes_leave_nothing_behind(small: ServerProcess) -> None:
 
 
 @pytest.mark.slow
-def test_half_open_tls_shuts_nobody_out(tmp_path: Path) -> None:
+def test_half_open_tls_handshakes_do_not_block_other_clients(tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"

@@ -1,4 +1,4 @@
-"""Bytes in transit: unfinished messages, and clients that do not read, take no more than a server allows."""
+"""Bytes in transit: limits of unfinished messages and of clients that do not read."""
 
 from collections.abc import Iterator
 import socket
@@ -24,14 +24,14 @@ def quick() -> Iterator[QuickServer]:
 
 
 def masked(opcode: int, data: bytes, length: int | None = None) -> bytes:
-    """A frame as a client sends it, by a mask of zeros; ``length``: the one that it states."""
+    """Return a client's frame with a mask of zeros. ``length``: the stated length."""
     size = len(data) if length is None else length
     stated = bytes([0x80 | size]) if size < 126 else b"\xff" + struct.pack(">Q", size)
     return bytes([opcode]) + stated + bytes(4) + data
 
 
 def raw_client(server: QuickServer) -> socket.socket:
-    """A connection that has said hello, and never reads."""
+    """A connection that has sent hello, and never reads."""
     port = int(server.address.rpartition(":")[2])
     client = socket.create_connection(("127.0.0.1", port), timeout=10)
     client.sendall(
@@ -46,7 +46,7 @@ def raw_client(server: QuickServer) -> socket.socket:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["frame", "fragment"])
-def test_unfinished_messages_are_limited_in_all(quick: QuickServer, kind: str) -> None:
+def test_the_total_size_of_unfinished_messages_is_limited(quick: QuickServer, kind: str) -> None:
     size = 60 * MIB
     clients = []
     with undisturbed(quick, gateway=2 * MAX_INCOMING_BYTES + 200 * MIB):
@@ -57,7 +57,7 @@ def test_unfinished_messages_are_limited_in_all(quick: QuickServer, kind: str) -
             try:
                 client.sendall(part)
             except OSError:
-                continue  # closed meanwhile: it had the most
+                continue  # closed meanwhile, because it had the most bytes
         assert 12 * size > MAX_INCOMING_BYTES
         wait_until(lambda: sum(map(is_closed, clients)) >= 3, timeout=20)
         assert not all(map(is_closed, clients))
@@ -78,7 +78,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.slow
-def test_a_client_that_sends_pings_and_does_not_read_is_closed(quick: QuickServer) -> None:
+def test_a_client_that_sends_pings_without_reading_is_disconnected(quick: QuickServer) -> None:
     with undisturbed(quick, gateway=MAX_OUTGOING_BYTES + 200 * MIB):
         client = raw_client(quick)
         pings = masked(0x89, bytes(125)) * 8192
@@ -88,14 +88,14 @@ def test_a_client_that_sends_pings_and_does_not_read_is_closed(quick: QuickServe
 
 
 def send_without_end(client: socket.socket, data: bytes) -> None:
-    """Returns after two minutes."""
+    """Send repeatedly for two minutes."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         client.sendall(data)
 
 
 @pytest.mark.slow
-def test_what_is_passed_on_does_not_count(quick: QuickServer) -> None:
+def test_relayed_messages_do_not_count_toward_the_limit(quick: QuickServer) -> None:
     """A client that sends more than the limit, one message after another, is not closed."""
 
     async def work() -> None:

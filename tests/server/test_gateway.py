@@ -53,18 +53,18 @@ from nninteractive_ws.server.workers import WorkerPool
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
 
 
-# ---- one server's life, in the order of the tests ----------------------------------------------------------
+# ---- the life of one server, in the order of the tests -----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[ServerProcess]:
-    """A server for the tests that end a part of it, or need it while it starts."""
+    """A server for the tests that end one of its processes, or need it during its start."""
     with server_process("--max-sessions", "2", "--log-level", "critical") as server:
         yield server
 
 
 @pytest.mark.slow
-def test_it_answers_while_the_model_loads(own: ServerProcess) -> None:
+def test_the_gateway_answers_while_the_model_loads(own: ServerProcess) -> None:
     before = health(own.address)
     assert before["status"] == "loading"
     assert before["device"] is None
@@ -78,7 +78,7 @@ def test_it_answers_while_the_model_loads(own: ServerProcess) -> None:
         await client.send(hello())
         first = [await client.receive(), await client.receive()]
         await client.close()
-        # Who says nothing is not waited for, whatever else there is to do.
+        # A silent client is disconnected, even while the server is busy.
         output = await silent.receive()
         assert time.monotonic() - opened >= HELLO_TIMEOUT_S - 1
         with pytest.raises(ConnectionClosed) as closed:
@@ -109,7 +109,7 @@ def test_the_gateway_has_no_torch(own: ServerProcess) -> None:
     assert "libtorch" not in libraries(own.process.pid)
 
 
-def test_at_capacity_and_room_again(own: ServerProcess) -> None:
+def test_a_closed_session_frees_capacity(own: ServerProcess) -> None:
     async def fill() -> None:
         first, _second = await PlainClient.open(own.address), await PlainClient.open(own.address)
         assert health(own.address)["sessions"] == 2
@@ -133,8 +133,8 @@ def test_at_capacity_and_room_again(own: ServerProcess) -> None:
 
 @pytest.mark.slow
 @linux
-def test_a_killed_worker(own: ServerProcess) -> None:
-    """Its sessions come back in the next one by themselves, and the prompt that ran is answered."""
+def test_sessions_are_restored_after_a_killed_worker(own: ServerProcess) -> None:
+    """Its sessions are restored on the next worker, and the running prompt is answered."""
     received: list[Any] = []
 
     async def lose() -> tuple[list[Mask], int]:
@@ -220,7 +220,7 @@ def test_healthz(server: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/index.html", "/predict"])
-def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
+def test_plain_http_is_answered_with_an_explanation(server: str, path: str) -> None:
     status, output = plain_get(server, path)
     assert status == 426
     assert output.startswith("This is an nninteractive-ws server")
@@ -230,7 +230,7 @@ def test_plain_http_gets_a_sentence(server: str, path: str) -> None:
 @linux
 @pytest.mark.parametrize("path", ["/worker", "/worker/session", "/worker/session?token=x", "/workers", "/"])
 @pytest.mark.parametrize("secret", [None, "", "guess", "caf\u00e9"])
-def test_the_workers_port_wants_their_secret(inside: str, path: str, secret: str | None) -> None:
+def test_the_worker_port_requires_a_secret(inside: str, path: str, secret: str | None) -> None:
     headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
 
     async def dial() -> None:
@@ -253,7 +253,7 @@ def test_a_workers_secret_is_used_once() -> None:
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[str]:
-    """The address at which a server's workers dial in."""
+    """Return the address to which a server's workers connect."""
     with server_process("--log-level", "critical") as own:
         wait_until(lambda: health(own.address)["status"] == "ready")
         (connection,) = psutil.Process(own.worker).net_connections("tcp")
@@ -261,7 +261,7 @@ def inside() -> Iterator[str]:
         yield f"ws://127.0.0.1:{connection.raddr.port}"
 
 
-def test_a_page_in_a_browser_is_refused(server: str) -> None:
+def test_a_foreign_origin_is_refused(server: str) -> None:
     async def dial() -> None:
         async with connect(server, origin=Origin("https://example.org"), proxy=None):
             pass
@@ -291,7 +291,7 @@ def test_a_page_in_a_browser_is_refused(server: str) -> None:
         (protocol.encode(hello(encodings=[])), "unsupported_version", "the server supports"),
     ],
 )
-def test_a_wrong_beginning(server: str, first: str | bytes, code: str, expected: str) -> None:
+def test_an_invalid_first_message_is_refused(server: str, first: str | bytes, code: str, expected: str) -> None:
     async def begin() -> tuple[Any, int | None, str | None]:
         client = PlainClient(await connect(server, proxy=None))
         await client.websocket.send(first)
@@ -306,7 +306,7 @@ def test_a_wrong_beginning(server: str, first: str | bytes, code: str, expected:
     assert (close_code, reason) == (CloseCode.POLICY_VIOLATION, code)
 
 
-def test_a_message_that_is_too_large(server: str) -> None:
+def test_a_message_over_the_limit_closes_the_connection(server: str) -> None:
     async def begin() -> int | None:
         client = PlainClient(await connect(server, proxy=None))
         await client.websocket.send(bytes(protocol.MAX_MESSAGE_BYTES + 1))
@@ -336,12 +336,12 @@ def test_the_welcome(server: str) -> None:
 
 @pytest.fixture(scope="module")
 def lone_masks(server: str) -> dict[int, list[Mask]]:
-    """What each image's prompts give in a session of their own, by the seed of the image."""
+    """The masks of each image's prompts in a single session, by the seed of the image."""
     return {seed: run(prompt_through(server, seed)) for seed in (5, 6)}
 
 
 async def prompt_through(server: str, seed: int, session: AsyncSession | None = None) -> list[Mask]:
-    """A few prompts on the phantom of a seed; the masks after each."""
+    """Send a few prompts on the phantom of a seed. Return the masks after each."""
     session = await nni.aconnect(server) if session is None else session
     async with session:
         await session.set_image(phantom(seed))
@@ -360,7 +360,7 @@ def same(a: list[Mask], b: list[Mask]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_sessions_side_by_side(server: str, lone_masks: dict[int, list[Mask]]) -> None:
+def test_concurrent_sessions_get_the_masks_of_single_ones(server: str, lone_masks: dict[int, list[Mask]]) -> None:
     async def both() -> list[list[Mask]]:
         return await asyncio.gather(prompt_through(server, 5), prompt_through(server, 6))
 
@@ -382,7 +382,7 @@ def test_other_encodings(server: str, lone_masks: dict[int, list[Mask]], encodin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["upload", "prediction"])
-def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int, list[Mask]], moment: str) -> None:
+def test_a_vanished_client_does_not_affect_others(server: str, lone_masks: dict[int, list[Mask]], moment: str) -> None:
     async def work() -> list[Mask]:
         victim = await PlainClient.open(server)
         image = phantom(shape=WIDE_SHAPE)
@@ -397,94 +397,9 @@ def test_a_client_that_is_gone_disturbs_nobody(server: str, lone_masks: dict[int
             await victim.receive_until(wire.Progress)
         other = asyncio.ensure_future(prompt_through(server, 5))
         await asyncio.sleep(0.05)
-        victim.websocket.transport.abort()  # as a process that is killed leaves its socket
+        victim.websocket.transport.abort()  # like a killed process
         return await other
 
     before = sessions(server, "connected")
     assert same(run(work()), lone_masks[5])
     wait_until(lambda: sessions(server, "connected") == before)
-
-
-@pytest.mark.slow
-def test_a_request_that_comes_twice_is_done_once(server: str) -> None:
-    async def work() -> None:
-        client = await PlainClient.open(server)
-        await client.set_image(phantom())
-        point = wire.AddPoint(id=5, segment="a", point=(30, 30, 28))
-        await client.send(point)
-        await client.send(point)
-        _, first = await client.receive_answer(5)
-        await client.send(point)
-        between, again = await client.receive_answer(5)
-        await client.send(wire.Undo(id=6, segment="a"))
-        more, undone = await client.receive_answer(6)
-        assert isinstance(first, wire.Done)
-        assert again == first
-        assert not [m for m in between if isinstance(m, wire.MaskDelta)]
-        assert [m for m in more if isinstance(m, wire.Done)] in ([], [first])  # the second or the third answer
-        assert isinstance(undone, wire.Done)
-        await client.send(wire.Undo(id=7, segment="a"))
-        _, refused = await client.receive_answer(7)
-        assert refused.code == "nothing_to_undo", "the point was added once"
-        await client.close()
-
-    run(work())
-
-
-def test_wrong_requests(server: str) -> None:
-    async def work() -> None:
-        client = await PlainClient.open(server)
-
-        async def answer(request: int, **message: Any) -> Any:
-            await client.websocket.send(msgspec.msgpack.encode({"id": request, **message}))
-            before, found = await client.receive_answer(request)
-            assert before == []
-            return found
-
-        wrong = await answer(7, type="add_point", segment="a")
-        assert (wrong.code, wrong.id) == ("bad_message", 7)
-        assert "point" in wrong.message
-        assert (await answer(8, type="add_point", segment="a", point=[1, 2, 3])).code == "no_image"
-        assert (await answer(5, type="undo", segment="a")).code == "bad_message", "ids must grow"
-        # Of a type that nobody knows: not answered, and nothing happens.
-        await client.websocket.send(msgspec.msgpack.encode({"type": "dance", "id": 9}))
-        assert (await answer(10, type="undo", segment="a")).code == "no_image"
-        await client.close()
-
-    run(work())
-
-
-@pytest.mark.parametrize(
-    "message",
-    ["text", b"\xc1", msgspec.msgpack.encode({"type": "undo", "segment": "a"})],
-    ids=["text", "garbage", "no id"],
-)
-def test_what_cannot_be_answered_ends_the_connection(server: str, message: str | bytes) -> None:
-    async def work() -> None:
-        client = await PlainClient.open(server)
-        await client.websocket.send(message)
-        error = await client.receive()
-        assert (error.code, error.id) == ("bad_message", None)
-        await client.websocket.wait_closed()
-        assert client.websocket.close_code is not None
-
-    run(work())
-
-
-@pytest.mark.slow
-def test_bricks_of_another_image_are_ignored(server: str) -> None:
-    async def work() -> None:
-        client = await PlainClient.open(server)
-        await client.set_image(phantom())
-        brick = wire.Brick(index=0, encoding="raw", data=b"")
-        await client.send(wire.ImageBricks(image="another", bricks=[brick]))
-        await client.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
-        before, answer = await client.receive_answer(2)
-        assert isinstance(answer, wire.Done)
-        assert not [m for m in before if isinstance(m, wire.ErrorMessage | wire.ImageProgress)]
-        await client.send(wire.ImageBricks(image="image", bricks=[msgspec.structs.replace(brick, index=99)]))
-        error = await client.receive()
-        assert (error.code, error.id) == ("bad_message", None)
-        await client.websocket.wait_closed()
-
-    run(work())

@@ -1,4 +1,4 @@
-"""Requests that a web page can make a browser send: foreign hosts and origins, over real HTTP."""
+"""Requests that a web page can cause in a browser: foreign hosts and origins, over real HTTP."""
 
 from collections.abc import Iterator
 import http.client
@@ -22,7 +22,7 @@ UPGRADE = {
 
 
 def ask(address: str, path: str, *headers: tuple[str, str]) -> tuple[int, http.client.HTTPMessage, str]:
-    """Status, headers and body of an answer."""
+    """Send a request. Return status, headers and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", int(address.rpartition(":")[2]), timeout=30)
     try:
         connection.putrequest("GET", path, skip_host=True)
@@ -65,7 +65,7 @@ def test_a_foreign_host_is_refused(server: str, host: str, path: str, upgrade: b
     status, _, output = ask(server, path, ("Host", host), *(UPGRADE.items() if upgrade else ()))
     assert status == 421
     assert "--allow-host" in output
-    assert "origin" not in output.lower()  # that is another error
+    assert "origin" not in output.lower()  # another error
 
 
 @pytest.mark.parametrize("host", ["", " ", ":1528"])
@@ -104,7 +104,7 @@ def test_own_names_and_addresses_are_accepted(server: str, host: str) -> None:
     assert ask(server, "/healthz", ("Host", host))[0] == 200
 
 
-def test_a_program_may_leave_the_host_out(server: str) -> None:
+def test_a_missing_host_is_accepted(server: str) -> None:
     """Some health probes do. A browser cannot."""
     assert ask(server, "/healthz")[0] == 200
 
@@ -117,7 +117,7 @@ def test_allowed_hosts_are_accepted(named: str, host: str) -> None:
 
 
 @pytest.mark.slow
-def test_with_tokens_any_host_will_do(tmp_path: Path) -> None:
+def test_any_host_is_accepted_with_tokens(tmp_path: Path) -> None:
     token = add_user(tmp_path / "tokens", "alice")
     with server_process("--token-file", str(tmp_path / "tokens"), "--log-level", "error") as own:
         assert ask(own.address, "/healthz", ("Host", "gpu-box.example.org"))[0] == 200
@@ -135,7 +135,7 @@ def test_a_page_of_a_foreign_origin_is_refused(server: str, path: str, origin: s
 
 
 @pytest.mark.slow
-def test_a_page_of_an_allowed_origin_may_ask() -> None:
+def test_a_page_of_an_allowed_origin_is_accepted() -> None:
     with server_process("--allow-origin", "https://viewer.example", "--log-level", "error") as own:
         host, allowed = ("Host", "localhost"), ("Origin", "https://viewer.example")
         assert ask(own.address, "/healthz", host, allowed)[0] == 200
@@ -148,7 +148,7 @@ def test_a_page_of_an_allowed_origin_may_ask() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("upgrade", [False, True])
-def test_a_refusal_says_how_to_authenticate(tmp_path: Path, upgrade: bool) -> None:
+def test_a_401_names_the_authentication_scheme(tmp_path: Path, upgrade: bool) -> None:
     """RFC 6750, section 3."""
     add_user(tmp_path / "tokens", "alice")
     more: list[Any] = list(UPGRADE.items()) if upgrade else []
@@ -164,7 +164,7 @@ def test_a_refusal_says_how_to_authenticate(tmp_path: Path, upgrade: bool) -> No
             assert output.startswith("The server refused this token.")
 
 
-def test_a_client_is_told_of_a_foreign_host(server: str) -> None:
+def test_a_client_gets_the_reason_for_a_refused_host(server: str) -> None:
     async def dial() -> None:
         async with connect(f"ws://attacker.example:{server.rpartition(':')[2]}", host="127.0.0.1", proxy=None):
             pass
@@ -175,7 +175,7 @@ def test_a_client_is_told_of_a_foreign_host(server: str) -> None:
     assert b"--allow-host attacker.example" in bytes(refused.value.response.body or b"")
 
 
-def test_a_client_by_an_allowed_name(named: str) -> None:
+def test_a_client_connects_by_an_allowed_name(named: str) -> None:
     async def dial() -> None:
         address = f"ws://ward7:{named.rpartition(':')[2]}"
         async with connect(address, host="127.0.0.1", proxy=None) as websocket:

@@ -55,7 +55,7 @@ def test_times_fall_into_buckets() -> None:
     found = metrics()
     for total, queued in ((0.02, 0.0), (0.3, 0.2), (500.0, 40.0)):
         found.request_answered("run", None, wire.Timings(total=total, queued=queued))
-    found.request_answered("run", "cancelled", None)  # how long it took says nothing about the server
+    found.request_answered("run", "cancelled", None)  # the duration of a failed request is not measured
     assert value(found, "request_seconds_count") == 3
     assert value(found, "request_seconds_sum") == pytest.approx(500.32)
     below = {le["le"]: value(found, "request_seconds_bucket", **le) for le in labels(found, "request_seconds_bucket")}
@@ -64,7 +64,7 @@ def test_times_fall_into_buckets() -> None:
     assert value(found, "queue_seconds_sum") == pytest.approx(40.2)
 
 
-def test_what_comes_from_the_wire_makes_no_new_series() -> None:
+def test_unknown_types_and_codes_add_no_series() -> None:
     found = metrics()
     before = [(s.name, s.labels) for s in samples(found)]
     for n in range(50):
@@ -76,7 +76,7 @@ def test_what_comes_from_the_wire_makes_no_new_series() -> None:
 
 
 def test_every_type_and_code_has_its_series_from_the_start() -> None:
-    """The types are read from the messages' own encoding, not from the code that is tested."""
+    """The types are read from the encoding of the messages, not from the tested code."""
     found = metrics()
     types = {kind.__struct_config__.tag for kind in get_args(wire.Request)}
     assert {"add_point", "set_image", "restore"} <= types
@@ -85,7 +85,7 @@ def test_every_type_and_code_has_its_series_from_the_start() -> None:
     assert {s["direction"] for s in labels(found, "bytes_total")} == {"up", "down"}
 
 
-def test_what_else_happens() -> None:
+def test_other_events_are_counted() -> None:
     found = metrics()
     found.bytes_transferred("up", 1000)
     found.bytes_transferred("up", 24)
@@ -102,7 +102,7 @@ def test_what_else_happens() -> None:
     assert math.fsum(value(found, "requests_total", **s) for s in labels(found, "requests_total")) == 0
 
 
-def test_gauges_are_what_is_so_now() -> None:
+def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     asked = 0
 
     def now() -> GaugeSnapshot:
@@ -119,7 +119,7 @@ def test_gauges_are_what_is_so_now() -> None:
     assert 'sessions{state="connected"} 1.0' in body
     assert 'sessions{state="waiting"} 10.0' in body
     assert value(found, "device_memory_bytes", device="cuda:0") == 2**33
-    assert labels(found, "device_memory_bytes") == []  # the worker is gone, and with it what it used
+    assert labels(found, "device_memory_bytes") == []  # the worker ended, and its memory is free
     assert value(found, "workers") == 1
 
 

@@ -22,7 +22,7 @@ from nninteractive_ws.server.access import add_user
 
 @dataclass
 class Certificates:
-    """Files of a certificate with those between it and the authority's, of its key, and of the authority."""
+    """Files of a certificate with its chain, of its key, and of the authority."""
 
     cert: Path
     key: Path

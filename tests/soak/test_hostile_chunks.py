@@ -1,4 +1,4 @@
-"""A million corrupted blosc2 chunks: each unpacks to the right size or is refused, and starts no program."""
+"""A million corrupted blosc2 chunks. Each unpacks to the right size or is refused, and starts no program."""
 
 import itertools
 from pathlib import Path
@@ -19,7 +19,7 @@ from helpers.soak import MINUTES
 import pytest
 
 CHUNKS = 1_000_000 if MINUTES else 2_000
-#: Audit events of Python when a process is started. The trap notices processes that a library starts itself.
+#: Audit events of Python for started processes. The trap detects processes that a library starts itself.
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -1,7 +1,7 @@
 """Long runs: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run them with ``--slow``.
 
-Clients connect and leave in every possible way, and nothing of them remains: no memory, no thread, no socket. Then
-the fault and fuzz tests of tests/end_to_end run with more seeds and inputs.
+Clients connect and disconnect in every way, and leave no memory, thread or socket behind. Then, the fault and fuzz
+tests of tests/end_to_end run with more seeds and inputs.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ WARM_UP_S = min(120, SECONDS / 3)
 #: A process keeps a varying part of the memory that it frees. So medians of several measurements are compared, as many
 #: before as after.
 MAY_GROW, MEASUREMENTS = 1.05, 8 if MINUTES else 1
-#: Of asyncio's own pool, in each process: they come when needed, and stay.
+#: Threads of asyncio's own pool in each process, which are created when needed and stay.
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 INPUTS = 50_000 if MINUTES else 100
 
@@ -45,23 +45,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 * MINUTES + 120), pytest.
 
 @pytest.fixture(scope="module")
 def lingering() -> Iterator[QuickServer]:
-    """Sessions without a client are kept, as they are where nobody says otherwise."""
+    """A server that keeps sessions without a client, which is the default."""
     with quick_server("--memory", "2") as server:
         yield server
 
 
 @pytest.fixture
 def quick() -> Iterator[QuickServer]:
-    """Sessions without a client are over after a second, so that what is left over can be told from what is kept."""
+    """A server whose sessions expire a second after the client disconnects, so that leaks can be detected."""
     with quick_server("--linger", "1", "--memory", "2") as server:
         yield server
 
 
-# ---- clients that come and go -------------------------------------------------------------------------------
+# ---- connecting and disconnecting ---------------------------------------------------------------------------
 
 
 def come_and_go(address: str, proxy: FaultProxy, rng: random.Random) -> str:
-    """One client, for a few prompts or none; how it left."""
+    """Run one client with a few prompts or none. Return how it disconnected."""
     way = rng.choice(("bye", "bye", "cut off and back", "killed", "killed while it predicts", "hello and gone"))
     if way == "bye":
         with nni.connect(address) as session:
@@ -84,7 +84,7 @@ def prompt(session: nni.Session, rng: random.Random, count: int) -> None:
 
 
 def leave_without_a_word(proxy: FaultProxy, rng: random.Random, way: str) -> None:
-    """As a process that is killed does. Its session is kept for a while."""
+    """Disconnect like a killed process. Its session is kept for a while."""
 
     async def work() -> None:
         session = await nni.aconnect(proxy.address, reconnect_for=0)
@@ -107,7 +107,7 @@ def leave_without_a_word(proxy: FaultProxy, rng: random.Random, way: str) -> Non
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """What a process has once all sessions have ended."""
+    """Resources of a process after all sessions have ended."""
 
     threads: int
     descriptors: int
@@ -147,11 +147,11 @@ def test_clients_come_and_go(quick: QuickServer) -> None:
             assert after <= MAY_GROW * before, name
 
 
-# ---- more of the same ---------------------------------------------------------------------------------------
+# ---- more seeds and inputs ----------------------------------------------------------------------------------
 
 
 def test_more_seeds(lingering: QuickServer) -> None:
-    """Networks that fail, for every kind of client."""
+    """Failing networks, for every kind of client."""
     until = time.monotonic() + SECONDS
     count, drivers = 30, [(concurrent, 4)]
     if MINUTES:

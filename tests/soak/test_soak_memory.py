@@ -1,6 +1,6 @@
 """Memory over a long time: some seconds by default, or NNINTERACTIVE_WS_SOAK_MINUTES minutes. Run it with ``--slow``.
 
-Four clients stay connected and do all that users do. When the memory of the gateway and the worker is measured, their
+Four clients stay connected and use all commands. When the memory of the gateway and the worker is measured, their
 sessions are full of histories, but no fuller than at the measurements before.
 """
 
@@ -39,7 +39,7 @@ class User:
     def work(self, until: float) -> None:
         while time.monotonic() < until:
             if self._requests == REQUESTS_PER_IMAGE:
-                # Another offset is another image, of which the server has no brick.
+                # Another offset makes another image, of which the server has no brick.
                 self._client.set_image(VOLUME + self._rng.randrange(1000))()
                 self._requests = 0
                 self.done["image"] += 1

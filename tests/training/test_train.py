@@ -19,7 +19,7 @@ POSITIVE, NEGATIVE = (1 + channel for channel in CHANNELS["point"])
 
 
 class Follower(nn.Module):
-    """Keeps the previous segmentation, adds the middle of every positive point, removes that of every negative one."""
+    """A network that adds the center of each positive point, and removes that of each negative one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ class Follower(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_view_is_what_the_official_session_shows_its_network() -> None:
+def test_a_view_equals_the_network_input_of_the_official_session() -> None:
     compared = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         scene = make_scene(rng)
         episode = Episode(scene, rng)
         if episode.step:
-            continue  # begins with a spoilt mask
+            continue  # starts with a corrupted mask
         session, follower = official(scene.image)
         while not episode.over:
             view = episode.next_view()
             newest = [c for c in (POSITIVE, NEGATIVE) if view.inputs[c].max() == 1]
             if view.zoom > 1 or not newest or episode.again is not None:
-                break  # the center does not determine other prompts
+                break  # other prompts are not determined by their center
             session.add_point_interaction([int(c) for c in view.center], view.positive)
             torch.testing.assert_close(view.inputs, follower.seen[-1][0], atol=2e-3, rtol=0)
             compared += 1
@@ -68,7 +68,7 @@ def official(image: np.ndarray) -> tuple[nnInteractiveInferenceSession, Follower
     return session, follower
 
 
-def test_what_is_learned_of_a_batch_is_the_mean_of_its_views() -> None:
+def test_the_loss_of_a_batch_is_the_mean_of_its_views() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 2, 8, 8, 8, generator=generator)
     bits = torch.randint(0, 16, (3, 8, 8, 8), generator=generator, dtype=torch.uint8)
@@ -78,7 +78,7 @@ def test_what_is_learned_of_a_batch_is_the_mean_of_its_views() -> None:
 
 
 @pytest.mark.parametrize("bit", [WRONG, OBEY, WRONG | POINTED_AT])
-def test_a_mistake_costs_more_where_a_prompt_or_an_error_is(bit: int) -> None:
+def test_the_loss_weights_prompts_and_errors(bit: int) -> None:
     marks = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
     marks[0, 4:] = TARGET
     right = 20.0 * (marks & TARGET) - 10
@@ -93,7 +93,7 @@ def test_a_mistake_costs_more_where_a_prompt_or_an_error_is(bit: int) -> None:
 
 @pytest.mark.timeout(200)
 @pytest.mark.slow
-def test_training_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_training_resumes(tmp_path: Path) -> None:
     first = Trainer(tmp_path, 5, start=MODEL_FOLDER, again=1)
     try:
         for _ in range(2):

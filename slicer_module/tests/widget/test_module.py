@@ -1,10 +1,7 @@
 """The module as Slicer loads it, in a fake application."""
 
 import importlib
-import json
 from pathlib import Path
-import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -274,75 +271,3 @@ def test_the_self_test_without_a_server(module, monkeypatch):
 def test_the_self_test_with_a_server(module, demo, monkeypatch):
     monkeypatch.setenv("NNINTERACTIVE_WS_TEST_SERVER", demo)
     slicer.selfTests["NNInteractiveWS"]()
-
-
-# ---- the extension ----------------------------------------------------------------------------------------
-
-
-def listed(name):
-    """The elements of a list in the module's CMakeLists.txt."""
-    text = (MODULE / "CMakeLists.txt").read_text().replace("${MODULE_NAME}", "NNInteractiveWS")
-    return set(re.search(rf"set\({name}\s+([^)]*)\)", text).group(1).split())
-
-
-def test_cmake_lists_all_files():
-    scripts = {str(path.relative_to(MODULE)) for path in MODULE.rglob("*.py")}
-    assert listed("MODULE_PYTHON_SCRIPTS") == scripts
-    resources = {str(path.relative_to(MODULE)) for path in (MODULE / "Resources").rglob("*") if path.is_file()}
-    assert listed("MODULE_PYTHON_RESOURCES") == resources
-
-
-#: Keys of the catalog entry schema, version 1.0.1, which allows no others.
-CATALOG_KEYS = {
-    *("$schema", "category", "scm_url", "scm_revision", "scm_type"),
-    *("build_dependencies", "build_subdirectory", "enabled", "tier"),
-}
-
-
-def test_the_catalog_entry_matches_the_extension():
-    entry = json.loads((EXTENSION / "NNInteractiveWS.json").read_text())
-    assert {"$schema", "category", "scm_url"} <= entry.keys() <= CATALOG_KEYS
-    cmake = (EXTENSION / "CMakeLists.txt").read_text()
-    values = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]+)"\)', cmake))
-    assert re.search(r"project\((\w+)", cmake).group(1) == "NNInteractiveWS"
-    assert values["EXTENSION_CATEGORY"] == entry["category"]
-    assert (values["EXTENSION_DEPENDS"], entry["build_dependencies"]) == ("NA", [])
-    for name in ("EXTENSION_HOMEPAGE", "EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
-        assert values[name].startswith("https://")
-
-
-STUBS = """
-set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/Use.cmake)
-set(Slicer_EXTENSION_GENERATE_CONFIG ${CMAKE_CURRENT_LIST_DIR}/Empty.cmake)
-set(Slicer_EXTENSION_CPACK ${CMAKE_CURRENT_LIST_DIR}/Empty.cmake)
-"""
-USE = """
-set(BUILD_TESTING ON)
-macro(slicerMacroBuildScriptedModule)
-  cmake_parse_arguments(MY "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
-  foreach(file ${MY_SCRIPTS} ${MY_RESOURCES} ${MY_UNPARSED_ARGUMENTS})
-    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
-      message(FATAL_ERROR "there is no ${file}")
-    endif()
-  endforeach()
-  message(STATUS "module ${MY_NAME}")
-endmacro()
-macro(slicer_add_python_unittest)
-  cmake_parse_arguments(MY "" "TESTNAME_PREFIX;SCRIPT" "SLICER_ARGS" ${ARGN})
-  message(STATUS "test ${MY_SCRIPT}")
-endmacro()
-"""
-
-
-def test_cmake_configures_it_with_stubs_for_slicers_macros(tmp_path):
-    cmake = shutil.which("cmake")
-    if cmake is None or shutil.which("c++") is None:
-        pytest.skip("cmake or a compiler is not installed")
-    for name, text in (("SlicerConfig.cmake", STUBS), ("Use.cmake", USE), ("Empty.cmake", "")):
-        (tmp_path / name).write_text(text)
-    command = [cmake, "-S", str(EXTENSION), "-B", str(tmp_path / "build"), f"-DSlicer_DIR={tmp_path}", "-Wno-dev"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    assert "module NNInteractiveWS\n" in done.stdout
-    assert "test NNInteractiveWS.py" in done.stdout

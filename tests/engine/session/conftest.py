@@ -1,6 +1,6 @@
 """Fixtures for tests of a session on the worker.
 
-A "twin" in them is a second session that never went the detour in question: it must have the same masks, bit for bit.
+A "twin" in them is a second session without the detour under test. It must have the same masks, bit for bit.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _short_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zooming out further takes upstream seconds a step, and shows nothing else."""
+    """Limit zooming out, which takes upstream seconds a step."""
     monkeypatch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
 
 
@@ -23,7 +23,7 @@ def volume():
 
 @pytest.fixture
 def make_client(quick_model, device, volume) -> Callable[[], Client]:
-    """Fresh sessions with the image in them."""
+    """Return a function that creates sessions with the image."""
     return lambda: Client(quick_model, device).set_image(volume)
 
 

@@ -1,23 +1,9 @@
-"""A session on the worker: its messages, what it refuses, and that failures leave its state unchanged."""
+"""A session on the worker: segments, masks, limits and refused requests."""
 
 from concurrent.futures import ThreadPoolExecutor
 
-from helpers.engine import (
-    Client,
-    Request,
-    bbox,
-    disc,
-    lasso,
-    point,
-    prompts_for,
-    redo,
-    reset,
-    run,
-    set_mask,
-    undo,
-    with_network,
-)
-from helpers.session_prompts import LONG, POINTS, SHAPE, WHOLE
+from helpers.engine import Client, Request, bbox, disc, lasso, point, redo, reset, run, set_mask, undo, with_network
+from helpers.session_prompts import LONG, POINTS, SHAPE
 from helpers.shapes import ball
 import msgspec
 import numpy as np
@@ -25,58 +11,8 @@ import pytest
 
 from nninteractive_ws import messages
 from nninteractive_ws.engine import session as session_module
-from nninteractive_ws.errors import AtCapacity, BadMessage, OutOfBounds, OutOfMemory, UnknownSegment, UnsupportedPrompt
-from nninteractive_ws.messages import GetMask, MaskDelta, Progress, RemoveSegment, RunLengthMask, SetOptions
-
-
-@pytest.mark.slow
-def test_deltas_add_up_to_the_mask(client):
-    # The client asserts revisions, checksums and counts of each delta, and compares masks after each request.
-    client.send_all(prompts_for(SHAPE, 11))
-    assert np.array_equal(client.snapshot(), client.mask())
-
-
-def test_previews_come_before_the_result(client):
-    done = client.send(LONG)
-    finals = [d.final for d in client.deltas()]
-    assert finals.count(True) <= 1
-    assert True not in finals[:-1]  # nor is the last where it shows what the result is
-    assert len(finals) > 3
-    passes = client.progress("refining")
-    assert [(p.done, p.total) for p in passes] == [(n, len(passes)) for n in range(1, len(passes) + 1)]
-    assert done.timings.passes == len(passes) + 1
-    assert client.progress("predicting")
-
-
-@pytest.mark.slow
-def test_without_previews_there_is_one_delta_and_the_same_mask(make_client):
-    shown, silent = make_client(), make_client()
-    silent.send(SetOptions(id=1, previews=False))
-    for request in (LONG, *POINTS):
-        assert np.array_equal(shown.mask_after(request), silent.mask_after(request))
-        assert [d.final for d in silent.deltas()] == [True]
-
-
-def test_without_autozoom_a_prompt_takes_one_pass(make_client):
-    zooming, still = make_client(), make_client()
-    still.send(SetOptions(id=1, autozoom=False))
-    request = POINTS[2]
-    assert zooming.send(request).timings.passes > 1
-    assert still.send(request).timings.passes == 1
-    still.send(undo())
-    still.send(SetOptions(id=1))
-    assert still.send(request).timings.passes == 1, "an option that is left out stays as it is"
-    still.send(undo())
-    still.send(SetOptions(id=1, autozoom=True))
-    assert np.array_equal(still.mask_after(request), zooming.mask())
-
-
-def test_timings_say_where_the_time_went(client):
-    timings = client.send(LONG).timings
-    assert timings.passes > 1
-    assert 0 < timings.network < timings.total
-    assert timings.waiting_for_image == 0
-    assert timings.queued >= 0
+from nninteractive_ws.errors import AtCapacity, BadMessage, OutOfBounds, UnknownSegment, UnsupportedPrompt
+from nninteractive_ws.messages import GetMask, Progress, RemoveSegment, RunLengthMask
 
 
 def test_a_run_with_nothing_to_predict_changes_nothing(client):
@@ -88,7 +24,7 @@ def test_a_run_with_nothing_to_predict_changes_nothing(client):
     assert not client.mask().any(), "the run made no step"
 
 
-def test_a_mask_is_changed_where_it_is_flipped(client):
+def test_set_mask_with_flip_inverts_voxels(client):
     first, second = ball(SHAPE, (42, 36, 33), 9), ball(SHAPE, (50, 36, 33), 9)
     client.send(set_mask(first))
     done = client.send(set_mask(second, flip=True))
@@ -156,12 +92,12 @@ def test_a_refused_request_leaves_everything_as_it_was(make_client, name):
     [run(), undo(), redo(), reset(), RemoveSegment(id=1, segment="a"), GetMask(id=1, segment="a")],
     ids=lambda r: type(r).__name__,
 )
-def test_segments_are_made_by_prompts_alone(client, request_):
+def test_only_prompts_create_segments(client, request_):
     with pytest.raises(UnknownSegment, match='"a"'):
         client.send(request_)
 
 
-def test_prompts_that_the_model_does_not_know(quick_model, device, volume, make_client):
+def test_unsupported_prompts_are_refused(quick_model, device, volume, make_client):
     model = make_client().session._model
     limited = with_network(model, model.artifacts["network"])
     description = type(model.description)(
@@ -177,7 +113,7 @@ def test_prompts_that_the_model_does_not_know(quick_model, device, volume, make_
     client.send(POINTS[0])
 
 
-def test_a_session_has_so_many_segments_and_no_more(client, monkeypatch):
+def test_the_number_of_segments_is_limited(client, monkeypatch):
     monkeypatch.setattr(session_module, "LIMITS", msgspec.structs.replace(session_module.LIMITS, segments=2))
     for name in "ab":
         client.send(set_mask(ball(SHAPE, (9, 9, 9), 2), segment=name))
@@ -191,44 +127,7 @@ def test_a_session_has_so_many_segments_and_no_more(client, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-    ],
-    ids=["Python", "torch"],
-)
-@pytest.mark.parametrize("request_", [LONG, WHOLE], ids=["add", "set"])
-def test_running_out_of_memory_leaves_the_segment_as_it_was(hooked_client, make_client, error, request_):
-    def fail(n: int) -> None:
-        if n == 2:
-            raise error
-
-    twin = make_client()
-    for one in (hooked_client, twin):
-        one.send(POINTS[0])
-    hooked_client.hook.restart(fail)
-    with pytest.raises(OutOfMemory):
-        hooked_client.send(request_)
-    hooked_client.hook.restart(lambda n: None)
-    for request in (request_, POINTS[1]):
-        assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
-
-
-def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make_client):
-    def fail(n: int) -> None:
-        raise RuntimeError("a fault")
-
-    hooked_client.hook.restart(fail)
-    with pytest.raises(RuntimeError, match="a fault"):
-        hooked_client.send(LONG)
-    hooked_client.hook.restart(lambda n: None)
-    assert np.array_equal(hooked_client.mask_after(LONG), make_client().mask_after(LONG))
-
-
-@pytest.mark.slow
-def test_two_sessions_at_once_give_what_they_give_alone(make_client):
+def test_concurrent_sessions_give_the_masks_of_single_ones(make_client):
     requests = [*POINTS, LONG]
     alone = make_client().send_all(requests)
     clients = [make_client(), make_client()]
@@ -238,9 +137,3 @@ def test_two_sessions_at_once_give_what_they_give_alone(make_client):
                 assert np.array_equal(one, other)
     queued = [m for c in clients for m in c.received if isinstance(m, Progress) and m.state == "queued"]
     assert all(m.done >= 1 for m in queued)
-
-
-def test_nothing_is_sent_about_a_request_that_is_over(client):
-    client.send_all([LONG, *POINTS, undo()])
-    owners = [m.request for m in client.received if isinstance(m, MaskDelta)]
-    assert owners == sorted(owners)

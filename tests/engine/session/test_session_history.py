@@ -1,4 +1,4 @@
-"""A session on the worker: undo, redo, reset and restore lead to the same state as the direct way."""
+"""A session on the worker: undo, redo, reset and restore lead to the same state as the direct sequence."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_undoing_all_and_redoing_all(make_client):
     assert np.array_equal(client.mask_after(LONG), twin.mask_after(LONG))
 
 
-def test_a_new_prompt_after_undoing_goes_on_from_there(make_client):
+def test_a_new_prompt_after_undo_continues_from_that_state(make_client):
     client, twin = make_client(), make_client()
     for one in (client, twin):
         one.send(SetOptions(id=1, autozoom=False))
@@ -81,7 +81,7 @@ def test_a_reset_can_be_undone_where_the_mask_reaches_through_the_volume(client)
     assert not client.mask_after(redo()).any()
 
 
-def test_prompts_that_wait_come_and_go_with_undo(make_client):
+def test_undo_and_redo_restore_pending_prompts(make_client):
     client, twin = make_client(), make_client()
     client.send(POINTS[0])
     client.send(point((50, 40, 20), run=False))
@@ -90,20 +90,20 @@ def test_prompts_that_wait_come_and_go_with_undo(make_client):
     twin.send(POINTS[0])
     twin.send(point((50, 40, 20), run=False))
     assert np.array_equal(client.mask_after(run()), twin.mask_after(run()))
-    client.send(undo())  # the run: the point waits again
+    client.send(undo())  # undoes the run, so the point is pending again
     twin.send(undo())
     client.send(undo())
     assert client.send(run()).timings.passes == 0
     assert twin.send(run()).timings.passes > 0
 
 
-def test_a_reset_forgets_the_prompts_that_wait(client):
+def test_a_reset_discards_pending_prompts(client):
     client.send(point((42, 36, 33), run=False))
     client.send(reset())
     assert client.send(run()).timings.passes == 0
 
 
-def test_segments_do_not_know_of_each_other(make_client):
+def test_segments_are_independent(make_client):
     together = make_client()
     together.send(SetOptions(id=1, autozoom=False))
     requests = {name: local_prompts(4, seed) for seed, name in enumerate("abc")}
@@ -124,7 +124,7 @@ def on_segment(request: Request, name: str) -> Request:
     return type(request)(**{**fields, "segment": name})
 
 
-def test_a_segment_that_was_removed_begins_again(client):
+def test_a_removed_segment_starts_empty(client):
     first = client.mask_after(POINTS[0])
     client.send(POINTS[1])
     client.send(RemoveSegment(id=1, segment="a"))
@@ -159,7 +159,7 @@ STORY: list[Request] = [
 
 @pytest.fixture(scope="module")
 def story(quick_model, device, volume):
-    """The masks after each request of the story, as they are when nothing is lost; and all the way back."""
+    """The masks after each request of an undisturbed session, and after each undo."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1.5)
         client = Client(quick_model, device).set_image(volume)
@@ -178,7 +178,7 @@ def flip(mask: Any, step: messages.Step) -> None:
 
 
 def back_and_forth(client: Client) -> None:
-    """Undo all steps, as far as the client's journal goes, and redo them."""
+    """Undo all steps of the client's journal, and redo them."""
     steps, mask = list(client.journals["a"].steps), client.mask()
     for step in reversed(steps):
         flip(mask, step)
@@ -192,7 +192,7 @@ def back_and_forth(client: Client) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(STORY)))
-def test_a_restored_session_goes_on_as_the_lost_one_would_have(quick_model, device, volume, story, cut):
+def test_a_restored_session_continues_identically(quick_model, device, volume, story, cut):
     forth, back = story
     lost = Client(quick_model, device).set_image(volume)
     lost.send(SetOptions(id=1, autozoom=False))
@@ -201,7 +201,7 @@ def test_a_restored_session_goes_on_as_the_lost_one_would_have(quick_model, devi
     assert np.array_equal(restored.snapshot(), forth[cut - 1])
     back_and_forth(restored)
     restored.send(SetOptions(id=1, autozoom=False))
-    # A few requests after the cut show the difference if there is one; more would only repeat it.
+    # A few requests after the restore would show a difference.
     stop = min(cut + 4, len(STORY))
     for request, mask in zip(STORY[cut:stop], forth[cut:stop], strict=True):
         assert np.array_equal(restored.mask_after(request), mask)
@@ -210,7 +210,7 @@ def test_a_restored_session_goes_on_as_the_lost_one_would_have(quick_model, devi
             assert np.array_equal(ours, mask)
 
 
-def test_restoring_what_was_undone(quick_model, device, client):
+def test_undone_steps_are_restored(quick_model, device, client):
     on_the_way = client.send_all(POINTS)
     client.send(undo())
     client.send(undo())
@@ -232,8 +232,8 @@ def test_restoring_replaces_the_segment(make_client):
     assert np.array_equal(client.mask_after(POINTS[1]), twin.mask_after(POINTS[1]))
 
 
-def test_many_prompts_fade_and_come_back_the_same(make_client, quick_model, device):
-    """Prompts fade by growing the newer ones, which upstream scales down again after about a hundred."""
+def test_many_faded_prompts_are_restored(make_client, quick_model, device):
+    """Newer prompts are written with larger values, which upstream scales down after about a hundred."""
     client = make_client()
     client.send(SetOptions(id=1, autozoom=False))
     rng = np.random.default_rng(5)
@@ -247,7 +247,7 @@ def test_many_prompts_fade_and_come_back_the_same(make_client, quick_model, devi
     assert client.mask().any()
 
 
-def test_a_restore_that_does_not_fit_changes_nothing(client):
+def test_an_invalid_restore_changes_nothing(client):
     client.send(POINTS[0])
     whole = RunLengthMask(box=((0, 84), (0, 72), (0, 67)), runs=1, encoding="raw", data=b"\0" * 4)
     outside = messages.Step(request=POINTS[0], change=whole)

@@ -31,14 +31,14 @@ from nninteractive_ws.errors import BadImage, BadMessage, NoImage, TooLarge, Unk
 from nninteractive_ws.messages import Brick, GetMask, ImageBricks, Progress, SetImage, SetOptions
 
 
-def test_a_prompt_in_a_corner_needs_the_bricks_of_the_corner(quick_model, device):
+def test_a_prompt_waits_only_for_nearby_bricks(quick_model, device):
     volume = torso((200, 150, 140), spacing=3.0)
     client = Client(quick_model, device)
     client.announce(volume)
     client.send(SetOptions(id=1, autozoom=False))
     sent = answer_what_is_waited_for(client)
     client.send(point((3, 2, 5)))
-    # Half a patch of 72 beyond the point, in bricks of 32.
+    # Half a patch of 72 beyond the point takes two bricks of 32 per axis.
     assert sent == {i * 25 + j * 5 + k for i in (0, 1) for j in (0, 1) for k in (0, 1)}
     client.send(point((199, 149, 139)))
     assert len(sent) == 8 + 2 * 2 * 2
@@ -68,7 +68,7 @@ def test_zooming_out_and_refining_wait_for_more_bricks(quick_model, device):
 
 
 def answer_what_is_waited_for(client: Client) -> set[int]:
-    """Let the client send the bricks of any box that a prompt waits for, and no other; which it sent."""
+    """Let the client send only the bricks that a prompt waits for. Return the set of sent ones, which grows."""
     sent: set[int] = set()
     threads = ThreadPoolExecutor(1)
 
@@ -84,7 +84,7 @@ def answer_what_is_waited_for(client: Client) -> set[int]:
     return sent
 
 
-def test_the_time_of_waiting_for_bricks_is_told(quick_model, device, volume):
+def test_the_time_spent_waiting_for_bricks_is_reported(quick_model, device, volume):
     client = Client(quick_model, device)
     client.announce(volume)
     thread = client.send_missing_late(range(len(bricks.Grid(SHAPE))), pause=0.02)
@@ -95,7 +95,7 @@ def test_the_time_of_waiting_for_bricks_is_told(quick_model, device, volume):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32"])
 @pytest.mark.parametrize("encoding", arrays.ENCODINGS)
-def test_voxels_are_normalized_alike_whatever_their_type(quick_model, device, dtype, encoding):
+def test_voxels_of_every_type_are_normalized_alike(quick_model, device, dtype, encoding):
     rng = np.random.default_rng(0)
     volume = rng.integers(0, 100, (70, 20, 9)).astype(dtype)
     client = Client(quick_model, device)
@@ -106,7 +106,7 @@ def test_voxels_are_normalized_alike_whatever_their_type(quick_model, device, dt
     assert np.array_equal(client.session._image.voxels[0].numpy(), expected)
 
 
-def test_a_brick_that_is_there_is_acknowledged_and_changes_nothing(client, volume):
+def test_a_duplicate_brick_is_acknowledged_and_ignored(client, volume):
     before = client.session._image.voxels.clone()
     stored, again = client.session.put_bricks(brick_message(volume + 1, "image", [0]))
     assert (stored, again.received) == (0, [0])
@@ -129,7 +129,7 @@ BAD_BRICKS = {
 
 
 @pytest.mark.parametrize("name", BAD_BRICKS)
-def test_bad_bricks_are_refused_and_good_ones_taken_afterwards(quick_model, device, volume, name):
+def test_valid_bricks_are_accepted_after_invalid_ones(quick_model, device, volume, name):
     bad, error = BAD_BRICKS[name]
     client = Client(quick_model, device)
     client.announce(volume.astype(np.float32))
@@ -140,7 +140,7 @@ def test_bad_bricks_are_refused_and_good_ones_taken_afterwards(quick_model, devi
     assert client.send(POINTS[0]).timings.passes > 0
 
 
-def test_bricks_before_a_bad_one_are_kept_and_waited_for_no_longer(quick_model, device, volume):
+def test_bricks_before_an_invalid_one_are_kept(quick_model, device, volume):
     bad, error = BAD_BRICKS["too few bytes"]
     client = Client(quick_model, device)
     client.announce(volume)
@@ -162,7 +162,7 @@ def test_the_same_image_again_keeps_its_bricks_and_loses_its_segments(client, vo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["shape", "dtype", "mean", "std"])
-def test_a_name_does_not_make_an_image_the_same(client, volume, change):
+def test_an_image_is_identified_by_more_than_its_name(client, volume, change):
     other = {
         "shape": volume[:-1],
         "dtype": volume.astype(np.int32),
@@ -173,7 +173,7 @@ def test_a_name_does_not_make_an_image_the_same(client, volume, change):
 
 
 @pytest.mark.slow
-def test_another_image_takes_the_place_of_the_first(quick_model, device, client):
+def test_another_image_replaces_the_first(quick_model, device, client):
     client.send(POINTS[0])
     other = torso((70, 64, 50), seed=9, spacing=3.0)
     client.set_image(other, "other")
@@ -185,7 +185,7 @@ def test_another_image_takes_the_place_of_the_first(quick_model, device, client)
 
 
 @pytest.mark.slow
-def test_the_first_image_is_gone_before_room_is_made_for_the_next(client, monkeypatch):
+def test_the_old_image_is_released_before_reserving_the_next(client, monkeypatch):
     client.send(POINTS[0])
     upstream = client.session._upstream
     held = [weakref.ref(client.session._image.voxels), weakref.ref(upstream.interactions)]
@@ -213,7 +213,7 @@ def test_an_image_with_too_many_voxels(client):
     [POINTS[0], set_mask(np.ones((2, 2, 2), bool)), run(), undo(), redo(), reset(), GetMask(id=1, segment="a")],
     ids=lambda r: type(r).__name__,
 )
-def test_nothing_can_be_done_without_an_image(quick_model, device, request_):
+def test_requests_without_an_image_are_refused(quick_model, device, request_):
     client = Client(quick_model, device)
     with pytest.raises(NoImage):
         client.send(request_)

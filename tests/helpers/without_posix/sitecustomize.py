@@ -1,7 +1,7 @@
-"""Python without what Windows lacks, for child processes: put this folder on ``PYTHONPATH``.
+"""Python without the features that Windows lacks, for child processes. Put this folder on ``PYTHONPATH``.
 
-Modules of the package see the platform "win32", no Unix sockets and no modules that are POSIX only. Event loops have no
-signal handlers and no pipes for standard input. Calls of ``os`` that are POSIX only are missing.
+Modules of the package see the platform "win32", no Unix sockets and no POSIX modules. Event loops have no signal
+handlers and no pipes for standard input. POSIX functions of ``os`` are missing.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ MISSING_CALLS = (
 
 
 class WindowsLoader(SourceFileLoader):
-    """Compiles a module as if it were run on Windows."""
+    """Compiles a module as on Windows."""
 
     def get_code(self, fullname: str) -> Any:
         source = self.get_data(self.path).replace(b"sys.platform", b"'win32'").replace(b'AF_UNIX"', b'NO_UNIX"')

@@ -1,4 +1,4 @@
-"""Evicted sessions with the real client: it is notified, and restores the session with its next request."""
+"""Eviction with the real client, which is notified and restores its session with the next request."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial
 
-# What the command line has no option for, because nobody should have to think of it.
+# Without an option of the command line, because users need not change it.
 IDLE_S = 2.0
 SERVE = f"""
 from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
@@ -50,7 +50,7 @@ def server() -> Iterator[str]:
 
 
 class Watched:
-    """A session, and what it is told about its connection."""
+    """A session, and the events of its connection."""
 
     def __init__(self) -> None:
         self.received: list[Any] = []
@@ -64,7 +64,7 @@ class Watched:
 
 
 @pytest.mark.slow
-def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> None:
+def test_an_idle_session_is_evicted_for_an_image_and_restored_later(server: str) -> None:
     async def work() -> None:
         first, second = Watched(), Watched()
         async with await first.open(server) as idle, await second.open(server) as newcomer:
@@ -83,7 +83,7 @@ def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> 
             assert first.states[-1] == "lost", "it came back without being needed"
             assert np.array_equal(segment.mask, before)
             await asyncio.sleep(IDLE_S - 0.4)
-            await segment.undo()  # and pushes the other one out
+            await segment.undo()  # evicts the other one
             assert first.states == ["open", "evicted", "lost", "open"]
             await segment.redo()
             assert np.array_equal(segment.mask, before)
@@ -93,7 +93,7 @@ def test_an_idle_session_makes_room_for_an_image_and_comes_back(server: str) -> 
 
 
 @pytest.mark.slow
-def test_a_session_that_works_keeps_its_room(server: str) -> None:
+def test_a_busy_session_is_not_evicted(server: str) -> None:
     async def work() -> None:
         first = Watched()
         async with await first.open(server) as busy, await Watched().open(server) as newcomer:
@@ -114,8 +114,8 @@ def test_a_session_that_works_keeps_its_room(server: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.1])
-def test_who_leaves_in_the_middle_leaves_nothing_behind(server: str, pause_s: float) -> None:
-    """Its image is on its way, and a prompt is being done, when it closes; the next one gets room at once."""
+def test_closing_during_a_prompt_frees_the_session(server: str, pause_s: float) -> None:
+    """It closes during an upload and a prompt. The next session can be opened immediately."""
 
     async def work() -> None:
         image = phantom(5, SHAPE)
@@ -133,14 +133,14 @@ def test_who_leaves_in_the_middle_leaves_nothing_behind(server: str, pause_s: fl
 
 
 @pytest.mark.slow
-def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
+def test_an_idle_session_is_evicted_for_a_session(server: str) -> None:
     async def work() -> None:
         watched = [Watched() for _ in range(4)]
         opened = [await w.open(server) for w in watched[:3]]
         await opened[0].set_image(phantom(5))
         await opened[0].segment("a").add_point((30, 30, 30))
         before = opened[0].segment("a").mask.copy()
-        for session in (opened[1], opened[2], opened[0]):  # all are used, a moment ago
+        for session in (opened[1], opened[2], opened[0]):  # all were used a moment ago
             await session.set_options(autozoom=True)
         with pytest.raises(nni.Error) as refused:
             await watched[3].open(server)
@@ -161,7 +161,7 @@ def test_an_idle_session_makes_room_for_a_session(server: str) -> None:
 
 
 async def talk(client: PlainClient, what: str) -> None:
-    """Say what comes to nothing, without a pause."""
+    """Send messages without effect continuously."""
     for n in itertools.count(10):
         message: wire.Message = {
             "cancel": wire.Cancel(request=n),
@@ -174,7 +174,7 @@ async def talk(client: PlainClient, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
+def test_requests_without_effect_do_not_prevent_eviction(server: str) -> None:
     async def work() -> None:
         clients, talking = [await PlainClient.open(server) for _ in range(3)], []
         for client, what in zip(clients, ("cancel", "undo", "the same brick"), strict=True):
@@ -200,8 +200,8 @@ def test_sessions_that_talk_nonsense_are_idle(server: str) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_whose_bricks_do_not_come_keep_no_place(server: str) -> None:
-    """Two clients that went in the middle of an upload, and one that is stuck."""
+def test_a_prompt_without_its_bricks_does_not_prevent_eviction(server: str) -> None:
+    """Two clients that disconnected during an upload, and one that is stuck."""
 
     async def work() -> None:
         clients = [await PlainClient.open(server) for _ in range(3)]
@@ -213,7 +213,7 @@ def test_prompts_whose_bricks_do_not_come_keep_no_place(server: str) -> None:
         for client in clients[:2]:
             client.websocket.transport.abort()
         await asyncio.to_thread(wait_until, lambda: sessions(server, "waiting") == 2)
-        opened = [await Watched().open(server) for _ in range(2)]  # in the place of those that are away
+        opened = [await Watched().open(server) for _ in range(2)]  # replace the disconnected ones
         with pytest.raises(nni.Error) as refused:
             await Watched().open(server)
         assert refused.value.code == "at_capacity", "bricks may still come"
@@ -236,7 +236,7 @@ def test_prompts_whose_bricks_do_not_come_keep_no_place(server: str) -> None:
 
 
 async def open_modestly(address: str) -> AsyncSession:
-    """A session for whose sake no other is forgotten."""
+    """Open a session that may not evict others."""
     session = AsyncSession(partial(dial, parse_address(address)), Core(allow_eviction=False), reconnect_for=0)
     try:
         await session.wait_open()
@@ -247,7 +247,7 @@ async def open_modestly(address: str) -> AsyncSession:
 
 
 @pytest.mark.slow
-def test_a_guest_takes_nobodys_place(server: str) -> None:
+def test_a_session_without_allow_eviction_evicts_no_other(server: str) -> None:
     async def work() -> None:
         watched = [Watched() for _ in range(3)]
         async with await watched[0].open(server) as idle, await watched[1].open(server):

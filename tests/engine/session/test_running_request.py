@@ -1,4 +1,4 @@
-"""A session on the worker: a cancelled request leaves the state unchanged, at whatever stage."""
+"""The running request of a session: its timings, and its cancellation at every stage."""
 
 from concurrent.futures import ThreadPoolExecutor
 import threading
@@ -14,6 +14,14 @@ from nninteractive_ws import bricks
 from nninteractive_ws.engine.device_scheduler import SchedulerSlot
 from nninteractive_ws.errors import Cancelled, UnknownSegment
 from nninteractive_ws.messages import Cancel, Progress
+
+
+def test_timings_break_down_a_request(client):
+    timings = client.send(LONG).timings
+    assert timings.passes > 1
+    assert 0 < timings.network < timings.total
+    assert timings.waiting_for_image == 0
+    assert timings.queued >= 0
 
 
 @pytest.mark.slow
@@ -55,7 +63,7 @@ def test_cancelling_the_first_prompt_of_a_segment(hooked_client, make_client):
         assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
 
 
-def test_cancelling_while_it_waits_for_bricks(quick_model, device, volume, make_client):
+def test_cancelling_while_waiting_for_bricks(quick_model, device, volume, make_client):
     client = Client(quick_model, device)
     client.announce(volume)
     waits = threading.Event()
@@ -73,7 +81,7 @@ def test_cancelling_while_it_waits_for_bricks(quick_model, device, volume, make_
         assert np.array_equal(client.mask_after(request), twin.mask_after(request))
 
 
-def test_cancelling_while_it_waits_for_the_device(quick_model, device, volume, make_client):
+def test_cancelling_while_waiting_for_the_device(quick_model, device, volume, make_client):
     client, twin = make_client(), make_client()
     hook = Hooked(quick_model.artifacts["network"])
     other = Client(with_network(quick_model, hook), device).set_image(volume)
@@ -97,7 +105,7 @@ def test_cancelling_while_it_waits_for_the_device(quick_model, device, volume, m
         assert np.array_equal(client.mask_after(request), twin.mask_after(request))
 
 
-def test_cancelling_before_its_turn(client):
+def test_cancelling_a_queued_request(client):
     client.session.cancel(Cancel(request=client.last_id + 1), client.last_id + 1)
     with pytest.raises(Cancelled):
         client.send(POINTS[0])
@@ -108,7 +116,7 @@ def test_cancelling_before_its_turn(client):
     assert client.send(POINTS[2]).timings.passes > 0
 
 
-def test_cancelling_what_is_done_changes_nothing(client):
+def test_cancelling_a_finished_request_changes_nothing(client):
     client.send(POINTS[0])
     before = client.mask()
     for request in (client.last_id, None):
@@ -118,8 +126,8 @@ def test_cancelling_what_is_done_changes_nothing(client):
     assert client.session._cancelled == set(), "ids that are done with are kept for ever"
 
 
-def test_cancelling_one_request_does_not_hit_the_next(hooked_client, device, monkeypatch):
-    """A cancellation that found its request at work must not drop the pass of the request after it."""
+def test_cancelling_a_request_does_not_affect_the_next(hooked_client, device, monkeypatch):
+    """A late cancellation must not drop the pass of the next request."""
     really_drop, next_one_waits, gate = device.drop, threading.Event(), threading.Event()
 
     def late_drop(*args: Any) -> None:

@@ -1,0 +1,94 @@
+"""Predictions: previews, results, passes, and failures between passes."""
+
+from helpers.engine import prompts_for, undo
+from helpers.session_prompts import LONG, POINTS, SHAPE, WHOLE
+import numpy as np
+import pytest
+
+from nninteractive_ws.errors import OutOfMemory
+from nninteractive_ws.messages import MaskDelta, SetOptions
+
+
+@pytest.mark.slow
+def test_deltas_add_up_to_the_mask(client):
+    # The client asserts revisions, checksums and counts of each delta, and compares masks after each request.
+    client.send_all(prompts_for(SHAPE, 11))
+    assert np.array_equal(client.snapshot(), client.mask())
+
+
+def test_previews_come_before_the_result(client):
+    done = client.send(LONG)
+    finals = [d.final for d in client.deltas()]
+    assert finals.count(True) <= 1
+    assert True not in finals[:-1]  # none is final if the last preview equals the result
+    assert len(finals) > 3
+    passes = client.progress("refining")
+    assert [(p.done, p.total) for p in passes] == [(n, len(passes)) for n in range(1, len(passes) + 1)]
+    assert done.timings.passes == len(passes) + 1
+    assert client.progress("predicting")
+
+
+@pytest.mark.slow
+def test_without_previews_there_is_one_delta_and_the_same_mask(make_client):
+    shown, silent = make_client(), make_client()
+    silent.send(SetOptions(id=1, previews=False))
+    for request in (LONG, *POINTS):
+        assert np.array_equal(shown.mask_after(request), silent.mask_after(request))
+        assert [d.final for d in silent.deltas()] == [True]
+
+
+def test_without_autozoom_a_prompt_takes_one_pass(make_client):
+    zooming, still = make_client(), make_client()
+    still.send(SetOptions(id=1, autozoom=False))
+    request = POINTS[2]
+    assert zooming.send(request).timings.passes > 1
+    assert still.send(request).timings.passes == 1
+    still.send(undo())
+    still.send(SetOptions(id=1))
+    assert still.send(request).timings.passes == 1, "an option that is left out stays as it is"
+    still.send(undo())
+    still.send(SetOptions(id=1, autozoom=True))
+    assert np.array_equal(still.mask_after(request), zooming.mask())
+
+
+def test_no_message_follows_a_finished_request(client):
+    client.send_all([LONG, *POINTS, undo()])
+    owners = [m.request for m in client.received if isinstance(m, MaskDelta)]
+    assert owners == sorted(owners)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["Python", "torch"],
+)
+@pytest.mark.parametrize("request_", [LONG, WHOLE], ids=["add", "set"])
+def test_running_out_of_memory_leaves_the_segment_as_it_was(hooked_client, make_client, error, request_):
+    def fail(n: int) -> None:
+        if n == 2:
+            raise error
+
+    twin = make_client()
+    for one in (hooked_client, twin):
+        one.send(POINTS[0])
+    hooked_client.hook.restart(fail)
+    with pytest.raises(OutOfMemory):
+        hooked_client.send(request_)
+    hooked_client.hook.restart(lambda n: None)
+    for request in (request_, POINTS[1]):
+        assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
+
+
+def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make_client):
+    def fail(n: int) -> None:
+        raise RuntimeError("a fault")
+
+    hooked_client.hook.restart(fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        hooked_client.send(LONG)
+    hooked_client.hook.restart(lambda n: None)
+    assert np.array_equal(hooked_client.mask_after(LONG), make_client().mask_after(LONG))

@@ -1,0 +1,117 @@
+"""The request queue of a session on a real server: invalid, repeated and surplus messages."""
+
+from typing import Any
+
+from helpers.end_to_end import SHAPE, PlainClient, phantom, run
+import msgspec
+import pytest
+
+from nninteractive_ws import messages as wire
+
+
+def test_invalid_requests_are_answered_with_errors(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+
+        async def answer(request: int, **message: Any) -> Any:
+            await client.websocket.send(msgspec.msgpack.encode({"id": request, **message}))
+            before, found = await client.receive_answer(request)
+            assert before == []
+            return found
+
+        wrong = await answer(7, type="add_point", segment="a")
+        assert (wrong.code, wrong.id) == ("bad_message", 7)
+        assert "point" in wrong.message
+        assert (await answer(8, type="add_point", segment="a", point=[1, 2, 3])).code == "no_image"
+        assert (await answer(5, type="undo", segment="a")).code == "bad_message", "ids must grow"
+        # A request of an unknown type is ignored.
+        await client.websocket.send(msgspec.msgpack.encode({"type": "dance", "id": 9}))
+        assert (await answer(10, type="undo", segment="a")).code == "no_image"
+        await client.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["text", b"\xc1", msgspec.msgpack.encode({"type": "undo", "segment": "a"})],
+    ids=["text", "garbage", "no id"],
+)
+def test_an_invalid_message_without_an_id_closes_the_connection(server: str, message: str | bytes) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.websocket.send(message)
+        error = await client.receive()
+        assert (error.code, error.id) == ("bad_message", None)
+        await client.websocket.wait_closed()
+        assert client.websocket.close_code is not None
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_a_repeated_request_is_applied_once(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        point = wire.AddPoint(id=5, segment="a", point=(30, 30, 28))
+        await client.send(point)
+        await client.send(point)
+        _, first = await client.receive_answer(5)
+        await client.send(point)
+        between, again = await client.receive_answer(5)
+        await client.send(wire.Undo(id=6, segment="a"))
+        more, undone = await client.receive_answer(6)
+        assert isinstance(first, wire.Done)
+        assert again == first
+        assert not [m for m in between if isinstance(m, wire.MaskDelta)]
+        # the answer to the second or the third request
+        assert [m for m in more if isinstance(m, wire.Done)] in ([], [first])
+        assert isinstance(undone, wire.Done)
+        await client.send(wire.Undo(id=7, segment="a"))
+        _, refused = await client.receive_answer(7)
+        assert refused.code == "nothing_to_undo", "the point was added once"
+        await client.close()
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_bricks_of_another_image_are_ignored(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.set_image(phantom())
+        brick = wire.Brick(index=0, encoding="raw", data=b"")
+        await client.send(wire.ImageBricks(image="another", bricks=[brick]))
+        await client.send(wire.AddPoint(id=2, segment="a", point=(30, 30, 28)))
+        before, answer = await client.receive_answer(2)
+        assert isinstance(answer, wire.Done)
+        assert not [m for m in before if isinstance(m, wire.ErrorMessage | wire.ImageProgress)]
+        await client.send(wire.ImageBricks(image="image", bricks=[msgspec.structs.replace(brick, index=99)]))
+        error = await client.receive()
+        assert (error.code, error.id) == ("bad_message", None)
+        await client.websocket.wait_closed()
+
+    run(work())
+
+
+def test_requests_beyond_the_limit_in_flight_are_refused(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        # A prompt that waits for bricks which never arrive, and many behind it.
+        await client.send(wire.SetImage(id=1, image="x", shape=SHAPE, dtype="int16", mean=0.0, std=1.0))
+        last = 2 + 600
+        for request in range(2, last + 1):
+            await client.send(wire.AddPoint(id=request, segment="a", point=(1, 1, 1)))
+        answers = [await client.receive_until(wire.ErrorMessage) for _ in range(last - 1 - 512 - 1)]
+        assert {a.code for a in answers} == {"at_capacity"}
+        assert "pending already" in answers[0].message
+        await client.send(wire.Cancel())
+        cancelled = {(await client.receive_until(wire.ErrorMessage)).id for _ in range(513)}
+        assert cancelled | {a.id for a in answers} == set(range(2, last + 1))
+        await client.send(wire.AddPoint(id=last + 1, segment="a", point=(99, 1, 1)))
+        _, answer = await client.receive_answer(last + 1)
+        assert answer.code == "out_of_bounds"
+        await client.send(wire.Bye())
+
+    run(work())
