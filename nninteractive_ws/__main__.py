@@ -8,8 +8,8 @@ from nninteractive_ws.interrupts import INTERRUPTED, exit_interrupted, exit_on_i
 
 def main() -> None:
     """Run the command line. If only the client is installed, exit with the package to install."""
-    _check_arguments(sys.argv[1:])
     try:
+        _check_arguments(sys.argv[1:])
         _run()
     except KeyboardInterrupt:
         exit_interrupted("Stopped.")
@@ -39,10 +39,12 @@ def _run() -> None:
 
 def _check_arguments(arguments: list[str]) -> None:
     """Exit if an argument is not text in UTF-8. Libraries of image formats end the process at such a path."""
+    from nninteractive_ws.files.names import is_utf8
+    from nninteractive_ws.redaction import escaped
+
     for argument in arguments:
-        printable = argument.encode(errors="backslashreplace").decode()
-        if printable != argument:
-            sys.exit(f"error: The argument {printable} is not UTF-8 text. Rename the file or its folder.")
+        if not is_utf8(argument):
+            sys.exit(f"error: The argument {escaped(argument)} is not UTF-8 text. Rename the file or its folder.")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,25 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{path.name}")
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, unless it exists. Raises OSError with a sentence for the user."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"The folder {folder} cannot be created ({e.strerror or e}).") from e
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError with a sentence for the user if no file can be written at a path, before work on it is lost."""
+    try:
+        partial_path(path).touch()
+        partial_path(path).unlink()
+    except OSError as e:
+        raise OSError(f"The file {path} cannot be written ({e.strerror or e}). Choose another folder.") from e
+    if path.is_dir():
+        raise OSError(f"The file {path} cannot be written, because it is a folder. Choose another output.")
+
+
 def _private_file(path: Path) -> Path:
     """Create an empty file of mode 0600 in the same folder, so that replacing is a rename."""
     descriptor, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)

@@ -19,7 +19,7 @@ from typing import TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from nninteractive_ws.redaction import redact_tokens
+from nninteractive_ws.redaction import escaped, redact_tokens
 
 # Attributes of a record that are not fields. websockets adds the connection object, which has no useful text.
 _NO_FIELDS = (*RESERVED_ATTRS, "websocket")
@@ -234,7 +234,7 @@ class _TextFormatter(logging.Formatter):
         fields = {key: value for key, value in vars(record).items() if key not in _NO_FIELDS}
         line = super().formatMessage(record) + "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
         # A name chosen by a client must not look like another line.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return escaped(line)
 
 
 def _quoted(value: object) -> str:

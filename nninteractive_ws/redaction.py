@@ -41,3 +41,8 @@ def redact(text: str, *secrets: str | None) -> str:
 def printable(text: str) -> str:
     """Replace characters that are not printable by spaces, because a server's text could control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def escaped(text: str) -> str:
+    """Escape characters that are not printable or not UTF-8, so that a text is visible and stays on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 import typer
 
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.cli.console import fail, print_notes, stderr
 from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.errors import Error
@@ -53,7 +53,7 @@ def batch(
 ) -> None:
     """Segment many images with the prompts of a table.
 
-    Columns of JOBS: image (a file that SimpleITK reads, or a folder with a DICOM series), segment (a name), prompt
+    Columns of JOBS: image (a file, or a folder with a DICOM series), segment (a name), prompt
     (point, bbox, scribble, lasso or markups), one of ijk (voxels), lps (millimeters) and file (a label map with the
     scribble or the filled lasso, or a markups file of 3D Slicer), polarity (positive or negative), and series and time
     (numbers from 1, of an image with several). The prompts of an image are sent in table order.
@@ -138,8 +138,8 @@ class _Display:
         summaries = [f"{s.name} {s.voxels:,} voxels, {s.ml:.1f} ml" for s in result.segments if s.error is None]
         if summaries and not result.earlier:
             stderr.print(escape(f"{result.image}: {'; '.join(summaries)} ({result.total_s:.1f} s)"), soft_wrap=True)
-        for warning in () if result.earlier else result.warnings:
-            stderr.print(f"[yellow]note:[/] {escape(f'{result.image}: {warning}')}", soft_wrap=True)
+        if not result.earlier:
+            print_notes(result.warnings, result.image)
         for error in result.errors:
             message = ": ".join(filter(None, (result.image, error)))  # a row whose image is unknown has no name
             stderr.print(f"[bold red]failed:[/] {escape(message)}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """Console output and exit statuses of the commands."""
 
+from collections.abc import Iterable
 from pathlib import Path
 import tempfile
 from typing import NoReturn
@@ -7,6 +8,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.markup import escape
 import typer
+
+from nninteractive_ws.files.reason import reason
 
 #: Console for everything but results, which go to standard output.
 stderr = Console(stderr=True, highlight=False)
@@ -18,6 +21,13 @@ def fail(error: object) -> NoReturn:
     raise typer.Exit(1)
 
 
+def print_notes(notes: Iterable[str], image: str = "") -> None:
+    """Print what was unusual in an image. ``image``: its name, if a command has several."""
+    for note in notes:
+        text = f"{image}: {note}" if image else note
+        stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
 def make_output_folder(folder: Path) -> None:
     """Create the output folder of a command. End the command if no file can be written in it, before any work."""
     try:
@@ -25,6 +35,6 @@ def make_output_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         fail(
-            f"No files can be written in the output folder {folder} ({e.strerror or e}). Choose another folder with "
+            f"No files can be written in the output folder {folder} ({reason(e)}). Choose another folder with "
             "--output, or correct its permissions."
         )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 import typer
 
-from nninteractive_ws.cli.console import fail, make_output_folder, stderr
+from nninteractive_ws.cli.console import fail, make_output_folder, print_notes, stderr
 from nninteractive_ws.cli.progress import SessionProgress, session_progress
 from nninteractive_ws.cli.read_options import Resample
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
@@ -156,8 +156,8 @@ def _run(
 
 def _print_result(result: ObjectResult, is_first: bool) -> None:
     """Print a result above the progress. ``is_first``: of its case, whose warnings are printed once."""
-    for warning in result.warnings if is_first else ():
-        stderr.print(f"[yellow]note:[/] {escape(f'{result.case}: {warning}')}", soft_wrap=True)
+    if is_first:
+        print_notes(result.warnings, result.case)
     name = escape(": ".join(filter(None, (result.case, result.structure))))
     if result.steps:
         dice = " ".join(f"{s.dice:.2f}" for s in result.steps)

@@ -7,11 +7,11 @@ from typing import Annotated
 from rich.markup import escape
 import typer
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import atomic_write, check_writable
 from nninteractive_ws.cli import option_values
-from nninteractive_ws.cli.console import fail, stderr
+from nninteractive_ws.cli.console import fail, print_notes, stderr
 from nninteractive_ws.cli.progress import session_progress
-from nninteractive_ws.cli.read_options import Resample
+from nninteractive_ws.cli.read_options import Resample, Series, TimePoint
 from nninteractive_ws.cli.server_options import Ca, Model, Server, Start, server_options
 from nninteractive_ws.client.blocking import Segment, connect
 from nninteractive_ws.client.events import Result
@@ -20,15 +20,15 @@ from nninteractive_ws.errors import Error
 from nninteractive_ws.files.images import (
     MAX_NAME_LENGTH,
     SEGMENTATION_ENDINGS,
-    ReadOptions,
     check_output,
     color_of,
     is_segment_name,
     read_volume,
     write_segmentation,
 )
-from nninteractive_ws.files.overwrites import check_overwrite
+from nninteractive_ws.files.overwrites import InputFiles
 from nninteractive_ws.files.pictures import Prompt, three_views
+from nninteractive_ws.files.read_options import ReadOptions
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
@@ -40,7 +40,7 @@ Texts = list[str] | None
 
 def segment(
     image: Annotated[
-        Path, typer.Argument(help="Image file that SimpleITK reads (NIfTI, NRRD, ...), or folder of a DICOM series.")
+        Path, typer.Argument(help="Image file (NIfTI, NRRD, MetaImage, ...), or folder with a DICOM series.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output file: .nii.gz, .nrrd, .seg.nrrd or .dcm (DICOM SEG).")
@@ -63,12 +63,8 @@ def segment(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the segment.")] = "segment",
-    series: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of the DICOM series, if the folder has several.")
-    ] = None,
-    time_point: Annotated[
-        int | None, typer.Option("--time", min=1, metavar="N", help="Number of the time point, if there are several.")
-    ] = None,
+    series: Series = None,
+    time_point: TimePoint = None,
     resample: Resample = False,
     picture: Annotated[
         Path | None,
@@ -98,6 +94,28 @@ def segment(
     positions += [(option_values.position(text, "--negative-lps"), False) for text in negative_lps or []]
     if not any(positive for _, positive in (*voxels, *positions)) and not boxes:
         fail("No prompt marks the object. Add at least one --point, --lps or --bbox.")
+    _check_names(output, picture, name)
+    try:
+        inputs = InputFiles([image])
+        inputs.check(output)
+        if picture is not None:
+            inputs.check(picture)
+            check_writable(picture)
+        volume = read_volume(image, ReadOptions(series, time_point, resample))
+        check_output(output, volume)
+        print_notes(volume.notes)
+        points = _in_volume(volume, boxes, voxels, positions)
+        mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
+        if picture is not None:
+            marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
+            with atomic_write(picture) as partial:
+                three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
+    except (Error, ServerDidNotStart, OSError) as e:
+        fail(e)
+
+
+def _check_names(output: Path, picture: Path | None, name: str) -> None:
+    """End the command if the name of an output file or of the segment is invalid."""
     if not output.name.endswith(SEGMENTATION_ENDINGS):
         fail(f"The name of the output {output.name} must end with one of {', '.join(SEGMENTATION_ENDINGS)}.")
     if picture is not None and picture.suffix != ".png":
@@ -110,22 +128,6 @@ def segment(
             f"The name of the segment is invalid. Expected at most {MAX_NAME_LENGTH} printable characters without a "
             "backslash."
         )
-    try:
-        for file in (output, picture):
-            if file is not None:
-                check_overwrite(file, [image])
-        volume = read_volume(image, ReadOptions(series, time_point, resample))
-        check_output(output, volume)
-        for note in volume.notes:
-            stderr.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-        points = _in_volume(volume, boxes, voxels, positions)
-        mask = _segment(volume, boxes, points, output, name, server_options(server, ca, start, model))
-        if picture is not None:
-            marks = [Prompt.of(box, True) for box in boxes] + [Prompt.of(at, positive) for at, positive in points]
-            with atomic_write(picture) as partial:
-                three_views(volume.voxels, mask, volume.ijk_to_lps, color_of(0), marks).save(partial, "PNG")
-    except (Error, ServerDidNotStart, OSError) as e:
-        fail(e)
 
 
 def _in_volume(

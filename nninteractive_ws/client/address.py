@@ -172,6 +172,7 @@ def _is_ssh(parts: SplitResult) -> bool:
 
 
 def bracketed(host: str) -> str:
+    """Return a host for a URL, in which an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

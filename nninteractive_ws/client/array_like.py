@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import Error
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.rows import format_cell
 
 
@@ -52,8 +53,8 @@ def to_array(value: object, noun: str, error: type[Error]) -> npt.NDArray[np.gen
     except _Refused as e:
         raise error(f"The {noun} {e}") from None
     except Exception as e:
-        detail = str(e).strip().rstrip(".")
-        raise error(f"The {noun} is not an array, or cannot be read as one ({type(e).__name__}: {detail}).") from e
+        detail = f"{type(e).__name__}: {reason(e)}"
+        raise error(f"The {noun} is not an array, or cannot be read as one ({detail}).") from e
 
 
 def _without_masked_voxels(array: npt.NDArray[np.generic], noun: str) -> npt.NDArray[np.generic]:

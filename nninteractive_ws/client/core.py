@@ -212,8 +212,7 @@ class Core:
         positive: bool = True,
         run: bool = True,
     ) -> int:
-        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt and
-        BadMask."""
+        """Add strokes: a mask of the volume's shape, or of ``box``'s. Raises also UnsupportedPrompt or BadMask."""
         return self._add_strokes(wire.AddScribble, segment, mask, box, positive, run)
 
     def add_lasso(

@@ -36,7 +36,7 @@ class ProxySetting:
     def __str__(self) -> str:
         return f"{self.place} (set by {self.source})"
 
-    # ---- messages: what went wrong at the proxy, and not at the server ------------------------------------------
+    # ---- error messages -------------------------------------------------------------------------------------------
 
     def unreachable(self, address: Address, reason: str) -> str:
         """Return the message for a proxy to which there is no connection."""

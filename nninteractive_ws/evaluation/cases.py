@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage, InvalidTable
-from nninteractive_ws.files import options
-from nninteractive_ws.files.images import ReadOptions, read_label_map, read_volume
-from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of
+from nninteractive_ws.files import read_options
+from nninteractive_ws.files.images import read_label_map, read_volume
+from nninteractive_ws.files.read_options import ReadOptions
+from nninteractive_ws.files.rows import check_columns, empty, format_cell, path_of, read_rows, text_of, whole_number_of
 from nninteractive_ws.files.volume import check_same_grid
 
-COLUMNS = ("image", "labels", "label", "name", *options.COLUMNS)
-#: The largest label of a label map.
-_MAX_LABEL = 2**63 - 1
+COLUMNS = ("image", "labels", "label", "name", *read_options.COLUMNS)
 #: Tolerance for rounding errors of labels that are stored as floats.
 _LABEL_TOLERANCE = 1e-4
 
@@ -93,7 +92,7 @@ def read_cases(path: Path, resample: bool = False) -> list[FileCase]:
 
     ``image`` and ``labels`` are paths relative to the table. ``label`` is the value of the structure, or empty for each
     value in the label map. ``name`` is its name, or empty for the value. ``series`` and ``time``
-    choose a volume of the image. Image files are not read yet. ``resample``: an option of each image.
+    choose a volume of the image. ``resample``: an option of each image. Image files are not read yet.
 
     Raises InvalidTable for an unusable table or row.
     """
@@ -116,19 +115,20 @@ def _collect(
     check_columns(row, COLUMNS)
     expected = "the path of an image"
     name, image = text_of(row, "image", expected), path_of(row, "image", folder, expected)
-    chosen = options.options_of(row, resample)
+    chosen = read_options.options_of(row, resample)
     labels = path_of(row, "labels", folder, "the path of a label map")
     if labels.resolve() == image.resolve():
         raise InvalidTable("column labels: expected the path of a label map, found the image itself.")
     case = cases.get((image, chosen))
-    value = _label(row.get("label"))
+    value = whole_number_of(row, "label")
     if case is not None and (value is None or not case.structures):
         raise InvalidTable("column label: expected a value in each row of an image with several rows, found nothing.")
     if case is not None and case.labels != labels:
         raise InvalidTable(
             f"column labels: expected {case.labels.name} as in the first row of the image, found {labels.name}."
         )
-    case = cases.setdefault((image, chosen), FileCase(options.title_of(name, chosen), image, labels, options=chosen))
+    title = read_options.title_of(name, chosen)
+    case = cases.setdefault((image, chosen), FileCase(title, image, labels, options=chosen))
     if value is None:
         if not empty(row.get("name")):
             raise InvalidTable(
@@ -141,15 +141,3 @@ def _collect(
             f"column name: expected a unique name for each structure of an image, found {format_cell(structure)} again."
         )
     case.structures[structure] = value
-
-
-def _label(cell: object) -> int | None:
-    if empty(cell):
-        return None
-    try:
-        value = int(cell) if isinstance(cell, int | str) and not isinstance(cell, bool) else 0
-    except ValueError:
-        value = 0
-    if not 1 <= value <= _MAX_LABEL:
-        raise InvalidTable(f"column label: expected a whole number from 1, found {format_cell(cell)}.")
-    return value

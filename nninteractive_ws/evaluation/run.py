@@ -140,7 +140,7 @@ def evaluate(
         try:
             scan = case.read()
             session.set_image(scan.voxels)
-        except (BadImage, OSError) as e:
+        except BadImage as e:
             yield EvaluatedObject(ObjectResult(case.name, "", plan.budget, error=str(e)))
         except _ITEM_ERRORS as e:
             for name, label in scan.structures.items():

@@ -123,7 +123,7 @@ def _share_groups(header: pydicom.Dataset) -> None:
 
 
 def _fill_in(header: pydicom.Dataset) -> None:
-    """Replace missing attributes that may be empty, and values that removers of names leave, by empty ones."""
+    """Replace missing attributes that may be empty, and invalid values that anonymizers leave, by empty ones."""
     for name in _MAY_BE_EMPTY:
         if name not in header or not _is_valid(name, str(header[name].value or "")):
             setattr(header, name, "")

@@ -8,6 +8,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.read_options import SeveralVolumes
 from nninteractive_ws.files.reason import reason
 
 #: What is read of each file, to tell the series apart.
@@ -61,16 +62,17 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     ``number``: which one of a folder with several, from 1. Raises BadImage, with a list of the series if one of them
     has to be chosen.
     """
-    folder = path.parent if path.name.upper() == "DICOMDIR" else path
+    folder = path.parent if is_directory(path) else path
     if folder.is_dir():
         return _choose(folder, *_scan(folder), number)
     if number is not None:
-        raise BadImage(f"{path} is a single file. A series can be chosen by its number only in a folder.")
+        raise BadImage(f"{path} is a single file. Give its folder to choose a series by its number.")
     header = _header(path)
     if header is None:
-        raise BadImage(f"{path} is not a DICOM file, or a damaged one.")
+        raise BadImage(f"{path} is not a DICOM file, or a damaged one. Expected a file of a DICOM series.")
     if not header.is_image:
-        raise BadImage(f"{path} is a DICOM object without an image ({header.modality or 'of unknown kind'}).")
+        kind = header.modality or "of unknown kind"
+        raise BadImage(f"{path} is a DICOM object without an image ({kind}). Expected a slice.")
     if header.frames > 1:
         return _series_of([header])[0], []
     found, _ = _scan(path.parent, subfolders=False)
@@ -78,6 +80,20 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     if len(series.files) == 1:
         return series, []
     return series, [f"{path.name} is one of {len(series.files)} files of a series. The whole series is used."]
+
+
+def is_multi_frame(file: Path) -> bool:
+    """Whether a DICOM file has several slices, so that it is read without the other files of its folder."""
+    try:
+        header = _header(file)
+    except BadImage:
+        return False
+    return header is not None and header.frames > 1
+
+
+def is_directory(file: Path) -> bool:
+    """Whether a file is a DICOMDIR, which stands for its folder."""
+    return file.name.upper() == "DICOMDIR"
 
 
 def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:
@@ -162,9 +178,9 @@ def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | N
         return found[number - 1], notes
     volumes = [series for series in found if series.is_volume] or found
     if len(volumes) > 1:
-        raise BadImage(
-            f"The folder {folder} contains {_list(found)} Choose one by its number (--series N, or the column series), "
-            "or give the folder of one series."
+        raise SeveralVolumes(
+            f"The folder {folder} contains {_list(found)}",
+            "Choose one by its number (--series N, or the column series), or give the folder of one series.",
         )
     if len(found) > 1:
         notes.append(f"The folder has {len(found)} series. Used: {volumes[0]}. The others are localizers or pictures.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.read_options import time_index
 from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 
@@ -25,8 +27,12 @@ _ROUNDING_MM = 0.1
 _SAME_POSITION_MM = 0.01
 #: Tolerance of direction cosines, which are often rounded to few digits.
 _COSINE_TOLERANCE = 1e-3
+#: Tolerance of the length of a direction, and of the cosine between rows and columns.
+_NORM_TOLERANCE = 0.01
 #: Relative tolerance of the distance of pixels.
 _PIXEL_TOLERANCE = 1e-3
+#: Maximum number of values in an error message.
+_MAX_VALUES = 8
 
 #: Attributes that tell time points, echoes and other repetitions of a stack apart, in the order in which they are
 #: tried. The first ones are of multi-frame files.
@@ -96,21 +102,30 @@ def read_stack(
     return voxels, _affine(slices[0], positions, voxels.shape[2]), list(dict.fromkeys(s.file for s in slices)), notes
 
 
-def _slices(file: Path) -> Iterator[Slice]:
+def _slices(file: Path) -> list[Slice]:
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        if "PerFrameFunctionalGroupsSequence" in header:
-            shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
-            for index, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
-                yield _slice(file, index, header, lambda name, f=frame: _in_groups((f, shared[0], header), name))  # type: ignore[misc]
-        elif int(header.get("NumberOfFrames") or 1) > 1:
-            raise BadImage(f"{file} has several frames without positions, like ultrasound or a film. Expected slices.")
-        else:
-            yield _slice(file, 0, header, header.get)
+        return [_slice(file, index, header, get) for index, get in enumerate(_frames(file, header))]
     except BadImage:
         raise
     except Exception as e:  # pydicom raises many kinds for damaged bytes
-        raise BadImage(f"{file} has a damaged DICOM header ({reason(e)}).") from e
+        raise BadImage(f"{file} has a damaged DICOM header ({reason(e)}). Copy or export it again.") from e
+
+
+def _frames(file: Path, header: pydicom.Dataset) -> Iterator[Callable[[str], Any]]:
+    """Yield for each frame the function that returns its attributes by name. Raises BadImage."""
+    count = int(header.get("NumberOfFrames") or 1)
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if groups is None:
+        if count > 1:
+            raise BadImage(f"{file} has several frames without positions, like ultrasound or a film. Expected slices.")
+        yield header.get
+        return
+    if len(groups) != count:
+        raise BadImage(f"{file} has {count} frames, but the positions of {len(groups)}. Copy or export it again.")
+    shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    for frame in groups:
+        yield partial(_in_groups, (frame, shared[0], header))
 
 
 def _in_groups(places: Sequence[pydicom.Dataset], name: str) -> Any:
@@ -128,13 +143,10 @@ def _slice(file: Path, index: int, header: pydicom.Dataset, get: Callable[[str],
     )
     if not position or not orientation or not pixel:
         raise BadImage(f"{file} has no position, orientation or pixel distance. Expected slices of a volume.")
+    place = np.array([float(x) for x in position]).reshape(3)
     directions = np.array([float(x) for x in orientation]).reshape(2, 3)
-    values = np.array([*map(float, position), *map(float, pixel), *directions.ravel()])
-    lengths = np.linalg.norm(directions, axis=1)
-    if not np.isfinite(values).all() or min(map(float, pixel)) <= 0 or abs(lengths - 1).max() > 0.01:
-        raise BadImage(f"{file} has an invalid position, orientation or pixel distance: {values.tolist()}.")
-    if abs(directions[0] @ directions[1]) > 0.01:
-        raise BadImage(f"{file} has rows and columns that are not perpendicular: {directions.tolist()}.")
+    distances = np.array([float(x) for x in pixel]).reshape(2)
+    _check_geometry(file, place, directions, distances)
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise BadImage(f"{file} is a color image. Expected one value per pixel.")
     repetition = {name: str(value) for name in _REPETITIONS if (value := get(name)) not in (None, "")}
@@ -143,16 +155,30 @@ def _slice(file: Path, index: int, header: pydicom.Dataset, get: Callable[[str],
         file,
         index,
         (int(header.Rows), int(header.Columns)),
-        np.array([float(x) for x in position]),
-        directions[0] / lengths[0],
-        directions[1] / lengths[1],
-        (float(pixel[0]), float(pixel[1])),
+        place,
+        directions[0] / np.linalg.norm(directions[0]),
+        directions[1] / np.linalg.norm(directions[1]),
+        (distances[0], distances[1]),
         abs(float(get("SpacingBetweenSlices") or get("SliceThickness") or 1)),
         (_number(get("RescaleSlope"), 1), _number(get("RescaleIntercept"), 0)),
         repetition,
         "LOCALIZER" in kind,
         str(header.get("SOPInstanceUID") or file),
     )
+
+
+def _check_geometry(file: Path, position: Vector, directions: Vector, distances: Vector) -> None:
+    """Raise BadImage unless these numbers place the pixels of a slice. ``directions``: of a row, and of a column."""
+    values = np.concatenate([position, directions.ravel(), distances])
+    norms = np.linalg.norm(directions, axis=1)
+    if not np.isfinite(values).all() or distances.min() <= 0 or abs(norms - 1).max() > _NORM_TOLERANCE:
+        raise BadImage(
+            f"{file} has an invalid position, orientation or pixel distance: {values.tolist()}. Export it again."
+        )
+    if abs(directions[0] @ directions[1]) > _NORM_TOLERANCE:
+        raise BadImage(
+            f"{file} has rows and columns that are not perpendicular: {directions.tolist()}. Export it again."
+        )
 
 
 def _number(value: Any, default: float) -> float:
@@ -166,8 +192,8 @@ def _same_orientation(a: Slice, b: Slice) -> bool:
     return bool(max(abs(a.row - b.row).max(), abs(a.column - b.column).max()) < _COSINE_TOLERANCE)
 
 
-#: What all slices of a volume have in common.
-_KINDS: tuple[tuple[str, Callable[[Slice, Slice], bool]], ...] = (
+#: What all slices of a volume have in common: its name, and whether it is the same in two slices.
+_COMMON: tuple[tuple[str, Callable[[Slice, Slice], bool]], ...] = (
     ("numbers of rows and columns", lambda a, b: a.size == b.size),
     ("orientations", _same_orientation),
     ("pixel distances", lambda a, b: bool(np.allclose(a.pixel, b.pixel, rtol=_PIXEL_TOLERANCE))),
@@ -175,7 +201,7 @@ _KINDS: tuple[tuple[str, Callable[[Slice, Slice], bool]], ...] = (
 
 
 def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Drop copies of files. Some programs that remove names give every file the same UID: that alone is no copy."""
+    """Drop copies of files. Some anonymizers give every file the same UID, so that alone is no copy."""
     unique = {(s.instance, s.index, *s.position, *s.repetition.items()): s for s in slices}
     copies = len(slices) - len(unique)
     return list(unique.values()), [f"{copies} copies of slices were skipped."] if copies else []
@@ -191,13 +217,13 @@ def _without_localizers(slices: list[Slice], notes: list[str]) -> list[Slice]:
 
 def _check_same(slices: Sequence[Slice]) -> None:
     """Raise BadImage unless all slices have the size, the orientation and the pixel distances of most."""
-    for what, same in _KINDS:
+    for name, same in _COMMON:
         others = [slice_ for slice_ in slices if not same(slices[0], slice_)]
         if len(others) > len(slices) / 2:  # the first one is the odd one
             others = [slice_ for slice_ in slices if same(slices[0], slice_)]
         if others:
             raise BadImage(
-                f"The slices in {slices[0].file.parent} have different {what}: {len(others)} of {len(slices)} differ "
+                f"The slices in {slices[0].file.parent} have different {name}: {len(others)} of {len(slices)} differ "
                 f"from the others, such as {others[0].file.name}. Move those to a folder of their own."
             )
 
@@ -210,13 +236,11 @@ def _one_time(slices: list[Slice], time: int | None) -> list[Slice]:
     """Return the slices of one time point, from slices sorted by position. Raises BadImage."""
     places = np.cumsum([0, *(np.diff([_along_normal(s) for s in slices]) > _SAME_POSITION_MM)])
     count = int(places[-1]) + 1
-    if count == len(slices):
-        if time not in (None, 1):
-            raise BadImage(
-                f"The series in {slices[0].file.parent} has one time point. Expected --time 1, found {time}."
-            )
-        return slices
     folder = slices[0].file.parent
+    if count == len(slices):
+        if time is not None:
+            time_index(time, 1, f"The series in {folder} has one time point.")
+        return slices
     for name in _REPETITIONS:
         groups: dict[str, list[tuple[int, Slice]]] = {}
         for place, slice_ in zip(places.tolist(), slices, strict=True):
@@ -238,13 +262,9 @@ def _is_distinct(group: list[tuple[int, Slice]]) -> bool:
 
 def _choose_time(groups: dict[str, list[tuple[int, Slice]]], name: str, time: int | None, folder: Path) -> list[Slice]:
     values = sorted(groups, key=_by_number)
-    if time is None or not 1 <= time <= len(values):
-        shown = ", ".join(values[:8]) + ("..." if len(values) > 8 else "")
-        raise BadImage(
-            f"The series in {folder} has {len(values)} volumes at the same place, which differ in {name} ({shown}). "
-            f"Choose one of 1 to {len(values)} (--time N, or the column time)."
-        )
-    return [slice_ for _, slice_ in groups[values[time - 1]]]
+    shown = ", ".join(values[:_MAX_VALUES]) + (", ..." if len(values) > _MAX_VALUES else "")
+    found = f"The series in {folder} has {len(values)} volumes at the same place, which differ in {name} ({shown})."
+    return [slice_ for _, slice_ in groups[values[time_index(time, len(values), found)]]]
 
 
 def _by_number(text: str) -> tuple[float, str]:
@@ -276,23 +296,23 @@ def _pixels(slices: Sequence[Slice]) -> npt.NDArray[Any]:
     for k, slice_ in enumerate(slices):
         by_file.setdefault(slice_.file, []).append(k)
     for file, ks in by_file.items():
-        dataset, frames = _decode(file)
-        for k in ks:
-            loaded[k] = _rescaled(frames[slices[k].index], slices[k], dataset)
+        for k, frame in zip(ks, _load(file, [slices[k] for k in ks]), strict=True):
+            loaded[k] = frame
     return np.stack([frame for frame in loaded if frame is not None]).transpose(2, 1, 0)
 
 
-def _decode(file: Path) -> tuple[pydicom.Dataset, npt.NDArray[Any]]:
-    """Return a file, and its pixels (frame, row, column) as stored."""
+def _load(file: Path, slices: Sequence[Slice]) -> list[npt.NDArray[Any]]:
+    """Return slices of a file (row, column) in real-world values. Raises BadImage."""
     try:
         dataset = pydicom.dcmread(file, force=True)
         if "TransferSyntaxUID" not in dataset.file_meta:  # an old file without a preamble
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        frames = dataset.pixel_array
+        pixels = dataset.pixel_array
+        frames = pixels if pixels.ndim == 3 else pixels[None]
+        return [_rescaled(frames[slice_.index], slice_, dataset) for slice_ in slices]
     except Exception as e:  # pydicom and its decoders raise many kinds for damaged bytes
         raise BadImage(f"The pixels of {file} cannot be read ({reason(e)}). Copy or export it again.") from e
-    return dataset, frames if frames.ndim == 3 else frames[None]
 
 
 def _rescaled(pixels: npt.NDArray[Any], slice_: Slice, dataset: pydicom.Dataset) -> npt.NDArray[Any]:

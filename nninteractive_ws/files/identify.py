@@ -1,21 +1,18 @@
 """The format of a file by its content. Names and extensions can be wrong."""
 
-import gzip
 from pathlib import Path
 import re
 import struct
-import zlib
 
 from nninteractive_ws.errors import BadImage
-from nninteractive_ws.files.reason import reason
+from nninteractive_ws.files.compression import GZIP, read_start
 
 #: The formats that can be read, in sentences.
 SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
 
 _HEADER_BYTES = 4096
-_GZIP = b"\x1f\x8b"
 
-#: Beginnings of files that people have in place of an image, and what to do about it.
+#: First bytes of files that are no images, and a description with the remedy.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS. Run `git lfs pull` to download the file itself"),
     (b"PK\x03\x04", "a ZIP archive. Unpack it"),
@@ -40,24 +37,15 @@ def identify(path: Path) -> str:
     Raises BadImage with a sentence that says what the file is, and OSError.
     """
     with path.open("rb") as file:
-        start = file.read(_HEADER_BYTES)
-    if not start:
-        raise BadImage(f"{path} is empty (0 bytes).")
-    compressed = start.startswith(_GZIP)
-    content = _decompressed(path) if compressed else start
+        compressed = file.read(len(GZIP)) == GZIP
+    content = read_start(path, _HEADER_BYTES)
+    if not content:
+        raise BadImage(f"{path} is empty (0 bytes). Copy or export it again.")
     kind = _kind(content)
     if kind is not None and not (compressed and kind in ("nrrd", "metaimage", "vtk", "tiff", "dicom")):
         return kind
     advice = f"{_describe(content)}, compressed by gzip. Decompress it" if compressed else _describe(content)
     raise BadImage(f"{path} cannot be read: it is {advice}. Supported formats are {SUPPORTED}.")
-
-
-def _decompressed(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            return file.read(_HEADER_BYTES)
-    except (EOFError, OSError, zlib.error) as e:
-        raise BadImage(f"{path} is damaged: its gzip data cannot be decompressed ({reason(e)}). Copy it again.") from e
 
 
 def _kind(content: bytes) -> str | None:

@@ -1,9 +1,9 @@
 """Image files: read volumes, and write segmentations with the geometry of their volume."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import colorsys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 import re
 import tempfile
@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import slicerio
 
-from nninteractive_ws.atomic_files import atomic_write, partial_path
+from nninteractive_ws.atomic_files import atomic_write, check_writable
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.identify import identify
+from nninteractive_ws.files.read_options import ReadOptions, SeveralVolumes, time_index
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine, Volume, check_same_grid, orthogonal
 from nninteractive_ws.masks import Mask
 
@@ -29,28 +31,17 @@ MAX_NAME_LENGTH = 64
 #: Red, green and blue, from 0 to 1.
 Color = tuple[float, float, float]
 
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Choices for files that do not hold exactly one volume on an orthogonal grid.
-
-    ``series``: the number of a DICOM series in a folder with several, from 1. ``time``: the number of a time point,
-    from 1. ``resample``: interpolate sheared or unevenly spaced slices to an orthogonal grid.
-    """
-
-    series: int | None = None
-    time: int | None = None
-    resample: bool = False
+_DEFAULT = ReadOptions()
 
 
-def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
-    """Read an image file, or the DICOM series in a folder or of a file. Raises BadImage, and OSError.
+def read_volume(path: Path, options: ReadOptions = _DEFAULT) -> Volume:
+    """Read an image file, or the DICOM series in a folder or of a file. Raises BadImage.
 
     Voxels that are not finite get the lowest finite value. ``notes`` of the volume says so.
     """
-    voxels, affine, volume = _read(path, options)
-    voxels, notes = _finite(voxels, path)
-    straight = orthogonal(affine, voxels.shape)
+    volume = _read(path, options)
+    voxels, notes = _finite(volume.voxels, path)
+    straight = orthogonal(volume.ijk_to_lps, voxels.shape)
     if straight is None:
         if not options.resample:
             raise BadImage(
@@ -59,33 +50,43 @@ def read_volume(path: Path, options: ReadOptions = ReadOptions()) -> Volume:
             )
         from nninteractive_ws.files.straighten import straighten
 
-        voxels, straight = straighten(voxels, affine)
+        voxels, straight = straighten(voxels, volume.ijk_to_lps)
         notes.append(f"The image was sheared. It was resampled to {' x '.join(map(str, voxels.shape))} voxels.")
         volume = replace(volume, nifti=None)
     return replace(volume, voxels=voxels, ijk_to_lps=straight, notes=(*volume.notes, *notes))
 
 
 def read_label_map(path: Path) -> Volume:
-    """Read a file of labels, whole numbers from 0. Raises BadImage, and OSError."""
-    voxels, affine, volume = _read(path, ReadOptions())
-    return replace(_label_map(voxels, affine), notes=volume.notes)
+    """Read a file of labels, whole numbers from 0. Its grid may be sheared. Raises BadImage."""
+    try:
+        volume = _read(path, _DEFAULT)
+    except SeveralVolumes as e:
+        raise BadImage(f"{e.found} Expected one label map. Save it as a file of its own.") from e
+    return replace(volume, ijk_to_lps=_label_affine(volume.ijk_to_lps, volume.shape))
 
 
-def _label_map(voxels: npt.NDArray[Any], affine: Affine) -> Volume:
-    """Return a volume on a grid that is straightened as that of its image, or left sheared."""
-    straight = orthogonal(affine, voxels.shape)
-    return Volume(voxels, affine if straight is None else straight)
+def _label_affine(affine: Affine, shape: Sequence[int]) -> Affine:
+    """Return the affine of a label map: straightened as that of its image, or left sheared."""
+    straight = orthogonal(affine, shape)
+    return affine if straight is None else straight
 
 
-def _read(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, Volume]:
-    """Return the voxels of a file as they are, their affine, and a volume with its other attributes."""
+def _read(path: Path, options: ReadOptions) -> Volume:
+    """Read a volume as it is in its file: voxels can be NaN, and axes sheared. Raises BadImage."""
+    try:
+        return _read_file(path, options)
+    except OSError as e:
+        raise BadImage(f"{path} cannot be read ({reason(e)}). Check its path and its permissions.") from e
+
+
+def _read_file(path: Path, options: ReadOptions) -> Volume:
     if not path.exists():
-        raise BadImage(f"The file {path} does not exist.")
+        raise BadImage(f"The file {path} does not exist. Check its path.")
     kind = "dicom" if path.is_dir() else identify(path)
     if kind == "dicom":
         return _read_dicom(path, options)
     if options.series is not None:
-        raise BadImage(f"{path} is not a DICOM series. Remove the number of the series.")
+        raise BadImage(f"{path} is not a DICOM series. Leave out the number (--series, or the column series).")
     if kind == "nifti":
         from nninteractive_ws.files.nifti import read_nifti
 
@@ -96,10 +97,10 @@ def _read(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, V
 
         (voxels, affine, components), header, notes = read_itk(path, kind), None, []
     voxels = _one_volume(voxels, components, path, options.time)
-    return voxels, affine, Volume(voxels, affine, nifti=header, notes=tuple(notes))
+    return Volume(voxels, affine, nifti=header, notes=tuple(notes))
 
 
-def _read_dicom(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Affine, Volume]:
+def _read_dicom(path: Path, options: ReadOptions) -> Volume:
     # The imports take half a second.
     from nninteractive_ws.files.dicom_series import find_series
     from nninteractive_ws.files.dicom_stack import read_stack
@@ -107,9 +108,11 @@ def _read_dicom(path: Path, options: ReadOptions) -> tuple[npt.NDArray[Any], Aff
     series, notes = find_series(path, options.series)
     try:
         voxels, affine, files, more = read_stack(series.files, options.time, resample=options.resample)
-    except BadImage as e:
+    except SeveralVolumes:
+        raise
+    except BadImage as e:  # files that were skipped can be the reason
         raise BadImage(" ".join((str(e), *notes))) from e
-    return voxels, affine, Volume(voxels, affine, series=tuple(map(str, files)), notes=(*notes, *more))
+    return Volume(voxels, affine, series=tuple(map(str, files)), notes=(*notes, *more))
 
 
 def _one_volume(voxels: npt.NDArray[Any], components: int, path: Path, time: int | None) -> npt.NDArray[Any]:
@@ -120,20 +123,18 @@ def _one_volume(voxels: npt.NDArray[Any], components: int, path: Path, time: int
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]
     if voxels.ndim == 3 and components == 1:
-        if time not in (None, 1):
-            raise BadImage(f"{path} has one time point. Expected --time 1, found {time}.")
+        if time is not None:
+            time_index(time, 1, f"{path} has one volume.")
         return voxels
     if voxels.ndim != 4:
         raise BadImage(f"{path} has {voxels.ndim - (components > 1)} dimensions. Expected a volume with 3.")
     count = voxels.shape[3]
-    if time is None or not 1 <= time <= count:
-        what = (
-            f"{count} components per voxel, like a color image, a vector field or time points"
-            if components > 1
-            else f"4 dimensions, with {count} volumes"
-        )
-        raise BadImage(f"{path} has {what}. Choose one of 1 to {count} (--time N, or the column time).")
-    return voxels[..., time - 1]
+    volumes = (
+        f"{count} components per voxel, like a color image, a vector field or time points"
+        if components > 1
+        else f"4 dimensions, with {count} volumes"
+    )
+    return voxels[..., time_index(time, count, f"{path} has {volumes}.")]
 
 
 def _finite(voxels: npt.NDArray[Any], path: Path) -> tuple[npt.NDArray[Any], list[str]]:
@@ -173,7 +174,7 @@ def write_segmentation(
     label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
     segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
 
-    The file is replaced atomically. If the process is killed, :func:`partial_path` may remain. If the file cannot be
+    The file is replaced atomically. If the process is killed, its ``.partial-`` file may remain. If the file cannot be
     written, the segments are kept in another one, and the message of the BadImage or OSError says where.
     """
     colors = colors or {name: color_of(number) for number, name in enumerate(masks)}
@@ -193,11 +194,7 @@ def check_output(path: Path, volume: Volume) -> None:
 
         _check_is_dicom(volume)
         check_seg(volume.ijk_to_lps, volume.voxels.shape, volume.series)
-    try:
-        partial_path(path).touch()
-        partial_path(path).unlink()
-    except OSError as e:
-        raise OSError(f"The file {path} cannot be written ({e.strerror}). Choose another folder.") from e
+    check_writable(path)
 
 
 def _check_is_dicom(volume: Volume) -> None:
@@ -262,7 +259,7 @@ def _write_label_map(path: Path, masks: Mapping[str, Mask], volume: Volume) -> N
     # On a full disk, a library can write a truncated file without an error.
     if not np.array_equal(written, labels):
         raise OSError("the written file is incomplete; check the free disk space")
-    check_same_grid(_label_map(written, affine), volume, path)
+    check_same_grid(Volume(written, _label_affine(affine, written.shape)), volume, path)
 
 
 def _write_nrrd(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:

@@ -5,13 +5,10 @@ So its voxels are compared with those that are in the file.
 """
 
 from collections.abc import Callable
-import gzip
 import locale
-import os
 from pathlib import Path
 import re
 from typing import Any
-import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +16,9 @@ from PIL import Image
 import SimpleITK as sitk
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.compression import decompress, read_content
+from nninteractive_ws.files.data_files import named_files
+from nninteractive_ws.files.names import is_utf8
 from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine
 
@@ -40,7 +40,7 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     ``kind``: the format, as of :func:`identify`. Components are the last axis of the voxels, if there are several.
     Raises BadImage or OSError.
     """
-    if not is_utf8(path):
+    if not is_utf8(str(path)):
         raise BadImage(f"The path {path} has bytes that are not UTF-8. Rename the file or folder.")
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_IMAGE_IO[kind])
@@ -49,6 +49,8 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     try:
         image = reader.Execute()
     except RuntimeError as e:
+        if missing := [file for file in named_files(path, kind) if not file.exists()]:
+            raise BadImage(f"The file {missing[0]} with voxels of {path.name} is missing. Copy it as well.") from e
         raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {_last_line(e)}") from e
     finally:
         locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
@@ -57,15 +59,6 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     spatial = range(image.GetDimension() - 1, -1, -1)
     voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
     return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel()
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether SimpleITK can be given a path. It ends the process if a name has bytes that are not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def affine_of(image: sitk.Image) -> Affine:
@@ -104,11 +97,11 @@ def _metaimage(path: Path, array: Voxels) -> bytes | None:
     last = re.search(rb"(?m)^\s*ElementDataFile\s*=([^\n]*)(\n|\Z)", content)
     assert last is not None  # ITK has read it
     header, name = content[: last.start()], last[1].strip()
-    if name.upper().startswith(b"LIST") or b"%" in name:
-        return None  # several files
-    data = content[last.end() :] if name.upper() == b"LOCAL" else _beside(path, name)
+    data = content[last.end() :] if name.upper() == b"LOCAL" else _detached(path, "metaimage")
+    if data is None:
+        return None
     if _field(header, b"CompressedData", b"=").lower() == b"true":
-        return _decompressed(path, data)
+        return decompress(path, data)
     if _field(header, b"BinaryData", b"=").lower() == b"false":
         return _from_text(data, array)
     skipped = int(_field(header, b"HeaderSize", b"=") or 0)
@@ -116,19 +109,17 @@ def _metaimage(path: Path, array: Voxels) -> bytes | None:
 
 
 def _nrrd(path: Path, array: Voxels) -> bytes | None:
-    header, _, data = re.split(rb"(\r?\n\r?\n|\Z)", path.read_bytes(), maxsplit=1)
-    detached = _field(header, b"data ?file", b":")
-    if detached.startswith(b"LIST") or b"%" in detached:
-        return None  # several files
-    if detached:
-        data = _beside(path, detached)
+    header, _, attached = re.split(rb"(\r?\n\r?\n|\Z)", path.read_bytes(), maxsplit=1)
+    data = _detached(path, "nrrd") if _field(header, b"data ?file", b":") else attached
+    if data is None:
+        return None
     encoding = _field(header, b"encoding", b":").lower()
     if encoding in (b"txt", b"text", b"ascii"):
         return _from_text(data, array)
     if array.itemsize > 1 and not _field(header, b"endian", b":"):
         raise BadImage(f"{path} is damaged: its header does not give the byte order (endian). Export it again.")
     if encoding in (b"gz", b"gzip"):
-        data = _decompressed(path, data)
+        data = decompress(path, data)
     # ITK moves an axis of components to the front. Bzip2 and hexadecimal digits have checks of their own.
     if encoding not in (b"raw", b"gz", b"gzip") or array.ndim > 3:
         return None
@@ -150,15 +141,7 @@ def _vtk(path: Path, array: Voxels) -> bytes | None:
 
 
 def _gipl(path: Path, _array: Voxels) -> bytes:
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as e:
-            raise BadImage(
-                f"{path} is damaged: it cannot be decompressed ({reason(e)}). Copy or export it again."
-            ) from e
-    return content[_GIPL_HEADER_BYTES:]
+    return read_content(path)[_GIPL_HEADER_BYTES:]
 
 
 def _tiff(path: Path, array: Voxels) -> bytes:
@@ -202,23 +185,9 @@ def _from_text(data: bytes, array: Voxels) -> bytes:
         return b""
 
 
-def _beside(path: Path, name: bytes) -> bytes:
-    """Return the content of the file with the voxels of an image. Raises BadImage."""
-    data = path.parent / os.fsdecode(name)
-    try:
-        return data.read_bytes()
-    except (OSError, ValueError) as e:
-        raise BadImage(f"The file {data} with the voxels of {path.name} cannot be read ({reason(e)}).") from e
-
-
-def _decompressed(path: Path, data: bytes) -> bytes:
-    unpacked = zlib.decompressobj(wbits=47)  # zlib or gzip
-    try:
-        voxels = unpacked.decompress(data)
-    except zlib.error as e:
-        raise BadImage(
-            f"{path} is damaged: its voxels cannot be decompressed ({reason(e)}). Copy or export it again."
-        ) from e
-    if not unpacked.eof:
-        raise BadImage(f"{path} is incomplete: its compressed voxels end too early. Copy or export it again.")
-    return voxels
+def _detached(path: Path, kind: str) -> bytes | None:
+    """Return the content of the file with the voxels that a header names, or None if it names several."""
+    files = list(named_files(path, kind))
+    if not files:
+        raise BadImage(f"{path} is damaged: its header does not name the file with the voxels. Export it again.")
+    return files[0].read_bytes() if len(files) == 1 else None

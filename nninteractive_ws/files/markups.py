@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from nninteractive_ws.errors import InvalidTable
-from nninteractive_ws.files.rows import escaped
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
+from nninteractive_ws.redaction import escaped
 
 Points = npt.NDArray[np.float64]
 
@@ -49,12 +50,12 @@ def read_markups(path: Path, volume: Volume) -> list[Markup]:
         markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
         found = [item for markup in markups for item in _read(markup, volume)]
     except OSError as e:
-        raise InvalidTable(f"{path} cannot be read ({e.strerror}).") from e
+        raise InvalidTable(f"{path} cannot be read ({reason(e)}).") from e
     except InvalidTable as e:
         raise InvalidTable(f"{path}: {e}") from e
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as e:
-        reason = escaped(repr(e))[:200]
-        raise InvalidTable(f"{path} is not a markups file of 3D Slicer ({reason}).") from e
+        detail = f"{type(e).__name__}: {reason(e)}"
+        raise InvalidTable(f"{path} is not a markups file of 3D Slicer ({detail}).") from e
     if not found:
         raise InvalidTable(f"{path} has no point, ROI or closed curve.")
     return found

@@ -1,11 +1,9 @@
 """NIfTI files, read and written by nibabel."""
 
 from collections.abc import Mapping
-import gzip
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-import zlib
 
 import nibabel as nib
 from nibabel.filebasedimages import ImageFileError
@@ -15,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.compression import read_content
+from nninteractive_ws.files.data_files import paired_files
 from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine, Volume, grid_distance
 
@@ -53,33 +53,16 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
 
 
 def _open(path: Path) -> Any:
-    data = _content(path)
+    data = read_content(path)
     kind = nib.Nifti2Image if data[4:7] in (b"n+2", b"ni2") else nib.Nifti1Image
     pair = nib.Nifti2Pair if kind is nib.Nifti2Image else nib.Nifti1Pair
     if data[344:347] != b"ni1" and data[4:7] != b"ni2":
         return kind.from_bytes(data)
-    voxels = data_file(path)
+    voxels = next((file for file in paired_files(path) if ".img" in map(str.lower, file.suffixes)), None)
     if voxels is None:
-        raise ValueError(f"the file with its voxels, {path.with_suffix('.img').name}, is missing")
-    files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(_content(voxels)))}
+        raise BadImage(f"{path} has no voxels: its .img file is missing. Copy it to the same folder.")
+    files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(read_content(voxels)))}
     return pair.from_file_map(files)
-
-
-def data_file(path: Path) -> Path | None:
-    """Return the file with the voxels of a ``.hdr`` file, or None."""
-    stem = path.with_suffix("") if path.suffix == ".gz" else path
-    candidates = (stem.with_suffix(suffix) for suffix in (".img", ".img.gz", ".IMG"))
-    return next((candidate for candidate in candidates if candidate.exists() and candidate != path), None)
-
-
-def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, OSError, zlib.error) as e:
-        raise ValueError(f"its gzip data cannot be decompressed ({e})") from e
 
 
 def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:

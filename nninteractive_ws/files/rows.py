@@ -10,12 +10,21 @@ import unicodedata
 
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.names import is_utf8
+from nninteractive_ws.files.numbers import whole_number
 from nninteractive_ws.files.paths import UnusablePath, find_spelling
+from nninteractive_ws.files.reason import reason
+from nninteractive_ws.redaction import escaped
 
 Row = Mapping[str, object] | str  # a string is the error message of an invalid row
 
 #: Maximum number of characters of a cell in an error message.
 _MAX_ERROR_CHARS = 120
+
+#: Maximum number of digits of a whole number in a table, such as a label of 64 bits.
+_MAX_DIGITS = 19
+
+#: Control characters, lone surrogates (Python's stand-in for bytes that are not UTF-8), line and paragraph separators.
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 
 #: Byte order marks. Those of UTF-32 come first, because they begin with those of UTF-16.
 _BYTE_ORDER_MARKS = (
@@ -48,7 +57,7 @@ def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as e:
-        raise InvalidTable(f"{path} cannot be read ({e.strerror}).") from e
+        raise InvalidTable(f"{path} cannot be read ({reason(e)}).") from e
     except ValueError as e:  # a NUL in the path
         raise InvalidTable(f"{format_cell(str(path))} is not a valid path ({e}).") from e
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
@@ -151,10 +160,6 @@ def text_of(row: Mapping[str, object], column: str, expected: str) -> str:
     return value
 
 
-#: Control characters, lone surrogates (Python's stand-in for bytes that are not UTF-8), line and paragraph separators.
-_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
-
-
 def path_of(row: Mapping[str, object], column: str, folder: Path, expected: str) -> Path:
     """Return the path in a cell, relative to ``folder``. Raises InvalidTable."""
     return folder / spelling_of(row, column, folder, expected)
@@ -185,12 +190,19 @@ def whole_number_of(row: Mapping[str, object], column: str) -> int | None:
     if empty(value):
         return None
     try:
-        number = int(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0
-    except (OverflowError, ValueError):
+        number = whole_number(value, _MAX_DIGITS) if isinstance(value, str) else _whole(value)
+    except (OverflowError, TypeError, ValueError):
         number = 0
-    if number < 1 or (isinstance(value, float) and number != value):
+    if not 1 <= number < 2**63:
         raise InvalidTable(f"column {column}: expected a whole number from 1, found {format_cell(value)}.")
     return number
+
+
+def _whole(value: object) -> int:
+    """Return a number of a JSON file as an integer. Raises TypeError, OverflowError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        raise TypeError
+    return int(value)
 
 
 def empty(value: object) -> bool:
@@ -207,8 +219,3 @@ def format_cell(value: object) -> str:
     except (RecursionError, TypeError, ValueError):  # too deep, cyclic, or an integer with too many digits
         return f"a {type(value).__name__} that cannot be displayed"
     return escaped(text if len(text) <= _MAX_ERROR_CHARS else f"{text[:_MAX_ERROR_CHARS]}…")
-
-
-def escaped(text: str) -> str:
-    """Escape characters that cannot be printed or encoded in UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -29,8 +29,8 @@ def straighten(voxels: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[An
     shape = (stop - start + 1).astype(int)
     if np.prod(shape, dtype=float) > _MAX_GROWTH * voxels.size:
         raise BadImage(
-            f"The image is too sheared: an orthogonal grid has {' x '.join(map(str, shape))} voxels. Correct the "
-            "header."
+            f"The image is too sheared: an orthogonal grid has {' x '.join(map(str, shape))} voxels, more than "
+            f"{_MAX_GROWTH} times as many. Correct the header."
         )
     return _resample(voxels, np.linalg.inv(affine) @ grid, shape.tolist()), grid
 

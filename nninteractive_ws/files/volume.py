@@ -24,9 +24,9 @@ _SHEAR_TOLERANCE = 0.1
 class Volume:
     """A volume. ``voxels`` are indexed (i, j, k) as in ITK and Slicer, the reverse of SimpleITK's numpy arrays.
 
-    ``ijk_to_lps``: affine matrix (4, 4) from voxel indices to LPS millimeters, with orthogonal axes. ``series``: the
-    files of a DICOM image. ``nifti``: the header of a NIfTI file. ``notes``: sentences for the user about what was
-    unusual in the file.
+    ``ijk_to_lps``: affine matrix (4, 4) from voxel indices to LPS millimeters. Its axes are orthogonal, except for some
+    label maps. ``series``: the files of a DICOM image. ``nifti``: the header of a NIfTI file. ``notes``: sentences for
+    the user about what was unusual in the file.
     """
 
     voxels: npt.NDArray[Any]
@@ -105,7 +105,9 @@ def check_same_grid(other: Volume, volume: Volume, name: object) -> None:
             "SimpleITK.Resample(labels, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)."
         )
     if other.shape != volume.shape:
-        raise BadImage(f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image.")
+        raise BadImage(
+            f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image. Resample it to the image."
+        )
     distance = grid_distance(volume.ijk_to_lps, other.ijk_to_lps, volume.shape)
     if distance > _GRID_TOLERANCE:
         raise BadImage(

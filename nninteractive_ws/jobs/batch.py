@@ -43,7 +43,7 @@ def batch(
     server : str, optional
         Address as for ``connect``. Without it, a temporary server starts on this computer.
     format : {"seg.nrrd", "nii.gz", "dcm"}
-        Format of the segmentations. ``dcm`` is DICOM SEG, for images that are folders with a DICOM series.
+        Format of the segmentations. ``dcm`` is DICOM SEG, for DICOM images.
     in_flight : int, default 2
         Volumes at a time, each in a session of its own. Memory is needed for two volumes each.
     resample : bool, default False
@@ -68,7 +68,8 @@ def batch(
     InvalidTable
         If the table cannot be used as a whole.
     BadOutput
-        If the folder is inside that of a DICOM series of the table, or if ``results.csv`` would replace an input.
+        If the folder cannot be created or is inside that of a DICOM series of the table, or if ``results.csv`` would
+        replace an input.
     ModuleNotFoundError
         If a package is missing.
 

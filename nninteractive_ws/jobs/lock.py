@@ -12,12 +12,13 @@ import warnings
 import filelock
 
 from nninteractive_ws.errors import BadOutput
-from nninteractive_ws.files.rows import escaped
+from nninteractive_ws.files.reason import reason
+from nninteractive_ws.redaction import escaped
 
 _log = logging.getLogger(__name__)
 
 LOCK_NAME = ".batch.lock"
-#: Errors of file systems that have no locks, such as some network file systems.
+#: Error numbers of file systems without locks, such as some network file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _MAX_OWNER_CHARS = 200
 
@@ -63,10 +64,10 @@ def _acquire(folder: Path, path: Path, owner: str, attempts: int) -> filelock.Ba
         lock.release()
         return _acquire_again(folder, path, attempts)
     except (NotImplementedError, OSError) as e:
-        if lock.is_locked:  # Windows lets nobody write to a locked file
+        if lock.is_locked:  # on Windows, a locked file cannot be written
             return lock
         if isinstance(e, OSError) and e.errno not in _NO_LOCKS:
-            raise _not_writable(folder, e.strerror or str(e)) from e
+            raise _not_writable(folder, reason(e)) from e
         _log.warning("The file system of %s has no locks. Do not start a second batch in this folder.", folder)
         return None
     return lock
@@ -79,9 +80,9 @@ def _acquire_again(folder: Path, path: Path, attempts: int) -> filelock.BaseFile
     return _acquire(folder, path, "", attempts - 1)
 
 
-def _not_writable(folder: Path, reason: str) -> BadOutput:
+def _not_writable(folder: Path, detail: str) -> BadOutput:
     return BadOutput(
-        f"The output folder {folder} cannot be written or locked ({reason}). Choose another output folder. If "
+        f"The output folder {folder} cannot be written or locked ({detail}). Choose another output folder. If "
         f"a batch of another user left the file {LOCK_NAME} there, delete it."
     )
 

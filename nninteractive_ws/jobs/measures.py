@@ -1,4 +1,4 @@
-"""Measures of a mask that show at a glance whether a segmentation may be wrong."""
+"""Measures of a mask by which a wrong segmentation can be recognized."""
 
 import msgspec
 import numpy as np
@@ -55,7 +55,7 @@ def _parts(mask: Mask) -> list[int]:
 
 
 def _touched_sides(extent: Box, mask: Mask, orientation: Orientation) -> tuple[str, ...]:
-    """Return the touched sides. Every segment touches both sides of an axis with one voxel, which means nothing."""
+    """Return the touched sides, without those of an axis with one voxel, which every segment touches."""
     shape = orientation.apply(mask).shape
     touched = []
     for (start, stop), length, (first, last) in zip(orientation.box(extent, mask.shape), shape, SIDES, strict=True):

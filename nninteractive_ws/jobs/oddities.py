@@ -1,4 +1,4 @@
-"""Rules for segments that deserve a look: failed, empty, or unlike the others of the batch."""
+"""Rules that mark segments for review: failed, empty, or unlike the others of the batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ MIN_GROUP = 5
 #: A segment is slow beyond this multiple of the median, if it also takes this many seconds more.
 SLOW_FACTOR, SLOW_S = 3, 5
 
-#: The words, the most important first, and the rules in the words of the report.
+#: The rules by their short names, the most important first, as the report explains them.
 RULES: Mapping[str, str] = {
     "failed": "There is no segment. The error has the reason.",
     "empty": "The segment has no voxels.",
@@ -77,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Oddity:
-    """A word of :data:`RULES`, and a sentence about this segment."""
+    """A rule that a segment breaks. ``word``: its name in :data:`RULES`. ``sentence``: about this segment."""
 
     word: str
     sentence: str

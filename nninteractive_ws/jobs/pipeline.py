@@ -8,12 +8,11 @@ import logging
 from pathlib import Path
 import time
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import make_folder, partial_path
 from nninteractive_ws.client import events
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.errors import (
     AtCapacity,
-    BadImage,
     BadOutput,
     Error,
     InternalError,
@@ -235,18 +234,18 @@ def _writing(task: PendingJob) -> Iterator[None]:
         yield
     except OSError as e:
         try:
-            _probe(task.folder)
+            _probe(partial_path(task.folder / task.key))  # no file of the user has such a name
         except OSError:
             raise e from None
         raise BadOutput(str(e)) from e
 
 
-def _probe(folder: Path) -> None:
-    """Raise OSError if a file of some size cannot be written to a folder."""
-    path = folder / "probe"
-    with atomic_write(path) as partial:
-        partial.write_bytes(bytes(_PROBE_BYTES))
-    path.unlink()
+def _probe(path: Path) -> None:
+    """Raise OSError if a file of some size cannot be written."""
+    try:
+        path.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _read(task: PendingJob) -> Volume:
@@ -254,14 +253,8 @@ def _read(task: PendingJob) -> Volume:
 
     Raises BadImage and BadOutput, and OSError if nothing can be written to the folder.
     """
-    try:
-        volume = read_volume(task.job.image, task.job.options)
-    except OSError as e:
-        raise BadImage(f"{task.job.name} cannot be read ({e.strerror}).") from e
+    volume = read_volume(task.job.image, task.job.options)
     with _writing(task):
-        try:
-            task.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OSError(f"The folder {task.output.parent} cannot be created ({e.strerror}).") from e
+        make_folder(task.output.parent)
         check_output(task.output, volume)
     return volume

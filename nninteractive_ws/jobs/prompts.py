@@ -37,7 +37,7 @@ def shapes_of(prompt: PromptRow, volume: Volume) -> Sequence[Shape]:
         if prompt.kind in ("scribble", "lasso"):
             return [_mask_prompt(prompt, volume)]
         return [_point(prompt, volume) if prompt.kind == "point" else _box(prompt, volume)]
-    except (InvalidTable, BadImage, OSError) as e:
+    except (InvalidTable, BadImage) as e:
         raise InvalidTable(f"{prompt.where}: {e}") from e
 
 

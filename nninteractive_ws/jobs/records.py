@@ -7,9 +7,10 @@ import re
 
 import msgspec
 
-from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.atomic_files import atomic_write, make_folder
 from nninteractive_ws.files.images import Color
 from nninteractive_ws.files.pictures import Picture, Prompt, picture
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.measures import Measures, measure
 from nninteractive_ws.masks import Mask
@@ -55,10 +56,7 @@ def write_record(
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
         segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps))
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as e:
-        raise OSError(f"The folder {path.parent} cannot be created ({e.strerror}).") from e
+    make_folder(path.parent)
     with atomic_write(path) as partial:
         partial.write_bytes(msgspec.json.encode(VolumeRecord(segments, volume.notes)))
 
@@ -77,7 +75,7 @@ def read_record(path: Path) -> VolumeRecord | None:
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     except OSError as e:
-        raise OSError(f"The file {path} cannot be read ({e.strerror}).") from e
+        raise OSError(f"The file {path} cannot be read ({reason(e)}).") from e
 
 
 def remove_other_records(folder: Path, keys: Iterable[str]) -> None:
@@ -88,4 +86,4 @@ def remove_other_records(folder: Path, keys: Iterable[str]) -> None:
             if _FILE_NAME.fullmatch(path.name) and path not in kept:
                 path.unlink()
     except OSError as e:
-        raise OSError(f"The folder {folder / FOLDER} cannot be cleaned up ({e.strerror}).") from e
+        raise OSError(f"The folder {folder / FOLDER} cannot be cleaned up ({reason(e)}).") from e

@@ -1,4 +1,4 @@
-"""report.html: a picture of every segment, the odd ones first, in a single file without scripts."""
+"""``report.html``: a picture of every segment, the odd ones first, in a single file without scripts."""
 
 from base64 import b64encode
 from collections import Counter
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.errors import InvalidTable
-from nninteractive_ws.files.rows import escaped
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.jobs.oddities import (
     MIN_GROUP,
     RULES,
@@ -26,6 +26,7 @@ from nninteractive_ws.jobs.oddities import (
 )
 from nninteractive_ws.jobs.records import SegmentRecord, VolumeRecord, read_record, record_path
 from nninteractive_ws.jobs.results import VolumeResult
+from nninteractive_ws.redaction import escaped
 
 FILE_NAME = "report.html"
 #: Marks a file as a report, which may be replaced.
@@ -85,7 +86,7 @@ drawn. The display window is adapted to the segment and its surroundings.</p>"""
 
 
 class Report:
-    """``report.html`` in an output folder. ``images``: number of images and rows in the table."""
+    """The report in an output folder. ``images``: number of results to expect, of images and of invalid rows."""
 
     def __init__(self, folder: Path, images: int) -> None:
         self._folder, self._images = folder, images
@@ -100,7 +101,7 @@ class Report:
         except FileNotFoundError:
             return
         except OSError as e:
-            raise InvalidTable(f"{self.path} cannot be read ({e.strerror}). Choose another output folder.") from e
+            raise InvalidTable(f"{self.path} cannot be read ({reason(e)}). Choose another output folder.") from e
         if not ours:
             raise InvalidTable(f"{self.path} is not a report of batch. Choose another output folder.")
 

@@ -12,6 +12,7 @@ from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.cells import csv_text, unmark
 from nninteractive_ws.files.names import folded
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.rows import format_cell
 
 #: Between several warnings in a cell.
@@ -91,7 +92,7 @@ class ResultsFile:
         try:
             complete, _, _ = self.path.read_bytes().removeprefix(BOM_UTF8).rpartition(b"\n")
         except OSError as e:
-            raise InvalidTable(f"{self.path} cannot be read ({e.strerror}). Choose another output folder.") from e
+            raise InvalidTable(f"{self.path} cannot be read ({reason(e)}). Choose another output folder.") from e
         if not complete:
             return {}
         header, *lines = complete.split(b"\n")
@@ -130,7 +131,7 @@ class ResultsFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as e:
-            raise OSError(f"{self.path} cannot be written ({e.strerror}).") from e
+            raise OSError(f"{self.path} cannot be written ({reason(e)}).") from e
 
     def rewrite(
         self, results: Iterable[tuple[str, VolumeResult]], others: Iterable[tuple[str, VolumeResult]] = ()

@@ -12,13 +12,15 @@ from pathlib import Path, PurePath
 from queue import SimpleQueue
 import stat
 
-from nninteractive_ws.atomic_files import partial_path
+from nninteractive_ws.atomic_files import make_folder, partial_path
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.errors import BadOutput
+from nninteractive_ws.files.data_files import files_of
 from nninteractive_ws.files.images import color_of
 from nninteractive_ws.files.names import folded, safe_name, with_digest
-from nninteractive_ws.files.options import suffix_of
 from nninteractive_ws.files.overwrites import InputFiles
+from nninteractive_ws.files.read_options import suffix_of
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.records import record_path, remove_other_records
@@ -59,9 +61,9 @@ class Batch(Iterator[VolumeResult]):
         for name in _FILES:
             inputs.check(folder / name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as e:
-            raise BadOutput(f"The folder {folder} cannot be created ({e.strerror}). Choose another one.") from e
+            raise BadOutput(f"{e} Choose another one.") from e
         self._folder, self._file = folder, ResultsFile(folder)
         self._tasks = _plan(table.jobs, folder, format, inputs)
         self._strays = [VolumeResult(name, (SegmentResult("", error=error),)) for name, error in table.strays]
@@ -239,7 +241,7 @@ def _remove_partial(task: PendingJob) -> None:
     try:
         partial_path(task.output).unlink(missing_ok=True)
     except OSError as e:
-        task.job.faults = dict.fromkeys(task.job.segments, f"{task.output} cannot be written ({e.strerror}).")
+        task.job.faults = dict.fromkeys(task.job.segments, f"{task.output} cannot be written ({reason(e)}).")
 
 
 def _output_name(job: Job, format: str) -> Path:
@@ -264,19 +266,17 @@ def _is_folder(path: Path) -> bool:
 
 
 def _key(job: Job, format: str) -> str:
-    """Return a digest of the inputs of a result, except the server's model: rows, format, and the state of files."""
+    """Return a digest of the inputs of a result, without the model: rows, format, and the state of files."""
     rows = [(p.segment, p.kind, p.positive, p.numbers, p.lps, p.file and p.file.name) for p in job.prompts]
     files = [_state(path) for path in (job.image, *(p.file for p in job.prompts if p.file is not None))]
-    return hashlib.sha256(repr((job.name, job.options, job.segments, rows, str(format), files)).encode()).hexdigest()[
-        :16
-    ]
+    inputs = repr((job.name, job.options, job.segments, rows, str(format), files))
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of a file, or of each file in a folder; empty if there is none."""
+    """Return name, size and modification time of each file that is read for an input; empty if there is none."""
     try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+        return [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files_of(path)]
     except OSError:
         return []
 

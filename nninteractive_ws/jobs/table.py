@@ -8,8 +8,10 @@ import re
 from typing import Any, Literal, cast
 
 from nninteractive_ws.errors import InvalidTable
-from nninteractive_ws.files import options
-from nninteractive_ws.files.images import MAX_NAME_LENGTH, ReadOptions, is_segment_name
+from nninteractive_ws.files import read_options
+from nninteractive_ws.files.images import MAX_NAME_LENGTH, is_segment_name
+from nninteractive_ws.files.numbers import decimal
+from nninteractive_ws.files.read_options import ReadOptions
 from nninteractive_ws.files.rows import (
     Row,
     check_columns,
@@ -22,7 +24,7 @@ from nninteractive_ws.files.rows import (
     text_of,
 )
 
-COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity", *options.COLUMNS)
+COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity", *read_options.COLUMNS)
 Kind = Literal["point", "bbox", "scribble", "lasso", "markups"]
 KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "lasso", "markups")
 
@@ -108,8 +110,8 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]], resample: bool) -> T
             expected = "the path of an image"
             name = text_of(row, "image", expected)
             spelling = spelling_of(row, "image", folder, expected)
-            chosen = options.options_of(row, resample)
-            name = options.title_of(name, chosen)
+            chosen = read_options.options_of(row, resample)
+            name = read_options.title_of(name, chosen)
             segment = _segment(row)
         except InvalidTable as e:
             table.strays.append((name, f"{where}, {e}"))
@@ -196,14 +198,18 @@ def _numbers(row: Mapping[str, object], kind: str, column: str) -> tuple[float, 
     try:
         parts = _split(value) if isinstance(value, str) else cast("list[Any]", value)
         if kind == "point":
-            pairs = [[float(n)] for n in parts]
+            pairs = [[_number(n)] for n in parts]
         else:
-            pairs = [[float(n) for n in (p.split(":") if isinstance(p, str) else p)] for p in parts]
+            pairs = [[_number(n) for n in (p.split(":") if isinstance(p, str) else p)] for p in parts]
         _check_numbers(pairs, kind, column)
     except (OverflowError, RecursionError, TypeError, ValueError):
         expected = _NUMBERS[kind, column]
         raise InvalidTable(f"column {column}: expected {expected}, found {format_cell(value)}.") from None
     return tuple(n for pair in pairs for n in pair)
+
+
+def _number(value: Any) -> float:
+    return decimal(value) if isinstance(value, str) else float(value)
 
 
 def _split(cell: str) -> list[str]:

@@ -41,7 +41,7 @@ class ServerOptions:
 
     @contextmanager
     def running(self, on_status: Callable[[str], object]) -> Iterator[str]:
-        """Yield the address, of a temporary server if none is given. ``on_status``: called with what is done now.
+        """Yield the address, of a temporary server if none is given. ``on_status``: called with the current activity.
 
         Raises ServerDidNotStart.
         """

@@ -80,3 +80,12 @@ def test_undecodable_paths_do_not_abort_the_process(tmp_path: Path, command: lis
     assert "is not UTF-8 text. Rename the file or its folder." in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["shot.png", "out.nii.gz"])
+def test_an_output_that_is_a_folder_is_found_before_a_server_is_needed(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "ct.nii.gz")
+    (tmp_path / name).mkdir()
+    said = segment(tmp_path / "ct.nii.gz", "-o", tmp_path / "out.nii.gz", "--picture", tmp_path / "shot.png")
+    assert f"The file {tmp_path / name} cannot be written, because it is a folder." in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["ct.nii.gz", name])

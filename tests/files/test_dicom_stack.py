@@ -253,7 +253,7 @@ def test_an_acquisition_that_was_stopped(dynamic: Path) -> None:
     for file in sorted(dynamic.glob("second-*"))[:5]:
         file.unlink()
     np.testing.assert_array_equal(read_volume(dynamic, ReadOptions(time=1)).voxels, voxels())
-    with pytest.raises(BadImage, match="Choose one of 1 to 1"):
+    with pytest.raises(BadImage, match=r"Choose 1 \(--time N, .*\) instead of 2"):
         read_volume(dynamic, ReadOptions(time=2))
 
 
@@ -365,3 +365,46 @@ def test_simpleitk_reads_the_same(series: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(), volume.voxels)
     np.testing.assert_allclose(image.GetOrigin(), volume.ijk_to_lps[:3, 3], atol=1e-6)
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), volume.direction, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [1, -1, -3])
+def test_as_many_positions_as_frames(change: int, series: Path, tmp_path: Path) -> None:
+    """A file with positions of more or fewer slices than it has."""
+    file = enhanced(series, tmp_path / "a.dcm")
+    image = pydicom.dcmread(file)
+    groups = list(image.PerFrameFunctionalGroupsSequence)
+    image.PerFrameFunctionalGroupsSequence = groups[:change] if change < 0 else [*groups, *groups[-change:]]
+    image.save_as(file)
+    with pytest.raises(BadImage, match=rf"a\.dcm has {SHAPE[2]} frames, but the positions of {SHAPE[2] + change}"):
+        read_volume(file)
+
+
+@pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_places_with_another_number_of_values(name: str, count: int, make: Make) -> None:
+    if (name, count) == ("PixelSpacing", 2):
+        pytest.skip("these are as many as there must be")
+
+    def change(slice_: Any, k: int) -> None:
+        if k == 3:
+            slice_[name].value = ([1.0, 0.5, 0.0] * 2)[:count]
+
+    with pytest.raises(BadImage, match=r"(damaged DICOM header|invalid position)"):
+        read_volume(make(change))
+
+
+@pytest.mark.parametrize("missing", ["LUTData", "LUTDescriptor", "both"])
+def test_a_damaged_lookup_table(missing: str, series: Path, tmp_path: Path) -> None:
+    def change(slice_: Any, k: int) -> None:
+        if k == 3:
+            table = pydicom.Dataset()
+            if missing != "LUTDescriptor":
+                table.add_new("LUTDescriptor", "US", [4, 0, 16])
+            if missing != "LUTData":
+                table.add_new("LUTData", "US", [0, 1, 2, 3])
+            if missing == "both":
+                table.clear()
+            slice_.ModalityLUTSequence = [table]
+
+    with pytest.raises(BadImage, match=r"The pixels of .*\.dcm cannot be read"):
+        read_volume(edited(series, tmp_path / "edited", change))

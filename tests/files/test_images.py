@@ -8,6 +8,7 @@ import shutil
 import signal
 from typing import Any
 
+from helpers import image_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import nibabel as nib
@@ -19,7 +20,9 @@ import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.errors import BadImage
-from nninteractive_ws.files.images import ReadOptions, Volume, read_label_map, read_volume, write_segmentation
+from nninteractive_ws.files.images import check_output, read_label_map, read_volume, write_segmentation
+from nninteractive_ws.files.read_options import ReadOptions
+from nninteractive_ws.files.volume import Volume
 
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -373,6 +376,34 @@ def test_an_unwritable_segmentation_is_saved_elsewhere(tmp_path: Path, monkeypat
         write_segmentation(Path("/proc/nothing/m.nii.gz"), {"a": ~mask}, volume)
     assert "kept as" not in str(last.value)
     assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["m.nii.gz", "m.nrrd", "m.seg.nrrd"])
+def test_an_output_that_is_a_folder_is_found_before_the_work(name: str, tmp_path: Path) -> None:
+    image_files.write(tmp_path / "a.nii", np.zeros((3, 4, 5), np.int16))
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=rf"{name} cannot be written, because it is a folder"):
+        check_output(tmp_path / name, read_volume(tmp_path / "a.nii"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".partial")] == []
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+def test_several_label_maps_in_a_file(name: str, tmp_path: Path) -> None:
+    """No option chooses one of them."""
+    labels = np.zeros((3, 4, 5, 2), np.uint8)
+    if name == "a.nrrd":
+        sitk.WriteImage(sitk.GetImageFromArray(labels.transpose(), isVector=False), str(tmp_path / name))
+    else:
+        image_files.write(tmp_path / name, labels)
+    with pytest.raises(BadImage, match=r"with 2 volumes\. Expected one label map\. Save it as a file") as refused:
+        read_label_map(tmp_path / name)
+    assert "--time" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/a.nii.gz"])
+def test_errors_of_the_system_are_sentences(path: str, tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match=r"(x|a\.nii\.gz) cannot be read \(File name too long\)\. Check its path"):
+        read_volume(tmp_path / path)
 
 
 @pytest.mark.parametrize("name", ["a.vtk", "a.nrrd", "a.mha"])

@@ -9,12 +9,12 @@ import SimpleITK as sitk
 
 from nninteractive_ws.atomic_files import partial_path
 from nninteractive_ws.errors import BadOutput
-from nninteractive_ws.files.overwrites import InputFiles, check_overwrite
+from nninteractive_ws.files.overwrites import InputFiles
 
 
 def refused(output: Path, *inputs: Path) -> str:
     with pytest.raises(BadOutput) as raised:
-        check_overwrite(output, inputs)
+        InputFiles(inputs).check(output)
     return str(raised.value)
 
 
@@ -53,7 +53,7 @@ def test_an_output_that_is_the_input(tmp_path: Path, spell: Callable[[Path], Pat
     assert refused(output, tmp_path / "in.nrrd") == (
         f"{output} would overwrite the input file {tmp_path}/in.nrrd. Choose another output."
     )
-    check_overwrite(tmp_path / "out.nrrd", [tmp_path / "in.nrrd"])
+    InputFiles([tmp_path / "in.nrrd"]).check(tmp_path / "out.nrrd")
 
 
 def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_data_file_of_an_image(tmp_path: Path, header: str, data: str) -> No
             written.rename(tmp_path / written.name.upper())
     assert (tmp_path / data).exists()
     assert f"the input file {tmp_path / data}." in refused(tmp_path / data, tmp_path / header)
-    check_overwrite(tmp_path / "b.raw", [tmp_path / header])
+    InputFiles([tmp_path / header]).check(tmp_path / "b.raw")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_data_files_that_a_header_names(tmp_path: Path, name: str, header: s
     (tmp_path / "x" / name).write_text(header, newline="")
     for file in data:
         refused(tmp_path / "x" / file, tmp_path / "x" / name)
-    check_overwrite(tmp_path / "x" / "other.raw", [tmp_path / "x" / name])
+    InputFiles([tmp_path / "x" / name]).check(tmp_path / "x" / "other.raw")
 
 
 NONSENSE = (
@@ -131,7 +131,7 @@ def test_headers_with_invalid_data_files(tmp_path: Path) -> None:
     for n, text in enumerate(NONSENSE):
         (tmp_path / f"{n}.nhdr").write_text(text)
     odd = [tmp_path / "missing.mhd", Path("x" * 300), Path("a\0b")]
-    check_overwrite(tmp_path / "out.nrrd", [*tmp_path.iterdir(), *odd])
+    InputFiles([*tmp_path.iterdir(), *odd]).check(tmp_path / "out.nrrd")
 
 
 def test_a_dicom_series_and_its_folder(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_a_dicom_series_and_its_folder(tmp_path: Path) -> None:
         assert "would overwrite the input file" in refused(outside, source)
         for output in (series / "new.nii.gz", series / "sub" / "results.csv", tmp_path / "link" / "new.dcm"):
             assert "would become part of its DICOM series" in refused(output, source)
-        check_overwrite(tmp_path / "series.seg.nrrd", [source])
-        check_overwrite(tmp_path / "series 2" / "a.dcm", [source])
+        InputFiles([source]).check(tmp_path / "series.seg.nrrd")
+        InputFiles([source]).check(tmp_path / "series 2" / "a.dcm")
 
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:

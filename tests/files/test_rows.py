@@ -92,7 +92,9 @@ def test_a_whole_number(value: object, number: int | None) -> None:
     assert whole_number_of({"time": value}, "time") == number
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", 0, 1.5, True, float("nan"), float("inf"), [1], "9" * 5000])
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.5", "x", 0, 1.5, True, float("nan"), float("inf"), [1], "9" * 5000, "1_0", "٣", 2**63]
+)
 def test_not_a_whole_number(value: object) -> None:
     with pytest.raises(InvalidTable, match="column time: expected a whole number from 1"):
         whole_number_of({"time": value}, "time")

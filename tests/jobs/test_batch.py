@@ -212,7 +212,7 @@ def test_a_dicom_series_becomes_a_dicom_seg(quick: QuickServer, tmp_path: Path) 
     table = write_table(tmp_path / "jobs.csv", f"P1.2/CT.1,liver,point,{POINT},,,", f"a.nii.gz,liver,point,{POINT},,,")
     done = run(table, "-o", tmp_path / "out", "--server", quick.address, "--format", "dcm")
     assert done.returncode == 1
-    assert "a.nii.gz is not a folder with a DICOM series, which the format dcm (DICOM SEG) requires" in done.stderr
+    assert "a.nii.gz: A DICOM SEG (.dcm) requires a DICOM image" in done.stderr
     assert "Warning" not in done.stderr
     (line, _) = results(tmp_path / "out")
     assert line["output"] == "P1.2/CT.1.dcm"
@@ -272,7 +272,7 @@ def test_invalid_rows_and_files_are_reported_and_skipped(quick: QuickServer, tmp
             "good.nii.gz",
             "thick",
         ): f"jobs.csv, line 15: {folder}/thick.nrrd marks a region of 2 x 2 x 2 voxels. Expected a filled outline",
-        ("text.nii.gz", "a"): f"{folder}/text.nii.gz cannot be read as an image",
+        ("text.nii.gz", "a"): f"{folder}/text.nii.gz cannot be read: it is of an unknown format",
         ("missing.nii.gz", "a"): f"The file {folder}/missing.nii.gz does not exist",
         ("x" * 20, "a"): f"{'x' * 300} cannot be read (File name too long)",
         ("", ""): "jobs.csv, line 13, column image: expected the path of an image",

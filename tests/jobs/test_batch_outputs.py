@@ -253,6 +253,17 @@ def test_a_file_that_cannot_be_written_does_not_end_the_batch(quick: QuickServer
         "a.nrrd": True, "b.nrrd": False, "sub/c.nrrd": True
     }  # fmt: skip
     assert not (out / "probe").exists()
+    assert not list(out.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("name", ["probe", "results.txt"])
+def test_files_of_the_user_stay_after_a_failed_write(quick: QuickServer, tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a.nrrd")
+    (tmp_path / "out" / "a.seg.nrrd").mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("of the user")
+    table = write_table(tmp_path / "jobs.csv", f"a.nrrd,liver,point,{POINT},,,")
+    assert run(quick, table, tmp_path / "out")["a.nrrd"].errors
+    assert (tmp_path / "out" / name).read_text() == "of the user"
 
 
 @pytest.mark.parametrize("error", [OSError, nni.errors.BadImage])
@@ -291,6 +302,18 @@ def test_a_folder_that_cannot_be_written_ends_the_batch(
     with pytest.raises(OSError, match=r"kept as /tmp/0\.seg\.nrrd"):
         run(quick, rows_of(tmp_path / "0.nrrd", tmp_path / "1.nrrd"), tmp_path / "out", in_flight=1)
     assert results(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("image", "data"), [("a.mhd", "a.raw"), ("a.nhdr", "a.raw"), ("ct", "ct/1/007.dcm")])
+def test_a_changed_data_file_changes_its_image(quick: QuickServer, tmp_path: Path, image: str, data: str) -> None:
+    if image == "ct":
+        write_series(tmp_path / "ct" / "1")
+    else:
+        write_image(tmp_path / image)
+    rows = rows_of(tmp_path / image)
+    assert [run(quick, rows, tmp_path / "out")[image].earlier for _ in range(2)] == [False, True]
+    (tmp_path / data).write_bytes((tmp_path / data).read_bytes())
+    assert not run(quick, rows, tmp_path / "out")[image].earlier
 
 
 # ---- many files -----------------------------------------------------------------------------------------------

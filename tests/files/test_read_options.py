@@ -2,8 +2,7 @@
 
 import pytest
 
-from nninteractive_ws.files.images import ReadOptions
-from nninteractive_ws.files.options import options_of, suffix_of, title_of
+from nninteractive_ws.files.read_options import ReadOptions, options_of, suffix_of, title_of
 
 
 @pytest.mark.parametrize(
