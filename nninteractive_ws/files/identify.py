@@ -11,6 +11,8 @@ from nninteractive_ws.files.compression import GZIP, read_start
 SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
 
 _HEADER_BYTES = 4096
+#: Extensions of headers whose voxels are in another file.
+_HEADERS = (".hdr", ".mhd", ".nhdr")
 
 #: First bytes of files that are no images, and a description with the remedy.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
@@ -44,6 +46,8 @@ def identify(path: Path) -> str:
     kind = _kind(content)
     if kind is not None and not (compressed and kind in ("nrrd", "metaimage", "vtk", "tiff", "dicom")):
         return kind
+    if header := next((h for h in map(path.with_suffix, _HEADERS) if h != path and h.exists()), None):
+        raise BadImage(f"{path} seems to have the voxels of {header.name}. Choose that file instead.")
     advice = f"{_describe(content)}, compressed by gzip. Decompress it" if compressed else _describe(content)
     raise BadImage(f"{path} cannot be read: it is {advice}. Supported formats are {SUPPORTED}.")
 

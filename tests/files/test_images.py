@@ -303,6 +303,16 @@ def test_a_file_of_another_type(content: bytes, sentence: str, name: str, tmp_pa
             read_volume(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.hdr", "a.mhd", "a.nhdr"])
+def test_the_file_with_the_voxels_names_its_header(name: str, tmp_path: Path) -> None:
+    write_image(tmp_path / name, np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+    other = next(file for file in tmp_path.iterdir() if file.name != name)
+    if other.suffix == ".gz":
+        other = other.rename(tmp_path / "a.gz")
+    with pytest.raises(BadImage, match=rf"voxels of {name}. Choose that file instead"):
+        read_volume(other)
+
+
 def test_a_color_image_and_a_complex_one(tmp_path: Path) -> None:
     rgb = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii")
