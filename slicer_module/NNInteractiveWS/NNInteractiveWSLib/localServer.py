@@ -16,7 +16,7 @@ DEFAULT_COMMAND = "nninteractive-ws"
 _END_TIMEOUT_MS = 10_000
 _MAX_LINES = 5
 #: Frames that command line programs draw around error messages.
-_FRAME = " \t│╭╮╰╯─┃┏┓┗┛━|+-"
+_FRAME = " \t│╭╮╰╯─┃┏┓┗┛━"
 _EXAMPLE = (
     r"C:\nninteractive\Scripts\nninteractive-ws.exe" if os.name == "nt" else "~/nninteractive/bin/nninteractive-ws"
 )

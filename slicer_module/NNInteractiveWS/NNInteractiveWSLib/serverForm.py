@@ -273,7 +273,7 @@ def _parsed(address):
 
 def _isLoopback(address):
     parsed = _parsed(address)
-    return parsed is not None and parsed.host in ("127.0.0.1", "::1", "localhost")
+    return parsed is not None and parsed.ssh is None and parsed.is_loopback
 
 
 def _storedList(name):

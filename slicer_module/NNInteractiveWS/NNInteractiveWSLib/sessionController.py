@@ -83,7 +83,8 @@ class SessionController:
     def askConsent(self):
         """Return whether the user consents to sending images to the server; ask if that is not known yet."""
         address = self.server["address"]
-        if self.isOwnServer or self._consents(address):
+        # The server can change while the user is asked, for example because its process ends.
+        if (self.isOwnServer or self._consents(address)) and address == self.server["address"]:
             return True
         message = _("Nothing was sent. Images are sent to {address} only after you agree.")
         return self.setStatus("idle", message.format(address=address))

@@ -170,7 +170,7 @@ def test_a_server_that_ends_later_is_reported(panel, script, wait_until, tmp_pat
 
 
 def test_only_an_own_server_on_loopback_needs_no_consent(panel, script, wait_until):
-    for address in ("ws://0.0.0.0:9", "ws://gpu-box:9", "ws://127.0.0.1.example.org:9"):
+    for address in ("ssh://gpu-box", "ws://gpu-box:9", "ws://127.0.0.1.example.org:9"):
         fakes.ctkMessageBox.answers.append(qt.QMessageBox.No)
         start(panel, script(f"echo listening on {address}; exec cat > /dev/null"))
         wait_until(lambda: panel.ui.serverComboBox.currentText == address)  # noqa: B023
@@ -178,7 +178,7 @@ def test_only_an_own_server_on_loopback_needs_no_consent(panel, script, wait_unt
         assert panel.logic.session is None
         panel.ui.localServerButton.click()
     asked = len(fakes.ctkMessageBox.asked)
-    for address in ("ws://localhost:9", "ws://[::1]:9"):
+    for address in ("ws://localhost:9", "ws://[::1]:9", "ws://0.0.0.0:9"):
         start(panel, script(f"echo listening on {address}; exec cat > /dev/null"))
         wait_until(lambda: panel.logic.session is not None)
         assert panel.ui.serverComboBox.currentText == address
