@@ -100,7 +100,7 @@ class Logic:
         ``isOwn``: whether the user has started it on this computer, so that it needs no consent."""
         server, controller = {"address": address, "token": token, "ca": ca}, self._controller
         if server != controller.server:
-            controller.disconnect()
+            self.disconnect()
             controller.server, controller.model, controller.serverVersion = server, None, None
         controller.isOwnServer = isOwn
 
@@ -151,7 +151,9 @@ class Logic:
 
     def disconnect(self):
         """End the session, so that the server discards the image. The next prompt starts a new one."""
-        self._controller.disconnect()
+        if self.session is not None:
+            self._controller.disconnect()
+            self._controller.setStatus("idle", "")  # the last status is that of the session
 
     def poll(self, budget_s=0.008, *, allowIdleWork=True):
         """Process messages and write results for about ``budget_s`` seconds. Return the session's new events.

@@ -95,6 +95,8 @@ def test_a_real_server_starts_without_a_question_and_stops(panel, add_volume, wa
     panel.ui.localServerButton.click()
     assert time.monotonic() - begin < 1, "the window was blocked"
     assert panel.ui.localServerButton.text == "Start a server here"
+    panel.panel.refresh()
+    assert panel.ui.statusLabel.text == "Choose a prompt to begin.", "the status is that of the ended session"
     assert panel.ui.serverComboBox.currentText == "ws://127.0.0.1:1528"
     assert panel.ui.serverComboBox.findText(address) == -1
     wait_until(lambda: not any(isAlive(pid) for pid in running), within=20)

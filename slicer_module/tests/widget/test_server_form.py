@@ -167,6 +167,7 @@ def test_withdrawing_consent_ends_the_session(asking, server, wait_until, others
     wait_until(lambda: asking.logic.server is not None)
     asking.ui.withdrawButton.click()
     assert asking.logic.session is None
+    assert asking.logic.status.message == ""
     assert f"to {server.address} is withdrawn" in lines(asking)[0]
     fakes.ctkMessageBox.answers += [qt.QMessageBox.No] * 2
     assert not asking.logic.connect()
