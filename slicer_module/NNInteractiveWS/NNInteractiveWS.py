@@ -35,9 +35,9 @@ class NNInteractiveWS(ScriptedLoadableModule):
         parent.contributors = ["nninteractive-ws contributors"]
         parent.helpText = _(
             "Segment structures in a 3D image with points, boxes, scribbles and lassos. nnInteractive computes the "
-            "masks on a server, and previews appear during the computation. Install nninteractive-ws on a machine with "
-            "a GPU, start <tt>nninteractive-ws serve</tt> there, and enter its address under Configuration. Images are "
-            "sent to a server only after you have agreed to that server."
+            "masks on a server, and previews appear during the computation. Under Configuration, start a server on "
+            "this computer, or enter the address of one on a machine with a GPU. Images are sent to a server elsewhere "
+            "only after you have agreed to that server."
         )
         parent.acknowledgementText = _(
             "nnInteractive was made at the German Cancer Research Center (DKFZ): Isensee, Rokuss, Kr&auml;mer et al., "

@@ -33,7 +33,7 @@ def progress(state, done=0, total=0):
             None,
         ),
         (events.Connection("lost", reason="Gone."), "lost", "Gone. The next prompt connects again.", None),
-        (events.Connection("closed", reason="Gone."), "idle", "Not connected: Gone.", None),
+        (events.Connection("closed", reason="Gone."), "disconnected", "Not connected: Gone.", None),
         (events.Failed(1, errors.Cancelled("cancelled")), "ready", "Canceled. The segment was reverted.", None),
         (events.Failed(1, errors.OutOfBounds("It is outside.")), "error", "It is outside.", None),
     ],

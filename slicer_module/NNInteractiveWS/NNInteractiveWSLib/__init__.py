@@ -21,6 +21,8 @@ The panel:
 ``views``                mouse input in the views
 ``shortcuts``            keyboard shortcuts, active while the module is open
 ``editorHistory``        the Segment Editor's undo history, combined with the session's
-``serverForm``           address, token, certificate, and the connection test, which runs ``doctor``
+``localServer``          a server on this computer
+``serverForm``           address, token, certificate, consent, and the connection test, which runs ``doctor``
+``firstRun``             whether the user needs instructions on how to get a server
 ``widget``               the other controls, and the assembly of the panel
 """

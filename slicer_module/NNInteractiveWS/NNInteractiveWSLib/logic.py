@@ -57,6 +57,11 @@ class Logic:
         return self._controller.model
 
     @property
+    def serverVersion(self):
+        """The program and version of the server, such as "nninteractive-ws 0.1.0"; None before the first connection."""
+        return self._controller.serverVersion
+
+    @property
     def server(self):
         """The server's welcome message (nninteractive_ws.messages.Welcome), or None while there is no connection."""
         return self.session.server if self.session is not None else None
@@ -90,12 +95,14 @@ class Logic:
 
     # ---- settings and selections --------------------------------------------------------------------------------
 
-    def setServer(self, address, token=None, ca=None):
-        """Set the server that the next prompt connects to. ``token`` and ``ca``: as for nninteractive_ws.connect."""
-        server = {"address": address, "token": token, "ca": ca}
-        if server != self._controller.server:
-            self._controller.disconnect()
-            self._controller.server, self._controller.model = server, None
+    def setServer(self, address, token=None, ca=None, *, isOwn=False):
+        """Set the server that the next prompt connects to. ``token`` and ``ca``: as for nninteractive_ws.connect.
+        ``isOwn``: whether the user has started it on this computer, so that it needs no consent."""
+        server, controller = {"address": address, "token": token, "ca": ca}, self._controller
+        if server != controller.server:
+            self.disconnect()
+            controller.server, controller.model, controller.serverVersion = server, None, None
+        controller.isOwnServer = isOwn
 
     def setOptions(self, **options):
         """Set the options ``autozoom`` and ``previews``, booleans as in nninteractive_ws."""
@@ -141,6 +148,12 @@ class Logic:
         """Connect to the server, if the user consents. Return whether the session is connected or connecting. Prompts
         connect by themselves."""
         return self._controller.connect()
+
+    def disconnect(self):
+        """End the session, so that the server discards the image. The next prompt starts a new one."""
+        if self.session is not None:
+            self._controller.disconnect()
+            self._controller.setStatus("idle", "")  # the last status is that of the session
 
     def poll(self, budget_s=0.008, *, allowIdleWork=True):
         """Process messages and write results for about ``budget_s`` seconds. Return the session's new events.

@@ -1,4 +1,4 @@
-"""Server group of the Configuration tab: address, token, certificate, and connection test."""
+"""Server group of the Configuration tab: address, token, certificate, connection test, server on this computer."""
 
 import json
 import os
@@ -10,12 +10,14 @@ from nninteractive_ws.errors import BadAddress
 import qt
 import slicer
 
+from .localServer import DEFAULT_COMMAND, CannotStart, LocalServer
 from .status import _
 
 SETTINGS = "NNInteractiveWS"
 #: Style of error messages, readable on light and on dark backgrounds.
 RED = "color: #e53935"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
+_DEFAULT_SERVER = "ws://127.0.0.1:1528"
 _MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
 _SIGNS = {"ok": "\u2713", "warning": "!", "failed": "\u2717"}
@@ -43,16 +45,16 @@ _HINTS = {
 class ServerForm:
     """Form for the server. Address and certificate are stored in the settings, and the token is kept in memory only.
 
-    ``ui``: the panel's widgets.
+    ``ui``: the panel's widgets. ``isConfigured``: whether the user has ever entered a server.
     """
 
     def __init__(self, ui, logic):
         self._ui, self._logic = ui, logic
         self._server = self._doctor = None
         settings = qt.QSettings()
-        servers = settings.value(f"{SETTINGS}/servers") or ["ws://127.0.0.1:1528"]
-        # QSettings returns a list with one element as a text.
-        ui.serverComboBox.addItems([servers] if isinstance(servers, str) else list(servers))
+        servers = _storedList("servers")
+        self.isConfigured = bool(servers)
+        ui.serverComboBox.addItems(servers or [_DEFAULT_SERVER])
         ui.serverComboBox.currentIndex = 0
         ui.certificatePathLineEdit.currentPath = settings.value(f"{SETTINGS}/certificate") or ""
         ui.serverComboBox.lineEdit().connect("editingFinished()", self.use)
@@ -60,26 +62,48 @@ class ServerForm:
         ui.tokenLineEdit.connect("editingFinished()", self.use)
         ui.certificatePathLineEdit.connect("currentPathChanged(QString)", lambda path: self.use())
         ui.testConnectionButton.connect("clicked()", self.test)
-        self.use()
+        ui.withdrawButton.connect("clicked()", self.withdraw)
+        self._local = LocalServer(self._onLocalOutput, self._onLocalListening, self._onLocalEnded)
+        ui.localServerCommandLineEdit.text = settings.value(f"{SETTINGS}/localServerCommand") or DEFAULT_COMMAND
+        ui.localServerCommandLineEdit.connect("editingFinished()", self._storeCommand)
+        ui.localServerButton.connect("clicked()", self.toggleLocalServer)
+        self._use()
 
     def use(self):
-        """Pass the entries to the logic, and move the address to the top of the list."""
+        """Pass the user's entries to the logic, and store them."""
+        if self._use():
+            self._store()
+
+    def _use(self):
+        """Pass the entries to the logic, and move the address to the top of the list. Return whether they changed."""
         box = self._ui.serverComboBox
         address, certificate = box.currentText.strip(), self._ui.certificatePathLineEdit.currentPath.strip()
         qt.QSettings().setValue(f"{SETTINGS}/certificate", certificate)
         token = self._ui.tokenLineEdit.text or os.environ.get(_TOKEN)
         server = address, token, certificate if certificate and _isEncrypted(address) else None
         if not address or server == self._server:
-            return
+            return False
         self._server = server
         others = [box.itemText(i) for i in range(box.count) if box.itemText(i) != address]
         known = [address, *others][:_MAX_SERVERS]
         box.clear()
         box.addItems(known)
-        # Store only valid addresses. Other text may contain a password.
-        qt.QSettings().setValue(f"{SETTINGS}/servers", [server for server in known if _parsed(server) is not None])
-        self._logic.setServer(*server)
+        self._logic.setServer(*server, isOwn=address == self._local.address and _isLoopback(address))
         self.stop()
+        return True
+
+    def close(self):
+        """Stop the test and the server on this computer."""
+        self._end()
+        self._local.stop()
+
+    def _store(self):
+        box = self._ui.serverComboBox
+        servers = [box.itemText(i) for i in range(box.count)]
+        # Store only valid addresses. Other text may contain a password. The local server's address changes each time.
+        valid = [server for server in servers if _parsed(server) is not None and server != self._local.address]
+        qt.QSettings().setValue(f"{SETTINGS}/servers", valid)
+        self.isConfigured = True
 
     # ---- Test connection --------------------------------------------------------------------------------------
 
@@ -116,7 +140,72 @@ class ServerForm:
         if succeeded:
             self._logic.connect()
 
+    # ---- server on this computer ------------------------------------------------------------------------------
+
+    def toggleLocalServer(self):
+        """Start a server on this computer, or stop it."""
+        if self._local.isRunning:
+            address = self._local.address
+            self._local.stop()
+            self._onLocalStopped(address)
+            return
+        self._storeCommand()
+        self.stop()
+        try:
+            self._local.start(self._ui.localServerCommandLineEdit.text)
+        except CannotStart as e:
+            self._show([str(e)], RED)
+            return
+        self._ui.localServerButton.text = _("Stop the server")
+        self._onLocalOutput("")
+
+    def _storeCommand(self):
+        qt.QSettings().setValue(f"{SETTINGS}/localServerCommand", self._ui.localServerCommandLineEdit.text.strip())
+
+    def _onLocalOutput(self, line):
+        self._show([_("Starting a server on this computer..."), line])
+
+    def _onLocalListening(self, address):
+        self._ui.serverComboBox.setEditText(address)
+        self._use()
+        self._show([_("The server on this computer runs at {address}.").format(address=address)])
+        self._logic.connect()
+
+    def _onLocalEnded(self, message, address):
+        self._onLocalStopped(address)
+        self._show([message], RED)
+
+    def _onLocalStopped(self, address):
+        """Remove the address of a server that has ended, and use the previous one if it was in use."""
+        self._ui.localServerButton.text = _("Start a server here")
+        self.stop()
+        box = self._ui.serverComboBox
+        index = -1 if address is None else box.findText(address)
+        if index >= 0:
+            box.removeItem(index)
+            self._use()
+
+    # ---- consent ----------------------------------------------------------------------------------------------
+
+    def withdraw(self):
+        """Withdraw the user's consent to sending images to the server in use, and end the session there."""
+        self.use()
+        address = self._ui.serverComboBox.currentText.strip()
+        agreed = _storedList("agreedServers")
+        if address not in agreed:
+            message = _("You have not agreed to send images to {address}, so there is nothing to withdraw.")
+        else:
+            qt.QSettings().setValue(f"{SETTINGS}/agreedServers", [server for server in agreed if server != address])
+            self.stop()
+            self._logic.disconnect()
+            message = _(
+                "Your agreement to send images to {address} is withdrawn. The session there has ended, and its images "
+                "are discarded. The module asks again before it connects."
+            )
+        self._show([message.format(address=address)])
+
     def _show(self, lines, color=""):
+        lines = [line for line in lines if line]
         label, message = self._ui.testResultLabel, "\n".join(lines)
         if label.text != message or label.styleSheet != color:
             label.text, label.styleSheet, label.visible = message, color, bool(message)
@@ -182,15 +271,25 @@ def _parsed(address):
         return None
 
 
+def _isLoopback(address):
+    parsed = _parsed(address)
+    return parsed is not None and parsed.ssh is None and parsed.is_loopback
+
+
+def _storedList(name):
+    """A list of texts in the settings."""
+    stored = qt.QSettings().value(f"{SETTINGS}/{name}") or ()
+    # QSettings returns a list with one element as a text.
+    return [stored] if isinstance(stored, str) else list(stored)
+
+
 def userConsents(address):
     """Return whether the user consents to sending images to a server. Ask once for each address, and store consent."""
-    settings = qt.QSettings()
-    servers = settings.value(f"{SETTINGS}/agreedServers") or ()
-    servers = [servers] if isinstance(servers, str) else list(servers)
+    servers = _storedList("agreedServers")
     if address in servers:
         return True
     question = _("The image will be sent to the server at {address} and kept in its memory. Do you agree?")
     if not slicer.util.confirmYesNoDisplay(question.format(address=address)):
         return False
-    settings.setValue(f"{SETTINGS}/agreedServers", [*servers, address])
+    qt.QSettings().setValue(f"{SETTINGS}/agreedServers", [*servers, address])
     return True

@@ -42,10 +42,11 @@ class SessionController:
     def __init__(self, consents, clock, sshEnvironment=None):
         self._consents, self._clock, self._sshEnvironment = consents, clock, sshEnvironment
         self.status = Status()
-        self.model = None
+        self.model = self.serverVersion = None
         self.session: PolledSession | None = None
         self.binding = None
         self.server = {"address": "ws://127.0.0.1:1528", "token": None, "ca": None}
+        self.isOwnServer = False  # whether the user has just started the server on this computer
         self.options = {}
         self._nextStoreTime = 0.0
         self._clear()
@@ -82,7 +83,8 @@ class SessionController:
     def askConsent(self):
         """Return whether the user consents to sending images to the server; ask if that is not known yet."""
         address = self.server["address"]
-        if self._consents(address):
+        # The server can change while the user is asked, for example because its process ends.
+        if (self.isOwnServer or self._consents(address)) and address == self.server["address"]:
             return True
         message = _("Nothing was sent. Images are sent to {address} only after you agree.")
         return self.setStatus("idle", message.format(address=address))
@@ -325,7 +327,7 @@ class SessionController:
 
     def _onConnection(self, event):
         if event.state == "open":
-            self.model = event.welcome.model
+            self.model, self.serverVersion = event.welcome.model, event.welcome.server_version
         elif event.state == "closed":
             status = self.status
             self.disconnect()

@@ -18,9 +18,9 @@ except ImportError:  # slicer-core has no translations
 class Status:
     """State of the session for the status line.
 
-    ``state``: idle, connecting, uploading, ready, predicting, lost or error. ``message``: a sentence for the user.
-    ``fraction``: progress from 0 to 1, or None if it is unknown or nothing runs. ``timings``: seconds that the last
-    completed prompt took (nninteractive_ws.messages.Timings), or None.
+    ``state``: idle, connecting, uploading, ready, predicting, lost, disconnected or error. ``message``: a sentence for
+    the user. ``fraction``: progress from 0 to 1, or None if it is unknown or nothing runs. ``timings``: seconds that
+    the last completed prompt took (nninteractive_ws.messages.Timings), or None.
     """
 
     state: str = "idle"
@@ -33,7 +33,7 @@ def _connection(event):
     if event.state == "open":
         return Status("ready", _("Connected."))
     if event.state == "closed":
-        return Status("idle", _("Not connected: {reason}").format(reason=event.reason))
+        return Status("disconnected", _("Not connected: {reason}").format(reason=event.reason))
     if event.retry_in is None:
         return Status("lost", _("{reason} The next prompt connects again.").format(reason=event.reason))
     message = _("Connection lost, trying again in {seconds:.0f} s. No work is lost. {reason}")

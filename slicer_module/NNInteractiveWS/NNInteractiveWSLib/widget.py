@@ -1,11 +1,14 @@
 """The panel: it passes user input to the logic and shows the logic's state. No method blocks."""
 
+from importlib.metadata import version
+
 from nninteractive_ws.client import events
 import qt
 import slicer
 import vtk
 
 from .editorHistory import EditorHistory
+from .firstRun import FirstRun
 from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
 from .serverForm import RED, SETTINGS, ServerForm
@@ -63,6 +66,8 @@ class Panel:
         self._shortcuts = Shortcuts(slicer.util.mainWindow(), self._actions)
         self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn, self._onPicked)
         self.server = ServerForm(ui, logic)
+        self._firstRun = FirstRun()
+        self._clientVersion = f"nninteractive-ws {version('nninteractive-ws')}"
         self._restoreShortcuts()
         self._connect()
         size = ui.progressBar.sizePolicy
@@ -101,7 +106,8 @@ class Panel:
 
     def close(self):
         self.exit()
-        self.server.stop()
+        self.server.close()
+        self._firstRun.close()
         self._timer.stop()
         for node, tag in self._observers:
             node.RemoveObserver(tag)
@@ -116,6 +122,10 @@ class Panel:
         if self._writing:
             self._history.forget()
             self._writing = self.logic.busy  # a mask is written over several polls
+        if self.logic.server is not None:
+            self._firstRun.onServerUsed()
+        elif self._open:
+            self._firstRun.poll()
         interval = _BUSY_MS if self.logic.active else _IDLE_MS
         if interval != self._timer.interval:
             self._timer.setInterval(interval)
@@ -163,21 +173,43 @@ class Panel:
     def _statusLine(self):
         logic, status = self.logic, self.logic.status
         inProgress = status.state in _IN_PROGRESS and logic.active
-        model = _("No model loaded")
-        if logic.model is not None:
-            model = _("{model}, license {license}").format(model=logic.model.name, license=logic.model.license)
         return {
+            ("firstRunFrame", "visible"): self._needsGuide and self.ui.tabWidget.currentIndex == 0,
             ("statusLabel", "text"): self._statusText(),
-            ("statusLabel", "styleSheet"): _STYLES.get(status.state, ""),
+            ("statusLabel", "styleSheet"): "" if self._lacksServer else _STYLES.get(status.state, ""),
             ("progressBar", "visible"): inProgress,
             ("progressBar", "maximum"): 0 if inProgress and status.fraction is None else 100,  # 0: unknown progress
             ("progressBar", "value"): round(100 * (status.fraction or 0.0)) if inProgress else 0,
-            ("modelLabel", "text"): model,
+            ("modelLabel", "text"): self._modelText(),
         }
+
+    def _modelText(self):
+        logic = self.logic
+        if logic.model is None:
+            return _("No model loaded")
+        text = _("{model}, license {license}").format(model=logic.model.name, license=logic.model.license)
+        if logic.serverVersion is None:
+            return text
+        text = f"{text}, {logic.serverVersion}"
+        if logic.serverVersion == self._clientVersion:
+            return text
+        note = _("This module uses {client}. If something does not work, install the same version on both sides.")
+        return f"{text}. {note.format(client=self._clientVersion)}"
+
+    @property
+    def _needsGuide(self):
+        return self._firstRun.needsGuide and not self.server.isConfigured
+
+    @property
+    def _lacksServer(self):
+        """Whether a prompt could not connect because there has never been a server, which is no error."""
+        return self._needsGuide and self.logic.status.state in ("lost", "disconnected")
 
     def _statusText(self):
         status = self.logic.status
-        if self.logic.volume is None and status.state in ("idle", "ready"):
+        if self._lacksServer:
+            return _("Nothing was sent, because there is no server yet. Choose a server first.")
+        if self.logic.volume is None and status.state in ("idle", "ready", "disconnected"):
             return f"{status.message} {_('Load or select a volume.')}".lstrip()
         return status.message or _("Choose a prompt to begin.")
 
@@ -198,6 +230,7 @@ class Panel:
         ui.runButton.connect("clicked()", self._runAndPoll(self.logic.run))
         ui.cancelButton.connect("clicked()", self._runAndPoll(self.logic.cancel))
         ui.tabWidget.connect("currentChanged(int)", lambda index: self._fitTab())
+        ui.chooseServerButton.connect("clicked()", lambda: ui.tabWidget.setCurrentWidget(ui.configurationTab))
         for checkBox in (ui.livePreviewCheckBox, ui.runAutomaticallyCheckBox, ui.autoZoomCheckBox):
             checkBox.connect("toggled(bool)", lambda on: self._setOptions())
         ui.overwriteComboBox.connect("currentIndexChanged(int)", self._onOverwriteChosen)
@@ -451,6 +484,7 @@ class Panel:
                 if child.isWidgetType():
                     child.visible = i == tabs.currentIndex
         tabs.updateGeometry()
+        self.refresh()
 
 
 def _cursor(color, positive):

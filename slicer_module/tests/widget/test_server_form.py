@@ -6,8 +6,10 @@ import ssl
 import threading
 
 import fakes
+from NNInteractiveWSLib.logic import Logic
 from NNInteractiveWSLib.serverForm import userConsents
 from panel_harness import Module, RecordingLogic
+import pytest
 import qt
 import trustme
 
@@ -146,3 +148,31 @@ def test_consent_is_stored_for_each_server(application):
     assert userConsents("ws://a"), "asked once for each server"
     assert len(fakes.ctkMessageBox.asked) == 2
     assert "ws://a" in fakes.ctkMessageBox.asked[0]
+
+
+@pytest.fixture
+def asking(application):
+    """The panel with the real question for consent."""
+    module = Module(Logic, consents=userConsents)
+    yield module
+    module.close()
+
+
+@pytest.mark.parametrize("others", [[], ["ws://other"], ["ws://one", "ws://two"]])
+def test_withdrawing_consent_ends_the_session(asking, server, wait_until, others):
+    qt.QSettings().setValue("NNInteractiveWS/agreedServers", [*others, server.address])
+    asking.ui.serverComboBox.setEditText(server.address)
+    asking.panel.server.use()
+    assert asking.logic.connect()
+    wait_until(lambda: asking.logic.server is not None)
+    asking.ui.withdrawButton.click()
+    assert asking.logic.session is None
+    assert asking.logic.status.message == ""
+    assert f"to {server.address} is withdrawn" in lines(asking)[0]
+    fakes.ctkMessageBox.answers += [qt.QMessageBox.No] * 2
+    assert not asking.logic.connect()
+    assert len(fakes.ctkMessageBox.asked) == 1
+    for other in others:
+        assert userConsents(other)
+    asking.ui.withdrawButton.click()
+    assert "nothing to withdraw" in lines(asking)[0]
