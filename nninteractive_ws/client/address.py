@@ -83,6 +83,8 @@ def parse_address(text: str) -> Address:
     cannot connect to, means this machine. Raises BadAddress, which does not repeat the text, because it may hold a
     token or a password.
     """
+    if not isinstance(text, str):
+        raise BadAddress(f"The server address is of type {type(text).__name__}. Expected a text such as gpu-box:1528.")
     text = text.strip()
     if not text:
         raise BadAddress("The server address is empty. Enter one such as gpu-box:1528 or ws://127.0.0.1:1528.")

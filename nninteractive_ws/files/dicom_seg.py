@@ -99,7 +99,7 @@ def _segmentation(
 
 
 def _read_header(file: str, thickness: str) -> pydicom.FileDataset:
-    """Read a header without pixels, and fill in what is empty. ``thickness``: of slices without one, in millimeters."""
+    """Read a header without pixels, and fill in what is empty. ``thickness``: the distance of slices in millimeters."""
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     header.decode()  # its text can then be written in another character set
     _fill_in(header)
@@ -109,6 +109,7 @@ def _read_header(file: str, thickness: str) -> pydicom.FileDataset:
         measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     if not measures.get("SliceThickness"):
         measures.SliceThickness = thickness
+    measures.SpacingBetweenSlices = thickness  # that of the series can be wrong
     return header
 
 

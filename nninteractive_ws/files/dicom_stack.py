@@ -98,7 +98,10 @@ def read_stack(
         voxels, step = even_out(voxels, along)
         last = positions[0] + (positions[-1] - positions[0]) * step * (voxels.shape[2] - 1) / along[-1]
         positions = np.array([positions[0], last])
-        notes.append(f"The slices are not evenly spaced. They were interpolated to a distance of {step:g} mm.")
+        notes.append(
+            f"The slices are not evenly spaced. They were interpolated to a distance of {step:g} mm, and slice indices "
+            "count these."
+        )
     return voxels, _affine(slices[0], positions, voxels.shape[2]), list(dict.fromkeys(s.file for s in slices)), notes
 
 

@@ -25,6 +25,8 @@ from nninteractive_ws.masks import Mask
 #: File name extensions of segmentations. ``.dcm`` is only for DICOM images.
 SEGMENTATION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".dcm")
 
+#: Maximum number of kept files of a name in a folder.
+_MAX_KEPT = 1000
 #: Maximum length of a segment label in DICOM.
 MAX_NAME_LENGTH = 64
 
@@ -51,7 +53,7 @@ def read_volume(path: Path, options: ReadOptions = _DEFAULT) -> Volume:
         from nninteractive_ws.files.straighten import straighten
 
         voxels, straight = straighten(voxels, volume.ijk_to_lps)
-        notes.append(f"The image was sheared. It was resampled to {' x '.join(map(str, voxels.shape))} voxels.")
+        notes.append(f"The image was sheared. It was resampled to {_format(voxels.shape)}.")
         volume = replace(volume, nifti=None)
     return replace(volume, voxels=voxels, ijk_to_lps=straight, notes=(*volume.notes, *notes))
 
@@ -77,11 +79,19 @@ def _read(path: Path, options: ReadOptions) -> Volume:
         return _read_file(path, options)
     except OSError as e:
         raise BadImage(f"{path} cannot be read ({reason(e)}). Check its path and its permissions.") from e
+    except MemoryError as e:
+        raise BadImage(f"{path} is too large for the memory of this computer. Crop or resample it.") from e
+
+
+def _format(shape: Sequence[int]) -> str:
+    return f"{' x '.join(map(str, shape))} voxels, and voxel indices count these"
 
 
 def _read_file(path: Path, options: ReadOptions) -> Volume:
     if not path.exists():
         raise BadImage(f"The file {path} does not exist. Check its path.")
+    if not path.is_dir() and not path.is_file():
+        raise BadImage(f"{path} is neither a file nor a folder, but for example a pipe. Save the image in a file.")
     kind = "dicom" if path.is_dir() else identify(path)
     if kind == "dicom":
         return _read_dicom(path, options)
@@ -95,7 +105,7 @@ def _read_file(path: Path, options: ReadOptions) -> Volume:
     else:
         from nninteractive_ws.files.itk import read_itk
 
-        (voxels, affine, components), header, notes = read_itk(path, kind), None, []
+        (voxels, affine, components, notes), header = read_itk(path, kind), None
     voxels = _one_volume(voxels, components, path, options.time)
     return Volume(voxels, affine, nifti=header, notes=tuple(notes))
 
@@ -119,9 +129,9 @@ def _one_volume(voxels: npt.NDArray[Any], components: int, path: Path, time: int
     """Return a volume of 3 dimensions, a chosen one of several. Raises BadImage."""
     if voxels.dtype.kind not in "biuf":
         raise BadImage(f"{path} has voxels of the type {voxels.dtype}, like a color image. Expected real numbers.")
-    if components == 1:
-        while voxels.ndim > 3 and voxels.shape[-1] == 1:
-            voxels = voxels[..., 0]
+    # Further axes of one element, such as the fourth axis of NIfTI files of vectors.
+    further = [axis for axis in range(3, voxels.ndim) if voxels.shape[axis] == 1 and components == 1]
+    voxels = voxels.squeeze(tuple(further))
     if voxels.ndim == 3 and components == 1:
         if time is not None:
             time_index(time, 1, f"{path} has one volume.")
@@ -205,9 +215,11 @@ def _check_is_dicom(volume: Volume) -> None:
 
 def _keep(path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color]) -> Path | None:
     """Write a .seg.nrrd in place of a file that cannot be written, beside it or in the folder of temporary files."""
-    name = f"{without_ending(path.name)}.seg.nrrd"
-    for other in (path.with_name(name), Path(tempfile.gettempdir()) / name):
-        if other != path and not other.exists():
+    stem = without_ending(path.name)
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        names = (f"{stem}{number}.seg.nrrd" for number in ("", *(f"-{n}" for n in range(2, _MAX_KEPT))))
+        other = next((folder / name for name in names if not (folder / name).exists()), None)
+        if other is not None and other != path:
             with suppress(BadImage, OSError):
                 _write(other, masks, volume, colors, "")
                 return other

@@ -20,7 +20,7 @@ from nninteractive_ws.files.compression import decompress, read_content
 from nninteractive_ws.files.data_files import named_files
 from nninteractive_ws.files.names import is_utf8
 from nninteractive_ws.files.reason import reason
-from nninteractive_ws.files.volume import Affine
+from nninteractive_ws.files.volume import Affine, notes_on_size
 
 Voxels = npt.NDArray[Any]
 
@@ -34,8 +34,8 @@ _IMAGE_IO = {
 _GIPL_HEADER_BYTES = 256
 
 
-def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
-    """Return the voxels (i, j, k, and further axes), the affine from voxels to LPS, and the components of a voxel.
+def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int, list[str]]:
+    """Return the voxels (i, j, k, and further axes), the affine from voxels to LPS, components of a voxel, and notes.
 
     ``kind``: the format, as of :func:`identify`. Components are the last axis of the voxels, if there are several.
     Raises BadImage or OSError.
@@ -55,10 +55,10 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int]:
     finally:
         locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
     array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
-    _check(path, kind, array)
+    notes = _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)
     voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
-    return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel()
+    return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel(), notes
 
 
 def affine_of(image: sitk.Image) -> Affine:
@@ -74,14 +74,15 @@ def affine_of(image: sitk.Image) -> Affine:
 
 def _last_line(error: RuntimeError) -> str:
     """Return the last line of an ITK error, which has the reason, as a sentence."""
-    return f"{reason(RuntimeError(str(error).strip().splitlines()[-1]))}."
+    last = reason(RuntimeError(str(error).strip().splitlines()[-1]))
+    return "the file ends too early." if last == "Reason: Success" else f"{last}."
 
 
-def _check(path: Path, kind: str, array: Voxels) -> None:
-    """Raise BadImage unless the array has the voxels that are in the file."""
+def _check(path: Path, kind: str, array: Voxels) -> list[str]:
+    """Raise BadImage unless the array has the voxels that are in the file. Return notes."""
     data = _STORED[kind](path, array)
     if data is None:
-        return
+        return []
     if len(data) < array.nbytes:
         raise BadImage(
             f"{path} is incomplete: its header announces {array.nbytes:,} bytes of voxels, found {len(data):,}. Copy "
@@ -90,6 +91,7 @@ def _check(path: Path, kind: str, array: Voxels) -> None:
     stored = np.frombuffer(data, array.dtype, array.size)
     if array.tobytes() not in (stored.tobytes(), stored.byteswap().tobytes()):
         raise BadImage(f"{path} is damaged. Copy or export it again.")
+    return notes_on_size(len(data), array.nbytes)
 
 
 def _metaimage(path: Path, array: Voxels) -> bytes | None:

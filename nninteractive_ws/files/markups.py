@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from nninteractive_ws.errors import InvalidTable
 from nninteractive_ws.files.reason import reason
+from nninteractive_ws.files.rows import check_is_file
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
@@ -46,6 +47,7 @@ def read_markups(path: Path, volume: Volume) -> list[Markup]:
     A box must be aligned with the axes of the volume, and a closed curve must lie in one of its slices. Both are
     clipped to the volume. Points without a position are skipped. Raises InvalidTable, also for markups of other types.
     """
+    check_is_file(path)
     try:
         markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
         found = [item for markup in markups for item in _read(markup, volume)]

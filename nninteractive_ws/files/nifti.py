@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from io import BytesIO
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.compression import read_content
 from nninteractive_ws.files.data_files import paired_files
 from nninteractive_ws.files.reason import reason
-from nninteractive_ws.files.volume import Affine, Volume, grid_distance
+from nninteractive_ws.files.volume import Affine, Volume, grid_distance, notes_on_size
 
 #: From the RAS of NIfTI to LPS, and back.
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -40,7 +41,8 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
     """
     try:
         with np.errstate(over="raise"):  # sizes that are too large to multiply
-            image = _open(path)
+            image, stored = _open(path)
+            more = _check_size(image, stored)
             voxels = np.asanyarray(image.dataobj)
             affine, notes = _affine(image, voxels.shape[:3])
     except (ImageFileError, HeaderDataError, OSError, ArithmeticError, ValueError, KeyError, TypeError) as e:
@@ -49,20 +51,31 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine, Any, list[str]]:
         raise BadImage(f"{path} is damaged or incomplete: {reason(e)}. Copy or export it again.") from e
     if voxels.dtype == np.float64 and image.dataobj.slope is not None and image.get_data_dtype() != np.float64:
         voxels = voxels.astype(np.float32)  # stored integers times a slope: nibabel computes in double precision
-    return voxels, affine, image.header, notes
+    return voxels, affine, image.header, [*notes, *more]
 
 
-def _open(path: Path) -> Any:
+def _check_size(image: Any, stored: int) -> list[str]:
+    """Raise ValueError if the file has fewer bytes than its header announces: before memory for them is allocated."""
+    announced = math.prod(map(int, image.header.get_data_shape())) * image.header.get_data_dtype().itemsize
+    found = stored - image.dataobj.offset
+    if found < announced:
+        raise ValueError(f"its header announces {announced:,} bytes of voxels, found {max(found, 0):,}")
+    return notes_on_size(found, announced)
+
+
+def _open(path: Path) -> tuple[Any, int]:
+    """Return the image, and the number of bytes in the file with its voxels."""
     data = read_content(path)
     kind = nib.Nifti2Image if data[4:7] in (b"n+2", b"ni2") else nib.Nifti1Image
     pair = nib.Nifti2Pair if kind is nib.Nifti2Image else nib.Nifti1Pair
     if data[344:347] != b"ni1" and data[4:7] != b"ni2":
-        return kind.from_bytes(data)
+        return kind.from_bytes(data), len(data)
     voxels = next((file for file in paired_files(path) if ".img" in map(str.lower, file.suffixes)), None)
     if voxels is None:
         raise BadImage(f"{path} has no voxels: its .img file is missing. Copy it to the same folder.")
-    files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(read_content(voxels)))}
-    return pair.from_file_map(files)
+    content = read_content(voxels)
+    files = {"header": FileHolder(fileobj=BytesIO(data)), "image": FileHolder(fileobj=BytesIO(content))}
+    return pair.from_file_map(files), len(content)
 
 
 def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:

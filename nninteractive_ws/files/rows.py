@@ -53,8 +53,15 @@ def read_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> It
     return _jsonl_rows(text) if suffix == ".jsonl" else _csv_rows(path, text, columns, required)
 
 
+def check_is_file(path: Path) -> None:
+    """Raise InvalidTable for a pipe or a folder in place of a file. Reading a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise InvalidTable(f"{path} is not a file, but for example a folder or a pipe. Choose a file.")
+
+
 def _read_text(path: Path) -> str:
     try:
+        check_is_file(path)
         content = path.read_bytes()
     except OSError as e:
         raise InvalidTable(f"{path} cannot be read ({reason(e)}).") from e

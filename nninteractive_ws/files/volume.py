@@ -133,5 +133,15 @@ def _reordered_axes(affine: Affine, other: Index, shape: Index) -> str | None:
     return " and ".join(filter(None, (permutation, flips)))
 
 
+def notes_on_size(found: int, announced: int) -> list[str]:
+    """Return a note if a file has more bytes of voxels than its header announces."""
+    if found <= announced:
+        return []
+    return [
+        f"The file has {found - announced:,} bytes more than its header announces. If the header is wrong, so is the "
+        "image."
+    ]
+
+
 def _format_matrix(matrix: npt.NDArray[np.float64]) -> str:
     return ", ".join("(" + ", ".join(f"{x:g}" for x in column) + ")" for column in matrix.T)

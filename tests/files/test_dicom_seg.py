@@ -113,13 +113,17 @@ def without_thickness(slice_: Any, _k: int) -> None:
     slice_.SliceThickness = None
 
 
+def with_a_wrong_distance(slice_: Any, _k: int) -> None:
+    slice_.SpacingBetweenSlices = 9.0
+
+
 def of_old_times(slice_: Any, _k: int) -> None:
     slice_.StudyDate, slice_.StudyTime, slice_.PatientBirthDate = "2026.01.01", "12:00:00", "19501332"
     slice_.PatientSex, slice_.PatientID = "male", None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-@pytest.mark.parametrize("edit", [anonymous, without_thickness, of_old_times])
+@pytest.mark.parametrize("edit", [anonymous, without_thickness, with_a_wrong_distance, of_old_times])
 @pytest.mark.parametrize("multi_frame", [False, True])
 def test_values_left_by_anonymizers(edit: Any, multi_frame: bool, series: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
