@@ -25,7 +25,7 @@ def exit_on_interrupt() -> Iterator[None]:
 def exit_interrupted(message: str = "") -> NoReturn:
     """Print a message, and exit. After Ctrl-C in compiled code, sys.exit would end the process without a status."""
     logging.shutdown()
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # a closed pipe
         if message:
             sys.stderr.write(f"{message}\n")
         sys.stdout.flush()

@@ -8,14 +8,14 @@ from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.reason import reason
 
 #: The first bytes of a gzip file.
-GZIP = b"\x1f\x8b"
+_GZIP = b"\x1f\x8b"
 _ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def read_content(path: Path) -> bytes:
     """Return the content of a file, decompressed if it is a gzip file. Raises BadImage, and OSError."""
     content = path.read_bytes()
-    if not content.startswith(GZIP):
+    if not content.startswith(_GZIP):
         return content
     try:
         return gzip.decompress(content)
@@ -23,14 +23,15 @@ def read_content(path: Path) -> bytes:
         raise _damaged(path, e) from e
 
 
-def read_start(path: Path, size: int) -> bytes:
-    """Return the first bytes of what :func:`read_content` returns."""
+def read_start(path: Path, size: int) -> tuple[bytes, bool]:
+    """Return the first bytes of what :func:`read_content` returns, and whether they were compressed."""
     with path.open("rb") as file:
-        if file.peek(len(GZIP))[: len(GZIP)] != GZIP:
-            return file.read(size)
+        start = file.read(size)
+    if not start.startswith(_GZIP):
+        return start, False
     try:
         with gzip.open(path) as unpacked:
-            return unpacked.read(size)
+            return unpacked.read(size), True
     except _ERRORS as e:
         raise _damaged(path, e) from e
 

@@ -8,8 +8,8 @@ import re
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.identify import identify
 
-#: Extensions of formats whose images are in two files of the same stem.
-_PAIRS = ((".hdr", ".img", ".hdr.gz", ".img.gz"), (".spr", ".sdt"))
+#: Extensions of NIfTI images that are in two files of the same stem.
+_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
 #: A header ends within so many bytes, also if it lists the files of a thousand slices.
 _MAX_HEADER_BYTES = 1 << 20
 #: No image has more slices.
@@ -48,12 +48,11 @@ def format_of(path: Path) -> str:
 
 def paired_files(image: Path) -> Iterator[Path]:
     """Yield the existing files that make a pair with an image, such as its ``.img`` with a ``.hdr``."""
-    for extensions in _PAIRS:
-        extension = max((e for e in extensions if image.name.lower().endswith(e)), key=len, default="")
-        if extension:
-            stem = image.name[: -len(extension)].casefold()
-            names = {f"{stem}{e}" for e in extensions}
-            yield from (p for p in files_in(image.parent) if p.name.casefold() in names and p.name != image.name)
+    extension = max((e for e in _PAIR if image.name.lower().endswith(e)), key=len, default="")
+    if extension:
+        stem = image.name[: -len(extension)].casefold()
+        names = {f"{stem}{e}" for e in _PAIR}
+        yield from (p for p in files_in(image.parent) if p.name.casefold() in names and p.name != image.name)
 
 
 def named_files(image: Path, kind: str) -> Iterator[Path]:

@@ -5,10 +5,10 @@ import re
 import struct
 
 from nninteractive_ws.errors import BadImage
-from nninteractive_ws.files.compression import GZIP, read_start
+from nninteractive_ws.files.compression import read_start
 
 #: The formats that can be read, in sentences.
-SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
+_SUPPORTED = "NIfTI, NRRD, MetaImage, VTK, GIPL and TIFF, and DICOM series"
 
 _HEADER_BYTES = 4096
 #: Extensions of headers whose voxels are in another file.
@@ -38,9 +38,7 @@ def identify(path: Path) -> str:
 
     Raises BadImage with a sentence that says what the file is, and OSError.
     """
-    with path.open("rb") as file:
-        compressed = file.read(len(GZIP)) == GZIP
-    content = read_start(path, _HEADER_BYTES)
+    content, compressed = read_start(path, _HEADER_BYTES)
     if not content:
         raise BadImage(f"{path} is empty (0 bytes). Copy or export it again.")
     kind = _kind(content)
@@ -49,7 +47,7 @@ def identify(path: Path) -> str:
     if header := next((h for h in map(path.with_suffix, _HEADERS) if h != path and h.exists()), None):
         raise BadImage(f"{path} seems to have the voxels of {header.name}. Choose that file instead.")
     advice = f"{_describe(content)}, compressed by gzip. Decompress it" if compressed else _describe(content)
-    raise BadImage(f"{path} cannot be read: it is {advice}. Supported formats are {SUPPORTED}.")
+    raise BadImage(f"{path} cannot be read: it is {advice}. Supported formats are {_SUPPORTED}.")
 
 
 def _kind(content: bytes) -> str | None:

@@ -39,7 +39,7 @@ _DEFAULT = ReadOptions()
 def read_volume(path: Path, options: ReadOptions = _DEFAULT) -> Volume:
     """Read an image file, or the DICOM series in a folder or of a file. Raises BadImage.
 
-    Voxels that are not finite get the lowest finite value. ``notes`` of the volume says so.
+    Voxels that are not finite get the lowest finite value. ``notes`` has their number.
     """
     volume = _read(path, options)
     voxels, notes = _finite(volume.voxels, path)
@@ -53,7 +53,8 @@ def read_volume(path: Path, options: ReadOptions = _DEFAULT) -> Volume:
         from nninteractive_ws.files.straighten import straighten
 
         voxels, straight = straighten(voxels, volume.ijk_to_lps)
-        notes.append(f"The image was sheared. It was resampled to {_format(voxels.shape)}.")
+        size = " x ".join(map(str, voxels.shape))
+        notes.append(f"The image was sheared. It was resampled to {size} voxels, and voxel indices count these.")
         volume = replace(volume, nifti=None)
     return replace(volume, voxels=voxels, ijk_to_lps=straight, notes=(*volume.notes, *notes))
 
@@ -81,10 +82,6 @@ def _read(path: Path, options: ReadOptions) -> Volume:
         raise BadImage(f"{path} cannot be read ({reason(e)}). Check its path and its permissions.") from e
     except MemoryError as e:
         raise BadImage(f"{path} is too large for the memory of this computer. Crop or resample it.") from e
-
-
-def _format(shape: Sequence[int]) -> str:
-    return f"{' x '.join(map(str, shape))} voxels, and voxel indices count these"
 
 
 def _read_file(path: Path, options: ReadOptions) -> Volume:

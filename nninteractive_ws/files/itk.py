@@ -58,10 +58,10 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int, list[str]]:
     notes = _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)
     voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
-    return voxels, affine_of(image), image.GetNumberOfComponentsPerPixel(), notes
+    return voxels, _affine_of(image), image.GetNumberOfComponentsPerPixel(), notes
 
 
-def affine_of(image: sitk.Image) -> Affine:
+def _affine_of(image: sitk.Image) -> Affine:
     """Return the affine matrix of the first three axes of an image."""
     n = image.GetDimension()
     spatial = min(n, 3)

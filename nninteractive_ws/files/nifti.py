@@ -20,7 +20,7 @@ from nninteractive_ws.files.reason import reason
 from nninteractive_ws.files.volume import Affine, Volume, grid_distance, notes_on_size
 
 #: From the RAS of NIfTI to LPS, and back.
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: The largest dimension in a NIfTI-1 header, which stores dimensions as int16.
 _MAX_NIFTI1_DIMENSION = 2**15 - 1
 #: Distance between the positions of qform and sform, in voxels, from which a viewer shows a different place.
@@ -89,10 +89,10 @@ def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
             "positions in millimeters, are a guess."
         )
         return in_mm @ np.diag([*spacing, 1.0]), [note]
-    affine = in_mm @ RAS_LPS @ np.asarray(sform if s_code else qform, float)
+    affine = in_mm @ _RAS_LPS @ np.asarray(sform if s_code else qform, float)
     notes = []
     if s_code and q_code and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]):
-        distance = grid_distance(affine, in_mm @ RAS_LPS @ np.asarray(qform, float), shape)
+        distance = grid_distance(affine, in_mm @ _RAS_LPS @ np.asarray(qform, float), shape)
         if distance > _FORM_TOLERANCE:
             notes.append(
                 f"The file has two orientations, up to {distance:.0f} voxels apart (qform and sform). The sform is "
@@ -104,7 +104,7 @@ def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
 def write_nifti(path: Path, voxels: npt.NDArray[Any], volume: Volume) -> None:
     """Write voxels of a volume. qform and sform of a NIfTI image are copied: every program shows both at one place."""
     large = max(voxels.shape) > _MAX_NIFTI1_DIMENSION
-    affine = RAS_LPS @ volume.ijk_to_lps
+    affine = _RAS_LPS @ volume.ijk_to_lps
     kind: Any = nib.Nifti2Image if large else nib.Nifti1Image
     header = kind.header_class()
     header.set_data_dtype(voxels.dtype)

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.processes import python_module
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 COMMANDS = {
     "segment": ["segment", "ct.nii.gz", "--point", "30,30,30", "-o", "out.nii.gz", "--model", "demo"],

@@ -18,7 +18,7 @@ from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.processes import python_module
 from nninteractive_ws.server.local_server import LISTENING
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc, and Windows lacks it all by itself")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, and Windows lacks it all by itself")
 
 WITHOUT_POSIX = Path(helpers.__file__).parent / "without_posix"
 IMAGE = make_phantom(5, (72, 64, 56), (4.0, 4.0, 4.0)).image

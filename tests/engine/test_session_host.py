@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from nninteractive_ws import masks
 from nninteractive_ws import messages as wire
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 @linux

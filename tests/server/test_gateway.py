@@ -50,7 +50,7 @@ from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S
 from nninteractive_ws.server.workers import WorkerPool
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 # ---- the life of one server, in the order of the tests -----------------------------------------------------

@@ -35,7 +35,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from nninteractive_ws import masks, protocol
 from nninteractive_ws import messages as wire
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 async def resume(address: str, welcome: wire.Welcome, **fields: Any) -> PlainClient:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 import shutil
 
-from nninteractive_ws.client.address import parse_address
+from nninteractive_ws.client.address import DEFAULT_PORT, parse_address
 from nninteractive_ws.errors import BadAddress
 import qt
 import slicer
@@ -17,7 +17,7 @@ SETTINGS = "NNInteractiveWS"
 #: Style of error messages, readable on light and on dark backgrounds.
 RED = "color: #e53935"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
-_DEFAULT_SERVER = "ws://127.0.0.1:1528"
+_DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
 _MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
 _SIGNS = {"ok": "\u2713", "warning": "!", "failed": "\u2717"}

@@ -74,25 +74,23 @@ class ViewTool:
             self._sliceViews.append(view)
         for i in range(layout.threeDViewCount):
             self._watch(layout.threeDWidget(i).threeDView(), self._onThreeDEvent)
-        self._showCursor()
+        self._showCursor(self._cursor)
 
     def setCursor(self, cursor):
         """Set the cursor of the slice views. None restores the usual one."""
         self._cursor = cursor
-        self._showCursor()
+        self._showCursor(cursor)
 
-    def _showCursor(self):
+    def _showCursor(self, cursor):
+        cursor = qt.QCursor() if cursor is None else cursor
         for view in self._sliceViews:
             with contextlib.suppress(ValueError):  # as in _unwatchViews
-                cursor = qt.QCursor() if self._cursor is None else self._cursor
                 view.setViewCursor(cursor)
                 view.setDefaultViewCursor(cursor)  # after the mouse was over a markup
 
     def _unwatchViews(self):
         self.abandon()
-        cursor = self._cursor
-        self.setCursor(None)
-        self._cursor = cursor
+        self._showCursor(None)
         self._sliceViews.clear()
         for target, watching in self._watched:
             with contextlib.suppress(ValueError):  # PythonQt's error if the view was deleted with its layout
