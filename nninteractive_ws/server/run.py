@@ -42,6 +42,9 @@ async def _run(settings: Settings, end_with_stdin: bool) -> int | None:
             await serving
     except asyncio.CancelledError:
         _log.info("stopped")
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # asyncio.run turned a SIGINT from before end_signals into this, and makes it a KeyboardInterrupt
     finally:
         if parent is not None:
             parent.cancel()
