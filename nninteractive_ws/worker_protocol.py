@@ -8,8 +8,10 @@ over, and the gateway closes it when the client is gone.
 """
 
 import asyncio
+import base64
 import contextlib
-from typing import Any
+import socket
+from typing import Any, TextIO
 
 import msgspec
 from websockets.asyncio.connection import Connection
@@ -18,17 +20,25 @@ from websockets.exceptions import ConnectionClosed
 from nninteractive_ws.messages import Encoding, FreeMemory, Limits, Model, Timings
 from nninteractive_ws.protocol import to_msgpack
 
+# A probe every 3 seconds after 5 seconds of silence. Three lost probes end the connection, and so does data that is not
+# acknowledged for 14 seconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 14_000}
+
 WORKER_PATH = "/worker"
 SESSION_PATH = "/worker/session"
 
 
 class ModelReady(msgspec.Struct, frozen=True, tag="model_ready"):
-    """Worker to gateway: the model is loaded. ``capabilities``: its description in nnInteractive's HTTP API."""
+    """Worker to gateway: the model is loaded.
+
+    ``capabilities``: its description in nnInteractive's HTTP API. ``host``: the name of the worker's machine.
+    """
 
     model: Model
     device: str
     limits: Limits
     capabilities: dict[str, Any] = {}
+    host: str = ""
 
 
 class ModelLoadFailed(msgspec.Struct, frozen=True, tag="model_load_failed"):
@@ -57,6 +67,12 @@ class EvictionRefused(msgspec.Struct, frozen=True, tag="eviction_refused"):
     """Worker to gateway: a session was not evicted, because it is not idle."""
 
     session: str
+
+
+class EndingSoon(msgspec.Struct, frozen=True, tag="ending_soon"):
+    """Worker to gateway: the worker was asked to end, for instance by a scheduler. It takes no new sessions."""
+
+    reason: str
 
 
 class MemoryUsage(msgspec.Struct, frozen=True, tag="memory_usage"):
@@ -102,7 +118,9 @@ class SessionAttached(msgspec.Struct, frozen=True):
     memory: FreeMemory | None = None
 
 
-WorkerMessage = ModelReady | ModelLoadFailed | SessionEnded | RequestAnswered | EvictionRefused | MemoryUsage
+WorkerMessage = (
+    ModelReady | ModelLoadFailed | SessionEnded | RequestAnswered | EvictionRefused | EndingSoon | MemoryUsage
+)
 GatewayMessage = OpenSession | CloseSession
 
 
@@ -122,6 +140,33 @@ def decode_gateway(data: bytes) -> GatewayMessage:
 
 def decode_attached(data: bytes) -> SessionAttached:
     return msgspec.msgpack.decode(data, type=SessionAttached)
+
+
+def encode_credentials(secret: str, certificate: bytes) -> bytes:
+    """Return the first two lines of a worker's standard input: its secret, and the certificate (DER) to trust.
+
+    Standard input is neither in arguments, nor in environments, nor in the description of a job.
+    """
+    return f"{secret}\n{base64.b64encode(certificate).decode()}\n".encode()
+
+
+def read_credentials(stream: TextIO) -> tuple[str, bytes]:
+    """Read secret and certificate. Without a certificate, the connection has no TLS."""
+    return stream.readline().strip(), base64.b64decode(stream.readline())
+
+
+def watch_connection(connection: Connection) -> None:
+    """Let the system notice within seconds that the other machine is gone.
+
+    Unlike a ping, this does not ask the other process, which a long computation may delay.
+    """
+    transport_socket = connection.transport.get_extra_info("socket")
+    if transport_socket is None:  # a TLS connection that was lost
+        return
+    transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):  # these exist on Linux; other systems have some of them
+            transport_socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def drain(connection: Connection) -> None:

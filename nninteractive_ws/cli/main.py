@@ -9,6 +9,7 @@ import typer
 COMMANDS = {
     "demo": "Run server, client and previews on an embedded phantom and model, and draw a figure.",
     "serve": "Serve nnInteractive to clients until Ctrl-C.",
+    "worker": "Join a server that was started elsewhere, and compute for it.",
     "segment": "Segment one object of an image from points and boxes.",
     "batch": "Segment many images with the prompts of a table.",
     "evaluate": "Evaluate a model with a simulated user on images with known ground truth.",

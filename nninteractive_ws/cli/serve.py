@@ -91,6 +91,45 @@ def serve(
             max=1e9,
         ),
     ] = None,
+    launch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Start workers with this command, such as 'srun --gres=gpu:1' or 'ssh gpu-box', instead of on this "
+            "machine; may be repeated. {host} and {port} are replaced by the address at which workers connect.",
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN..MAX",
+            help="Number of workers, or a range: more are started when many sessions are in use, and none while nobody "
+            "uses the server if MIN is 0. Default: one for each --device or --launch.",
+        ),
+    ] = None,
+    idle_end: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES", help="End a worker beyond MIN after this time without use. Default: never.", min=0.01
+        ),
+    ] = None,
+    worker_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address at which workers on other machines connect. Default: the name of this machine.",
+        ),
+    ] = None,
+    worker_port: Annotated[
+        int, typer.Option(help="Port at which they connect; 0 selects a free one.", min=0, max=65535)
+    ] = 0,
+    worker_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Accept workers that were started elsewhere with `nninteractive-ws worker` and a copy of this file, "
+            "which is created if it does not exist.",
+            dir_okay=False,
+        ),
+    ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -109,6 +148,7 @@ def serve(
 
         nninteractive-ws serve
         nninteractive-ws serve --model nnInteractive_v1.0 --device cuda:0,cuda:1
+        nninteractive-ws serve --launch 'srun --gres=gpu:1' --workers 0..4 --idle-end 15
         nninteractive-ws serve --host 0.0.0.0 --token-file tokens \\
             --tls-cert cert.pem --tls-key key.pem
 
@@ -118,17 +158,22 @@ def serve(
     devices = _devices(device)
     _check_options(tls_cert, tls_key, allow_host or (), max_sessions, max_sessions_per_user)
     try:
+        from nninteractive_ws.cli.worker_options import WorkerOptions, check_worker_options, pool_settings
         from nninteractive_ws.engine.model_registry import ModelNotFound, find_model, read_license
         from nninteractive_ws.logs import configure_logging, write_to_stderr
         from nninteractive_ws.server.access import AccessError, check_bind_address
         from nninteractive_ws.server.admission import CannotListen
+        from nninteractive_ws.server.pool import WorkerStartupError
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.settings import Settings
         from nninteractive_ws.server.tls import tls_context
-        from nninteractive_ws.server.workers import WorkerStartupError
     except ModuleNotFoundError as e:
         fail(f"serve needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
 
+    worker_options = WorkerOptions(
+        devices, launch or (), worker_host, worker_port, worker_token_file, workers, idle_end
+    )
+    check_worker_options(worker_options)
     configure_logging("gateway", log_level, log_json)
     try:
         warning = check_bind_address(host, token_file is not None, tls_cert is not None, insecure)
@@ -137,13 +182,17 @@ def serve(
         name, folder = find_model(model)
         stderr.print(f"model [bold]{name}[/] ({folder}), license: {read_license(folder)}", soft_wrap=True)
         log_arguments = ["--log-level", log_level, *(["--log-json"] if log_json else [])]
-        worker = ["--model-name", name, "--model-folder", str(folder), *log_arguments]
+        worker = ["--model-name", name, *log_arguments]
+        if model is not None and Path(model).expanduser().is_dir():
+            worker += ["--model-folder", str(folder)]
         worker += ["--compile"] if compiled else []
         worker += [] if memory is None else ["--memory", str(int(memory * 1e9))]
+        pool, remote_workers = pool_settings(worker_options, ("--model-folder", str(folder)))
         settings = Settings(
+            pool=pool,
+            remote_workers=remote_workers,
             worker=tuple(worker),
             model_name=name,
-            devices=devices,
             host=host,
             port=port,
             official_port=official_port,

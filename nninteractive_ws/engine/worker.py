@@ -1,7 +1,7 @@
 """The worker process, which connects to the gateway, loads the model, and serves sessions.
 
-``python -m nninteractive_ws.engine.worker --port N --model-name NAME --model-folder FOLDER --device DEVICE``,
-with the gateway's secret as the first line of standard input. It ends when its standard input is closed.
+``python -m nninteractive_ws.engine.worker --gateway ws://HOST:PORT --model-name NAME --device DEVICE``, with a secret
+and the gateway's certificate as the first two lines of standard input. It ends when its standard input is closed.
 """
 
 import argparse
@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, wait
 import gc
 import logging
 from pathlib import Path
+import signal
+import ssl
 import sys
 from typing import Any
 
@@ -23,6 +25,7 @@ from nninteractive_ws import protocol, worker_protocol
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
 from nninteractive_ws.engine.memory import MemoryPool, memory_pools, used_memory
 from nninteractive_ws.engine.model_loader import LoadedModel, load_model, pick_device
+from nninteractive_ws.engine.model_registry import ModelNotFound, find_model
 from nninteractive_ws.engine.request_queue import RequestQueue
 from nninteractive_ws.engine.session import LIMITS
 from nninteractive_ws.engine.session_host import SessionHost
@@ -32,6 +35,9 @@ from nninteractive_ws.processes import wait_until_stdin_closes
 
 _log = logging.getLogger(__name__)
 
+#: Keepalive of the control connection. The gateway answers at once, so a worker without an answer has lost it. Without
+#: pings, a worker behind a tunnel whose other end is gone would stay.
+PING_EVERY_S, PONG_TIMEOUT_S = 10.0, 20.0
 # Timeout for an ending session to release its memory. It may still be in a forward pass.
 _END_TIMEOUT_S = 5.0
 
@@ -39,13 +45,24 @@ _END_TIMEOUT_S = 5.0
 class Worker:
     """One model on one device, and the sessions on it.
 
-    ``memory``: bytes for sessions on the host; None: a share of the free memory, divided by ``workers``, the number of
-    workers on this host. ``idle``: seconds without a useful message after which a connected session may be evicted.
-    ``compiled``: see :func:`load_model`.
+    ``gateway``: its address. ``certificate``: the one to trust (DER); empty: no TLS. ``memory``: bytes for sessions on
+    the host; None: a share of the free memory, divided by ``workers``, the number of workers on this host. ``idle``:
+    seconds without a useful message after which a connected session may be evicted. ``compiled``: see
+    :func:`load_model`.
     """
 
-    def __init__(self, port: int, secret: str, memory: int | None, workers: int, idle: float, compiled: bool) -> None:
-        self._address, self._secret, self._memory, self._idle = f"ws://127.0.0.1:{port}", secret, memory, idle
+    def __init__(
+        self,
+        gateway: str,
+        secret: str,
+        certificate: bytes,
+        memory: int | None,
+        workers: int,
+        idle: float,
+        compiled: bool,
+    ) -> None:
+        self._address, self._secret, self._memory, self._idle = gateway, secret, memory, idle
+        self._tls = _pinned(certificate) if certificate else None
         self._workers, self._compiled = workers, compiled
         self._sessions: dict[str, SessionHost] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,12 +73,14 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._to_gateway: asyncio.Queue[worker_protocol.WorkerMessage] = asyncio.Queue()
 
-    async def run(self, name: str, folder: Path, device_name: str) -> None:
-        """Serve until the gateway closes the connection."""
-        async with self._dial(worker_protocol.WORKER_PATH, self._secret) as control:
+    async def run(self, name: str, folder: Path | None, device_name: str) -> None:
+        """Serve until the gateway closes the connection. ``folder``: of the model; None: it is found by its name."""
+        async with self._dial(worker_protocol.WORKER_PATH, self._secret, PING_EVERY_S) as control:
+            worker_protocol.watch_connection(control)
             try:
                 self._device = pick_device(device_name)
-            except ValueError as e:
+                name, found = (name, folder) if folder is not None else await asyncio.to_thread(find_model, name)
+            except (ValueError, ModelNotFound) as e:
                 await control.send(worker_protocol.encode(worker_protocol.ModelLoadFailed(str(e))))
                 return
             self._scheduler = DeviceScheduler(str(self._device))
@@ -70,13 +89,13 @@ class Worker:
                 self._model = await asyncio.to_thread(
                     self._scheduler.run,
                     SchedulerSlot(lambda _: None),
-                    lambda: load_model(name, folder, self._device, self._compiled),
+                    lambda: load_model(name, found, self._device, self._compiled),
                 )
             except Exception as e:
-                _log.exception("the model in %s could not be loaded", folder)
+                _log.exception("the model in %s could not be loaded", found)
                 await control.send(
                     worker_protocol.encode(
-                        worker_protocol.ModelLoadFailed(f"The model {name} in {folder} could not be loaded ({e}).")
+                        worker_protocol.ModelLoadFailed(f"The model {name} in {found} could not be loaded ({e}).")
                     )
                 )
                 return
@@ -127,7 +146,8 @@ class Worker:
     async def _serve_session(self, command: worker_protocol.OpenSession) -> None:
         """Serve one connection of a session, which is created unless it is to be resumed."""
         try:
-            async with self._dial(worker_protocol.SESSION_PATH, command.token) as connection:
+            async with self._dial(worker_protocol.SESSION_PATH, command.token, None) as connection:
+                worker_protocol.watch_connection(connection)
                 session = self._sessions.get(command.session)
                 if command.resume and (session is None or session.over.is_set()):
                     await connection.send(worker_protocol.encode(worker_protocol.SessionAttached(created=True)))
@@ -173,23 +193,40 @@ class Worker:
         others = (s for s in sessions if not s.queue.is_session(requester))
         return any(session.evict_if_idle(self._idle) for session in eviction_order(others))
 
-    def _dial(self, path: str, secret: str) -> connect:
+    def end_soon(self, reason: str) -> None:
+        """Tell the gateway that this worker was asked to end. The gateway closes the connection when it is unused."""
+        self._to_gateway.put_nowait(worker_protocol.EndingSoon(reason))
+
+    def _dial(self, path: str, secret: str, ping_every_s: float | None) -> connect:
         return connect(
             self._address + path,
             additional_headers=worker_protocol.bearer(secret),
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
             max_queue=2,  # messages, each up to max_size
-            ping_interval=None,  # the gateway pings
-            close_timeout=1,  # enough on loopback; unread messages must not delay the close
+            ping_interval=ping_every_s,
+            ping_timeout=PONG_TIMEOUT_S,
+            close_timeout=1,  # unread messages must not delay the close
             proxy=None,
+            ssl=self._tls,
         )
 
 
-async def _main(args: argparse.Namespace, secret: str) -> None:
-    worker = Worker(args.port, secret, args.memory, args.workers, args.idle, args.compile)
+def _pinned(certificate: bytes) -> ssl.SSLContext:
+    """Trust one certificate (DER) alone, with any name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+async def _main(args: argparse.Namespace, secret: str, certificate: bytes) -> None:
+    worker = Worker(args.gateway, secret, certificate, args.memory, args.workers, args.idle, args.compile)
     running = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(wait_until_stdin_closes())
+    if args.drain:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.end_soon, "it received SIGTERM")
     await asyncio.wait({running, parent}, return_when=asyncio.FIRST_COMPLETED)
     for task in (running, parent):
         task.cancel()
@@ -201,20 +238,20 @@ async def _main(args: argparse.Namespace, secret: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--gateway", required=True)
     parser.add_argument("--model-name", required=True)
-    parser.add_argument("--model-folder", type=Path, required=True)
+    parser.add_argument("--model-folder", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--idle", type=float, default=IDLE_S)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--drain", action="store_true")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()
     configure_logging(f"worker {args.device}", args.log_level, args.log_json)
-    secret = sys.stdin.readline().strip()
-    asyncio.run(_main(args, secret))
+    asyncio.run(_main(args, *worker_protocol.read_credentials(sys.stdin)))
 
 
 if __name__ == "__main__":

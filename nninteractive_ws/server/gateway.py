@@ -1,7 +1,8 @@
 """The gateway, which accepts clients, performs the handshake, and relays each client to its session on a worker."""
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 import logging
 import ssl
+import time
 from typing import Any, Literal
 import uuid
 
@@ -34,12 +36,14 @@ from nninteractive_ws.server.admission import (
 )
 from nninteractive_ws.server.buffers import BoundedConnection, IncomingBytes
 from nninteractive_ws.server.http_endpoints import HttpEndpoints, peer_address
+from nninteractive_ws.server.launchers import Endpoints
 from nninteractive_ws.server.metrics import GaugeSnapshot, Metrics
 from nninteractive_ws.server.official_api import OfficialApiProcess
+from nninteractive_ws.server.pool import Usage, WorkerPool
 from nninteractive_ws.server.port_sharing import SharedPort
 from nninteractive_ws.server.sessions import Api, Registry, SessionRecord
 from nninteractive_ws.server.settings import Settings
-from nninteractive_ws.server.workers import WorkerPool, WorkerProcess
+from nninteractive_ws.server.slot import WorkerSlot
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +77,8 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics(self._gauges)
-        self._workers = WorkerPool(
-            settings.devices,
-            (*settings.worker, "--idle", str(settings.idle), "--workers", str(len(settings.devices))),
-            self._on_worker_message,
-            self._on_worker_lost,
-            self._metrics.worker_restarted,
-        )
+        self._workers = WorkerPool(settings.pool, (*settings.worker, "--idle", str(settings.idle)), self)
+        self._moving: set[str] = set()
         self._official_api = OfficialApiProcess(_official_api_arguments(settings))
         self._shared_port = SharedPort(self._official_api.accept, OPEN_TIMEOUT_S)
         self._sessions = Registry(
@@ -93,7 +92,8 @@ class Gateway:
         self._client_admission, self._worker_admission = admission_limits(settings.max_sessions)
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
-        self._connecting: dict[uuid.UUID, WorkerProcess] = {}
+        self._connecting: dict[uuid.UUID, WorkerSlot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
@@ -102,15 +102,14 @@ class Gateway:
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
             for client_socket in listening:
                 await stack.enter_async_context(self._serve_clients_at(client_socket, listener))
-            (internal,) = listen("127.0.0.1", 0, self._worker_admission)
-            await stack.enter_async_context(self._serve_workers_at(internal))
+            endpoints = await self._serve_workers(stack)
             await self._serve_official_api(stack)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
             gc.freeze()
             started(bound_port(listening[0]))
             try:
-                await self._workers.run(bound_port(internal))
+                await self._workers.run(endpoints)
             finally:
                 # The workers have ended, and their clients receive an error.
                 if self._connections:
@@ -164,11 +163,27 @@ class Gateway:
             server_header=None,
         )
 
-    def _serve_workers_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
+    async def _serve_workers(self, stack: contextlib.AsyncExitStack) -> Endpoints:
+        """Listen for workers on this machine, and on others if there are any."""
+        (local,) = listen("127.0.0.1", 0, self._worker_admission)
+        await stack.enter_async_context(self._serve_workers_at(local, None))
+        remote = self._settings.remote_workers
+        if remote is None:
+            return Endpoints(bound_port(local))
+        listening = listen(remote.host, remote.port, self._worker_admission)
+        context = remote.certificate.server_context()
+        for remote_socket in listening:
+            await stack.enter_async_context(self._serve_workers_at(remote_socket, context))
+        return Endpoints(bound_port(local), remote.host, bound_port(listening[0]), remote.certificate.der)
+
+    def _serve_workers_at(
+        self, listening: ListeningSocket, tls: ssl.SSLContext | None
+    ) -> contextlib.AbstractAsyncContextManager[Server]:
         return serve(
             self._serve_worker,
             sock=listening,
             backlog=self._worker_admission.accept_batch,
+            ssl=tls,
             process_request=self._admit_worker,
             compression=None,
             max_size=protocol.MAX_MESSAGE_BYTES,
@@ -182,8 +197,8 @@ class Gateway:
 
     def _admit_worker(self, connection: ServerConnection, request: Request) -> Response | None:
         secret = bearer_token(request.headers)
-        if request.path == worker_protocol.WORKER_PATH and (worker := self._workers.worker_of(secret)) is not None:
-            self._connecting[connection.id] = worker
+        if request.path == worker_protocol.WORKER_PATH and (slot := self._workers.admit(secret)) is not None:
+            self._connecting[connection.id] = slot
             return None
         if request.path == worker_protocol.SESSION_PATH and self._workers.expects_session(secret):
             return None
@@ -192,29 +207,55 @@ class Gateway:
         )
 
     async def _serve_worker(self, connection: ServerConnection) -> None:
-        worker = self._connecting.pop(connection.id, None)
+        slot = self._connecting.pop(connection.id, None)
+        worker_protocol.watch_connection(connection)
         with self._worker_admission.with_session(connection.transport):
-            if worker is not None:
-                await worker.serve(connection)
+            if slot is not None:
+                await slot.serve(connection)
             else:
                 assert connection.request is not None
                 await self._workers.serve_session(connection, bearer_token(connection.request.headers))
 
-    def _on_worker_message(self, message: worker_protocol.WorkerMessage) -> None:
+    def on_worker_message(self, message: worker_protocol.WorkerMessage) -> None:
         if isinstance(message, worker_protocol.RequestAnswered):
             self._metrics.request_answered(message.kind, message.code, message.timings)
             if message.code is None:
                 self._sessions.mark_used(message.session)
         elif isinstance(message, worker_protocol.EvictionRefused):
+            self._moving.discard(message.session)
             self._sessions.eviction_refused(message.session)
         elif isinstance(message, worker_protocol.SessionEnded):
             _log.info("evicted" if message.evicted else "ended", extra={"session": message.session})
-            if message.evicted:
+            if message.evicted and message.session in self._moving:
+                self._metrics.session_moved()
+            elif message.evicted:
                 self._metrics.evicted()
+            self._moving.discard(message.session)
             self._sessions.drop(message.session)
 
-    def _on_worker_lost(self, worker: WorkerProcess) -> None:
-        self._sessions.drop_all_on(worker)
+    def on_worker_lost(self, slot: WorkerSlot) -> None:
+        self._sessions.drop_all_on(slot)
+
+    def on_worker_start(self, launcher: str) -> None:
+        self._metrics.worker_started(launcher)
+
+    def on_worker_failure(self, launcher: str) -> None:
+        self._metrics.worker_failed(launcher)
+
+    def usage(self, slot: WorkerSlot) -> Usage:
+        return self._sessions.usage(slot)
+
+    def release_idle_sessions(self, slot: WorkerSlot, count: int) -> None:
+        for record in self._sessions.least_recently_used(slot)[:count]:
+            if record.name not in self._moving:
+                self._moving.add(record.name)
+                self._spawn(self._request_close(record, only_if_idle=True))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _request_close(self, record: SessionRecord, only_if_idle: bool) -> None:
         if record.worker is not None and record.worker.description is not None:
@@ -222,11 +263,11 @@ class Gateway:
                 await record.worker.send(worker_protocol.CloseSession(record.name, only_if_idle))
 
     def _gauges(self) -> GaugeSnapshot:
-        loaded = self._workers.loaded
+        loaded = [slot for slot in self._workers.slots if slot.description is not None]
         described = {f"{n} {w.description.device}": w for n, w in enumerate(loaded) if w.description is not None}
         return GaugeSnapshot(
             self._sessions.count(),
-            len(loaded),
+            Counter((slot.launcher_name, slot.state) for slot in self._workers.slots),
             {name: worker.memory for name, worker in described.items()},
             {name: worker.charged for name, worker in described.items()},
         )
@@ -312,19 +353,25 @@ class Gateway:
             await asyncio.to_thread(trim_memory)  # frees the buffers of large messages
             _log.info("connection closed", extra={"session": record.name, "code": client.close_code})
 
-    async def _wait_for_worker(self, client: ServerConnection) -> WorkerProcess:
-        if not self._workers.loaded:
-            message = (
+    async def _wait_for_worker(self, client: ServerConnection) -> WorkerSlot:
+        """Wait for a worker, and notify the client of what is waited for."""
+        started = time.monotonic()
+
+        async def notify(status: str) -> None:
+            loading = (
                 f"The server is loading the model {self._settings.model_name}. This takes from seconds to a minute."
             )
-            await _send(client, Notice(code="loading_model", message=message))
-        ready = asyncio.ensure_future(self._workers.wait_ready(self._sessions.load))
+            await _send(client, Notice(code="loading_model", message=status or loading))
+
+        ready = asyncio.ensure_future(self._workers.choose(notify))
         closed = asyncio.ensure_future(client.wait_closed())
         try:
             await asyncio.wait({ready, closed}, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise client.protocol.close_exc
-            return await ready
+            slot = await ready
+            self._metrics.worker_chosen(time.monotonic() - started)
+            return slot
         finally:
             ready.cancel()
             closed.cancel()
@@ -399,7 +446,7 @@ async def _cancel_all(*tasks: "asyncio.Future[Any]") -> None:
 
 
 def _welcome(
-    record: SessionRecord, hello: Hello, worker: WorkerProcess, attached: worker_protocol.SessionAttached
+    record: SessionRecord, hello: Hello, worker: WorkerSlot, attached: worker_protocol.SessionAttached
 ) -> Welcome:
     description = worker.description
     if description is None:

@@ -13,9 +13,9 @@ from nninteractive_ws import protocol
 from nninteractive_ws.server.access import TokenFile, bearer_token
 from nninteractive_ws.server.hosts import WebPageGuard
 from nninteractive_ws.server.metrics import Metrics
+from nninteractive_ws.server.pool import WorkerPool
 from nninteractive_ws.server.sessions import Registry
 from nninteractive_ws.server.settings import Settings
-from nninteractive_ws.server.workers import WorkerPool
 
 _log = logging.getLogger(__name__)
 
@@ -78,19 +78,18 @@ class HttpEndpoints:
 
     def _capabilities(self, connection: ServerConnection) -> Response:
         """Describe the model as nnInteractive's own server does, for clients of its HTTP API."""
-        loaded = self._workers.loaded
-        if not loaded or loaded[0].description is None:
+        description = self._workers.description
+        if description is None:
             response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is loading its model.\n")
             response.headers["Retry-After"] = "10"
             return response
-        return _http_response("application/json", (json.dumps(loaded[0].description.capabilities) + "\n").encode())
+        return _http_response("application/json", (json.dumps(description.capabilities) + "\n").encode())
 
     def _health(self) -> dict[str, object]:
-        loaded = self._workers.loaded
-        devices = [worker.description.device for worker in loaded if worker.description is not None]
+        devices = [slot.description.device for slot in self._workers.ready if slot.description is not None]
         return {
             "ok": True,  # as nnInteractive's own server answers
-            "status": "ready" if loaded else "loading",
+            "status": self._status(),
             "server": f"nninteractive-ws {version('nninteractive-ws')}",
             "protocol": protocol.PROTOCOL_VERSION,
             "model": self._settings.model_name,
@@ -99,8 +98,14 @@ class HttpEndpoints:
             "max_sessions": self._settings.max_sessions,
         }
 
+    def _status(self) -> str:
+        if self._workers.ready:
+            return "ready"
+        return "loading" if self._workers.is_wanted else "idle"
+
     def _http_hint(self) -> str:
-        state = "is ready" if self._workers.loaded else "is loading its model"
+        states = {"ready": "is ready", "loading": "is loading its model", "idle": "starts a worker when it is used"}
+        state = states[self._status()]
         return (
             f"This is an nninteractive-ws server, and it {state}. It needs a WebSocket connection. Enter this address "
             "in the nninteractive-ws module of 3D Slicer or in the Python client. GET /healthz returns the status.\n"

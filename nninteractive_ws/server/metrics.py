@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from nninteractive_ws import messages
 from nninteractive_ws.errors import WIRE_ERRORS, InternalError
 from nninteractive_ws.server.sessions import Api
+from nninteractive_ws.server.slot import SlotState
 
 Direction = Literal["up", "down"]
 
@@ -31,12 +32,13 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 class GaugeSnapshot:
     """Snapshot of current gauges.
 
-    ``sessions``: their number, by API and by whether they have a client. ``workers``: those that have loaded the model.
+    ``sessions``: their number, by API and by whether they have a client. ``workers``: their number, by
+    launcher and state.
     ``memory``: bytes in use, by device. ``charged``: bytes charged to sessions, by device and purpose.
     """
 
     sessions: Mapping[tuple[Api, bool], int]
-    workers: int
+    workers: Mapping[tuple[str, SlotState], int]
     memory: Mapping[str, int] = field(default_factory=dict)
     charged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -54,7 +56,10 @@ class Metrics:
         self._passes = self._counter("passes", "Forward passes of the neural network.")
         self._network = self._counter("network_seconds", "Seconds spent in the neural network.")
         self._evictions = self._counter("evictions", "Sessions evicted in favor of others.")
-        self._restarts = self._counter("worker_restarts", "Workers restarted after their process ended.")
+        self._moved = self._counter("sessions_moved", "Idle sessions moved away from a worker.")
+        self._starts = self._counter("worker_starts", "Starts of workers.", "launcher")
+        self._failures = self._counter("worker_failures", "Workers that ended although they were needed.", "launcher")
+        self._wait = self._histogram("worker_wait_seconds", "Seconds that a new session waited for a worker.")
         self._total = self._histogram(
             "request_seconds", "Seconds from the arrival of a request to its answer, without errors."
         )
@@ -91,9 +96,21 @@ class Metrics:
         """Count an evicted session."""
         self._evictions.inc()
 
-    def worker_restarted(self) -> None:
-        """Count a worker that was restarted."""
-        self._restarts.inc()
+    def session_moved(self) -> None:
+        """Count an idle session that was moved away from a worker."""
+        self._moved.inc()
+
+    def worker_started(self, launcher: str) -> None:
+        """Count a start of a worker."""
+        self._starts.labels(launcher).inc()
+
+    def worker_failed(self, launcher: str) -> None:
+        """Count a worker that ended although it was needed."""
+        self._failures.labels(launcher).inc()
+
+    def worker_chosen(self, seconds: float) -> None:
+        """Count a new session that has waited for a worker."""
+        self._wait.observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
         """Return the body of the response to Prometheus, and its content type."""
@@ -122,7 +139,11 @@ class _GaugeCollector(Collector):
             sessions.add_metric(["connected", api], gauges.sessions.get((api, True), 0))
             sessions.add_metric(["waiting", api], gauges.sessions.get((api, False), 0))
         yield sessions
-        yield GaugeMetricFamily(_PREFIX + "workers", "Workers that have loaded the model.", value=gauges.workers)
+        workers = GaugeMetricFamily(_PREFIX + "workers", "Workers, running or not.", labels=["launcher", "state"])
+        for launcher in sorted({launcher for launcher, _ in gauges.workers}):
+            for slot_state in SlotState:
+                workers.add_metric([launcher, slot_state], gauges.workers.get((launcher, slot_state), 0))
+        yield workers
         memory = GaugeMetricFamily(
             _PREFIX + "device_memory_bytes", "Memory that the workers use on a device.", labels=["device"]
         )

@@ -14,7 +14,8 @@ from nninteractive_ws.errors import AtCapacity
 from nninteractive_ws.eviction import eviction_order
 from nninteractive_ws.messages import Encoding
 from nninteractive_ws.server.access import new_token
-from nninteractive_ws.server.workers import WorkerProcess
+from nninteractive_ws.server.pool import ACTIVE_FOR_S, Usage
+from nninteractive_ws.server.slot import WorkerSlot
 
 #: Timeout for a worker's answer when it is asked to evict a session. Only a stuck worker exceeds it.
 _EVICTION_TIMEOUT_S = 2.0
@@ -40,7 +41,7 @@ class SessionRecord:
     api: Api = Api.WEBSOCKET
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     secret: str = field(default_factory=new_token)
-    worker: WorkerProcess | None = None
+    worker: WorkerSlot | None = None
     last_used: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _eviction_refused: asyncio.Event = field(default_factory=asyncio.Event)  # by its worker
@@ -76,9 +77,15 @@ class Registry:
         """Return the number of sessions by API, and by whether they have a connection."""
         return Counter((record.api, record.connected) for record in self._records.values())
 
-    def load(self, worker: WorkerProcess) -> int:
-        """Return the number of sessions on a worker."""
-        return sum(record.worker is worker for record in self._records.values())
+    def usage(self, worker: WorkerSlot) -> Usage:
+        """Return the number of sessions on a worker, and of those that were used recently."""
+        now = time.monotonic()
+        records = [record for record in self._records.values() if record.worker is worker]
+        return Usage(len(records), sum(now - record.last_used < ACTIVE_FOR_S for record in records))
+
+    def least_recently_used(self, worker: WorkerSlot) -> list[SessionRecord]:
+        """Return the sessions on a worker, the least recently used first."""
+        return sorted((r for r in self._records.values() if r.worker is worker), key=lambda record: record.last_used)
 
     # ---- opening and eviction ------------------------------------------------------------------------------
 
@@ -140,6 +147,8 @@ class Registry:
         """Note that a request of a session was answered."""
         if (record := self._records.get(name)) is not None:
             record.last_used = time.monotonic()
+            if record.worker is not None:
+                record.worker.last_used = record.last_used
 
     # ---- connections --------------------------------------------------------------------------------------
 
@@ -154,6 +163,8 @@ class Registry:
         finally:
             record.connected = False
             record.last_used = time.monotonic()
+            if record.worker is not None:
+                record.worker.last_used = record.last_used
             if record.name in self._records:
                 self._start_linger(record)
 
@@ -198,7 +209,7 @@ class Registry:
             if record._expiry is not None:
                 record._expiry.cancel()
 
-    def drop_all_on(self, worker: WorkerProcess) -> None:
+    def drop_all_on(self, worker: WorkerSlot) -> None:
         """Remove the sessions of a lost worker."""
         for record in [one for one in self._records.values() if one.worker is worker]:
             self.drop(record.name)

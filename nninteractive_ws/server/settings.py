@@ -5,13 +5,25 @@ from pathlib import Path
 import ssl
 
 from nninteractive_ws.eviction import IDLE_S
+from nninteractive_ws.server.pool import PoolSettings
+from nninteractive_ws.server.worker_tls import WorkerCertificate
+
+
+@dataclass(frozen=True)
+class RemoteWorkers:
+    """The address at which workers on other machines connect. ``port`` 0 selects a free port."""
+
+    host: str
+    port: int
+    certificate: WorkerCertificate
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of a gateway.
 
-    ``worker``: arguments of the worker processes, one process for each of ``devices``. ``port`` 0 selects a free port.
+    ``worker``: arguments of all workers. ``pool``: which workers there are. ``remote_workers``: where those on other
+    machines connect; None: there are none. ``port`` 0 selects a free port.
     ``official_port``: a further port, for nnInteractive's HTTP API alone; None: there is none. ``linger``: seconds a
     session is kept without a connection. ``idle``: seconds after which an unused session may be evicted. ``origins``:
     origins of the web pages that may use the server. ``allowed_hosts``: further DNS names of a server without tokens.
@@ -20,7 +32,8 @@ class Settings:
 
     worker: tuple[str, ...]
     model_name: str
-    devices: tuple[str, ...] = ("auto",)
+    pool: PoolSettings
+    remote_workers: RemoteWorkers | None = None
     host: str = "127.0.0.1"
     port: int = 1528
     official_port: int | None = None

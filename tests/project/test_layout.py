@@ -29,7 +29,8 @@ PARTS = {
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [
-        "file_lock", "settings", "access", "tls", "admission", "buffers", "hosts", "workers", "sessions", "metrics",
+        "file_lock", "access", "tls", "worker_tls", "worker_token", "admission", "buffers", "hosts", "launchers",
+        "slot", "pool", "settings", "sessions", "metrics",
         "http_endpoints", "port_sharing", "official_api", "gateway", "local_server", "run",
     ],
     "official_api": ["nnia", "memory", "payloads", "lease", "leases", "app", "process"],
@@ -54,9 +55,9 @@ PARTS = {
         "table", "prompts", "results", "measures", "records", "oddities", "report", "lock", "pipeline", "run", "batch",
     ],
     "cli": [
-        "console", "server_options", "progress", "option_values", "read_options", "segment", "batch", "evaluate",
-        "bench", "doctor",
-        "models", "serve", "demo", "token", "main",
+        "console", "server_options", "progress", "option_values", "read_options", "worker_options", "segment", "batch",
+        "evaluate", "bench", "doctor",
+        "models", "serve", "worker", "demo", "token", "main",
     ],
 }  # fmt: skip
 

@@ -48,7 +48,6 @@ from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S
-from nninteractive_ws.server.workers import WorkerPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -240,15 +239,6 @@ def test_the_worker_port_requires_a_secret(inside: str, path: str, secret: str |
     with pytest.raises(InvalidStatus) as refused:
         run(dial())
     assert refused.value.response.status_code == 401
-
-
-def test_a_workers_secret_is_used_once() -> None:
-    pool = WorkerPool(["cpu"], [], lambda message: None, lambda worker: None, lambda: None)
-    (worker,) = pool.workers
-    worker._secret = "of the process that was started"
-    assert pool.worker_of("another") is None
-    assert pool.worker_of("of the process that was started") is worker
-    assert pool.worker_of("of the process that was started") is None
 
 
 @pytest.fixture(scope="module")

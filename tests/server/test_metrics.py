@@ -11,8 +11,9 @@ from nninteractive_ws import messages as wire
 from nninteractive_ws.errors import WIRE_ERRORS
 from nninteractive_ws.server.metrics import OTHER, REQUEST_TYPES, GaugeSnapshot, Metrics
 from nninteractive_ws.server.sessions import Api
+from nninteractive_ws.server.slot import SlotState
 
-NOTHING = GaugeSnapshot(sessions={}, workers=0)
+NOTHING = GaugeSnapshot(sessions={}, workers={})
 
 
 def metrics(now: Callable[[], GaugeSnapshot] = lambda: NOTHING) -> Metrics:
@@ -92,13 +93,19 @@ def test_other_events_are_counted() -> None:
     found.bytes_transferred("up", 24)
     found.bytes_transferred("down", 5)
     found.evicted()
-    found.worker_restarted()
-    found.worker_restarted()
+    found.worker_started("srun")
+    found.worker_failed("srun")
+    found.worker_failed("srun")
+    found.session_moved()
+    found.worker_chosen(3.0)
     found.error_sent("unauthorized")
     assert value(found, "bytes_total", direction="up") == 1024
     assert value(found, "bytes_total", direction="down") == 5
     assert value(found, "evictions_total") == 1
-    assert value(found, "worker_restarts_total") == 2
+    assert value(found, "worker_starts_total", launcher="srun") == 1
+    assert value(found, "worker_failures_total", launcher="srun") == 2
+    assert value(found, "sessions_moved_total") == 1
+    assert value(found, "worker_wait_seconds_sum") == 3
     assert value(found, "errors_total", code="unauthorized") == 1
     assert math.fsum(value(found, "requests_total", **s) for s in labels(found, "requests_total")) == 0
 
@@ -110,7 +117,9 @@ def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
         nonlocal asked
         asked += 1
         sessions = {(Api.WEBSOCKET, True): asked, (Api.WEBSOCKET, False): 10 * asked, (Api.OFFICIAL, True): 5}
-        return GaugeSnapshot(sessions, workers=1, memory={"cuda:0": 2**33} if asked < 3 else {})
+        return GaugeSnapshot(
+            sessions, workers={("srun", SlotState.READY): 1}, memory={"cuda:0": 2**33} if asked < 3 else {}
+        )
 
     found = metrics(now)
     assert asked == 0
@@ -122,7 +131,8 @@ def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     assert 'sessions{api="official",state="waiting"} 0.0' in body
     assert value(found, "device_memory_bytes", device="cuda:0") == 2**33
     assert labels(found, "device_memory_bytes") == []  # the worker ended, and its memory is free
-    assert value(found, "workers") == 1
+    assert value(found, "workers", launcher="srun", state="ready") == 1
+    assert value(found, "workers", launcher="srun", state="starting") == 0
 
 
 def test_two_gateways_in_one_process_share_nothing() -> None:

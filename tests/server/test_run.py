@@ -7,9 +7,10 @@ import signal
 import pytest
 
 from nninteractive_ws.server import run
+from nninteractive_ws.server.pool import PoolSettings
 from nninteractive_ws.server.settings import Settings
 
-SETTINGS = Settings(worker=(), model_name="demo", devices=(), port=0)
+SETTINGS = Settings(worker=(), model_name="demo", pool=PoolSettings([], 0), port=0)
 
 
 def test_an_interrupt_before_the_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,7 +314,7 @@ def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
 
         run(work())
         wait_until(lambda: len(_workers(server)) == 2)
-        assert "worker_restarts_total 1.0" in metrics(server.address)
+        assert 'worker_failures_total{launcher="auto"} 1.0' in metrics(server.address)
 
 
 async def _how_it_ends(client: PlainClient) -> str:
