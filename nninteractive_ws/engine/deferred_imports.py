@@ -11,13 +11,17 @@ from typing import Any
 
 
 class _DeferredName:
-    """A function or class of a deferred module. It can be called, subclassed, and given to isinstance."""
+    """A function, class or module of a deferred module. It can be called, subclassed, and given to isinstance."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
 
     def _resolve(self) -> Any:
-        return getattr(_load(self._module), self._name)
+        module = _load(self._module)
+        if not hasattr(module, self._name):
+            with contextlib.suppress(ModuleNotFoundError):
+                return importlib.import_module(f"{self._module}.{self._name}")
+        return getattr(module, self._name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._resolve()(*args, **kwargs)
