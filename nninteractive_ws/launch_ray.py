@@ -27,6 +27,9 @@ _OF_THE_NODE = ("RAY_", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VIS
 class Runner:
     """The command on its node, as a Ray actor. Ray kills it if the process that launched it is gone."""
 
+    def __init__(self) -> None:
+        self._started = asyncio.Event()
+
     async def start(self, command: list[str], environment: dict[str, str], folder: str) -> None:
         """Start the command, in the same folder if the node has it."""
         self._process = await asyncio.create_subprocess_exec(
@@ -35,9 +38,11 @@ class Runner:
             env={**os.environ, **environment},
             cwd=folder if Path(folder).is_dir() else None,
         )
+        self._started.set()
 
     async def write(self, data: bytes) -> None:
-        """Write to the command's standard input."""
+        """Write to the command's standard input, once it has started."""
+        await self._started.wait()
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended
             self._process.stdin.write(data)
@@ -65,12 +70,12 @@ async def run(ray: Any, command: list[str], gpus: float) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     runner = ray.remote(Runner).options(num_gpus=gpus, num_cpus=0).remote()
     started = asyncio.ensure_future(_start(runner, command))
-    status = asyncio.ensure_future(_await(runner.wait.remote()))  # Ray calls start first
-    ends = [status, asyncio.ensure_future(_feed(runner, stdin)), asyncio.ensure_future(terminated.wait())]
+    status = asyncio.ensure_future(_wait(runner, started))
+    ends = [status, asyncio.ensure_future(_feed(runner, stdin, started)), asyncio.ensure_future(terminated.wait())]
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if status.done():
-            return int(status.result())
+            return status.result()
         return int(await runner.end.remote()) if started.done() else 128 + signal.SIGTERM
     finally:
         for task in (started, *ends):
@@ -80,19 +85,27 @@ async def run(ray: Any, command: list[str], gpus: float) -> int:
 
 async def _start(runner: Any, command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_NODE)}
-    started = asyncio.ensure_future(_await(runner.start.remote(command, environment, str(Path.cwd()))))
-    if not (await asyncio.wait({started}, timeout=_QUICK_START_S))[0]:
+    starting = asyncio.ensure_future(_await(runner.start.remote(command, environment, str(Path.cwd()))))
+    if not (await asyncio.wait({starting}, timeout=_QUICK_START_S))[0]:
         print("ray: waiting for a node with a free GPU", file=sys.stderr, flush=True)
+    await starting
+
+
+async def _wait(runner: Any, started: "asyncio.Task[None]") -> int:
     await started
+    return int(await runner.wait.remote())
+
+
+async def _feed(runner: Any, stdin: asyncio.StreamReader, started: "asyncio.Task[None]") -> None:
+    """Pass standard input on until it closes, which is noticed before the command has started too."""
+    while data := await stdin.read(_READ_BYTES):
+        written = runner.write.remote(data)
+        if started.done():
+            await written
 
 
 async def _await(reference: Any) -> Any:
     return await reference
-
-
-async def _feed(runner: Any, stdin: asyncio.StreamReader) -> None:
-    while data := await stdin.read(_READ_BYTES):
-        await runner.write.remote(data)
 
 
 def main() -> int:
@@ -115,8 +128,10 @@ def main() -> int:
         )
     try:
         return asyncio.run(run(ray, args.command, args.gpus))
+    except ray.exceptions.RayTaskError as e:
+        return _fail(f"The command {args.command[0]} cannot be started: {e.cause}.")
     except ray.exceptions.RayError as e:
-        return _fail(f"Ray has lost the command: {_first_line(e)}")
+        return _fail(f"The command was lost: {_first_line(e)}")
 
 
 def _first_line(error: Exception) -> str:
