@@ -113,7 +113,10 @@ def test_a_command_runs_on_a_node(cluster: RayCluster, tmp_path: Path, monkeypat
     assert process.wait(60) == 3
     assert (tmp_path / "found").read_text() == "line yes 0\n"
 
-    assert "no-such-program" in launch("--gpus", "1", "no-such-program").communicate(timeout=60)[0]
+    process = launch("--gpus", "1", "no-such-program")
+    assert process.stdout is not None
+    assert "no-such-program cannot be started" in process.stdout.read()
+    assert process.wait(60) == 1
 
     for name, end in {
         "end of input": lambda process: process.stdin.close(),
