@@ -22,7 +22,7 @@ SESSION_PATH = "/worker/session"
 
 
 class ModelReady(msgspec.Struct, frozen=True, tag="model_ready"):
-    """Worker to gateway: the model is loaded. ``capabilities``: its description in nnInteractive's HTTP API, as JSON."""
+    """Worker to gateway: the model is loaded. ``capabilities``: its JSON description in nnInteractive's HTTP API."""
 
     model: Model
     device: str
