@@ -1,0 +1,43 @@
+"""Screenshot of napari for the documentation: ``PYTHONPATH=tests python -m helpers.napari_picture [FILE]``
+
+The variable of ``helpers.napari_process`` names the Python that has napari.
+"""
+
+from pathlib import Path
+import sys
+import tempfile
+
+from PIL import Image
+
+from helpers.end_to_end import http
+from helpers.napari_process import TESTS, napari
+from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.server.local_server import local_server
+
+FILE = TESTS.parent / "docs" / "images" / "napari.webp"
+SHAPE, SPACING = (200, 160, 140), (2.0, 2.0, 2.0)
+GAP = 12  # pixels
+
+
+def write(file: Path) -> None:
+    image = make_phantom(1, SHAPE, SPACING).image.transpose()  # napari shows the last two axes
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_server("--model", "demo", "--log-level", "warning") as address,
+        napari(image, Path(folder)) as running,
+    ):
+        running.do("enter_server", http(address))
+        running.do("initialize")
+        running.do("point", (75, 75, 69))
+        running.do("scribble", [(75, 60, 60), (75, 90, 60)])
+        names = [str(Path(folder) / name) for name in ("window.png", "settings.png")]
+        running.do("screenshots", *names)
+        window, settings = (Image.open(name).convert("RGB") for name in names)
+        picture = Image.new("RGB", (window.width + GAP + settings.width, window.height), "white")
+        picture.paste(window, (0, 0))
+        picture.paste(settings, (window.width + GAP, 0))
+        picture.save(file, quality=80, method=6)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FILE)
