@@ -102,15 +102,18 @@ def _unpack_deflate(data: bytes, nbytes: int) -> bytes:
 
 
 def _unpack_blosc2(data: bytes, nbytes: int) -> bytes:
-    _check_blosc2_header(data, nbytes)
+    check_blosc2_chunk(data, nbytes)
     try:
         return bytes(blosc2.decompress2(data, nthreads=1))
     except Exception as e:  # the library raises many types of exceptions
         raise BadMessage(f"A blosc2 chunk could not be unpacked ({e}). Send one valid chunk per array.") from e
 
 
-def _check_blosc2_header(data: bytes, nbytes: int) -> None:
-    """Raise BadMessage unless the chunk states these sizes and needs only the library's built-in code."""
+def check_blosc2_chunk(data: bytes | memoryview, nbytes: int) -> None:
+    """Raise BadMessage unless the chunk states these sizes and needs only the library's built-in code.
+
+    Only a chunk that passes may be given to ``blosc2.decompress2``.
+    """
     if len(data) < _BLOSC2_HEADER.size:
         raise BadMessage(
             f"A blosc2 chunk of {len(data)} bytes is shorter than the header, which has {_BLOSC2_HEADER.size} bytes."

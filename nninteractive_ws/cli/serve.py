@@ -38,6 +38,15 @@ def serve(
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 selects a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
+    official_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Another port, for clients of nnInteractive's own server, which expect it at 1527. They can also use "
+            "--port.",
+            min=1,
+            max=65535,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Device for inference: auto, cpu, cuda, cuda:1, ...; several as cuda:0,cuda:1.")
     ] = "auto",
@@ -127,8 +136,8 @@ def serve(
             stderr.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         name, folder = find_model(model)
         stderr.print(f"model [bold]{name}[/] ({folder}), license: {read_license(folder)}", soft_wrap=True)
-        worker = ["--model-name", name, "--model-folder", str(folder), "--log-level", log_level]
-        worker += ["--log-json"] if log_json else []
+        log_arguments = ["--log-level", log_level, *(["--log-json"] if log_json else [])]
+        worker = ["--model-name", name, "--model-folder", str(folder), *log_arguments]
         worker += ["--compile"] if compiled else []
         worker += [] if memory is None else ["--memory", str(int(memory * 1e9))]
         settings = Settings(
@@ -137,6 +146,7 @@ def serve(
             devices=devices,
             host=host,
             port=port,
+            official_port=official_port,
             max_sessions=max_sessions,
             max_sessions_per_user=max_sessions_per_user or max_sessions,
             linger=linger,
@@ -144,6 +154,7 @@ def serve(
             tls=None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key),
             origins=tuple(allow_origin or ()),
             allowed_hosts=tuple(allow_host or ()),
+            log_arguments=tuple(log_arguments),
         )
         run_gateway(settings, end_with_stdin)
     except KeyboardInterrupt:

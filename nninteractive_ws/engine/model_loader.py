@@ -13,9 +13,13 @@ from nninteractive_ws.messages import Model
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory. ``artifacts``: objects that upstream's sessions share, including the network."""
+    """A model in memory. ``artifacts``: objects that upstream's sessions share, including the network.
+
+    ``capabilities``: the description of the model in nnInteractive's HTTP API.
+    """
 
     description: Model
+    capabilities: dict[str, Any]
     device: torch.device
     threads: int
     artifacts: dict[str, Any]
@@ -67,7 +71,7 @@ def load_model(name: str, folder: Path, device: torch.device, compiled: bool = F
     session.initialize_from_loaded_artifacts(artifacts)
     session.warmup()
     artifacts["network"] = session.network
-    return LoadedModel(_describe(name, session), device, threads, artifacts)
+    return LoadedModel(_describe(name, session), _capabilities(session), device, threads, artifacts)
 
 
 def _describe(name: str, session: nnInteractiveInferenceSession) -> Model:
@@ -84,3 +88,22 @@ def _describe(name: str, session: nnInteractiveInferenceSession) -> Model:
         prompts=prompts,
         scribble_thickness=(float(a), float(b), float(c)),
     )
+
+
+def _capabilities(session: nnInteractiveInferenceSession) -> dict[str, Any]:
+    """Return what ``/capabilities`` of nnInteractive's server answers (2.6, ``inference/server/app.py``)."""
+    return {
+        "supported_interactions": session.supported_interactions,
+        "channel_mapping": session.channel_mapping,
+        "num_interaction_channels": session.num_interaction_channels,
+        "supports_initial_label": session.supports_initial_label,
+        "supports_zero_shot_label_refinement": session.supports_zero_shot_label_refinement,
+        "preferred_scribble_thickness": session.preferred_scribble_thickness,
+        "interaction_decay": session.interaction_decay,
+        "patch_size": list(session.configuration_manager.patch_size),
+        "do_autozoom": session.do_autozoom,
+        "inference_session_version": session.INFERENCE_SESSION_VERSION,
+        "license": session.license,
+        # Of this project's server, which records undo itself.
+        "supports_undo": True,
+    }

@@ -85,7 +85,9 @@ class Worker:
             gc.freeze()
             self._pools = memory_pools(self._device, self._memory, self._workers, self._evict_idle_session)
             limits = msgspec.structs.replace(LIMITS, session_bytes=self._pools[-1].session_limit)
-            self._to_gateway.put_nowait(worker_protocol.ModelReady(self._model.description, str(self._device), limits))
+            self._to_gateway.put_nowait(
+                worker_protocol.ModelReady(self._model.description, str(self._device), limits, self._model.capabilities)
+            )
             self._spawn(self._send_reports(control))
             async for data in control:
                 assert isinstance(data, bytes)

@@ -4,6 +4,7 @@ At a limit, the oldest connection of the address with the most is dropped in fav
 floods from one address do not lock out another address, and a new connection is always served.
 """
 
+from asyncio import BaseTransport
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,6 @@ import socket
 import sys
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
-
-from websockets.asyncio.server import ServerConnection
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +93,10 @@ class Admission:
             gc.collect()
 
     @contextmanager
-    def with_session(self, connection: ServerConnection) -> Iterator[None]:
+    def with_session(self, transport: BaseTransport) -> Iterator[None]:
         """Protect a connection from being dropped while it has a session. Afterwards it may be dropped, because a
         client that does not answer the close frame holds its connection for seconds."""
-        accepted = self._find(connection)
+        accepted = self._find(transport)
         source = None if accepted is None else self._pending.pop(accepted, None)
         try:
             yield
@@ -105,8 +104,8 @@ class Admission:
             if accepted is not None and source is not None and accepted in self._open:
                 self._pending[accepted] = source
 
-    def _find(self, connection: ServerConnection) -> "AcceptedSocket | None":
-        transport_socket = connection.transport.get_extra_info("socket")
+    def _find(self, transport: BaseTransport) -> "AcceptedSocket | None":
+        transport_socket = transport.get_extra_info("socket")
         if transport_socket is None:  # a TLS connection that was lost
             return None
         return next((accepted for accepted in self._open if accepted.fileno() == transport_socket.fileno()), None)

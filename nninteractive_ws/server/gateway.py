@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 import contextlib
+from dataclasses import dataclass
 from functools import partial
 import gc
 from http import HTTPStatus
 from importlib.metadata import version
 import logging
+import ssl
 from typing import Any, Literal
 import uuid
 
@@ -22,11 +24,20 @@ from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, 
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.processes import trim_memory
 from nninteractive_ws.server.access import bearer_token
-from nninteractive_ws.server.admission import ListeningSocket, admission_limits, bound_port, listen
+from nninteractive_ws.server.admission import (
+    MAX_PENDING,
+    Admission,
+    ListeningSocket,
+    admission_limits,
+    bound_port,
+    listen,
+)
 from nninteractive_ws.server.buffers import BoundedConnection, IncomingBytes
 from nninteractive_ws.server.http_endpoints import HttpEndpoints, peer_address
 from nninteractive_ws.server.metrics import GaugeSnapshot, Metrics
-from nninteractive_ws.server.sessions import Registry, SessionRecord
+from nninteractive_ws.server.official_api import OfficialApiProcess
+from nninteractive_ws.server.port_sharing import SharedPortConnection
+from nninteractive_ws.server.sessions import Api, Registry, SessionRecord
 from nninteractive_ws.server.settings import Settings
 from nninteractive_ws.server.workers import WorkerPool, WorkerProcess
 
@@ -46,6 +57,16 @@ CLOSE_TIMEOUT_S = 3.0
 DRAIN_TIMEOUT_S = 3.0
 
 
+@dataclass(frozen=True)
+class _Listener:
+    """A listening socket for sessions. ``make_connection``: makes the protocol of a connection."""
+
+    api: Api
+    admission: Admission
+    make_connection: Callable[..., asyncio.Protocol]
+    tls: ssl.SSLContext | None
+
+
 class Gateway:
     """The server's front end for clients and workers. Raises BadTokenFile."""
 
@@ -59,6 +80,7 @@ class Gateway:
             self._on_worker_lost,
             self._metrics.worker_restarted,
         )
+        self._official_api = OfficialApiProcess(_official_api_arguments(settings))
         self._sessions = Registry(
             settings.max_sessions,
             settings.max_sessions_per_user,
@@ -76,10 +98,12 @@ class Gateway:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
+            listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
             for client_socket in listening:
-                await stack.enter_async_context(self._serve_clients_at(client_socket))
+                await stack.enter_async_context(self._serve_clients_at(client_socket, listener))
             (internal,) = listen("127.0.0.1", 0, self._worker_admission)
             await stack.enter_async_context(self._serve_workers_at(internal))
+            await self._serve_official_api(stack)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
             gc.freeze()
@@ -91,13 +115,41 @@ class Gateway:
                 if self._connections:
                     await asyncio.wait(self._connections, timeout=CLOSE_TIMEOUT_S)
 
-    def _serve_clients_at(self, listening: ListeningSocket) -> contextlib.AbstractAsyncContextManager[Server]:
+    async def _serve_official_api(self, stack: contextlib.AsyncExitStack) -> None:
+        """Listen for the process of the HTTP API, and for clients of the HTTP API on their own port."""
+        admission = Admission(MAX_PENDING, MAX_PENDING, MAX_PENDING + self._settings.max_sessions)
+        (internal,) = listen("127.0.0.1", 0, admission)
+        lease_listener = _Listener(Api.OFFICIAL, admission, self._make_websocket, tls=None)
+        await stack.enter_async_context(self._serve_clients_at(internal, lease_listener))
+        self._official_api.listen_for(bound_port(internal))
+        stack.push_async_callback(self._official_api.close)
+        if self._settings.official_port is None:
+            return
+        for official_socket in listen(self._settings.host, self._settings.official_port, self._client_admission):
+            server = await asyncio.start_server(
+                self._official_api.accept,
+                sock=official_socket,
+                backlog=self._client_admission.accept_batch,
+                ssl=self._settings.tls,
+            )
+            await stack.enter_async_context(server)
+
+    def _make_websocket(self, *arguments: Any, **options: Any) -> BoundedConnection:
+        return BoundedConnection(*arguments, incoming_bytes=self._incoming_bytes, **options)
+
+    def _make_connection(self, *arguments: Any, **options: Any) -> SharedPortConnection:
+        make_websocket = partial(self._make_websocket, *arguments, **options)
+        return SharedPortConnection(make_websocket, self._official_api.accept, OPEN_TIMEOUT_S)
+
+    def _serve_clients_at(
+        self, listening: ListeningSocket, listener: "_Listener"
+    ) -> contextlib.AbstractAsyncContextManager[Server]:
         return serve(
-            self._serve_client,
+            partial(self._serve_client, listener=listener),
             sock=listening,
-            create_connection=partial(BoundedConnection, incoming_bytes=self._incoming_bytes),  # type: ignore[arg-type]
-            backlog=self._client_admission.accept_batch,
-            ssl=self._settings.tls,
+            create_connection=listener.make_connection,  # type: ignore[arg-type]
+            backlog=listener.admission.accept_batch,
+            ssl=listener.tls,
             process_request=self._http.respond,
             # Web pages are refused unless allowed, because a page in a browser could reach even a server on loopback.
             origins=[None, *(Origin(origin) for origin in self._settings.origins)],
@@ -140,7 +192,7 @@ class Gateway:
 
     async def _serve_worker(self, connection: ServerConnection) -> None:
         worker = self._connecting.pop(connection.id, None)
-        with self._worker_admission.with_session(connection):
+        with self._worker_admission.with_session(connection.transport):
             if worker is not None:
                 await worker.serve(connection)
             else:
@@ -169,12 +221,10 @@ class Gateway:
                 await record.worker.send(worker_protocol.CloseSession(record.name, only_if_idle))
 
     def _gauges(self) -> GaugeSnapshot:
-        connected = self._sessions.connected
         loaded = self._workers.loaded
         described = {f"{n} {w.description.device}": w for n, w in enumerate(loaded) if w.description is not None}
         return GaugeSnapshot(
-            connected,
-            len(self._sessions) - connected,
+            self._sessions.count(),
             len(loaded),
             {name: worker.memory for name, worker in described.items()},
             {name: worker.charged for name, worker in described.items()},
@@ -182,7 +232,7 @@ class Gateway:
 
     # ---- clients ------------------------------------------------------------------------------------------
 
-    async def _serve_client(self, client: ServerConnection) -> None:
+    async def _serve_client(self, client: ServerConnection, listener: "_Listener") -> None:
         assert client.request is not None
         user = self._http.user(client.request)
         task = asyncio.current_task()
@@ -194,7 +244,7 @@ class Gateway:
                 raise Unauthorized(
                     "The token was revoked during the handshake. Ask the server's administrator for a new one."
                 )
-            await self._serve_session(client, hello, encoding, user)
+            await self._serve_session(client, hello, encoding, user, listener)
         except Error as e:
             self._metrics.error_sent(e.code)
             await _close_with_error(client, e)
@@ -218,12 +268,14 @@ class Gateway:
         client.protocol.max_message_size = protocol.MAX_MESSAGE_BYTES
         return hello, protocol.agree_on_encoding(hello.encodings, arrays.ENCODINGS)
 
-    async def _serve_session(self, client: ServerConnection, hello: Hello, encoding: Encoding, user: str) -> None:
+    async def _serve_session(
+        self, client: ServerConnection, hello: Hello, encoding: Encoding, user: str, listener: "_Listener"
+    ) -> None:
         """Resume the session that the client names, or open one."""
         record = self._sessions.find(hello.session_id, hello.session_secret, user, encoding)
         while True:
             if record is None:
-                record = await self._sessions.open(user, encoding, hello.allow_eviction)
+                record = await self._sessions.open(user, encoding, hello.allow_eviction, listener.api)
                 fields = {"session": record.name, "user": user, "peer": peer_address(client), "client": hello.client}
                 _log.info("opened", extra=fields)
             current = record
@@ -231,7 +283,7 @@ class Gateway:
             async def work(superseded: asyncio.Event, record: SessionRecord = current) -> bool:
                 return await self._serve_connection(client, hello, record, superseded)
 
-            with self._client_admission.with_session(client):
+            with listener.admission.with_session(client.transport):
                 if await self._sessions.attach(record, work):
                     return
             record = None
@@ -313,6 +365,18 @@ class Gateway:
             self._sessions.drop(record.name)  # before the client is notified, because it may open another
         finally:
             await _cancel_all(up, down, replaced)
+
+
+def _official_api_arguments(settings: Settings) -> list[str]:
+    """Return the arguments of the process of the HTTP API."""
+    arguments = ["--max-sessions", str(settings.max_sessions)]
+    arguments += ["--max-sessions-per-user", str(settings.max_sessions_per_user)]
+    arguments += ["--tokens"] if settings.token_file is not None else []
+    for host in (settings.host, *settings.allowed_hosts):
+        arguments += ["--host", host]
+    for origin in settings.origins:
+        arguments += ["--origin", origin]
+    return [*arguments, *settings.log_arguments]
 
 
 def _collect() -> None:

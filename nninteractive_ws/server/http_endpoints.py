@@ -4,7 +4,6 @@ from http import HTTPStatus
 from importlib.metadata import version
 import json
 import logging
-import re
 
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
@@ -12,7 +11,7 @@ from websockets.http11 import Request, Response
 
 from nninteractive_ws import protocol
 from nninteractive_ws.server.access import TokenFile, bearer_token
-from nninteractive_ws.server.hosts import AllowedHosts
+from nninteractive_ws.server.hosts import WebPageGuard
 from nninteractive_ws.server.metrics import Metrics
 from nninteractive_ws.server.sessions import Registry
 from nninteractive_ws.server.settings import Settings
@@ -27,10 +26,8 @@ class HttpEndpoints:
     def __init__(self, settings: Settings, sessions: Registry, workers: WorkerPool, metrics: Metrics) -> None:
         self._settings, self._sessions, self._workers, self._metrics = settings, sessions, workers, metrics
         self._tokens = None if settings.token_file is None else TokenFile(settings.token_file)
-        # With tokens, DNS rebinding reveals only /healthz (status, model, device, number of sessions), because all else
-        # needs a token. Such servers have many names, through reverse proxies or from outside a container, and nobody
-        # should have to list them.
-        self._hosts = AllowedHosts((settings.host, *settings.allowed_hosts)) if self._tokens is None else None
+        hosts = None if self._tokens is not None else (settings.host, *settings.allowed_hosts)
+        self._guard = WebPageGuard(hosts, settings.origins)
 
     def user(self, request: Request) -> str | None:
         """Return the user's name: "" on a server without tokens, None for a missing or wrong token."""
@@ -45,6 +42,8 @@ class HttpEndpoints:
             return _http_response("application/json", (json.dumps(self._health()) + "\n").encode())
         if self.user(request) is None:
             return self._refuse_without_token(connection, request)
+        if path == "/capabilities":
+            return self._capabilities(connection)
         if path == "/metrics":
             body, content_type = self._metrics.render()
             return _http_response(content_type, body)
@@ -56,18 +55,13 @@ class HttpEndpoints:
 
     def _refuse_web_page(self, connection: ServerConnection, request: Request) -> Response | None:
         """Return the refusal of a request from a foreign web page, by its Host or Origin; None: accepted."""
-        if self._hosts is not None and (host := self._hosts.refused(request.headers)) is not None:
-            _log.warning("refused: unknown host %.260s", host, extra={"peer": peer_address(connection)})
-            return connection.respond(HTTPStatus.MISDIRECTED_REQUEST, _host_message(host))
-        foreign = [origin for origin in request.headers.get_all("Origin") if origin not in self._settings.origins]
-        if foreign:
-            _log.warning("refused: web page of %.260s", foreign[0], extra={"peer": peer_address(connection)})
+        refusal = self._guard.refusal(request.headers)
+        if refusal is None:
+            return None
+        _log.warning("refused: %s", refusal.reason, extra={"peer": peer_address(connection)})
+        if refusal.status is HTTPStatus.FORBIDDEN:
             self._metrics.error_sent("forbidden_origin")
-            message = (
-                "This server does not accept web pages of this origin. To allow them, start it with --allow-origin.\n"
-            )
-            return connection.respond(HTTPStatus.FORBIDDEN, message)
-        return None
+        return connection.respond(refusal.status, refusal.message)
 
     def _refuse_without_token(self, connection: ServerConnection, request: Request) -> Response:
         given = "Authorization" in request.headers
@@ -82,10 +76,20 @@ class HttpEndpoints:
         response.headers["WWW-Authenticate"] = f'Bearer realm="nninteractive-ws"{error}'
         return response
 
+    def _capabilities(self, connection: ServerConnection) -> Response:
+        """Describe the model as nnInteractive's own server does, for clients of its HTTP API."""
+        loaded = self._workers.loaded
+        if not loaded or loaded[0].description is None:
+            response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is loading its model.\n")
+            response.headers["Retry-After"] = "10"
+            return response
+        return _http_response("application/json", (json.dumps(loaded[0].description.capabilities) + "\n").encode())
+
     def _health(self) -> dict[str, object]:
         loaded = self._workers.loaded
         devices = [worker.description.device for worker in loaded if worker.description is not None]
         return {
+            "ok": True,  # as nnInteractive's own server answers
             "status": "ready" if loaded else "loading",
             "server": f"nninteractive-ws {version('nninteractive-ws')}",
             "protocol": protocol.PROTOCOL_VERSION,
@@ -107,18 +111,6 @@ def peer_address(connection: ServerConnection) -> str:
     """Return the client's IP address, for the log."""
     address = connection.remote_address
     return str(address[0]) if address else "?"
-
-
-def _host_message(host: str) -> str:
-    """Return the sentence for a Host header that is not allowed. Unusual characters are not repeated."""
-    if not host.partition(":")[0].strip():
-        return "The Host header of this request has no host name. Set it to the server's IP address or to localhost.\n"
-    valid = re.fullmatch(r"([\w.-]{1,253})(?::\d*)?", host, re.ASCII)
-    problem, name = (f"the host name {valid[1]}", valid[1]) if valid else ("the host name of this request", "NAME")
-    return (
-        f"This server does not accept {problem}. Connect by IP address or as localhost, or start the server with "
-        f"--allow-host {name}.\n"
-    )
 
 
 def _http_response(content_type: str, body: bytes) -> Response:

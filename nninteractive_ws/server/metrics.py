@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from nninteractive_ws import messages
 from nninteractive_ws.errors import WIRE_ERRORS, InternalError
+from nninteractive_ws.server.sessions import Api
 
 Direction = Literal["up", "down"]
 
@@ -30,12 +31,11 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 class GaugeSnapshot:
     """Snapshot of current gauges.
 
-    ``connected``, ``waiting``: sessions with and without a client. ``workers``: those that have loaded the model.
+    ``sessions``: their number, by API and by whether they have a client. ``workers``: those that have loaded the model.
     ``memory``: bytes in use, by device. ``charged``: bytes charged to sessions, by device and purpose.
     """
 
-    connected: int
-    waiting: int
+    sessions: Mapping[tuple[Api, bool], int]
     workers: int
     memory: Mapping[str, int] = field(default_factory=dict)
     charged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -116,10 +116,11 @@ class _GaugeCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         gauges = self._gauges()
         sessions = GaugeMetricFamily(
-            _PREFIX + "sessions", "Sessions, connected to a client or waiting for it.", labels=["state"]
+            _PREFIX + "sessions", "Sessions, connected to a client or waiting for it.", labels=["state", "api"]
         )
-        sessions.add_metric(["connected"], gauges.connected)
-        sessions.add_metric(["waiting"], gauges.waiting)
+        for api in Api:
+            sessions.add_metric(["connected", api], gauges.sessions.get((api, True), 0))
+            sessions.add_metric(["waiting", api], gauges.sessions.get((api, False), 0))
         yield sessions
         yield GaugeMetricFamily(_PREFIX + "workers", "Workers that have loaded the model.", value=gauges.workers)
         memory = GaugeMetricFamily(

@@ -1,9 +1,11 @@
 """Registry of sessions: ownership, resuming, expiry, and eviction."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 import hmac
 import secrets
 import time
@@ -18,16 +20,24 @@ from nninteractive_ws.server.workers import WorkerProcess
 _EVICTION_TIMEOUT_S = 2.0
 
 
+class Api(StrEnum):
+    """The API that a client speaks: this project's protocol, or nnInteractive's HTTP API."""
+
+    WEBSOCKET = "websocket"
+    OFFICIAL = "official"
+
+
 @dataclass(eq=False)
 class SessionRecord:
     """A session.
 
-    ``user``: its owner, "" without tokens. ``worker``: the worker that has it; None before there is one.
-    ``connected``: whether it has a connection.
+    ``user``: its owner, "" without tokens. ``api``: that of its client. ``worker``: the worker that has it; None before
+    there is one. ``connected``: whether it has a connection.
     """
 
     user: str
     encoding: Encoding
+    api: Api = Api.WEBSOCKET
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     secret: str = field(default_factory=new_token)
     worker: WorkerProcess | None = None
@@ -62,10 +72,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._records)
 
-    @property
-    def connected(self) -> int:
-        """Number of sessions with a connection."""
-        return sum(record.connected for record in self._records.values())
+    def count(self) -> Counter[tuple[Api, bool]]:
+        """Return the number of sessions by API, and by whether they have a connection."""
+        return Counter((record.api, record.connected) for record in self._records.values())
 
     def load(self, worker: WorkerProcess) -> int:
         """Return the number of sessions on a worker."""
@@ -80,13 +89,13 @@ class Registry:
             return None
         return record if hmac.compare_digest(record.secret.encode(), secret.encode()) else None
 
-    async def open(self, user: str, encoding: Encoding, allow_eviction: bool) -> SessionRecord:
+    async def open(self, user: str, encoding: Encoding, allow_eviction: bool, api: Api) -> SessionRecord:
         """Open a session. If there is no free one, ``allow_eviction`` evicts an idle one. Raises AtCapacity."""
         while (at_limit := self._eviction_candidates(user)) is not None:
             candidates, message = at_limit
             if not allow_eviction or not await self._evict_one(candidates):
                 raise AtCapacity(message)
-        record = SessionRecord(user, encoding)
+        record = SessionRecord(user, encoding, api)
         self._records[record.name] = record
         return record
 
@@ -167,6 +176,9 @@ class Registry:
     def _start_linger(self, record: SessionRecord) -> None:
         if record.worker is None:
             self.drop(record.name)  # it never reached a worker
+        elif record.api is Api.OFFICIAL:
+            # Its client is a process on this machine, which has ended. Nobody will resume the session.
+            self._expire(record)
         else:
             record._expiry = asyncio.get_running_loop().call_later(self._linger, self._expire, record)
 

@@ -12,9 +12,10 @@ class Settings:
     """Settings of a gateway.
 
     ``worker``: arguments of the worker processes, one process for each of ``devices``. ``port`` 0 selects a free port.
-    ``linger``: seconds a session is kept without a connection. ``idle``: seconds after which an unused session may be
-    evicted. ``origins``: origins of the web pages that may use the server. ``allowed_hosts``: further DNS names of a
-    server without tokens.
+    ``official_port``: a further port, for nnInteractive's HTTP API alone; None: there is none. ``linger``: seconds a
+    session is kept without a connection. ``idle``: seconds after which an unused session may be evicted. ``origins``:
+    origins of the web pages that may use the server. ``allowed_hosts``: further DNS names of a server without tokens.
+    ``log_arguments``: arguments for the log of other processes.
     """
 
     worker: tuple[str, ...]
@@ -22,6 +23,7 @@ class Settings:
     devices: tuple[str, ...] = ("auto",)
     host: str = "127.0.0.1"
     port: int = 1528
+    official_port: int | None = None
     max_sessions: int = 16
     max_sessions_per_user: int = 16
     linger: float = 600.0
@@ -30,3 +32,4 @@ class Settings:
     tls: ssl.SSLContext | None = None
     origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    log_arguments: tuple[str, ...] = ()

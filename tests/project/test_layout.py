@@ -18,7 +18,7 @@ NAME = "nninteractive_ws"
 ORDER = [
     "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction",
     "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
-    "doctor", "server", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
+    "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
 PARTS = {
     "client": [
@@ -28,9 +28,10 @@ PARTS = {
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [
-        "file_lock", "settings", "access", "tls", "admission", "buffers", "hosts", "metrics", "workers", "sessions",
-        "http_endpoints", "gateway", "local_server", "run",
+        "file_lock", "settings", "access", "tls", "admission", "buffers", "hosts", "workers", "sessions", "metrics",
+        "http_endpoints", "port_sharing", "official_api", "gateway", "local_server", "run",
     ],
+    "official_api": ["nnia", "memory", "payloads", "lease", "leases", "app", "process"],
     "engine": [
         "outbox", "model_registry", "demo_postprocessing", "demo_network", "device_scheduler", "memory", "image",
         "zoom_out", "upstream", "preview", "mask_updates", "model_loader", "prompts", "running_request", "prediction",

@@ -211,7 +211,7 @@ def plain_get(address: str, path: str) -> tuple[int, str]:
 
 def test_healthz(server: str) -> None:
     found = health(server)
-    assert set(found) == {"status", "server", "protocol", "model", "device", "sessions", "max_sessions"}
+    assert set(found) == {"ok", "status", "server", "protocol", "model", "device", "sessions", "max_sessions"}
     assert found["status"] in ("loading", "ready")
     assert found["server"].startswith("nninteractive-ws ")
     assert (found["protocol"], found["model"], found["max_sessions"]) == (protocol.PROTOCOL_VERSION, "demo", 16)

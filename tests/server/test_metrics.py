@@ -10,8 +10,9 @@ import pytest
 from nninteractive_ws import messages as wire
 from nninteractive_ws.errors import WIRE_ERRORS
 from nninteractive_ws.server.metrics import OTHER, REQUEST_TYPES, GaugeSnapshot, Metrics
+from nninteractive_ws.server.sessions import Api
 
-NOTHING = GaugeSnapshot(connected=0, waiting=0, workers=0)
+NOTHING = GaugeSnapshot(sessions={}, workers=0)
 
 
 def metrics(now: Callable[[], GaugeSnapshot] = lambda: NOTHING) -> Metrics:
@@ -108,16 +109,17 @@ def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     def now() -> GaugeSnapshot:
         nonlocal asked
         asked += 1
-        return GaugeSnapshot(
-            connected=asked, waiting=10 * asked, workers=1, memory={"cuda:0": 2**33} if asked < 3 else {}
-        )
+        sessions = {(Api.WEBSOCKET, True): asked, (Api.WEBSOCKET, False): 10 * asked, (Api.OFFICIAL, True): 5}
+        return GaugeSnapshot(sessions, workers=1, memory={"cuda:0": 2**33} if asked < 3 else {})
 
     found = metrics(now)
     assert asked == 0
     body = found.render()[0].decode()
     assert asked == 1, "all gauges are of one moment"
-    assert 'sessions{state="connected"} 1.0' in body
-    assert 'sessions{state="waiting"} 10.0' in body
+    assert 'sessions{state="connected",api="websocket"} 1.0' in body
+    assert 'sessions{state="waiting",api="websocket"} 10.0' in body
+    assert 'sessions{state="connected",api="official"} 5.0' in body
+    assert 'sessions{state="waiting",api="official"} 0.0' in body
     assert value(found, "device_memory_bytes", device="cuda:0") == 2**33
     assert labels(found, "device_memory_bytes") == []  # the worker ended, and its memory is free
     assert value(found, "workers") == 1

@@ -1,0 +1,1 @@
+"""nnInteractive's own HTTP API, for clients that speak it."""

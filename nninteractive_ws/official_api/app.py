@@ -1,0 +1,341 @@
+"""The routes of nnInteractive's HTTP API, 2.5.1 to 2.6 (``inference/server/app.py``), on leases of this server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+import http.client
+import json
+import logging
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from websockets.datastructures import Headers
+
+from nninteractive_ws import errors
+from nninteractive_ws.official_api import nnia, payloads
+from nninteractive_ws.official_api.lease import Answer, AnswerTimeout, Lease
+from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S, LeaseGone, Leases
+from nninteractive_ws.server.access import bearer_token
+from nninteractive_ws.server.hosts import WebPageGuard
+
+_log = logging.getLogger(__name__)
+
+LEASE_HEADER, META_HEADER = "X-Lease-Token", "X-Meta"
+#: Size limit of a JSON body.
+MAX_JSON_BYTES = 64 * 1024
+#: Timeout for the next part of a body. nnInteractive's client gives up after 120 seconds without progress.
+BODY_STALL_TIMEOUT_S = 60.0
+#: Seconds after which a client may try again.
+RETRY_AFTER_S = 10
+#: Timeout of the gateway, which answers at once.
+_GATEWAY_TIMEOUT_S = 10.0
+
+_Handler = Callable[[Request], Awaitable[Response]]
+_LeaseHandler = Callable[[Lease, Request], Awaitable[Response]]
+
+
+class OfficialApi:
+    """The HTTP API. ``gateway``: its address, as ``ws://HOST:PORT``."""
+
+    def __init__(self, gateway: str, leases: Leases, guard: WebPageGuard) -> None:
+        self._gateway, self._leases, self._guard = urlsplit(gateway).netloc, leases, guard
+
+    def make_app(self) -> Starlette:
+        """Return the ASGI application."""
+        get: dict[str, _Handler] = {
+            "/healthz": self._ask_gateway,
+            "/capabilities": self._ask_gateway,
+            "/metrics": self._ask_gateway,
+            "/lease_status": self._lease_status,
+        }
+        post: dict[str, _Handler] = {
+            "/claim": self._claim,
+            "/release": self._release,
+            "/heartbeat": self._heartbeat,
+            "/set_image": self._on_lease(self._set_image),
+            "/set_target_buffer": self._on_lease(self._set_target_buffer),
+            "/set_do_autozoom": self._on_lease(self._set_do_autozoom),
+            "/reset_interactions": self._on_lease(self._reset),
+            "/undo": self._on_lease(self._undo),
+            "/predict": self._on_lease(self._predict),
+            "/add_point_interaction": self._on_lease(self._add_point),
+            "/add_bbox_interaction": self._on_lease(self._add_bbox),
+            "/add_scribble_interaction": self._on_lease(self._add_scribble),
+            "/add_lasso_interaction": self._on_lease(self._add_lasso),
+            "/add_initial_seg_interaction": self._on_lease(self._add_initial_segmentation),
+        }
+        routes = [Route(path, self._guarded(handle), methods=["GET"]) for path, handle in get.items()]
+        routes += [Route(path, self._guarded(handle), methods=["POST"]) for path, handle in post.items()]
+        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_route})
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        expiring = asyncio.ensure_future(self._leases.expire())
+        try:
+            yield
+        finally:
+            expiring.cancel()
+            await self._leases.close()
+
+    def _guarded(self, handle: _Handler) -> _Handler:
+        """Refuse foreign web pages, and answer errors."""
+
+        async def guarded(request: Request) -> Response:
+            refusal = self._guard.refusal(Headers(request.headers.items()))
+            if refusal is not None:
+                return _error(refusal.status, refusal.message)
+            try:
+                return await handle(request)
+            except Exception as e:
+                return await self._to_response(e, request)
+
+        return guarded
+
+    async def _to_response(self, error: Exception, request: Request) -> Response:
+        if isinstance(error, LeaseGone) and not await self._has_valid_token(request):
+            error = errors.Unauthorized("The token is missing or wrong. Send the one of the server's administrator.")
+        if (response := to_response(error)) is None:
+            raise error
+        return response
+
+    async def _has_valid_token(self, request: Request) -> bool:
+        return (await self._ask_gateway(request, "/metrics")).status_code == HTTPStatus.OK
+
+    # ---- without a lease ----------------------------------------------------------------------------------
+
+    async def _ask_gateway(self, request: Request, path: str | None = None) -> Response:
+        """Return the gateway's answer. It knows the model and the tokens."""
+        return await asyncio.to_thread(self._fetch, path or request.url.path, request.headers.get("Authorization"))
+
+    def _fetch(self, path: str, authorization: str | None) -> Response:
+        connection = http.client.HTTPConnection(self._gateway, timeout=_GATEWAY_TIMEOUT_S)
+        try:
+            connection.request("GET", path, headers={} if authorization is None else {"Authorization": authorization})
+            answer = connection.getresponse()
+            body, kind = answer.read(), answer.headers.get_content_type()
+        finally:
+            connection.close()
+        headers = {name: answer.headers[name] for name in ("Retry-After", "WWW-Authenticate") if name in answer.headers}
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            return _error(HTTPStatus(answer.status), body.decode().strip(), headers)
+        return Response(body, answer.status, headers, kind)
+
+    async def _claim(self, request: Request) -> Response:
+        name = await self._leases.claim(_token(request))
+        return JSONResponse(
+            {
+                "lease_token": name,
+                "idle_timeout_seconds": IDLE_TIMEOUT_S,
+                "liveness_timeout_seconds": LIVENESS_TIMEOUT_S,
+                "max_sessions": self._leases.limits.max_leases,
+            }
+        )
+
+    async def _release(self, request: Request) -> Response:
+        try:
+            self._lease(request)
+        except LeaseGone:
+            pass  # released before, or expired
+        else:
+            await self._leases.release(request.headers[LEASE_HEADER])
+        return JSONResponse({"released": True})
+
+    async def _heartbeat(self, request: Request) -> Response:
+        return JSONResponse({"remaining_seconds": Leases.remaining_seconds(self._lease(request))})
+
+    async def _lease_status(self, request: Request) -> Response:
+        lease = self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request), mark_seen=False)
+        return JSONResponse(
+            {"remaining_seconds": Leases.remaining_seconds(lease), "idle_timeout_seconds": IDLE_TIMEOUT_S}
+        )
+
+    # ---- on a lease ---------------------------------------------------------------------------------------
+
+    def _lease(self, request: Request) -> Lease:
+        return self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request))
+
+    def _on_lease(self, handle: _LeaseHandler) -> _Handler:
+        """Do the requests of a lease one after another."""
+
+        async def on_lease(request: Request) -> Response:
+            lease = self._lease(request)
+            lease.mark_active()
+            async with lease.lock:
+                self._lease(request)  # it may have ended meanwhile
+                try:
+                    return await handle(lease, request)
+                finally:
+                    lease.mark_active()
+
+        return on_lease
+
+    async def _set_image(self, lease: Lease, request: Request) -> Response:
+        async with self._packed_body(request) as packed:
+            await lease.set_image(packed)
+            return JSONResponse({"original_image_shape": packed.shape})
+
+    async def _set_target_buffer(self, lease: Lease, request: Request) -> Response:
+        await lease.set_target_buffer(await _read_json(request, payloads.SetTargetBuffer))
+        return JSONResponse({})
+
+    async def _set_do_autozoom(self, lease: Lease, request: Request) -> Response:
+        await lease.set_do_autozoom((await _read_json(request, payloads.SetDoAutozoom)).do_autozoom)
+        return JSONResponse({})
+
+    async def _reset(self, lease: Lease, request: Request) -> Response:
+        await lease.reset()
+        return JSONResponse({})
+
+    async def _undo(self, lease: Lease, request: Request) -> Response:
+        return await self._answer(lease, request, lease.undo())
+
+    async def _predict(self, lease: Lease, request: Request) -> Response:
+        (await _read_json(request, payloads.Predict)).check()
+        return await self._answer(lease, request, lease.predict())
+
+    async def _add_point(self, lease: Lease, request: Request) -> Response:
+        payload = await _read_json(request, payloads.AddPoint)
+        payload.check()
+        return await self._answer(lease, request, lease.add_point(payload))
+
+    async def _add_bbox(self, lease: Lease, request: Request) -> Response:
+        payload = await _read_json(request, payloads.AddBbox)
+        payload.check()
+        return await self._answer(lease, request, lease.add_bbox(payload))
+
+    async def _add_scribble(self, lease: Lease, request: Request) -> Response:
+        payload = payloads.decode(request.headers.get(META_HEADER, ""), payloads.AddMask)
+        payload.check()
+        async with self._packed_body(request) as packed:
+            return await self._answer(lease, request, lease.add_scribble(payload, packed))
+
+    async def _add_lasso(self, lease: Lease, request: Request) -> Response:
+        payload = payloads.decode(request.headers.get(META_HEADER, ""), payloads.AddMask)
+        payload.check()
+        async with self._packed_body(request) as packed:
+            return await self._answer(lease, request, lease.add_lasso(payload, packed))
+
+    async def _add_initial_segmentation(self, lease: Lease, request: Request) -> Response:
+        payload = payloads.decode(request.headers.get(META_HEADER, ""), payloads.AddInitialSegmentation)
+        payload.check()
+        async with self._packed_body(request) as packed:
+            return await self._answer(lease, request, lease.add_initial_segmentation(payload, packed))
+
+    @asynccontextmanager
+    async def _packed_body(self, request: Request) -> AsyncIterator[nnia.PackedArray]:
+        """Read a packed array, whose bytes are counted until the end of the request."""
+        length = _content_length(request)
+        with self._leases.budget.reserve(length):
+            yield nnia.parse(await _read_body(request, length))
+
+    async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
+        answer = await prompt
+        meta: dict[str, object] = {"ran_prediction": answer.ran, "bbox": None}
+        content = b""
+        try:
+            if answer.box is not None:
+                part = await asyncio.to_thread(lease.part, answer.box)
+                meta |= {"bbox": answer.box.pairs, "dtype": part.dtype.name, "shape": part.shape}
+                content = await asyncio.to_thread(nnia.pack, part)
+            received = not await request.is_disconnected()
+        except BaseException:
+            lease.not_received(answer)
+            raise
+        if not received:
+            lease.not_received(answer)
+        headers = {META_HEADER: json.dumps(meta, separators=(",", ":"))}
+        return Response(content, media_type=nnia.MEDIA_TYPE, headers=headers)
+
+
+# ---- requests -----------------------------------------------------------------------------------------------
+
+
+class LengthRequired(Exception):
+    """A request without the length of its body."""
+
+
+class BodyTimeout(Exception):
+    """The body of a request stopped arriving."""
+
+
+def _token(request: Request) -> str:
+    return bearer_token(Headers(request.headers.items()))
+
+
+def _content_length(request: Request) -> int:
+    """Return the length of the body. Raises LengthRequired or BadMessage."""
+    text = request.headers.get("Content-Length")
+    if text is None:
+        raise LengthRequired("The request has no Content-Length. Send the body without chunked transfer encoding.")
+    return int(text)  # the HTTP server has checked it
+
+
+async def _read_json(request: Request, kind: type[payloads.Payload]) -> payloads.Payload:
+    length = _content_length(request)
+    if length > MAX_JSON_BYTES:
+        raise errors.TooLarge(f"A JSON body may have {MAX_JSON_BYTES:,} bytes, and this one has {length:,}.")
+    return payloads.decode(await _read_body(request, length), kind)
+
+
+async def _read_body(request: Request, length: int) -> bytearray:
+    """Read a body. Raises BodyTimeout or ClientDisconnect."""
+    body, received = bytearray(length), 0
+    parts = request.stream()
+    try:
+        while True:
+            async with asyncio.timeout(BODY_STALL_TIMEOUT_S):
+                part = await anext(parts)
+            body[received : received + len(part)] = part
+            received += len(part)
+    except StopAsyncIteration:
+        return body
+    except TimeoutError as e:
+        raise BodyTimeout(f"Nothing of the body arrived for {BODY_STALL_TIMEOUT_S:.0f} seconds.") from e
+
+
+# ---- responses ----------------------------------------------------------------------------------------------
+
+# The first class that an error belongs to decides. Clients take 410 as the request to claim another lease and send the
+# image again, and 503 as a message for the user.
+_STATUS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
+    (LeaseGone, HTTPStatus.GONE),
+    (errors.ConnectionFailed, HTTPStatus.GONE),
+    (LengthRequired, HTTPStatus.LENGTH_REQUIRED),
+    (BodyTimeout, HTTPStatus.REQUEST_TIMEOUT),
+    (errors.Unauthorized, HTTPStatus.UNAUTHORIZED),
+    (errors.AtCapacity, HTTPStatus.SERVICE_UNAVAILABLE),
+    (errors.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (errors.InvalidRequest, HTTPStatus.BAD_REQUEST),
+    (errors.ProtocolError, HTTPStatus.BAD_REQUEST),
+    (errors.InternalError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (errors.Error, HTTPStatus.SERVICE_UNAVAILABLE),
+    (AnswerTimeout, HTTPStatus.SERVICE_UNAVAILABLE),
+    (ClientDisconnect, HTTPStatus.BAD_REQUEST),  # nobody receives it
+)
+
+
+def to_response(error: Exception) -> Response | None:
+    """Return the response to an error; None for an error that is unexpected here."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    return None if status is None else _error(status, str(error))
+
+
+def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers.setdefault("WWW-Authenticate", 'Bearer realm="nninteractive-ws"')
+    return JSONResponse({"detail": message}, status, headers)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Answer a request for an unknown path or with a wrong method."""
+    assert isinstance(error, HTTPException)
+    message = f"There is no {request.method} {request.url.path} in nnInteractive's HTTP API. See the documentation."
+    return JSONResponse({"detail": message}, error.status_code, error.headers)

@@ -1,0 +1,121 @@
+"""All leases of nnInteractive's HTTP API: claim, lookup, release, and expiry."""
+
+import asyncio
+from dataclasses import dataclass
+import hmac
+import logging
+import secrets
+import time
+
+from nninteractive_ws.client.aio import aconnect
+from nninteractive_ws.client.events import Failed
+from nninteractive_ws.errors import AtCapacity, ConnectionFailed, ServerError, Unauthorized
+from nninteractive_ws.official_api.lease import ANSWER_TIMEOUT_S, Lease
+from nninteractive_ws.official_api.memory import MemoryBudget
+
+_log = logging.getLogger(__name__)
+
+#: Seconds without an action of the user, and without any request, after which a lease expires. These are the defaults
+#: of nnInteractive's server.
+IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S = 600.0, 60.0
+_SWEEP_EVERY_S = 5.0
+
+
+class LeaseGone(Exception):
+    """The lease is unknown or has expired. ``str()`` is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of leases: of all users, and of one. ``max_bytes``: memory for the images and masks of all of them."""
+
+    max_leases: int
+    max_leases_per_user: int
+    max_bytes: int
+
+
+class Leases:
+    """The leases of one server. ``gateway``: its address, to which each lease has a session."""
+
+    def __init__(self, gateway: str, limits: Limits) -> None:
+        self._gateway, self.limits = gateway, limits
+        self.budget = MemoryBudget(limits.max_bytes)
+        self._leases: dict[str, Lease] = {}
+        self._claiming = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    async def claim(self, token: str) -> str:
+        """Open a session, and return the name of its lease.
+
+        Raises AtCapacity, Unauthorized, or ServerError if the server is not ready in time.
+        """
+        self._check_limits(token)
+        self._claiming += 1
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                session = await aconnect(self._gateway, token=token or None)
+        except TimeoutError as e:
+            raise ServerError("The server is still loading its model. Try again in a moment.") from e
+        except ConnectionFailed as e:
+            raise ServerError("The server is shutting down. Try again later.") from e
+        finally:
+            self._claiming -= 1
+        name = secrets.token_hex(16)
+        session.on("error", lambda event: self._on_error(name, event))
+        self._leases[name] = Lease(session, token, self.budget)
+        # No client can show previews, and each of them would cost the session time.
+        await session.set_options(previews=False)
+        return name
+
+    def find(self, name: str, token: str, *, mark_seen: bool = True) -> Lease:
+        """Return the lease of a name. Raises LeaseGone, and Unauthorized if it belongs to another user."""
+        lease = self._leases.get(name)
+        if lease is None:
+            raise LeaseGone("The lease is unknown or has expired. Claim another one, and set the image again.")
+        if not hmac.compare_digest(lease.token.encode(), token.encode()):
+            raise Unauthorized("The token is not that of the lease. Send the token with which the lease was claimed.")
+        if mark_seen:
+            lease.last_seen = time.monotonic()
+        return lease
+
+    @staticmethod
+    def remaining_seconds(lease: Lease) -> float:
+        """Return the seconds after which a lease expires without another action of the user."""
+        return max(0.0, IDLE_TIMEOUT_S - (time.monotonic() - lease.last_active))
+
+    async def release(self, name: str) -> None:
+        """End a lease and its session, after its current request."""
+        lease = self._leases.pop(name, None)
+        if lease is not None:
+            async with lease.lock:
+                await lease.close()
+
+    async def expire(self) -> None:
+        """End leases that are not used, forever."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            now = time.monotonic()
+            for name, lease in list(self._leases.items()):
+                idle = now - lease.last_active > IDLE_TIMEOUT_S
+                if not lease.lock.locked() and (idle or now - lease.last_seen > LIVENESS_TIMEOUT_S):
+                    _log.info("expired: %s", "no action of the user" if idle else "no sign of the client")
+                    await self.release(name)
+
+    async def close(self) -> None:
+        """End all leases."""
+        await asyncio.gather(*(self.release(name) for name in list(self._leases)))
+
+    def _check_limits(self, token: str) -> None:
+        if len(self._leases) + self._claiming >= self.limits.max_leases:
+            raise AtCapacity(f"All {self.limits.max_leases} sessions of the server are in use. Try again later.")
+        own = sum(lease.token == token for lease in self._leases.values())
+        if own >= self.limits.max_leases_per_user:
+            raise AtCapacity(f"All {own} sessions that a user may have are in use. Close one of them.")
+
+    def _on_error(self, name: str, event: Failed) -> None:
+        """Forget a lease whose session has failed, so that its client claims another."""
+        if event.request is None and (lease := self._leases.pop(name, None)) is not None:
+            _log.warning("a session ended: %s", event.error)
+            lease.forget_image()

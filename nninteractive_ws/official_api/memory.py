@@ -1,0 +1,47 @@
+"""Memory that clients of the HTTP API make this process keep: counted, and limited for all of them together."""
+
+from types import TracebackType
+
+from nninteractive_ws.errors import OutOfMemory, TooLarge
+from nninteractive_ws.units import format_bytes
+
+
+class MemoryBudget:
+    """A number of bytes for all clients together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def reserve(self, nbytes: int) -> "Reservation":
+        """Reserve memory. Raises TooLarge if it exceeds the whole budget, and OutOfMemory if it does at present."""
+        if nbytes > self.limit:
+            raise TooLarge(
+                f"The request needs {format_bytes(nbytes)}, and this server has {format_bytes(self.limit)} for clients "
+                "of the HTTP API. Use a smaller image, or a client that speaks WebSocket."
+            )
+        if self.used + nbytes > self.limit:
+            raise OutOfMemory(
+                "The memory of this server for clients of the HTTP API is in use. Try again when others have finished."
+            )
+        self.used += nbytes
+        return Reservation(self, nbytes)
+
+
+class Reservation:
+    """A part of a budget, to be released once. As a context manager, it is released at the end."""
+
+    def __init__(self, budget: MemoryBudget, nbytes: int) -> None:
+        self._budget, self._nbytes = budget, nbytes
+
+    def release(self) -> None:
+        """Return the memory to the budget."""
+        self._budget.used -= self._nbytes
+        self._nbytes = 0
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,137 @@
+"""The process that answers nnInteractive's HTTP API: its start and end, and the relay of connections to it."""
+
+import asyncio
+from collections.abc import Sequence
+import contextlib
+import json
+import logging
+import secrets
+
+from nninteractive_ws.processes import end_async_process, own_process_group, python_module
+
+_log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 256 * 1024
+#: Timeouts for the process to start and to end.
+START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
+#: Delay after a failed start, so that clients without a process do not start many.
+RETRY_AFTER_S = 5.0
+
+
+class CannotStart(Exception):
+    """The process does not start. ``str()`` is a sentence for the user."""
+
+
+class OfficialApiProcess:
+    """The process, which is started by the first connection, and again if it has ended. ``arguments``: its own."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = arguments
+        self._secret = secrets.token_urlsafe(32)
+        self._process: asyncio.subprocess.Process | None = None
+        self._port = 0
+        self._gateway_port = 0
+        self._starting = asyncio.Lock()
+        self._failed_at: float | None = None
+        self._relays: set[asyncio.Task[None]] = set()
+
+    def listen_for(self, gateway_port: int) -> None:
+        """Set the port of the gateway, on loopback, to which the process connects."""
+        self._gateway_port = gateway_port
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Relay a client's connection until one side closes it."""
+        task = asyncio.ensure_future(self._relay(reader, writer))
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
+
+    async def close(self) -> None:
+        """End all connections and the process."""
+        for task in self._relays:
+            task.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+        if self._process is not None:
+            await end_async_process(self._process, END_TIMEOUT_S)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            peer = writer.get_extra_info("peername")
+            up_reader, up_writer = await self._connect(str(peer[0]) if peer else "?")
+        except CannotStart as e:
+            _log.error("%s", e)
+            writer.write(_unavailable(str(e)))
+        else:
+            try:
+                await _relay_both(reader, writer, up_reader, up_writer)
+            finally:
+                up_writer.close()
+        finally:
+            writer.close()
+
+    async def _connect(self, peer: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                await self._start()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError as e:
+            raise CannotStart("The process of the HTTP API does not answer. Try again in a moment.") from e
+        writer.write(f"{self._secret} {peer}\n".encode())
+        return reader, writer
+
+    async def _start(self) -> None:
+        """Raises CannotStart."""
+        now = asyncio.get_running_loop().time()
+        if self._failed_at is not None and now - self._failed_at < RETRY_AFTER_S:
+            raise CannotStart("The process of the HTTP API has just failed to start. The server's log says why.")
+        self._process = process = await asyncio.create_subprocess_exec(
+            *python_module("nninteractive_ws.official_api.process"),
+            *("--gateway", f"ws://127.0.0.1:{self._gateway_port}", *self._arguments),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, **own_process_group(),
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # The pipe stays open. The process ends when it closes, which it does when this process ends for any reason.
+        process.stdin.write(self._secret.encode() + b"\n")
+        with contextlib.suppress(TimeoutError, ValueError):
+            self._port = int(await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S))
+            self._failed_at = None
+            return
+        self._failed_at = now
+        await end_async_process(process, END_TIMEOUT_S)
+        raise CannotStart(
+            f"The process of the HTTP API ended with status {process.returncode} while it started. The server's log "
+            "says why."
+        )
+
+
+async def _relay_both(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    up_reader: asyncio.StreamReader,
+    up_writer: asyncio.StreamWriter,
+) -> None:
+    """Relay bytes both ways until one side closes its connection."""
+    tasks = [asyncio.ensure_future(_pump(reader, up_writer)), asyncio.ensure_future(_pump(up_reader, writer))]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(_CHUNK_BYTES):
+            sink.write(data)
+            await sink.drain()
+
+
+def _unavailable(message: str) -> bytes:
+    body = json.dumps({"detail": message}).encode()
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {RETRY_AFTER_S:.0f}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
