@@ -88,7 +88,7 @@ def metrics(address: str, token: str | None = None) -> str:
 
 def sessions(address: str, state: str, token: str | None = None) -> int:
     """Return the number of sessions that are ``connected``, or ``waiting`` for their client."""
-    return _metric(address, f'sessions{{state="{state}"', token)
+    return _metric(address, f'state="{state}"}}', token)
 
 
 def answered(address: str, kind: str) -> int:
@@ -97,7 +97,7 @@ def answered(address: str, kind: str) -> int:
 
 
 def _metric(address: str, sample: str, token: str | None = None) -> int:
-    """Return the sum of the samples that begin with ``sample``."""
+    """Return the sum of the samples with ``sample``."""
     lines = [x for x in metrics(address, token).splitlines() if sample in x]
     assert lines
     return sum(int(float(line.split()[-1])) for line in lines)

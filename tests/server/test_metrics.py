@@ -116,10 +116,10 @@ def test_gauges_are_read_at_the_time_of_the_scrape() -> None:
     assert asked == 0
     body = found.render()[0].decode()
     assert asked == 1, "all gauges are of one moment"
-    assert 'sessions{state="connected",api="websocket"} 1.0' in body
-    assert 'sessions{state="waiting",api="websocket"} 10.0' in body
-    assert 'sessions{state="connected",api="official"} 5.0' in body
-    assert 'sessions{state="waiting",api="official"} 0.0' in body
+    assert 'sessions{api="websocket",state="connected"} 1.0' in body
+    assert 'sessions{api="websocket",state="waiting"} 10.0' in body
+    assert 'sessions{api="official",state="connected"} 5.0' in body
+    assert 'sessions{api="official",state="waiting"} 0.0' in body
     assert value(found, "device_memory_bytes", device="cuda:0") == 2**33
     assert labels(found, "device_memory_bytes") == []  # the worker ended, and its memory is free
     assert value(found, "workers") == 1
