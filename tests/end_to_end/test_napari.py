@@ -18,6 +18,7 @@ import pytest
 
 import nninteractive_ws as nni
 from nninteractive_ws.masks import Mask
+from nninteractive_ws.server.access import add_user
 
 pytestmark = [
     pytest.mark.slow,
@@ -89,26 +90,38 @@ def _to_mask(voxels: Any) -> Mask:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with server_process("--log-level", "warning") as process:
+def token(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A token file and the token in it."""
+    file = tmp_path_factory.mktemp("tokens") / "tokens"
+    return file, add_user(file, "alice")
+
+
+@pytest.fixture(scope="module")
+def server(token: tuple[Path, str]) -> Iterator[ServerProcess]:
+    with server_process("--log-level", "warning", "--token-file", str(token[0])) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def running(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Napari]:
+def running(
+    server: ServerProcess, token: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Napari]:
     """A napari that is connected to the server."""
+    url = http(server.address)
     with napari(phantom(), tmp_path_factory.mktemp("napari")) as process:
-        process.do("enter_server", http(server.address))
-        status = process.do("initialize")
-        assert status == {"status": f"connected ({http(server.address)})", "license": "Model license: Apache-2.0"}
+        process.do("enter_server", url, "nws_wrong")
+        assert process.do("initialize")["status"] == "Invalid API key."
+        process.do("enter_server", url, token[1])
+        process.do("notes")
+        assert process.do("initialize") == {"status": f"connected ({url})", "license": "Model license: Apache-2.0"}
         assert process.do("notes") == []
         yield process
 
 
 @pytest.fixture
-def both(server: ServerProcess, running: Napari) -> Iterator[Both]:
+def both(server: ServerProcess, token: tuple[Path, str], running: Napari) -> Iterator[Both]:
     """Empty segments of both."""
-    with nni.connect(server.address) as session:
+    with nni.connect(server.address, token=token[1]) as session:
         session.set_image(phantom())
         running.do("reset")
         running.do("notes")

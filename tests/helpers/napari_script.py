@@ -5,6 +5,7 @@ answer is a line of JSON.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 import json
 from pathlib import Path
 import sys
@@ -45,8 +46,9 @@ class User:
     def enter_server(self, url: str, token: str = "") -> None:
         """Select the remote mode, and enter the address and the API key."""
         _click(self._panel.mode_switch.buttons[1])
-        QTest.keyClicks(self._panel.server_url_edit, url)
-        QTest.keyClicks(self._panel.api_key_edit, token)
+        for field, text in ((self._panel.server_url_edit, url), (self._panel.api_key_edit, token)):
+            field.selectAll()
+            QTest.keyClicks(field, text)
 
     def initialize(self) -> dict[str, str]:
         """Press Initialize. Return the texts that the panel then shows."""
@@ -120,7 +122,7 @@ class User:
         QTest.mouseMove(widget, places[0])
         _process_events()
         QTest.mousePress(widget, left, pos=places[0])
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             for part in (0.25, 0.5, 0.75, 1):
                 QTest.mouseMove(widget, start + (end - start) * part)
                 _process_events()
@@ -130,7 +132,9 @@ class User:
     def _place(self, voxel: Voxel) -> QPoint:
         """Return the position of a voxel of the visible slice on the canvas."""
         canvas = self._viewer.window._qt_viewer.canvas
-        origin, right, down = (np.array(canvas._map_canvas2world(p, canvas.view)[-2:]) for p in ((0, 0), (1, 0), (0, 1)))
+        origin, right, down = (
+            np.array(canvas._map_canvas2world(p, canvas.view)[-2:]) for p in ((0, 0), (1, 0), (0, 1))
+        )
         x, y = np.linalg.solve(np.column_stack((right - origin, down - origin)), np.array(voxel[1:]) - origin)
         return QPoint(round(x), round(y))
 
