@@ -1,6 +1,6 @@
-"""Screenshot of napari for the documentation: ``PYTHONPATH=tests python -m helpers.napari_picture [FILE]``
+"""Screenshot of napari for the documentation: ``python -m helpers.napari_picture FILE``
 
-The variable of ``helpers.napari_process`` names the Python that has napari.
+``PYTHONPATH`` names the folder of the tests, and the variable of ``helpers.napari_process`` the Python with napari.
 """
 
 from pathlib import Path
@@ -9,11 +9,10 @@ import tempfile
 
 from PIL import Image
 
-from helpers.napari_process import TESTS, napari
+from helpers.napari_process import napari
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.server.local_server import local_server
 
-FILE = TESTS.parent / "docs" / "images" / "napari.webp"
 PORT = 1527  # the default of nnInteractive's own server
 SHAPE, SPACING = (200, 160, 140), (2.0, 2.0, 2.0)
 GAP, SETTINGS_HEIGHT = 12, 255  # pixels
@@ -40,4 +39,4 @@ def write(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FILE)
+    write(Path(sys.argv[1]))
