@@ -188,8 +188,8 @@ def test_a_killed_worker_is_not_noticed(server: ServerProcess, both: Both) -> No
     assert np.array_equal(both.undo(), before)
 
 
-def test_a_restarted_server_can_be_used_again(tmp_path: Path) -> None:
-    """The plug-in keeps the mask until the user presses Initialize."""
+def test_a_copy_of_the_mask_survives_a_restart_of_the_server(tmp_path: Path) -> None:
+    """The way that the documentation describes. Without a copy, version 2.5.4 of the plug-in drops the mask."""
     with napari(phantom(), tmp_path) as process:
         with server_process("--log-level", "warning") as server:
             address = server.address
@@ -203,11 +203,12 @@ def test_a_restarted_server_can_be_used_again(tmp_path: Path) -> None:
             (note,) = process.do("notes")
             assert note.startswith("warning: Server session lost.")
             assert np.array_equal(process.mask(), before)
+            copy = process.do("duplicate_mask")
             process.do("initialize")
+            process.do("initialize_with_mask", copy)
             with nni.connect(address) as session:
                 session.set_image(phantom())
                 both = Both(process, session)
-                # The plug-in is meant to send its mask. Version 2.5.4 starts with an empty one, since napari hands
-                # plug-ins a new proxy of the image layer each time, and the plug-in compares their identities.
-                both.segment.set_mask(process.mask())
-                assert both.scribble(STROKE).any()
+                both.segment.set_mask(before)
+                assert np.array_equal(both.mask(), before)
+                assert not np.array_equal(both.scribble(STROKE, positive=False), before)

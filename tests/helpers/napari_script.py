@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import napari
+from napari._app_model import get_app_model
 from napari.utils.notifications import notification_manager
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,18 @@ class User:
 
     def run(self) -> None:
         _click(self._panel.run_button)
+
+    def duplicate_mask(self) -> str:
+        """Duplicate the label layer by its context menu. Return the name of the copy."""
+        layers = self._viewer.layers
+        layers.selection.active = layers[self._panel.label_layer_name]
+        get_app_model().commands.execute_command("napari.layer.duplicate").result()
+        return str(layers.selection.active.name)
+
+    def initialize_with_mask(self, name: str) -> None:
+        """Start from a label layer."""
+        self._panel.label_for_init.setCurrentText(name)
+        _click(self._panel.load_mask_btn)
 
     # ---- prompts -------------------------------------------------------------------------------------------
 
