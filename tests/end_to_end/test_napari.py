@@ -22,6 +22,7 @@ from nninteractive_ws.server.access import add_user
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(PYTHON is None, reason="NNINTERACTIVE_WS_NAPARI_PYTHON names no Python with napari"),
     pytest.mark.skipif(find_program("Xvfb") is None, reason="Xvfb is not installed"),
 ]
