@@ -27,6 +27,8 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 SHAPE = (72, 64, 56)
+#: In the command of a worker, but not in that of the process of the HTTP API.
+WORKER_MODULE = b"nninteractive_ws.engine.worker"
 #: Wider than the demo model's patch, so that a lasso over all of it takes many passes.
 WIDE_SHAPE = (130, 72, 64)
 
@@ -228,8 +230,9 @@ class ServerProcess:
     def worker(self) -> int:
         """The process id of the worker."""
         pid = self.process.pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        (worker,) = [c for c in children if WORKER_MODULE in Path(f"/proc/{c}/cmdline").read_bytes()]
+        return int(worker)
 
 
 def is_running(pid: int) -> bool:
