@@ -71,7 +71,9 @@ class OfficialApi:
         }
         routes = [Route(path, self._guarded(handle), methods=["GET"]) for path, handle in get.items()]
         routes += [Route(path, self._guarded(handle), methods=["POST"]) for path, handle in post.items()]
-        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_route})
+        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._no_route})
+        app.router.redirect_slashes = False
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -86,15 +88,27 @@ class OfficialApi:
         """Refuse foreign web pages, and answer errors."""
 
         async def guarded(request: Request) -> Response:
-            refusal = self._guard.refusal(Headers(request.headers.items()))
-            if refusal is not None:
-                return _error(refusal.status, refusal.message)
+            if (refusal := self._refuse_web_page(request)) is not None:
+                return refusal
             try:
                 return await handle(request)
             except Exception as e:
                 return await self._to_response(e, request)
 
         return guarded
+
+    def _refuse_web_page(self, request: Request) -> Response | None:
+        refusal = self._guard.refusal(Headers(request.headers.items()))
+        return None if refusal is None else _error(refusal.status, refusal.message.strip())
+
+    async def _no_route(self, request: Request, error: Exception) -> Response:
+        """Answer a request for an unknown path or with a wrong method."""
+        assert isinstance(error, HTTPException)
+        if (refusal := self._refuse_web_page(request)) is not None:
+            return refusal
+        path = request.scope["path"]
+        message = f"There is no {request.method} {path:.200} in nnInteractive's HTTP API. See the documentation."
+        return _error(HTTPStatus(error.status_code), message, dict(error.headers or {}))
 
     async def _to_response(self, error: Exception, request: Request) -> Response:
         if isinstance(error, LeaseGone) and not await self._has_valid_token(request):
@@ -110,7 +124,11 @@ class OfficialApi:
 
     async def _ask_gateway(self, request: Request, path: str | None = None) -> Response:
         """Return the gateway's answer. It knows the model and the tokens."""
-        return await asyncio.to_thread(self._fetch, path or request.url.path, request.headers.get("Authorization"))
+        path, authorization = path or request.scope["path"], request.headers.get("Authorization")
+        try:
+            return await asyncio.to_thread(self._fetch, path, authorization)
+        except (OSError, http.client.HTTPException) as e:
+            raise errors.ServerError("The server does not answer at present. Try again in a moment.") from e
 
     def _fetch(self, path: str, authorization: str | None) -> Response:
         connection = http.client.HTTPConnection(self._gateway, timeout=_GATEWAY_TIMEOUT_S)
@@ -270,9 +288,10 @@ def _token(request: Request) -> str:
 
 
 def _content_length(request: Request) -> int:
-    """Return the length of the body. Raises LengthRequired or BadMessage."""
+    """Return the length of the body. Raises LengthRequired."""
     text = request.headers.get("Content-Length")
-    if text is None:
+    # A chunked body may have any length, even in a request with a Content-Length.
+    if text is None or "Transfer-Encoding" in request.headers:
         raise LengthRequired("The request has no Content-Length. Send the body without chunked transfer encoding.")
     return int(text)  # the HTTP server has checked it
 
@@ -334,10 +353,3 @@ def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = No
     if status is HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", 'Bearer realm="nninteractive-ws"')
     return JSONResponse({"detail": message}, status, headers)
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    """Answer a request for an unknown path or with a wrong method."""
-    assert isinstance(error, HTTPException)
-    message = f"There is no {request.method} {request.url.path} in nnInteractive's HTTP API. See the documentation."
-    return JSONResponse({"detail": message}, error.status_code, error.headers)
