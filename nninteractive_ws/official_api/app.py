@@ -118,7 +118,7 @@ class OfficialApi:
         return response
 
     async def _has_valid_token(self, request: Request) -> bool:
-        return (await self._ask_gateway(request, "/metrics")).status_code == HTTPStatus.OK
+        return (await self._ask_gateway(request, "/metrics")).status_code != HTTPStatus.UNAUTHORIZED
 
     # ---- without a lease ----------------------------------------------------------------------------------
 
@@ -127,8 +127,8 @@ class OfficialApi:
         path, authorization = path or request.scope["path"], request.headers.get("Authorization")
         try:
             return await asyncio.to_thread(self._fetch, path, authorization)
-        except (OSError, http.client.HTTPException) as e:
-            raise errors.ServerError("The server does not answer at present. Try again in a moment.") from e
+        except (OSError, http.client.HTTPException):
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE, "The server does not answer. Try again in a moment.")
 
     def _fetch(self, path: str, authorization: str | None) -> Response:
         connection = http.client.HTTPConnection(self._gateway, timeout=_GATEWAY_TIMEOUT_S)
