@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from helpers.fake_session import FakeSession
@@ -50,7 +51,7 @@ def official_box(pairs: list[tuple[float, float]], shape: tuple[int, int, int]) 
     class Session:
         verbose = False
         preprocessed_image = np.broadcast_to(np.int8(0), (1, *shape))
-        interactions: Any = {}
+        interactions: Any
         current_interaction_intensity = 1.0
         found: list[tuple[int, int]]
 
@@ -301,10 +302,8 @@ def test_the_image_and_its_mask_are_counted_until_the_end() -> None:
         await lease.set_image(packed(IMAGE.astype(np.float32)))
         assert lease._budget.used == 5 * voxels
         for array in (np.ones(SHAPE, np.uint8), np.full(SHAPE, 0.5, np.float32)):
-            try:
+            with suppress(errors.BadMask):
                 await lease.add_scribble(payloads.AddMask(include_interaction=True), packed(array))
-            except errors.BadMask:
-                pass
             assert lease._budget.used == 5 * voxels
         await lease.close()
         assert lease._budget.used == 0

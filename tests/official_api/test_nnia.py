@@ -1,4 +1,4 @@
-"""Packed arrays: the same as nnInteractive's in both directions, and forged ones refused before anything is allocated."""
+"""Packed arrays: as nnInteractive's in both directions. Forged ones are refused before anything is allocated."""
 
 import struct
 from typing import Any
