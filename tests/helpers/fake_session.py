@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nninteractive_ws import masks
 from nninteractive_ws.client.events import Failed, MaskDelta
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.masks import Mask
@@ -68,6 +69,9 @@ class FakeSession:
         await self.request()
         self.image = image
         self._segments.clear()
+
+    async def set_image_source(self, source: ImageSource) -> None:
+        await self.set_image(source.volume)
 
     async def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> None:
         await self.request()

@@ -311,20 +311,35 @@ def test_the_image_and_its_mask_are_counted_until_the_end() -> None:
     run(work)
 
 
-def test_a_refused_image_costs_nothing_and_the_previous_one_stays() -> None:
+def test_an_invalid_image_costs_nothing_and_the_previous_one_stays() -> None:
     async def work() -> None:
-        lease, session = new_lease()
+        lease, _ = new_lease()
         await lease.set_image(packed(IMAGE))
         await lease.set_target_buffer(payloads.SetTargetBuffer(SHAPE, "uint8"))
         used = lease._budget.used
-        session.error = errors.BadImage("The image is constant.")
-        with pytest.raises(errors.BadImage):
-            await lease.set_image(packed(np.zeros((1, 3, 3, 3))))
         truncated = nnia.parse(pack_array(IMAGE)[:-1])
         with pytest.raises(errors.BadMessage):
             await lease.set_image(truncated)
         assert (lease.shape, lease.dtype, lease._budget.used) == (SHAPE, np.dtype("uint8"), used)
         assert (await lease.add_point(point(4, 4, 3))).box is not None
+
+    run(work)
+
+
+def test_an_image_that_the_session_refuses_leaves_none() -> None:
+    """Its memory is counted, because the session may still have one of the two."""
+
+    async def work() -> None:
+        lease, session = new_lease()
+        await lease.set_image(packed(IMAGE))
+        session.error = errors.OutOfMemory("The worker has no memory.")
+        with pytest.raises(errors.OutOfMemory):
+            await lease.set_image(packed(IMAGE.astype(np.int32)))
+        with pytest.raises(errors.NoImage):
+            await lease.set_target_buffer(payloads.SetTargetBuffer(SHAPE, "uint8"))
+        assert lease._budget.used == 5 * IMAGE.size
+        await lease.set_image(packed(IMAGE))
+        assert lease._budget.used == 3 * IMAGE.size
 
     run(work)
 
@@ -372,9 +387,6 @@ def test_a_request_that_takes_too_long_is_cancelled(monkeypatch: pytest.MonkeyPa
         session.hold = asyncio.Event()
         with pytest.raises(AnswerTimeout, match="The segment is as before"):
             await lease.add_point(point(4, 4, 3))
-        with pytest.raises(AnswerTimeout):
-            await lease.set_image(packed(IMAGE))
-        assert lease._budget.used == 3 * IMAGE.size
         session.hold = None
         answer = await lease.add_point(point(4, 4, 3))
         assert answer.ran

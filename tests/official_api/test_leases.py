@@ -287,9 +287,10 @@ def test_a_failed_session_is_forgotten_with_its_image(gateway: Gateway) -> None:
         gateway.sessions[0].fail()
         with pytest.raises(LeaseGone):
             leases.find(name, "")
-        assert leases.budget.used == 0
         leases.find(other, "")
         gateway.sessions[0].fail()  # again: nothing
+        await leases.close()
+        assert leases.budget.used == 0
 
     run(work)
 
@@ -301,6 +302,7 @@ def test_a_session_that_fails_while_its_image_is_sent(gateway: Gateway) -> None:
         await lease.set_image(IMAGE)
         session = gateway.sessions[0]
         session.hold = asyncio.Event()
+        await lease.lock.acquire()  # as every request does
         sending = asyncio.ensure_future(lease.set_image(IMAGE))
         await asyncio.sleep(0.05)
         assert leases.budget.used == 2 * 3 * VOXELS
@@ -309,6 +311,9 @@ def test_a_session_that_fails_while_its_image_is_sent(gateway: Gateway) -> None:
         session.hold.set()
         with pytest.raises(errors.ConnectionFailed):
             await sending
+        lease.lock.release()
+        await leases.close()
         assert leases.budget.used == 0
+        assert session.closed
 
     run(work)
