@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 
 from nninteractive_ws import errors
 from nninteractive_ws.official_api import nnia, payloads
@@ -88,27 +89,28 @@ class OfficialApi:
         """Refuse foreign web pages, and answer errors."""
 
         async def guarded(request: Request) -> Response:
-            if (refusal := self._refuse_web_page(request)) is not None:
-                return refusal
             try:
-                return await handle(request)
+                return self._refuse_web_page(request) or await handle(request)
             except Exception as e:
                 return await self._to_response(e, request)
 
         return guarded
 
     def _refuse_web_page(self, request: Request) -> Response | None:
-        refusal = self._guard.refusal(Headers(request.headers.items()))
+        refusal = self._guard.refusal(_headers(request))
         return None if refusal is None else _error(refusal.status, refusal.message.strip())
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
         """Answer a request for an unknown path or with a wrong method."""
         assert isinstance(error, HTTPException)
-        if (refusal := self._refuse_web_page(request)) is not None:
-            return refusal
-        path = request.scope["path"]
+        path, headers = request.scope["path"], dict(error.headers or {})
         message = f"There is no {request.method} {path:.200} in nnInteractive's HTTP API. See the documentation."
-        return _error(HTTPStatus(error.status_code), message, dict(error.headers or {}))
+        response = _error(HTTPStatus(error.status_code), message, headers)
+
+        async def no_route(request: Request) -> Response:
+            return response
+
+        return await self._guarded(no_route)(request)
 
     async def _to_response(self, error: Exception, request: Request) -> Response:
         if isinstance(error, LeaseGone) and not await self._has_valid_token(request):
@@ -283,8 +285,16 @@ class BodyTimeout(Exception):
     """The body of a request stopped arriving."""
 
 
+def _headers(request: Request) -> Headers:
+    """Raises BadMessage for a control character."""
+    try:
+        return Headers(request.headers.items())
+    except InvalidHeader as e:
+        raise errors.BadMessage("A header of the request has a control character. Send printable text.") from e
+
+
 def _token(request: Request) -> str:
-    return bearer_token(Headers(request.headers.items()))
+    return bearer_token(_headers(request))
 
 
 def _content_length(request: Request) -> int:

@@ -521,6 +521,16 @@ def test_any_host_is_read_on_a_server_with_tokens(host: str) -> None:
     run(work)
 
 
+@pytest.mark.parametrize("name", ["X-Meta", "Authorization", "Host", "Origin", "X"])
+@pytest.mark.parametrize("path", ["/claim", "/undo", "/unknown"])
+def test_headers_with_control_characters(path: str, name: str) -> None:
+    async def work() -> None:
+        async with serving() as client:
+            (await client.send("POST", path, headers={name: "a\x08b"})).check_error(400, "control character")
+
+    run(work)
+
+
 @pytest.mark.parametrize("path", ["/", "/claim/", "//claim", "/undo/x", "/docs", "/openapi.json", "/é", "/a b", "/\0"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_routes(path: str, method: str) -> None:
