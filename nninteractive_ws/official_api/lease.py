@@ -1,7 +1,8 @@
 """A lease of nnInteractive's HTTP API: a session with one segment, and the state of the client's target buffer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 import math
 import time
@@ -112,7 +113,7 @@ class Lease:
             raise OutOfBounds(f"The target buffer has the shape {payload.shape}. Expected {self.shape}, the image's.")
         try:
             dtype = np.dtype(payload.dtype)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, SyntaxError) as e:
             raise BadMask("The target buffer has an unknown dtype. Use uint8, for instance.") from e
         if dtype.kind not in "biu":
             raise BadMask(f"The target buffer has the dtype {dtype}. Use bool or an integer type, such as uint8.")
@@ -126,8 +127,9 @@ class Lease:
 
     async def reset(self) -> None:
         """Remove all prompts and the mask. The client empties its target buffer itself."""
-        if self._exists:
-            await self._answer(self._segment.remove())
+        with self._overwritten_buffer():
+            if self._exists:
+                await self._answer(self._segment.remove())
         self._unsent = None
 
     async def add_point(self, payload: AddPoint) -> Answer:
@@ -152,12 +154,13 @@ class Lease:
 
     async def add_initial_segmentation(self, payload: AddInitialSegmentation, packed: PackedArray) -> Answer:
         """Start from a mask, which the client writes into its target buffer itself. Raises the request's errors."""
-        with self._budget.reserve(packed.nbytes):
-            given = await self._unpack_mask(packed, Box.whole(self.shape))
-        # An empty mask has no box. One unset voxel says the same.
-        box = given.box or Box((0, 0, 0), (1, 1, 1))
-        flips = given.flips if given.box else np.zeros(box.shape, bool)
-        await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        with self._overwritten_buffer():
+            with self._budget.reserve(packed.nbytes):
+                given = await self._unpack_mask(packed, Box.whole(self.shape))
+            # An empty mask has no box. One unset voxel says the same.
+            box = given.box or Box((0, 0, 0), (1, 1, 1))
+            flips = given.flips if given.box else np.zeros(box.shape, bool)
+            await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
         self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
@@ -200,6 +203,16 @@ class Lease:
     def _extend_unsent(self, box: Box | None) -> None:
         if box is not None:
             self._unsent = box.union(self._unsent)
+
+    @contextmanager
+    def _overwritten_buffer(self) -> Iterator[None]:
+        """Send the whole mask next if a request fails before which the client overwrites its target buffer."""
+        try:
+            yield
+        except BaseException:
+            if self._shape is not None:
+                self._unsent = Box.whole(self._shape)
+            raise
 
     # ---- private ------------------------------------------------------------------------------------------
 
@@ -259,6 +272,8 @@ def clip_box(pairs: Sequence[tuple[float, float]], shape: Index, prompts: Sequen
     Along an axis on which nothing is left, it is one voxel thick. ``prompts``: those that the model supports. Raises
     UnsupportedPrompt or OutOfBounds.
     """
+    if not all(math.isfinite(edge) for pair in pairs for edge in pair):
+        raise OutOfBounds(f"The box {_format(pairs)} is no box of voxels: its ranges must be finite.")
     sizes = [stop - start for start, stop in pairs]
     if "bbox3d" not in prompts and 1 not in sizes:
         raise UnsupportedPrompt(f"The loaded model supports boxes of one slice only, and {_format(pairs)} has more.")

@@ -41,6 +41,7 @@ class Leases:
         self._gateway, self.limits = gateway, limits
         self.budget = MemoryBudget(limits.max_bytes)
         self._leases: dict[str, Lease] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._claiming = 0
 
     def __len__(self) -> int:
@@ -97,8 +98,7 @@ class Leases:
         """End a lease and its session, after its current request."""
         lease = self._leases.pop(name, None)
         if lease is not None:
-            async with lease.lock:
-                await lease.close()
+            await _end(lease)
 
     async def expire(self) -> None:
         """End leases that are not used, forever."""
@@ -113,7 +113,7 @@ class Leases:
 
     async def close(self) -> None:
         """End all leases."""
-        await asyncio.gather(*(self.release(name) for name in list(self._leases)))
+        await asyncio.gather(*self._ending, *(self.release(name) for name in list(self._leases)))
 
     def _check_limits(self, token: str) -> None:
         if len(self._leases) + self._claiming >= self.limits.max_leases:
@@ -126,4 +126,12 @@ class Leases:
         """Forget a lease whose session has failed, so that its client claims another."""
         if event.request is None and (lease := self._leases.pop(name, None)) is not None:
             _log.warning("a session ended: %s", event.error)
-            lease.forget_image()
+            task = asyncio.ensure_future(_end(lease))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+
+async def _end(lease: Lease) -> None:
+    """End a lease's session after its current request, which may be the one that sets the image."""
+    async with lease.lock:
+        await lease.close()
