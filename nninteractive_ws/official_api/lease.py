@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession
 from nninteractive_ws.client.events import MaskDelta
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import box_inside, to_mask
 from nninteractive_ws.errors import BadImage, BadMask, NoImage, OutOfBounds, UnsupportedPrompt
 from nninteractive_ws.geometry import Box, Index
@@ -89,23 +90,26 @@ class Lease:
     async def set_image(self, packed: PackedArray) -> None:
         """Use an image of shape (1, X, Y, Z). If the session refuses it, there is no image.
 
-        Raises BadImage, TooLarge, OutOfMemory or BadMessage.
+        Raises BadImage, TooLarge or BadMessage, and the previous image stays in use; or OutOfMemory.
         """
         if len(packed.shape) != 4 or packed.shape[0] != 1:
             raise BadImage(f"The image has the shape {packed.shape}. Expected (1, X, Y, Z): one channel is supported.")
         # For the image and the mask of its segment. The previous ones are in use until the session has this image.
         memory = self._budget.reserve(packed.nbytes + math.prod(packed.shape))
         try:
-            image = await asyncio.to_thread(packed.unpack)
-            self._shape = None
-            await self._answer(self.session.set_image(image[0]))
+            source = await asyncio.to_thread(lambda: ImageSource.of(packed.unpack()[0]))
+        except BaseException:
+            memory.release()
+            raise
+        self._shape = self.dtype = self._unsent = None
+        try:
+            await self._answer(self.session.set_image_source(source))
         except BaseException:
             # The session still has one of the two images.
             self._image_memory = _larger(memory, self._image_memory)
             raise
         self.forget_image()
-        i, j, k = packed.shape[1:]
-        self._image_memory, self._shape = memory, (i, j, k)
+        self._image_memory, self._shape = memory, source.grid.shape
 
     async def set_target_buffer(self, payload: SetTargetBuffer) -> None:
         """Note a new target buffer, which is empty. Raises NoImage, OutOfBounds or BadMask."""
