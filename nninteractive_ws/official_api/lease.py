@@ -67,6 +67,10 @@ class Lease:
         self.dtype: np.dtype[Any] | None = None
         # A box of all voxels in which the target buffer differs from the mask.
         self._unsent: Box | None = None
+        # Number of steps up to the last initial segmentation. It can be undone only while it is the newest step. Clients
+        # send an existing segment as one before its first prompt, and one undo too many would empty it.
+        self._initial_steps = 0
+        self._is_initial_newest = False
         session.on("mask_delta", self._on_mask_delta)
 
     def mark_active(self) -> None:
@@ -134,7 +138,7 @@ class Lease:
         with self._overwritten_buffer():
             if self._exists:
                 await self._answer(self._segment.remove())
-        self._unsent = None
+        self._unsent, self._initial_steps = None, 0
 
     async def add_point(self, payload: AddPoint) -> Answer:
         """Add a point. Raises the errors of the request."""
@@ -165,6 +169,7 @@ class Lease:
             box = given.box or Box((0, 0, 0), (1, 1, 1))
             flips = given.flips if given.box else np.zeros(box.shape, bool)
             await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
         self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
@@ -173,12 +178,15 @@ class Lease:
         if not self._exists:
             return Answer(False, None)
         steps = self._segment.can_undo
+        self._is_initial_newest = False
         await self._answer(self._segment.run())
         return self._take_answer(self._segment.can_undo > steps)
 
     async def undo(self) -> Answer:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
+            return Answer(False, None)
+        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
         return self._take_answer(True)
@@ -229,6 +237,7 @@ class Lease:
         return SEGMENT in self.session.segments
 
     async def _prompt(self, request: Awaitable[object], run: bool) -> Answer:
+        self._is_initial_newest = False
         await self._answer(request)
         return self._take_answer(run)
 
@@ -265,6 +274,7 @@ class Lease:
     def forget_image(self) -> None:
         """Release the image, which the session no longer has."""
         self._shape = self.dtype = self._unsent = None
+        self._initial_steps = 0
         if self._image_memory is not None:
             self._image_memory.release()
             self._image_memory = None
