@@ -67,8 +67,8 @@ class Lease:
         self.dtype: np.dtype[Any] | None = None
         # A box of all voxels in which the target buffer differs from the mask.
         self._unsent: Box | None = None
-        # Number of steps up to the last initial segmentation. It can be undone only while it is the newest step. Clients
-        # send an existing segment as one before its first prompt, and one undo too many would empty it.
+        # Number of steps up to the last initial segmentation, which can be undone only while it is the newest step.
+        # Clients send an existing segment before its first prompt, and one undo too many would empty it.
         self._initial_steps = 0
         self._is_initial_newest = False
         session.on("mask_delta", self._on_mask_delta)
