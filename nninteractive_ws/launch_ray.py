@@ -15,6 +15,8 @@ from typing import Any
 
 from nninteractive_ws.processes import stdin_stream
 
+#: Printed if no node is free. The gateway tells its clients.
+WAITING = "ray: waiting for a node with a free GPU"
 _READ_BYTES = 64 * 1024
 #: Time for the command to end by itself, before it is killed.
 END_TIMEOUT_S = 3.0
@@ -87,7 +89,7 @@ async def _start(runner: Any, command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_NODE)}
     starting = asyncio.ensure_future(_await(runner.start.remote(command, environment, str(Path.cwd()))))
     if not (await asyncio.wait({starting}, timeout=_QUICK_START_S))[0]:
-        print("ray: waiting for a node with a free GPU", file=sys.stderr, flush=True)
+        print(WAITING, file=sys.stderr, flush=True)
     await starting
 
 

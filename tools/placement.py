@@ -2,7 +2,7 @@
 
 Users click, think, and leave sessions open. A prompt takes 1 to 8 forward passes, in the order of the device scheduler.
 The first table compares rules for the worker of a new session, among them the worker pool's own. The second one shows
-how waiting grows with the number of active sessions of a worker, and so when another worker pays.
+how the duration of prompts grows with the active sessions of a worker. Another worker is due before it doubles.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from nninteractive_ws.server.slot import SlotState, WorkerSlot
 WORKERS, SESSIONS = 4, 150
 PASS_S, MAX_PASSES = 0.1, 8
 #: Mean time between an answer and the next prompt, mean number of prompts, and mean time that a session stays open
-#: unused. With these, a third of the sessions are in use.
-THINK_S, PROMPTS, UNUSED_S = 5.0, 20, 220.0
+#: unused. With these, a third of the sessions were used in the last minute.
+THINK_S, PROMPTS, UNUSED_S = 5.0, 20, 450.0
+#: Share of the simulated time that does not count, in which the sessions are opened.
+WARM_UP = 0.25
 _JOIN_TOKEN = "simulated"
 
 
@@ -79,7 +81,7 @@ class Simulation:
         self.workers = [self._add_worker() for _ in range(workers)]
         self._waits = Waits([], [])
         for session in self.sessions:
-            self._after(self.random.uniform(0, unused_s or THINK_S), lambda s=session: self._open(s))
+            self._after(self.random.uniform(0, THINK_S * PROMPTS + (unused_s or 0)), lambda s=session: self._open(s))
 
     def _add_worker(self) -> _Worker:
         slot = self.pool.admit(_JOIN_TOKEN)
@@ -88,10 +90,10 @@ class Simulation:
         return _Worker(slot)
 
     def run(self, seconds: float) -> Waits:
-        """Simulate for this time. The first tenth does not count."""
+        """Simulate for this time. The warm-up does not count."""
         while self._events[0][0] < seconds:
             self.now, _, event = heapq.heappop(self._events)
-            if self.now < seconds / 10:
+            if self.now < seconds * WARM_UP:
                 self._waits = Waits([], [])
             event()
         return self._waits
@@ -227,6 +229,15 @@ def busy_worker(sessions: int, seconds: float, seeds: Sequence[int]) -> Waits:
     return Waits([w for waits in found for w in waits.first], [w for waits in found for w in waits.whole])
 
 
+def sessions_per_worker(seconds: float, seeds: Sequence[int]) -> int:
+    """Return the number of active sessions with which prompts take at most twice as long as alone."""
+    alone = PASS_S * (1 + MAX_PASSES) / 2
+    for sessions in itertools.count(1):
+        if statistics.mean(busy_worker(sessions + 1, seconds, seeds).whole) > 2 * alone:
+            break
+    return sessions
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """Return the value that this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
@@ -249,10 +260,13 @@ def main() -> None:
     table = Table("active sessions", "first preview, mean", "whole prompt, mean", "95 %", title="one worker, seconds")
     for sessions in (1, 2, 4, 6, 8, 10, 12, 16, 24):
         waits = busy_worker(sessions, args.seconds, seeds)
-        mark = " (another worker above)" if sessions == ACTIVE_SESSIONS_PER_WORKER else ""
         first, whole = statistics.mean(waits.first) + PASS_S, statistics.mean(waits.whole)
-        table.add_row(f"{sessions}{mark}", f"{first:.2f}", f"{whole:.2f}", f"{quantile(waits.whole, 0.95):.2f}")
+        table.add_row(str(sessions), f"{first:.2f}", f"{whole:.2f}", f"{quantile(waits.whole, 0.95):.2f}")
     console.print(table)
+    console.print(
+        f"Prompts take at most twice as long as alone with up to {sessions_per_worker(args.seconds, seeds)} active "
+        f"sessions per worker. The pool starts another one above {ACTIVE_SESSIONS_PER_WORKER}."
+    )
 
 
 if __name__ == "__main__":
