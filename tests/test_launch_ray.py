@@ -1,6 +1,9 @@
-"""Workers on a real Ray cluster of three nodes on this machine, two of which have a GPU, according to their settings."""
+"""Workers on a real Ray cluster: three nodes on this machine, two of them with a GPU by their settings."""
 
 from collections.abc import Iterator
+import contextlib
+from functools import partial
+from importlib.util import find_spec
 import os
 from pathlib import Path
 import shlex
@@ -12,6 +15,7 @@ import time
 
 from helpers.end_to_end import WIDE_SHAPE, is_running, phantom, server_process, wait_until, wide_lasso
 import numpy as np
+import psutil
 import pytest
 
 import nninteractive_ws as nni
@@ -60,16 +64,16 @@ class RayCluster:
         raise AssertionError("the cluster has ended")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
-    pytest.importorskip("ray", reason="ray is not installed")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+@pytest.fixture(scope="module")
+def running_cluster() -> Iterator[RayCluster]:
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed")
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=pipe, stdout=pipe, text=True) as process:
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
         try:
-            started = RayCluster(process)
-            monkeypatch.setenv("RAY_ADDRESS", started.address)
-            yield started
+            yield RayCluster(process)
         finally:
             assert process.stdin is not None
             process.stdin.close()
@@ -79,9 +83,20 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
                 process.kill()
 
 
-def launch(*command: str) -> "subprocess.Popen[str]":
+@pytest.fixture
+def cluster(running_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
+    monkeypatch.setenv("RAY_ADDRESS", running_cluster.address)
+    return running_cluster
+
+
+@contextlib.contextmanager
+def launch(*command: str) -> "Iterator[subprocess.Popen[str]]":
     pipe = subprocess.PIPE
-    return subprocess.Popen([*LAUNCH, *command], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen([*LAUNCH, *command], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read_pid(path: Path) -> int:
@@ -90,52 +105,58 @@ def read_pid(path: Path) -> int:
 
 
 def remote_worker() -> int | None:
-    """Return the process id of a worker that Ray started."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            arguments = path.read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if b"nninteractive_ws.engine.worker" in arguments and b"nninteractive_ws.launch_ray" not in arguments:
-            return int(path.parent.name)
+    """Return the process id of the worker that Ray started, whose parent is the actor."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            parent = process.parent()
+            if "nninteractive_ws.engine.worker" in process.cmdline() and parent and "Runner" in parent.cmdline()[0]:
+                return process.pid
     return None
 
 
 @pytest.mark.slow
 def test_a_command_runs_on_a_node(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With standard input, environment and status. It ends with its launcher, however that ends."""
+    """With standard input, environment and status."""
     monkeypatch.setenv("PASSED_ON", "yes")
     script = f'read a; echo "$a $PASSED_ON $CUDA_VISIBLE_DEVICES" >{tmp_path}/found; exit 3'
-    process = launch("--gpus", "1", "sh", "-c", script)
-    assert process.stdin is not None
-    process.stdin.write("line\n")
-    process.stdin.flush()
-    assert process.wait(60) == 3
+    with launch("--gpus", "1", "sh", "-c", script) as process:
+        assert process.stdin is not None
+        process.stdin.write("line\n")
+        process.stdin.flush()
+        assert process.wait(60) == 3
     assert (tmp_path / "found").read_text() == "line yes 0\n"
 
-    process = launch("--gpus", "1", "no-such-program")
-    assert process.stdout is not None
-    assert "no-such-program cannot be started" in process.stdout.read()
-    assert process.wait(60) == 1
 
-    for name, end in {
-        "end of input": lambda process: process.stdin.close(),
-        "SIGTERM": lambda process: process.terminate(),
-        "SIGKILL": lambda process: process.kill(),
-    }.items():
-        noted = tmp_path / name
-        process = launch("--gpus", "1", "sh", "-c", f'echo $$ >"{noted}"; exec sleep 100')
-        pid = read_pid(noted)
-        end(process)
-        process.wait(30)
-        wait_until(lambda pid=pid: not is_running(pid), timeout=30)
+@pytest.mark.slow
+def test_a_program_that_does_not_exist(cluster: RayCluster) -> None:
+    with launch("--gpus", "1", "no-such-program") as process:
+        assert process.stdout is not None
+        assert "no-such-program cannot be started" in process.stdout.read()
+        assert process.wait(60) == 1
 
-    # No node has so many GPUs.
-    process = launch("--gpus", "5", "true")
-    assert process.stdout is not None
-    assert any("waiting for a node" in line for line in process.stdout)
-    process.terminate()
-    assert process.wait(30) == 128 + signal.SIGTERM
+
+@pytest.mark.slow
+def test_the_command_ends_with_its_launcher(cluster: RayCluster, tmp_path: Path) -> None:
+    for end in ("end of input", "SIGTERM", "SIGKILL"):
+        noted = tmp_path / end
+        with launch("--gpus", "1", "sh", "-c", f'echo $$ >"{noted}"; exec sleep 1000') as process:
+            pid = read_pid(noted)
+            if end == "end of input":
+                assert process.stdin is not None
+                process.stdin.close()
+            else:
+                process.send_signal(signal.SIGTERM if end == "SIGTERM" else signal.SIGKILL)
+            process.wait(30)
+        wait_until(partial(lambda pid: not is_running(pid), pid), timeout=30)
+
+
+@pytest.mark.slow
+def test_a_launcher_without_a_free_node_says_so_and_can_be_ended(cluster: RayCluster) -> None:
+    with launch("--gpus", "5", "true") as process:
+        assert process.stdout is not None
+        assert any(launch_ray.WAITING in line for line in process.stdout)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow

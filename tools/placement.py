@@ -189,7 +189,7 @@ def fewest_sessions(simulation: Simulation) -> _Worker:
 
 def shortest_queue(simulation: Simulation) -> _Worker:
     """Choose the worker with the fewest pending passes."""
-    return min(simulation.workers, key=lambda worker: (worker.is_busy + len(worker.waiting)))
+    return min(simulation.workers, key=lambda worker: worker.is_busy + len(worker.waiting))
 
 
 def of_the_pool(simulation: Simulation) -> _Worker:

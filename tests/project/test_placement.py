@@ -3,10 +3,10 @@
 import statistics
 
 import pytest
-from tools import placement
-from tools.placement import PASS_S, Simulation, busy_worker, fewest_sessions, of_the_pool, sessions_per_worker, simulate
 
 from nninteractive_ws.server.pool import ACTIVE_FOR_S, ACTIVE_SESSIONS_PER_WORKER
+from tools import placement
+from tools.placement import PASS_S, Simulation, busy_worker, fewest_sessions, of_the_pool, sessions_per_worker, simulate
 
 
 def test_a_session_alone_waits_for_its_own_passes_only() -> None:
