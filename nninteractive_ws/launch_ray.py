@@ -7,6 +7,7 @@ the status of the command. The command ends when standard input closes, at SIGTE
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 from pathlib import Path
 import signal
@@ -122,7 +123,7 @@ def main() -> int:
     except ModuleNotFoundError:
         return _fail("launch_ray needs the package ray. Install it with: pip install ray")
     try:
-        ray.init(address="auto", logging_level="WARNING")
+        ray.init(address="auto", logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as e:
         return _fail(
             f"There is no connection to a Ray cluster ({_first_line(e)}). Run `ray start --address HEAD:6379` on this "

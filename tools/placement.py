@@ -9,6 +9,7 @@ import argparse
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 import heapq
 import itertools
 import random
@@ -81,7 +82,7 @@ class Simulation:
         self.workers = [self._add_worker() for _ in range(workers)]
         self._waits = Waits([], [])
         for session in self.sessions:
-            self._after(self.random.uniform(0, THINK_S * PROMPTS + (unused_s or 0)), lambda s=session: self._open(s))
+            self._after(self.random.uniform(0, THINK_S * PROMPTS + (unused_s or 0)), partial(self._open, session))
 
     def _add_worker(self) -> _Worker:
         slot = self.pool.admit(_JOIN_TOKEN)
@@ -108,7 +109,7 @@ class Simulation:
         session.worker = self.workers[0] if self._rule is None else self._rule(self)
         session.last_used = self.now
         session.prompts_left = round(PROMPTS * session.random.uniform(0.3, 1.7))
-        self._after(session.random.expovariate(1 / THINK_S), lambda: self._ask(session))
+        self._after(session.random.expovariate(1 / THINK_S), partial(self._ask, session))
 
     def _ask(self, session: _Session) -> None:
         session.last_used = session.asked = self.now
@@ -119,9 +120,9 @@ class Simulation:
         self._waits.whole.append(self.now - session.asked)
         session.prompts_left -= 1
         if session.prompts_left or self._unused_s is None:
-            self._after(session.random.expovariate(1 / THINK_S), lambda: self._ask(session))
+            self._after(session.random.expovariate(1 / THINK_S), partial(self._ask, session))
         else:
-            self._after(session.random.expovariate(1 / self._unused_s), lambda: self._open(session))
+            self._after(session.random.expovariate(1 / self._unused_s), partial(self._open, session))
 
     # ---- the worker ---------------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ class Simulation:
         worker.is_busy = True
         if session.is_first:
             self._waits.first.append(self.now - session.asked)
-        self._after(PASS_S, lambda: self._end_pass(worker, session))
+        self._after(PASS_S, partial(self._end_pass, worker, session))
 
     def _end_pass(self, worker: _Worker, session: _Session) -> None:
         worker.is_busy, session.is_first = False, False
@@ -260,8 +261,8 @@ def main() -> None:
     table = Table("active sessions", "first preview, mean", "whole prompt, mean", "95 %", title="one worker, seconds")
     for sessions in (1, 2, 4, 6, 8, 10, 12, 16, 24):
         waits = busy_worker(sessions, args.seconds, seeds)
-        first, whole = statistics.mean(waits.first) + PASS_S, statistics.mean(waits.whole)
-        table.add_row(str(sessions), f"{first:.2f}", f"{whole:.2f}", f"{quantile(waits.whole, 0.95):.2f}")
+        means = statistics.mean(waits.first) + PASS_S, statistics.mean(waits.whole)
+        table.add_row(str(sessions), *(f"{seconds:.2f}" for seconds in (*means, quantile(waits.whole, 0.95))))
     console.print(table)
     console.print(
         f"Prompts take at most twice as long as alone with up to {sessions_per_worker(args.seconds, seeds)} active "
