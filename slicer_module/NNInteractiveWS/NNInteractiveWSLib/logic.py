@@ -46,6 +46,11 @@ class Logic:
         return self._controller.status
 
     @property
+    def imageNote(self):
+        """A sentence on voxels that were replaced in the copy of the volume on the server, or None."""
+        return self._controller.imageNote
+
+    @property
     def hasEdits(self):
         """Whether the selected segment has manual edits since its last step. A segment that was modified and is not yet
         scanned counts as edited."""

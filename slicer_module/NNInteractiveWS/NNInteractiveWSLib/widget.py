@@ -211,7 +211,10 @@ class Panel:
             return _("Nothing was sent, because there is no server yet. Choose a server first.")
         if self.logic.volume is None and status.state in ("idle", "ready", "disconnected"):
             return f"{status.message} {_('Load or select a volume.')}".lstrip()
-        return status.message or _("Choose a prompt to begin.")
+        message = status.message or _("Choose a prompt to begin.")
+        if self.logic.imageNote is None or status.state == "error":
+            return message
+        return f"{message} {self.logic.imageNote} {_('The volume in Slicer is unchanged.')}"
 
     # ---- internal ------------------------------------------------------------------------------------------------
 
