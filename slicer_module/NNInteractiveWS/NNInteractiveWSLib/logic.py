@@ -109,6 +109,11 @@ class Logic:
             controller.server, controller.model, controller.serverVersion = server, None, None
         controller.isOwnServer = isOwn
 
+    def setServerCheck(self, reasonNotToConnect):
+        """Check an address before the user is asked for consent. ``reasonNotToConnect(address)``: a function that
+        returns a message for the user, or None to connect."""
+        self._controller.reasonNotToConnect = reasonNotToConnect
+
     def setOptions(self, **options):
         """Set the options ``autozoom`` and ``previews``, booleans as in nninteractive_ws."""
         self._controller.options.update(options)

@@ -17,7 +17,7 @@ SETTINGS = "NNInteractiveWS"
 #: Style of error messages, readable on light and on dark backgrounds.
 RED = "color: #e53935"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
-_DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
+DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
 _MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
 _SIGNS = {"ok": "\u2713", "warning": "!", "failed": "\u2717"}
@@ -54,7 +54,7 @@ class ServerForm:
         settings = qt.QSettings()
         servers = _storedList("servers")
         self.isConfigured = bool(servers)
-        ui.serverComboBox.addItems(servers or [_DEFAULT_SERVER])
+        ui.serverComboBox.addItems(servers or [DEFAULT_SERVER])
         ui.serverComboBox.currentIndex = 0
         ui.certificatePathLineEdit.currentPath = settings.value(f"{SETTINGS}/certificate") or ""
         ui.serverComboBox.lineEdit().connect("editingFinished()", self.use)

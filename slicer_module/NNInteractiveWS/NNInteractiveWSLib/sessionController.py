@@ -48,6 +48,7 @@ class SessionController:
         self.binding = None
         self.server = {"address": "ws://127.0.0.1:1528", "token": None, "ca": None}
         self.isOwnServer = False  # whether the user has just started the server on this computer
+        self.reasonNotToConnect = lambda address: None  # returns a message if there cannot be a server
         self.options = {}
         self._nextStoreTime = 0.0
         self._clear()
@@ -99,6 +100,9 @@ class SessionController:
             if self.session.is_dormant:
                 self.setOptions()  # a dormant session reconnects for a request
             return True
+        reason = self.reasonNotToConnect(self.server["address"])
+        if reason is not None:
+            return self.setStatus("idle", reason)
         if not self.askConsent():
             return False
         try:

@@ -147,6 +147,13 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._label = qt.QLabel("Segment Editor", self)
         self._label.enabled = False
         layout.addWidget(self._label)
+        self._remove = qt.QPushButton("Remove", self)
+        self._remove.objectName, self._remove.enabled = "RemoveSegmentButton", False
+        self._remove.connect("clicked()", self._logic.RemoveSelectedSegment)
+        self._table = qt.QTableWidget(0, 1, self)
+        self._table.objectName = "SegmentsTable"
+        for part in (self._remove, self._table):
+            layout.addWidget(part)
 
     def setMRMLScene(self, scene):
         self._logic.SetMRMLScene(scene)
@@ -207,6 +214,19 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         if self.currentSegmentID() != self._segmentID:
             self._segmentID = self.currentSegmentID()
             self.currentSegmentIDChanged.emit(self._segmentID)
+        self._fillTable()
+
+    def _fillTable(self):
+        self._remove.enabled = bool(self.currentSegmentID())
+        segmentation = self._segmentation and self._segmentation.GetSegmentation()
+        names = (
+            [segmentation.GetNthSegment(i).GetName() for i in range(segmentation.GetNumberOfSegments())]
+            if segmentation
+            else []
+        )
+        self._table.rowCount = len(names)
+        for row, name in enumerate(names):
+            self._table.setItem(row, 0, qt.QTableWidgetItem(name))
 
     def _updateFromSegmentation(self):
         segmentation = self._logic.GetSegmentationNode()
