@@ -9,7 +9,8 @@ The module finds it when it is opened the next time, and does not offer to insta
 
 from functools import cache
 import importlib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+import json
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -35,6 +36,22 @@ def needed(path=REQUIREMENTS):
 def areInstalled(path=REQUIREMENTS):
     """Whether all requirements of a requirements file are installed in suitable versions."""
     return all(_isInstalled(Requirement(line)) for line in needed(path))
+
+
+def serverRequirement():
+    """What pip has to install for a server: from the origin of the installed client, or else from the package index.
+
+    A client from a checkout or a wheel has a direct reference to it, which pip records.
+    """
+    requirement = Requirement(needed()[0])
+    requirement.extras.add("server")
+    reference = distribution(requirement.name).read_text("direct_url.json")
+    if reference is None:
+        return str(requirement)
+    origin = json.loads(reference)
+    version = origin.get("vcs_info")
+    url = f"{version['vcs']}+{origin['url']}@{version['commit_id']}" if version else origin["url"]
+    return f"{requirement.name}[server] @ {url}"
 
 
 @cache

@@ -12,9 +12,9 @@ from .editorHistory import EditorHistory
 from .firstRun import FirstRun
 from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
-from .serverForm import RED, SETTINGS, ServerForm
+from .serverForm import SETTINGS, ServerForm
 from .shortcuts import Shortcuts
-from .status import _
+from .status import RED, _
 from .views import ViewTool
 
 #: For each tool button: the tool's name in ViewTool, and the prompt types of which the model must support one.
