@@ -21,8 +21,8 @@ from .status import _
 
 #: In the home folder, as its path is short. Windows limits the length of the paths of torch's files.
 DEFAULT_FOLDER = Path.home() / "nninteractive-ws-server"
-#: Gigabytes to download and on the disk, by whether there is an NVIDIA GPU. Measured on Linux with torch 2.13.
-_SIZES = {True: (3.0, 5.7), False: (0.5, 1.7)}
+#: Gigabytes to download and on the disk, by whether there is an NVIDIA GPU. Measured on Linux with torch 2.14.
+_SIZES = {True: (3.3, 6.6), False: (0.5, 2.0)}
 #: The index of builds of torch, where the Python Package Index has others. By system and whether there is a GPU.
 _TORCH_INDEXES = {
     ("win32", True): "https://download.pytorch.org/whl/cu128",
