@@ -25,9 +25,7 @@ def replace_non_finite(voxels: npt.NDArray[Any], name: str) -> tuple[npt.NDArray
             return result
 
 
-def replace_in_steps(
-    voxels: npt.NDArray[Any], name: str
-) -> Generator[None, None, tuple[npt.NDArray[Any], str | None]]:
+def replace_in_steps(voxels: npt.NDArray[Any], name: str) -> Generator[None, None, tuple[npt.NDArray[Any], str | None]]:
     """Do the same in steps of one slice each, for callers that must not block. The generator returns the result."""
     if voxels.dtype.kind != "f":
         return voxels, None
