@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 import socket
@@ -266,5 +266,13 @@ def _common(port: int, served: ServedModel) -> list[str]:
 OWN = SystemUnderTest("nninteractive-ws", _own_command, '"ready"', OwnClient)
 OFFICIAL = SystemUnderTest("nninteractive-server", _official_command, '"ok"', OfficialClient.at)
 
+#: The official client with this project's server, which is the server of OWN.
+OWN_HTTP = replace(OWN, name="nninteractive-ws, official client", connect=OfficialClient.at)
+
 #: The official system first: ratios are its value over ours.
 SYSTEMS = (OFFICIAL, OWN)
+
+
+def system_named(name: str) -> SystemUnderTest:
+    """Return the system of a name."""
+    return next(system for system in (*SYSTEMS, OWN_HTTP) if system.name == name)
