@@ -26,7 +26,7 @@ from nninteractive_ws.benchmark.workload import Workload
 
 _SYSTEMS = (OFFICIAL, OWN_HTTP, OWN)
 #: Clicks of a run, the pause after each, and the time until the heavy user's first prompt is certainly running.
-_CLICKS, _PAUSE_S, _HEAD_START_S = 5, 0.3, 3.0
+_CLICKS, _PAUSE_S, _HEAD_START_S = 3, 0.3, 3.0
 
 
 def fairness(
