@@ -7,7 +7,6 @@ known by then.
 
 from collections.abc import Callable, Sequence
 import math
-from pathlib import Path
 import threading
 from typing import Literal, get_args
 
@@ -16,6 +15,7 @@ import torch
 
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 from nninteractive_ws.geometry import Index
+from nninteractive_ws.host_resources import available_memory, total_memory
 from nninteractive_ws.messages import FreeMemory
 from nninteractive_ws.units import format_bytes
 
@@ -38,7 +38,6 @@ _DENSE_VOXELS = 512 * 512 * 1024
 # Masks of the image's size that exist at the same time, including the current segment's. Measured with tracemalloc: 5
 # while a mask is set, 6 while a mask that fills the image is predicted, 3 while a step is undone or a history restored.
 _MASKS = 6
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class MemoryPool:
@@ -198,22 +197,12 @@ def memory_pools(
     ``workers`` on this host. ``evict``: see MemoryPool.
     """
     cpu = torch.device("cpu")
-    limit = host_limit if host_limit is not None else int(_SHARE * _free_host_bytes() / workers)
+    limit = host_limit if host_limit is not None else int(_SHARE * available_memory() / workers)
     pools = [MemoryPool(cpu, limit, evict)]
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         pools.insert(0, MemoryPool(device, max(0, free - _DEVICE_HEADROOM_BYTES), evict))
     return pools
-
-
-def _free_host_bytes() -> int:
-    return _limit_to_cgroup(psutil.virtual_memory().available)
-
-
-def _limit_to_cgroup(n: int) -> int:
-    # A container may limit a process to less than the host's memory. Without a limit, the kernel's file holds "max".
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    return min(n, int(limit)) if limit.isdigit() else n
 
 
 def free_memory(pools: Sequence[MemoryPool]) -> FreeMemory:
@@ -222,7 +211,7 @@ def free_memory(pools: Sequence[MemoryPool]) -> FreeMemory:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
     else:
-        free, total = _free_host_bytes(), _limit_to_cgroup(psutil.virtual_memory().total)
+        free, total = available_memory(), total_memory()
     images = max(0, *(pool.limit - pool.used_bytes for pool in pools))
     return FreeMemory(device=free, device_total=total, images=images)
 

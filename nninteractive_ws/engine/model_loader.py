@@ -1,13 +1,13 @@
 """Loading of a model folder in nnInteractive's format, and selection of the device."""
 
 from dataclasses import dataclass
-import os
 from pathlib import Path
 from typing import Any
 
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 import torch
 
+from nninteractive_ws.host_resources import processor_count
 from nninteractive_ws.messages import Model
 
 
@@ -62,7 +62,7 @@ def load_model(name: str, folder: Path, device: torch.device, compiled: bool = F
 
     Raises FileNotFoundError, RuntimeError or ValueError if the folder is not such a model.
     """
-    threads = os.cpu_count() or 1
+    threads = processor_count()
     session = nnInteractiveInferenceSession(
         device=device, use_torch_compile=compiled, torch_n_threads=threads, enable_undo=False
     )

@@ -127,6 +127,8 @@ class OfficialApi:
 
     async def _claim(self, request: Request) -> Response:
         name = await self._leases.claim(_token(request))
+        if await request.is_disconnected():
+            await self._leases.release(name)
         return JSONResponse(
             {
                 "lease_token": name,

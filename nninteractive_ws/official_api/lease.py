@@ -86,16 +86,21 @@ class Lease:
     # ---- requests -----------------------------------------------------------------------------------------
 
     async def set_image(self, packed: PackedArray) -> None:
-        """Use an image of shape (1, X, Y, Z). Raises BadImage, TooLarge, OutOfMemory or BadMessage."""
+        """Use an image of shape (1, X, Y, Z). If the session refuses it, there is no image.
+
+        Raises BadImage, TooLarge, OutOfMemory or BadMessage.
+        """
         if len(packed.shape) != 4 or packed.shape[0] != 1:
             raise BadImage(f"The image has the shape {packed.shape}. Expected (1, X, Y, Z): one channel is supported.")
-        # For the image and the mask of its segment. The previous image stays in use if this one is refused.
+        # For the image and the mask of its segment. The previous ones are in use until the session has this image.
         memory = self._budget.reserve(packed.nbytes + math.prod(packed.shape))
         try:
             image = await asyncio.to_thread(packed.unpack)
+            self._shape = None
             await self._answer(self.session.set_image(image[0]))
         except BaseException:
-            memory.release()
+            # The session still has one of the two images.
+            self._image_memory = _larger(memory, self._image_memory)
             raise
         self.forget_image()
         i, j, k = packed.shape[1:]
@@ -280,3 +285,12 @@ def _difference(mask: npt.NDArray[np.bool_], given: Delta) -> Box | None:
     difference = mask.copy()
     masks.apply(given, difference)
     return bounding_box(difference)
+
+
+def _larger(one: Reservation, other: Reservation | None) -> Reservation:
+    """Keep the larger of two reservations, and release the other."""
+    if other is None:
+        return one
+    smaller, larger = sorted((one, other), key=lambda reservation: reservation.nbytes)
+    smaller.release()
+    return larger

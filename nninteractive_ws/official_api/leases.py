@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 
-from nninteractive_ws.client.aio import aconnect
+from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.client.events import Failed
 from nninteractive_ws.errors import AtCapacity, ConnectionFailed, ServerError, Unauthorized
 from nninteractive_ws.official_api.lease import ANSWER_TIMEOUT_S, Lease
@@ -55,7 +55,7 @@ class Leases:
         self._claiming += 1
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                session = await aconnect(self._gateway, token=token or None)
+                session = await self._open_session(token)
         except TimeoutError as e:
             raise ServerError("The server is still loading its model. Try again in a moment.") from e
         except ConnectionFailed as e:
@@ -65,9 +65,17 @@ class Leases:
         name = secrets.token_hex(16)
         session.on("error", lambda event: self._on_error(name, event))
         self._leases[name] = Lease(session, token, self.budget)
-        # No client can show previews, and each of them would cost the session time.
-        await session.set_options(previews=False)
         return name
+
+    async def _open_session(self, token: str) -> AsyncSession:
+        session = await aconnect(self._gateway, token=token or None)
+        try:
+            # No client of this API can show previews, and each of them would take time.
+            await session.set_options(previews=False)
+        except BaseException:
+            await session.close()
+            raise
+        return session
 
     def find(self, name: str, token: str, *, mark_seen: bool = True) -> Lease:
         """Return the lease of a name. Raises LeaseGone, and Unauthorized if it belongs to another user."""

@@ -31,12 +31,12 @@ class Reservation:
     """A part of a budget, to be released once. As a context manager, it is released at the end."""
 
     def __init__(self, budget: MemoryBudget, nbytes: int) -> None:
-        self._budget, self._nbytes = budget, nbytes
+        self._budget, self.nbytes = budget, nbytes
 
     def release(self) -> None:
         """Return the memory to the budget."""
-        self._budget.used -= self._nbytes
-        self._nbytes = 0
+        self._budget.used -= self.nbytes
+        self.nbytes = 0
 
     def __enter__(self) -> "Reservation":
         return self

@@ -15,10 +15,10 @@ import logging
 import sys
 from typing import Any
 
-import psutil
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nninteractive_ws.host_resources import available_memory
 from nninteractive_ws.logs import configure_logging
 from nninteractive_ws.official_api.app import OfficialApi
 from nninteractive_ws.official_api.leases import Leases, Limits
@@ -77,7 +77,7 @@ class GatewayConnection(H11Protocol):
 
 
 async def _serve(args: argparse.Namespace, secret: str) -> None:
-    max_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    max_bytes = int(available_memory() * MEMORY_SHARE)
     leases = Leases(args.gateway, Limits(args.max_sessions, args.max_sessions_per_user, max_bytes))
     guard = WebPageGuard(None if args.tokens else args.host, args.origin)
     admission = Admission(MAX_PENDING, MAX_PENDING, 4 * MAX_PENDING)

@@ -36,7 +36,7 @@ from nninteractive_ws.server.buffers import BoundedConnection, IncomingBytes
 from nninteractive_ws.server.http_endpoints import HttpEndpoints, peer_address
 from nninteractive_ws.server.metrics import GaugeSnapshot, Metrics
 from nninteractive_ws.server.official_api import OfficialApiProcess
-from nninteractive_ws.server.port_sharing import SharedPortConnection
+from nninteractive_ws.server.port_sharing import SharedPort
 from nninteractive_ws.server.sessions import Api, Registry, SessionRecord
 from nninteractive_ws.server.settings import Settings
 from nninteractive_ws.server.workers import WorkerPool, WorkerProcess
@@ -81,6 +81,7 @@ class Gateway:
             self._metrics.worker_restarted,
         )
         self._official_api = OfficialApiProcess(_official_api_arguments(settings))
+        self._shared_port = SharedPort(self._official_api.accept, OPEN_TIMEOUT_S)
         self._sessions = Registry(
             settings.max_sessions,
             settings.max_sessions_per_user,
@@ -122,24 +123,24 @@ class Gateway:
         lease_listener = _Listener(Api.OFFICIAL, admission, self._make_websocket, tls=None)
         await stack.enter_async_context(self._serve_clients_at(internal, lease_listener))
         self._official_api.listen_for(bound_port(internal))
+        if self._settings.official_port is not None:
+            for official_socket in listen(self._settings.host, self._settings.official_port, self._client_admission):
+                server = await asyncio.start_server(
+                    self._official_api.accept,
+                    sock=official_socket,
+                    backlog=self._client_admission.accept_batch,
+                    ssl=self._settings.tls,
+                )
+                await stack.enter_async_context(server)
+        # The end of a listening socket waits for its connections, so these end first.
         stack.push_async_callback(self._official_api.close)
-        if self._settings.official_port is None:
-            return
-        for official_socket in listen(self._settings.host, self._settings.official_port, self._client_admission):
-            server = await asyncio.start_server(
-                self._official_api.accept,
-                sock=official_socket,
-                backlog=self._client_admission.accept_batch,
-                ssl=self._settings.tls,
-            )
-            await stack.enter_async_context(server)
+        stack.push_async_callback(self._shared_port.close)
 
     def _make_websocket(self, *arguments: Any, **options: Any) -> BoundedConnection:
         return BoundedConnection(*arguments, incoming_bytes=self._incoming_bytes, **options)
 
-    def _make_connection(self, *arguments: Any, **options: Any) -> SharedPortConnection:
-        make_websocket = partial(self._make_websocket, *arguments, **options)
-        return SharedPortConnection(make_websocket, self._official_api.accept, OPEN_TIMEOUT_S)
+    def _make_connection(self, *arguments: Any, **options: Any) -> asyncio.Protocol:
+        return self._shared_port.connection(partial(self._make_websocket, *arguments, **options))
 
     def _serve_clients_at(
         self, listening: ListeningSocket, listener: "_Listener"

@@ -15,14 +15,29 @@ _FIRST_BYTES = (b"POST ", b"GET /lease_status")
 HttpHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 
 
-class SharedPortConnection(asyncio.Protocol):
-    """A connection before its first bytes.
+class SharedPort:
+    """The connections to one port. ``timeout_s``: timeout for their first bytes."""
 
-    ``make_websocket``: makes the protocol of a WebSocket connection. ``timeout_s``: timeout for the first bytes.
-    """
+    def __init__(self, on_http: HttpHandler, timeout_s: float) -> None:
+        self.on_http, self.timeout_s = on_http, timeout_s
+        #: Connections without first bytes.
+        self.undecided: set[_UndecidedConnection] = set()
 
-    def __init__(self, make_websocket: Callable[[], ServerConnection], on_http: HttpHandler, timeout_s: float) -> None:
-        self._make_websocket, self._on_http, self._timeout_s = make_websocket, on_http, timeout_s
+    def connection(self, make_websocket: Callable[[], ServerConnection]) -> asyncio.Protocol:
+        """Return the protocol of a new connection. ``make_websocket``: makes that of a WebSocket connection."""
+        return _UndecidedConnection(self, make_websocket)
+
+    async def close(self) -> None:
+        """Drop the connections that are not decided, for which the end of the listening socket would wait."""
+        for connection in list(self.undecided):
+            connection.abort()
+
+
+class _UndecidedConnection(asyncio.Protocol):
+    """A connection before its first bytes."""
+
+    def __init__(self, port: SharedPort, make_websocket: Callable[[], ServerConnection]) -> None:
+        self._port, self._make_websocket = port, make_websocket
         self._received = b""
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
@@ -30,23 +45,31 @@ class SharedPortConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(self._port.timeout_s, self.abort)
+        self._port.undecided.add(self)
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
+        self._decide()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
         if any(first != self._received and first.startswith(self._received) for first in _FIRST_BYTES):
-            return  # not decided yet
-        self._timer.cancel()
+            return
+        self._decide()
         if self._received.startswith(_FIRST_BYTES):
-            self._on_http(*open_stream(self._transport, self._received))
+            self._port.on_http(*open_stream(self._transport, self._received))
             return
         websocket = self._make_websocket()
         self._transport.set_protocol(websocket)
         websocket.connection_made(self._transport)
         websocket.data_received(self._received)
+
+    def _decide(self) -> None:
+        self._timer.cancel()
+        self._port.undecided.discard(self)
 
 
 def open_stream(transport: asyncio.Transport, received: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -187,37 +187,31 @@ def test_a_session_closed_during_eviction_reserves_nothing() -> None:
 # ---- free memory ------------------------------------------------------------------------------------------
 
 
-def test_the_limit_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_limit_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     (pool,) = memory_pools(CPU, 12345, 1, nobody_idle)
     assert pool.limit == 12345
     free = psutil.virtual_memory().available
-    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "not there")
-    assert 0.5 * free < memory_pools(CPU, None, 1, nobody_idle)[0].limit < 0.9 * free
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(module, "_CGROUP_LIMIT", limit)
-    limit.write_text("max\n")
-    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit > 0.5 * free
-    limit.write_text("1000000\n")
+    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit < 0.9 * free
+    monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
     assert memory_pools(CPU, None, 1, nobody_idle)[0].limit == 800_000
 
 
-def test_the_workers_of_a_host_divide_the_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "memory.max")
-    (tmp_path / "memory.max").write_text("1000000\n")
+def test_the_workers_of_a_host_divide_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
     assert memory_pools(CPU, None, 4, nobody_idle)[0].limit == 200_000
     assert memory_pools(CPU, 12345, 4, nobody_idle)[0].limit == 12345, "a number that is given is for each"
 
 
-def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = [MemoryPool(CPU, GB, nobody_idle), MemoryPool(CPU, 2 * GB, nobody_idle)]
     pools[1].reserve("a", "image", 500 * MB)
     found = free_memory(pools)
     assert found.images == 1500 * MB
     assert 0 < found.device <= found.device_total <= psutil.virtual_memory().total
-    monkeypatch.setattr(module, "_CGROUP_LIMIT", tmp_path / "memory.max")
-    (tmp_path / "memory.max").write_text("1000000\n")
+    monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(module, "total_memory", lambda: 2_000_000)
     found = free_memory(pools)
-    assert (found.device, found.device_total) == (1_000_000, 1_000_000)
+    assert (found.device, found.device_total) == (1_000_000, 2_000_000)
 
 
 MEASURE = """

@@ -16,7 +16,8 @@ NAME = "nninteractive_ws"
 
 # From the top down. Inside a package, PARTS gives the order of the modules.
 ORDER = [
-    "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "eviction",
+    "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "host_resources",
+    "eviction",
     "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
     "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
 ]  # fmt: skip
