@@ -1,7 +1,7 @@
-"""Measurements of three systems: nnInteractive's own, and this project's server with nnInteractive's client and its own.
+"""Measurements with two clients on this project's server: nnInteractive's own, and this project's.
 
-One measures a click beside a heavy user, the other what nnInteractive's HTTP API costs. The clients of this project's
-server are cases. The official values are the same in both.
+They measure a click beside a heavy user, and the cost of nnInteractive's HTTP API. Each client is a case, which is
+paired with the same values of nnInteractive's server.
 """
 
 from collections.abc import Callable, Iterator, Mapping

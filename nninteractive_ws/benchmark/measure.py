@@ -174,6 +174,7 @@ def each_prompt(client: Client, workload: Workload, measure: _Measure) -> Iterat
 
 def time_prompt(pass_log: PassLog) -> _Measure:
     """Return a measure of a prompt's passes and seconds."""
+
     def measure(send: Callable[[], Any]) -> dict[str, float]:
         started = time.monotonic()
         answer = send()
