@@ -26,6 +26,8 @@ from nninteractive_ws.processes import end_process, python_module
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
 _START_TIMEOUT_S, _END_TIMEOUT_S = 300.0, 60.0
+#: Timeout of the official client. Its default of 60 seconds would end a measurement of long queues.
+_READ_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class OfficialClient:
 
     @classmethod
     def at(cls, port: int) -> "OfficialClient":
-        return cls(nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}"))
+        return cls(nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}", read_timeout=_READ_TIMEOUT_S))
 
     def open(self, volume: npt.NDArray[np.int16]) -> None:
         self._session.set_image(volume[None])

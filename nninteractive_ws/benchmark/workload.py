@@ -48,7 +48,7 @@ def make_workload(shape: Index) -> Workload:
 def slice_prompt(shape: Index) -> SimulatedPrompt:
     """Return a box around most of the middle slice, whose prediction zooms out and takes many passes."""
     i, j, k = shape
-    box = Box((i // 32, j // 32, k // 2), (i - i // 32, j - j // 32, k // 2 + 1))
+    box = Box((i // 8, j // 8, k // 2), (i - i // 8, j - j // 8, k // 2 + 1))
     return SimulatedPrompt("bbox", True, Delta(box, np.ones(box.shape, bool)), box)
 
 
