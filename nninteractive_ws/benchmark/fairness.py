@@ -32,7 +32,7 @@ _CLICKS, _PAUSE_S, _HEAD_START_S = 3, 0.3, 3.0
 def fairness(
     servers: Mapping[str, Server], workload: Workload, workload_folder: Path, case: str, times: int
 ) -> Iterator[Measurement]:
-    """Measure clicks alone, and beside a user who prompts a whole slice without a pause.
+    """Measure clicks alone, and beside a user who prompts large boxes without a pause.
 
     ``workload_folder``: contains the saved workload.
     """

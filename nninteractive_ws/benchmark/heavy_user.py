@@ -2,7 +2,7 @@
 
 ``python -m nninteractive_ws.benchmark.heavy_user SYSTEM PORT FOLDER``, with the workload saved in FOLDER.
 
-The user opens the volume, prints an empty line, and prompts a whole slice again and again. At a line on its standard
+The user opens the volume, prints an empty line, and prompts a large box again and again. At a line on its standard
 input it prints the times at which it sent its prompts and got their results as JSON, and ends.
 """
 
@@ -13,7 +13,7 @@ import threading
 import time
 
 from nninteractive_ws.benchmark.systems import system_named
-from nninteractive_ws.benchmark.workload import Workload, slice_prompt
+from nninteractive_ws.benchmark.workload import Workload, large_prompt
 
 
 def _wait_for_line(stop: threading.Event) -> None:
@@ -24,7 +24,7 @@ def _wait_for_line(stop: threading.Event) -> None:
 def main() -> None:
     name, port, folder = sys.argv[1:]
     workload = Workload.load(Path(folder))
-    prompt = slice_prompt(workload.volume.shape)
+    prompt = large_prompt(workload.volume.shape)
     client = system_named(name).connect(int(port))
     client.open(workload.volume)
     client.wait_for_upload()

@@ -45,10 +45,10 @@ def make_workload(shape: Index) -> Workload:
     return Workload(phantom.image, prompts)
 
 
-def slice_prompt(shape: Index) -> SimulatedPrompt:
-    """Return a box around most of the middle slice, whose prediction zooms out and takes many passes."""
+def large_prompt(shape: Index) -> SimulatedPrompt:
+    """Return a box around the middle of a slice, whose prediction zooms out and takes many passes."""
     i, j, k = shape
-    box = Box((i // 8, j // 8, k // 2), (i - i // 8, j - j // 8, k // 2 + 1))
+    box = Box((i // 4, j // 4, k // 2), (i - i // 4, j - j // 4, k // 2 + 1))
     return SimulatedPrompt("bbox", True, Delta(box, np.ones(box.shape, bool)), box)
 
 

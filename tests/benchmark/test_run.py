@@ -142,13 +142,12 @@ def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]
 
 
 @pytest.mark.slow
-def test_clicks_beside_a_heavy_user(
-    folder: Path, servers: dict[str, Server], work: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fairness, "_CLICKS", 2)
     monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
     work.save(folder)
-    records = list(fairness.fairness(servers, work, folder, "small", 1))
+    with measure.serve_both(ServedModel(folder / "local", "cpu")) as servers:
+        records = list(fairness.fairness(servers, work, folder, "small", 1))
     values = [by_client(records, client) for client in ("official client", "own client")]
     assert values[0][0] == values[1][0], "the official server is measured once"
     assert values[0][1] != values[1][1]
