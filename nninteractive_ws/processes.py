@@ -23,13 +23,13 @@ _END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 # ---- start and end child processes ------------------------------------------------------------------------
 
 
-def python_module(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module in this environment.
+def python_module(module: str, *arguments: str, python: str = sys.executable) -> list[str]:
+    """Return the command that runs a module. ``python``: the interpreter, by default that of this environment.
 
     ``-m`` alone puts the working folder first on ``sys.path``, so that a file ``psutil.py`` next to a CT would be
     imported and run. ``-P`` excludes the folder.
     """
-    return [sys.executable, "-P", "-m", module, *arguments]
+    return [python, "-P", "-m", module, *arguments]
 
 
 def creation_flags() -> int:

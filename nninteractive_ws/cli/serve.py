@@ -130,6 +130,13 @@ def serve(
             dir_okay=False,
         ),
     ] = None,
+    worker_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Python with this package on the machines of --launch. Default: the path of the server's Python.",
+        ),
+    ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -171,7 +178,7 @@ def serve(
         fail(f"serve needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
 
     worker_options = WorkerOptions(
-        devices, launch or (), worker_host, worker_port, worker_token_file, workers, idle_end
+        devices, launch or (), worker_host, worker_port, worker_token_file, workers, idle_end, worker_python
     )
     check_worker_options(worker_options)
     configure_logging("gateway", log_level, log_json)

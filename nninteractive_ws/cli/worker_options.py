@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 import re
 import socket
+import sys
 
 import typer
 
@@ -30,6 +31,7 @@ class WorkerOptions:
     token_file: Path | None
     workers: str | None
     idle_end: float | None
+    python: str | None
 
 
 def check_worker_options(options: WorkerOptions) -> None:
@@ -76,7 +78,7 @@ def pool_settings(
 def _launchers(options: WorkerOptions, local_arguments: tuple[str, ...]) -> list[Launcher]:
     if options.launch:
         try:
-            return [parse_launch(text) for text in options.launch]
+            return [parse_launch(text, options.python or sys.executable) for text in options.launch]
         except ValueError as e:
             raise typer.BadParameter(str(e), param_hint="'--launch'") from e
     if options.token_file is not None:

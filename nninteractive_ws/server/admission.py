@@ -204,10 +204,10 @@ class CannotListen(Exception):
     """The server cannot listen at its address. ``str()`` is a sentence that says why and what to do."""
 
 
-def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
+def listen(host: str, port: int, admission: Admission, option: str = "--host") -> list[ListeningSocket]:
     """Listen at every address of a host, at the same port. "" means every address of this machine.
 
-    Raises CannotListen.
+    ``option``: the one that sets the host. Raises CannotListen.
     """
     try:
         return _listen(host, port, admission)
@@ -218,7 +218,7 @@ def listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]:
         elif number == errno.EACCES:
             remedy = "Choose a port from 1024 on. Those below need special rights on many systems."
         else:
-            remedy = "Check --host: it must be an address of this machine, or a name of one."
+            remedy = f"Check {option}: it must be an address of this machine, or a name of one."
         reason = getattr(e, "strerror", None) or e
         raise CannotListen(f"Cannot listen on {host}:{port}: {reason}. {remedy}") from e
 

@@ -10,6 +10,7 @@ import gc
 from http import HTTPStatus
 from importlib.metadata import version
 import logging
+import socket
 import ssl
 import time
 from typing import Any, Literal
@@ -57,6 +58,8 @@ HELLO_BYTES = 64 * 1024
 PING_EVERY_S, PONG_TIMEOUT_S = 20.0, 60.0
 #: Timeout for the peer's close frame, so that a client without one does not delay the server's shutdown.
 CLOSE_TIMEOUT_S = 3.0
+# Hosts to listen on that are no addresses to connect to.
+_EVERY_ADDRESS = ("", "0.0.0.0", "::")
 #: Timeout to relay the messages that one side sent before the other disconnected. They are already in this process.
 DRAIN_TIMEOUT_S = 3.0
 
@@ -170,11 +173,12 @@ class Gateway:
         remote = self._settings.remote_workers
         if remote is None:
             return Endpoints(bound_port(local))
-        listening = listen(remote.host, remote.port, self._worker_admission)
+        listening = listen(remote.host, remote.port, self._worker_admission, "--worker-host")
         context = remote.certificate.server_context()
         for remote_socket in listening:
             await stack.enter_async_context(self._serve_workers_at(remote_socket, context))
-        return Endpoints(bound_port(local), remote.host, bound_port(listening[0]), remote.certificate.der)
+        host = socket.gethostname() if remote.host in _EVERY_ADDRESS else remote.host
+        return Endpoints(bound_port(local), host, bound_port(listening[0]), remote.certificate.der)
 
     def _serve_workers_at(
         self, listening: ListeningSocket, tls: ssl.SSLContext | None
@@ -235,6 +239,7 @@ class Gateway:
 
     def on_worker_lost(self, slot: WorkerSlot) -> None:
         self._sessions.drop_all_on(slot)
+        self._moving.intersection_update(self._sessions.names)
 
     def on_worker_start(self, launcher: str) -> None:
         self._metrics.worker_started(launcher)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 import secrets
 import shlex
+import sys
 from typing import Protocol
 
 from nninteractive_ws.processes import python_module
@@ -86,10 +87,11 @@ class LocalLauncher:
 class SshLauncher:
     """Starts workers on another machine, through ssh. They connect through the same ssh.
 
-    ``arguments``: those of ssh, of which the last is the destination.
+    ``arguments``: those of ssh, of which the last is the destination. ``python``: the interpreter on that machine.
     """
 
     arguments: tuple[str, ...]
+    python: str
     is_local = False
 
     @property
@@ -100,7 +102,9 @@ class SshLauncher:
         port = secrets.choice(_SSH_PORTS)
         program, *options, destination = self.arguments
         tunnel = ["-R", f"127.0.0.1:{port}:127.0.0.1:{endpoints.local_port}"]
-        remote = python_module(_WORKER, "--gateway", f"ws://127.0.0.1:{port}", *REMOTE_ARGUMENTS, *worker)
+        remote = python_module(
+            _WORKER, "--gateway", f"ws://127.0.0.1:{port}", *REMOTE_ARGUMENTS, *worker, python=self.python
+        )
         settings = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         # The other machine's shell parses the command.
         command = shlex.join(["env", *settings, *remote])
@@ -111,10 +115,12 @@ class SshLauncher:
 class CommandLauncher:
     """Starts workers with a command that runs its arguments elsewhere, such as srun.
 
-    ``arguments``: the command, in which ``{host}`` and ``{port}`` stand for the gateway's end.
+    ``arguments``: the command, in which ``{host}`` and ``{port}`` stand for the gateway's end. ``python``: the
+    interpreter on the other machine.
     """
 
     arguments: tuple[str, ...]
+    python: str
     is_local = False
 
     @property
@@ -126,12 +132,16 @@ class CommandLauncher:
         prefix = [part.replace("{host}", host).replace("{port}", port) for part in self.arguments]
         gateway = f"wss://{f'[{host}]' if ':' in host else host}:{port}"
         return WorkerCommand(
-            [*prefix, *python_module(_WORKER, "--gateway", gateway, *REMOTE_ARGUMENTS, *worker)], endpoints.certificate
+            [*prefix, *python_module(_WORKER, "--gateway", gateway, *REMOTE_ARGUMENTS, *worker, python=self.python)],
+            endpoints.certificate,
         )
 
 
-def parse_launch(text: str) -> SshLauncher | CommandLauncher:
-    """Return the launcher for a command. Raises ValueError with a sentence."""
+def parse_launch(text: str, python: str = sys.executable) -> SshLauncher | CommandLauncher:
+    """Return the launcher for a command. ``python``: the interpreter on the other machine.
+
+    Raises ValueError with a sentence.
+    """
     try:
         arguments = tuple(shlex.split(text))
     except ValueError as e:
@@ -139,7 +149,7 @@ def parse_launch(text: str) -> SshLauncher | CommandLauncher:
     if not arguments:
         raise ValueError("The command is empty. Expected a command such as 'ssh gpu-box' or 'srun --gres=gpu:1'.")
     if PurePath(arguments[0]).name != "ssh":
-        return CommandLauncher(arguments)
+        return CommandLauncher(arguments, python)
     if len(arguments) < 2 or arguments[-1].startswith("-"):
         raise ValueError(f"The command {text} names no machine. Expected one at the end, such as 'ssh user@gpu-box'.")
-    return SshLauncher(arguments)
+    return SshLauncher(arguments, python)

@@ -128,12 +128,13 @@ class WorkerPool:
                 for slot in self._launched:
                     self._run_slot(slot)
                 tasks.create_task(self._adjust_forever())
-                await self._failed_at_start.wait()
+                try:
+                    await self._failed_at_start.wait()
+                except asyncio.CancelledError:
+                    self.stopping = True  # before the workers end
+                    raise
                 assert self._startup_error is not None
                 raise self._startup_error
-        except asyncio.CancelledError:
-            self.stopping = True
-            raise
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -150,11 +151,11 @@ class WorkerPool:
 
     def adjust(self) -> None:
         """Start and end workers according to their use."""
-        wanted = [slot for slot in self._launched if slot.wanted.is_set() and not slot.retiring]
-        count = len(wanted) + len(self._joined)
+        wanted = [slot for slot in self._launched if slot.wanted.is_set() and not slot.is_ending]
+        running = [slot for slot in (*wanted, *self._joined) if slot.state is not SlotState.FAILED]
         active = sum(self._owner.usage(slot).active for slot in self.slots)
         needed = self._settings.min_workers - len(wanted)
-        if (self._waiting and count == 0) or active > ACTIVE_SESSIONS_PER_WORKER * count > 0:
+        if (self._waiting and not running) or active > ACTIVE_SESSIONS_PER_WORKER * len(running) > 0:
             needed = max(needed, 1)
         stopped = (slot for slot in self._launched if not slot.wanted.is_set())
         for slot in itertools.islice(stopped, max(0, needed)):
@@ -166,9 +167,11 @@ class WorkerPool:
                 self._drain(each)
 
     def _end_if_unused(self, slot: LaunchedSlot) -> None:
-        unused = time.monotonic() - slot.last_used > self._settings.idle_end_s
-        if slot.state is SlotState.READY and unused and not self._waiting:
+        unused = time.monotonic() - slot.last_used > self._settings.idle_end_s and not self._waiting
+        if slot.state is SlotState.READY and unused:
             slot.set_state(SlotState.DRAINING)
+        elif slot.state is SlotState.DRAINING and not unused:
+            slot.set_state(SlotState.READY)  # somebody uses it again
 
     def _drain(self, slot: WorkerSlot) -> None:
         """Move idle sessions away from a worker that is to end, and end it once it has none."""
@@ -197,8 +200,7 @@ class WorkerPool:
 
     def on_ending(self, slot: WorkerSlot) -> None:
         """Start the successor of a worker that was asked to end."""
-        if isinstance(slot, LaunchedSlot) and not slot.retiring:
-            slot.retiring = True
+        if isinstance(slot, LaunchedSlot):
             successor = self._new_slot(slot.launcher)
             self._launched.append(successor)
             successor.want(True)

@@ -73,6 +73,11 @@ class Registry:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all sessions."""
+        return set(self._records)
+
     def count(self) -> Counter[tuple[Api, bool]]:
         """Return the number of sessions by API, and by whether they have a connection."""
         return Counter((record.api, record.connected) for record in self._records.values())

@@ -71,6 +71,8 @@ class WorkerSlot:
         self.state = SlotState.STOPPED
         #: A sentence about the state for waiting clients; empty if there is nothing to say.
         self.status = ""
+        #: Whether the worker was asked to end. The slot ends with it, and a launched one has a successor.
+        self.is_ending = False
         #: When a session of it was last opened or used.
         self.last_used = time.monotonic()
         #: Model and device, once the model is loaded.
@@ -113,16 +115,22 @@ class WorkerSlot:
         if isinstance(message, worker_protocol.ModelReady):
             _log.info("the model %s is loaded", message.model.name, extra={"worker": message.device})
             self.description = message
-            self.set_state(SlotState.READY)
+            self.set_state(SlotState.DRAINING if self.is_ending else SlotState.READY)
         elif isinstance(message, worker_protocol.MemoryUsage):
             self.memory, self.charged = message.used, message.charged
         elif isinstance(message, worker_protocol.EndingSoon):
-            _log.info("the worker is about to end: %s", message.reason, extra={"worker": self.name})
-            if self.state is SlotState.READY:
-                self.set_state(SlotState.DRAINING)
-            self._owner.on_ending(self)
+            self._on_ending_soon(message.reason)
         else:
             self._owner.on_message(message)
+
+    def _on_ending_soon(self, reason: str) -> None:
+        if self.is_ending:
+            return
+        _log.info("the worker is about to end: %s", reason, extra={"worker": self.name})
+        self.is_ending = True
+        if self.state is SlotState.READY:
+            self.set_state(SlotState.DRAINING)
+        self._owner.on_ending(self)
 
     def _on_load_failed(self, message: str) -> None:
         _log.error("%s", message, extra={"worker": self.name})
@@ -176,8 +184,6 @@ class LaunchedSlot(WorkerSlot):
         super().__init__(name, owner)
         self.launcher, self._arguments = launcher, arguments
         self._on_start, self._on_failure = on_start, on_failure
-        #: Whether the slot ends with its worker, because it has a successor.
-        self.retiring = False
         #: Whether there is to be a worker.
         self.wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
@@ -210,7 +216,7 @@ class LaunchedSlot(WorkerSlot):
             while True:
                 await self.wanted.wait()
                 await self._run_process(endpoints)
-                if self.retiring:
+                if self.is_ending:
                     return
                 if not self.wanted.is_set():
                     self.failures = 0
