@@ -117,8 +117,8 @@ class Worker:
             self._spawn(self._serve_session(command))
             return
         session = self._sessions.get(command.session)
-        if command.only_if_idle:
-            self._spawn(self._evict(command.session, session))
+        if command.idle_s is not None:
+            self._spawn(self._evict(command.session, session, command.idle_s))
         elif session is not None:
             session.over.set()
 
@@ -174,9 +174,9 @@ class Worker:
         del self._sessions[session.name]
         self._to_gateway.put_nowait(worker_protocol.SessionEnded(session.name, session.evicted))
 
-    async def _evict(self, name: str, session: SessionHost | None) -> None:
+    async def _evict(self, name: str, session: SessionHost | None, idle_s: float) -> None:
         # None if the session is being opened.
-        if session is None or not await asyncio.to_thread(session.evict_if_idle, self._idle):
+        if session is None or not await asyncio.to_thread(session.evict_if_idle, idle_s):
             self._to_gateway.put_nowait(worker_protocol.EvictionRefused(name))
 
     def _evict_idle_session(self, requester: object) -> bool:

@@ -106,7 +106,8 @@ def test_a_node_fails(slurm: Slurm, expected: list[dict[str, State]]) -> None:
         node = slurm.kill_daemon(job)
         try:
             wait_until(lambda: job not in slurm.jobs("RUNNING"), 120)
-            user.finish_with_long_prompt(expected)
+            user.prompt_long()
+            user.finish(expected)
             assert slurm.node_of(running_job(slurm)) != node
         finally:
             slurm.start_node(node)
@@ -119,7 +120,8 @@ def test_the_time_limit_is_reached(slurm: Slurm, expected: list[dict[str, State]
         user.begin()
         job = running_job(slurm)
         wait_until(lambda: job not in slurm.jobs("RUNNING"), 180)
-        user.finish_with_long_prompt(expected)
+        user.prompt_long()
+        user.finish(expected)
         assert running_job(slurm) != job
 
 
@@ -131,7 +133,8 @@ def test_a_job_that_is_about_to_end_is_replaced(slurm: Slurm, expected: list[dic
         wait_until(lambda: len(slurm.jobs("RUNNING")) == 2, 150)
         wait_until(lambda: "sessions_moved_total 1.0" in metrics(server.address), 120)
         wait_until(lambda: old not in slurm.jobs(), 30)
-        user.finish_with_long_prompt(expected)
+        user.prompt_long()
+        user.finish(expected)
         assert not any("ended unexpectedly" in loss.reason for loss in user.losses)
         assert not any("ended unexpectedly" in message for message in user.notices)
 

@@ -59,10 +59,10 @@ class ServedNetwork(QuickNetwork):
 
 
 class SlowServedNetwork(ServedNetwork):
-    """The same answers, each after a while."""
+    """The same answers, each after a second."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.5)
+        time.sleep(len(x))
         return super().forward(x)
 
 
@@ -89,14 +89,14 @@ class QuickServer:
     """A server process. ``log``: the file for its output. Restarts keep the ``address``."""
 
     def __init__(self, model: Path, log: Path, arguments: tuple[str, ...]) -> None:
-        self._model, self.log, self._arguments = model, log, arguments
+        self.model, self.log, self._arguments = model, log, arguments
         self._port = 0
         self.start()
 
     def start(self) -> None:
         """Start the server on its previous port. Return once it listens."""
         command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", str(self._port)]
-        command += ["--model", str(self._model), *self._arguments]
+        command += ["--model", str(self.model), *self._arguments]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+import sys
 import time
+
+import psutil
 
 from helpers.engine import stroke
 from helpers.fast_server import QuickServer
@@ -36,6 +39,7 @@ class WorkerUser(Blocking):
         self.losses: list[Loss] = []
         self._lost: tuple[str, float] | None = None
         self.on_notice: Callable[[str], object] = lambda message: None
+        self.on_lost: Callable[[], object] = lambda: None
         super().__init__(
             nni.connect(
                 address,
@@ -51,6 +55,7 @@ class WorkerUser(Blocking):
     def _on_connection(self, event: events.Connection) -> None:
         if event.state == "lost" and self._lost is None:
             self._lost = event.reason, time.monotonic()
+            self.on_lost()
         elif event.state == "open" and self._lost is not None:
             reason, since = self._lost
             self.losses.append(Loss(reason, time.monotonic() - since))
@@ -61,22 +66,21 @@ class WorkerUser(Blocking):
         self.set_image()
         self._prompt(FIRST)
 
+    def prompt_long(self) -> None:
+        """Send the long prompt."""
+        self._prompt(LONG)
+
     def prompt_through(self, act: Callable[[], object]) -> None:
         """Send the long prompt, and call ``act`` in the middle of it. It must cost the connection."""
         before = len(self.losses)
         with at_progress(self, "refining", act):
-            self._prompt(LONG)
+            self.prompt_long()
         assert len(self.losses) > before, "the prompt was not disturbed"
 
     def finish(self, expected: list[dict[str, State]]) -> None:
         """Send the last prompt, and compare."""
         self._prompt(LAST)
         assert_same(all_states(self), expected)
-
-    def finish_with_long_prompt(self, expected: list[dict[str, State]]) -> None:
-        """Send the long prompt and the last one, and compare."""
-        self._prompt(LONG)
-        self.finish(expected)
 
     def _prompt(self, prompt: Prompt) -> None:
         (outcome,) = self.do([prompt])
@@ -89,6 +93,16 @@ class WorkerUser(Blocking):
             self._prompt(prompt)
         assert not self.losses
         return all_states(self)
+
+
+def workers_of(server: QuickServer) -> list[psutil.Process]:
+    """Return the processes of a server's workers, which may be children of other processes."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if command[:1] == [sys.executable] and {"nninteractive_ws.engine.worker", str(server.model)} <= set(command):
+            found.append(process)
+    return found
 
 
 @contextmanager
