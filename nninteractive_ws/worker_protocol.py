@@ -11,7 +11,7 @@ import asyncio
 import base64
 import contextlib
 import socket
-from typing import Any, TextIO
+from typing import TextIO
 
 import msgspec
 from websockets.asyncio.connection import Connection
@@ -31,13 +31,13 @@ SESSION_PATH = "/worker/session"
 class ModelReady(msgspec.Struct, frozen=True, tag="model_ready"):
     """Worker to gateway: the model is loaded.
 
-    ``capabilities``: its description in nnInteractive's HTTP API. ``host``: the name of the worker's machine.
+    ``capabilities``: its JSON description in nnInteractive's HTTP API. ``host``: the name of the worker's machine.
     """
 
     model: Model
     device: str
     limits: Limits
-    capabilities: dict[str, Any] = {}
+    capabilities: str = "{}"
     host: str = ""
 
 

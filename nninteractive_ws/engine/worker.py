@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, wait
 import gc
+import json
 import logging
 from pathlib import Path
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 import torch
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from nninteractive_ws import protocol, worker_protocol
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
@@ -40,6 +41,10 @@ _log = logging.getLogger(__name__)
 PING_EVERY_S, PONG_TIMEOUT_S = 10.0, 20.0
 # Timeout for an ending session to release its memory. It may still be in a forward pass.
 _END_TIMEOUT_S = 5.0
+
+
+class NotConnected(Exception):
+    """The worker cannot connect to its gateway. ``str()`` is a sentence."""
 
 
 class Worker:
@@ -74,8 +79,11 @@ class Worker:
         self._to_gateway: asyncio.Queue[worker_protocol.WorkerMessage] = asyncio.Queue()
 
     async def run(self, name: str, folder: Path | None, device_name: str) -> None:
-        """Serve until the gateway closes the connection. ``folder``: of the model; None: it is found by its name."""
-        async with self._dial(worker_protocol.WORKER_PATH, self._secret, PING_EVERY_S) as control:
+        """Serve until the gateway closes the connection. ``folder``: of the model; None: it is found by its name.
+
+        Raises NotConnected.
+        """
+        async with await self._connect() as control:
             worker_protocol.watch_connection(control)
             try:
                 self._device = pick_device(device_name)
@@ -105,7 +113,9 @@ class Worker:
             self._pools = memory_pools(self._device, self._memory, self._workers, self._evict_idle_session)
             limits = msgspec.structs.replace(LIMITS, session_bytes=self._pools[-1].session_limit)
             self._to_gateway.put_nowait(
-                worker_protocol.ModelReady(self._model.description, str(self._device), limits, self._model.capabilities)
+                worker_protocol.ModelReady(
+                    self._model.description, str(self._device), limits, json.dumps(self._model.capabilities)
+                )
             )
             self._spawn(self._send_reports(control))
             async for data in control:
@@ -197,6 +207,23 @@ class Worker:
         """Tell the gateway that this worker was asked to end. The gateway closes the connection when it is unused."""
         self._to_gateway.put_nowait(worker_protocol.EndingSoon(reason))
 
+    async def _connect(self) -> ClientConnection:
+        """Open the control connection."""
+        try:
+            return await self._dial(worker_protocol.WORKER_PATH, self._secret, PING_EVERY_S)
+        except ssl.SSLCertVerificationError as e:
+            raise NotConnected(
+                f"The server at {self._address} has another certificate than this worker trusts. Copy the server's "
+                "worker token file again, and check the address."
+            ) from e
+        except InvalidStatus as e:
+            raise NotConnected(
+                f"The server at {self._address} refused this worker (HTTP {e.response.status_code}). Copy the server's "
+                "worker token file again."
+            ) from e
+        except (OSError, InvalidHandshake) as e:
+            raise NotConnected(f"The server at {self._address} cannot be reached ({e}).") from e
+
     def _dial(self, path: str, secret: str, ping_every_s: float | None) -> connect:
         return connect(
             self._address + path,
@@ -251,7 +278,10 @@ def main() -> None:
     parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()
     configure_logging(f"worker {args.device}", args.log_level, args.log_json)
-    asyncio.run(_main(args, *worker_protocol.read_credentials(sys.stdin)))
+    try:
+        asyncio.run(_main(args, *worker_protocol.read_credentials(sys.stdin)))
+    except NotConnected as e:
+        sys.exit(str(e))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A lease of nnInteractive's HTTP API: a session with one segment, and the state of the client's target buffer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 import math
 import time
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession
 from nninteractive_ws.client.events import MaskDelta
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import box_inside, to_mask
 from nninteractive_ws.errors import BadImage, BadMask, NoImage, OutOfBounds, UnsupportedPrompt
 from nninteractive_ws.geometry import Box, Index
@@ -65,6 +67,10 @@ class Lease:
         self.dtype: np.dtype[Any] | None = None
         # A box of all voxels in which the target buffer differs from the mask.
         self._unsent: Box | None = None
+        # Number of steps up to the last initial segmentation, which can be undone only while it is the newest step.
+        # Clients send an existing segment before its first prompt, and one undo too many would empty it.
+        self._initial_steps = 0
+        self._is_initial_newest = False
         session.on("mask_delta", self._on_mask_delta)
 
     def mark_active(self) -> None:
@@ -88,23 +94,26 @@ class Lease:
     async def set_image(self, packed: PackedArray) -> None:
         """Use an image of shape (1, X, Y, Z). If the session refuses it, there is no image.
 
-        Raises BadImage, TooLarge, OutOfMemory or BadMessage.
+        Raises BadImage, TooLarge or BadMessage, and the previous image stays in use; or OutOfMemory.
         """
         if len(packed.shape) != 4 or packed.shape[0] != 1:
             raise BadImage(f"The image has the shape {packed.shape}. Expected (1, X, Y, Z): one channel is supported.")
         # For the image and the mask of its segment. The previous ones are in use until the session has this image.
         memory = self._budget.reserve(packed.nbytes + math.prod(packed.shape))
         try:
-            image = await asyncio.to_thread(packed.unpack)
-            self._shape = None
-            await self._answer(self.session.set_image(image[0]))
+            source = await asyncio.to_thread(lambda: ImageSource.of(packed.unpack()[0]))
+        except BaseException:
+            memory.release()
+            raise
+        self._shape = self.dtype = self._unsent = None
+        try:
+            await self._answer(self.session.set_image_source(source))
         except BaseException:
             # The session still has one of the two images.
             self._image_memory = _larger(memory, self._image_memory)
             raise
         self.forget_image()
-        i, j, k = packed.shape[1:]
-        self._image_memory, self._shape = memory, (i, j, k)
+        self._image_memory, self._shape = memory, source.grid.shape
 
     async def set_target_buffer(self, payload: SetTargetBuffer) -> None:
         """Note a new target buffer, which is empty. Raises NoImage, OutOfBounds or BadMask."""
@@ -112,7 +121,7 @@ class Lease:
             raise OutOfBounds(f"The target buffer has the shape {payload.shape}. Expected {self.shape}, the image's.")
         try:
             dtype = np.dtype(payload.dtype)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, SyntaxError) as e:
             raise BadMask("The target buffer has an unknown dtype. Use uint8, for instance.") from e
         if dtype.kind not in "biu":
             raise BadMask(f"The target buffer has the dtype {dtype}. Use bool or an integer type, such as uint8.")
@@ -126,9 +135,10 @@ class Lease:
 
     async def reset(self) -> None:
         """Remove all prompts and the mask. The client empties its target buffer itself."""
-        if self._exists:
-            await self._answer(self._segment.remove())
-        self._unsent = None
+        with self._overwritten_buffer():
+            if self._exists:
+                await self._answer(self._segment.remove())
+        self._unsent, self._initial_steps = None, 0
 
     async def add_point(self, payload: AddPoint) -> Answer:
         """Add a point. Raises the errors of the request."""
@@ -152,12 +162,14 @@ class Lease:
 
     async def add_initial_segmentation(self, payload: AddInitialSegmentation, packed: PackedArray) -> Answer:
         """Start from a mask, which the client writes into its target buffer itself. Raises the request's errors."""
-        with self._budget.reserve(packed.nbytes):
-            given = await self._unpack_mask(packed, Box.whole(self.shape))
-        # An empty mask has no box. One unset voxel says the same.
-        box = given.box or Box((0, 0, 0), (1, 1, 1))
-        flips = given.flips if given.box else np.zeros(box.shape, bool)
-        await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        with self._overwritten_buffer():
+            with self._budget.reserve(packed.nbytes):
+                given = await self._unpack_mask(packed, Box.whole(self.shape))
+            # An empty mask has no box. One unset voxel says the same.
+            box = given.box or Box((0, 0, 0), (1, 1, 1))
+            flips = given.flips if given.box else np.zeros(box.shape, bool)
+            await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
         self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
@@ -166,12 +178,15 @@ class Lease:
         if not self._exists:
             return Answer(False, None)
         steps = self._segment.can_undo
+        self._is_initial_newest = False
         await self._answer(self._segment.run())
         return self._take_answer(self._segment.can_undo > steps)
 
     async def undo(self) -> Answer:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
+            return Answer(False, None)
+        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
         return self._take_answer(True)
@@ -201,6 +216,16 @@ class Lease:
         if box is not None:
             self._unsent = box.union(self._unsent)
 
+    @contextmanager
+    def _overwritten_buffer(self) -> Iterator[None]:
+        """Send the whole mask next if a request fails before which the client overwrites its target buffer."""
+        try:
+            yield
+        except BaseException:
+            if self._shape is not None:
+                self._unsent = Box.whole(self._shape)
+            raise
+
     # ---- private ------------------------------------------------------------------------------------------
 
     @property
@@ -212,6 +237,7 @@ class Lease:
         return SEGMENT in self.session.segments
 
     async def _prompt(self, request: Awaitable[object], run: bool) -> Answer:
+        self._is_initial_newest = False
         await self._answer(request)
         return self._take_answer(run)
 
@@ -248,6 +274,7 @@ class Lease:
     def forget_image(self) -> None:
         """Release the image, which the session no longer has."""
         self._shape = self.dtype = self._unsent = None
+        self._initial_steps = 0
         if self._image_memory is not None:
             self._image_memory.release()
             self._image_memory = None
@@ -259,6 +286,8 @@ def clip_box(pairs: Sequence[tuple[float, float]], shape: Index, prompts: Sequen
     Along an axis on which nothing is left, it is one voxel thick. ``prompts``: those that the model supports. Raises
     UnsupportedPrompt or OutOfBounds.
     """
+    if not all(math.isfinite(edge) for pair in pairs for edge in pair):
+        raise OutOfBounds(f"The box {_format(pairs)} is no box of voxels: its ranges must be finite.")
     sizes = [stop - start for start, stop in pairs]
     if "bbox3d" not in prompts and 1 not in sizes:
         raise UnsupportedPrompt(f"The loaded model supports boxes of one slice only, and {_format(pairs)} has more.")

@@ -83,7 +83,7 @@ class HttpEndpoints:
             response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is loading its model.\n")
             response.headers["Retry-After"] = "10"
             return response
-        return _http_response("application/json", (json.dumps(description.capabilities) + "\n").encode())
+        return _http_response("application/json", description.capabilities.encode())
 
     def _health(self) -> dict[str, object]:
         devices = [slot.description.device for slot in self._workers.ready if slot.description is not None]

@@ -274,6 +274,8 @@ class WorkerPool:
 
     def _status(self) -> str:
         """Return what the worker that will be ready first is doing."""
+        if not self.slots:
+            return "The server waits for a worker to join."
         order = (SlotState.LOADING, SlotState.STARTING, SlotState.FAILED)
         found = [slot for state in order for slot in self.slots if slot.state is state]
         return found[0].status if found else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+import contextlib
 from contextlib import contextmanager
 from functools import cache
 import json
@@ -27,6 +28,8 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 SHAPE = (72, 64, 56)
+#: The modules that a gateway's child processes run.
+WORKER, OFFICIAL_API = "nninteractive_ws.engine.worker", "nninteractive_ws.official_api.process"
 #: Wider than the demo model's patch, so that a lasso over all of it takes many passes.
 WIDE_SHAPE = (130, 72, 64)
 
@@ -227,9 +230,18 @@ class ServerProcess:
     @property
     def worker(self) -> int:
         """The process id of the worker."""
-        pid = self.process.pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        (worker,) = children_running(self.process.pid, WORKER)
+        return worker
+
+
+def children_running(pid: int, module: str) -> list[int]:
+    """Return the process ids of a process's children that run a Python module."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                found.append(int(child))
+    return found
 
 
 def is_running(pid: int) -> bool:

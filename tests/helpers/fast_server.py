@@ -21,7 +21,7 @@ from nnInteractive.inference.inference_session import nnInteractiveInferenceSess
 import torch
 from torch.nn import functional
 
-from helpers.end_to_end import is_running, wait_until
+from helpers.end_to_end import OFFICIAL_API, WORKER, children_running, is_running, wait_until
 from helpers.engine import QUICK_PATCH, QuickNetwork
 from nninteractive_ws.engine.model_registry import MODEL_FOLDER
 from nninteractive_ws.server.local_server import LISTENING
@@ -116,7 +116,12 @@ class QuickServer:
     @property
     def workers(self) -> list[int]:
         """The process ids of the workers, none during a restart."""
-        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return children_running(self.pid, WORKER)
+
+    @property
+    def official_api(self) -> list[int]:
+        """The process id of the process that answers nnInteractive's HTTP API, none before its first client."""
+        return children_running(self.pid, OFFICIAL_API)
 
     @property
     def worker(self) -> int:
@@ -131,11 +136,11 @@ class QuickServer:
         return worker
 
     def kill(self) -> None:
-        """Kill the gateway. The worker ends by itself."""
-        workers = self.workers
+        """Kill the gateway. Its child processes end by themselves."""
+        children = self.workers + self.official_api
         self.process.kill()
         self._wait()
-        wait_until(lambda: not any(map(is_running, workers)), timeout=30)
+        wait_until(lambda: not any(map(is_running, children)), timeout=30)
 
     def stop(self) -> None:
         """Stop the server as Ctrl-C does, unless it has ended."""
