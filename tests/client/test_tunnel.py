@@ -32,6 +32,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.address import SshTarget, parse_address
 from nninteractive_ws.client.tunnel import Tunnel
 
+
 @pytest.fixture
 def sshd(tmp_path: Path) -> Iterator[Sshd]:
     with sshd_in_path(tmp_path) as running:

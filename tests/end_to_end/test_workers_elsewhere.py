@@ -17,7 +17,7 @@ from helpers.fast_server import SLOW_NETWORK, QuickServer, quick_server
 from helpers.fault_script import State
 from helpers.http import free_port
 from helpers.networks import HERE, OtherMachine, other_machine
-from helpers.worker_user import WORKER_TIMEOUT_S, WorkerUser, worker_user, workers_of
+from helpers.worker_user import WORKER_TIMEOUT_S, worker_user, workers_of
 import psutil
 import pytest
 
@@ -26,12 +26,10 @@ from nninteractive_ws.client import events
 from nninteractive_ws.engine.worker import NotConnected, Worker
 from nninteractive_ws.eviction import IDLE_S
 from nninteractive_ws.server.worker_tls import make_certificate
-from nninteractive_ws.server.worker_token import read_worker_token
 
 TESTS = Path(__file__).parents[1]
 SECRET = "the-secret-of-a-worker"
 
-slow = [pytest.mark.slow, pytest.mark.timeout(600)]
 pytestmark = pytest.mark.usefixtures("back_at_once")
 
 
@@ -164,9 +162,9 @@ def test_a_launcher_that_prints_nonsense(tmp_path: Path, expected: list[dict[str
         os.execv(sys.argv[1], sys.argv[1:])
         """,
     )
-    with quick_server("--launch", launch, "--worker-host", "127.0.0.1", network=SLOW_NETWORK) as server:
-        with worker_user(server) as user:
-            assert user.run_undisturbed() == expected
+    options = ("--launch", launch, "--worker-host", "127.0.0.1")
+    with quick_server(*options, network=SLOW_NETWORK) as server, worker_user(server) as user:
+        assert user.run_undisturbed() == expected
 
 
 # ---- workers that join ------------------------------------------------------------------------------------
@@ -178,9 +176,12 @@ def joined(port: int, token: Path, model: Path, log: Path) -> Iterator["subproce
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-m", "nninteractive_ws", "worker", f"wss://127.0.0.1:{port}"]
     command += ["--token-file", str(token), "--model", str(model), "--device", "cpu"]
-    with log.open("ab") as output, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path}
-    ) as process:
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path}
+        ) as process,
+    ):
         try:
             yield process
         finally:

@@ -8,7 +8,7 @@ from helpers.end_to_end import metrics, wait_until
 from helpers.fast_server import SLOW_NETWORK, QuickServer, quick_server
 from helpers.fault_script import State
 from helpers.slurm import NODES, Slurm, slurm_cluster
-from helpers.worker_user import WORKER_TIMEOUT_S, WorkerUser, worker_user
+from helpers.worker_user import WorkerUser, worker_user
 import pytest
 
 SRUN = "srun --gres=gpu:1"

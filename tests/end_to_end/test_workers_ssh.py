@@ -61,7 +61,9 @@ def test_sshd_ends_in_the_middle_of_a_prompt(sshd: Sshd, expected: list[dict[str
 
 def is_connection(process: psutil.Process, worker: psutil.Process) -> bool:
     """Whether a process is the part of sshd that serves the connection of a worker."""
-    return process.info["name"] == "sshd" and worker in process.children(recursive=True) and process.ppid() != os.getpid()
+    if process.ppid() == os.getpid():
+        return False
+    return process.info["name"] == "sshd" and worker in process.children(recursive=True)
 
 
 def test_the_remote_port_is_taken(sshd: Sshd, tmp_path: Path, expected: list[dict[str, State]]) -> None:
