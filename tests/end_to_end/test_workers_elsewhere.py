@@ -13,7 +13,7 @@ import threading
 import time
 
 from helpers.end_to_end import health, metrics, wait_until
-from helpers.fast_server import SLOW_NETWORK, QuickServer, quick_server
+from helpers.fast_server import NETWORK, SLOW_NETWORK, QuickServer, quick_server
 from helpers.fault_script import State
 from helpers.http import free_port
 from helpers.networks import HERE, OtherMachine, other_machine
@@ -191,13 +191,15 @@ def joined(port: int, token: Path, model: Path, log: Path) -> Iterator["subproce
 
 
 @contextmanager
-def open_to_workers(folder: Path, *arguments: str) -> Iterator[tuple[QuickServer, int]]:
+def open_to_workers(
+    folder: Path, *arguments: str, network: str = SLOW_NETWORK
+) -> Iterator[tuple[QuickServer, int]]:
     """A server that workers can join, and the port for them."""
     port = free_port()
     with quick_server(
         *("--worker-token-file", str(folder / "token"), "--worker-host", "127.0.0.1", "--worker-port", str(port)),
         *arguments,
-        network=SLOW_NETWORK,
+        network=network,
     ) as server:
         yield server, port
 
@@ -268,7 +270,8 @@ def read(text: str) -> str:
 @pytest.mark.timeout(900)
 def test_sessions_even_out_when_a_worker_joins(tmp_path: Path, expected: list[dict[str, State]]) -> None:
     """Two workers have three sessions each. After the third has joined, each has two."""
-    with open_to_workers(tmp_path, "--launch", "env", "--workers", "2") as (server, port), ExitStack() as stack:
+    options = ("--launch", "env", "--workers", "2")
+    with open_to_workers(tmp_path, *options, network=NETWORK) as (server, port), ExitStack() as stack:
         wait_until(lambda: 'workers{launcher="env",state="ready"} 2.0' in metrics(server.address), WORKER_TIMEOUT_S)
         users = [stack.enter_context(worker_user(server)) for _ in range(6)]
         for user in users:
@@ -277,7 +280,10 @@ def test_sessions_even_out_when_a_worker_joins(tmp_path: Path, expected: list[di
         time.sleep(IDLE_S + 1)  # sessions in use stay where they are
         stack.enter_context(joined(port, tmp_path / "token", server.model, tmp_path / "log"))
         wait_until(lambda: "sessions_moved_total 2.0" in metrics(server.address), WORKER_TIMEOUT_S)
-        for user in users:
+        assert sessions_by_worker(server) == [0, 2, 2]
+        # The two that were moved are those that were not used for longest. If they were the first to be used again,
+        # one of them would return to a worker without active sessions.
+        for user in (*users[2:], *users[:2]):
             user.prompt_long()
         assert sessions_by_worker(server) == [2, 2, 2]
         for user in users:
