@@ -244,10 +244,12 @@ class Gateway:
         return self._sessions.usage(slot)
 
     def release_idle_sessions(self, slot: WorkerSlot, count: int) -> None:
+        # A session that stays on an ending worker is lost with it, so there every pause will do.
+        idle_s = 0.0 if slot.is_ending else self._settings.idle
         for record in self._sessions.least_recently_used(slot)[:count]:
             if record.name not in self._moving:
                 self._moving.add(record.name)
-                self._spawn(self._request_close(record, only_if_idle=True))
+                self._spawn(_send_close(record, idle_s))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task, and keep a reference until it is done, because the event loop keeps none."""
@@ -256,9 +258,7 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _request_close(self, record: SessionRecord, only_if_idle: bool) -> None:
-        if record.worker is not None and record.worker.description is not None:
-            with contextlib.suppress(WorkerLost):  # the session ended with its worker
-                await record.worker.send(worker_protocol.CloseSession(record.name, only_if_idle))
+        await _send_close(record, self._settings.idle if only_if_idle else None)
 
     def _gauges(self) -> GaugeSnapshot:
         loaded = [slot for slot in self._workers.slots if slot.description is not None]
@@ -411,6 +411,12 @@ class Gateway:
             self._sessions.drop(record.name)  # before the client is notified, because it may open another
         finally:
             await _cancel_all(up, down, replaced)
+
+
+async def _send_close(record: SessionRecord, idle_s: float | None) -> None:
+    if record.worker is not None and record.worker.description is not None:
+        with contextlib.suppress(WorkerLost):  # the session ended with its worker
+            await record.worker.send(worker_protocol.CloseSession(record.name, idle_s))
 
 
 def _official_api_arguments(settings: Settings) -> list[str]:
