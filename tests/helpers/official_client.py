@@ -87,7 +87,13 @@ class RecordingClient:
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        self.session = remote.nnInteractiveRemoteInferenceSession(url, **options)
+        kind = remote.nnInteractiveRemoteInferenceSession
+        self.session = kind.__new__(kind)
+        try:
+            self.session.__init__(url, **options)
+        except BaseException:
+            self.session._http.close()  # it does not close it itself
+            raise
         self._responses: list[httpx.Response] = []
         self.session._http.event_hooks = {"response": [self._record]}
         self._copy: Array | None = None
