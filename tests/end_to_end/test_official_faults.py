@@ -10,13 +10,10 @@ import time
 from typing import Any
 
 from helpers.end_to_end import (
-    WIDE_SHAPE,
     http,
     is_running,
-    phantom,
     sessions,
     wait_until,
-    wide_lasso,
 )
 from helpers.engine import torso
 from helpers.fast_server import QuickServer, quick_server
@@ -81,8 +78,10 @@ def test_the_worker_is_killed_between_prompts(quick: QuickServer, expected: list
 
 
 def test_the_worker_is_killed_during_a_prompt(quick: QuickServer) -> None:
-    image = phantom(shape=WIDE_SHAPE)
-    prompt = call("add_scribble_interaction", wide_lasso().astype(np.uint8), True)
+    image = torso((97, 51, 33), spacing=(3.0, 5.0, 8.0))
+    drawn = np.zeros(image.shape, np.uint8)
+    drawn[:, 25, 16] = 1  # longer than a patch, so that the prediction has many passes
+    prompt = call("add_scribble_interaction", drawn, True)
     with closing(with_image(http(quick.address), image)) as client, ThreadPoolExecutor() as pool:
         started = time.monotonic()
         expected = client.do(prompt).buffer
@@ -149,7 +148,10 @@ def test_tokens(tmp_path: Path, expected: list[Any]) -> None:
         for wrong in (None, "wrong", ada[:-1]):
             with pytest.raises(httpx.HTTPStatusError, match="401 Unauthorized"):
                 RecordingClient(url, api_key=wrong)
-        with closing(with_image(url, IMAGE, api_key=ada)) as client, closing(RecordingClient(url, api_key=ben)) as other:
+        with (
+            closing(with_image(url, IMAGE, api_key=ada)) as client,
+            closing(RecordingClient(url, api_key=ben)) as other,
+        ):
             assert_masks(client, expected)
             # Each user may have one session.
             with pytest.raises(ServerAtCapacityError, match="user may have"):

@@ -21,12 +21,15 @@ import uvicorn
 
 from nninteractive_ws.client import image_source
 
+
 @contextmanager
 def official_server(model: Path) -> Iterator[str]:
     """A server on a free port of loopback, with the model of a folder. Gives its URL."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-m", "helpers.official_server", str(model)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()

@@ -27,9 +27,11 @@ def official_api(gateway: str) -> Iterator[str]:
     def stop() -> None:
         running.should_exit = True
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with run_in_thread(lambda: running.run(sockets=[listening]), stop):
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        run_in_thread(lambda: running.run(sockets=[listening]), stop),
+    ):
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.mark.slow
@@ -46,7 +48,7 @@ def test_a_prompt_beyond_the_limit_is_cancelled(server: str, monkeypatch: pytest
         with monkeypatch.context() as patch:
             patch.setattr(lease, "ANSWER_TIMEOUT_S", 0.2)
             client.do(call("set_do_autozoom", True))
-            with pytest.raises(ServerAtCapacityError, match="cancelled it. The segment is as before"):
+            with pytest.raises(ServerAtCapacityError, match=r"cancelled it\. The segment is as before"):
                 client.do(call("add_lasso_interaction", wide_lasso().astype(np.uint8), True))
         assert (responses[-1].status_code, responses[-1].headers["Retry-After"]) == (503, str(RETRY_AFTER_S))
         assert np.array_equal(client.buffer, masks[0])

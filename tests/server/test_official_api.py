@@ -1,4 +1,4 @@
-"""The process of the HTTP API as the gateway runs it: start, failures, relay and end. Small programs stand in for it."""
+"""The gateway's process of the HTTP API: start, failures, relay and end. Small programs stand in for it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

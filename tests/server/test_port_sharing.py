@@ -22,7 +22,7 @@ LEASE = b"GET /lease HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Server:
-    """A shared port. HTTP requests are echoed, GET requests of WebSocket's side get "hello", and messages are echoed."""
+    """A shared port. HTTP requests and WebSocket messages are echoed, and other GET requests get "hello"."""
 
     def __init__(self, timeout_s: float = 5.0) -> None:
         self.shared = SharedPort(self._accept, timeout_s)
