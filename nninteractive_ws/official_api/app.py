@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 
 from nninteractive_ws import errors
 from nninteractive_ws.official_api import nnia, payloads
@@ -71,7 +72,9 @@ class OfficialApi:
         }
         routes = [Route(path, self._guarded(handle), methods=["GET"]) for path, handle in get.items()]
         routes += [Route(path, self._guarded(handle), methods=["POST"]) for path, handle in post.items()]
-        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_route})
+        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: self._no_route})
+        app.router.redirect_slashes = False
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -86,15 +89,28 @@ class OfficialApi:
         """Refuse foreign web pages, and answer errors."""
 
         async def guarded(request: Request) -> Response:
-            refusal = self._guard.refusal(Headers(request.headers.items()))
-            if refusal is not None:
-                return _error(refusal.status, refusal.message)
             try:
-                return await handle(request)
+                return self._refuse_web_page(request) or await handle(request)
             except Exception as e:
                 return await self._to_response(e, request)
 
         return guarded
+
+    def _refuse_web_page(self, request: Request) -> Response | None:
+        refusal = self._guard.refusal(_headers(request))
+        return None if refusal is None else _error(refusal.status, refusal.message.strip())
+
+    async def _no_route(self, request: Request, error: Exception) -> Response:
+        """Answer a request for an unknown path or with a wrong method."""
+        assert isinstance(error, HTTPException)
+        path, headers = request.scope["path"], dict(error.headers or {})
+        message = f"There is no {request.method} {path:.200} in nnInteractive's HTTP API. See the documentation."
+        response = _error(HTTPStatus(error.status_code), message, headers)
+
+        async def no_route(request: Request) -> Response:
+            return response
+
+        return await self._guarded(no_route)(request)
 
     async def _to_response(self, error: Exception, request: Request) -> Response:
         if isinstance(error, LeaseGone) and not await self._has_valid_token(request):
@@ -104,13 +120,17 @@ class OfficialApi:
         return response
 
     async def _has_valid_token(self, request: Request) -> bool:
-        return (await self._ask_gateway(request, "/metrics")).status_code == HTTPStatus.OK
+        return (await self._ask_gateway(request, "/metrics")).status_code != HTTPStatus.UNAUTHORIZED
 
     # ---- without a lease ----------------------------------------------------------------------------------
 
     async def _ask_gateway(self, request: Request, path: str | None = None) -> Response:
         """Return the gateway's answer. It knows the model and the tokens."""
-        return await asyncio.to_thread(self._fetch, path or request.url.path, request.headers.get("Authorization"))
+        path, authorization = path or request.scope["path"], request.headers.get("Authorization")
+        try:
+            return await asyncio.to_thread(self._fetch, path, authorization)
+        except (OSError, http.client.HTTPException):
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE, "The server does not answer. Try again in a moment.")
 
     def _fetch(self, path: str, authorization: str | None) -> Response:
         connection = http.client.HTTPConnection(self._gateway, timeout=_GATEWAY_TIMEOUT_S)
@@ -265,14 +285,23 @@ class BodyTimeout(Exception):
     """The body of a request stopped arriving."""
 
 
+def _headers(request: Request) -> Headers:
+    """Raises BadMessage for a control character."""
+    try:
+        return Headers(request.headers.items())
+    except InvalidHeader as e:
+        raise errors.BadMessage("A header of the request has a control character. Send printable text.") from e
+
+
 def _token(request: Request) -> str:
-    return bearer_token(Headers(request.headers.items()))
+    return bearer_token(_headers(request))
 
 
 def _content_length(request: Request) -> int:
-    """Return the length of the body. Raises LengthRequired or BadMessage."""
+    """Return the length of the body. Raises LengthRequired."""
     text = request.headers.get("Content-Length")
-    if text is None:
+    # A chunked body may have any length, even in a request with a Content-Length.
+    if text is None or "Transfer-Encoding" in request.headers:
         raise LengthRequired("The request has no Content-Length. Send the body without chunked transfer encoding.")
     return int(text)  # the HTTP server has checked it
 
@@ -334,10 +363,3 @@ def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = No
     if status is HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", 'Bearer realm="nninteractive-ws"')
     return JSONResponse({"detail": message}, status, headers)
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    """Answer a request for an unknown path or with a wrong method."""
-    assert isinstance(error, HTTPException)
-    message = f"There is no {request.method} {request.url.path} in nnInteractive's HTTP API. See the documentation."
-    return JSONResponse({"detail": message}, error.status_code, error.headers)

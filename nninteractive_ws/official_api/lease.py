@@ -1,7 +1,8 @@
 """A lease of nnInteractive's HTTP API: a session with one segment, and the state of the client's target buffer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 import math
 import time
@@ -66,6 +67,10 @@ class Lease:
         self.dtype: np.dtype[Any] | None = None
         # A box of all voxels in which the target buffer differs from the mask.
         self._unsent: Box | None = None
+        # Number of steps up to the last initial segmentation, which can be undone only while it is the newest step.
+        # Clients send an existing segment before its first prompt, and one undo too many would empty it.
+        self._initial_steps = 0
+        self._is_initial_newest = False
         session.on("mask_delta", self._on_mask_delta)
 
     def mark_active(self) -> None:
@@ -116,7 +121,7 @@ class Lease:
             raise OutOfBounds(f"The target buffer has the shape {payload.shape}. Expected {self.shape}, the image's.")
         try:
             dtype = np.dtype(payload.dtype)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, SyntaxError) as e:
             raise BadMask("The target buffer has an unknown dtype. Use uint8, for instance.") from e
         if dtype.kind not in "biu":
             raise BadMask(f"The target buffer has the dtype {dtype}. Use bool or an integer type, such as uint8.")
@@ -130,9 +135,10 @@ class Lease:
 
     async def reset(self) -> None:
         """Remove all prompts and the mask. The client empties its target buffer itself."""
-        if self._exists:
-            await self._answer(self._segment.remove())
-        self._unsent = None
+        with self._overwritten_buffer():
+            if self._exists:
+                await self._answer(self._segment.remove())
+        self._unsent, self._initial_steps = None, 0
 
     async def add_point(self, payload: AddPoint) -> Answer:
         """Add a point. Raises the errors of the request."""
@@ -156,12 +162,14 @@ class Lease:
 
     async def add_initial_segmentation(self, payload: AddInitialSegmentation, packed: PackedArray) -> Answer:
         """Start from a mask, which the client writes into its target buffer itself. Raises the request's errors."""
-        with self._budget.reserve(packed.nbytes):
-            given = await self._unpack_mask(packed, Box.whole(self.shape))
-        # An empty mask has no box. One unset voxel says the same.
-        box = given.box or Box((0, 0, 0), (1, 1, 1))
-        flips = given.flips if given.box else np.zeros(box.shape, bool)
-        await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        with self._overwritten_buffer():
+            with self._budget.reserve(packed.nbytes):
+                given = await self._unpack_mask(packed, Box.whole(self.shape))
+            # An empty mask has no box. One unset voxel says the same.
+            box = given.box or Box((0, 0, 0), (1, 1, 1))
+            flips = given.flips if given.box else np.zeros(box.shape, bool)
+            await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
         self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
@@ -170,12 +178,15 @@ class Lease:
         if not self._exists:
             return Answer(False, None)
         steps = self._segment.can_undo
+        self._is_initial_newest = False
         await self._answer(self._segment.run())
         return self._take_answer(self._segment.can_undo > steps)
 
     async def undo(self) -> Answer:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
+            return Answer(False, None)
+        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
         return self._take_answer(True)
@@ -205,6 +216,16 @@ class Lease:
         if box is not None:
             self._unsent = box.union(self._unsent)
 
+    @contextmanager
+    def _overwritten_buffer(self) -> Iterator[None]:
+        """Send the whole mask next if a request fails before which the client overwrites its target buffer."""
+        try:
+            yield
+        except BaseException:
+            if self._shape is not None:
+                self._unsent = Box.whole(self._shape)
+            raise
+
     # ---- private ------------------------------------------------------------------------------------------
 
     @property
@@ -216,6 +237,7 @@ class Lease:
         return SEGMENT in self.session.segments
 
     async def _prompt(self, request: Awaitable[object], run: bool) -> Answer:
+        self._is_initial_newest = False
         await self._answer(request)
         return self._take_answer(run)
 
@@ -252,6 +274,7 @@ class Lease:
     def forget_image(self) -> None:
         """Release the image, which the session no longer has."""
         self._shape = self.dtype = self._unsent = None
+        self._initial_steps = 0
         if self._image_memory is not None:
             self._image_memory.release()
             self._image_memory = None
@@ -263,6 +286,8 @@ def clip_box(pairs: Sequence[tuple[float, float]], shape: Index, prompts: Sequen
     Along an axis on which nothing is left, it is one voxel thick. ``prompts``: those that the model supports. Raises
     UnsupportedPrompt or OutOfBounds.
     """
+    if not all(math.isfinite(edge) for pair in pairs for edge in pair):
+        raise OutOfBounds(f"The box {_format(pairs)} is no box of voxels: its ranges must be finite.")
     sizes = [stop - start for start, stop in pairs]
     if "bbox3d" not in prompts and 1 not in sizes:
         raise UnsupportedPrompt(f"The loaded model supports boxes of one slice only, and {_format(pairs)} has more.")

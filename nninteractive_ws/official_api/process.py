@@ -30,6 +30,8 @@ from nninteractive_ws.server.hosts import WebPageGuard
 MEMORY_SHARE = 0.2
 #: Timeout for the first line of a connection, and its size limit.
 PREAMBLE_TIMEOUT_S, MAX_PREAMBLE_BYTES = 5.0, 256
+#: Timeout for a request up to the end of its headers, from its first byte.
+HEADER_TIMEOUT_S = 20.0
 #: Seconds that an unused connection is kept. nnInteractive's client sends a heartbeat every 30 seconds.
 KEEP_ALIVE_S = 75
 #: Size limit of the headers of a request.
@@ -45,19 +47,20 @@ class GatewayConnection(H11Protocol):
         self._secret, self._admission = secret, admission
         self._preamble: bytes | None = b""
         self._accepted = ExitStack()
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timeout = self.loop.call_later(PREAMBLE_TIMEOUT_S, transport.abort)
+        self._timer = self.loop.call_later(PREAMBLE_TIMEOUT_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timeout.cancel()
+        self._stop_timer()
         self._accepted.close()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._preamble is None:
-            super().data_received(data)
+            self._receive(data)
             return
         self._preamble += data
         line, newline, rest = self._preamble.partition(b"\n")
@@ -69,11 +72,24 @@ class GatewayConnection(H11Protocol):
         if not hmac.compare_digest(secret, self._secret):
             self.transport.abort()
             return
-        self._timeout.cancel()
+        self._stop_timer()
         self._preamble, self.client = None, (peer.decode("ascii", "replace"), 0)
         self._accepted.enter_context(self._admission.with_session(self.transport))
         if rest:  # empty data would mean the end of the connection
-            super().data_received(rest)
+            self._receive(rest)
+
+    def _receive(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            # uvicorn has no timeout for headers, nor for the rest of a body that nobody reads.
+            self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 async def _serve(args: argparse.Namespace, secret: str) -> None:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
 
 from nninteractive_ws import protocol
 
@@ -57,6 +58,9 @@ class BoundedConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         self._incoming_bytes.add(self, len(data))
         super().data_received(data)
+        if self.state is State.CONNECTING and self.request is not None and self.protocol.eof_sent:
+            # Invalid frames after the request. The library's handshake would log an assertion error.
+            self.transport.abort()
         if self.transport.get_write_buffer_size() > MAX_OUTGOING_BYTES:
             _log.warning("closed a connection because the client does not read")
             self.transport.abort()

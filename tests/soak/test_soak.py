@@ -22,7 +22,9 @@ from helpers.fault_script import SHAPE, blocking, cancel_through, concurrent, di
 from helpers.fault_script import undisturbed as expect
 from helpers.fuzz_inputs import inputs
 from helpers.fuzzer import feed
-from helpers.neighbor import undisturbed
+from helpers.http_fuzzer import feed_http
+from helpers.http_inputs import http_inputs, record
+from helpers.neighbor import undisturbed, undisturbed_with_http
 from helpers.soak import MINUTES
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ WARM_UP_S = min(120, SECONDS / 3)
 MAY_GROW, MEASUREMENTS = 1.05, 8 if MINUTES else 1
 #: Threads of asyncio's own pool in each process, which are created when needed and stay.
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
-INPUTS = 50_000 if MINUTES else 100
+INPUTS, HTTP_INPUTS = (50_000, 20_000) if MINUTES else (100, 100)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 * MINUTES + 120), pytest.mark.usefixtures("back_at_once")]
 
@@ -175,4 +177,13 @@ def test_more_seeds(lingering: QuickServer) -> None:
 def test_more_inputs(lingering: QuickServer) -> None:
     with undisturbed(lingering):
         seen = asyncio.run(feed(lingering.address, itertools.islice(inputs(seed=2), INPUTS)))
+    print(dict(seen.most_common()))
+
+
+def test_more_http_inputs() -> None:
+    with quick_server("--memory", "2", "--max-sessions", "20", "--max-sessions-per-user", "20") as server:
+        recorded = record(server.address)
+        with undisturbed_with_http(server):
+            items = itertools.islice(http_inputs(2, recorded), HTTP_INPUTS)
+            seen = asyncio.run(feed_http(server.address, items))
     print(dict(seen.most_common()))

@@ -1,0 +1,195 @@
+"""Connections from the gateway: the line with the secret, and timeouts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+import functools
+import json
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from uvicorn import Config, Server
+
+from nninteractive_ws.official_api import process
+from nninteractive_ws.official_api.process import MAX_PREAMBLE_BYTES, GatewayConnection
+from nninteractive_ws.server.admission import Admission, bound_port, listen
+
+SECRET = b"s3cret"
+PREAMBLE = SECRET + b" 192.0.2.7\n"
+REQUEST = b"POST /peer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def _peer(request: Request) -> JSONResponse:
+    assert request.client is not None
+    return JSONResponse({"peer": request.client.host, "body": (await request.body()).decode()})
+
+
+async def _ignore_body(request: Request) -> JSONResponse:
+    return JSONResponse({})
+
+
+@asynccontextmanager
+async def listening(admission: Admission | None = None) -> Any:
+    """Serve HTTP for the gateway. Returns the port."""
+    app = Starlette(routes=[Route("/peer", _peer, methods=["POST"]), Route("/none", _ignore_body, methods=["POST"])])
+    admission = admission or Admission(10, 10, 10)
+    (bound,) = listen("127.0.0.1", 0, admission)
+    http: Any = functools.partial(GatewayConnection, secret=SECRET, admission=admission)
+    server = Server(Config(app, http=http, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+    try:
+        yield bound_port(bound)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def run(work: Callable[[], Awaitable[Any]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 60))  # type: ignore[arg-type]
+
+
+async def send(port: int, *parts: bytes, within: float = 10) -> bytes:
+    """Send bytes in parts that arrive one by one. Return the body of the answer, or nothing if it is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        async with asyncio.timeout(within):
+            head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        (length,) = (int(line.split(b":")[1]) for line in head.splitlines() if line.startswith(b"content-length"))
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+    finally:
+        writer.close()
+
+
+async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> bool:
+    """Send data now and then, and return whether the server closes the connection within seconds."""
+    try:
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            writer.write(data)
+            await writer.drain()
+            if reader.at_eof():
+                return True
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_the_right_line() -> None:
+    async def work() -> None:
+        async with listening() as port:
+            assert json.loads(await send(port, PREAMBLE + REQUEST)) == {"peer": "192.0.2.7", "body": "{}"}
+
+    run(work)
+
+
+def test_the_right_line_in_any_split() -> None:
+    data = PREAMBLE + REQUEST
+
+    async def work() -> None:
+        async with listening() as port:
+            for cut in range(1, len(data)):
+                assert json.loads(await send(port, data[:cut], data[cut:]))["peer"] == "192.0.2.7"
+            single = [data[n : n + 1] for n in range(len(data))]
+            assert json.loads(await send(port, *single))["peer"] == "192.0.2.7"
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"s3creT 192.0.2.7\n", b"s3cre 192.0.2.7\n", b"s3cretx 192.0.2.7\n", b"\n", b" 192.0.2.7\n", b"", b"\xff\n",
+        b"x" * (MAX_PREAMBLE_BYTES + 1), b"x" * 100_000,
+    ],
+    ids=lambda first: repr(first[:12]),
+)  # fmt: skip
+def test_any_other_line_closes_the_connection(first: bytes) -> None:
+    async def work() -> None:
+        async with listening() as port:
+            assert await send(port, first + REQUEST) == b""
+            assert await send(port, PREAMBLE + REQUEST)
+
+    run(work)
+
+
+@pytest.mark.parametrize("first", [b"", b"s3", SECRET + b" 192.0.2.7"])
+def test_a_connection_without_the_line_in_time_is_closed(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr(process, "PREAMBLE_TIMEOUT_S", 0.1)
+
+    async def work() -> None:
+        async with listening() as port:
+            assert await send(port, first) == b""
+
+    run(work)
+
+
+@pytest.mark.parametrize("start", [b"P", REQUEST[:20], REQUEST.partition(b"\r\n\r\n")[0]])
+def test_headers_that_do_not_end_in_time_close_the_connection(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.3)
+
+    async def work() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREAMBLE + start)
+            assert await closes(reader, writer, b"x")
+            writer.close()
+
+    run(work)
+
+
+def test_a_slow_body_and_a_slow_answer_are_no_slow_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.1)
+
+    async def work() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREAMBLE)
+            for _ in range(2):
+                await asyncio.sleep(0.2)
+                writer.write(REQUEST[:-1])
+                await asyncio.sleep(0.2)
+                writer.write(REQUEST[-1:])
+                assert b"192.0.2.7" in await reader.readuntil(b'"{}"}')
+            writer.close()
+
+    run(work)
+
+
+def test_the_rest_of_a_body_that_nobody_reads_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.2)
+
+    async def work() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREAMBLE + b"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+            await reader.readuntil(b"{}")
+            assert await closes(reader, writer, bytes(1000))
+            writer.close()
+
+    run(work)
+
+
+def test_connections_with_the_line_are_not_dropped_for_others() -> None:
+    async def work() -> None:
+        async with listening(Admission(2, 2, 10)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREAMBLE)
+            await asyncio.sleep(0.05)
+            others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+            writer.write(REQUEST)
+            assert b"192.0.2.7" in await reader.readuntil(b'"{}"}')
+            for _, other in (*others, (reader, writer)):
+                other.close()
+
+    run(work)
