@@ -147,7 +147,7 @@ async def serving(
         return sessions[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leases_module, "aconnect", connect)
+        patch.setattr(leases_module, "connect_to_gateway", connect)
         leases = Leases(f"ws://{gateway}", Limits(3, 2, max_bytes))
         api = OfficialApi(f"ws://{gateway}", leases, WebPageGuard(hosts, ["https://allowed.example"]))
         app = api.make_app()
