@@ -84,8 +84,8 @@ class HttpFuzzer:
             detail = json.loads(response.body)["detail"]
             assert detail.endswith("."), detail
             assert len(detail) > 20, detail
-        if response.status == 410:
-            self._used = INPUTS_PER_LEASE  # the lease may have been released
+        if response.status == 410 and (await self._post(b"/heartbeat", self._lease, b"")).status == 410:
+            self._used = INPUTS_PER_LEASE  # an input has released it
 
     # ---- connections --------------------------------------------------------------------------------------
 

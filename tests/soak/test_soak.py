@@ -185,5 +185,5 @@ def test_more_http_inputs() -> None:
         recorded = record(server.address)
         with undisturbed_with_http(server):
             items = itertools.islice(http_inputs(2, recorded), HTTP_INPUTS)
-            seen = asyncio.run(feed_http(server.address, items))
+            seen = asyncio.run(feed_http(server.address, items, at_once=8))
     print(dict(seen.most_common()))
