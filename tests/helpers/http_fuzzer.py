@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from nnInteractive.inference.remote.serialization import pack_array
 
 from helpers.http_inputs import IMAGE, LEASE, SHAPE, HttpInput, RecordedRequest, encode
+from nninteractive_ws.official_api.leases import LIVENESS_TIMEOUT_S
 
 #: Connections that fuzz at a time.
 AT_ONCE = 3
@@ -116,7 +117,9 @@ class HttpFuzzer:
         return response
 
     async def _claim(self) -> None:
-        claimed = await self._post(b"/claim", b"", b"")
+        async with asyncio.timeout(2 * LIVENESS_TIMEOUT_S):
+            while (claimed := await self._post(b"/claim", b"", b"")).status == 503:
+                await asyncio.sleep(1)  # inputs that did not wait for the answer to a claim have leases, which expire
         assert claimed.status == 200, claimed.body
         self._lease, self._used = json.loads(claimed.body)["lease_token"].encode(), 0
         for path, body in (
