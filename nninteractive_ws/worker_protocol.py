@@ -9,7 +9,6 @@ over, and the gateway closes it when the client is gone.
 
 import asyncio
 import contextlib
-from typing import Any
 
 import msgspec
 from websockets.asyncio.connection import Connection
@@ -23,12 +22,12 @@ SESSION_PATH = "/worker/session"
 
 
 class ModelReady(msgspec.Struct, frozen=True, tag="model_ready"):
-    """Worker to gateway: the model is loaded. ``capabilities``: its description in nnInteractive's HTTP API."""
+    """Worker to gateway: the model is loaded. ``capabilities``: its JSON description in nnInteractive's HTTP API."""
 
     model: Model
     device: str
     limits: Limits
-    capabilities: dict[str, Any] = {}
+    capabilities: str = "{}"
 
 
 class ModelLoadFailed(msgspec.Struct, frozen=True, tag="model_load_failed"):

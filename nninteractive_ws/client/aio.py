@@ -99,7 +99,10 @@ class AsyncSession:
 
     async def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
-        source = await asyncio.to_thread(ImageSource.of, image)
+        await self.set_image_source(await asyncio.to_thread(ImageSource.of, image), journal)
+
+    async def set_image_source(self, source: ImageSource, journal: Journal | None = None) -> None:
+        """Use a volume that was checked before. If the server refuses it, there is no image."""
         await self._ask(lambda: self._core.set_image(source, journal))
 
     async def save(self, path: str | Path) -> None:

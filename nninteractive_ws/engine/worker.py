@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, wait
 import gc
+import json
 import logging
 from pathlib import Path
 import sys
@@ -86,7 +87,9 @@ class Worker:
             self._pools = memory_pools(self._device, self._memory, self._workers, self._evict_idle_session)
             limits = msgspec.structs.replace(LIMITS, session_bytes=self._pools[-1].session_limit)
             self._to_gateway.put_nowait(
-                worker_protocol.ModelReady(self._model.description, str(self._device), limits, self._model.capabilities)
+                worker_protocol.ModelReady(
+                    self._model.description, str(self._device), limits, json.dumps(self._model.capabilities)
+                )
             )
             self._spawn(self._send_reports(control))
             async for data in control:

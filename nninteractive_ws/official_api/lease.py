@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nninteractive_ws import masks
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession
 from nninteractive_ws.client.events import MaskDelta
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import box_inside, to_mask
 from nninteractive_ws.errors import BadImage, BadMask, NoImage, OutOfBounds, UnsupportedPrompt
 from nninteractive_ws.geometry import Box, Index
@@ -66,6 +67,10 @@ class Lease:
         self.dtype: np.dtype[Any] | None = None
         # A box of all voxels in which the target buffer differs from the mask.
         self._unsent: Box | None = None
+        # Number of steps up to the last initial segmentation, which can be undone only while it is the newest step.
+        # Clients send an existing segment before its first prompt, and one undo too many would empty it.
+        self._initial_steps = 0
+        self._is_initial_newest = False
         session.on("mask_delta", self._on_mask_delta)
 
     def mark_active(self) -> None:
@@ -89,23 +94,26 @@ class Lease:
     async def set_image(self, packed: PackedArray) -> None:
         """Use an image of shape (1, X, Y, Z). If the session refuses it, there is no image.
 
-        Raises BadImage, TooLarge, OutOfMemory or BadMessage.
+        Raises BadImage, TooLarge or BadMessage, and the previous image stays in use; or OutOfMemory.
         """
         if len(packed.shape) != 4 or packed.shape[0] != 1:
             raise BadImage(f"The image has the shape {packed.shape}. Expected (1, X, Y, Z): one channel is supported.")
         # For the image and the mask of its segment. The previous ones are in use until the session has this image.
         memory = self._budget.reserve(packed.nbytes + math.prod(packed.shape))
         try:
-            image = await asyncio.to_thread(packed.unpack)
-            self._shape = None
-            await self._answer(self.session.set_image(image[0]))
+            source = await asyncio.to_thread(lambda: ImageSource.of(packed.unpack()[0]))
+        except BaseException:
+            memory.release()
+            raise
+        self._shape = self.dtype = self._unsent = None
+        try:
+            await self._answer(self.session.set_image_source(source))
         except BaseException:
             # The session still has one of the two images.
             self._image_memory = _larger(memory, self._image_memory)
             raise
         self.forget_image()
-        i, j, k = packed.shape[1:]
-        self._image_memory, self._shape = memory, (i, j, k)
+        self._image_memory, self._shape = memory, source.grid.shape
 
     async def set_target_buffer(self, payload: SetTargetBuffer) -> None:
         """Note a new target buffer, which is empty. Raises NoImage, OutOfBounds or BadMask."""
@@ -130,7 +138,7 @@ class Lease:
         with self._overwritten_buffer():
             if self._exists:
                 await self._answer(self._segment.remove())
-        self._unsent = None
+        self._unsent, self._initial_steps = None, 0
 
     async def add_point(self, payload: AddPoint) -> Answer:
         """Add a point. Raises the errors of the request."""
@@ -161,6 +169,7 @@ class Lease:
             box = given.box or Box((0, 0, 0), (1, 1, 1))
             flips = given.flips if given.box else np.zeros(box.shape, bool)
             await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+        self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
         self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
@@ -169,12 +178,15 @@ class Lease:
         if not self._exists:
             return Answer(False, None)
         steps = self._segment.can_undo
+        self._is_initial_newest = False
         await self._answer(self._segment.run())
         return self._take_answer(self._segment.can_undo > steps)
 
     async def undo(self) -> Answer:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
+            return Answer(False, None)
+        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
         return self._take_answer(True)
@@ -225,6 +237,7 @@ class Lease:
         return SEGMENT in self.session.segments
 
     async def _prompt(self, request: Awaitable[object], run: bool) -> Answer:
+        self._is_initial_newest = False
         await self._answer(request)
         return self._take_answer(run)
 
@@ -261,6 +274,7 @@ class Lease:
     def forget_image(self) -> None:
         """Release the image, which the session no longer has."""
         self._shape = self.dtype = self._unsent = None
+        self._initial_steps = 0
         if self._image_memory is not None:
             self._image_memory.release()
             self._image_memory = None

@@ -1,11 +1,13 @@
 """All leases of nnInteractive's HTTP API: claim, lookup, release, and expiry."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 import hmac
 import logging
 import secrets
 import time
+from typing import Any
 
 from nninteractive_ws.client.aio import AsyncSession, aconnect
 from nninteractive_ws.client.events import Failed
@@ -16,7 +18,8 @@ from nninteractive_ws.official_api.memory import MemoryBudget
 _log = logging.getLogger(__name__)
 
 #: Seconds without an action of the user, and without any request, after which a lease expires. These are the defaults
-#: of nnInteractive's server.
+#: of nnInteractive's server. Clients take the end of a lease badly (napari's plug-in removes the mask), so a lease
+#: without actions is ended only if another one needs its place or its memory.
 IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S = 600.0, 60.0
 _SWEEP_EVERY_S = 5.0
 
@@ -39,7 +42,7 @@ class Leases:
 
     def __init__(self, gateway: str, limits: Limits) -> None:
         self._gateway, self.limits = gateway, limits
-        self.budget = MemoryBudget(limits.max_bytes)
+        self.budget = MemoryBudget(limits.max_bytes, self._end_idle_lease)
         self._leases: dict[str, Lease] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._claiming = 0
@@ -91,7 +94,7 @@ class Leases:
 
     @staticmethod
     def remaining_seconds(lease: Lease) -> float:
-        """Return the seconds after which a lease expires without another action of the user."""
+        """Return the seconds after which a lease may end without another action of the user."""
         return max(0.0, IDLE_TIMEOUT_S - (time.monotonic() - lease.last_active))
 
     async def release(self, name: str) -> None:
@@ -101,14 +104,13 @@ class Leases:
             await _end(lease)
 
     async def expire(self) -> None:
-        """End leases that are not used, forever."""
+        """End the leases of clients that are gone, forever."""
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
             now = time.monotonic()
             for name, lease in list(self._leases.items()):
-                idle = now - lease.last_active > IDLE_TIMEOUT_S
-                if not lease.lock.locked() and (idle or now - lease.last_seen > LIVENESS_TIMEOUT_S):
-                    _log.info("expired: %s", "no action of the user" if idle else "no sign of the client")
+                if not lease.lock.locked() and now - lease.last_seen > LIVENESS_TIMEOUT_S:
+                    _log.info("ended a lease: there was no sign of its client")
                     await self.release(name)
 
     async def close(self) -> None:
@@ -116,19 +118,42 @@ class Leases:
         await asyncio.gather(*self._ending, *(self.release(name) for name in list(self._leases)))
 
     def _check_limits(self, token: str) -> None:
-        if len(self._leases) + self._claiming >= self.limits.max_leases:
-            raise AtCapacity(f"All {self.limits.max_leases} sessions of the server are in use. Try again later.")
         own = sum(lease.token == token for lease in self._leases.values())
-        if own >= self.limits.max_leases_per_user:
+        if own >= self.limits.max_leases_per_user and not self._end_idle_lease(token):
             raise AtCapacity(f"All {own} sessions that a user may have are in use. Close one of them.")
+        if len(self._leases) + self._claiming >= self.limits.max_leases and not self._end_idle_lease():
+            raise AtCapacity(f"All {self.limits.max_leases} sessions of the server are in use. Try again later.")
+
+    def _end_idle_lease(self, token: str | None = None) -> bool:
+        """End the lease that was without actions for the longest time, if it has expired; with ``token``, of this user.
+
+        Return whether there was one.
+        """
+        oldest = time.monotonic() - IDLE_TIMEOUT_S
+        idle = {
+            name: lease.last_active
+            for name, lease in self._leases.items()
+            if lease.last_active < oldest and not lease.lock.locked() and token in (None, lease.token)
+        }
+        if not idle:
+            return False
+        _log.info("ended a lease without actions in favor of another")
+        lease = self._leases.pop(min(idle, key=idle.__getitem__))
+        lease.forget_image()
+        self._spawn(lease.close())
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
+        task = asyncio.ensure_future(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _on_error(self, name: str, event: Failed) -> None:
         """Forget a lease whose session has failed, so that its client claims another."""
         if event.request is None and (lease := self._leases.pop(name, None)) is not None:
             _log.warning("a session ended: %s", event.error)
-            task = asyncio.ensure_future(_end(lease))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._spawn(_end(lease))
 
 
 async def _end(lease: Lease) -> None:

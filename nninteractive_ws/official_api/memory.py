@@ -1,5 +1,6 @@
 """Memory that clients of the HTTP API make this process keep: counted, and limited for all of them together."""
 
+from collections.abc import Callable
 from types import TracebackType
 
 from nninteractive_ws.errors import OutOfMemory, TooLarge
@@ -7,10 +8,10 @@ from nninteractive_ws.units import format_bytes
 
 
 class MemoryBudget:
-    """A number of bytes for all clients together."""
+    """A number of bytes for all clients together. ``free()`` ends an unused lease, or returns False."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
+    def __init__(self, limit: int, free: Callable[[], bool] = lambda: False) -> None:
+        self.limit, self.used, self._free = limit, 0, free
 
     def reserve(self, nbytes: int) -> "Reservation":
         """Reserve memory. Raises TooLarge if it exceeds the whole budget, and OutOfMemory if it does at present."""
@@ -19,7 +20,9 @@ class MemoryBudget:
                 f"The request needs {format_bytes(nbytes)}, and this server has {format_bytes(self.limit)} for clients "
                 "of the HTTP API. Use a smaller image, or a client that speaks WebSocket."
             )
-        if self.used + nbytes > self.limit:
+        while self.used + nbytes > self.limit:
+            if self._free():
+                continue
             raise OutOfMemory(
                 "The memory of this server for clients of the HTTP API is in use. Try again when others have finished."
             )

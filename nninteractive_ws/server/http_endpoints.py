@@ -83,7 +83,7 @@ class HttpEndpoints:
             response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is loading its model.\n")
             response.headers["Retry-After"] = "10"
             return response
-        return _http_response("application/json", (json.dumps(loaded[0].description.capabilities) + "\n").encode())
+        return _http_response("application/json", loaded[0].description.capabilities.encode())
 
     def _health(self) -> dict[str, object]:
         loaded = self._workers.loaded

@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/nninteractive-ws/nninteractive-ws"
 PICTURES = "https://raw.githubusercontent.com/nninteractive-ws/nninteractive-ws/main/"
 SITE = "https://nninteractive-ws.github.io/nninteractive-ws/"
-#: The address that the documents connect to.
-ADDRESS = "ws://127.0.0.1:1528"
+#: The address that the documents connect to, also for clients of nnInteractive's HTTP API.
+ADDRESS, HTTP_ADDRESS = "ws://127.0.0.1:1528", "http://127.0.0.1:1528"
 
 _FENCED = re.compile(r"^( *)```([a-z]*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)

@@ -15,6 +15,7 @@ import pytest
 
 from nninteractive_ws import errors
 from nninteractive_ws.client import inputs
+from nninteractive_ws.geometry import Box
 from nninteractive_ws.official_api import lease as lease_module
 from nninteractive_ws.official_api import nnia, payloads
 from nninteractive_ws.official_api.lease import Answer, AnswerTimeout, Lease, clip_box
@@ -205,6 +206,27 @@ def test_undo_and_predict_without_a_prompt_do_nothing() -> None:
     run(work)
 
 
+def test_an_initial_segmentation_is_undone_only_as_the_newest_step() -> None:
+    """Clients send an existing segment before its first prompt. One undo too many must not empty it."""
+
+    async def work() -> None:
+        lease, _ = new_lease()
+        await lease.set_image(packed(IMAGE))
+        await lease.set_target_buffer(payloads.SetTargetBuffer(SHAPE, "uint8"))
+        initial = np.zeros(SHAPE, np.uint8)
+        initial[2:4, 2:4, 2:4] = 1
+        await lease.add_initial_segmentation(payloads.AddInitialSegmentation(), packed(initial))
+        for n in (1, 2):
+            await lease.add_point(point(n, n, n))
+        assert [(await lease.undo()).ran for _ in range(3)] == [True, True, False]
+        assert np.array_equal(lease.part(Box.whole(SHAPE)), initial)
+        await lease.add_initial_segmentation(payloads.AddInitialSegmentation(), packed(1 - initial))
+        assert (await lease.undo()).ran
+        assert np.array_equal(lease.part(Box.whole(SHAPE)), initial)
+
+    run(work)
+
+
 def test_an_empty_scribble_is_no_prompt() -> None:
     async def work() -> None:
         lease, session = new_lease()
@@ -251,7 +273,7 @@ def test_a_target_buffer_of_another_shape_is_refused() -> None:
 def test_an_image_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     async def work() -> None:
         lease, _ = new_lease()
-        array = packed(np.zeros(shape, np.int16))
+        array = packed(np.arange(np.prod(shape), dtype=np.int16).reshape(shape))
         if len(shape) == 4 and shape[0] == 1:
             await lease.set_image(array)
             return

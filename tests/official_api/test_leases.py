@@ -236,9 +236,64 @@ def test_expiry(gateway: Gateway, clock: Clock, monkeypatch: pytest.MonkeyPatch)
         clock.now += 51
         leases.find(seen, "")
         await sweep(leases)
+        leases.find(seen, "")  # nobody needs its place
+        assert leases.budget.used == 2 * 3 * VOXELS
+
+    run(work)
+
+
+def test_an_idle_lease_is_ended_for_another(gateway: Gateway, clock: Clock) -> None:
+    async def work() -> None:
+        leases = new_leases(max_leases=2)
+        oldest, older = await leases.claim("a"), await leases.claim("b")
+        leases.find(older, "b").mark_active()
+        await leases.find(oldest, "a").set_image(IMAGE)
+        clock.now += IDLE_TIMEOUT_S - 1
+        with pytest.raises(errors.AtCapacity, match="All 2 sessions of the server"):
+            await leases.claim("c")
+        clock.now += 2
+        newest = await leases.claim("c")
         with pytest.raises(LeaseGone):
-            leases.find(seen, "")
-        leases.find(active, "")
+            leases.find(oldest, "a")
+        assert leases.budget.used == 0
+        leases.find(older, "b")
+        leases.find(newest, "c")
+        await leases.close()
+        assert all(session.closed for session in gateway.sessions)
+
+    run(work)
+
+
+def test_at_the_limit_of_a_user_only_an_own_idle_lease_is_ended(gateway: Gateway, clock: Clock) -> None:
+    async def work() -> None:
+        leases = new_leases(max_leases=3, max_leases_per_user=1)
+        other = await leases.claim("a")
+        clock.now += IDLE_TIMEOUT_S + 1
+        own = await leases.claim("b")
+        with pytest.raises(errors.AtCapacity, match="that a user may have"):
+            await leases.claim("b")
+        clock.now += IDLE_TIMEOUT_S + 1
+        await leases.claim("b")
+        leases.find(other, "a")
+        with pytest.raises(LeaseGone):
+            leases.find(own, "b")
+
+    run(work)
+
+
+def test_an_idle_lease_gives_up_its_memory(gateway: Gateway, clock: Clock) -> None:
+    async def work() -> None:
+        leases = new_leases(max_bytes=4 * VOXELS)
+        idle, busy = await leases.claim(""), await leases.claim("")
+        await leases.find(idle, "").set_image(IMAGE)
+        with pytest.raises(errors.OutOfMemory):
+            await leases.find(busy, "").set_image(IMAGE)
+        clock.now += IDLE_TIMEOUT_S + 1
+        leases.find(busy, "").mark_active()
+        async with leases.find(busy, "").lock:  # as during a request
+            await leases.find(busy, "").set_image(IMAGE)
+        with pytest.raises(LeaseGone):
+            leases.find(idle, "")
         assert leases.budget.used == 3 * VOXELS
 
     run(work)

@@ -7,7 +7,8 @@ import shlex
 import tomllib
 
 from helpers import documents
-from helpers.documents import ADDRESS, PICTURES, REPOSITORY, ROOT, SITE, Block
+from helpers.documents import ADDRESS, HTTP_ADDRESS, PICTURES, REPOSITORY, ROOT, SITE, Block
+from helpers.end_to_end import http
 import pytest
 
 from nninteractive_ws.cli.main import COMMANDS
@@ -19,7 +20,7 @@ ELSEWHERE = {"protocol.md", "slicer_module/README.md"}
 #: Files that commands expect in the working folder.
 FILES = ("tokens", "cert.pem", "key.pem", "ct.nii.gz", "jobs.csv", "cases.csv")
 #: Other programs, and their required arguments.
-OTHERS = {"curl", "docker", "export", "git", "just", "mkdir", "openssl", "pre-commit", "sudo"}
+OTHERS = {"curl", "docker", "export", "git", "just", "mkdir", "openssl", "pre-commit", "ssh", "sudo"}
 
 
 def python_blocks() -> list[Block]:
@@ -29,9 +30,10 @@ def python_blocks() -> list[Block]:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", python_blocks(), ids=str)
 def test_a_python_block_runs(block: Block, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ADDRESS in block.text
+    assert ADDRESS in block.text or HTTP_ADDRESS in block.text
     monkeypatch.chdir(tmp_path)  # for the files it writes
-    exec(compile(block.text.replace(ADDRESS, server), str(block), "exec"), {"__name__": "document"})
+    text = block.text.replace(ADDRESS, server).replace(HTTP_ADDRESS, http(server))
+    exec(compile(text, str(block), "exec"), {"__name__": "document"})
 
 
 def test_every_block_has_a_language_that_is_tested() -> None:
@@ -56,7 +58,7 @@ def parse(arguments: list[str]) -> None:
 
 def check(command: str) -> None:
     program, *arguments = shlex.split(command)
-    program = program.removeprefix(".venv/bin/")
+    program = re.sub(r"^\.\w+/bin/", "", program)  # of a virtual environment
     if "nninteractive-ws" in arguments and program == "docker" and arguments[0] == "run":
         parse(arguments[arguments.index("nninteractive-ws") + 1 :])
     elif program == "nninteractive-ws":

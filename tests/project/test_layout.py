@@ -46,9 +46,9 @@ PARTS = {
         "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "identify",
-        "dicom_series", "data_files", "overwrites", "straighten", "nifti", "itk", "dicom_stack", "dicom_seg", "images",
-        "pictures", "markups",
+        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "finite",
+        "identify", "dicom_series", "data_files", "overwrites", "straighten", "nifti", "itk", "dicom_stack",
+        "dicom_seg", "images", "pictures", "markups",
     ],
     "jobs": [
         "table", "prompts", "results", "measures", "records", "oddities", "report", "lock", "pipeline", "run", "batch",
