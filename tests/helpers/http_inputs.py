@@ -255,13 +255,13 @@ def _array(rng: random.Random, request: RecordedRequest) -> HttpInput:
         other = rng.choice(names)
         body[7:shape_at] = bytes([len(other)]) + other
     elif choice in (2, 3):
-        sizes = (0, -1, 1, 2, 40, 41, 2**31, 2**40, 2**62, -(2**63))
-        struct.pack_into("<q", body, shape_at + 8 * rng.randrange(dimensions), rng.choice(sizes))
+        size = rng.choice((0, -1, 1, 2, 40, 41, 2**31, 2**40, 2**62, -(2**63)))
+        struct.pack_into("<q", body, shape_at + 8 * rng.randrange(dimensions), size)
     elif choice == 4:
         struct.pack_into("<I", body, chunks_at, rng.choice((0, 2, 1000, 2**32 - 1)))
     elif choice == 5:
-        sizes = (0, 1, 31, 32, 2**30, 2**31, 2**63, 2**64 - 1, len(body))
-        struct.pack_into("<Q", body, chunks_at + rng.choice((4, 12)), rng.choice(sizes))
+        size = rng.choice((0, 1, 31, 32, 2**30, 2**31, 2**63, 2**64 - 1, len(body)))
+        struct.pack_into("<Q", body, chunks_at + rng.choice((4, 12)), size)
     elif choice == 6:
         chunk = mutated(bytes(body[chunks_at + 20 :]), rng)
         body[chunks_at + 20 :] = chunk
