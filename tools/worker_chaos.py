@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import nninteractive_ws as nni
+from nninteractive_ws import errors
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.server.local_server import LISTENING
 
@@ -36,11 +37,12 @@ Masks = list[npt.NDArray[np.bool_]]
 
 @dataclass
 class Outcome:
-    """What a user has seen."""
+    """What a user has seen. ``given_up``: prompts that the user had to send again."""
 
     prompts: int = 0
     wrong: int = 0
     losses: int = 0
+    given_up: int = 0
     waits: list[float] = field(default_factory=list)
 
 
@@ -50,7 +52,12 @@ def run_round(session: nni.Session, outcome: Outcome, expected: Masks | None) ->
     found = []
     for number, (point, positive) in enumerate(POINTS):
         asked = time.monotonic()
-        segment.add_point(point, positive=positive)
+        while True:
+            try:
+                segment.add_point(point, positive=positive)
+                break
+            except errors.WorkerLost:  # its worker was killed twice during this prompt, which the client gives up then
+                outcome.given_up += 1
         outcome.waits.append(time.monotonic() - asked)
         outcome.prompts += 1
         found.append(segment.mask.copy())
@@ -129,7 +136,8 @@ def _run(address: str, gateway: int, args: argparse.Namespace) -> int:
     wrong = sum(outcome.wrong for outcome in outcomes)
     print(
         f"{args.users} users, {args.workers} workers, {killed} killed: {len(waits)} prompts, {wrong} wrong masks, "
-        f"{sum(outcome.losses for outcome in outcomes)} lost connections. Seconds for a prompt: median "
+        f"{sum(outcome.losses for outcome in outcomes)} lost connections, "
+        f"{sum(outcome.given_up for outcome in outcomes)} prompts sent again by the user. Seconds for a prompt: median "
         f"{np.median(waits):.2f}, 95 % {np.quantile(waits, 0.95):.2f}, longest {waits.max():.2f}."
     )
     return int(wrong > 0)

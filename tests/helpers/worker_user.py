@@ -17,7 +17,7 @@ from nninteractive_ws.client import events
 #: Starting a worker imports torch, which takes long on a busy machine.
 WORKER_TIMEOUT_S = 240.0
 
-FIRST = Prompt("add_point", "bar", ((42, 32, 26),))
+FIRST = Prompt("add_point", "ball", ((60, 56, 46),))
 #: Zoomed out, and then refined in several passes.
 LONG = Prompt("add_scribble", "bar", (stroke(SHAPE, (4, 30, 28), (78, 30, 28)),))
 LAST = Prompt("add_point", "bar", ((60, 30, 28),), (("positive", False),))
