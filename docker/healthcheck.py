@@ -1,4 +1,4 @@
-"""The HEALTHCHECK of the image: whether the server in this container has loaded its model, with TLS or without.
+"""The HEALTHCHECK of the image: whether the server in this container can be used, with TLS or without.
 
 Needs nothing but Python's own library. The exit status is 0 or 1; what was found is printed, for `docker inspect`.
 """
@@ -25,7 +25,8 @@ def main(port: int = 1528) -> int:
             print(f"{type(connection).__name__}: {e!r}")
         else:
             print(json.dumps(health))
-            return 0 if health["status"] == "ready" else 1
+            # An idle server starts a worker when it is used.
+            return 0 if health["status"] in ("ready", "idle") else 1
         finally:
             connection.close()
     return 1

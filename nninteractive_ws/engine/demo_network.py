@@ -8,7 +8,9 @@ On a CPU, a patch of 96 voxels with an eighth of the work per voxel is faster.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+import functools
+import sys
+from typing import Any, Self, TypeVar, cast
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 import numpy as np
@@ -82,9 +84,22 @@ BFLOAT16_ON_CPU = _has_native_bfloat16()
 
 
 def _untraced(function: _F) -> _F:
-    """Exclude a function from torch.compile, which fails on tensors that are passed to numpy and SciPy."""
-    untraced: _F = torch.compiler.disable(function)
-    return untraced
+    """Exclude a function from torch.compile, which fails on tensors that are passed to numpy and SciPy.
+
+    torch's own decorator imports the compiler at once, which takes as long as torch itself.
+    """
+
+    @functools.wraps(function)
+    def untraced(*args: Any) -> Any:
+        return (_disabled(function) if "torch._dynamo" in sys.modules else function)(*args)
+
+    return cast(_F, untraced)
+
+
+@functools.cache
+def _disabled(function: Callable[..., object]) -> Callable[..., object]:
+    disabled: Callable[..., object] = torch.compiler.disable(function)
+    return disabled
 
 
 class HalfResolutionUNet(nn.Module):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 import torch
 
+from nninteractive_ws.engine.inference_session import nnInteractiveInferenceSession
 from nninteractive_ws.host_resources import processor_count
 from nninteractive_ws.messages import Model
 

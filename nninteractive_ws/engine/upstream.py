@@ -10,8 +10,6 @@ import logging
 import threading
 from typing import Any, Protocol
 
-import nnInteractive.inference.inference_session as upstream_module
-from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 from nnInteractive.interaction.point import PointInteraction_stub
 from nnInteractive.utils.rounding import round_to_nearest_odd
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from nninteractive_ws.engine.image import BrickImage, zeros
+from nninteractive_ws.engine.inference_session import inference_session, nnInteractiveInferenceSession
 from nninteractive_ws.engine.zoom_out import ResampleGrid, zoomed_interactions
 from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.masks import Mask
@@ -26,7 +25,7 @@ from nninteractive_ws.masks import Mask
 _log = logging.getLogger(__name__)
 
 # Upstream prints to standard output. A global of its module shadows the builtin and logs instead.
-upstream_module.print = lambda *parts: _log.debug("%s", " ".join(map(str, parts)))
+inference_session.print = lambda *parts: _log.debug("%s", " ".join(map(str, parts)))
 
 # Upstream's fallback plan is drawn from numpy's global generator. Under the lock, each plan starts from the same seed.
 _PLAN_LOCK = threading.Lock()

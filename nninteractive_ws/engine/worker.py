@@ -252,7 +252,7 @@ async def _main(args: argparse.Namespace, secret: str, certificate: bytes) -> No
     worker = Worker(args.gateway, secret, certificate, args.memory, args.workers, args.idle, args.compile)
     running = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(wait_until_stdin_closes())
-    if args.drain:
+    if args.drain and sys.platform != "win32":  # Windows ends processes without a signal
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.end_soon, "it received SIGTERM")
     await asyncio.wait({running, parent}, return_when=asyncio.FIRST_COMPLETED)
     for task in (running, parent):

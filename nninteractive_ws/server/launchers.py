@@ -125,6 +125,8 @@ class CommandLauncher:
 
     @property
     def name(self) -> str:
+        if "-m" in self.arguments[:-1]:  # a module of Python
+            return self.arguments[self.arguments.index("-m") + 1].rpartition(".")[2]
         return PurePath(self.arguments[0]).name
 
     def command(self, endpoints: Endpoints, worker: Sequence[str]) -> WorkerCommand:

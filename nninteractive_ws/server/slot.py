@@ -28,9 +28,10 @@ RESTART_AFTER_S, LONGEST_DELAY_S = 1.0, 60.0
 #: Timeout for a worker to end by itself before it is killed.
 END_TIMEOUT_S = 3.0
 
-# Messages of Slurm's srun, and what they mean to the user.
+# Messages of Slurm's srun and of launch_ray, which tell the user what a worker waits for.
 _SRUN_QUEUED = re.compile(r"srun: job (\d+) queued")
 _SRUN_ALLOCATED = re.compile(r"srun: job (\d+) has been allocated")
+_RAY_WAITING = "ray: waiting for a node"
 _MAX_LINE = 300
 
 
@@ -302,6 +303,8 @@ class LaunchedSlot(WorkerSlot):
                 self.set_state(SlotState.STARTING, f"Waiting for the cluster: job {match[1]} is pending.")
             elif (match := _SRUN_ALLOCATED.match(text)) is not None:
                 self.set_state(SlotState.STARTING, f"The cluster has started job {match[1]}.")
+            elif text.startswith(_RAY_WAITING):
+                self.set_state(SlotState.STARTING, "Waiting for the cluster: no GPU is free.")
 
     def accept_secret(self, secret: str) -> bool:
         """Return whether a secret is that of the started process. It is accepted once."""

@@ -6,7 +6,11 @@ with ``test_parity.py`` that the masks are the same, before you allow the versio
 
 from importlib.metadata import version
 import inspect
+import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 from helpers.engine import (
@@ -442,3 +446,45 @@ def test_the_model_folder_of_the_package_is_one_that_upstream_loads(demo_model):
     session.initialize_from_trained_model_folder(str(MODEL_FOLDER))
     assert session.license == demo_model.description.license
     assert Path(MODEL_FOLDER, "LICENSE").is_file()
+
+
+# ---- imports ----------------------------------------------------------------------------------------------------
+
+SERVE_A_PROMPT = """
+import json, sys
+import nninteractive_ws.engine.worker
+from nninteractive_ws.engine.inference_session import DEFERRED
+at_start = sorted(set(DEFERRED) & set(sys.modules))
+
+from helpers.engine import Client, bar_in_a_box, point
+import torch
+from nninteractive_ws.engine.deferred_imports import _DeferredModule, _DeferredName
+from nninteractive_ws.engine.device_scheduler import DeviceScheduler
+from nninteractive_ws.engine.model_loader import load_model
+from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
+
+scheduler = DeviceScheduler("cpu")
+client = Client(load_model(DEMO, MODEL_FOLDER, torch.device("cpu")), scheduler).set_image(bar_in_a_box())
+client.send(point((42, 32, 26)))
+scheduler.close()
+at_end = sorted(set(DEFERRED) & set(sys.modules))
+
+referring = {
+    name.partition(".")[0]
+    for name, module in sys.modules.items()
+    if any(isinstance(value, (_DeferredModule, _DeferredName)) for value in vars(module).values())
+}
+print(json.dumps([at_start, at_end, sorted(referring)]))
+"""
+
+
+def test_serving_a_prompt_imports_nothing_that_is_deferred():
+    """Only libraries for training refer to deferred modules, not torch itself."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE_A_PROMPT], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    at_start, at_end, referring = json.loads(done.stdout.splitlines()[-1])
+    assert (at_start, at_end) == ([], []), ADVICE
+    assert set(referring) <= {"nnInteractive", "nnunetv2", "batchgenerators", "batchgeneratorsv2", "acvl_utils"}, ADVICE

@@ -18,9 +18,9 @@ from tools.docs_hooks import command as command_of
 #: Python blocks that run elsewhere: those of the protocol in test_protocol_document.py, others in Slicer's console.
 ELSEWHERE = {"protocol.md", "slicer_module/README.md"}
 #: Files that commands expect in the working folder.
-FILES = ("tokens", "cert.pem", "key.pem", "ct.nii.gz", "jobs.csv", "cases.csv")
+FILES = ("tokens", "cert.pem", "key.pem", "ct.nii.gz", "jobs.csv", "cases.csv", "worker-token")
 #: Other programs, and their required arguments.
-OTHERS = {"curl", "docker", "export", "git", "just", "mkdir", "openssl", "pre-commit", "ssh", "sudo"}
+OTHERS = {"curl", "docker", "export", "git", "just", "kubectl", "mkdir", "openssl", "pre-commit", "ray", "ssh", "sudo"}
 
 
 def python_blocks() -> list[Block]:

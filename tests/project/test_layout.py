@@ -19,7 +19,7 @@ ORDER = [
     "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "host_resources",
     "eviction",
     "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
-    "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
+    "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli", "launch_ray",
 ]  # fmt: skip
 PARTS = {
     "client": [
@@ -36,9 +36,8 @@ PARTS = {
     "official_api": ["nnia", "memory", "payloads", "lease", "leases", "app", "process"],
     "engine": [
         "outbox", "model_registry", "demo_postprocessing", "demo_network", "device_scheduler", "memory", "image",
-        "zoom_out", "upstream", "preview", "mask_updates", "model_loader", "prompts", "running_request", "prediction",
-        "session", "request_queue",
-        "session_host", "worker",
+        "zoom_out", "deferred_imports", "inference_session", "upstream", "preview", "mask_updates", "model_loader",
+        "prompts", "running_request", "prediction", "session", "request_queue", "session_host", "worker",
     ],
     "evaluation": ["simulated_user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "walkthrough", "picture"],

@@ -36,6 +36,10 @@ def test_a_command_runs_the_worker_elsewhere(host: str, address: str) -> None:
     assert command.arguments[8:] == ["--gateway", address, "--drain", *WORKER]
 
 
+def test_a_module_is_named_by_its_last_part() -> None:
+    assert parse_launch("python -m nninteractive_ws.launch_ray --gpus 1").name == "launch_ray"
+
+
 def test_ssh_forwards_the_port_and_quotes_the_command() -> None:
     launcher = parse_launch("ssh -p 2222 user@gpu1")
     assert launcher.name == "ssh user@gpu1"

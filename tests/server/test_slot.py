@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nninteractive_ws import worker_protocol
+from nninteractive_ws import launch_ray, worker_protocol
 from nninteractive_ws.server import slot as module
 from nninteractive_ws.server.launchers import Endpoints, WorkerCommand
 from nninteractive_ws.server.slot import LaunchedSlot, SlotState, WorkerSlot
@@ -173,6 +173,20 @@ def test_clients_are_told_what_the_cluster_does() -> None:
             (SlotState.STARTING, "The cluster has started job 12."),
         ]
         await until(lambda: len(slot._last_line) == 300)  # a line of any length is read
+        await cancel(task)
+
+    run(check())
+
+
+def test_clients_are_told_that_ray_has_no_free_gpu() -> None:
+    code = f"import sys; print({launch_ray.WAITING!r}, file=sys.stderr, flush=True); sys.stdin.read()"
+
+    async def check() -> None:
+        slot, owner, _ = make_slot(PythonLauncher(code, name="launch_ray"))
+        slot.want(True)
+        task = asyncio.ensure_future(slot.run(ENDPOINTS))
+        await until(lambda: len(owner.states) == 2)
+        assert owner.states[1] == (SlotState.STARTING, "Waiting for the cluster: no GPU is free.")
         await cancel(task)
 
     run(check())
