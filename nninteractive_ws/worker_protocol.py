@@ -99,12 +99,12 @@ class OpenSession(msgspec.Struct, frozen=True, tag="open_session"):
 class CloseSession(msgspec.Struct, frozen=True, tag="close_session"):
     """Gateway to worker: close a session.
 
-    ``only_if_idle``: evict it for another session, if it is idle. The answer is :class:`SessionEnded` or
-    :class:`EvictionRefused`.
+    ``idle_s``: evict it, but only if it has been idle for this many seconds. The answer is :class:`SessionEnded` or
+    :class:`EvictionRefused`. None: close it in any case.
     """
 
     session: str
-    only_if_idle: bool = False
+    idle_s: float | None = None
 
 
 class SessionAttached(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ settings.register_profile("quick", settings.get_profile("full"), max_examples=25
 PROGRAMS = {
     "nginx": find_program("nginx"),
     "sshd": find_program("sshd") if sys.platform == "linux" and find_program("ssh") else None,
+    "slurm": find_program("slurmd") if all(map(find_program, ("slurmctld", "munged", "srun"))) else None,
 }
 
 

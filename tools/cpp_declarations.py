@@ -22,6 +22,7 @@ _ACCESS = re.compile(r"\b(public|protected|private|signals|Q_SIGNALS)\s*(slots|Q
 _PROPERTY_MACRO = re.compile(r"\bQ_PROPERTY\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 _VTK_MACRO = re.compile(r"\bvtk(\w+)Macro\w*\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)\s*;?")
 _ENUM_MACRO = re.compile(r"\bQ_(?:ENUM|ENUMS|FLAG|FLAGS)\s*\(([^()]*)\)")
+_FLAGS_MACRO = re.compile(r"\bQ_DECLARE_FLAGS\s*\(\s*(\w+)\s*,\s*(\w+)\s*\)")
 _OTHER_MACRO = re.compile(r"^\s*(?!Q_INVOKABLE|QT_DEPRECATED)[A-Z][A-Z0-9_]{3,}\b(?:\s*\([^()]*\))?")
 _ENUM = re.compile(r"\benum\s+(class\s+|struct\s+)?(?:[A-Z][A-Z0-9_]*\s+)?(\w+)?\s*(?::\s*[\w:]+\s*)?\{([^{}]*)\}")
 _METHOD = re.compile(r"(operator\W+|~?\w+)\s*\(")
@@ -148,6 +149,7 @@ class _Body:
             self._add_property(match[1], match.start())
         flat = _PROPERTY_MACRO.sub(_blank, flat)
         registered = {name.split("::")[-1] for match in _ENUM_MACRO.finditer(flat) for name in match[1].split()}
+        registered |= {match[2] for match in _FLAGS_MACRO.finditer(flat) if match[1] in registered}
         flat = _ENUM_MACRO.sub(_blank, flat)
         sections = list(self._sections(flat))
         for start, end, access, _slots in sections:

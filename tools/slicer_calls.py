@@ -41,6 +41,7 @@ FAULTS = (MISSING, WRONG_KIND, WRONG_ARGUMENTS)
 _PLAIN = dict.fromkeys(
     (
         "box",
+        "commands",
         "doctor.py: result",
         "end",
         "event",
@@ -106,6 +107,7 @@ HINTS = Hints(
         "views.py: _onEvent.view": "qMRMLSliceView",
         "views.py: _onThreeDEvent.view": "qMRMLThreeDView",
         "views.py: event": "QMouseEvent",
+        "widget.py: button": "QPushButton",
         "widget.py: node": "vtkMRMLInteractionNode",
         **_PLAIN,
     },

@@ -142,7 +142,7 @@ class SessionHost:
             return False
         self.evicted = True
         return_freed_memory()
-        message = "The server evicted this session to free memory. The next request restores it."
+        message = "The server evicted this session because it was idle. The next request restores it."
         self.queue.outbox.put_unsolicited(Notice(code="evicted", message=message))
         self._loop.call_soon_threadsafe(self.over.set)
         return True

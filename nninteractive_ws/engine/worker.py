@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import torch
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from nninteractive_ws import protocol, worker_protocol
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
@@ -41,6 +41,10 @@ _log = logging.getLogger(__name__)
 PING_EVERY_S, PONG_TIMEOUT_S = 10.0, 20.0
 # Timeout for an ending session to release its memory. It may still be in a forward pass.
 _END_TIMEOUT_S = 5.0
+
+
+class NotConnected(Exception):
+    """The worker cannot connect to its gateway. ``str()`` is a sentence."""
 
 
 class Worker:
@@ -75,8 +79,11 @@ class Worker:
         self._to_gateway: asyncio.Queue[worker_protocol.WorkerMessage] = asyncio.Queue()
 
     async def run(self, name: str, folder: Path | None, device_name: str) -> None:
-        """Serve until the gateway closes the connection. ``folder``: of the model; None: it is found by its name."""
-        async with self._dial(worker_protocol.WORKER_PATH, self._secret, PING_EVERY_S) as control:
+        """Serve until the gateway closes the connection. ``folder``: of the model; None: it is found by its name.
+
+        Raises NotConnected.
+        """
+        async with await self._connect() as control:
             worker_protocol.watch_connection(control)
             try:
                 self._device = pick_device(device_name)
@@ -120,8 +127,8 @@ class Worker:
             self._spawn(self._serve_session(command))
             return
         session = self._sessions.get(command.session)
-        if command.only_if_idle:
-            self._spawn(self._evict(command.session, session))
+        if command.idle_s is not None:
+            self._spawn(self._evict(command.session, session, command.idle_s))
         elif session is not None:
             session.over.set()
 
@@ -177,9 +184,9 @@ class Worker:
         del self._sessions[session.name]
         self._to_gateway.put_nowait(worker_protocol.SessionEnded(session.name, session.evicted))
 
-    async def _evict(self, name: str, session: SessionHost | None) -> None:
+    async def _evict(self, name: str, session: SessionHost | None, idle_s: float) -> None:
         # None if the session is being opened.
-        if session is None or not await asyncio.to_thread(session.evict_if_idle, self._idle):
+        if session is None or not await asyncio.to_thread(session.evict_if_idle, idle_s):
             self._to_gateway.put_nowait(worker_protocol.EvictionRefused(name))
 
     def _evict_idle_session(self, requester: object) -> bool:
@@ -199,6 +206,23 @@ class Worker:
     def end_soon(self, reason: str) -> None:
         """Tell the gateway that this worker was asked to end. The gateway closes the connection when it is unused."""
         self._to_gateway.put_nowait(worker_protocol.EndingSoon(reason))
+
+    async def _connect(self) -> ClientConnection:
+        """Open the control connection."""
+        try:
+            return await self._dial(worker_protocol.WORKER_PATH, self._secret, PING_EVERY_S)
+        except ssl.SSLCertVerificationError as e:
+            raise NotConnected(
+                f"The server at {self._address} has another certificate than this worker trusts. Copy the server's "
+                "worker token file again, and check the address."
+            ) from e
+        except InvalidStatus as e:
+            raise NotConnected(
+                f"The server at {self._address} refused this worker (HTTP {e.response.status_code}). Copy the server's "
+                "worker token file again."
+            ) from e
+        except (OSError, InvalidHandshake) as e:
+            raise NotConnected(f"The server at {self._address} cannot be reached ({e}).") from e
 
     def _dial(self, path: str, secret: str, ping_every_s: float | None) -> connect:
         return connect(
@@ -254,7 +278,10 @@ def main() -> None:
     parser.add_argument("--log-json", action="store_true")
     args = parser.parse_args()
     configure_logging(f"worker {args.device}", args.log_level, args.log_json)
-    asyncio.run(_main(args, *worker_protocol.read_credentials(sys.stdin)))
+    try:
+        asyncio.run(_main(args, *worker_protocol.read_credentials(sys.stdin)))
+    except NotConnected as e:
+        sys.exit(str(e))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,2 @@
-"""Image files, and prompts in files, read and written by the commands. The client does not need this package."""
+"""Image files, and prompts in files, read and written by the commands. Of these modules, only ``finite`` needs nothing
+but the client's packages."""

@@ -16,6 +16,7 @@ import slicerio
 
 from nninteractive_ws.atomic_files import atomic_write, check_writable
 from nninteractive_ws.errors import BadImage
+from nninteractive_ws.files.finite import replace_non_finite
 from nninteractive_ws.files.identify import identify
 from nninteractive_ws.files.read_options import ReadOptions, SeveralVolumes, time_index
 from nninteractive_ws.files.reason import reason
@@ -42,7 +43,8 @@ def read_volume(path: Path, options: ReadOptions = _DEFAULT) -> Volume:
     Voxels that are not finite get the lowest finite value. ``notes`` has their number.
     """
     volume = _read(path, options)
-    voxels, notes = _finite(volume.voxels, path)
+    voxels, note = replace_non_finite(volume.voxels, str(path))
+    notes = [] if note is None else [note]
     straight = orthogonal(volume.ijk_to_lps, voxels.shape)
     if straight is None:
         if not options.resample:
@@ -142,20 +144,6 @@ def _one_volume(voxels: npt.NDArray[Any], components: int, path: Path, time: int
         else f"4 dimensions, with {count} volumes"
     )
     return voxels[..., time_index(time, count, f"{path} has {volumes}.")]
-
-
-def _finite(voxels: npt.NDArray[Any], path: Path) -> tuple[npt.NDArray[Any], list[str]]:
-    """Replace voxels that are not finite by the lowest finite value. Return notes."""
-    if voxels.dtype.kind != "f":
-        return voxels, []
-    finite = np.isfinite(voxels)
-    count = voxels.size - int(np.count_nonzero(finite))
-    if not count:
-        return voxels, []
-    if count == voxels.size:
-        raise BadImage(f"{path} has no finite voxel: all are NaN or infinite. Export it again.")
-    lowest = voxels[finite].min()
-    return np.where(finite, voxels, lowest), [f"{count:,} voxels are NaN or infinite. They were set to {lowest:g}."]
 
 
 def is_segment_name(name: str) -> bool:

@@ -15,6 +15,7 @@ import logging
 import sys
 from typing import Any
 
+import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -85,6 +86,16 @@ class GatewayConnection(H11Protocol):
         elif self._timer is None:
             # uvicorn has no timeout for headers, nor for the rest of a body that nobody reads.
             self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are not HTTP. If they are in a body, this is the answer to its request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -102,6 +102,8 @@ class Gateway:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
+            if self._settings.official_port is not None:
+                listening += listen(self._settings.host, self._settings.official_port, self._client_admission)
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
             for client_socket in listening:
                 await stack.enter_async_context(self._serve_clients_at(client_socket, listener))
@@ -119,21 +121,12 @@ class Gateway:
                     await asyncio.wait(self._connections, timeout=CLOSE_TIMEOUT_S)
 
     async def _serve_official_api(self, stack: contextlib.AsyncExitStack) -> None:
-        """Listen for the process of the HTTP API, and for clients of the HTTP API on their own port."""
+        """Listen for the process of the HTTP API."""
         admission = Admission(MAX_PENDING, MAX_PENDING, MAX_PENDING + self._settings.max_sessions)
         (internal,) = listen("127.0.0.1", 0, admission)
         lease_listener = _Listener(Api.OFFICIAL, admission, self._make_websocket, tls=None)
         await stack.enter_async_context(self._serve_clients_at(internal, lease_listener))
         self._official_api.listen_for(bound_port(internal))
-        if self._settings.official_port is not None:
-            for official_socket in listen(self._settings.host, self._settings.official_port, self._client_admission):
-                server = await asyncio.start_server(
-                    self._official_api.accept,
-                    sock=official_socket,
-                    backlog=self._client_admission.accept_batch,
-                    ssl=self._settings.tls,
-                )
-                await stack.enter_async_context(server)
         # The end of a listening socket waits for its connections, so these end first.
         stack.push_async_callback(self._official_api.close)
         stack.push_async_callback(self._shared_port.close)
@@ -251,10 +244,12 @@ class Gateway:
         return self._sessions.usage(slot)
 
     def release_idle_sessions(self, slot: WorkerSlot, count: int) -> None:
+        # A session that stays on an ending worker is lost with it, so there every pause will do.
+        idle_s = 0.0 if slot.is_ending else self._settings.idle
         for record in self._sessions.least_recently_used(slot)[:count]:
             if record.name not in self._moving:
                 self._moving.add(record.name)
-                self._spawn(self._request_close(record, only_if_idle=True))
+                self._spawn(_send_close(record, idle_s))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task, and keep a reference until it is done, because the event loop keeps none."""
@@ -263,9 +258,7 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _request_close(self, record: SessionRecord, only_if_idle: bool) -> None:
-        if record.worker is not None and record.worker.description is not None:
-            with contextlib.suppress(WorkerLost):  # the session ended with its worker
-                await record.worker.send(worker_protocol.CloseSession(record.name, only_if_idle))
+        await _send_close(record, self._settings.idle if only_if_idle else None)
 
     def _gauges(self) -> GaugeSnapshot:
         loaded = [slot for slot in self._workers.slots if slot.description is not None]
@@ -418,6 +411,12 @@ class Gateway:
             self._sessions.drop(record.name)  # before the client is notified, because it may open another
         finally:
             await _cancel_all(up, down, replaced)
+
+
+async def _send_close(record: SessionRecord, idle_s: float | None) -> None:
+    if record.worker is not None and record.worker.description is not None:
+        with contextlib.suppress(WorkerLost):  # the session ended with its worker
+            await record.worker.send(worker_protocol.CloseSession(record.name, idle_s))
 
 
 def _official_api_arguments(settings: Settings) -> list[str]:

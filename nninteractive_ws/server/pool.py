@@ -118,6 +118,10 @@ class WorkerPool:
         """Whether a worker runs, or is being started."""
         return bool(self._joined) or any(slot.wanted.is_set() for slot in self._launched)
 
+    @property
+    def _is_starting(self) -> bool:
+        return any(slot.state in (SlotState.STARTING, SlotState.LOADING) for slot in self.slots)
+
     # ---- running ------------------------------------------------------------------------------------------
 
     async def run(self, endpoints: Endpoints) -> None:
@@ -175,6 +179,8 @@ class WorkerPool:
 
     def _drain(self, slot: WorkerSlot) -> None:
         """Move idle sessions away from a worker that is to end, and end it once it has none."""
+        if slot.is_ending and not self.ready and self._is_starting:
+            return  # its sessions can use it until another worker is ready
         usage = self._owner.usage(slot)
         if usage.sessions:
             self._owner.release_idle_sessions(slot, usage.sessions)
@@ -268,6 +274,8 @@ class WorkerPool:
 
     def _status(self) -> str:
         """Return what the worker that will be ready first is doing."""
+        if not self.slots:
+            return "The server waits for a worker to join."
         order = (SlotState.LOADING, SlotState.STARTING, SlotState.FAILED)
         found = [slot for state in order for slot in self.slots if slot.state is state]
         return found[0].status if found else ""

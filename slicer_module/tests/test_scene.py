@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from logic_harness import SHAPE, WHOLE, blobs
 from nninteractive_ws import Box
 from nninteractive_ws.client import events
+from nninteractive_ws.client.image_source import ImageSource
 from NNInteractiveWSLib import geometry, prompts, sceneState
 from NNInteractiveWSLib.labelmaps import SURFACE
 import numpy as np
@@ -166,6 +167,53 @@ def test_a_constant_image_is_rejected(make_harness, add_volume):
     harness.wait()
     assert harness.logic.status.state == "error"
     assert harness.marks() == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_voxels_that_are_not_finite_are_replaced_in_a_copy(make_harness, add_volume, dtype):
+    """The server gets the voxels that a command gets from a file with the same voxels."""
+    voxels = blobs().astype(dtype)
+    voxels[20:22, 20, 20] = np.nan
+    voxels[0, 0, 0], voxels[-1, -1, -1] = np.inf, -np.inf
+    harness = make_harness()
+    volume = add_volume(voxels)
+    scalars = volume.GetImageData().GetPointData().GetScalars()
+    before = scalars.GetMTime()
+    harness.use(volume, "A")
+    harness.click(24, 20, 20)
+    finite = np.isfinite(voxels)
+    lowest = voxels[finite].min()
+    expected = ImageSource.of(np.where(finite, voxels, lowest))
+    assert harness.logic.session.image.name == expected.name
+    assert harness.logic.imageNote == f"4 voxels are NaN or infinite. They were set to {lowest:g}."
+    np.testing.assert_array_equal(geometry.volumeArray(volume), voxels)
+    assert scalars.GetMTime() == before
+    harness.check()
+    harness.logic.disconnect()
+    harness.click(24, 24, 20)
+    assert len(harness.logic.session.histories[harness.logic.segmentID].steps) == 2, "the session did not resume"
+    harness.use(add_volume(blobs()), "B")
+    assert harness.logic.imageNote is None
+
+
+def test_a_volume_without_a_finite_voxel_is_rejected(make_harness, add_volume):
+    harness = make_harness()
+    harness.use(add_volume(np.full(SHAPE, np.nan, np.float32)), "A")
+    assert harness.logic.addPoint(harness.at(20, 20, 20))
+    harness.wait()
+    assert harness.logic.status.state == "error"
+    assert "The volume has no finite voxel" in harness.logic.status.message
+    assert harness.marks() == []
+
+
+def test_finite_values_that_are_too_large_are_rejected(make_harness, add_volume):
+    voxels = blobs().astype(np.float64)
+    voxels[0, 0, 0] = 1e300
+    harness = make_harness()
+    harness.use(add_volume(voxels), "A")
+    assert harness.logic.addPoint(harness.at(20, 20, 20))
+    harness.wait()
+    assert "too large for float32" in harness.logic.status.message
 
 
 def test_surfaces_are_updated_when_idle(harness):

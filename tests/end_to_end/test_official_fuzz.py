@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[QuickServer]:
-    with quick_server("--memory", "2", "--max-sessions", "20", "--max-sessions-per-user", "20") as server:
+    with quick_server("--memory", "2", "--max-sessions", "40", "--max-sessions-per-user", "40") as server:
         yield server
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
@@ -26,6 +27,8 @@ from nninteractive_ws.engine.model_registry import MODEL_FOLDER
 from nninteractive_ws.server.local_server import LISTENING
 
 NETWORK = "helpers.fast_server.ServedNetwork"
+#: The same network, slow enough that a process can be killed in the middle of a prompt.
+SLOW_NETWORK = "helpers.fast_server.SlowServedNetwork"
 LICENSE = "Apache-2.0\nA network of the tests' own, without weights.\n"
 
 
@@ -55,15 +58,23 @@ class ServedNetwork(QuickNetwork):
         return logits
 
 
-def write_model(folder: Path) -> None:
-    """Write a model folder like the embedded model's, with the quick network."""
+class SlowServedNetwork(ServedNetwork):
+    """The same answers, each after a second."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(len(x))
+        return super().forward(x)
+
+
+def write_model(folder: Path, network: str = NETWORK) -> None:
+    """Write a model folder like the embedded model's, with one of these networks."""
     (folder / "fold_0").mkdir(parents=True)
     for name in ("dataset.json", "inference_info.json"):
         shutil.copy(MODEL_FOLDER / name, folder / name)
     plans = json.loads((MODEL_FOLDER / "plans.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     configuration["patch_size"] = [QUICK_PATCH] * 3
-    configuration["architecture"] = {"network_class_name": NETWORK, "arch_kwargs": {}, "_kw_requires_import": []}
+    configuration["architecture"] = {"network_class_name": network, "arch_kwargs": {}, "_kw_requires_import": []}
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "LICENSE").write_text(LICENSE)
     checkpoint: dict[str, Any] = {
@@ -78,14 +89,14 @@ class QuickServer:
     """A server process. ``log``: the file for its output. Restarts keep the ``address``."""
 
     def __init__(self, model: Path, log: Path, arguments: tuple[str, ...]) -> None:
-        self._model, self.log, self._arguments = model, log, arguments
+        self.model, self.log, self._arguments = model, log, arguments
         self._port = 0
         self.start()
 
     def start(self) -> None:
         """Start the server on its previous port. Return once it listens."""
         command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", str(self._port)]
-        command += ["--model", str(self._model), *self._arguments]
+        command += ["--model", str(self.model), *self._arguments]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -144,11 +155,11 @@ class QuickServer:
 
 
 @contextmanager
-def quick_server(*arguments: str) -> Iterator[QuickServer]:
+def quick_server(*arguments: str, network: str = NETWORK) -> Iterator[QuickServer]:
     """A server with the quick network on a free port of loopback, and these arguments of ``serve``."""
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "quick"
-        write_model(model)
+        write_model(model, network)
         server = QuickServer(model, Path(temporary) / "log", ("--log-level", "warning", *arguments))
         try:
             yield server

@@ -485,7 +485,7 @@ def do_in_batches(
 
 
 @contextmanager
-def at_progress(driver: Concurrent, state: str, act: Callable[[], None]) -> Iterator[None]:
+def at_progress(driver: Blocking, state: str, act: Callable[[], object]) -> Iterator[None]:
     """Call a function once, on a separate thread, as soon as a prompt is in a state."""
     reached, failures = threading.Event(), []
 

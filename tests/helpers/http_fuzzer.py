@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from nnInteractive.inference.remote.serialization import pack_array
 
 from helpers.http_inputs import IMAGE, LEASE, SHAPE, HttpInput, RecordedRequest, encode
+from nninteractive_ws.official_api.leases import LIVENESS_TIMEOUT_S
 
 #: Connections that fuzz at a time.
 AT_ONCE = 3
@@ -84,8 +85,8 @@ class HttpFuzzer:
             detail = json.loads(response.body)["detail"]
             assert detail.endswith("."), detail
             assert len(detail) > 20, detail
-        if response.status == 410:
-            self._used = INPUTS_PER_LEASE  # the lease may have been released
+        if response.status == 410 and (await self._post(b"/heartbeat", self._lease, b"")).status == 410:
+            self._used = INPUTS_PER_LEASE  # an input has released it
 
     # ---- connections --------------------------------------------------------------------------------------
 
@@ -116,7 +117,9 @@ class HttpFuzzer:
         return response
 
     async def _claim(self) -> None:
-        claimed = await self._post(b"/claim", b"", b"")
+        async with asyncio.timeout(2 * LIVENESS_TIMEOUT_S):
+            while (claimed := await self._post(b"/claim", b"", b"")).status == 503:
+                await asyncio.sleep(1)  # inputs that did not wait for the answer to a claim have leases, which expire
         assert claimed.status == 200, claimed.body
         self._lease, self._used = json.loads(claimed.body)["lease_token"].encode(), 0
         for path, body in (
@@ -127,7 +130,9 @@ class HttpFuzzer:
             assert response.status == 200, response.body
 
     async def _release(self, lease: bytes) -> None:
-        assert (await self._post(b"/release", lease, b"")).status == 200
+        released = await self._post(b"/release", lease, b"")
+        # A lease that was claimed with a token needs the token. It expires.
+        assert released.status in (200, 401), released.body
 
 
 async def _read_response(reader: asyncio.StreamReader, timeout: float) -> Response | None:

@@ -81,12 +81,13 @@ class HttpNeighbor(Neighbor):
         with nni.connect(address) as session:
             session.set_image(bar_in_a_box())
             segment, masks = session.segment("a"), []
-            for prompt in (
+            prompts: tuple[Callable[[], object], ...] = (
                 lambda: segment.add_point((42, 30, 28)),
                 lambda: segment.add_scribble(stroke(segment.mask.shape, (30, 30, 28), (50, 34, 30))),
                 lambda: segment.add_point((60, 30, 28), positive=False),
                 segment.undo,
-            ):
+            )
+            for prompt in prompts:
                 prompt()
                 masks.append(np.packbits(segment.mask).tobytes())
         super().__init__(address)
@@ -98,15 +99,15 @@ class HttpNeighbor(Neighbor):
         try:
             session.set_image(image[None])
             buffer = np.zeros(image.shape, np.uint8)
+            strokes = stroke((84, 72, 66), (30, 30, 28), (50, 34, 30)).astype(np.uint8)
             session.set_target_buffer(buffer)
-            for prompt in (
+            prompts: tuple[Callable[[], object], ...] = (
                 lambda: session.add_point_interaction((42, 30, 28), True),
-                lambda: session.add_scribble_interaction(
-                    stroke(buffer.shape, (30, 30, 28), (50, 34, 30)).astype(np.uint8), True
-                ),
+                lambda: session.add_scribble_interaction(strokes, True),
                 lambda: session.add_point_interaction((60, 30, 28), False),
                 session.undo,
-            ):
+            )
+            for prompt in prompts:
                 started = time.monotonic()
                 prompt()
                 self.latencies.append(time.monotonic() - started)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from uvicorn import Config, Server
@@ -25,7 +25,11 @@ REQUEST = b"POST /peer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 async def _peer(request: Request) -> JSONResponse:
     assert request.client is not None
-    return JSONResponse({"peer": request.client.host, "body": (await request.body()).decode()})
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        body = b""
+    return JSONResponse({"peer": request.client.host, "body": body.decode()})
 
 
 async def _ignore_body(request: Request) -> JSONResponse:
@@ -193,3 +197,25 @@ def test_connections_with_the_line_are_not_dropped_for_others() -> None:
                 other.close()
 
     run(work)
+
+
+@pytest.mark.parametrize("path", [b"/peer", b"/none"])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"3\r\nabcX", b"3\r\nabc\r\nzz\r\n", b"0\r\n\r\n\xff\xff\r\n\r\n"])
+def test_an_invalid_chunk_is_answered_once(caplog: pytest.LogCaptureFixture, path: bytes, body: bytes) -> None:
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def work() -> None:
+        async with listening() as port:
+            for pause in (0.0, 0.05):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(PREAMBLE + head)
+                await asyncio.sleep(pause)
+                writer.write(body)
+                answer = await asyncio.wait_for(reader.read(), 10)
+                assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 200 "))
+                assert answer.count(b"HTTP/1.1") <= 2
+                writer.close()
+            assert json.loads(await send(port, PREAMBLE + REQUEST))
+
+    run(work)
+    assert not [record for record in caplog.records if record.exc_info]

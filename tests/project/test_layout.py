@@ -42,13 +42,13 @@ PARTS = {
     "evaluation": ["simulated_user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "walkthrough", "picture"],
     "benchmark": [
-        "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
-        "device", "run", "report",
+        "network_emulation", "models", "sessions", "workload", "systems", "client", "heavy_user", "measure", "fairness",
+        "session_memory", "device", "run", "report",
     ],
     "files": [
-        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "identify",
-        "dicom_series", "data_files", "overwrites", "straighten", "nifti", "itk", "dicom_stack", "dicom_seg", "images",
-        "pictures", "markups",
+        "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "finite",
+        "identify", "dicom_series", "data_files", "overwrites", "straighten", "nifti", "itk", "dicom_stack",
+        "dicom_seg", "images", "pictures", "markups",
     ],
     "jobs": [
         "table", "prompts", "results", "measures", "records", "oddities", "report", "lock", "pipeline", "run", "batch",

@@ -27,6 +27,10 @@ WIDGET = """
       enum Mode { Fast, Slow };
       enum Hidden { Secret };
       Q_ENUM(Mode)
+      enum Kind { Files = 0x001, // the first
+                  Folders = 0x002 };
+      Q_DECLARE_FLAGS(Kinds, Kind)
+      Q_FLAGS(Kinds)
       explicit qTestPanel(QWidget* parent = nullptr);
       int count() const;
       void setCount(int count);
@@ -144,6 +148,7 @@ CORRECT = [
     "panel.connect('renamed(QString)', print)",
     "panel.connect('renamed(QString,int)', print)",
     "panel.Fast",
+    "panel.Files | panel.Folders",
     "slicer.vtkTestNode.ChangedEvent, hinted.ClosedEvent",
     "node = slicer.vtkTestNode(); node.SetColor(1, 2, 3); node.SetColor((1, 2, 3)); node.VisibleOn()",
     "hinted.GetSizeMinValue(); hinted.GetTitle(); hinted.Format('', 1, 2, 3)",
@@ -203,7 +208,7 @@ def test_faults_are_found(findings: Checker, code: str, name: str, fault: str) -
 
 def test_methods_that_pythonqt_does_not_offer_are_missing(findings: Checker) -> None:
     found = {finding.name: finding.verdict for finding in findings("panel.setCount(1)\npanel.setNode(None)")}
-    assert found["setCount"] == "MISSING: PythonQt does not offer the C++ method at qTestPanel.h:17"
+    assert found["setCount"] == "MISSING: PythonQt does not offer the C++ method at qTestPanel.h:21"
     assert found["setNode"] == "MISSING"
 
 

@@ -109,3 +109,17 @@ def test_relayed_messages_do_not_count_toward_the_limit(quick: QuickServer) -> N
 
     with undisturbed(quick):
         run(work(), 200)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/", "/unknown"])
+@pytest.mark.parametrize("rest", [b"\xff" * 9, b"GET / HTTP/1.1\r\n\r\n", masked(0x8F, b"x")])
+def test_bytes_after_a_request_are_no_error_of_the_server(quick: QuickServer, path: str, rest: bytes) -> None:
+    port = int(quick.address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() + rest)
+        try:
+            while client.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+    assert "Traceback" not in quick.log.read_text()

@@ -270,6 +270,24 @@ def test_waiting_clients_hear_what_is_waited_for() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("next_state", [SlotState.READY, SlotState.FAILED])
+def test_sessions_of_an_ending_worker_stay_while_its_successor_starts(next_state: SlotState) -> None:
+    pool, owner = make_pool(1, low=1)
+    pool.adjust()
+    old = pool.slots[0]
+    make_ready(old)
+    owner.sessions[old] = Usage(2, 0)
+    old._on_message(worker_protocol.EndingSoon("it received SIGTERM"))
+    _, successor = pool.slots
+    for state in (SlotState.STARTING, SlotState.LOADING):
+        successor.set_state(state)
+        pool.adjust()
+        assert not owner.released
+    successor.set_state(next_state)
+    pool.adjust()
+    assert ("srun 1", 2) in owner.released
+
+
 def test_workers_join_with_the_token_alone() -> None:
     pool, _ = make_pool(0)
     assert pool.admit("") is None

@@ -181,9 +181,9 @@ def test_more_inputs(lingering: QuickServer) -> None:
 
 
 def test_more_http_inputs() -> None:
-    with quick_server("--memory", "2", "--max-sessions", "20", "--max-sessions-per-user", "20") as server:
+    with quick_server("--memory", "2", "--max-sessions", "40", "--max-sessions-per-user", "40") as server:
         recorded = record(server.address)
         with undisturbed_with_http(server):
             items = itertools.islice(http_inputs(2, recorded), HTTP_INPUTS)
-            seen = asyncio.run(feed_http(server.address, items))
+            seen = asyncio.run(feed_http(server.address, items, at_once=8))
     print(dict(seen.most_common()))

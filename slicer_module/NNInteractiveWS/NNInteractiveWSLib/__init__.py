@@ -21,7 +21,10 @@ The panel:
 ``views``                mouse input in the views
 ``shortcuts``            keyboard shortcuts, active while the module is open
 ``editorHistory``        the Segment Editor's undo history, combined with the session's
+``childProcess``         a program that runs beside Slicer
 ``localServer``          a server on this computer
+``serverInstallation``   its installation, by the program ``installServer``
+``installationForm``     the guide through the installation
 ``serverForm``           address, token, certificate, consent, and the connection test, which runs ``doctor``
 ``firstRun``             whether the user needs instructions on how to get a server
 ``widget``               the other controls, and the assembly of the panel

@@ -7,7 +7,8 @@ import time
 from nninteractive_ws.client.address import DEFAULT_PORT
 import qt
 
-from .serverForm import SETTINGS
+from .serverForm import DEFAULT_SERVER, SETTINGS
+from .status import _
 
 _PROBE_INTERVAL_S = 3.0
 
@@ -27,6 +28,16 @@ class FirstRun:
     def needsGuide(self):
         """Whether no server was used yet, and none listens at the default address."""
         return not self._used and self._found is False
+
+    def reasonNotToConnect(self, address):
+        """A message for the user, or None if a server was used or found, or if the address is not the default one."""
+        if self._used or self._found or address != DEFAULT_SERVER:
+            return None
+        if self._found is None:
+            return _(
+                "Nothing was sent yet. The module is looking for a server on this computer. Try again in a second."
+            )
+        return _("Nothing was sent, because there is no server yet. Choose a server first.")
 
     def poll(self):
         """Continue or start a probe, unless a server was found or used."""

@@ -6,24 +6,26 @@ import shlex
 import shutil
 
 from nninteractive_ws.server.local_server import LISTENING
-import qt
 import slicer
 
+from .childProcess import ChildProcess
 from .status import _
 
 DEFAULT_COMMAND = "nninteractive-ws"
 #: Time that the server has to end by itself after its standard input was closed.
 _END_TIMEOUT_MS = 10_000
-_MAX_LINES = 5
+#: Number of the last lines of a program that are shown if it fails.
+MAX_LINES = 5
 #: Frames that command line programs draw around error messages.
 _FRAME = " \t│╭╮╰╯─┃┏┓┗┛━"
-_EXAMPLE = (
-    r"C:\nninteractive\Scripts\nninteractive-ws.exe" if os.name == "nt" else "~/nninteractive/bin/nninteractive-ws"
-)
 
 
 class CannotStart(Exception):
     """The server cannot be started. ``str()`` is a message for the user."""
+
+
+class ProgramNotFound(CannotStart):
+    """The server may not be installed."""
 
 
 class LocalServer:
@@ -48,54 +50,17 @@ class LocalServer:
         """Start the server by a command. Raise CannotStart."""
         environment = slicer.util.startupEnvironment()  # Slicer's library paths would break other programs
         program, arguments = _parse(command, environment)
-        self._lines, self._unread = deque(maxlen=_MAX_LINES), ""
-        # Owned by the application, as the process may outlive this object for some seconds.
-        self._process = qt.QProcess(qt.QApplication.instance())
-        inherited = qt.QProcessEnvironment()
-        for name, value in environment.items():
-            inherited.insert(name, value)
-        self._process.setProcessEnvironment(inherited)
-        self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
-        for signal, slot in self._connections():
-            self._process.connect(signal, slot)
-        self._output = qt.QTextStream(self._process)  # the type of a QByteArray in Python depends on PythonQt's version
-        self._process.start(program, arguments)
+        self._lines = deque(maxlen=MAX_LINES)
+        self._process = ChildProcess(program, arguments, environment, self._onLine, self._onProcessEnded)
 
     def stop(self):
         """End the server, without waiting for it. No callback is called afterward."""
-        if self._process is None:
-            return
-        process = self._release()
-        process.connect("finished(int,QProcess::ExitStatus)", process, "deleteLater()")
-        timeout = qt.QTimer(process)
-        timeout.setSingleShot(True)
-        timeout.connect("timeout()", process, "kill()")
-        timeout.start(_END_TIMEOUT_MS)
-        process.closeWriteChannel()
-
-    def _connections(self):
-        return (
-            ("readyReadStandardOutput()", self._read),
-            ("errorOccurred(QProcess::ProcessError)", self._onError),
-            ("finished(int,QProcess::ExitStatus)", self._onFinished),
-        )
-
-    def _release(self):
-        process = self._process
-        for signal, slot in self._connections():
-            process.disconnect(signal, slot)
-        self._process = self._output = self.address = None
-        return process
-
-    def _read(self):
-        text = self._unread + self._output.readAll().replace("\r", "\n")  # progress bars end with \r
-        *lines, self._unread = text.split("\n")
-        for line in lines:
-            self._onLine(line.strip(_FRAME))
-            if self._process is None:  # a callback has stopped the server
-                return
+        if self._process is not None:
+            process, self._process, self.address = self._process, None, None
+            process.end(_END_TIMEOUT_MS)
 
     def _onLine(self, line):
+        line = line.strip(_FRAME)
         if self.address is None and line.startswith(LISTENING):
             self.address = line.removeprefix(LISTENING).strip()
             self._onListening(self.address)
@@ -104,47 +69,34 @@ class LocalServer:
             if self.address is None:
                 self._onOutput(line)
 
-    def _onError(self, error):
-        if error != qt.QProcess.FailedToStart:  # otherwise the process ends, too
-            return
-        self._end(_("The server could not be started: {reason}").format(reason=self._process.errorString()))
-
-    def _onFinished(self, code, status):
-        self._unread += "\n"
-        self._read()
-        if self._process is None:
-            return
-        message = _("The server has ended with status {code}.").format(code=code)
-        if status == qt.QProcess.CrashExit:
+    def _onProcessEnded(self, code, reason):
+        if reason:
+            message = _("The server could not be started: {reason}").format(reason=reason)
+        elif code is None:
             message = _("The server has crashed or was killed.")
+        else:
+            message = _("The server has ended with status {code}.").format(code=code)
         if self._lines:
             message = "\n".join([f"{message} {_('Its last messages:')}", *self._lines])
-        self._end(message)
-
-    def _end(self, message):
-        address = self.address
-        self._release().deleteLater()
+        address, self._process, self.address = self.address, None, None
         self._onEnded(message, address)
 
 
 def _parse(command, environment):
     """Return the path of the program of a command, and its arguments. Raise CannotStart."""
     words = _split(command.strip() or DEFAULT_COMMAND)
-    # The name of the variable is Path on some Windows systems.
-    path = next((value for name, value in environment.items() if name.upper() == "PATH"), None)
-    program = shutil.which(_expand(words[0]), path=path)
+    program = shutil.which(_expand(words[0]), path=pathVariable(environment))
     if program is None:
-        message = _(
-            "The program {program} was not found. The server is a program outside Slicer. Create a Python environment "
-            "of its own (python3 -m venv nninteractive) and run in it: pip install 'nninteractive-ws[server]'. With "
-            "torch for NVIDIA GPUs, this takes several gigabytes. Then enter the path of nninteractive-ws in that "
-            "environment under Command, for example {example}"
-        )
-        raise CannotStart(message.format(program=words[0], example=_EXAMPLE))
+        raise ProgramNotFound(_("The program {program} was not found.").format(program=words[0]))
     arguments = words[1:]
     if "serve" not in arguments:
         arguments.append("serve")
     return program, [*arguments, "--port", "0", "--end-with-stdin"]
+
+
+def pathVariable(environment):
+    """The folders of programs, or None. The name of the variable is Path on some Windows systems."""
+    return next((value for name, value in environment.items() if name.upper() == "PATH"), None)
 
 
 def _split(command):

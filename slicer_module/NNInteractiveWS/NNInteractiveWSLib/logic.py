@@ -46,6 +46,11 @@ class Logic:
         return self._controller.status
 
     @property
+    def imageNote(self):
+        """A sentence on voxels that were replaced in the copy of the volume on the server, or None."""
+        return self._controller.imageNote
+
+    @property
     def hasEdits(self):
         """Whether the selected segment has manual edits since its last step. A segment that was modified and is not yet
         scanned counts as edited."""
@@ -103,6 +108,11 @@ class Logic:
             self.disconnect()
             controller.server, controller.model, controller.serverVersion = server, None, None
         controller.isOwnServer = isOwn
+
+    def setServerCheck(self, reasonNotToConnect):
+        """Check an address before the user is asked for consent. ``reasonNotToConnect(address)``: a function that
+        returns a message for the user, or None to connect."""
+        self._controller.reasonNotToConnect = reasonNotToConnect
 
     def setOptions(self, **options):
         """Set the options ``autozoom`` and ``previews``, booleans as in nninteractive_ws."""

@@ -7,12 +7,15 @@ Developers can install a checkout of the project instead, in Slicer's Python con
 The module finds it when it is opened the next time, and does not offer to install anything.
 """
 
+from functools import cache
 import importlib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+import json
 from pathlib import Path
 from subprocess import CalledProcessError
 
 from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
 import slicer
 from slicer.i18n import tr as _
 
@@ -33,6 +36,49 @@ def needed(path=REQUIREMENTS):
 def areInstalled(path=REQUIREMENTS):
     """Whether all requirements of a requirements file are installed in suitable versions."""
     return all(_isInstalled(Requirement(line)) for line in needed(path))
+
+
+def serverRequirement():
+    """What pip has to install for a server: from the origin of the installed client, or else from the package index.
+
+    A client from a checkout or a wheel has a direct reference to it, which pip records.
+    """
+    requirement = Requirement(needed()[0])
+    requirement.extras.add("server")
+    reference = distribution(requirement.name).read_text("direct_url.json")
+    if reference is None:
+        return str(requirement)
+    origin = json.loads(reference)
+    version = origin.get("vcs_info")
+    url = f"{version['vcs']}+{origin['url']}@{version['commit_id']}" if version else origin["url"]
+    return f"{requirement.name}[server] @ {url}"
+
+
+@cache
+def updateNotice(server, client):
+    """A sentence on what to do if the versions of server and client differ, or None.
+
+    ``server``: its program and version, such as "nninteractive-ws 0.1.0". ``client``: the version of this Slicer's
+    package.
+    """
+    requirement = Requirement(needed()[0])
+    name, _space, number = server.rpartition(" ")
+    try:
+        newer = Version(number) > Version(client)
+    except InvalidVersion:
+        return None
+    if name != requirement.name or Version(number) == Version(client):
+        return None
+    if not newer:
+        notice = _("The server is older than this module's client, version {client}, so update the server.")
+    elif requirement.specifier.contains(number, prereleases=True):
+        notice = _(
+            "The server is newer than this module's client, version {client}, so run "
+            'slicer.util.pip_install(["{name}=={number}"]) in the Python console and restart Slicer.'
+        )
+    else:
+        notice = _("The server is newer than this module, which uses version {client}, so update the module.")
+    return notice.format(client=client, name=name, number=number)
 
 
 def install():

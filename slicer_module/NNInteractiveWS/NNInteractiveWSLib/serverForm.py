@@ -10,14 +10,13 @@ from nninteractive_ws.errors import BadAddress
 import qt
 import slicer
 
-from .localServer import DEFAULT_COMMAND, CannotStart, LocalServer
-from .status import _
+from .installationForm import InstallationForm
+from .localServer import DEFAULT_COMMAND, CannotStart, LocalServer, ProgramNotFound
+from .status import RED, _
 
 SETTINGS = "NNInteractiveWS"
-#: Style of error messages, readable on light and on dark backgrounds.
-RED = "color: #e53935"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
-_DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
+DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
 _MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
 _SIGNS = {"ok": "\u2713", "warning": "!", "failed": "\u2717"}
@@ -54,7 +53,7 @@ class ServerForm:
         settings = qt.QSettings()
         servers = _storedList("servers")
         self.isConfigured = bool(servers)
-        ui.serverComboBox.addItems(servers or [_DEFAULT_SERVER])
+        ui.serverComboBox.addItems(servers or [DEFAULT_SERVER])
         ui.serverComboBox.currentIndex = 0
         ui.certificatePathLineEdit.currentPath = settings.value(f"{SETTINGS}/certificate") or ""
         ui.serverComboBox.lineEdit().connect("editingFinished()", self.use)
@@ -67,6 +66,7 @@ class ServerForm:
         ui.localServerCommandLineEdit.text = settings.value(f"{SETTINGS}/localServerCommand") or DEFAULT_COMMAND
         ui.localServerCommandLineEdit.connect("editingFinished()", self._storeCommand)
         ui.localServerButton.connect("clicked()", self.toggleLocalServer)
+        self._installation = InstallationForm(ui, self._onInstalled)
         self._use()
 
     def use(self):
@@ -96,6 +96,7 @@ class ServerForm:
         """Stop the test and the server on this computer."""
         self._end()
         self._local.stop()
+        self._installation.close()
 
     def _store(self):
         box = self._ui.serverComboBox
@@ -153,14 +154,25 @@ class ServerForm:
         self.stop()
         try:
             self._local.start(self._ui.localServerCommandLineEdit.text)
+        except ProgramNotFound as e:
+            self._installation.offer(str(e))
+            return
         except CannotStart as e:
             self._show([str(e)], RED)
             return
+        self._installation.hide()
         self._ui.localServerButton.text = _("Stop the server")
         self._onLocalOutput("")
 
     def _storeCommand(self):
         qt.QSettings().setValue(f"{SETTINGS}/localServerCommand", self._ui.localServerCommandLineEdit.text.strip())
+
+    def _onInstalled(self, program):
+        """Use the server that was installed from now on, and start it."""
+        self._ui.localServerCommandLineEdit.text = program
+        self._storeCommand()
+        if not self._local.isRunning:
+            self.toggleLocalServer()
 
     def _onLocalOutput(self, line):
         self._show([_("Starting a server on this computer..."), line])

@@ -8,6 +8,7 @@ from typing import Any
 from nninteractive_ws import Box, PolledSession
 from nninteractive_ws.client import events
 from nninteractive_ws.errors import BadImage, BadJournal, Error
+from nninteractive_ws.files.finite import replace_in_steps
 from nninteractive_ws.messages import Run
 
 from . import geometry
@@ -47,6 +48,7 @@ class SessionController:
         self.binding = None
         self.server = {"address": "ws://127.0.0.1:1528", "token": None, "ca": None}
         self.isOwnServer = False  # whether the user has just started the server on this computer
+        self.reasonNotToConnect = lambda address: None  # returns a message if there cannot be a server
         self.options = {}
         self._nextStoreTime = 0.0
         self._clear()
@@ -56,6 +58,9 @@ class SessionController:
         self._requests: dict[int, Request] = {}
         self._counts: dict[str, int] = {}  # steps of each segment's history whose answers have been processed
         self._image = None  # the volume's scalars and their MTime, as passed to the session
+        self._voxels = None  # their array
+        self._replacing = None  # replace_in_steps() of these, while it runs
+        self.imageNote = None  # what was replaced in the copy that is sent
         self._uploading = False
         self._synchronized = False  # whether the session has the image, and its segments match the scene's
         self._journal = None
@@ -95,6 +100,9 @@ class SessionController:
             if self.session.is_dormant:
                 self.setOptions()  # a dormant session reconnects for a request
             return True
+        reason = self.reasonNotToConnect(self.server["address"])
+        if reason is not None:
+            return self.setStatus("idle", reason)
         if not self.askConsent():
             return False
         try:
@@ -178,6 +186,8 @@ class SessionController:
         except BadImage as e:
             self._onBadImage(e)
             return []
+        if self._replacing is not None:
+            self._replaceVoxels(lambda: self._clock() < deadline)
         self._synchronize()
         changes: dict[str, tuple[Box, bool, bool]] = {}
         for event in newEvents:
@@ -274,10 +284,33 @@ class SessionController:
             self.setStatus("ready", str(e))
         self._previousImage = self.session.image
         self.session.set_image(voxels, self._journal)
-        self._image, self._uploading = image, True
+        self._image, self._voxels, self._uploading = image, voxels, True
+        self._replacing = self.imageNote = None
 
     def _onBadImage(self, error):
-        self._image, self._uploading = None, False
+        """Replace voxels that are not finite, and try again with the copy."""
+        if self.imageNote is None:
+            self._imageError, self._replacing = error, replace_in_steps(self._voxels, _("The volume"))
+        else:
+            self._refuseImage(error)
+
+    def _replaceVoxels(self, mayContinue):
+        try:
+            next(self._replacing)
+            while mayContinue():
+                next(self._replacing)
+        except BadImage as e:
+            self._refuseImage(e)
+        except StopIteration as end:
+            voxels, self.imageNote = end.value
+            if self.imageNote is None:
+                self._refuseImage(self._imageError)
+            else:
+                self._replacing = None
+                self.session.set_image(voxels, self._journal)
+
+    def _refuseImage(self, error):
+        self._image, self._replacing, self._uploading = None, None, False
         if self._journal is None:
             self.cancel()
             self.setStatus("error", str(error))

@@ -14,6 +14,10 @@ except ImportError:  # slicer-core has no translations
         return text
 
 
+#: Style of error messages, readable on light and on dark backgrounds.
+RED = "color: #e53935"
+
+
 @dataclass(frozen=True)
 class Status:
     """State of the session for the status line.

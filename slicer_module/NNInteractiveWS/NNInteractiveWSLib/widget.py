@@ -7,13 +7,14 @@ import qt
 import slicer
 import vtk
 
+from . import packages
 from .editorHistory import EditorHistory
 from .firstRun import FirstRun
 from .prompts import NEGATIVE, POSITIVE
 from .segments import LOCKED_TAG
-from .serverForm import RED, SETTINGS, ServerForm
+from .serverForm import SETTINGS, ServerForm
 from .shortcuts import Shortcuts
-from .status import _
+from .status import RED, _
 from .views import ViewTool
 
 #: For each tool button: the tool's name in ViewTool, and the prompt types of which the model must support one.
@@ -67,7 +68,8 @@ class Panel:
         self._views = ViewTool(slicer.app.layoutManager(), self._onDrawn, self._onPicked)
         self.server = ServerForm(ui, logic)
         self._firstRun = FirstRun()
-        self._clientVersion = f"nninteractive-ws {version('nninteractive-ws')}"
+        logic.setServerCheck(self._reasonNotToConnect)
+        self._clientVersion = version("nninteractive-ws")
         self._restoreShortcuts()
         self._connect()
         size = ui.progressBar.sizePolicy
@@ -80,6 +82,7 @@ class Panel:
             (editorNode, editorNode.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)),
             (interaction, interaction.AddObserver(interaction.InteractionModeChangedEvent, self._onInteractionMode)),
         ]
+        self._addDeleteKeys()
         self._timer = qt.QTimer()
         self._timer.connect("timeout()", self.poll)
         self._timer.start(_IDLE_MS)
@@ -176,7 +179,7 @@ class Panel:
         return {
             ("firstRunFrame", "visible"): self._needsGuide and self.ui.tabWidget.currentIndex == 0,
             ("statusLabel", "text"): self._statusText(),
-            ("statusLabel", "styleSheet"): "" if self._lacksServer else _STYLES.get(status.state, ""),
+            ("statusLabel", "styleSheet"): _STYLES.get(status.state, ""),
             ("progressBar", "visible"): inProgress,
             ("progressBar", "maximum"): 0 if inProgress and status.fraction is None else 100,  # 0: unknown progress
             ("progressBar", "value"): round(100 * (status.fraction or 0.0)) if inProgress else 0,
@@ -191,27 +194,24 @@ class Panel:
         if logic.serverVersion is None:
             return text
         text = f"{text}, {logic.serverVersion}"
-        if logic.serverVersion == self._clientVersion:
-            return text
-        note = _("This module uses {client}. If something does not work, install the same version on both sides.")
-        return f"{text}. {note.format(client=self._clientVersion)}"
+        notice = packages.updateNotice(logic.serverVersion, self._clientVersion)
+        return text if notice is None else f"{text}. {notice}"
 
     @property
     def _needsGuide(self):
         return self._firstRun.needsGuide and not self.server.isConfigured
 
-    @property
-    def _lacksServer(self):
-        """Whether a prompt could not connect because there has never been a server, which is no error."""
-        return self._needsGuide and self.logic.status.state in ("lost", "disconnected")
+    def _reasonNotToConnect(self, address):
+        return None if self.server.isConfigured else self._firstRun.reasonNotToConnect(address)
 
     def _statusText(self):
         status = self.logic.status
-        if self._lacksServer:
-            return _("Nothing was sent, because there is no server yet. Choose a server first.")
         if self.logic.volume is None and status.state in ("idle", "ready", "disconnected"):
             return f"{status.message} {_('Load or select a volume.')}".lstrip()
-        return status.message or _("Choose a prompt to begin.")
+        message = status.message or _("Choose a prompt to begin.")
+        if self.logic.imageNote is None or status.state == "error":
+            return message
+        return f"{message} {self.logic.imageNote} {_('The volume in Slicer is unchanged.')}"
 
     # ---- internal ------------------------------------------------------------------------------------------------
 
@@ -368,6 +368,21 @@ class Panel:
             self._setEditorsVolume()
 
     # ---- segments ----
+
+    def _addDeleteKeys(self):
+        """Let the Delete key remove the selected segment while the Segment Editor's table has the focus.
+
+        Backspace, too, as in Slicer's list of modules. Keyboards of Macs have no other Delete key.
+        """
+        for table in slicer.util.findChildren(self.editor, name="SegmentsTable"):
+            for key in (qt.Qt.Key_Delete, qt.Qt.Key_Backspace):
+                shortcut = qt.QShortcut(qt.QKeySequence(key), table)
+                shortcut.context = qt.Qt.WidgetShortcut  # not while a name is edited
+                shortcut.connect("activated()", self._removeSegment)
+
+    def _removeSegment(self):
+        for button in slicer.util.findChildren(self.editor, name="RemoveSegmentButton"):
+            button.click()
 
     def _nextSegment(self):
         self.logic.nextSegment()

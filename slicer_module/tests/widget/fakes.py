@@ -147,6 +147,14 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._label = qt.QLabel("Segment Editor", self)
         self._label.enabled = False
         layout.addWidget(self._label)
+        self._remove = qt.QPushButton("Remove", self)
+        self._remove.objectName, self._remove.enabled = "RemoveSegmentButton", False
+        self._remove.toolTip = "Remove selected segment(s)"
+        self._remove.connect("clicked()", self._logic.RemoveSelectedSegment)
+        self._table = qt.QTableWidget(0, 1, self)
+        self._table.objectName = "SegmentsTable"
+        for part in (self._remove, self._table):
+            layout.addWidget(part)
 
     def setMRMLScene(self, scene):
         self._logic.SetMRMLScene(scene)
@@ -207,6 +215,19 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         if self.currentSegmentID() != self._segmentID:
             self._segmentID = self.currentSegmentID()
             self.currentSegmentIDChanged.emit(self._segmentID)
+        self._fillTable()
+
+    def _fillTable(self):
+        self._remove.enabled = bool(self.currentSegmentID())
+        segmentation = self._segmentation and self._segmentation.GetSegmentation()
+        names = (
+            [segmentation.GetNthSegment(i).GetName() for i in range(segmentation.GetNumberOfSegments())]
+            if segmentation
+            else []
+        )
+        self._table.rowCount = len(names)
+        for row, name in enumerate(names):
+            self._table.setItem(row, 0, qt.QTableWidgetItem(name))
 
     def _updateFromSegmentation(self):
         segmentation = self._logic.GetSegmentationNode()
@@ -334,13 +355,18 @@ class ctkCollapsibleButton(qt.QWidget):
 
 
 class ctkPathLineEdit(qt.QWidget):
-    """A line edit for a path, with a button."""
+    """A line edit for a path, with a button. ``filters``: Dirs to choose folders."""
 
+    Dirs, Files = 0x001, 0x002
+    filters = qt.Property(
+        int, fget=lambda self: self._filters, fset=lambda self, kinds: setattr(self, "_filters", kinds)
+    )
     currentPathChanged = qt.Signal("QString")
     showHistoryButton = qt.Property(bool, fget=lambda self: False, fset=lambda self, shown: None)
 
     def __init__(self, parent=None):
         qt.QWidget.__init__(self, *(() if parent is None else (parent,)))
+        self._filters = self.Files
         self._line, button = qt.QLineEdit(self), qt.QToolButton(self)
         button.text = "..."
         self._line.connect("textChanged(QString)", self.currentPathChanged.emit)

@@ -58,6 +58,7 @@ class Module:
         self.editor.setMRMLScene(slicer.mrmlScene)
         self.logic = logicClass(slicer.mrmlScene, consents, editorNode=self.editorNode)
         self.ui = slicer.util.childWidgetVariables(self.root)
+        self.ui.segmentEditorCollapsibleButton.layout().addWidget(self.editor)
         self.panel = Panel(self.ui, self.editor, self.logic)
 
     def close(self):

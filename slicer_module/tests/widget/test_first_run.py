@@ -2,7 +2,7 @@
 
 import socket
 
-from NNInteractiveWSLib import firstRun
+from NNInteractiveWSLib import firstRun, packages
 from NNInteractiveWSLib.logic import Logic
 import numpy as np
 from panel_harness import Module
@@ -25,8 +25,8 @@ def make(application):
     """Create a panel, and open it."""
     made = []
 
-    def create():
-        made.append(Module(Logic, consents=lambda address: True))
+    def create(consents=lambda address: True):
+        made.append(Module(Logic, consents=consents))
         made[-1].panel.enter()
         return made[-1]
 
@@ -59,17 +59,27 @@ def test_the_three_ways_are_shown(make, wait_until):
     assert isShown(module)
 
 
-def test_a_prompt_without_a_server_is_no_error(make, port, add_volume, wait_until):
-    module = make()
-    wait_until(lambda: isShown(module), within=5)
-    module.logic.setServer(f"ws://127.0.0.1:{port}")
+def test_a_prompt_without_a_server_asks_nothing_and_is_no_error(make, port, add_volume, wait_until):
+    asked = []
+    module = make(lambda address: asked.append(address) or True)
     volume = add_volume(np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
     module.ui.volumeSelector.setCurrentNode(volume)
-    assert module.logic.addPoint((5.0, 5.0, 5.0))
-    wait_until(lambda: module.logic.session is None and not module.logic.busy, within=20)
-    module.panel.refresh()
-    assert module.ui.statusLabel.styleSheet == ""
-    assert module.ui.statusLabel.text == "Nothing was sent, because there is no server yet. Choose a server first."
+    for known, message in (
+        (False, "is looking for a server"),
+        (True, "there is no server yet. Choose a server first."),
+    ):
+        if known:
+            wait_until(lambda: isShown(module), within=5)
+        assert not module.logic.addPoint((5.0, 5.0, 5.0))
+        module.panel.refresh()
+        assert message in module.ui.statusLabel.text
+        assert module.ui.statusLabel.styleSheet == ""
+        assert module.logic.session is None
+    assert asked == []
+    module.ui.serverComboBox.lineEdit().text = f"ws://127.0.0.1:{port}"
+    module.panel.server.use()
+    assert module.logic.addPoint((5.0, 5.0, 5.0)), "the user entered this address"
+    assert asked == [f"ws://127.0.0.1:{port}"]
     module.logic.addPoint((500.0, 5.0, 5.0))
     module.panel.refresh()
     assert "outside the volume" in module.ui.statusLabel.text, "other errors are still shown"
@@ -84,6 +94,7 @@ def test_a_server_at_the_default_address(make, port, wait_until):
         again = make()
         probes(again, wait_until)
         assert not isShown(again)
+        assert again.logic.connect(), "the server that was found is not used"
     third = make()
     wait_until(lambda: isShown(third), within=5)
 
@@ -139,8 +150,17 @@ def test_the_version_of_the_server(make, server, wait_until):
     assert module.ui.modelLabel.text == "No model loaded"
 
 
-@pytest.mark.parametrize("client", ["0.0.9", "12.0.0rc1"])
-def test_different_versions_are_noted(make, server, wait_until, monkeypatch, client):
+@pytest.mark.parametrize(
+    ("client", "advice"),
+    [
+        (
+            "0.0.9",
+            "is newer than this module's client, version 0.0.9, so run slicer.util.pip_install([\"nninteractive-ws==",
+        ),
+        ("12.0.0rc1", "is older than this module's client, version 12.0.0rc1, so update the server."),
+    ],
+)
+def test_different_versions_are_noted(make, server, wait_until, monkeypatch, client, advice):
     monkeypatch.setattr("NNInteractiveWSLib.widget.version", lambda name: client)
     module = make()
     module.logic.setServer(server.address)
@@ -148,4 +168,24 @@ def test_different_versions_are_noted(make, server, wait_until, monkeypatch, cli
     wait_until(lambda: module.logic.server is not None)
     module.panel.refresh()
     text = module.ui.modelLabel.text
-    assert f"{module.logic.server.server_version}. This module uses nninteractive-ws {client}." in text
+    assert f"{module.logic.server.server_version}. The server {advice}" in text
+
+
+@pytest.mark.parametrize(
+    ("server", "advice"),
+    [
+        ("nninteractive-ws 0.1.0", None),
+        ("nninteractive-ws 0.1.0.0", None),
+        ("nninteractive-ws 0.0.10", "so update the server."),
+        ("nninteractive-ws 0.1.0rc1", "so update the server."),
+        ("nninteractive-ws 0.1.10", 'pip_install(["nninteractive-ws==0.1.10"])'),
+        ("nninteractive-ws 0.2.0", "so update the module."),
+        ("another-server 7.0", None),
+        ("nninteractive-ws from-a-branch", None),
+        ("nninteractive-ws", None),
+        ("", None),
+    ],
+)
+def test_advice_on_versions(server, advice):
+    notice = packages.updateNotice(server, "0.1.0")
+    assert notice is None if advice is None else advice in notice

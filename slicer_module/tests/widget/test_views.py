@@ -174,8 +174,9 @@ def test_other_tools_and_buttons_do_not_affect_the_3d_view(volume, view, ball, l
 
 
 def test_the_panel_sends_picked_points(application, volume, view, ball):
-
     module = Module(Logic)
+    module.ui.serverComboBox.setEditText("ws://gpu-box")
+    module.panel.server.use()
     module.ui.volumeSelector.setCurrentNode(volume)
     module.panel.enter()
     module.ui.pointButton.click()

@@ -620,3 +620,42 @@ def test_a_click_makes_a_mask_and_ctrl_z_undoes_it(tester, demo, add_volume, wai
     module.key(qt.Qt.Key_Z, qt.Qt.ControlModifier)
     wait_until(lambda: module.logic.canRedo and not module.logic.busy)
     assert voxels() == 0
+
+
+def segmentsTable(opened):
+    """Open the Segment Editor's section. Return the table of segments."""
+    opened.ui.segmentEditorCollapsibleButton.collapsed = False
+    opened.window.activateWindow()
+    slicer.app.processEvents()
+    (table,) = slicer.util.findChildren(opened.editor, name="SegmentsTable")
+    assert table.visible
+    return table
+
+
+def test_delete_in_the_table_of_segments_removes_the_selected_one(opened, volume):
+    table = segmentsTable(opened)
+    for key in (qt.Qt.Key_Delete, qt.Qt.Key_Backspace):
+        for _ in range(2):
+            opened.ui.nextSegmentButton.click()
+        segmentation = opened.editor.segmentationNode().GetSegmentation()
+        names = list(segmentation.GetSegmentIDs())
+        opened.editor.setCurrentSegmentID(names[0])
+        opened.ui.tokenLineEdit.setFocus()
+        gestures.key(opened.ui.tokenLineEdit, key)
+        opened.key(key)
+        assert list(segmentation.GetSegmentIDs()) == names, "the table does not have the focus"
+        table.setFocus()
+        gestures.key(table, key)
+        assert list(segmentation.GetSegmentIDs()) == names[1:]
+        assert opened.logic.segmentID != names[0]
+
+
+def test_delete_in_a_name_that_is_edited_keeps_the_segment(opened, volume):
+    table = segmentsTable(opened)
+    opened.ui.nextSegmentButton.click()
+    table.setFocus()
+    table.editItem(table.item(0, 0))
+    edit = qt.QApplication.focusWidget()
+    assert edit is not table
+    gestures.key(edit, qt.Qt.Key_Backspace)
+    assert opened.editor.segmentationNode().GetSegmentation().GetNumberOfSegments() == 1
