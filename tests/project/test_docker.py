@@ -13,6 +13,8 @@ import pytest
 import trustme
 import yaml
 
+from tools.docs_hooks import command as command_of
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -42,6 +44,29 @@ def test_a_tls_server_is_healthy_once_the_model_is_loaded(secure_port: str) -> N
     status, output = check_health(secure_port)
     assert status == (0 if json.loads(output[-1])["status"] == "ready" else 1)
     assert len(output) == 2  # after an attempt with plain HTTP
+
+
+def test_an_idle_server_is_healthy() -> None:
+    with server_process("--workers", "0..1") as process:
+        status, output = check_health(process.address.rpartition(":")[2])
+    assert (status, json.loads(output[-1])["status"]) == (0, "idle")
+
+
+def test_the_kubernetes_manifest_fits_the_commands_and_itself() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text()))
+    gateway, service, worker = (document["spec"] for document in documents)
+    for deployment, name in ((gateway, "gateway"), (worker, "worker")):
+        (container,) = deployment["template"]["spec"]["containers"]
+        assert (container["name"], deployment["template"]["spec"]["securityContext"]["runAsUser"]) == (name, 10001)
+        assert deployment["selector"]["matchLabels"].items() <= deployment["template"]["metadata"]["labels"].items()
+        command, *arguments = container["args"]
+        known = {option for parameter in command_of(command).params for option in parameter.opts}
+        assert {argument.partition("=")[0] for argument in arguments if argument.startswith("--")} <= known
+    assert service["selector"] == gateway["selector"]["matchLabels"]
+    host, port = worker["template"]["spec"]["containers"][0]["args"][1].removeprefix("wss://").split(":")
+    assert host == documents[1]["metadata"]["name"]
+    assert f"--worker-port={port}" in gateway["template"]["spec"]["containers"][0]["args"]
+    assert int(port) in [entry["port"] for entry in service["ports"]]
 
 
 def test_a_closed_port_is_unhealthy() -> None:
