@@ -63,7 +63,7 @@ def worker(
     arguments += ["--compile"] if compiled else []
     arguments += [] if memory is None else ["--memory", str(int(memory * 1e9))]
     command = python_module("nninteractive_ws.engine.worker", *arguments, *REMOTE_ARGUMENTS)
-    credentials = worker_protocol.encode_credentials(token.token, token.certificate.der)
+    credentials = worker_protocol.encode_credentials(token.token, token.der)
     delay = FIRST_DELAY_S
     while True:
         started = time.monotonic()

@@ -14,7 +14,7 @@ from nninteractive_ws.server.launchers import CommandLauncher, Launcher, LocalLa
 from nninteractive_ws.server.pool import PoolSettings
 from nninteractive_ws.server.settings import RemoteWorkers
 from nninteractive_ws.server.worker_tls import make_certificate
-from nninteractive_ws.server.worker_token import create_worker_token
+from nninteractive_ws.server.worker_token import serve_worker_token
 
 #: Seconds in a minute, the unit of --idle-end.
 _MINUTE_S = 60.0
@@ -67,11 +67,12 @@ def pool_settings(
     low, high = parse_range(options.workers) or (len(launchers), len(launchers))
     launchers = [launchers[n % len(launchers)] for n in range(high)] if launchers else []
     idle_end_s = math.inf if options.idle_end is None else options.idle_end * _MINUTE_S
-    token = None if options.token_file is None else create_worker_token(options.token_file)
-    settings = PoolSettings(launchers, min(low, high), idle_end_s, "" if token is None else token.token)
-    if token is None and not any(isinstance(launcher, CommandLauncher) for launcher in launchers):
+    token, certificate = ("", None) if options.token_file is None else serve_worker_token(options.token_file)
+    settings = PoolSettings(launchers, min(low, high), idle_end_s, token)
+    if certificate is None and any(isinstance(launcher, CommandLauncher) for launcher in launchers):
+        certificate = make_certificate()
+    if certificate is None:
         return settings, None
-    certificate = make_certificate() if token is None else token.certificate
     return settings, RemoteWorkers(options.host or socket.gethostname(), options.port, certificate)
 
 
