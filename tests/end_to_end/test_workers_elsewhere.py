@@ -191,9 +191,7 @@ def joined(port: int, token: Path, model: Path, log: Path) -> Iterator["subproce
 
 
 @contextmanager
-def open_to_workers(
-    folder: Path, *arguments: str, network: str = SLOW_NETWORK
-) -> Iterator[tuple[QuickServer, int]]:
+def open_to_workers(folder: Path, *arguments: str, network: str = SLOW_NETWORK) -> Iterator[tuple[QuickServer, int]]:
     """A server that workers can join, and the port for them."""
     port = free_port()
     with quick_server(
