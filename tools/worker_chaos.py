@@ -109,8 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     args = parser.parse_args(arguments)
     command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", "--device"]
-    command += [",".join(["cpu"] * args.workers), "--log-level", "critical", "--memory", "2"]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as gateway:
+    command += [",".join(["cpu"] * args.workers), "--log-level", "critical", "--memory", "2", "--end-with-stdin"]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as gateway,
+    ):
         try:
             assert gateway.stdout is not None
             address = gateway.stdout.readline().decode().removeprefix(LISTENING).strip()
