@@ -10,5 +10,6 @@ class Part(StrEnum):
     PROMPTS = "prompts"
     HISTORY = "history"
     CLIENTS = "clients"
+    FAIRNESS = "fairness"
     MEMORY = "memory"
     GPU = "gpu"

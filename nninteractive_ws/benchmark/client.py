@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 import time
 
-from nninteractive_ws.benchmark.systems import SYSTEMS, OwnClient, peak_bytes
+from nninteractive_ws.benchmark.systems import OwnClient, peak_bytes, system_named
 from nninteractive_ws.benchmark.workload import Workload
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     workload = Workload.load(Path(folder))
     prompt = workload.prompts["point", True]
     loaded = peak_bytes(os.getpid())
-    client = next(system for system in SYSTEMS if system.name == name).connect(int(port))
+    client = system_named(name).connect(int(port))
     client.open(workload.volume)
     client.wait_for_upload()
     client.send_prompt(prompt)

@@ -97,14 +97,15 @@ def first_mask(
             port = servers[system.name].port
             relay = None if speed is None else stack.enter_context(link(port, speed))
             reached = port if relay is None else relay.port
-            measured = _open_and_prompt(system, reached, workload)
+            measured = open_and_prompt(system, reached, workload)
             if relay is not None:
                 measured["image and prompt up, MB"] = relay.count()[0] / 1e6
-            measured["whole image, s"] = _open(system, reached, workload)
+            measured["whole image, s"] = open_image(system, reached, workload)
         yield Measurement("first mask", system.name, case, run, measured)
 
 
-def _open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> dict[str, float]:
+def open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> dict[str, float]:
+    """Connect, open the volume and prompt. Return the seconds to the first mask, to the result, and to both."""
     started = time.monotonic()
     with closing(system.connect(port)) as client:
         client.open(workload.volume)
@@ -117,7 +118,8 @@ def _open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> 
     }
 
 
-def _open(system: SystemUnderTest, port: int, workload: Workload) -> float:
+def open_image(system: SystemUnderTest, port: int, workload: Workload) -> float:
+    """Connect and open the volume. Return the seconds to the end of its upload."""
     started = time.monotonic()
     with closing(system.connect(port)) as client:
         client.open(workload.volume)
@@ -144,7 +146,7 @@ def prompts(
             client.open(workload.volume)
             client.wait_for_upload()
         for run, system in alternate(times):
-            for kind, positive, measured in _each_prompt(clients[system.name], workload, _time_prompt(pass_log)):
+            for kind, positive, measured in each_prompt(clients[system.name], workload, time_prompt(pass_log)):
                 yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", run, measured)
     for system in SYSTEMS:
         with link(servers[system.name].port, _UNLIMITED) as relay:
@@ -152,7 +154,7 @@ def prompts(
             try:
                 client.open(workload.volume)
                 client.wait_for_upload()
-                for kind, positive, measured in _each_prompt(client, workload, _count_bytes(relay)):
+                for kind, positive, measured in each_prompt(client, workload, _count_bytes(relay)):
                     yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", 0, measured)
             finally:
                 client.close()
@@ -161,7 +163,8 @@ def prompts(
 _Measure = Callable[[Callable[[], Any]], dict[str, float]]
 
 
-def _each_prompt(client: Client, workload: Workload, measure: _Measure) -> Iterator[tuple[str, bool, dict[str, float]]]:
+def each_prompt(client: Client, workload: Workload, measure: _Measure) -> Iterator[tuple[str, bool, dict[str, float]]]:
+    """Send each prompt of the workload, and yield its kind, its sign and what was measured."""
     for kind in KINDS:
         client.reset()
         for positive in (True, False):
@@ -169,7 +172,9 @@ def _each_prompt(client: Client, workload: Workload, measure: _Measure) -> Itera
             yield kind, positive, measure(lambda: client.send_prompt(prompt))  # noqa: B023 - called at once
 
 
-def _time_prompt(pass_log: PassLog) -> _Measure:
+def time_prompt(pass_log: PassLog) -> _Measure:
+    """Return a measure of a prompt's passes and seconds."""
+
     def measure(send: Callable[[], Any]) -> dict[str, float]:
         started = time.monotonic()
         answer = send()

@@ -20,6 +20,8 @@ _CHARTS = (
     ("first mask", "whole image, s"),
     ("prompt", "beyond the network, ms"),
     ("prompt", "down, kB"),
+    ("a click beside a heavy user", "beside it, median s"),
+    ("cost of the HTTP API", "first mask, s"),
 )
 
 
@@ -71,21 +73,27 @@ def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def charts(measurements: Sequence[Measurement]) -> list[tuple[str, str]]:
+    """Return part and quantity of each chart for which there are measurements."""
+    return [
+        (part, metric) for part, metric in _CHARTS if any(r.part == part and metric in r.measured for r in measurements)
+    ]
+
+
 def draw(path: Path, measurements: Sequence[Measurement]) -> None:
-    """Draw medians as bars, ours next to the official ones, with error bars from the minimum to the maximum."""
+    """Draw the charts, of which there must be one: medians as bars, ours next to the official ones.
+
+    The error bars are from the minimum to the maximum.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    charts = [
-        (part, metric) for part, metric in _CHARTS if any(r.part == part and metric in r.measured for r in measurements)
-    ]
-    if not charts:
-        return
-    figure, axes = pyplot.subplots(1, len(charts), figsize=(5 * len(charts), 4.5), layout="constrained", squeeze=False)
-    for axis, (part, metric) in zip(axes[0], charts, strict=True):
+    drawn = charts(measurements)
+    figure, axes = pyplot.subplots(1, len(drawn), figsize=(5 * len(drawn), 4.5), layout="constrained", squeeze=False)
+    for axis, (part, metric) in zip(axes[0], drawn, strict=True):
         of_part = [r for r in measurements if r.part == part and metric in r.measured]
         cases = _in_order(r.case for r in of_part)
         for (n, case), (shift, system) in product(enumerate(cases), ((0.2, OFFICIAL), (-0.2, OWN))):

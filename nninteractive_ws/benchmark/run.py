@@ -9,7 +9,7 @@ import subprocess
 
 import psutil
 
-from nninteractive_ws.benchmark import Part, measure, session_memory
+from nninteractive_ws.benchmark import Part, fairness, measure, session_memory
 from nninteractive_ws.benchmark.measure import LINKS, Measurement, PassLog
 from nninteractive_ws.benchmark.systems import ServedModel
 from nninteractive_ws.benchmark.workload import Workload, make_workload
@@ -97,10 +97,14 @@ def _in_processes(
     served = ServedModel(folder / "embedded", device, max(measure.CLIENTS))
     if Part.CLIENTS in parts:
         on_status("several clients")
-        small = folder / "small"
-        small.mkdir()
-        make_workload(_SMALL).save(small)
-        yield from measure.clients(served, small, "demo's phantom", times)
+        yield from measure.clients(served, _save_small(folder)[1], "demo's phantom", times)
+    if Part.FAIRNESS in parts:
+        with measure.serve_both(served) as servers:
+            on_status("a click beside a heavy user")
+            yield from fairness.fairness(servers, *_save_small(folder), "demo's phantom", times)
+            on_status("cost of the HTTP API")
+            size = " x ".join(map(str, workload.volume.shape))
+            yield from fairness.api_cost(servers, PassLog(folder / "passes"), workload, size, times)
     workload_folder = folder / "workload"
     if Part.MEMORY in parts or Part.GPU in parts:
         workload_folder.mkdir()
@@ -114,6 +118,14 @@ def _in_processes(
     if Part.GPU in parts:
         on_status("prompts on the GPU, with a network of the official size")
         yield from on_device(folder / "large", workload_folder, times, device)
+
+
+def _save_small(folder: Path) -> tuple[Workload, Path]:
+    """Create the small workload, and save it in a folder. Return both."""
+    workload, small = make_workload(_SMALL), folder / "small"
+    small.mkdir(exist_ok=True)
+    workload.save(small)
+    return workload, small
 
 
 def on_device(model: Path, workload_folder: Path, times: int, device: str) -> Iterator[Measurement]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 import socket
@@ -26,6 +26,8 @@ from nninteractive_ws.processes import end_process, python_module
 from nninteractive_ws.server.local_server import ServerDidNotStart
 
 _START_TIMEOUT_S, _END_TIMEOUT_S = 300.0, 60.0
+#: Timeout of the official client. Its default of 60 seconds would end a measurement of long queues.
+_READ_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class OfficialClient:
 
     @classmethod
     def at(cls, port: int) -> "OfficialClient":
-        return cls(nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}"))
+        return cls(nnInteractiveRemoteInferenceSession(f"http://127.0.0.1:{port}", read_timeout=_READ_TIMEOUT_S))
 
     def open(self, volume: npt.NDArray[np.int16]) -> None:
         self._session.set_image(volume[None])
@@ -266,5 +268,13 @@ def _common(port: int, served: ServedModel) -> list[str]:
 OWN = SystemUnderTest("nninteractive-ws", _own_command, '"ready"', OwnClient)
 OFFICIAL = SystemUnderTest("nninteractive-server", _official_command, '"ok"', OfficialClient.at)
 
+#: The official client with this project's server, which is the server of OWN.
+OWN_HTTP = replace(OWN, name="nninteractive-ws, official client", connect=OfficialClient.at)
+
 #: The official system first: ratios are its value over ours.
 SYSTEMS = (OFFICIAL, OWN)
+
+
+def system_named(name: str) -> SystemUnderTest:
+    """Return the system of a name."""
+    return next(system for system in (*SYSTEMS, OWN_HTTP) if system.name == name)

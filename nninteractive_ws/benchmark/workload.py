@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from nninteractive_ws.demo.phantom import Phantom, make_phantom
 from nninteractive_ws.evaluation.simulated_user import KINDS, Kind, SimulatedPrompt, SimulatedUser
-from nninteractive_ws.geometry import Index
+from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.masks import Delta
 
 #: Extent of the volume in millimeters along (i, j, k), for any number of voxels.
 _EXTENT = (384.0, 307.0, 280.0)
@@ -42,6 +43,13 @@ def make_workload(shape: Index) -> Workload:
     phantom = make_phantom(0, shape, spacing)
     prompts = {(kind, positive): _prompt(phantom, kind, positive) for kind in KINDS for positive in (True, False)}
     return Workload(phantom.image, prompts)
+
+
+def large_prompt(shape: Index) -> SimulatedPrompt:
+    """Return a box around the middle of a slice, whose prediction zooms out and takes many passes."""
+    i, j, k = shape
+    box = Box((i // 4, j // 4, k // 2), (i - i // 4, j - j // 4, k // 2 + 1))
+    return SimulatedPrompt("bbox", True, Delta(box, np.ones(box.shape, bool)), box)
 
 
 def _prompt(phantom: Phantom, kind: Kind, positive: bool) -> SimulatedPrompt:

@@ -43,13 +43,14 @@ def bench(
         nninteractive-ws bench -o bench --part prompts --shape 160,128,112
 
     Both servers run on this machine with the same model, and alternate. Each has its own client, with the same volume
-    and prompts. A relay emulates slower links. Tables show both values of each quantity, and the official one divided
-    by ours. FOLDER gets bench.json with all measurements, and bench.png. All parts take about half an hour on two
-    cores. The machine should be idle otherwise.
+    and prompts; the part fairness also has nnInteractive's client on this server. A relay emulates slower links. Tables
+    show both values of each quantity, and the official one divided by ours. FOLDER gets bench.json with all
+    measurements, and bench.png with the most important ones. All parts take about half an hour on two cores. The
+    machine should be idle otherwise.
     """
     try:
         with exit_on_interrupt():
-            from nninteractive_ws.benchmark.report import draw, tables, write_json
+            from nninteractive_ws.benchmark.report import charts, draw, tables, write_json
             from nninteractive_ws.benchmark.run import NoGpu, machine, run
     except ModuleNotFoundError as e:
         fail(f"bench needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
@@ -75,11 +76,12 @@ def bench(
         fail(e)
     finally:
         if measurements:
-            _draw(output / "bench.png", lambda path: draw(path, measurements))
+            if charts(measurements):
+                _draw(output / "bench.png", lambda path: draw(path, measurements))
             console = Console()
             for table in tables(measurements):
                 console.print(table)
-            stderr.print(f"bench.json and bench.png are in {escape(str(output))}.", soft_wrap=True)
+            stderr.print(f"The results are in {escape(str(output))}.", soft_wrap=True)
 
 
 def _draw(path: Path, draw: Callable[[Path], object]) -> None:

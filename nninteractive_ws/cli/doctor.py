@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # its imports would slow down --help
 _LABELS = {
     "ssh": "ssh",
     "websocket": "WebSocket, token",
+    "http_api": "HTTP API",
     "prompt": "one prompt",
     "first_mask": "first mask (estimate)",
 }

@@ -97,12 +97,9 @@ class AsyncSession:
             raise ValueError(f'No event is called "{name}". The names are {", ".join(events.EVENT_NAMES)}.')
         self._callbacks[name].append(callback)
 
-    async def set_image(self, image: ArrayLike, journal: Journal | None = None) -> None:
+    async def set_image(self, image: ArrayLike | ImageSource, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
-        await self.set_image_source(await asyncio.to_thread(ImageSource.of, image), journal)
-
-    async def set_image_source(self, source: ImageSource, journal: Journal | None = None) -> None:
-        """Use a volume that was checked before. If the server refuses it, there is no image."""
+        source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
         await self._ask(lambda: self._core.set_image(source, journal))
 
     async def save(self, path: str | Path) -> None:

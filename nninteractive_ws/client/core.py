@@ -76,18 +76,21 @@ class _PendingRequest:
 class Core:
     """The protocol's client side, without I/O.
 
-    ``encodings``: array encodings that this client can unpack, the preferred first. ``clock``: returns seconds.
-    ``allow_eviction``: whether the server may evict other sessions for this one.
+    ``encodings``: array encodings that this client can unpack, the preferred first. ``brick_encoding``: the encoding of
+    bricks; None: the one that client and server agree on. ``clock``: returns seconds. ``allow_eviction``: whether the
+    server may evict other sessions for this one.
     """
 
     def __init__(
         self,
         *,
         encodings: Sequence[Encoding] = arrays.ENCODINGS,
+        brick_encoding: Encoding | None = None,
         clock: Callable[[], float] = time.monotonic,
         allow_eviction: bool = True,
     ) -> None:
-        self._encodings, self._clock, self._allow_eviction = tuple(encodings), clock, allow_eviction
+        self._encodings, self._brick_encoding = tuple(encodings), brick_encoding
+        self._clock, self._allow_eviction = clock, allow_eviction
         self._control: deque[bytes] = deque()
         self._pending: dict[int, _PendingRequest] = {}
         self._last_id = 0
@@ -149,7 +152,7 @@ class Core:
         indices = self._upload.next() if self._upload is not None else []
         if not indices or self.image is None or self.welcome is None:
             return None
-        source, encoding = self.image, self.welcome.encoding
+        source, encoding = self.image, self._brick_encoding or self.welcome.encoding
 
         def make() -> bytes:
             bricks = [source.brick(index, encoding) for index in indices]

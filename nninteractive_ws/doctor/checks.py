@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 import http.client
 from pathlib import Path
 import re
@@ -74,6 +75,7 @@ class Doctor:
             "server": self._identify,
             "websocket": self._open_websocket,
             "session": self._open_session,
+            "http_api": self._check_http_api,
             "upload": lambda: self._throughput.upload(),
             "download": lambda: self._throughput.download(),
             "prompt": lambda: self._throughput.prompt(),
@@ -362,6 +364,26 @@ class Doctor:
             "memory_for_images_bytes": None if memory is None else memory.images,
         }
         return StepOutput(message, data)
+
+    async def _check_http_api(self) -> StepOutput | None:
+        """Check whether clients of nnInteractive's own server can use this one. The request starts nothing there."""
+        if self._probe is None:
+            return None
+        try:
+            response = await asyncio.to_thread(self._probe.get, "/capabilities", self._token)
+        except (OSError, http.client.HTTPException) as e:
+            problem = str(e) or type(e).__name__
+        else:
+            if response.status == HTTPStatus.OK and "supported_interactions" in response.json:
+                message = "answered too, for clients of nnInteractive's own server such as napari's plug-in"
+                return StepOutput(message, {"answered": True})
+            problem = f"HTTP {response.status}"
+        return StepOutput(
+            f"no answer to GET /capabilities ({problem}), so clients of nnInteractive's own server cannot use this "
+            "address. A proxy in front of the server has to forward all paths. WebSocket clients are not affected.",
+            {"answered": False},
+            warning=True,
+        )
 
 
 def _certificate_output(secured: ssl.SSLSocket) -> StepOutput:

@@ -74,14 +74,15 @@ class HttpProbe:
         )
         return secured
 
-    def get(self, path: str) -> HttpResponse:
-        """Send a GET request for a path below that of the address."""
+    def get(self, path: str, token: str = "") -> HttpResponse:
+        """Send a GET request for a path below that of the address. ``token``: sent with it, if there is one."""
         if self._connection is None or self._connection.sock is None:
             self.connect()
             if self._ssl_context is not None:
                 self.secure(self._ssl_context)
         assert self._connection is not None
-        self._connection.request("GET", self._address.path.rstrip("/") + path, headers={"Connection": "close"})
+        headers = {"Connection": "close"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._connection.request("GET", self._address.path.rstrip("/") + path, headers=headers)
         with self._connection.getresponse() as response:
             headers = {name.lower(): value for name, value in response.getheaders()}
             return HttpResponse(response.status, headers, response.read(_MAX_BYTES))

@@ -107,7 +107,7 @@ class Lease:
             raise
         self._shape = self.dtype = self._unsent = None
         try:
-            await self._answer(self.session.set_image_source(source))
+            await self._answer(self.session.set_image(source))
         except BaseException:
             # The session still has one of the two images.
             self._image_memory = _larger(memory, self._image_memory)

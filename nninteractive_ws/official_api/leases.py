@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 import hmac
 import logging
 import secrets
 import time
 from typing import Any
 
-from nninteractive_ws.client.aio import AsyncSession, aconnect
+from nninteractive_ws.client.address import parse_address
+from nninteractive_ws.client.aio import AsyncSession
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import dial
 from nninteractive_ws.client.events import Failed
 from nninteractive_ws.errors import AtCapacity, ConnectionFailed, ServerError, Unauthorized
 from nninteractive_ws.official_api.lease import ANSWER_TIMEOUT_S, Lease
@@ -22,6 +26,18 @@ _log = logging.getLogger(__name__)
 #: without actions is ended only if another one needs its place or its memory.
 IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S = 600.0, 60.0
 _SWEEP_EVERY_S = 5.0
+
+
+async def connect_to_gateway(address: str, *, token: str | None) -> AsyncSession:
+    """Connect as ``aconnect`` does, but send bricks unpacked: on one machine, packing them would take longer."""
+    dialler = partial(dial, parse_address(address), token=token, ssl_context=None)
+    session = AsyncSession(dialler, Core(brick_encoding="raw"))
+    try:
+        await session.wait_open()
+    except BaseException:
+        await session.close()
+        raise
+    return session
 
 
 class LeaseGone(Exception):
@@ -72,7 +88,7 @@ class Leases:
         return name
 
     async def _open_session(self, token: str) -> AsyncSession:
-        session = await aconnect(self._gateway, token=token or None)
+        session = await connect_to_gateway(self._gateway, token=token or None)
         try:
             # No client of this API can show previews, and each of them would take time.
             await session.set_options(previews=False)

@@ -99,6 +99,8 @@ class Gateway:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
+            if self._settings.official_port is not None:
+                listening += listen(self._settings.host, self._settings.official_port, self._client_admission)
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
             for client_socket in listening:
                 await stack.enter_async_context(self._serve_clients_at(client_socket, listener))
@@ -117,21 +119,12 @@ class Gateway:
                     await asyncio.wait(self._connections, timeout=CLOSE_TIMEOUT_S)
 
     async def _serve_official_api(self, stack: contextlib.AsyncExitStack) -> None:
-        """Listen for the process of the HTTP API, and for clients of the HTTP API on their own port."""
+        """Listen for the process of the HTTP API."""
         admission = Admission(MAX_PENDING, MAX_PENDING, MAX_PENDING + self._settings.max_sessions)
         (internal,) = listen("127.0.0.1", 0, admission)
         lease_listener = _Listener(Api.OFFICIAL, admission, self._make_websocket, tls=None)
         await stack.enter_async_context(self._serve_clients_at(internal, lease_listener))
         self._official_api.listen_for(bound_port(internal))
-        if self._settings.official_port is not None:
-            for official_socket in listen(self._settings.host, self._settings.official_port, self._client_admission):
-                server = await asyncio.start_server(
-                    self._official_api.accept,
-                    sock=official_socket,
-                    backlog=self._client_admission.accept_batch,
-                    ssl=self._settings.tls,
-                )
-                await stack.enter_async_context(server)
         # The end of a listening socket waits for its connections, so these end first.
         stack.push_async_callback(self._official_api.close)
         stack.push_async_callback(self._shared_port.close)

@@ -12,7 +12,7 @@ class Settings:
     """Settings of a gateway.
 
     ``worker``: arguments of the worker processes, one process for each of ``devices``. ``port`` 0 selects a free port.
-    ``official_port``: a further port, for nnInteractive's HTTP API alone; None: there is none. ``linger``: seconds a
+    ``official_port``: a further port, which serves the same clients; None: there is none. ``linger``: seconds a
     session is kept without a connection. ``idle``: seconds after which an unused session may be evicted. ``origins``:
     origins of the web pages that may use the server. ``allowed_hosts``: further DNS names of a server without tokens.
     ``log_arguments``: arguments for the log of other processes.

@@ -18,12 +18,12 @@ from rich.console import Console
 import torch
 
 from nninteractive_ws import messages as wire
-from nninteractive_ws.benchmark import device, measure, report, session_memory
+from nninteractive_ws.benchmark import device, fairness, measure, report, session_memory
 from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once
 from nninteractive_ws.benchmark.models import write_local, write_official_size
 from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
 from nninteractive_ws.benchmark.run import make_models
-from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, SYSTEMS, ServedModel, Server
+from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, OWN_HTTP, SYSTEMS, ServedModel, Server
 from nninteractive_ws.benchmark.workload import Workload, make_workload
 from nninteractive_ws.engine.model_loader import load_model
 from nninteractive_ws.evaluation.simulated_user import KINDS
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def servers(folder: Path) -> Iterator[dict[str, Server]]:
-    with measure.serve_both(ServedModel(folder / "embedded", "cpu", 2)) as servers:
+    with measure.serve_both(ServedModel(folder / "embedded", "cpu", 4)) as servers:
         yield servers
 
 
@@ -132,6 +132,58 @@ def test_clients_run_concurrently_in_separate_processes(
         assert all(given < first <= final for t in received for given, first, final in t["answers"])
         assert all(0 < t["added"] < 1e9 for t in received)
         assert servers[side.name].peak_bytes() > 200e6
+
+
+def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]:
+    """Return what was measured with a client of this project's server: the official value, and ours."""
+    of_client = [r for r in records if r.case == f"small, {client}"]
+    assert [r.system for r in of_client] == [OFFICIAL.name, OWN.name]
+    return [dict(r.measured) for r in of_client]
+
+
+@pytest.mark.slow
+def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fairness, "_CLICKS", 2)
+    monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
+    work.save(folder)
+    with measure.serve_both(ServedModel(folder / "local", "cpu")) as servers:
+        records = list(fairness.fairness(servers, work, folder, "small", 1))
+    values = [by_client(records, client) for client in ("official client", "own client")]
+    assert values[0][0] == values[1][0], "the official server is measured once"
+    assert values[0][1] != values[1][1]
+    for measured in (*values[0], *values[1]):
+        assert 0 < measured["alone, median s"] <= measured["alone, maximum s"]
+        assert 0 < measured["beside it, median s"] <= measured["beside it, maximum s"]
+        assert measured["heavy prompts a minute"] > 0
+
+
+def test_prompts_at_the_ends_of_an_interval_count_in_part() -> None:
+    prompts = [(0.0, 10.0), (10.0, 12.0), (12.0, 20.0), (30.0, 40.0)]
+    assert fairness._share(prompts, 5.0, 14.0) == pytest.approx(0.5 + 1 + 0.25)
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_http_api(folder: Path, servers: dict[str, Server], work: Workload) -> None:
+    records = list(fairness.api_cost(servers, PassLog(folder / "passes"), work, "small", 1))
+    for client in ("official client", "own client"):
+        official, own = by_client(records, client)
+        assert official.keys() == own.keys()
+        assert len([name for name in own if name.endswith(", ms")]) == 2 * len(KINDS)
+        assert official["passes of all prompts"] == own["passes of all prompts"] >= 2 * len(KINDS)
+        assert min(*official.values(), *own.values()) > 0
+
+
+@pytest.mark.slow
+def test_both_kinds_of_clients_of_one_server_give_equal_masks(servers: dict[str, Server], work: Workload) -> None:
+    masks = []
+    for system in (OFFICIAL, OWN_HTTP, OWN):
+        client = system.connect(servers[OWN.name if system is OWN_HTTP else system.name].port)
+        client.open(work.volume)
+        client.send_prompt(work.prompts["point", True])
+        masks.append(client.mask().copy())
+        client.close()
+    assert masks[0].any()
+    assert all(np.array_equal(masks[0], mask) for mask in masks[1:])
 
 
 @pytest.mark.slow

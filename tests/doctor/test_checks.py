@@ -22,6 +22,7 @@ from helpers.http import free_port
 from helpers.programs import find_program
 from helpers.relay import relay
 from helpers.threads import run_in_thread
+from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
 import pytest
 import trustme
 import uvicorn
@@ -34,8 +35,8 @@ from nninteractive_ws.server.access import add_user
 
 NGINX = find_program("nginx")
 #: The steps of a server in this machine, without TLS.
-STEPS = ["address", "proxy", "connection", "encryption", "server", "websocket", "session", "upload", "download"]
-STEPS += ["prompt", "first_mask"]
+STEPS = ["address", "proxy", "connection", "encryption", "server", "websocket", "session", "http_api", "upload"]
+STEPS += ["download", "prompt", "first_mask"]
 
 
 def run_doctor(address: str, token: str | None = None, ca: Path | None = None) -> list[StepResult]:
@@ -73,6 +74,7 @@ def test_all_steps_pass_on_a_healthy_server(quick: QuickServer) -> None:
     assert (session["model"], session["license"], session["device"]) == ("quick", "Apache-2.0", "cpu")
     assert 0 < session["memory_free_bytes"] <= session["memory_total_bytes"]
     assert session["memory_for_images_bytes"] > 0
+    assert by_step["http_api"].data == {"answered": True}
     upload, download = by_step["upload"].data, by_step["download"].data
     assert upload["volume_bytes"] == 2**23
     assert 0.4 < upload["bytes"] / upload["volume_bytes"] < 0.55, "it does not pack as a CT does"
@@ -87,6 +89,19 @@ def test_all_steps_pass_on_a_healthy_server(quick: QuickServer) -> None:
     assert "on the server's own computer" in by_step["first_mask"].found
     assert all(f.seconds >= 0 for f in found)
     wait_until(lambda: health(quick.address)["sessions"] == 0)
+
+
+@pytest.mark.slow
+def test_the_official_port_serves_both_kinds_of_clients() -> None:
+    port = free_port()
+    with quick_server("--official-port", str(port)) as server:
+        found = run_doctor(f"127.0.0.1:{port}")
+        assert [f.step for f in found] == STEPS
+        assert {f.status for f in found} == {"ok"}, found
+        for address in (f"127.0.0.1:{port}", server.address.removeprefix("ws://")):
+            client = nnInteractiveRemoteInferenceSession(f"http://{address}")
+            assert client.supported_interactions["points"]
+            client.close()
 
 
 @pytest.mark.slow
@@ -274,7 +289,7 @@ def test_a_guarded_server(guarded: tuple[str, Guarded]) -> None:
     address, made = guarded
     found = run_doctor(address, token=made.token, ca=made.ca)
     assert [f.step for f in found] == [*STEPS[:2], "name", *STEPS[2:]]
-    assert found[-1].status == "ok"
+    assert {f.status for f in found} == {"ok"}, found
     (tls,) = [f for f in found if f.step == "encryption"]
     assert tls.data["tls"] == "TLSv1.3"
     assert "trustme" in tls.data["issuer"]
@@ -440,6 +455,19 @@ def test_behind_nginx(quick: QuickServer, tmp_path: Path) -> None:
     (server,) = [f for f in found if f.step == "server"]
     assert server.data["behind"].startswith("nginx")
     assert "behind a proxy (nginx" in server.found
+
+
+@pytest.mark.slow
+@pytest.mark.nginx
+def test_behind_nginx_without_the_http_api(quick: QuickServer, tmp_path: Path) -> None:
+    settings = f"{UPGRADE} location /nn/capabilities {{ return 404; }}"
+    with nginx(tmp_path, quick.address.removeprefix("ws://"), settings) as address:
+        found = run_doctor(f"ws://{address}")
+    assert [f.step for f in found] == STEPS
+    (api,) = [f for f in found if f.status != "ok"]
+    assert (api.step, api.status, api.data) == ("http_api", "warning", {"answered": False})
+    assert "HTTP 404" in api.found
+    assert "forward all paths" in api.found
 
 
 @pytest.mark.nginx

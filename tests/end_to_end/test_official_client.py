@@ -31,10 +31,10 @@ from helpers.official_client import (
 )
 from helpers.official_server import official_server
 import httpx
+from nnInteractive.inference.remote.remote_session import SessionExpiredError
 import numpy as np
 import pytest
 
-from nnInteractive.inference.remote.remote_session import SessionExpiredError
 from nninteractive_ws.engine.model_registry import MODEL_FOLDER
 
 #: The oldest client whose calls this server answers.

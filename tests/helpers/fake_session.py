@@ -65,13 +65,10 @@ class FakeSession:
             error, self.error = self.error, None
             raise error
 
-    async def set_image(self, image: npt.NDArray[Any]) -> None:
+    async def set_image(self, source: ImageSource) -> None:
         await self.request()
-        self.image = image
+        self.image = source.volume
         self._segments.clear()
-
-    async def set_image_source(self, source: ImageSource) -> None:
-        await self.set_image(source.volume)
 
     async def set_options(self, *, autozoom: bool | None = None, previews: bool | None = None) -> None:
         await self.request()

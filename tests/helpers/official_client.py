@@ -26,6 +26,10 @@ Shape = tuple[int, int, int]
 DTYPES = ("uint8", "int16", "bool")
 
 
+#: Methods of the client that write the whole target buffer, or replace it.
+_WRITES_ITSELF = ("set_target_buffer", "reset_interactions", "add_initial_seg_interaction")
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the client, by the name of its method."""
@@ -87,7 +91,13 @@ class RecordingClient:
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        self.session = remote.nnInteractiveRemoteInferenceSession(url, **options)
+        kind = remote.nnInteractiveRemoteInferenceSession
+        self.session = kind.__new__(kind)
+        try:
+            self.session.__init__(url, **options)
+        except BaseException:
+            self.session._http.close()  # it does not close it itself
+            raise
         self._responses: list[httpx.Response] = []
         self.session._http.event_hooks = {"response": [self._record]}
         self._copy: Array | None = None
@@ -123,11 +133,10 @@ class RecordingClient:
         if self.session.target_buffer is None:
             return
         box = self.session._last_paste_bbox
-        if request.method in ("set_target_buffer", "reset_interactions", "add_initial_seg_interaction"):
-            self._copy = self.buffer  # the client has written it itself
+        if self._copy is None or request.method in _WRITES_ITSELF:
+            self._copy = self.buffer
         elif box is not None:
             part = tuple(slice(start, stop) for start, stop in box)
-            assert self._copy is not None
             self._copy[part] = self.session.target_buffer[part]
         assert np.array_equal(self._copy, self.buffer), f"{request} changed voxels outside of the box {box}"
 
@@ -233,7 +242,7 @@ def _disc(shape: Shape, center: Sequence[int], axis: int) -> Array:
 def _ball(shape: Shape, center: Sequence[int]) -> Array:
     grid = np.ogrid[tuple(slice(0, n) for n in shape)]
     distance = sum((axis - c) ** 2 for axis, c in zip(grid, center, strict=True))
-    return (distance <= (min(shape) / 5) ** 2).astype(np.uint8)
+    return np.asarray(distance <= (min(shape) / 5) ** 2, np.uint8)
 
 
 def _cropped(method: str, mask: Array, positive: bool) -> Call:

@@ -55,7 +55,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(leases_module, "aconnect", gateway.connect)
+    monkeypatch.setattr(leases_module, "connect_to_gateway", gateway.connect)
     return gateway
 
 

@@ -42,8 +42,8 @@ PARTS = {
     "evaluation": ["simulated_user", "measures", "cases", "run", "report", "pictures"],
     "demo": ["phantom", "cases", "walkthrough", "picture"],
     "benchmark": [
-        "network_emulation", "models", "sessions", "workload", "systems", "client", "measure", "session_memory",
-        "device", "run", "report",
+        "network_emulation", "models", "sessions", "workload", "systems", "client", "heavy_user", "measure", "fairness",
+        "session_memory", "device", "run", "report",
     ],
     "files": [
         "cells", "names", "paths", "reason", "numbers", "rows", "read_options", "volume", "compression", "finite",

@@ -1,0 +1,128 @@
+"""Measurements with two clients on this project's server: nnInteractive's own, and this project's.
+
+They measure a click beside a heavy user, and the cost of nnInteractive's HTTP API. Each client is a case, which is
+paired with the same values of nnInteractive's server.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import json
+from pathlib import Path
+import time
+
+import numpy as np
+
+from nninteractive_ws.benchmark.measure import (
+    ClientProcess,
+    Measurement,
+    PassLog,
+    describe,
+    each_prompt,
+    open_and_prompt,
+    open_image,
+    time_prompt,
+)
+from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, OWN_HTTP, Client, Server, SystemUnderTest
+from nninteractive_ws.benchmark.workload import Workload
+
+_SYSTEMS = (OFFICIAL, OWN_HTTP, OWN)
+#: Clicks of a run, the pause after each, and the time until the heavy user's first prompt is certainly running.
+_CLICKS, _PAUSE_S, _HEAD_START_S = 3, 0.3, 3.0
+
+
+def fairness(
+    servers: Mapping[str, Server], workload: Workload, workload_folder: Path, case: str, times: int
+) -> Iterator[Measurement]:
+    """Measure clicks alone, and beside a user who prompts large boxes without a pause.
+
+    ``workload_folder``: contains the saved workload.
+    """
+
+    def measure(system: SystemUnderTest) -> dict[str, float]:
+        port = _port(servers, system)
+        client = system.connect(port)
+        try:
+            client.open(workload.volume)
+            client.wait_for_upload()
+            client.send_prompt(workload.prompts["point", True])  # warm-up, not measured
+            alone = _click(client, workload)
+            heavy = ClientProcess("heavy_user", system.name, str(port), str(workload_folder))
+            with heavy.process:  # it ends at the end of its standard input
+                heavy.read_line()
+                time.sleep(_HEAD_START_S)
+                started = time.monotonic()
+                beside = _click(client, workload)
+                ended = time.monotonic()
+                heavy.write_line()
+                prompts = json.loads(heavy.read_line())
+        finally:
+            client.close()
+        return {
+            "alone, median s": float(np.median(alone)),
+            "alone, maximum s": max(alone),
+            "beside it, median s": float(np.median(beside)),
+            "beside it, maximum s": max(beside),
+            "heavy prompts a minute": 60 * _share(prompts, started, ended) / (ended - started),
+        }
+
+    return _compare("a click beside a heavy user", case, times, measure)
+
+
+def _click(client: Client, workload: Workload) -> list[float]:
+    """Click some times, as on a new object. Return the seconds to each result."""
+    seconds = []
+    for _ in range(_CLICKS):
+        client.reset()
+        started = time.monotonic()
+        seconds.append(client.send_prompt(workload.prompts["point", True]).final - started)
+        time.sleep(_PAUSE_S)
+    return seconds
+
+
+def _share(prompts: list[tuple[float, float]], started: float, ended: float) -> float:
+    """Return how many prompts were processed in an interval. Those at its ends count in part."""
+    return sum(max(0.0, min(end, ended) - max(sent, started)) / (end - sent) for sent, end in prompts)
+
+
+def api_cost(
+    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
+) -> Iterator[Measurement]:
+    """Measure the upload of the image, the first mask, and prompts without the network's passes."""
+    clients = {system.name: system.connect(_port(servers, system)) for system in _SYSTEMS}
+
+    def measure(system: SystemUnderTest) -> dict[str, float]:
+        port, client = _port(servers, system), clients[system.name]
+        measured = {
+            "whole image, s": open_image(system, port, workload),
+            "first mask, s": open_and_prompt(system, port, workload)["first mask, s"],
+        }
+        prompts = list(each_prompt(client, workload, time_prompt(pass_log)))
+        for kind, positive, prompt in prompts:
+            measured[f"{describe(kind, positive)}, ms"] = prompt["beyond the network, ms"]
+        return {**measured, "passes of all prompts": sum(prompt["passes"] for *_, prompt in prompts)}
+
+    try:
+        for client in clients.values():
+            client.open(workload.volume)
+            client.wait_for_upload()
+            for prompt in workload.prompts.values():  # warm-up, not measured
+                client.send_prompt(prompt)
+        yield from _compare("cost of the HTTP API", case, times, measure)
+    finally:
+        for client in clients.values():
+            client.close()
+
+
+def _compare(
+    part: str, case: str, times: int, measure: Callable[[SystemUnderTest], dict[str, float]]
+) -> Iterator[Measurement]:
+    """Measure the systems in alternating order, and pair each client of this project's server with the official one."""
+    for run in range(times):
+        order = _SYSTEMS if run % 2 == 0 else _SYSTEMS[::-1]
+        measured = {system.name: measure(system) for system in order}
+        for system, client in ((OWN_HTTP, "official client"), (OWN, "own client")):
+            yield Measurement(part, OFFICIAL.name, f"{case}, {client}", run, measured[OFFICIAL.name])
+            yield Measurement(part, OWN.name, f"{case}, {client}", run, measured[system.name])
+
+
+def _port(servers: Mapping[str, Server], system: SystemUnderTest) -> int:
+    return servers[OFFICIAL.name if system is OFFICIAL else OWN.name].port
