@@ -193,11 +193,15 @@ class Lease:
 
     # ---- answers ------------------------------------------------------------------------------------------
 
-    def part(self, box: Box) -> npt.NDArray[Any]:
-        """Return a part of the mask, in the target buffer's dtype. Raises OutOfMemory if it is too large at present."""
+    def reserve_part(self, box: Box) -> Reservation:
+        """Reserve the memory of :meth:`part`. Raises TooLarge or OutOfMemory."""
         assert self.dtype is not None
-        with self._budget.reserve(box.voxels * self.dtype.itemsize):
-            return self._segment.mask[box.slices].astype(self.dtype)
+        return self._budget.reserve(box.voxels * self.dtype.itemsize)
+
+    def part(self, box: Box) -> npt.NDArray[Any]:
+        """Return a part of the mask, in the target buffer's dtype. It may run on any thread."""
+        assert self.dtype is not None
+        return self._segment.mask[box.slices].astype(self.dtype)
 
     def not_received(self, answer: Answer) -> None:
         """Note that the client has not received an answer, so that the next one has to repeat it."""
