@@ -186,9 +186,12 @@ class Lease:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
             return Answer(False, None)
-        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
+        is_initial = self._segment.can_undo == self._initial_steps
+        if is_initial and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
+        if is_initial:
+            self._initial_steps = 0  # a later step may take its place, and can be undone
         return self._take_answer(True)
 
     # ---- answers ------------------------------------------------------------------------------------------
