@@ -261,9 +261,10 @@ class OfficialApi:
         content = b""
         try:
             if answer.box is not None:
-                part = await asyncio.to_thread(lease.part, answer.box)
-                meta |= {"bbox": answer.box.pairs, "dtype": part.dtype.name, "shape": part.shape}
-                content = await asyncio.to_thread(nnia.pack, part)
+                with lease.reserve_part(answer.box):
+                    part = await asyncio.to_thread(lease.part, answer.box)
+                    meta |= {"bbox": answer.box.pairs, "dtype": part.dtype.name, "shape": part.shape}
+                    content = await asyncio.to_thread(nnia.pack, part)
             received = not await request.is_disconnected()
         except BaseException:
             lease.not_received(answer)
