@@ -253,7 +253,7 @@ class OfficialApi:
         """Read a packed array, whose bytes are counted until the end of the request."""
         length = _content_length(request)
         with self._leases.budget.reserve(length):
-            yield nnia.parse(await _read_body(request, length))
+            yield nnia.parse(await _read_body(request))
 
     async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
         answer = await prompt
@@ -261,9 +261,10 @@ class OfficialApi:
         content = b""
         try:
             if answer.box is not None:
-                part = await asyncio.to_thread(lease.part, answer.box)
-                meta |= {"bbox": answer.box.pairs, "dtype": part.dtype.name, "shape": part.shape}
-                content = await asyncio.to_thread(nnia.pack, part)
+                with lease.reserve_part(answer.box):
+                    part = await asyncio.to_thread(lease.part, answer.box)
+                    meta |= {"bbox": answer.box.pairs, "dtype": part.dtype.name, "shape": part.shape}
+                    content = await asyncio.to_thread(nnia.pack, part)
             received = not await request.is_disconnected()
         except BaseException:
             lease.not_received(answer)
@@ -310,19 +311,17 @@ async def _read_json(request: Request, kind: type[payloads.Payload]) -> payloads
     length = _content_length(request)
     if length > MAX_JSON_BYTES:
         raise errors.TooLarge(f"A JSON body may have {MAX_JSON_BYTES:,} bytes, and this one has {length:,}.")
-    return payloads.decode(await _read_body(request, length), kind)
+    return payloads.decode(await _read_body(request), kind)
 
 
-async def _read_body(request: Request, length: int) -> bytearray:
+async def _read_body(request: Request) -> bytearray:
     """Read a body. Raises BodyTimeout or ClientDisconnect."""
-    body, received = bytearray(length), 0
-    parts = request.stream()
+    # It grows as parts arrive. All of it at once would be written with zeros, even if the client sends nothing.
+    body, parts = bytearray(), request.stream()
     try:
         while True:
             async with asyncio.timeout(BODY_STALL_TIMEOUT_S):
-                part = await anext(parts)
-            body[received : received + len(part)] = part
-            received += len(part)
+                body += await anext(parts)
     except StopAsyncIteration:
         return body
     except TimeoutError as e:

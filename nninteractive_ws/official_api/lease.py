@@ -186,18 +186,25 @@ class Lease:
         """Undo the last step, if there is one."""
         if not self._exists or not self._segment.can_undo:
             return Answer(False, None)
-        if self._segment.can_undo == self._initial_steps and not self._is_initial_newest:
+        is_initial = self._segment.can_undo == self._initial_steps
+        if is_initial and not self._is_initial_newest:
             return Answer(False, None)
         await self._answer(self._segment.undo())
+        if is_initial:
+            self._initial_steps = 0  # a later step may take its place, and can be undone
         return self._take_answer(True)
 
     # ---- answers ------------------------------------------------------------------------------------------
 
-    def part(self, box: Box) -> npt.NDArray[Any]:
-        """Return a part of the mask, in the target buffer's dtype. Raises OutOfMemory if it is too large at present."""
+    def reserve_part(self, box: Box) -> Reservation:
+        """Reserve the memory of :meth:`part`. Raises TooLarge or OutOfMemory."""
         assert self.dtype is not None
-        with self._budget.reserve(box.voxels * self.dtype.itemsize):
-            return self._segment.mask[box.slices].astype(self.dtype)
+        return self._budget.reserve(box.voxels * self.dtype.itemsize)
+
+    def part(self, box: Box) -> npt.NDArray[Any]:
+        """Return a part of the mask, in the target buffer's dtype. It may run on any thread."""
+        assert self.dtype is not None
+        return self._segment.mask[box.slices].astype(self.dtype)
 
     def not_received(self, answer: Answer) -> None:
         """Note that the client has not received an answer, so that the next one has to repeat it."""

@@ -8,7 +8,10 @@ from nninteractive_ws.units import format_bytes
 
 
 class MemoryBudget:
-    """A number of bytes for all clients together. ``free()`` ends an unused lease, or returns False."""
+    """A number of bytes for all clients together, for the event loop's thread only.
+
+    ``free()`` ends an unused lease, or returns False.
+    """
 
     def __init__(self, limit: int, free: Callable[[], bool] = lambda: False) -> None:
         self.limit, self.used, self._free = limit, 0, free

@@ -104,11 +104,15 @@ class Gateway:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
             if self._settings.official_port is not None:
                 listening += listen(self._settings.host, self._settings.official_port, self._client_admission)
+            # First, because the first client may start the process of the HTTP API.
+            await self._serve_official_api(stack)
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
             for client_socket in listening:
                 await stack.enter_async_context(self._serve_clients_at(client_socket, listener))
             endpoints = await self._serve_workers(stack)
-            await self._serve_official_api(stack)
+            # The end of a listening socket waits for its connections, so these end first.
+            stack.push_async_callback(self._official_api.close)
+            stack.push_async_callback(self._shared_port.close)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
             gc.freeze()
@@ -127,9 +131,6 @@ class Gateway:
         lease_listener = _Listener(Api.OFFICIAL, admission, self._make_websocket, tls=None)
         await stack.enter_async_context(self._serve_clients_at(internal, lease_listener))
         self._official_api.listen_for(bound_port(internal))
-        # The end of a listening socket waits for its connections, so these end first.
-        stack.push_async_callback(self._official_api.close)
-        stack.push_async_callback(self._shared_port.close)
 
     def _make_websocket(self, *arguments: Any, **options: Any) -> BoundedConnection:
         return BoundedConnection(*arguments, incoming_bytes=self._incoming_bytes, **options)
@@ -138,7 +139,7 @@ class Gateway:
         return self._shared_port.connection(partial(self._make_websocket, *arguments, **options))
 
     def _serve_clients_at(
-        self, listening: ListeningSocket, listener: "_Listener"
+        self, listening: ListeningSocket, listener: _Listener
     ) -> contextlib.AbstractAsyncContextManager[Server]:
         return serve(
             partial(self._serve_client, listener=listener),
@@ -272,7 +273,7 @@ class Gateway:
 
     # ---- clients ------------------------------------------------------------------------------------------
 
-    async def _serve_client(self, client: ServerConnection, listener: "_Listener") -> None:
+    async def _serve_client(self, client: ServerConnection, listener: _Listener) -> None:
         assert client.request is not None
         user = self._http.user(client.request)
         task = asyncio.current_task()
@@ -309,7 +310,7 @@ class Gateway:
         return hello, protocol.agree_on_encoding(hello.encodings, arrays.ENCODINGS)
 
     async def _serve_session(
-        self, client: ServerConnection, hello: Hello, encoding: Encoding, user: str, listener: "_Listener"
+        self, client: ServerConnection, hello: Hello, encoding: Encoding, user: str, listener: _Listener
     ) -> None:
         """Resume the session that the client names, or open one."""
         record = self._sessions.find(hello.session_id, hello.session_secret, user, encoding)

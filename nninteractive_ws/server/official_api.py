@@ -81,14 +81,18 @@ class OfficialApiProcess:
 
     async def _start(self) -> None:
         """Raises CannotStart."""
-        now = asyncio.get_running_loop().time()
-        if self._failed_at is not None and now - self._failed_at < RETRY_AFTER_S:
+        clock = asyncio.get_running_loop().time
+        if self._failed_at is not None and clock() - self._failed_at < RETRY_AFTER_S:
             raise CannotStart("The process of the HTTP API has just failed to start. The server's log says why.")
-        self._process = process = await asyncio.create_subprocess_exec(
-            *python_module("nninteractive_ws.official_api.process"),
-            *("--gateway", f"ws://127.0.0.1:{self._gateway_port}", *self._arguments),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, **own_process_group(),
-        )  # fmt: skip
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *python_module("nninteractive_ws.official_api.process"),
+                *("--gateway", f"ws://127.0.0.1:{self._gateway_port}", *self._arguments),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, **own_process_group(),
+            )  # fmt: skip
+        except OSError as e:  # such as too many open files
+            self._failed_at = clock()
+            raise CannotStart(f"The process of the HTTP API could not be started ({e}). Try again later.") from e
         assert process.stdin is not None
         assert process.stdout is not None
         # The pipe stays open. The process ends when it closes, which it does when this process ends for any reason.
@@ -97,8 +101,8 @@ class OfficialApiProcess:
             self._port = int(await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S))
             self._failed_at = None
             return
-        self._failed_at = now
         await end_async_process(process, END_TIMEOUT_S)
+        self._failed_at = clock()  # not the time of the start, because a start may take longer than the delay
         raise CannotStart(
             f"The process of the HTTP API ended with status {process.returncode} while it started. The server's log "
             "says why."

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from helpers.end_to_end import health, http, sessions, wait_until
-from helpers.fast_server import QuickServer, quick_server
+from helpers.fast_server import QuickServer, quick_server, resident_bytes
 from helpers.http_inputs import IMAGE, SHAPE
 from helpers.neighbor import undisturbed_with_http
 import httpx
@@ -191,6 +191,16 @@ def test_arrays_that_unpack_to_a_thousand_times_their_size(quick: QuickServer) -
         masks = pack_array(np.zeros((512, 512, 512), np.uint8))
         for _ in range(20):
             assert made.post("/add_lasso_interaction", masks, include_interaction=True).status_code == 400
+
+
+def test_a_body_that_is_not_sent_takes_no_memory(quick: QuickServer) -> None:
+    with attacker(quick) as made, undisturbed_with_http(quick):
+        (api,) = quick.official_api
+        before = resident_bytes(api)
+        with made.start("/set_image", 2 * 10**9, b"NNIA", expect=True) as client:
+            assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+            time.sleep(0.5)
+            assert resident_bytes(api) < before + 10**8
 
 
 # ---- answers that nobody reads ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 import json
+import math
 from typing import Any
 
 from helpers.fake_session import FakeSession
@@ -16,8 +17,9 @@ import pytest
 from nninteractive_ws import errors
 from nninteractive_ws.official_api import app as app_module
 from nninteractive_ws.official_api import leases as leases_module
+from nninteractive_ws.official_api import nnia
 from nninteractive_ws.official_api.app import MAX_JSON_BYTES, OfficialApi, to_response
-from nninteractive_ws.official_api.leases import Leases, Limits
+from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, Leases, Limits
 from nninteractive_ws.server.hosts import WebPageGuard
 
 SHAPE = (9, 8, 7)
@@ -213,6 +215,35 @@ def test_prompts_are_answered_with_a_part_of_the_mask(path: str) -> None:
             nothing = await client.post("/undo")
             assert json.loads(nothing.headers["x-meta"]) == {"ran_prediction": False, "bbox": None}
             assert nothing.body == b""
+
+    run(work)
+
+
+def test_the_memory_of_an_answer_is_counted_until_it_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take the place of an idle lease."""
+    whole = {"bbox_coords": [[0, n] for n in SHAPE], "include_interaction": True}
+    voxels = math.prod(SHAPE)
+    of_lease, of_answer = (IMAGE.itemsize + 1) * voxels, 8 * voxels
+    used = []
+
+    async def work() -> None:
+        async with serving(max_bytes=2 * of_lease + of_answer - 1) as client:
+
+            def pack(part: np.ndarray) -> bytes:
+                used.append(client.leases.budget.used)
+                return pack_array(part)
+
+            monkeypatch.setattr(nnia, "pack", pack)
+            await client.claim()
+            idle = client.leases.find(client.headers["X-Lease-Token"] or "", "")
+            await client.claim()
+            idle.last_active -= 1 + IDLE_TIMEOUT_S
+            assert (await client.post("/set_target_buffer", {"shape": SHAPE, "dtype": "int64"})).status == 200
+            answer = await client.post("/add_bbox_interaction", whole)
+            assert answer.status == 200, answer.body
+            assert unpack_array(answer.body).all()
+            assert used == [of_lease + of_answer]
+            assert len(client.leases) == 1
 
     run(work)
 

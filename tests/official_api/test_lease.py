@@ -223,6 +223,9 @@ def test_an_initial_segmentation_is_undone_only_as_the_newest_step() -> None:
         await lease.add_initial_segmentation(payloads.AddInitialSegmentation(), packed(1 - initial))
         assert (await lease.undo()).ran
         assert np.array_equal(lease.part(Box.whole(SHAPE)), initial)
+        await lease.add_point(point(7, 7, 6))
+        assert (await lease.undo()).ran, "the step after it has taken its place"
+        assert np.array_equal(lease.part(Box.whole(SHAPE)), initial)
 
     run(work)
 

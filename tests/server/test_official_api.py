@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from nninteractive_ws.server import official_api
-from nninteractive_ws.server.official_api import OfficialApiProcess
+from nninteractive_ws.server.official_api import CannotStart, OfficialApiProcess
 
 REQUEST = b"POST /claim HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
 #: The start of each program writes a line to a file.
@@ -160,14 +160,29 @@ def test_a_failed_start_is_not_repeated_at_once(program: Program, monkeypatch: p
 
 
 def test_a_process_that_does_not_start_in_time_is_ended(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that waited for it do not start another at once, although the delay since its start is over."""
     monkeypatch.setattr(official_api, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(official_api, "RETRY_AFTER_S", 0.9)
     program.code = SILENT
 
     async def work() -> None:
         async with gateway() as (_, connect):
-            assert "The server's log says why" in await unavailable(connect)
+            messages = await asyncio.gather(*(unavailable(connect) for _ in range(3)))
+            assert all("The server's log says why" in message for message in messages)
             (pid,) = program.starts
             assert not psutil.pid_exists(pid)
+
+    run(work())
+
+
+def test_a_program_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(official_api, "python_module", lambda module: ["/no/such/program"])
+
+    async def work() -> None:
+        process = OfficialApiProcess([])
+        for message in ("could not be started", "has just failed to start"):
+            with pytest.raises(CannotStart, match=message):
+                await process._connect("127.0.0.1")
 
     run(work())
 

@@ -49,8 +49,8 @@ def serverRequirement():
     if reference is None:
         return str(requirement)
     origin = json.loads(reference)
-    version = origin.get("vcs_info")
-    url = f"{version['vcs']}+{origin['url']}@{version['commit_id']}" if version else origin["url"]
+    source = origin.get("vcs_info")
+    url = f"{source['vcs']}+{origin['url']}@{source['commit_id']}" if source else origin["url"]
     return f"{requirement.name}[server] @ {url}"
 
 
