@@ -161,8 +161,9 @@ class OfficialApi:
     async def _release(self, request: Request) -> Response:
         try:
             self._lease(request)
-        except LeaseGone:
-            pass  # released before, or expired
+        except LeaseGone:  # released before, or expired
+            if not await self._has_valid_token(request):
+                raise
         else:
             await self._leases.release(request.headers[LEASE_HEADER])
         return JSONResponse({"released": True})

@@ -116,7 +116,7 @@ class Lease:
         self._image_memory, self._shape = memory, source.grid.shape
 
     async def set_target_buffer(self, payload: SetTargetBuffer) -> None:
-        """Note a new target buffer, which is empty. Raises NoImage, OutOfBounds or BadMask."""
+        """Note a new target buffer, which is empty. Raises NoImage, OutOfBounds, BadMask or TooLarge."""
         if payload.shape != self.shape:
             raise OutOfBounds(f"The target buffer has the shape {payload.shape}. Expected {self.shape}, the image's.")
         try:
@@ -125,9 +125,10 @@ class Lease:
             raise BadMask("The target buffer has an unknown dtype. Use uint8, for instance.") from e
         if dtype.kind not in "biu":
             raise BadMask(f"The target buffer has the dtype {dtype}. Use bool or an integer type, such as uint8.")
-        self.dtype = dtype
+        self._budget.check(math.prod(self.shape) * dtype.itemsize)
+        self.dtype, self._unsent = dtype, None
         if self._exists:
-            self._unsent = await asyncio.to_thread(bounding_box, self._segment.mask)
+            self._extend_unsent(await asyncio.to_thread(bounding_box, self._segment.mask))
 
     async def set_do_autozoom(self, enabled: bool) -> None:
         """Allow or prevent zooming out."""
@@ -169,8 +170,9 @@ class Lease:
             box = given.box or Box((0, 0, 0), (1, 1, 1))
             flips = given.flips if given.box else np.zeros(box.shape, bool)
             await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
+            self._unsent = None
+            self._extend_unsent(await asyncio.to_thread(_difference, self._segment.mask, given))
         self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
-        self._unsent = await asyncio.to_thread(_difference, self._segment.mask, given)
         return self._take_answer(payload.run_prediction)
 
     async def predict(self) -> Answer:
@@ -178,9 +180,10 @@ class Lease:
         if not self._exists:
             return Answer(False, None)
         steps = self._segment.can_undo
-        self._is_initial_newest = False
         await self._answer(self._segment.run())
-        return self._take_answer(self._segment.can_undo > steps)
+        ran = self._segment.can_undo > steps
+        self._is_initial_newest &= not ran
+        return self._take_answer(ran)
 
     async def undo(self) -> Answer:
         """Undo the last step, if there is one."""

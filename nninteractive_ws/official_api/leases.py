@@ -1,6 +1,7 @@
 """All leases of nnInteractive's HTTP API: claim, lookup, release, and expiry."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +62,7 @@ class Leases:
         self.budget = MemoryBudget(limits.max_bytes, self._end_idle_lease)
         self._leases: dict[str, Lease] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._claiming = 0
+        self._claiming: Counter[str] = Counter()  # by token
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -72,7 +73,7 @@ class Leases:
         Raises AtCapacity, Unauthorized, or ServerError if the server is not ready in time.
         """
         self._check_limits(token)
-        self._claiming += 1
+        self._claiming[token] += 1
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 session = await self._open_session(token)
@@ -81,7 +82,7 @@ class Leases:
         except ConnectionFailed as e:
             raise ServerError("The server is shutting down. Try again later.") from e
         finally:
-            self._claiming -= 1
+            self._claiming[token] -= 1
         name = secrets.token_hex(16)
         session.on("error", lambda event: self._on_error(name, event))
         self._leases[name] = Lease(session, token, self.budget)
@@ -134,10 +135,10 @@ class Leases:
         await asyncio.gather(*self._ending, *(self.release(name) for name in list(self._leases)))
 
     def _check_limits(self, token: str) -> None:
-        own = sum(lease.token == token for lease in self._leases.values())
+        own = sum(lease.token == token for lease in self._leases.values()) + self._claiming[token]
         if own >= self.limits.max_leases_per_user and not self._end_idle_lease(token):
             raise AtCapacity(f"All {own} sessions that a user may have are in use. Close one of them.")
-        if len(self._leases) + self._claiming >= self.limits.max_leases and not self._end_idle_lease():
+        if len(self._leases) + self._claiming.total() >= self.limits.max_leases and not self._end_idle_lease():
             raise AtCapacity(f"All {self.limits.max_leases} sessions of the server are in use. Try again later.")
 
     def _end_idle_lease(self, token: str | None = None) -> bool:

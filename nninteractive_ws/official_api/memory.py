@@ -18,11 +18,7 @@ class MemoryBudget:
 
     def reserve(self, nbytes: int) -> "Reservation":
         """Reserve memory. Raises TooLarge if it exceeds the whole budget, and OutOfMemory if it does at present."""
-        if nbytes > self.limit:
-            raise TooLarge(
-                f"The request needs {format_bytes(nbytes)}, and this server has {format_bytes(self.limit)} for clients "
-                "of the HTTP API. Use a smaller image, or a client that speaks WebSocket."
-            )
+        self.check(nbytes)
         while self.used + nbytes > self.limit:
             if self._free():
                 continue
@@ -31,6 +27,14 @@ class MemoryBudget:
             )
         self.used += nbytes
         return Reservation(self, nbytes)
+
+    def check(self, nbytes: int) -> None:
+        """Raise TooLarge for more than the whole budget."""
+        if nbytes > self.limit:
+            raise TooLarge(
+                f"The request needs {format_bytes(nbytes)}, and this server has {format_bytes(self.limit)} for clients "
+                "of the HTTP API. Use a smaller image, or a client that speaks WebSocket."
+            )
 
 
 class Reservation:

@@ -81,7 +81,8 @@ class GatewayConnection(H11Protocol):
 
     def _receive(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        is_idle = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if is_idle or (self.cycle is not None and not self.cycle.response_complete):
             self._stop_timer()
         elif self._timer is None:
             # uvicorn has no timeout for headers, nor for the rest of a body that nobody reads.

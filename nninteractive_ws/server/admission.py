@@ -25,6 +25,8 @@ MAX_PENDING = 256
 # Closed connections per garbage collection. asyncio's TLS connections are reference cycles of few but large objects,
 # which Python's own schedule would collect too late.
 _CLOSED_BEFORE_COLLECTION = 128
+#: Connections of the HTTP API for each session. nnInteractive's client has one, and another one for heartbeats.
+HTTP_CONNECTIONS = 2
 #: Descriptors for everything but connections: the event loop, files, pipes to the workers.
 RESERVED_DESCRIPTORS = 48
 # Length of the system's queue of connections to accept. The system may allow fewer. In a flood, every client waits in
@@ -256,10 +258,11 @@ def bound_port(listening: socket.socket) -> int:
 def admission_limits(max_sessions: int) -> tuple[Admission, Admission]:
     """Return the limits for clients and for workers that this process's descriptors allow.
 
-    A session takes two descriptors, one to its client and one to its worker. Dropped and closing connections keep
-    their descriptors for a moment.
+    A session takes two descriptors, one to its client and one to its worker. A connection of the HTTP API takes two,
+    one to its client and one to the process with the answers. Dropped and closing connections keep their descriptors
+    for a moment.
     """
-    free = _descriptors() - RESERVED_DESCRIPTORS - 3 * max_sessions
+    free = _descriptors() - RESERVED_DESCRIPTORS - (3 + 2 * HTTP_CONNECTIONS) * max_sessions
     if free < 48:
         _log.warning(
             "This process may have %d open files, which is too few for %d sessions. Raise the limit (ulimit -n) or "
@@ -267,9 +270,9 @@ def admission_limits(max_sessions: int) -> tuple[Admission, Admission]:
             _descriptors(),
             max_sessions,
         )
-    clients, workers = min(MAX_PENDING, max(free // 3, 16)), min(MAX_PENDING, max(free // 6, 16))
+    clients, workers = min(MAX_PENDING, max(free // 4, 16)), min(MAX_PENDING, max(free // 8, 16))
     return (
-        Admission(clients, clients // 2, 2 * clients + max_sessions),
+        Admission(clients, clients // 2, 2 * clients + (1 + HTTP_CONNECTIONS) * max_sessions),
         Admission(workers, workers, workers + 2 * max_sessions),
     )
 

@@ -28,6 +28,7 @@ from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.processes import trim_memory
 from nninteractive_ws.server.access import bearer_token
 from nninteractive_ws.server.admission import (
+    HTTP_CONNECTIONS,
     MAX_PENDING,
     Admission,
     ListeningSocket,
@@ -82,8 +83,6 @@ class Gateway:
         self._metrics = Metrics(self._gauges)
         self._workers = WorkerPool(settings.pool, (*settings.worker, "--idle", str(settings.idle)), self)
         self._moving: set[str] = set()
-        self._official_api = OfficialApiProcess(_official_api_arguments(settings))
-        self._shared_port = SharedPort(self._official_api.accept, OPEN_TIMEOUT_S)
         self._sessions = Registry(
             settings.max_sessions,
             settings.max_sessions_per_user,
@@ -93,6 +92,10 @@ class Gateway:
         self._http = HttpEndpoints(settings, self._sessions, self._workers, self._metrics)
         # The workers' port has limits too, because every user of this machine can reach it.
         self._client_admission, self._worker_admission = admission_limits(settings.max_sessions)
+        self._official_api = OfficialApiProcess(
+            _official_api_arguments(settings), self._client_admission, HTTP_CONNECTIONS * settings.max_sessions
+        )
+        self._shared_port = SharedPort(self._official_api.accept, OPEN_TIMEOUT_S)
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
         self._connecting: dict[uuid.UUID, WorkerSlot] = {}

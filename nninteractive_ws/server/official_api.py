@@ -1,17 +1,20 @@
 """The process that answers nnInteractive's HTTP API: its start and end, and the relay of connections to it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import logging
 import secrets
 
 from nninteractive_ws.processes import end_async_process, own_process_group, python_module
+from nninteractive_ws.server.admission import Admission
 
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 256 * 1024
+# The beginning of an answer without an error.
+_ACCEPTED = b"HTTP/1.1 2"
 #: Timeouts for the process to start and to end.
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 #: Delay after a failed start, so that clients without a process do not start many.
@@ -23,10 +26,15 @@ class CannotStart(Exception):
 
 
 class OfficialApiProcess:
-    """The process, which is started by the first connection, and again if it has ended. ``arguments``: its own."""
+    """The process, which is started by the first connection, and again if it has ended.
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = arguments
+    ``arguments``: its own. ``admission``: of its clients. Up to ``max_protected`` connections of clients that the
+    process has accepted are not dropped in favor of others.
+    """
+
+    def __init__(self, arguments: Sequence[str], admission: Admission, max_protected: int) -> None:
+        self._arguments, self._admission = arguments, admission
+        self._unprotected = max_protected
         self._secret = secrets.token_urlsafe(32)
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
@@ -62,11 +70,50 @@ class OfficialApiProcess:
             writer.write(_unavailable(str(e)))
         else:
             try:
-                await _relay_both(reader, writer, up_reader, up_writer)
+                await self._relay_both(reader, writer, up_reader, up_writer)
             finally:
                 up_writer.close()
         finally:
             writer.close()
+
+    async def _relay_both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
+        """Relay bytes both ways until one side closes its connection."""
+        down = self._relay_answers(up_reader, writer)
+        tasks = [asyncio.ensure_future(_pump(reader, up_writer)), asyncio.ensure_future(down)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _relay_answers(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """Relay answers. After a first one without an error, the client's connection is protected.
+
+        The first request of a connection is a POST or needs a lease, and such an answer needs a valid token.
+        """
+        first = await source.read(_CHUNK_BYTES)
+        sink.write(first)
+        with self._protected(sink.transport) if first.startswith(_ACCEPTED) else contextlib.nullcontext():
+            await _pump(source, sink)
+
+    @contextlib.contextmanager
+    def _protected(self, transport: asyncio.BaseTransport) -> Iterator[None]:
+        if self._unprotected == 0:
+            yield
+            return
+        self._unprotected -= 1
+        try:
+            with self._admission.with_session(transport):
+                yield
+        finally:
+            self._unprotected += 1
 
     async def _connect(self, peer: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         async with self._starting:
@@ -107,22 +154,6 @@ class OfficialApiProcess:
             f"The process of the HTTP API ended with status {process.returncode} while it started. The server's log "
             "says why."
         )
-
-
-async def _relay_both(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    up_reader: asyncio.StreamReader,
-    up_writer: asyncio.StreamWriter,
-) -> None:
-    """Relay bytes both ways until one side closes its connection."""
-    tasks = [asyncio.ensure_future(_pump(reader, up_writer)), asyncio.ensure_future(_pump(up_reader, writer))]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -1,8 +1,8 @@
 """The gateway's process of the HTTP API: start, failures, relay and end. Small programs stand in for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 import json
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from nninteractive_ws.server import official_api
+from nninteractive_ws.server.admission import Admission
 from nninteractive_ws.server.official_api import CannotStart, OfficialApiProcess
 
 REQUEST = b"POST /claim HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
@@ -71,7 +72,7 @@ Connect = Callable[[], Any]
 @asynccontextmanager
 async def gateway() -> AsyncIterator[tuple[OfficialApiProcess, Connect]]:
     """A listening socket whose connections the process answers."""
-    process = OfficialApiProcess(["--tokens"])
+    process = OfficialApiProcess(["--tokens"], Admission(9, 9, 9), 9)
     process.listen_for(1234)
     server = await asyncio.start_server(process.accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -179,7 +180,7 @@ def test_a_program_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(official_api, "python_module", lambda module: ["/no/such/program"])
 
     async def work() -> None:
-        process = OfficialApiProcess([])
+        process = OfficialApiProcess([], Admission(9, 9, 9), 9)
         for message in ("could not be started", "has just failed to start"):
             with pytest.raises(CannotStart, match=message):
                 await process._connect("127.0.0.1")
@@ -234,3 +235,43 @@ def test_the_end_of_the_gateway_during_the_start(program: Program) -> None:
             assert not psutil.pid_exists(program.starts[0])
 
     run(work())
+
+
+class RecordingAdmission(Admission):
+    """Counts the connections that are protected at present."""
+
+    protected = 0
+
+    @contextmanager
+    def with_session(self, transport: asyncio.BaseTransport) -> Iterator[None]:
+        self.protected += 1
+        yield
+        self.protected -= 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "protected"), [(b"HTTP/1.1 200 OK", 2), (b"HTTP/1.1 401 Unauthorized", 0), (b"HTTP/1.1 410 Gone", 0)]
+)
+def test_connections_of_accepted_clients_are_protected(
+    program: Program, monkeypatch: pytest.MonkeyPatch, answer: bytes, protected: int
+) -> None:
+    """As many as there may be; later ones are served, but may be dropped in favor of others."""
+
+    async def check() -> None:
+        admission = RecordingAdmission(9, 9, 9)
+        process = OfficialApiProcess([], admission, 2)
+        process.listen_for(1234)
+        server = await asyncio.start_server(process.accept, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with connection(port) as one, connection(port) as two, connection(port) as three:
+            for reader, writer in (one, two, three):  # the program sends back what it gets
+                writer.write(answer)
+                assert await reader.readexactly(len(answer)) == answer
+            assert admission.protected == protected
+        async with asyncio.timeout(10):
+            while admission.protected:
+                await asyncio.sleep(0.01)
+        server.close()
+        await process.close()
+
+    run(check())
