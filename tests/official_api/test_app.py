@@ -344,7 +344,7 @@ def test_an_unknown_lease_with_a_wrong_token_is_unauthorized() -> None:
                 answer = await client.post("/undo", Authorization="Bearer wrong")
                 answer.check_error(401, "token is missing or wrong")
                 (await client.send("GET", "/lease_status")).check_error(401)
-                assert (await client.post("/release")).json == {"released": True}
+                (await client.post("/release")).check_error(401)
 
     run(work)
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses 127.0.0.2 
 #: More connections than a server keeps of one address, and in total.
 MANY = 2 * MAX_PENDING
 #: Limit of open files, low enough that an attacker uses it up quickly.
-FEW_DESCRIPTORS = 256
+FEW_DESCRIPTORS = 352
 
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -39,6 +39,8 @@ def accept():
 threading.Thread(target=accept, daemon=True).start()
 sys.stdin.read()
 """
+#: It sends only what it gets back.
+ANSWER = ECHO.replace('connection.sendall(peer.encode() + b":")', "")
 FAIL = "sys.exit(3)"
 SILENT = "sys.stdin.read()"
 
@@ -245,21 +247,22 @@ class RecordingAdmission(Admission):
     @contextmanager
     def with_session(self, transport: asyncio.BaseTransport) -> Iterator[None]:
         self.protected += 1
-        yield
-        self.protected -= 1
+        try:
+            yield
+        finally:
+            self.protected -= 1
 
 
 @pytest.mark.parametrize(
     ("answer", "protected"), [(b"HTTP/1.1 200 OK", 2), (b"HTTP/1.1 401 Unauthorized", 0), (b"HTTP/1.1 410 Gone", 0)]
 )
-def test_connections_of_accepted_clients_are_protected(
-    program: Program, monkeypatch: pytest.MonkeyPatch, answer: bytes, protected: int
-) -> None:
+def test_connections_of_accepted_clients_are_protected(program: Program, answer: bytes, protected: int) -> None:
     """As many as there may be; later ones are served, but may be dropped in favor of others."""
 
     async def check() -> None:
+        program.code = ANSWER
         admission = RecordingAdmission(9, 9, 9)
-        process = OfficialApiProcess([], admission, 2)
+        process = OfficialApiProcess(["--tokens"], admission, 2)
         process.listen_for(1234)
         server = await asyncio.start_server(process.accept, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
