@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidHeader
 from nninteractive_ws import errors
 from nninteractive_ws.official_api import nnia, payloads
 from nninteractive_ws.official_api.lease import Answer, AnswerTimeout, Lease
-from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S, LeaseGone, Leases
+from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S, WRONG_TOKEN, LeaseGone, Leases
 from nninteractive_ws.server.access import bearer_token
 from nninteractive_ws.server.hosts import WebPageGuard
 
@@ -114,9 +114,12 @@ class OfficialApi:
 
     async def _to_response(self, error: Exception, request: Request) -> Response:
         if isinstance(error, LeaseGone) and not await self._has_valid_token(request):
-            error = errors.Unauthorized("The token is missing or wrong. Send the one of the server's administrator.")
+            error = errors.Unauthorized(WRONG_TOKEN)
         if (response := to_response(error)) is None:
             raise error
+        # Clients show the status alone.
+        peer = request.client.host if request.client else "?"
+        _log.info("refused %s: %s", request.scope["path"], error, extra={"peer": peer})
         return response
 
     async def _has_valid_token(self, request: Request) -> bool:

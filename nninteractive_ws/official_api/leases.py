@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 #: without actions is ended only if another one needs its place or its memory.
 IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S = 600.0, 60.0
 _SWEEP_EVERY_S = 5.0
+#: The message for a missing or wrong token.
+WRONG_TOKEN = "The token is missing or wrong. Enter the token from the server's administrator as the API key."
 
 
 async def connect_to_gateway(address: str, *, token: str | None) -> AsyncSession:
@@ -79,6 +81,8 @@ class Leases:
                 session = await self._open_session(token)
         except TimeoutError as e:
             raise ServerError("The server is still loading its model. Try again in a moment.") from e
+        except Unauthorized as e:
+            raise Unauthorized(WRONG_TOKEN) from e
         except ConnectionFailed as e:
             raise ServerError("The server is shutting down. Try again later.") from e
         finally:
@@ -102,7 +106,9 @@ class Leases:
         """Return the lease of a name. Raises LeaseGone, and Unauthorized if it belongs to another user."""
         lease = self._leases.get(name)
         if lease is None:
-            raise LeaseGone("The lease is unknown or has expired. Claim another one, and set the image again.")
+            raise LeaseGone(
+                "This session has ended. Start another one, set the image again, and continue from the mask."
+            )
         if not hmac.compare_digest(lease.token.encode(), token.encode()):
             raise Unauthorized("The token is not that of the lease. Send the token with which the lease was claimed.")
         if mark_seen:

@@ -107,8 +107,9 @@ class HttpEndpoints:
         states = {"ready": "is ready", "loading": "is loading its model", "idle": "starts a worker when it is used"}
         state = states[self._status()]
         return (
-            f"This is an nninteractive-ws server, and it {state}. It needs a WebSocket connection. Enter this address "
-            "in the nninteractive-ws module of 3D Slicer or in the Python client. GET /healthz returns the status.\n"
+            f"This is an nninteractive-ws server, and it {state}. Enter this address in the nninteractive-ws module of "
+            "3D Slicer, in the Python client, or in a client of nnInteractive's own server such as napari's plug-in. "
+            "GET /healthz returns the status.\n"
         )
 
 

@@ -54,3 +54,5 @@ async def _run(settings: Settings, end_with_stdin: bool) -> int | None:
 def _announce(settings: Settings, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"{LISTENING}{'wss' if settings.tls else 'ws'}://{host}:{port}", flush=True)
+    address = f"{'https' if settings.tls else 'http'}://{host}:{settings.official_port or port}"
+    _log.info("clients of nnInteractive's own server, such as napari's plug-in, use %s", address)

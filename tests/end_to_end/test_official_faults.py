@@ -105,7 +105,7 @@ def test_the_process_of_the_http_api_is_killed(quick: QuickServer, expected: lis
         assert count_sessions(quick) == 1
         kill_official_api(quick)
         wait_until(lambda: count_sessions(quick) == 0, timeout=5)
-        with pytest.raises(SessionExpiredError, match="Claim another one"):
+        with pytest.raises(SessionExpiredError, match="Start another one"):
             client.do(SECOND)
     with closing(with_image(http(quick.address), IMAGE)) as again:
         assert_masks(again, expected)
@@ -120,7 +120,7 @@ def test_the_server_is_restarted(quick: QuickServer, expected: list[Any]) -> Non
         client.do(SECOND)
     assert client.session.ping() is False
     quick.start()
-    with pytest.raises(SessionExpiredError, match="Claim another one"):
+    with pytest.raises(SessionExpiredError, match="Start another one"):
         client.do(SECOND)
     client.close()
     with closing(with_image(http(quick.address), IMAGE)) as again:

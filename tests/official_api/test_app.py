@@ -330,7 +330,7 @@ def test_an_unknown_lease_is_gone(path: str, lease: str | None) -> None:
     async def work() -> None:
         with http_server(answers(200, "metrics")) as gateway:
             async with serving(gateway) as client:
-                (await client.post(path, **{"X-Lease-Token": lease})).check_error(410, "Claim another one")
+                (await client.post(path, **{"X-Lease-Token": lease})).check_error(410, "Start another one")
 
     run(work)
 
@@ -367,7 +367,7 @@ def test_a_lease_of_another_user(token: str) -> None:
 def test_claims_that_are_refused() -> None:
     async def work() -> None:
         async with serving() as client:
-            (await client.post("/claim", Authorization="Bearer refused")).check_error(401, "refused this token")
+            (await client.post("/claim", Authorization="Bearer refused")).check_error(401, "token is missing or wrong")
             for _ in range(2):
                 assert (await client.post("/claim")).status == 200
             full = await client.post("/claim")

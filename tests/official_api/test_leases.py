@@ -222,7 +222,7 @@ def test_expiry(gateway: Gateway, clock: Clock, monkeypatch: pytest.MonkeyPatch)
         leases.find(active, "").mark_active()
         clock.now += 2
         await sweep(leases)
-        with pytest.raises(LeaseGone, match="Claim another one"):
+        with pytest.raises(LeaseGone, match="Start another one"):
             leases.find(silent, "")
         assert gateway.sessions[0].closed
         assert leases.budget.used == 2 * 3 * VOXELS

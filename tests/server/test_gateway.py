@@ -223,7 +223,7 @@ def test_plain_http_is_answered_with_an_explanation(server: str, path: str) -> N
     status, output = plain_get(server, path)
     assert status == 426
     assert output.startswith("This is an nninteractive-ws server")
-    assert "It needs a WebSocket connection" in output
+    assert "Enter this address in the nninteractive-ws module" in output
 
 
 @linux
