@@ -67,8 +67,9 @@ class ChildProcess:
             self._onEnded(None, process.errorString())
 
     def _onFinished(self, code, status):
-        self._unread += "\n"
         self._read()
+        if self._process is not None and self._unread:
+            self._onLine(self._unread)
         if self._process is not None:
             self._release().deleteLater()
             self._onEnded(None if status == qt.QProcess.CrashExit else code, "")

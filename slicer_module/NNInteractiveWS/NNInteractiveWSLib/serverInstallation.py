@@ -99,14 +99,14 @@ class ServerInstallation:
             self._onOutput(line)
 
     def _onProcessEnded(self, code, reason):
-        if self._isCanceled:
+        if self._isStarted and code == 0:  # even if it was canceled at the last moment
+            self._process = None
+            self._onEnded(str(_programIn(self._folder)), None)
+        elif self._isCanceled:
             self._end(_("The installation was canceled, and its folder was removed."))
         elif not self._isStarted:
             self._lacksVenv = self._lacksVenv or code == WITHOUT_VENV
             self._tryNextPython()
-        elif code == 0:
-            self._process = None
-            self._onEnded(str(_programIn(self._folder)), None)
         else:
             message = _("The installation failed, and its folder was removed. Its last messages:")
             if code is None:
