@@ -71,14 +71,21 @@ def end_process(process: "subprocess.Popen[Any]", timeout_s: float, *, terminate
 
 async def end_async_process(process: asyncio.subprocess.Process, timeout_s: float) -> None:
     """:func:`end_process` for a child process of the event loop."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-        process.terminate()
+    _signal(process, "SIGTERM")
     try:
         await asyncio.wait_for(process.wait(), timeout_s)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _signal(process, "SIGKILL")
         await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, name: str) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        if sys.platform == "win32":
+            process.kill()
+        elif process.returncode is None:
+            # Not process.send_signal(), which takes the status of an ended process away from the event loop.
+            os.kill(process.pid, getattr(signal, name))
 
 
 # ---- inside a child process -------------------------------------------------------------------------------

@@ -125,8 +125,9 @@ class CommandLauncher:
 
     @property
     def name(self) -> str:
-        if "-m" in self.arguments[:-1]:  # a module of Python
-            return self.arguments[self.arguments.index("-m") + 1].rpartition(".")[2]
+        for argument in self.arguments:
+            if argument.startswith("nninteractive_ws."):  # a module of this package
+                return argument.rpartition(".")[2]
         return PurePath(self.arguments[0]).name
 
     def command(self, endpoints: Endpoints, worker: Sequence[str]) -> WorkerCommand:

@@ -170,7 +170,7 @@ def test_a_closed_client_leaves_nothing(ours: str, client: RecordingClient) -> N
         assert again.do(call("undo")).returned is False
         assert np.array_equal(again.do(point(CENTER)).buffer, mask)
         again.session._http.headers["X-Lease-Token"] = lease
-        with pytest.raises(SessionExpiredError, match="lease is unknown"):
+        with pytest.raises(SessionExpiredError, match="session has ended"):
             again.do(point(OTHER))
     finally:
         again.close()

@@ -87,16 +87,16 @@ def test_an_imported_module_stays_as_it_is() -> None:
 def test_nothing_is_left_behind() -> None:
     code = """
         before = list(sys.meta_path)
-        import xml
+        import wsgiref
         try:
-            with defer_imports("xml.dom", "colorsys"):
-                import xml.dom.minidom, colorsys
+            with defer_imports("wsgiref.headers", "colorsys"):
+                import wsgiref.headers, colorsys
                 raise ValueError
         except ValueError:
             pass
-        print(sys.meta_path == before, [n for n in sys.modules if n.startswith("xml.dom")], hasattr(xml, "dom"))
-        import xml.dom.minidom
-        print(xml.dom.minidom.parseString("<a/>").documentElement.tagName)
+        print(sys.meta_path == before, [n for n in sys.modules if n == "wsgiref.headers"], hasattr(wsgiref, "headers"))
+        import wsgiref.headers
+        print(wsgiref.headers.Headers([("name", "a")])["name"])
     """
     assert run(code) == "True [] False\na"
 

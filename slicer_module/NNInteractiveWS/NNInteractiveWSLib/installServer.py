@@ -69,7 +69,7 @@ def install(folder, requirement, torchIndex=None):
     commands = Commands(_environment(temporary))
     threading.Thread(target=_cancelAtEndOfInput, args=(commands,), daemon=True).start()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = (python, "-m", "pip", "install", "--no-cache-dir", "--no-input")
+    pip = (python, "-I", "-m", "pip", "install", "--no-cache-dir", "--no-input")
     print(f"Creating {folder}", flush=True)
     succeeded = (
         commands.run(sys.executable, "-I", "-m", "venv", folder)
