@@ -27,10 +27,13 @@ from nninteractive_ws.client.dial import dial
 IDLE_S = 2.0
 SERVE = f"""
 from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
-from nninteractive_ws.server.settings import Settings
+from nninteractive_ws.server.launchers import LocalLauncher
+from nninteractive_ws.server.pool import PoolSettings
 from nninteractive_ws.server.run import run_gateway
+from nninteractive_ws.server.settings import Settings
 worker = ("--model-name", DEMO, "--model-folder", str(MODEL_FOLDER), "--memory", "50000000")
-run_gateway(Settings(worker, DEMO, port=0, max_sessions=3, idle={IDLE_S}))
+pool = PoolSettings([LocalLauncher("auto")], 1)
+run_gateway(Settings(worker, DEMO, pool, port=0, max_sessions=3, idle={IDLE_S}))
 """
 SHAPE = (120, 120, 120)  # the memory holds one such image
 SMALL_SHAPE = (64, 64, 64)
