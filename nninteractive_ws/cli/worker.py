@@ -36,13 +36,13 @@ def worker(
         bool, typer.Option("--compile", help="Compile the network for the GPU (torch.compile).")
     ] = False,
 ) -> None:
-    """Join a server that was started elsewhere, and compute for it, until Ctrl-C.
+    """Join a server that was started elsewhere, and compute for it.
 
     Example:
 
         nninteractive-ws worker wss://gateway:1529 --token-file worker-token
 
-    The worker is started again if it ends, or if the server cannot be reached.
+    It runs until Ctrl-C. The worker is started again if it ends, or if the server cannot be reached.
     """
     try:
         from nninteractive_ws import worker_protocol

@@ -58,7 +58,7 @@ class Running:
 def folder(tmp_path: Path) -> Path:
     image = make_phantom(5, (72, 64, 56), (4.0, 4.0, 4.0)).image
     sitk.WriteImage(sitk.GetImageFromArray(image.transpose()), tmp_path / "ct.nii.gz")
-    (tmp_path / "jobs.csv").write_text("image,segment,prompt,ijk\nct.nii.gz,a,point,30;30;30\n")
+    (tmp_path / "jobs.csv").write_text("image,segment,prompt,ijk\nct.nii.gz,a,point,30 30 30\n")
     return tmp_path
 
 

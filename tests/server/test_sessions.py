@@ -292,7 +292,7 @@ def test_compile_has_no_effect_without_a_gpu() -> None:
 @pytest.mark.slow
 def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
     with server_process("--device", "cpu,cpu", "--log-level", "critical") as server:
-        wait_until(lambda: len(_workers(server)) == 2 and "workers 2.0" in metrics(server.address))
+        wait_until(lambda: len(_workers(server)) == 2 and 'state="ready"} 2.0' in metrics(server.address))
 
         async def work() -> None:
             clients = [await PlainClient.open(server.address) for _ in range(4)]
@@ -314,7 +314,7 @@ def test_each_device_has_a_worker_and_sessions_go_to_the_least_loaded() -> None:
 
         run(work())
         wait_until(lambda: len(_workers(server)) == 2)
-        assert 'worker_failures_total{launcher="auto"} 1.0' in metrics(server.address)
+        assert 'worker_failures_total{launcher="cpu"} 1.0' in metrics(server.address)
 
 
 async def _how_it_ends(client: PlainClient) -> str:
