@@ -30,6 +30,7 @@ _STEPS = {
     "server": _("Server"),
     "websocket": _("WebSocket"),
     "session": _("Session"),
+    "http_api": _("HTTP API"),
     "upload": _("Upload"),
     "download": _("Download"),
     "prompt": _("One prompt"),

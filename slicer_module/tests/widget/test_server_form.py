@@ -40,8 +40,10 @@ def test_the_test_shows_each_step_and_then_connects(tester, server, wait_until):
 
     wait_until(ended)
     results = [line.partition(": ") for line in lines(tester)]
-    steps = ["Address", "Proxy", "Connection", "Encryption", "Server", "WebSocket", "Session", "Upload", "Download"]
-    assert [sign for sign, _, _ in results] == [f"\u2713 {step}" for step in (*steps, "One prompt", "First mask")]
+    steps = ["Address", "Proxy", "Connection", "Encryption", "Server", "WebSocket", "Session", "HTTP API", "Upload"]
+    assert [sign for sign, _, _ in results] == [
+        f"\u2713 {step}" for step in (*steps, "Download", "One prompt", "First mask")
+    ]
     assert any(message.endswith("upload") or "upload, part" in message for message in seen), "no progress was shown"
     assert tester.ui.testResultLabel.styleSheet == ""
     wait_until(lambda: tester.logic.server is not None)
