@@ -166,7 +166,7 @@ class OfficialApi:
             self._lease(request)
         except LeaseGone:  # released before, or expired
             if not await self._has_valid_token(request):
-                raise
+                raise errors.Unauthorized(WRONG_TOKEN) from None
         else:
             await self._leases.release(request.headers[LEASE_HEADER])
         return JSONResponse({"released": True})
@@ -175,15 +175,15 @@ class OfficialApi:
         return JSONResponse({"remaining_seconds": Leases.remaining_seconds(self._lease(request))})
 
     async def _lease_status(self, request: Request) -> Response:
-        lease = self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request), mark_seen=False)
+        lease = self._lease(request, mark_seen=False)
         return JSONResponse(
             {"remaining_seconds": Leases.remaining_seconds(lease), "idle_timeout_seconds": IDLE_TIMEOUT_S}
         )
 
     # ---- on a lease ---------------------------------------------------------------------------------------
 
-    def _lease(self, request: Request) -> Lease:
-        return self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request))
+    def _lease(self, request: Request, *, mark_seen: bool = True) -> Lease:
+        return self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request), mark_seen=mark_seen)
 
     def _on_lease(self, handle: _LeaseHandler) -> _Handler:
         """Do the requests of a lease one after another."""
