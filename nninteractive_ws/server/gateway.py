@@ -409,6 +409,11 @@ class Gateway:
             if self._workers.stopping:
                 raise ShuttingDown("The server is shutting down. Try again later.")
             if peer.close_code != CloseCode.NORMAL_CLOSURE:
+                if record.worker is not None and record.worker.is_ending:
+                    # Not WorkerLost, because this was announced: no request is the cause.
+                    raise ShuttingDown(
+                        "The worker process of this session was ended. Reconnect to restore the session."
+                    )
                 raise WorkerLost(
                     "The worker process of this session ended unexpectedly. Reconnect to restore the session."
                 )
