@@ -31,6 +31,8 @@ LEASE_HEADER, META_HEADER = "X-Lease-Token", "X-Meta"
 MAX_JSON_BYTES = 64 * 1024
 #: Timeout for the next part of a body. nnInteractive's client gives up after 120 seconds without progress.
 BODY_STALL_TIMEOUT_S = 60.0
+#: Minimum rate of a body after that time, because its memory is reserved until it has arrived.
+MIN_BYTES_PER_S = 16 * 1024
 #: Seconds after which a client may try again.
 RETRY_AFTER_S = 10
 #: Timeout of the gateway, which answers at once.
@@ -257,7 +259,7 @@ class OfficialApi:
         """Read a packed array, whose bytes are counted until the end of the request."""
         length = _content_length(request)
         with self._leases.budget.reserve(length):
-            yield nnia.parse(await _read_body(request))
+            yield nnia.parse(await _read_body(request, length))
 
     async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
         answer = await prompt
@@ -315,21 +317,24 @@ async def _read_json(request: Request, kind: type[payloads.Payload]) -> payloads
     length = _content_length(request)
     if length > MAX_JSON_BYTES:
         raise errors.TooLarge(f"A JSON body may have {MAX_JSON_BYTES:,} bytes, and this one has {length:,}.")
-    return payloads.decode(await _read_body(request), kind)
+    return payloads.decode(await _read_body(request, length), kind)
 
 
-async def _read_body(request: Request) -> bytearray:
+async def _read_body(request: Request, length: int) -> bytearray:
     """Read a body. Raises BodyTimeout or ClientDisconnect."""
     # It grows as parts arrive. All of it at once would be written with zeros, even if the client sends nothing.
     body, parts = bytearray(), request.stream()
     try:
-        while True:
-            async with asyncio.timeout(BODY_STALL_TIMEOUT_S):
-                body += await anext(parts)
+        async with asyncio.timeout(BODY_STALL_TIMEOUT_S + length / MIN_BYTES_PER_S):
+            while True:
+                async with asyncio.timeout(BODY_STALL_TIMEOUT_S):
+                    body += await anext(parts)
     except StopAsyncIteration:
         return body
     except TimeoutError as e:
-        raise BodyTimeout(f"Nothing of the body arrived for {BODY_STALL_TIMEOUT_S:.0f} seconds.") from e
+        raise BodyTimeout(
+            f"The body arrived too slowly: {len(body):,} of {length:,} bytes. Try again over a faster connection."
+        ) from e
 
 
 # ---- responses ----------------------------------------------------------------------------------------------

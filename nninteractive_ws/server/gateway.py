@@ -106,7 +106,12 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
             if self._settings.official_port is not None:
-                listening += listen(self._settings.host, self._settings.official_port, self._client_admission)
+                listening += listen(
+                    self._settings.host,
+                    self._settings.official_port,
+                    self._client_admission,
+                    port_option="--official-port",
+                )
             # First, because the first client may start the process of the HTTP API.
             await self._serve_official_api(stack)
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
@@ -170,7 +175,7 @@ class Gateway:
         remote = self._settings.remote_workers
         if remote is None:
             return Endpoints(bound_port(local))
-        listening = listen(remote.host, remote.port, self._worker_admission, "--worker-host")
+        listening = listen(remote.host, remote.port, self._worker_admission, "--worker-host", "--worker-port")
         context = remote.certificate.server_context()
         for remote_socket in listening:
             await stack.enter_async_context(self._serve_workers_at(remote_socket, context))

@@ -82,9 +82,10 @@ class Client:
         headers: dict[str, str | None] | None = None,
         end: bool | None = True,
         leave: bool = False,
+        pause_s: float = 0.0,
     ) -> Answer:
         """Send a body in parts. ``end``: whether it ends; False: the client disconnects; None: it stalls. ``leave``:
-        disconnect after the end."""
+        disconnect after the end. ``pause_s``: before each part."""
         given: dict[str, str | None] = {"Host": "127.0.0.1", "Content-Length": str(sum(map(len, parts)))}
         given |= self.headers | (headers or {})
         raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in given.items() if v is not None]
@@ -103,6 +104,8 @@ class Client:
         async def receive() -> Any:
             if not messages:
                 await asyncio.Event().wait()
+            if pause_s:
+                await asyncio.sleep(pause_s)
             return messages.pop(0)
 
         async def reply(message: Any) -> None:
@@ -448,11 +451,28 @@ def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
             used = client.leases.budget.used
             headers: Any = {"Content-Length": "1000", "X-Meta": json.dumps({"include_interaction": True})}
             stalled = await client.send("POST", path, b"NNIA", b"{", headers=headers, end=None)
-            stalled.check_error(408, "Nothing of the body arrived")
+            stalled.check_error(408, "5 of 1,000 bytes")
             gone = await client.send("POST", path, b"NNIA", b"{", headers=headers, end=False)
             assert gone.status == 400
             assert client.leases.budget.used == used
             assert (await client.post(path)).status == 200
+
+    run(work)
+
+
+def test_a_body_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part arrives in time, but its memory would stay reserved for hours."""
+    monkeypatch.setattr(app_module, "BODY_STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(app_module, "MIN_BYTES_PER_S", 10_000)
+
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            used = client.leases.budget.used
+            headers: Any = {"Content-Length": "1000"}
+            answer = await client.send("POST", "/set_image", *[b"N"] * 1000, headers=headers, pause_s=0.05)
+            answer.check_error(408, "of 1,000 bytes")
+            assert client.leases.budget.used == used
 
     run(work)
 
