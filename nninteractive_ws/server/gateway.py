@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Origin
 
 from nninteractive_ws import arrays, protocol, worker_protocol
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, Unauthorized, WorkerLost
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.processes import trim_memory
@@ -99,7 +100,7 @@ class Gateway:
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
         self._connecting: dict[uuid.UUID, WorkerSlot] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
@@ -120,7 +121,7 @@ class Gateway:
             endpoints = await self._serve_workers(stack)
             # The end of a listening socket waits for its connections, so these end first.
             stack.push_async_callback(self._official_api.close)
-            stack.push_async_callback(self._shared_port.close)
+            stack.callback(self._shared_port.close)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
             gc.freeze()
@@ -258,13 +259,7 @@ class Gateway:
         for record in self._sessions.least_recently_used(slot)[:count]:
             if record.name not in self._moving:
                 self._moving.add(record.name)
-                self._spawn(_send_close(record, idle_s))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(_send_close(record, idle_s))
 
     async def _request_close(self, record: SessionRecord, only_if_idle: bool) -> None:
         await _send_close(record, self._settings.idle if only_if_idle else None)

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from nninteractive_ws import errors
-from nninteractive_ws.official_api import app as app_module
+from nninteractive_ws.official_api import bodies, nnia
 from nninteractive_ws.official_api import leases as leases_module
-from nninteractive_ws.official_api import nnia
-from nninteractive_ws.official_api.app import MAX_JSON_BYTES, OfficialApi, to_response
+from nninteractive_ws.official_api.app import OfficialApi
+from nninteractive_ws.official_api.bodies import MAX_JSON_BYTES
+from nninteractive_ws.official_api.lease import AnswerTimeout
 from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, Leases, Limits
+from nninteractive_ws.official_api.responses import to_response
 from nninteractive_ws.server.hosts import WebPageGuard
 
 SHAPE = (9, 8, 7)
@@ -286,9 +288,9 @@ def test_an_answer_that_is_lost_is_repeated() -> None:
         (errors.ShuttingDown("It ends."), 503),
         (errors.Cancelled("It was cancelled."), 503),
         (errors.InternalError("It is broken."), 500),
-        (app_module.LengthRequired("It has none."), 411),
-        (app_module.BodyTimeout("It stopped."), 408),
-        (app_module.AnswerTimeout("It is slow."), 503),
+        (bodies.LengthRequired("It has none."), 411),
+        (bodies.BodyTimeout("It stopped."), 408),
+        (AnswerTimeout("It is slow."), 503),
     ],
 )
 def test_the_status_of_each_error(error: Exception, status: int) -> None:
@@ -443,7 +445,7 @@ def test_the_limit_of_json() -> None:
 
 @pytest.mark.parametrize("path", [*JSON_ROUTES, *PACKED_ROUTES])
 def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(app_module, "BODY_STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(bodies, "BODY_STALL_TIMEOUT_S", 0.05)
 
     async def work() -> None:
         async with serving() as client:
@@ -462,8 +464,8 @@ def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
 
 def test_a_body_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part arrives in time, but its memory would stay reserved for hours."""
-    monkeypatch.setattr(app_module, "BODY_STALL_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(app_module, "MIN_BYTES_PER_S", 10_000)
+    monkeypatch.setattr(bodies, "BODY_STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 10_000)
 
     async def work() -> None:
         async with serving() as client:
