@@ -26,6 +26,8 @@ MODEL = {
 }  # fmt: skip
 #: Image of most scenarios, a single brick. The statistics follow from its voxels.
 CT: Json = {"shape": [4, 4, 4], "dtype": "int16", "factors": [3, 5, 7], "modulus": 11, "offset": -2}
+#: Image of four bricks, three of them smaller than 32^3.
+MR: Json = {"shape": [33, 2, 35], "dtype": "float32", "factors": [3, 5, 7], "modulus": 11, "offset": 0.5}
 
 
 def with_statistics(image: Json) -> Json:
@@ -74,6 +76,12 @@ def packed(mask: Mask, encoding: str = "raw", box: Sequence[Sequence[int]] | Non
     data = struct.pack(f"<{len(plain['runs'])}I", *plain["runs"])
     data = stored(data) if encoding == "deflate" else data
     return {"box": plain["box"], "runs": len(plain["runs"]), "encoding": encoding, "data": data}
+
+
+def run_lengths(box: Sequence[Sequence[int]], runs: Sequence[int]) -> Json:
+    """Return a RunLengthMask with these runs, valid or not."""
+    data = struct.pack(f"<{len(runs)}I", *runs)
+    return {"box": [list(pair) for pair in box], "runs": len(runs), "encoding": "raw", "data": data}
 
 
 def checksum(mask: Mask, box: Sequence[Sequence[int]]) -> int:
@@ -139,6 +147,7 @@ class ServerSegment:
 
 
 def hello(session: str | None = None) -> Json:
+    """Return the first message. ``session``: the one to resume, or ANY_SESSION."""
     named = {} if session is None else {"session_id": session, "session_secret": f"{session} secret"}
     return {"type": "hello", "version": 1, "encodings": ["deflate", "raw"], **named}
 
@@ -159,6 +168,15 @@ def set_image(request: int, image: Json, name: str = "ct") -> Json:
 
 def image_progress(received: Sequence[int], present: int, total: int = 1, name: str = "ct") -> Json:
     return {"type": "image_progress", "image": name, "received": list(received), "present": present, "total": total}
+
+
+def resumed(last_id: int, **revisions: int) -> Json:
+    """Return the welcome of a session that is resumed, with its only brick."""
+    return welcome(resumed=True, last_id=last_id, revisions=revisions, image="ct", present_bricks=b"\x01")
+
+
+def progress(request: int, state: str, done: int = 0, total: int = 0) -> Json:
+    return {"type": "progress", "id": request, "state": state, "done": done, "total": total, "box": None}
 
 
 def done(request: int) -> Json:
@@ -187,6 +205,10 @@ def step_of(message: Json, change: Mask | None = None) -> Json:
     return {"request": plain, "change": None if change is None else numbers(change)}
 
 
+def history(*steps: Json, undone: Sequence[Json] = ()) -> Json:
+    return {"steps": list(steps), "undone": list(undone)}
+
+
 # ---- scenarios --------------------------------------------------------------------------------------------
 
 
@@ -209,8 +231,10 @@ class Scenario:
         named = {} if label is None else {"label": label}
         self._add({"command": {"name": command, **named, **arguments}}, expect or {})
 
-    def receive(self, message: Json, **expect: Any) -> None:
-        self._add({"receive": to_json(message), "frame": msgpack.packb(message).hex()}, expect)
+    def receive(self, message: Json | None, *, frame: str | None = None, **expect: Any) -> None:
+        """Receive a message. ``frame``: the bytes, for a frame that is no message."""
+        frame = msgpack.packb(message).hex() if frame is None else frame
+        self._add({"receive": to_json(message), "frame": frame}, expect)
 
     def upload(self, bricks: Sequence[int], first: Sequence[int] = (), present: int = 0) -> None:
         fields: Json = {"bricks": list(bricks)}
@@ -220,16 +244,15 @@ class Scenario:
     def expect(self, **expect: Any) -> None:
         self._add({}, expect)
 
-    def open(self) -> None:
-        """Connect, set the only image with its one brick, and send it. The request has the id 1."""
-        ((name, image),) = self.images.items()
+    def open(self, name: str = "ct", bricks: Sequence[int] = (0,)) -> None:
+        """Connect, set an image, and send its bricks. The request has the id 1."""
         self.start()
         self.receive(welcome())
-        self.command("set_image", "image", expect={"sends": [set_image(1, image, name)]}, image=name)
-        self.receive(image_progress([], 0))
+        self.command("set_image", "image", expect={"sends": [set_image(1, self.images[name], name)]}, image=name)
+        self.receive(image_progress([], 0, len(bricks), name))
         answer = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
         self.receive(done(1), answers=[{"label": "image", "done": answer}])
-        self.upload([0])
+        self.upload(bricks)
 
     def click(self, number: int, label: str, point: Voxel, segment: ServerSegment, *changed: Voxel) -> None:
         """Add a point, and get its result."""
@@ -237,6 +260,18 @@ class Scenario:
         self.command("add_point", label, expect={"sends": sends}, segment=segment.name, point=list(point))
         self.receive(segment.flip(number, *changed))
         self.receive(segment.done(number, *changed), answers=[segment.answer(label, *changed)])
+
+    def ask(self, command: str, number: int, segment: ServerSegment, **arguments: Any) -> None:
+        """Give a command whose message has the same fields, and which changes nothing."""
+        sent = request(command, number, segment.name, **arguments)
+        self.command(command, command, expect={"sends": [sent]}, segment=segment.name, **arguments)
+        self.receive(segment.done(number), answers=[segment.answer(command)])
+
+    def move(self, command: str, number: int, segment: ServerSegment, *changed: Voxel) -> None:
+        """Give a command without arguments, and get its change."""
+        self.command(command, command, expect={"sends": [request(command, number, segment.name)]}, segment=segment.name)
+        self.receive(segment.flip(number, *changed, final=True))
+        self.receive(segment.done(number, *changed), answers=[segment.answer(command, *changed)])
 
     def to_json(self) -> Json:
         return {"title": self.title, "rules": list(self.rules), "images": self.images, "steps": self.steps}
