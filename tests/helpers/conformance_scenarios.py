@@ -5,6 +5,7 @@ import json
 import struct
 from typing import Any
 
+from helpers import conformance_arithmetic
 from helpers.conformance import ANY_SESSION, FOLDER, Json
 from helpers.conformance_builder import (
     CT,
@@ -750,10 +751,10 @@ def restore_several_segments() -> Scenario:
 def restore_options() -> Scenario:
     s = Scenario("A new session gets the options again", "Handshake", "Messages from the client")
     s.open()
-    for n, options in ((2, {"previews": False}), (3, {"autozoom": False})):
-        sent = {"type": "set_options", "id": n, **options}
-        s.command("set_options", "options", expect={"sends": [sent]}, **options)
-        s.receive(done(n), answers=[{"label": "options", "done": NO_SEGMENT}])
+    for n, option in ((2, "previews"), (3, "autozoom")):
+        sends = [{"type": "set_options", "id": n, option: False}]
+        s.command("set_options", option, expect={"sends": sends}, **{option: False})
+        s.receive(done(n), answers=[{"label": option, "done": NO_SEGMENT}])
     s.start("s1")
     options = {"type": "set_options", "id": 4, "autozoom": False, "previews": False}
     s.receive(welcome("s2"), sends=[{"any_order": [options, set_image(5, s.images["ct"])]}])
@@ -835,40 +836,40 @@ def _malformed(title: str, *rules: str, change: Json | None = None, **fields: An
 #: The box and the run lengths of A and B.
 _BOX, _RUNS = [[1, 2], [0, 1], [2, 4]], struct.pack("<2I", 0, 2)
 
-SCENARIOS |= {
-    f"malformed_{name}": _malformed(title, *rules, **fields)
-    for name, title, rules, fields in [
-        ("box_outside", "A change outside the image", ("Masks",), {"change": {"box": [[1, 2], [0, 1], [3, 5]]}}),
-        ("box_negative", "A change at a negative index", ("Masks",), {"change": {"box": [[-1, 0], [0, 1], [2, 4]]}}),
-        ("box_empty", "An empty box", ("Conventions",), {"change": {"box": [[1, 2], [0, 1], [4, 4]]}}),
-        ("runs_short", "Runs that are fewer voxels than the box", ("Masks",), {"change": run_lengths(_BOX, [0, 1])}),
-        ("runs_long", "Runs that are more voxels than the box", ("Masks",), {"change": run_lengths(_BOX, [0, 3])}),
-        ("runs_overflow", "Runs that add up only modulo 2^32", ("Masks",),
-         {"change": run_lengths(_BOX, [2**32 - 1, 3])}),
-        ("runs_many", "More runs than the voxels of the box plus one", ("Parts of messages",),
-         {"change": run_lengths(_BOX, [0, 0, 0, 2])}),
-        ("runs_wrong", "Another number of runs than announced", ("Packed arrays",), {"change": {"runs": 3}}),
-        ("runs_none", "No runs", ("Types",), {"change": {"runs": 0, "data": b""}}),
-        ("raw_long", "More bytes than announced", ("Packed arrays",), {"change": {"data": _RUNS + b"\0"}}),
-        ("deflate_damaged", "A stream with a wrong Adler-32", ("Packed arrays",),
-         {"change": {"encoding": "deflate", "data": stored(_RUNS)[:-1] + b"\0"}}),
-        ("deflate_cut", "A stream that ends early", ("Packed arrays",),
-         {"change": {"encoding": "deflate", "data": stored(_RUNS)[:-5]}}),
-        ("deflate_trailing", "Bytes after a stream", ("Packed arrays",),
-         {"change": {"encoding": "deflate", "data": stored(_RUNS) + b"\0"}}),
-        ("deflate_long", "A stream of more bytes than announced", ("Packed arrays",),
-         {"change": {"encoding": "deflate", "data": stored(_RUNS + b"\0\0\0\0")}}),
-        ("deflate_headless", "Deflate without the header of zlib", ("Packed arrays",),
-         {"change": {"encoding": "deflate", "data": stored(_RUNS)[2:-4]}}),
-        ("encoding_unknown", "An encoding that the client did not offer", ("Packed arrays", "Handshake"),
-         {"change": {"encoding": "blosc2"}}),
-        ("data_text", "Text in place of bytes", ("Conventions",), {"change": {"data": "eight by"}}),
-        ("other_segment", "A change of another segment than the request's", ("Masks",), {"segment": "spleen"}),
-        ("revision_negative", "A negative revision", ("Types",), {"base_revision": -1}),
-        ("revision_float", "A float in place of an integer", ("Conventions",), {"revision": 1.0}),
-        ("field_nil", "A required field that is nil", ("Conventions",), {"voxels": None}),
-    ]
-}  # fmt: skip
+_MALFORMED: list[tuple[str, str, tuple[str, ...], Json]] = [
+    ("box_outside", "A change outside the image", ("Masks",), {"change": {"box": [[1, 2], [0, 1], [3, 5]]}}),
+    ("box_negative", "A change at a negative index", ("Masks",), {"change": {"box": [[-1, 0], [0, 1], [2, 4]]}}),
+    ("box_empty", "An empty box", ("Conventions",), {"change": {"box": [[1, 2], [0, 1], [4, 4]]}}),
+    ("runs_short", "Runs that are fewer voxels than the box", ("Masks",), {"change": run_lengths(_BOX, [0, 1])}),
+    ("runs_long", "Runs that are more voxels than the box", ("Masks",), {"change": run_lengths(_BOX, [0, 3])}),
+    ("runs_overflow", "Runs that add up only modulo 2^32", ("Masks",),
+     {"change": run_lengths(_BOX, [2**32 - 1, 3])}),
+    ("runs_many", "More runs than the voxels of the box plus one", ("Parts of messages",),
+     {"change": run_lengths(_BOX, [0, 0, 0, 2])}),
+    ("runs_wrong", "Another number of runs than announced", ("Packed arrays",), {"change": {"runs": 3}}),
+    ("runs_none", "No runs", ("Types",), {"change": {"runs": 0, "data": b""}}),
+    ("raw_long", "More bytes than announced", ("Packed arrays",), {"change": {"data": _RUNS + b"\0"}}),
+    ("deflate_damaged", "A stream with a wrong Adler-32", ("Packed arrays",),
+     {"change": {"encoding": "deflate", "data": stored(_RUNS)[:-1] + b"\0"}}),
+    ("deflate_cut", "A stream that ends early", ("Packed arrays",),
+     {"change": {"encoding": "deflate", "data": stored(_RUNS)[:-5]}}),
+    ("deflate_trailing", "Bytes after a stream", ("Packed arrays",),
+     {"change": {"encoding": "deflate", "data": stored(_RUNS) + b"\0"}}),
+    ("deflate_long", "A stream of more bytes than announced", ("Packed arrays",),
+     {"change": {"encoding": "deflate", "data": stored(_RUNS + b"\0\0\0\0")}}),
+    ("deflate_headless", "Deflate without the header of zlib", ("Packed arrays",),
+     {"change": {"encoding": "deflate", "data": stored(_RUNS)[2:-4]}}),
+    ("encoding_unknown", "An encoding that the client did not offer", ("Packed arrays", "Handshake"),
+     {"change": {"encoding": "blosc2"}}),
+    ("data_text", "Text in place of bytes", ("Conventions",), {"change": {"data": "eight by"}}),
+    ("other_segment", "A change of another segment than the request's", ("Masks",), {"segment": "spleen"}),
+    ("revision_negative", "A negative revision", ("Types",), {"base_revision": -1}),
+    ("revision_float", "A float in place of an integer", ("Conventions",), {"revision": 1.0}),
+    ("field_nil", "A required field that is nil", ("Conventions",), {"voxels": None}),
+
+]  # fmt: skip
+
+SCENARIOS |= {f"malformed_{name}": _malformed(title, *rules, **fields) for name, title, rules, fields in _MALFORMED}
 
 
 @scenario
@@ -912,7 +913,8 @@ def to_text(scenario: Json) -> str:
 
 def texts() -> dict[str, str]:
     """Return the content of all files by their names in the folder."""
-    return {f"scenarios/{name}.json": to_text(make().to_json()) for name, make in SCENARIOS.items()}
+    built = {f"scenarios/{name}.json": to_text(make().to_json()) for name, make in SCENARIOS.items()}
+    return {"arithmetic.json": conformance_arithmetic.to_text(), **built}
 
 
 def main() -> None:
