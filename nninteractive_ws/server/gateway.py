@@ -226,7 +226,7 @@ class Gateway:
     def on_worker_message(self, message: worker_protocol.WorkerMessage) -> None:
         if isinstance(message, worker_protocol.RequestAnswered):
             self._metrics.request_answered(message.kind, message.code, message.timings)
-            if message.code is None:
+            if message.used:
                 self._sessions.mark_used(message.session)
         elif isinstance(message, worker_protocol.EvictionRefused):
             self._moving.discard(message.session)
