@@ -23,7 +23,7 @@ from nninteractive_ws import protocol
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 
-CLIENTS, PROMPTS = 8, 500
+CLIENTS, PROMPTS = 8, 250
 #: One turn of each other client on the device, and one more for the work on two cores with Python's lock: the
 #: sessions prepare prompts and pack answers there.
 MAX_OVERTAKEN = 4
