@@ -165,7 +165,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], timeout_
 
 
 def _summary(output: str) -> str:
-    """Return the lines of an error that say what is wrong, on one line."""
+    """Return the first line of an error that says what is wrong."""
     lines = [line.removeprefix("npm error").strip() for line in output.splitlines()]
-    useful = [line for line in lines if line and not line.startswith(("npm warn", "A complete log", "code", "errno"))]
-    return " ".join(useful)[:500] or "it printed nothing."
+    useful = [line for line in lines if line and not re.match(r"npm warn|A complete log|(code|errno|syscall) ", line)]
+    return useful[0][:500] if useful else "it printed nothing."

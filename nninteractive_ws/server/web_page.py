@@ -106,7 +106,9 @@ class WebPage:
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError."""
-        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        contents = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
         self._files: Mapping[str, PageFile] = {
             name: PageFile(name, content, contents.get(f"{name}.gz"))
             for name, content in contents.items()
