@@ -47,7 +47,8 @@ class ExampleVolume:
         output = b""
         try:
             with contextlib.suppress(TimeoutError):
-                output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+                async with asyncio.timeout(TIMEOUT_S):
+                    output, _ = await process.communicate()
         finally:
             await end_async_process(process, END_TIMEOUT_S)
         if process.returncode != 0:

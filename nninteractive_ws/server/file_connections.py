@@ -5,7 +5,6 @@ websockets closes a connection some seconds after its HTTP response, which would
 
 import asyncio
 from collections.abc import Awaitable, Callable
-import contextlib
 import logging
 
 from websockets.exceptions import WebSocketException
@@ -44,7 +43,8 @@ class FileConnections:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
         try:
-            request = _parse(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_TIMEOUT_S))
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                request = _parse(await reader.readuntil(b"\r\n\r\n"))
             response = await self._respond(request, str(peer[0]) if peer else "?")
             await _send(writer, response, with_body=request.method != "HEAD")
         except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as e:
@@ -76,7 +76,8 @@ async def _send(writer: asyncio.StreamWriter, response: Response, with_body: boo
     body = memoryview(response.body if with_body else b"")
     for start in range(0, len(body), _PART_BYTES):
         writer.write(body[start : start + _PART_BYTES])
-        await asyncio.wait_for(writer.drain(), PART_TIMEOUT_S)
+        async with asyncio.timeout(PART_TIMEOUT_S):
+            await writer.drain()
     writer.close()
-    with contextlib.suppress(ConnectionError):
-        await asyncio.wait_for(writer.wait_closed(), PART_TIMEOUT_S)
+    async with asyncio.timeout(PART_TIMEOUT_S):
+        await writer.wait_closed()
