@@ -10,9 +10,9 @@
 //
 // The path is relative to the source, as in the standard. The build replaces it by the name of the output: a bundle of its
 // own for a .ts file, else a copy. Outputs are in one folder, so that the page works below any path of a proxy.
-// import('PACKAGE') makes a file that is loaded when it is needed.
+// import('PACKAGE') makes a file that is loaded when it is needed. An imported .wasm file is the bytes in a Uint8Array.
 import { build } from 'esbuild';
-import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createHash } from 'node:crypto';
 import { basename, dirname, extname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -43,8 +43,9 @@ async function bundle(entryPoints) {
     write: false,
     metafile: true,
     legalComments: 'external',
+    loader: { '.wasm': 'binary' },
     logLevel: 'warning',
-    plugins: [filesByUrl, withoutZarrCodecs],
+    plugins: [filesByUrl, withoutUnusedModules],
   });
   Object.keys(metafile.inputs).forEach((path) => inputs.add(path));
   for (const { path, contents } of outputFiles) {
@@ -85,19 +86,22 @@ async function output(path) {
   return `${stem}.${hash}${extension}`;
 }
 
-/** NiiVue reads OME-Zarr, which the page does not offer. Its codecs are more than half of NiiVue's size. */
-const withoutZarrCodecs = {
-  name: 'without the codecs of Zarr',
+/**
+ * Replaces modules that the page never uses by empty ones: the codecs of OME-Zarr, which are more than half of NiiVue's
+ * size, and modules of Node.js, which scripts of Emscripten import outside browsers.
+ */
+const withoutUnusedModules = {
+  name: 'without unused modules',
   setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^numcodecs/ }, ({ path }) => ({ path, namespace: 'empty' }));
+    onResolve({ filter: /^(numcodecs($|\/)|(fs|path)$)/ }, ({ path }) => ({ path, namespace: 'empty' }));
     onLoad({ filter: /.*/, namespace: 'empty' }, () => ({ contents: 'export default undefined;' }));
   },
 };
 
-/** Texts of licenses that packages lack, from their repositories. */
-const MISSING_LICENSES = { '@niivue/niivue': 'licenses/niivue.txt' };
-
-/** Returns the licenses of all packages in the bundles. */
+/**
+ * Returns the licenses of all packages in the bundles. Some packages lack the license of their repository, or of the C++
+ * library that they contain. These are in licenses/, by the names of the packages.
+ */
 function licenses() {
   const folders = new Set();
   for (const path of inputs) {
@@ -108,9 +112,9 @@ function licenses() {
     const { name, version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
     const found = readdirSync(folder).filter((file) => /^(licen[cs]e|copying|notice)/i.test(file));
     const texts = found.sort().map((file) => join(folder, file));
-    if (texts.length === 0 && name in MISSING_LICENSES) texts.push(MISSING_LICENSES[name]);
-    if (texts.length === 0)
-      throw new Error(`${name} ${version} has no license file. Add its text to MISSING_LICENSES.`);
+    const missing = `licenses/${basename(name)}.txt`;
+    if (existsSync(missing)) texts.push(missing);
+    if (texts.length === 0) throw new Error(`${name} ${version} has no license file. Add its license as ${missing}.`);
     return [`${name} ${version}: ${license}`, ...texts.map((file) => readFileSync(file, 'utf8'))];
   });
   if (legalComments.size > 0) sections.push(['Comments in the sources', ...[...legalComments].sort()]);
