@@ -10,9 +10,9 @@
 //
 // The path is relative to the source, as in the standard. The build replaces it by the name of the output: a bundle of its
 // own for a .ts file, else a copy. Outputs are in one folder, so that the page works below any path of a proxy.
-// import('PACKAGE') makes a file that is loaded when it is needed. An imported .wasm file is the bytes in a Uint8Array.
+// import('PACKAGE') makes a file that is loaded when it is needed.
 import { build } from 'esbuild';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createHash } from 'node:crypto';
 import { basename, dirname, extname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -43,9 +43,10 @@ async function bundle(entryPoints) {
     write: false,
     metafile: true,
     legalComments: 'external',
-    loader: { '.wasm': 'binary' },
     logLevel: 'warning',
-    plugins: [filesByUrl, withoutUnusedModules],
+    loader: { '.wasm': 'binary' }, // the decoders of DICOM, in files that are loaded when they are needed
+    external: ['fs', 'path'], // the decoders require these in Node.js only
+    plugins: [filesByUrl, withoutZarrCodecs],
   });
   Object.keys(metafile.inputs).forEach((path) => inputs.add(path));
   for (const { path, contents } of outputFiles) {
@@ -86,22 +87,24 @@ async function output(path) {
   return `${stem}.${hash}${extension}`;
 }
 
-/**
- * Replaces modules that the page never uses by empty ones: the codecs of OME-Zarr, which are more than half of NiiVue's
- * size, and modules of Node.js, which scripts of Emscripten import outside browsers.
- */
-const withoutUnusedModules = {
-  name: 'without unused modules',
+/** NiiVue reads OME-Zarr, which the page does not offer. Its codecs are more than half of NiiVue's size. */
+const withoutZarrCodecs = {
+  name: 'without the codecs of Zarr',
   setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^(numcodecs($|\/)|(fs|path)$)/ }, ({ path }) => ({ path, namespace: 'empty' }));
+    onResolve({ filter: /^numcodecs/ }, ({ path }) => ({ path, namespace: 'empty' }));
     onLoad({ filter: /.*/, namespace: 'empty' }, () => ({ contents: 'export default undefined;' }));
   },
 };
 
-/**
- * Returns the licenses of all packages in the bundles. Some packages lack the license of their repository, or of the C++
- * library that they contain. These are in licenses/, by the names of the packages.
- */
+/** Texts of licenses that packages lack, from their repositories and those of what they contain. */
+const MISSING_LICENSES = {
+  '@cornerstonejs/codec-charls': 'licenses/codec-charls.txt',
+  '@cornerstonejs/codec-libjpeg-turbo-8bit': 'licenses/codec-libjpeg-turbo-8bit.txt',
+  '@cornerstonejs/codec-openjpeg': 'licenses/codec-openjpeg.txt',
+  '@niivue/niivue': 'licenses/niivue.txt',
+};
+
+/** Returns the licenses of all packages in the bundles. */
 function licenses() {
   const folders = new Set();
   for (const path of inputs) {
@@ -112,9 +115,9 @@ function licenses() {
     const { name, version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
     const found = readdirSync(folder).filter((file) => /^(licen[cs]e|copying|notice)/i.test(file));
     const texts = found.sort().map((file) => join(folder, file));
-    const missing = `licenses/${basename(name)}.txt`;
-    if (existsSync(missing)) texts.push(missing);
-    if (texts.length === 0) throw new Error(`${name} ${version} has no license file. Add its license as ${missing}.`);
+    if (name in MISSING_LICENSES) texts.push(MISSING_LICENSES[name]);
+    if (texts.length === 0)
+      throw new Error(`${name} ${version} has no license file. Add its text to MISSING_LICENSES.`);
     return [`${name} ${version}: ${license}`, ...texts.map((file) => readFileSync(file, 'utf8'))];
   });
   if (legalComments.size > 0) sections.push(['Comments in the sources', ...[...legalComments].sort()]);
