@@ -318,6 +318,10 @@ def _load(file: Path, slices: Sequence[Slice]) -> list[npt.NDArray[Any]]:
         raise BadImage(f"The pixels of {file} cannot be read ({reason(e)}). Copy or export it again.") from e
 
 
+# int16 before uint16, so that the slices of a CT have one type.
+_WHOLE_TYPES = (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64)
+
+
 def _rescaled(pixels: npt.NDArray[Any], slice_: Slice, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     """Apply the modality transformation. Whole numbers stay whole, in the smallest type that holds them."""
     if dataset.get("ModalityLUTSequence"):
@@ -326,4 +330,6 @@ def _rescaled(pixels: npt.NDArray[Any], slice_: Slice, dataset: pydicom.Dataset)
     if pixels.dtype.kind == "f" or slope % 1 or intercept % 1:
         return (pixels * np.float64(slope) + intercept).astype(np.float32)
     values = pixels.astype(np.int64) * int(slope) + int(intercept)
-    return values.astype(np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
+    smallest, largest = values.min(), values.max()
+    fitting = (t for t in _WHOLE_TYPES if np.iinfo(t).min <= smallest and largest <= np.iinfo(t).max)
+    return values.astype(next(fitting))

@@ -51,6 +51,8 @@ def identify(path: Path) -> str:
 
 
 def _kind(content: bytes) -> str | None:
+    if content[128:132] == b"DICM":  # first, because its preamble may be the header of a TIFF file
+        return "dicom"
     if _is_nifti(content):
         return "nifti"
     if content.startswith(b"NRRD000"):
@@ -61,7 +63,7 @@ def _kind(content: bytes) -> str | None:
         return "tiff"
     if content[252:256] in (b"\xef\xff\xe9\xb0", b"\x2a\xe3\x89\xb8"):
         return "gipl"
-    if content[128:132] == b"DICM" or content[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0"):
+    if content[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0"):
         return "dicom"
     if re.search(rb"(?m)^\s*(ObjectType|NDims)\s*=", content[:1024]):
         return "metaimage"

@@ -107,6 +107,26 @@ def test_values_beyond_the_stored_type(make: Make) -> None:
     np.testing.assert_array_equal(read_volume(make(rescale)).voxels, voxels().astype(int) * 100 + 7)
 
 
+def test_the_voxels_of_a_usual_ct_have_two_bytes(make: Make) -> None:
+    def rescale(slice_: Any, k: int) -> None:
+        pixels = np.zeros((slice_.Rows, slice_.Columns), np.uint16)
+        pixels[0, 0] = 4095 if k % 2 else 100
+        set_pixels(slice_, pixels)
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024 if k % 3 else 0
+
+    found = read_volume(make(rescale)).voxels
+    assert found.dtype == np.int16
+    assert (found.min(), found.max()) == (-1024, 4095)
+
+
+def test_the_preamble_may_be_the_header_of_a_tiff_file(series: Path, tmp_path: Path) -> None:
+    """Such a file is for programs of both formats. Part 10 of DICOM permits it."""
+    for file in shutil.copytree(series, tmp_path / "dual").iterdir():
+        content = file.read_bytes()
+        file.write_bytes(b"II*\0" + content[4:])
+    np.testing.assert_array_equal(read_volume(tmp_path / "dual").voxels, voxels())
+
+
 def test_a_lookup_table_of_values(series: Path, tmp_path: Path) -> None:
     def table(slice_: Any, _k: int) -> None:
         set_pixels(slice_, (slice_.pixel_array > 0).astype(np.uint16))
