@@ -1,6 +1,8 @@
 // Find the images among the files that a user chose or dropped.
 import { isGzip, readBytes, readStart, startsWith } from './bytes';
+import { readMetaImage } from './metaimage';
 import { isNifti, isNiftiPair, NIFTI_HEADER_BYTES, readNifti } from './nifti';
+import { readNrrd } from './nrrd';
 import { ImageFileError, type ImageChoice } from './volume';
 
 type Kind = 'nifti' | 'nrrd' | 'mha' | 'dicom';
@@ -72,6 +74,9 @@ function choiceOf({ file, start, kind }: Identified, files: readonly File[]): Im
     const voxels = isNiftiPair(start) ? pairOf(file, files) : undefined;
     return [{ label: file.name, open: (onProgress = ignore) => readNifti(file, voxels, onProgress) }];
   }
+  if (kind === 'nrrd') return [{ label: file.name, open: (onProgress = ignore) => readNrrd(file, files, onProgress) }];
+  if (kind === 'mha')
+    return [{ label: file.name, open: (onProgress = ignore) => readMetaImage(file, files, onProgress) }];
   return [];
 }
 
