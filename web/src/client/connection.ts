@@ -1,8 +1,8 @@
-import { Core, type SavedSession } from './core.js';
-import type { ErrorCode } from './errors.js';
-import type { Event, Result } from './events.js';
-import type { Welcome } from './messages.js';
-import type { Packer } from './packing.js';
+import { Core, type SavedSession } from './core';
+import type { ErrorCode } from './errors';
+import type { Event, Result } from './events';
+import type { Welcome } from './messages';
+import type { Packer } from './packing';
 
 /** State for a status line. `message` is a sentence for the user. */
 export type ConnectionState =

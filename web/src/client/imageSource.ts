@@ -1,5 +1,5 @@
-import type { DType, Index } from './messages.js';
-import type { Packer } from './packing.js';
+import type { DType, Index } from './messages';
+import type { Packer } from './packing';
 
 /** Arrays whose voxels can be sent. Doubles and integers of 64 bits travel as float32. */
 export type Voxels =

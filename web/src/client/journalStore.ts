@@ -1,4 +1,4 @@
-import type { Journal } from './journal.js';
+import type { Journal } from './journal';
 
 /** A journal in the store, and when it was saved (milliseconds since 1970). */
 export interface StoredJournal {

@@ -4,12 +4,9 @@
  * Positions are array indices (i, j, k) in voxels. Boxes are end-exclusive.
  */
 
-/** Voxel or extent along (i, j, k). */
-export type Index = readonly [number, number, number];
-/** End-exclusive range of one axis. */
-export type Range = readonly [number, number];
-/** End-exclusive box [[i0, i1], [j0, j1], [k0, k1]]. */
-export type Box = readonly [Range, Range, Range];
+import type { Box, Index, Range } from './geometry';
+
+export type { Box, Index, Range };
 
 /** Array encodings of this client. */
 export type Encoding = 'deflate' | 'raw';
@@ -247,11 +244,4 @@ export interface Notice {
 }
 
 export type ServerMessage =
-  | Welcome
-  | ImageProgress
-  | Progress
-  | MaskDelta
-  | MaskSnapshot
-  | Done
-  | ErrorMessage
-  | Notice;
+  Welcome | ImageProgress | Progress | MaskDelta | MaskSnapshot | Done | ErrorMessage | Notice;
