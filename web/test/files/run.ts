@@ -34,9 +34,7 @@ const SAVE: Readonly<Record<string, (volume: Volume, segments: readonly SavedSeg
 };
 
 async function run(job: Job): Promise<object> {
-  const files = await Promise.all(
-    job.files.map(async (path) => new File([await openAsBlob(path)], basename(path))),
-  );
+  const files = await Promise.all(job.files.map(async (path) => new File([await openAsBlob(path)], basename(path))));
   try {
     const found = await findImages(files);
     const { voxels, ...rest } = await found[job.choice].open();

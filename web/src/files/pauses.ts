@@ -1,0 +1,12 @@
+/** Work on the page's thread pauses after this time, so that the page can draw its next frame. */
+const MAX_WORK_MS = 8;
+
+/** Return a function to be awaited between small steps of long work. It lets the page do its own work if that is due. */
+export function pauses(): () => Promise<void> {
+  let started = performance.now();
+  return async () => {
+    if (performance.now() - started < MAX_WORK_MS) return;
+    await new Promise((resolve) => setTimeout(resolve));
+    started = performance.now();
+  };
+}
