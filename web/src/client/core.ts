@@ -47,6 +47,8 @@ import { Upload } from './upload';
 
 /** A request during which the worker ended this often may be the cause. It is not sent again. */
 const MAX_LOSSES = 2;
+/** A server keeps this many answers at least. */
+const MAX_REPEATED = 1024;
 /** Bricks of one message: some hundred thousand bytes, packed in a few milliseconds. */
 const BRICKS_PER_MESSAGE = 8;
 /** Bytes of a message of bricks besides their voxels, at most. */
@@ -97,6 +99,8 @@ export interface PromptOptions {
 /** A request without an id. */
 type WithoutId<R> = R extends { readonly id: number } ? Omit<R, 'id'> : never;
 
+type Options = WithoutId<SetOptions>;
+
 /** A request without an answer. */
 interface Pending<I> {
   /** Id that the user knows, also after it was sent again under another id; null for the core's own requests. */
@@ -138,10 +142,12 @@ export class Core<I extends Image = Image> {
   private upload: Upload | null = null;
   /** Segments with a pending snapshot, with the answers that are held back until it is there. */
   private readonly stale = new Map<string, Event[]>();
-  private options: WithoutId<SetOptions> | null = null;
+  private options: Options = { type: 'set_options', autozoom: null, previews: null };
   /** Whether the session is one of an earlier page, whose state this core does not know. */
   private isAdopted: boolean;
   private isEvicted = false;
+  /** The last answered request of this session about no segment, see `ping`. */
+  private answered: Request | null = null;
   private events: Event[] = [];
 
   constructor(options: CoreOptions = {}) {
@@ -180,7 +186,7 @@ export class Core<I extends Image = Image> {
 
   /** Whether the session was evicted, so that it needs no connection before the next request. */
   get isDormant(): boolean {
-    return this.isEvicted && this.pending.size === 0;
+    return this.isEvicted && this.pendingRequests.length === 0;
   }
 
   /** Return the next frame that is no part of the image, or null. */
@@ -328,6 +334,15 @@ export class Core<I extends Image = Image> {
       pending.cancelled = true;
       this.send({ type: 'cancel', request: id });
     }
+  }
+
+  /**
+   * Ask the server for a sign of life. It answers a repeated request at once, also during a prediction, and applies it
+   * once.
+   */
+  ping(): void {
+    if (this.answered !== null && this.lastId - this.answered.id < MAX_REPEATED) this.send(this.answered);
+    else this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
   }
 
   /** End the session on the server. */
@@ -503,7 +518,9 @@ export class Core<I extends Image = Image> {
     for (const name of [...this.stale.keys()]) this.markFresh(name);
     const toResend = [...this.pending.values()].filter(({ number }) => number !== null);
     this.pending = new Map();
-    if (this.options !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
+    this.answered = null;
+    const { autozoom, previews } = this.options;
+    if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
     if (this.image !== null) this.restoreImage(this.image, toResend);
     for (const pending of toResend) this.resend(pending);
   }
@@ -610,8 +627,10 @@ export class Core<I extends Image = Image> {
     const pending = this.pending.get(message.id);
     if (pending === undefined) return;
     this.pending.delete(message.id);
+    if (segmentOf(pending) === null) this.answered = pending.request;
+    // First, because a step that is undone or redone keeps its change if the server's is missing.
+    if (!this.isObsolete(pending)) this.compareRevisions(pending, message);
     this.record(pending);
-    if (!this.isObsolete(pending)) this.compareRevisions(message);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;
     const done: Event = {
@@ -716,11 +735,10 @@ export class Core<I extends Image = Image> {
   }
 
   /** Request a snapshot if the last change is missing, which no later change would reveal. */
-  private compareRevisions(done: Done): void {
-    const segment = this.segments.get(done.segment ?? '');
-    if (segment !== undefined && segment.revision !== done.revision && !this.stale.has(segment.name)) {
-      this.requestSnapshot(segment.name);
-    }
+  private compareRevisions(pending: Pending<I>, done: Done): void {
+    const name = segmentOf(pending);
+    if (name === null || pending.request.type === 'remove_segment') return;
+    if (this.segment(name).revision !== done.revision && !this.stale.has(name)) this.requestSnapshot(name);
   }
 
   /** Update the history as the server did for a request that succeeded. */
@@ -733,7 +751,7 @@ export class Core<I extends Image = Image> {
       case 'get_mask':
         break;
       case 'set_options':
-        this.options = merged(request, this.options, request);
+        this.options = merged(this.options, request);
         break;
       case 'remove_segment':
         this.markFresh(request.segment);
@@ -828,11 +846,7 @@ function createsSegment(request: Request): boolean {
 }
 
 /** Return options, of which the later ones win where they are not null. */
-function merged(...options: (WithoutId<SetOptions> | null)[]): WithoutId<SetOptions> {
-  const result = { type: 'set_options' as const, autozoom: null as boolean | null, previews: null as boolean | null };
-  for (const option of options) {
-    result.autozoom = option?.autozoom ?? result.autozoom;
-    result.previews = option?.previews ?? result.previews;
-  }
-  return result;
+function merged(earlier: Options, later: Options): Options {
+  const { autozoom, previews } = later;
+  return { type: 'set_options', autozoom: autozoom ?? earlier.autozoom, previews: previews ?? earlier.previews };
 }
