@@ -1,0 +1,27 @@
+/** The core against the conformance suite of protocol.md. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { Runner, type JsonMap, type Scenario } from './scenario';
+
+const FOLDER = process.env.NNINTERACTIVE_WS_CONFORMANCE ?? join(import.meta.dirname, '../../../tests/conformance');
+const SCENARIOS = join(FOLDER, 'scenarios');
+/** JavaScript does not tell the float 3.0 from the integer 3. */
+const NEEDS_INTEGERS = ['malformed_revision_float.json'];
+
+function read<T>(...path: string[]): T {
+  return JSON.parse(readFileSync(join(FOLDER, ...path), 'utf8')) as T;
+}
+
+describe('the conformance suite', () => {
+  const defaults = read<Record<string, JsonMap>>('defaults.json');
+  const files = readdirSync(SCENARIOS).filter((name) => name.endsWith('.json'));
+
+  it('has scenarios', () => {
+    expect(files).not.toHaveLength(0);
+  });
+
+  it.for(files.filter((name) => !NEEDS_INTEGERS.includes(name)))('%s', async (name) => {
+    await Runner.run(read<Scenario>('scenarios', name), defaults);
+  });
+});
