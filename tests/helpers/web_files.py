@@ -76,9 +76,9 @@ def page_files(folder: Path) -> Iterator[PageFiles]:
     esbuild = _WEB / "node_modules" / ".bin" / "esbuild"
     if shutil.which("node") is None or not esbuild.exists():
         pytest.skip("needs Node.js, and npm ci in web/")
-    command = [esbuild, _WEB / "test" / "files" / "run.ts", "--bundle", "--format=esm", "--platform=node"]
-    options = ["--splitting", "--loader:.wasm=file", f"--outdir={folder}", "--log-level=error"]
+    command = [esbuild, _WEB / "test" / "files" / "run.ts", "--bundle", "--format=cjs", "--platform=node"]
+    options = ["--loader:.wasm=binary", "--target=es2022", f"--outdir={folder}", "--log-level=error"]
     subprocess.run([*command, *options], check=True, timeout=_TIMEOUT_S, cwd=_WEB)
-    (folder / "package.json").write_text('{"type": "module"}')
+
     with subprocess.Popen(["node", "run.js"], cwd=folder, stdin=-1, stdout=-1, text=True) as process:
         yield PageFiles(process, folder)

@@ -1,5 +1,7 @@
 // Find the images among the files that a user chose or dropped.
 import { isGzip, readBytes, readStart, startsWith } from './bytes';
+import { findSeries } from './dicom_series';
+import { readStack } from './dicom_stack';
 import { readMetaImage } from './metaimage';
 import { isNifti, isNiftiPair, NIFTI_HEADER_BYTES, readNifti } from './nifti';
 import { readNrrd } from './nrrd';
@@ -42,7 +44,8 @@ interface Identified {
 export async function findImages(files: readonly File[]): Promise<ImageChoice[]> {
   const identified: Identified[] = [];
   for (const file of files) identified.push(await identify(file));
-  const choices = identified.flatMap((found) => choiceOf(found, files));
+  const dicom = identified.filter(({ kind }) => kind === 'dicom').map(({ file }) => file);
+  const choices = [...identified.flatMap((found) => choiceOf(found, files)), ...(await seriesIn(dicom))];
   if (choices.length > 0) return choices;
   throw noImage(identified);
 }
@@ -78,6 +81,14 @@ function choiceOf({ file, start, kind }: Identified, files: readonly File[]): Im
   if (kind === 'mha')
     return [{ label: file.name, open: (onProgress = ignore) => readMetaImage(file, files, onProgress) }];
   return [];
+}
+
+async function seriesIn(files: readonly File[]): Promise<ImageChoice[]> {
+  const { series, notes } = await findSeries(files);
+  return series.map((one) => ({
+    label: one.label,
+    open: (onProgress = ignore) => readStack(one, notes, onProgress),
+  }));
 }
 
 function ignore(): void {

@@ -58,6 +58,8 @@ async function save(volume: Volume, path: string, segments: NonNullable<Job['seg
   writeFileSync(path, new Uint8Array(await blob.arrayBuffer()));
 }
 
-for await (const line of createInterface({ input: process.stdin })) {
-  console.log(JSON.stringify(await run(JSON.parse(line) as Job)));
-}
+createInterface({ input: process.stdin }).on('line', (line) => {
+  void run(JSON.parse(line) as Job).then((result) => {
+    console.log(JSON.stringify(result));
+  });
+});
