@@ -19,8 +19,9 @@ export const SERVER_CODES = [
   'internal',
 ] as const;
 
-/** Code of an error. The last three never travel: they arise in the client. */
-export type ErrorCode = (typeof SERVER_CODES)[number] | 'bad_journal' | 'bad_address' | 'connection_failed';
+/** Code of an error. The last four never travel: they arise in the client. */
+export type ErrorCode =
+  (typeof SERVER_CODES)[number] | 'bad_journal' | 'bad_address' | 'connection_failed' | 'page_failed';
 
 /** An error whose message is a sentence for the user. */
 export class ClientError extends Error {

@@ -90,7 +90,7 @@ class WorkerTasks {
     };
     worker.onerror = ({ message }) => {
       this.failure = new ClientError(
-        'internal',
+        'page_failed',
         `The page's background process failed (${message || 'it could not be started'}). Reload the page.`,
       );
       for (const { reject } of this.waiting) reject(this.failure);

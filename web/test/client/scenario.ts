@@ -296,7 +296,7 @@ export class Runner {
 
   private plainStep(step: ValueMap): ValueMap {
     const request = without(this.withoutDefaults(step.request as ValueMap), ['id']);
-    return { request, change: (step.change as Value | undefined) ?? null };
+    return { request, change: step.change ?? null };
   }
 
   private checkMasks(expected: JsonMap): void {
@@ -416,7 +416,7 @@ async function makeImage(name: string, image: JsonMap): Promise<NamedImage> {
   const source = new ImageSource(name, shape, voxels, [1, shape[0], shape[0] * shape[1]]);
   await source.prepare(createPacker());
   const { statistics, dtype } = source;
-  assert(isEqual([image.mean, image.std], [statistics.mean, statistics.std]), `${JSON.stringify(statistics)}`);
+  assert(isEqual([image.mean, image.std], [statistics.mean, statistics.std]), JSON.stringify(statistics));
   return { name, shape, dtype, statistics, source };
 }
 
