@@ -38,8 +38,9 @@ export interface SliceView {
   toPixel(point: Point): [number, number];
 }
 
-/** Space below each view, for its slider. */
-const BAR_HEIGHT = 28;
+/** Space below each view, for its slider, and between the views. */
+const BAR_HEIGHT = 30;
+const GAP = 4;
 
 /** The type of slice of each plane, and the axis of NiiVue's space (right, anterior, superior) that is orthogonal to it. */
 const PLANES = {
@@ -65,7 +66,7 @@ export class Viewer {
     dragAndDropEnabled: false,
     show3Dcrosshair: true,
     crosshairColor: [0.45, 0.75, 1, 0.7],
-    crosshairWidth: 1,
+    crosshairWidth: 0.4,
     crosshairWidthUnit: 'voxels',
     crosshairGap: 8,
     backColor: [0.055, 0.066, 0.082, 1],
@@ -73,6 +74,7 @@ export class Viewer {
     fontMinPx: 12,
     isColorbar: false,
     isRadiologicalConvention: true,
+    sagittalNoseLeft: true,
     loadingText: '',
     logLevel: 'error',
     multiplanarShowRender: SHOW_RENDER.ALWAYS,
@@ -108,6 +110,7 @@ export class Viewer {
     this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.nv.scene.volScaleMultiplier = 1;
     this.crosshair = [volume.shape[0] >> 1, volume.shape[1] >> 1, volume.shape[2] >> 1];
+    this.onWindow();
   }
 
   /** Request a drawing at the next frame. */
@@ -271,12 +274,16 @@ export class Viewer {
 
   /** Arrange the views in two rows of two. */
   private layOut(): void {
-    const height = 0.5 - BAR_HEIGHT / Math.max(4 * BAR_HEIGHT, this.canvas.clientHeight);
+    const { clientWidth, clientHeight } = this.canvas;
+    if (clientWidth <= 0 || clientHeight <= 4 * BAR_HEIGHT) return;
+    const [x, y] = [GAP / clientWidth, GAP / clientHeight];
+    const [width, height] = [0.5 - 2 * x, 0.5 - BAR_HEIGHT / clientHeight - y];
+    const position = (column: number, row: number): Rectangle => [column / 2 + x, row / 2 + y, width, height];
     this.nv.setCustomLayout([
-      { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.5, height] },
-      { sliceType: SLICE_TYPE.SAGITTAL, position: [0.5, 0, 0.5, height] },
-      { sliceType: SLICE_TYPE.CORONAL, position: [0, 0.5, 0.5, height] },
-      { sliceType: SLICE_TYPE.RENDER, position: [0.5, 0.5, 0.5, height] },
+      { sliceType: SLICE_TYPE.AXIAL, position: [...position(0, 0)] },
+      { sliceType: SLICE_TYPE.SAGITTAL, position: [...position(1, 0)] },
+      { sliceType: SLICE_TYPE.CORONAL, position: [...position(0, 1)] },
+      { sliceType: SLICE_TYPE.RENDER, position: [...position(1, 1)] },
     ]);
     this.draw();
   }
@@ -350,7 +357,7 @@ function toFraction(ras: Point, size: Point): [number, number, number] {
 }
 
 /** Left, top, width and height in pixels of CSS. */
-export type Rectangle = readonly [number, number, number, number];
+export type Rectangle = readonly [left: number, top: number, width: number, height: number];
 
 /** A pixel of CSS, from the left and top of the views. */
 export type Pixel = [x: number, y: number];
