@@ -9,7 +9,7 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS packages
 RUN python3 -m venv /opt/nninteractive-ws
 WORKDIR /source
-COPY pyproject.toml ./
+COPY pyproject.toml hatch_build.py ./
 # A package without code or README has the same requirements. The secret "pip" is a pip.conf for this build alone, where
 # packages come from somewhere else: a mirror of the house, or torch's index for an image without CUDA.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -19,7 +19,11 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 # ---- our own package, as a wheel ---------------------------------------------------------------------------
 FROM packages AS wheel
+# The base has no Node.js, so pip downloads it to build the web page. "require" makes it an error if that is not possible,
+# "skip" builds an image without the page.
+ARG NNINTERACTIVE_WS_PAGE=
 COPY README.md LICENSE ./
+COPY web web
 COPY nninteractive_ws nninteractive_ws
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/nninteractive-ws/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /wheel .

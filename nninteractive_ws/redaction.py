@@ -7,9 +7,11 @@ _HIDDEN = "***"
 #: Prefix of all tokens of servers, by which people, secret scanners and the log recognize them.
 TOKEN_PREFIX = "nws_"
 
-# Tokens after their scheme, and words with the prefix of this project's tokens. The text may be escaped already, so
-# that whitespace may be \t, and the letter before a token may belong to an \n.
-_TOKEN = re.compile(rf"((?:bearer|basic)(?:\s|\\[nrt])+)[^\s\"'\\]+|{TOKEN_PREFIX}[\w-]+", re.ASCII | re.IGNORECASE)
+# Tokens after their scheme, tokens in a subprotocol, and words with the prefix of this project's tokens. The text may
+# be escaped already, so that whitespace may be \t, and the letter before a token may belong to an \n.
+_TOKEN = re.compile(
+    rf"((?:bearer|basic)(?:\s|\\[nrt])+|\.bearer\.)[^\s\"'\\]+|{TOKEN_PREFIX}[\w-]+", re.ASCII | re.IGNORECASE
+)
 # Other secrets are recognized by their context.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.ASCII), replacement)

@@ -100,7 +100,8 @@ def server():
     """The address of a real server with the embedded model, on loopback, for all tests of a run."""
     from nninteractive_ws.server.local_server import local_server
 
-    with local_server("--model", "demo", "--log-level", "warning", "--allow-host", "gpu-box") as address:
+    arguments = ("--model", "demo", "--log-level", "warning", "--allow-host", "gpu-box", "--no-page")
+    with local_server(*arguments) as address:
         yield address
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
+import webbrowser
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +20,7 @@ from nninteractive_ws.client.blocking import Session, connect
 from nninteractive_ws.errors import Error
 from nninteractive_ws.interrupts import exit_on_interrupt
 from nninteractive_ws.server.local_server import ServerDidNotStart, local_server
+from nninteractive_ws.server.web_page import MISSING_PAGE, PAGE_FOLDER, WebPage
 
 if TYPE_CHECKING:  # they need the packages of nninteractive-ws[server]
     from nninteractive_ws.demo.phantom import Phantom
@@ -28,11 +32,17 @@ def demo(
         "demo-output"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the phantom.")] = 0,
+    open_page: Annotated[
+        bool,
+        typer.Option("--open", help="Instead, open the phantom in the browser, on a server that runs until Ctrl-C."),
+    ] = False,
 ) -> None:
     """Run server, client and previews on an embedded phantom and model, and draw a figure.
 
     The demo needs neither a GPU nor a download. It takes half a minute.
     """
+    if open_page:
+        _open_page(seed)
     make_output_folder(output)
     try:
         with exit_on_interrupt():
@@ -68,6 +78,38 @@ def demo(
     )
 
 
+def _open_page(seed: int) -> NoReturn:
+    """Serve the web page, and open it on the phantom. Raises KeyboardInterrupt."""
+    if seed:
+        raise typer.BadParameter("The web page shows the phantom of seed 0.", param_hint="'--seed'")
+    if not WebPage(PAGE_FOLDER).is_built:
+        fail(MISSING_PAGE)
+    try:
+        with local_server("--model", "demo", "--log-level", "warning") as address:
+            page = f"{address.replace('ws', 'http', 1)}/?example"
+            if _has_browser() and webbrowser.open(page):
+                stderr.print(f"The browser opens {page}", soft_wrap=True)
+            else:
+                port = address.rpartition(":")[2]
+                stderr.print(
+                    f"No browser was found. Open {page} with a browser on this machine. On another one, run first: "
+                    f"ssh -L {port}:127.0.0.1:{port} USER@THIS_MACHINE",
+                    soft_wrap=True,
+                )
+            stderr.print("The server runs until Ctrl-C.")
+            while True:
+                time.sleep(3600)
+    except ServerDidNotStart as e:
+        fail(e)
+
+
+def _has_browser() -> bool:
+    """Return whether a browser with windows may be here. A browser of text would take the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
 def _describe(session: Session) -> str:
     server = session.server
     return (
@@ -91,14 +133,10 @@ def _table(results: list[OrganResult]) -> Table:
 
 
 def _write_volumes(phantom: Phantom, results: list[OrganResult], folder: Path) -> None:
-    import numpy as np
-
+    from nninteractive_ws.demo.phantom_file import phantom_volume, write_phantom
     from nninteractive_ws.files.images import write_segmentation
-    from nninteractive_ws.files.nifti import write_nifti
-    from nninteractive_ws.files.volume import Volume
 
-    volume = Volume(phantom.image, np.diag([*phantom.spacing, 1.0]))
     with atomic_write(folder / "phantom.nii.gz") as partial:
-        write_nifti(partial, phantom.image, volume)
+        write_phantom(partial, phantom)
     for name in ("segments.nii.gz", "segments.seg.nrrd"):
-        write_segmentation(folder / name, {s.organ: s.mask for s in results}, volume)
+        write_segmentation(folder / name, {s.organ: s.mask for s in results}, phantom_volume(phantom))

@@ -73,6 +73,7 @@ def serve(
             help="Additional DNS name of a server without tokens; may be repeated.",
         ),
     ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Do not serve the web page.")] = False,
     max_sessions: Annotated[
         int, typer.Option(help="Maximum number of sessions, including disconnected ones.", min=1)
     ] = 16,
@@ -160,7 +161,8 @@ def serve(
             --tls-cert cert.pem --tls-key key.pem
 
     The first example serves this machine, and clients that connect through SSH. The server listens at once. It notifies
-    clients while the model is loading. Inference runs on a GPU if there is one.
+    clients while the model is loading. Inference runs on a GPU if there is one. To segment in a browser, open the
+    server's address.
     """
     devices = _devices(device)
     _check_options(tls_cert, tls_key, allow_host or (), max_sessions, max_sessions_per_user)
@@ -174,6 +176,7 @@ def serve(
         from nninteractive_ws.server.run import run_gateway
         from nninteractive_ws.server.settings import Settings
         from nninteractive_ws.server.tls import tls_context
+        from nninteractive_ws.server.web_page import PAGE_FOLDER
     except ModuleNotFoundError as e:
         fail(f"serve needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
 
@@ -210,6 +213,7 @@ def serve(
             tls=None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key),
             origins=tuple(allow_origin or ()),
             allowed_hosts=tuple(allow_host or ()),
+            page=None if no_page else PAGE_FOLDER,
             log_arguments=tuple(log_arguments),
         )
         run_gateway(settings, end_with_stdin)

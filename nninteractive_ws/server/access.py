@@ -23,6 +23,8 @@ from nninteractive_ws.server.file_lock import FileLocked, file_lock
 _log = logging.getLogger(__name__)
 
 _MAX_NAME = 64
+#: Subprotocol of web pages. With ``.bearer.`` and a token behind it, it carries the token.
+SUBPROTOCOL = "nninteractive.v1"
 
 
 class AccessError(Exception):
@@ -203,6 +205,37 @@ def bearer_token(headers: Headers) -> str:
         return ""
     scheme, _, token = values[0].partition(" ")
     return token if scheme.lower() == "bearer" and token.isascii() else ""
+
+
+def client_token(headers: Headers) -> str:
+    """Return the token of a client; empty if it has none, or several that differ.
+
+    A web page cannot set headers of a WebSocket, so it offers the token as a subprotocol. A proxy's own login may
+    occupy the Authorization header, with another scheme than Bearer.
+    """
+    if len(headers.get_all("Authorization")) > 1:
+        return ""
+    tokens = {token for token in (bearer_token(headers), *_subprotocol_tokens(headers)) if token}
+    return tokens.pop() if len(tokens) == 1 else ""
+
+
+def has_client_token(headers: Headers) -> bool:
+    """Return whether a client presents a token, valid or not."""
+    return "Authorization" in headers or bool(_subprotocol_tokens(headers))
+
+
+def offers_subprotocol(headers: Headers) -> bool:
+    """Return whether a client offers :data:`SUBPROTOCOL`, which the response then confirms."""
+    return SUBPROTOCOL in _offered(headers)
+
+
+def _offered(headers: Headers) -> list[str]:
+    return [name.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for name in value.split(",")]
+
+
+def _subprotocol_tokens(headers: Headers) -> list[str]:
+    prefix = f"{SUBPROTOCOL}.bearer."
+    return [name.removeprefix(prefix) for name in _offered(headers) if name.startswith(prefix) and name.isascii()]
 
 
 def _digest(token: str) -> bytes:

@@ -20,7 +20,6 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
-from websockets.typing import Origin
 
 from nninteractive_ws import arrays, protocol, worker_protocol
 from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, Unauthorized, WorkerLost
@@ -37,12 +36,13 @@ from nninteractive_ws.server.admission import (
     listen,
 )
 from nninteractive_ws.server.buffers import BoundedConnection, IncomingBytes
+from nninteractive_ws.server.file_connections import FileConnections
 from nninteractive_ws.server.http_endpoints import HttpEndpoints, peer_address
 from nninteractive_ws.server.launchers import Endpoints
 from nninteractive_ws.server.metrics import GaugeSnapshot, Metrics
 from nninteractive_ws.server.official_api import OfficialApiProcess
 from nninteractive_ws.server.pool import Usage, WorkerPool
-from nninteractive_ws.server.port_sharing import SharedPort
+from nninteractive_ws.server.port_sharing import OFFICIAL_API_REQUESTS, HttpHandler, SharedPort
 from nninteractive_ws.server.sessions import Api, Registry, SessionRecord
 from nninteractive_ws.server.settings import Settings
 from nninteractive_ws.server.slot import WorkerSlot
@@ -95,11 +95,23 @@ class Gateway:
         self._official_api = OfficialApiProcess(
             _official_api_arguments(settings), self._client_admission, HTTP_CONNECTIONS * settings.max_sessions
         )
-        self._shared_port = SharedPort(self._official_api.accept, OPEN_TIMEOUT_S)
+        self._files = FileConnections(self._http.respond_with_file)
+        self._shared_port = SharedPort(self._http_handlers(), OPEN_TIMEOUT_S)
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
         self._connecting: dict[uuid.UUID, WorkerSlot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_page(self) -> bool:
+        """Whether the server has its web page."""
+        return self._http.has_page
+
+    def _http_handlers(self) -> dict[bytes, HttpHandler]:
+        """Return the handlers of connections that are not WebSockets, by their first bytes."""
+        files = [f"{method} /{name}".encode() for name in self._http.file_names for method in ("GET", "HEAD")]
+        official = dict.fromkeys(OFFICIAL_API_REQUESTS, self._official_api.accept)
+        return {**official, **dict.fromkeys(files, self._files.accept)}
 
     async def run(self, started: Callable[[int], None]) -> None:
         """Serve until cancelled, and call ``started`` with the port. Raises WorkerStartupError or CannotListen."""
@@ -115,6 +127,7 @@ class Gateway:
             endpoints = await self._serve_workers(stack)
             # The end of a listening socket waits for its connections, so these end first.
             stack.push_async_callback(self._official_api.close)
+            stack.push_async_callback(self._files.close)
             stack.push_async_callback(self._shared_port.close)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
@@ -150,9 +163,9 @@ class Gateway:
             create_connection=listener.make_connection,  # type: ignore[arg-type]
             backlog=listener.admission.accept_batch,
             ssl=listener.tls,
+            # It checks the Origin. The check of websockets does not know the Host.
             process_request=self._http.respond,
-            # Web pages are refused unless allowed, because a page in a browser could reach even a server on loopback.
-            origins=[None, *(Origin(origin) for origin in self._settings.origins)],
+            process_response=self._http.confirm_subprotocol,
             compression=None,  # large fields are already compressed, and this makes an inflate bomb impossible
             max_size=HELLO_BYTES,
             max_queue=2,  # messages, each of at most the maximum size

@@ -1,25 +1,27 @@
-"""WebSocket and nnInteractive's HTTP API on one port: the first bytes of a connection decide.
+"""WebSocket, nnInteractive's HTTP API and files of the web page on one port: a connection's first bytes decide.
 
-The gateway answers GET requests itself. All other requests of the API are POST, except for ``/lease_status``.
+All other requests reach the WebSocket server, which also answers plain HTTP.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 
-_FIRST_BYTES = (b"POST ", b"GET /lease_status")
+#: First bytes of the requests of the HTTP API that its own process answers.
+OFFICIAL_API_REQUESTS = (b"POST ", b"GET /lease_status")
 
-#: Called with a connection of the HTTP API.
+#: Called with a connection.
 HttpHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 
 
 class SharedPort:
-    """The connections to one port. ``timeout_s``: timeout for their first bytes."""
+    """The connections to one port. ``handlers``: by first bytes; all other connections are those of WebSockets.
+    ``timeout_s``: timeout for the first bytes."""
 
-    def __init__(self, on_http: HttpHandler, timeout_s: float) -> None:
-        self.on_http, self.timeout_s = on_http, timeout_s
+    def __init__(self, handlers: Mapping[bytes, HttpHandler], timeout_s: float) -> None:
+        self.handlers, self.timeout_s = handlers, timeout_s
         #: Connections without first bytes.
         self.undecided: set[_UndecidedConnection] = set()
 
@@ -56,12 +58,14 @@ class _UndecidedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if any(first != self._received and first.startswith(self._received) for first in _FIRST_BYTES):
+        handlers = self._port.handlers
+        if any(first != self._received and first.startswith(self._received) for first in handlers):
             return
         self._decide()
-        if self._received.startswith(_FIRST_BYTES):
-            self._port.on_http(*open_stream(self._transport, self._received))
-            return
+        for first, handle in handlers.items():
+            if self._received.startswith(first):
+                handle(*open_stream(self._transport, self._received))
+                return
         websocket = self._make_websocket()
         self._transport.set_protocol(websocket)
         websocket.connection_made(self._transport)

@@ -9,6 +9,7 @@ from nninteractive_ws.server.admission import raise_descriptor_limit
 from nninteractive_ws.server.gateway import Gateway
 from nninteractive_ws.server.local_server import LISTENING
 from nninteractive_ws.server.settings import Settings
+from nninteractive_ws.server.web_page import MISSING_PAGE
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ async def _run(settings: Settings, end_with_stdin: bool) -> int | None:
         serving.cancel()
 
     gateway = Gateway(settings)
-    serving = asyncio.ensure_future(gateway.run(lambda port: _announce(settings, port)))
+    serving = asyncio.ensure_future(gateway.run(lambda port: _announce(settings, port, gateway.has_page)))
     parent = asyncio.ensure_future(wait_until_stdin_closes()) if end_with_stdin else None
     if parent is not None:
         parent.add_done_callback(lambda _: serving.cancel())
@@ -51,8 +52,13 @@ async def _run(settings: Settings, end_with_stdin: bool) -> int | None:
     return ended_by
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, port: int, has_page: bool) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"{LISTENING}{'wss' if settings.tls else 'ws'}://{host}:{port}", flush=True)
-    address = f"{'https' if settings.tls else 'http'}://{host}:{settings.official_port or port}"
+    scheme = "https" if settings.tls else "http"
+    if has_page:
+        _log.info("the web page is at %s://%s:%s/", scheme, host, port)
+    elif settings.page is not None:
+        _log.info("%s", MISSING_PAGE)
+    address = f"{scheme}://{host}:{settings.official_port or port}"
     _log.info("clients of nnInteractive's own server, such as napari's plug-in, use %s", address)

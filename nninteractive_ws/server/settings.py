@@ -6,6 +6,7 @@ import ssl
 
 from nninteractive_ws.eviction import IDLE_S
 from nninteractive_ws.server.pool import PoolSettings
+from nninteractive_ws.server.web_page import PAGE_FOLDER
 from nninteractive_ws.server.worker_tls import WorkerCertificate
 
 
@@ -27,7 +28,8 @@ class Settings:
     ``official_port``: a further port, which serves the same clients; None: there is none. ``linger``: seconds a
     session is kept without a connection. ``idle``: seconds after which an unused session may be evicted. ``origins``:
     origins of the web pages that may use the server. ``allowed_hosts``: further DNS names of a server without tokens.
-    ``log_arguments``: arguments for the log of other processes.
+    ``page``: folder of the built web page, which may be missing; None: serve no page. ``log_arguments``: arguments for
+    the log of other processes.
     """
 
     worker: tuple[str, ...]
@@ -45,4 +47,5 @@ class Settings:
     tls: ssl.SSLContext | None = None
     origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    page: Path | None = PAGE_FOLDER
     log_arguments: tuple[str, ...] = ()

@@ -252,13 +252,25 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def command_with_page(page: Path, *arguments: str) -> list[str]:
+    """Return a command of this package that serves the page of another folder than the package's own."""
+    code = (
+        "import pathlib, sys, nninteractive_ws.server.web_page as web_page; "
+        "web_page.PAGE_FOLDER = pathlib.Path(sys.argv.pop(1)); from nninteractive_ws.__main__ import main; main()"
+    )
+    return [sys.executable, "-c", code, str(page), *arguments]
+
+
 @contextmanager
 def server_process(
-    *arguments: str, stderr: IO[str] | int | None = None, limit: str | None = None
+    *arguments: str, stderr: IO[str] | int | None = None, limit: str | None = None, page: Path | None = None
 ) -> Iterator[ServerProcess]:
     """A server with the embedded model on a free port of loopback, and these arguments of ``serve``. ``stderr``: a file
-    for its log. ``limit``: arguments of the shell's ulimit."""
-    command = [sys.executable, "-m", "nninteractive_ws", "serve", "--port", "0", "--model", "demo", *arguments]
+    for its log. ``limit``: arguments of the shell's ulimit. ``page``: folder of the web page; None: it has no page."""
+    serve = ["serve", "--port", "0", "--model", "demo", *arguments]
+    command = [sys.executable, "-m", "nninteractive_ws", *serve, "--no-page"]
+    if page is not None:
+        command = command_with_page(page, *serve)
     if limit is not None:
         command = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:

@@ -30,8 +30,8 @@ PARTS = {
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [
         "file_lock", "access", "tls", "worker_tls", "worker_token", "admission", "buffers", "hosts", "launchers",
-        "slot", "pool", "settings", "sessions", "metrics",
-        "http_endpoints", "port_sharing", "official_api", "gateway", "local_server", "run",
+        "slot", "pool", "web_page", "settings", "sessions", "metrics", "example_volume",
+        "http_endpoints", "file_connections", "port_sharing", "official_api", "gateway", "local_server", "run",
     ],
     "official_api": ["nnia", "memory", "payloads", "lease", "leases", "app", "process"],
     "engine": [
@@ -40,7 +40,7 @@ PARTS = {
         "prompts", "running_request", "prediction", "session", "request_queue", "session_host", "worker",
     ],
     "evaluation": ["simulated_user", "measures", "cases", "run", "report", "pictures"],
-    "demo": ["phantom", "cases", "walkthrough", "picture"],
+    "demo": ["phantom", "phantom_file", "cases", "walkthrough", "picture"],
     "benchmark": [
         "network_emulation", "models", "sessions", "workload", "systems", "client", "heavy_user", "measure", "fairness",
         "session_memory", "device", "run", "report",

@@ -13,7 +13,7 @@ import trustme
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from nninteractive_ws.server.port_sharing import SharedPort
+from nninteractive_ws.server.port_sharing import OFFICIAL_API_REQUESTS, SharedPort
 
 POST = b"POST /claim HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
 STATUS = b"GET /lease_status HTTP/1.1\r\n\r\n"
@@ -25,7 +25,7 @@ class Server:
     """A shared port. HTTP requests and WebSocket messages are echoed, and other GET requests get "hello"."""
 
     def __init__(self, timeout_s: float = 5.0) -> None:
-        self.shared = SharedPort(self._accept, timeout_s)
+        self.shared = SharedPort(dict.fromkeys(OFFICIAL_API_REQUESTS, self._accept), timeout_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self.websockets = 0
 
