@@ -21,7 +21,7 @@ export type ConnectionState =
   | { readonly state: 'connecting' }
   | { readonly state: 'connected'; readonly welcome: Welcome }
   /** `retryIn`: seconds from now. */
-  | { readonly state: 'lost'; readonly code: ErrorCode; readonly message: string; readonly retryIn: number }
+  | { readonly state: 'lost'; readonly message: string; readonly retryIn: number }
   /** Reconnecting cannot help, before the user changes something: `connect` again, with a token for instance. */
   | { readonly state: 'refused'; readonly code: ErrorCode; readonly message: string }
   /** The server evicted the session for others. The next request connects and restores it. */
@@ -177,7 +177,7 @@ export class Connection {
       this.retryTimer = setTimeout(() => {
         this.open();
       }, 1000 * retryIn);
-      this.setState({ state: 'lost', code, message, retryIn });
+      this.setState({ state: 'lost', message, retryIn });
     }
   }
 
