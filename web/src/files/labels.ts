@@ -54,7 +54,7 @@ export async function paint(
 }
 
 /** Whether a test is true for all voxels of a mask. It gets their indices in the order of files. */
-async function everyVoxel(
+export async function everyVoxel(
   mask: Uint8Array | undefined,
   [ni, nj, nk]: Shape,
   [[i0, i1], [j0, j1], [k0, k1]]: Extent,
