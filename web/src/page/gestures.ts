@@ -186,6 +186,16 @@ export class Gestures {
   }
 }
 
+/** Returns the position in the middle of a stroke, which is on its line unless it encloses something. */
+export function middleOf({ tool, points }: Stroke): Point {
+  if (tool === 'point' || tool === 'scribble') return points[points.length >> 1];
+  const middle = (axis: 0 | 1 | 2) => {
+    const along = points.map((point) => point[axis]);
+    return (along.reduce((a, b) => Math.min(a, b)) + along.reduce((a, b) => Math.max(a, b))) / 2;
+  };
+  return [middle(0), middle(1), middle(2)];
+}
+
 /** Draw the part of a stroke that is drawn so far. */
 export function drawTrail(context: CanvasRenderingContext2D, { tool, view, points }: Stroke, color: string): void {
   const path = points.map((point) => view.toPixel(point));

@@ -6,7 +6,7 @@ import { createPacker } from '../client/packing.js';
 import { ImageFiles } from '../files';
 import { askToken } from './dialogs';
 import { button, byId, input, setText } from './dom';
-import { drawTrail, Gestures } from './gestures';
+import { drawTrail, Gestures, middleOf } from './gestures';
 import { droppedFiles } from './imageFiles';
 import { drawMarks } from './marks';
 import { Opening } from './opening';
@@ -157,7 +157,7 @@ let opening: Opening | null = null;
 viewer.onDraw = drawOverlay;
 session.onChange = refresh;
 gestures.onStroke = (stroke) => {
-  viewer.moveTo(stroke.points[stroke.points.length - 1]);
+  viewer.moveTo(middleOf(stroke));
   session.addStroke(stroke, panel.isPositive);
 };
 overlay.addEventListener('pointermove', (event) => {

@@ -50,6 +50,8 @@ const PLANES = {
 } as const;
 type Plane = keyof typeof PLANES;
 const MAX_ZOOM = 20;
+/** Direction of the 3-D view in degrees: nearly from the front, with the right side of the patient at the left. */
+const FRONT = { azimuth: 160, elevation: 15 };
 
 /** NIfTI's codes of the voxel types that NiiVue shows without a conversion of its own. */
 const NIFTI_TYPES = { uint8: 2, int16: 4, uint16: 512, float32: 16 } as const;
@@ -109,6 +111,7 @@ export class Viewer {
     this.shown = { image, labelmap: new Labelmap(volume.shape, permRAS, drawBitmap) };
     this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.nv.scene.volScaleMultiplier = 1;
+    Object.assign(this.nv.scene, { renderAzimuth: FRONT.azimuth, renderElevation: FRONT.elevation });
     this.crosshair = [volume.shape[0] >> 1, volume.shape[1] >> 1, volume.shape[2] >> 1];
     this.onWindow();
   }
