@@ -71,7 +71,7 @@ class PageFiles:
         return PageVolume("", result["labels"], array, _RAS_LPS @ np.array(result["affine"]), result["notes"])
 
 
-def page_files(folder: Path) -> Iterator[PageFiles]:
+def start_page_files(folder: Path) -> Iterator[PageFiles]:
     """Bundle and run the readers and writers. Skips the test where Node.js or the page's packages are missing."""
     esbuild = _WEB / "node_modules" / ".bin" / "esbuild"
     if shutil.which("node") is None or not esbuild.exists():

@@ -1,13 +1,11 @@
 """Image files read by the page, compared with SimpleITK, nibabel and the Python client."""
 
-from collections.abc import Callable, Iterator
-import gzip
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from helpers.image_files import NAMES, data_file, write
-from helpers.web_files import PageFiles, page_files
+from helpers.web_files import PageFiles
 import nibabel as nib
 import numpy as np
 import pytest
@@ -22,20 +20,15 @@ SUPPORTED = [name for name in NAMES if name.endswith((".nii", ".nii.gz", ".hdr",
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-@pytest.fixture(scope="session")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageFiles]:
-    yield from page_files(tmp_path_factory.mktemp("page"))
-
-
 def voxels_of(dtype: Any, shape: tuple[int, ...] = SHAPE) -> Any:
     """Return voxels without any symmetry, that use the range of their type."""
     values = np.random.default_rng(1).integers(-30_000, 30_000, shape)
     return (values / 7).astype(dtype) if np.dtype(dtype).kind == "f" else values.astype(dtype)
 
 
-def assert_as_python(page: PageFiles, *files: Path) -> None:
+def assert_as_python(page_files: PageFiles, *files: Path) -> None:
     """The page reads the same voxels at the same places as the Python client."""
-    found, expected = page.read(*files), read_volume(files[0])
+    found, expected = page_files.read(*files), read_volume(files[0])
     assert found.error == ""
     np.testing.assert_array_equal(found.voxels, expected.voxels.astype(found.voxels.dtype))
     np.testing.assert_allclose(found.ijk_to_lps, expected.ijk_to_lps, atol=1e-5)
@@ -44,18 +37,18 @@ def assert_as_python(page: PageFiles, *files: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_types_and_formats(name: str, dtype: str, page: PageFiles, tmp_path: Path) -> None:
+def test_types_and_formats(name: str, dtype: str, page_files: PageFiles, tmp_path: Path) -> None:
     voxels = voxels_of(dtype)
     write(tmp_path / name, voxels)
     files = dict.fromkeys((tmp_path / name, data_file(tmp_path / name)))
     if name == "a.hdr":
         files[tmp_path / "a.img"] = None
-    found = page.read(*files)
+    found = page_files.read(*files)
     kept = "f4" if dtype == "f8" else dtype
     assert found.voxels.dtype == kept
     np.testing.assert_array_equal(found.voxels, voxels.astype(kept))
     assert found.labels == [name]
-    assert_as_python(page, *files)
+    assert_as_python(page_files, *files)
 
 
 def orientations() -> list[Any]:
@@ -84,7 +77,7 @@ def orientations() -> list[Any]:
 
 @pytest.mark.parametrize("ras", orientations())
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
-def test_orientations(name: str, ras: Any, page: PageFiles, tmp_path: Path) -> None:
+def test_orientations(name: str, ras: Any, page_files: PageFiles, tmp_path: Path) -> None:
     lps = RAS_LPS @ ras
     path = tmp_path / name
     if name == "a.nii.gz":
@@ -96,7 +89,7 @@ def test_orientations(name: str, ras: Any, page: PageFiles, tmp_path: Path) -> N
         image.SetDirection((lps[:3, :3] / spacing).ravel())
         image.SetOrigin(lps[:3, 3])
         sitk.WriteImage(image, path)
-    found = page.read(path)
+    found = page_files.read(path)
     np.testing.assert_allclose(found.ijk_to_lps, lps, atol=1e-5)
     image = sitk.ReadImage(path)
     np.testing.assert_array_equal(found.voxels, sitk.GetArrayFromImage(image).transpose())

@@ -1,6 +1,5 @@
 """Segmentations saved by the page, read by slicerio, nibabel, SimpleITK and highdicom."""
 
-from collections.abc import Iterator
 from pathlib import Path
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from helpers.batch import SHAPE as SERIES_SHAPE, write_series
 from helpers.dicom import edited, enhanced
 from helpers.image_files import write
 from helpers.shapes import ball
-from helpers.web_files import PageFiles, page_files
+from helpers.web_files import PageFiles
 import highdicom as hd
 import nibabel as nib
 import numpy as np
@@ -24,11 +23,6 @@ from nninteractive_ws.files.volume import Volume, check_same_grid
 
 SHAPE = (6, 7, 8)
 COLORS = {"liver": (0.9, 0.25, 0.125), "Läsion 腫瘍": (0.1, 0.3, 0.8), "spleen": (0.0, 1.0, 0.5), "none": (1.0, 1.0, 1.0)}
-
-
-@pytest.fixture(scope="session")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageFiles]:
-    yield from page_files(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture
@@ -52,10 +46,10 @@ def oblique() -> Any:
 
 
 @pytest.mark.parametrize("affine", [np.diag([2.0, 3.0, 4.0, 1.0]), oblique()])
-def test_seg_nrrd(affine: Any, page: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
+def test_seg_nrrd(affine: Any, page_files: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
     image, out = tmp_path / "a.nii.gz", tmp_path / "a.seg.nrrd"
     write(image, np.zeros(SHAPE, np.int16), affine)
-    page.save(out, masks, COLORS, image)
+    page_files.save(out, masks, COLORS, image)
     segmentation = slicerio.read_segmentation(out)
     np.testing.assert_allclose(segmentation["ijkToLPS"], read_volume(image).ijk_to_lps, atol=1e-5)
     # slicerio reads ASCII only, and ITK reads the UTF-8 of 3D Slicer.
@@ -72,10 +66,10 @@ def test_seg_nrrd(affine: Any, page: PageFiles, masks: dict[str, Any], tmp_path:
             assert segment["extent"] == ends
 
 
-def test_seg_nrrd_of_one_layer(page: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
+def test_seg_nrrd_of_one_layer(page_files: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "a.mha", np.zeros(SHAPE, np.int16))
     name = "a\\nb"
-    page.save(tmp_path / "a.seg.nrrd", {name: masks["liver"]}, {name: COLORS["liver"]}, tmp_path / "a.mha")
+    page_files.save(tmp_path / "a.seg.nrrd", {name: masks["liver"]}, {name: COLORS["liver"]}, tmp_path / "a.mha")
     image = sitk.ReadImage(tmp_path / "a.seg.nrrd")
     assert image.GetMetaData("Segment0_Name") == name  # read by Teem, as in 3D Slicer
     assert (image.GetDimension(), image.GetNumberOfComponentsPerPixel()) == (3, 1)
@@ -85,7 +79,7 @@ def test_seg_nrrd_of_one_layer(page: PageFiles, masks: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
 @pytest.mark.parametrize("affine", [np.diag([2.0, 3.0, 4.0, 1.0]), oblique()])
-def test_nifti(affine: Any, name: str, page: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
+def test_nifti(affine: Any, name: str, page_files: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
     """The label map is the one that the Python client writes."""
     image, out, expected = tmp_path / name, tmp_path / "out.nii.gz", tmp_path / "expected.nii.gz"
     write(image, np.zeros(SHAPE, np.int16), affine)
@@ -97,7 +91,7 @@ def test_nifti(affine: Any, name: str, page: PageFiles, masks: dict[str, Any], t
         grid.SetDirection((lps[:3, :3] / spacing).ravel())
         grid.SetOrigin(lps[:3, 3])
         sitk.WriteImage(grid, image)
-    page.save(out, masks, COLORS, image)
+    page_files.save(out, masks, COLORS, image)
     volume = read_volume(image)
     write_segmentation(expected, {n: np.zeros(SHAPE, bool) if m is None else m for n, m in masks.items()}, volume)
     ours, theirs = nib.load(out), nib.load(expected)
@@ -113,26 +107,26 @@ def test_nifti(affine: Any, name: str, page: PageFiles, masks: dict[str, Any], t
     np.testing.assert_allclose(grid.TransformIndexToPhysicalPoint((5, 6, 7)), volume.ijk_to_lps[:3] @ (5, 6, 7, 1), atol=1e-3)
 
 
-def test_forms_of_a_nifti_image_are_copied(page: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
+def test_forms_of_a_nifti_image_are_copied(page_files: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm", "sec")
     header.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), 2)
     header.set_sform(oblique(), 4)
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.int16), None, header), tmp_path / "a.nii")
     source = nib.load(tmp_path / "a.nii").header
-    page.save(tmp_path / "out.nii.gz", masks, COLORS, tmp_path / "a.nii")
+    page_files.save(tmp_path / "out.nii.gz", masks, COLORS, tmp_path / "a.nii")
     written = nib.load(tmp_path / "out.nii.gz").header
     for name in ("qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z", "xyzt_units"):
         np.testing.assert_array_equal(written[name], source[name])
     np.testing.assert_array_equal(written["pixdim"][:4], source["pixdim"][:4])
 
 
-def test_more_segments_than_a_byte_counts(page: PageFiles, tmp_path: Path) -> None:
+def test_more_segments_than_a_byte_counts(page_files: PageFiles, tmp_path: Path) -> None:
     write(tmp_path / "a.nii", np.zeros(SHAPE, np.int16))
     masks = {f"s{n}": np.arange(6 * 7 * 8).reshape(SHAPE) == n for n in range(300)}
     colors = dict.fromkeys(masks, (1.0, 0.0, 0.0))
     for name in ("out.nii.gz", "out.seg.nrrd"):
-        page.save(tmp_path / name, masks, colors, tmp_path / "a.nii")
+        page_files.save(tmp_path / name, masks, colors, tmp_path / "a.nii")
     labels = np.asanyarray(nib.load(tmp_path / "out.nii.gz").dataobj)
     np.testing.assert_array_equal(labels.ravel()[:300], np.arange(1, 301))
     segmentation = slicerio.read_segmentation(tmp_path / "out.seg.nrrd")
@@ -179,10 +173,10 @@ def frames(seg: Any) -> Any:
 
 
 @pytest.mark.parametrize("multi_frame", [False, True])
-def test_dicom_seg(multi_frame: bool, series: Path, page: PageFiles, tmp_path: Path) -> None:
+def test_dicom_seg(multi_frame: bool, series: Path, page_files: PageFiles, tmp_path: Path) -> None:
     path = enhanced(series, tmp_path / "a.dcm", order=range(29, -1, -1)) if multi_frame else series
     masks, volume = dicom_masks(), read_volume(path)
-    page.save(tmp_path / "seg.dcm", masks, COLORS, path)
+    page_files.save(tmp_path / "seg.dcm", masks, COLORS, path)
     assert_seg(tmp_path / "seg.dcm", masks, volume)
     seg, source = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(volume.series[0])
     assert seg.file_meta.MediaStorageSOPInstanceUID == seg.SOPInstanceUID
@@ -204,7 +198,7 @@ def test_dicom_seg(multi_frame: bool, series: Path, page: PageFiles, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-def test_dicom_seg_of_an_anonymized_image(series: Path, page: PageFiles, tmp_path: Path) -> None:
+def test_dicom_seg_of_an_anonymized_image(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
     def anonymous(slice_: Any, _k: int) -> None:
         del slice_.StudyID, slice_.AccessionNumber
         slice_.PatientBirthDate, slice_.StudyDate, slice_.PatientSex, slice_.StudyTime = "ANON", "00000000", "U", "12:00"
@@ -212,7 +206,7 @@ def test_dicom_seg_of_an_anonymized_image(series: Path, page: PageFiles, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
         folder = edited(series, tmp_path / "in", anonymous)
-    page.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, folder)
+    page_files.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, folder)
     assert_seg(tmp_path / "seg.dcm", dicom_masks(), read_volume(folder))
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     for name in ("PatientBirthDate", "StudyDate", "PatientSex", "StudyTime", "StudyID", "AccessionNumber"):
@@ -223,40 +217,40 @@ def test_dicom_seg_of_an_anonymized_image(series: Path, page: PageFiles, tmp_pat
     ("character_set", "name"), [("ISO 2022 IR 87", "Yamada^Tarou=山田^太郎"), ("ISO_IR 100", "Müller^Jörg")]
 )
 def test_names_of_patients_in_any_script(
-    character_set: str, name: str, series: Path, page: PageFiles, tmp_path: Path
+    character_set: str, name: str, series: Path, page_files: PageFiles, tmp_path: Path
 ) -> None:
     def renamed(slice_: Any, _k: int) -> None:
         slice_.SpecificCharacterSet = ["", character_set] if "2022" in character_set else character_set
         slice_.PatientName = name
 
-    page.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, edited(series, tmp_path / "in", renamed))
+    page_files.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, edited(series, tmp_path / "in", renamed))
     assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == name
 
 
-def test_dicom_seg_without_voxels(series: Path, page: PageFiles, tmp_path: Path) -> None:
-    page.save(tmp_path / "seg.dcm", {"none": None}, COLORS, series)
+def test_dicom_seg_without_voxels(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
+    page_files.save(tmp_path / "seg.dcm", {"none": None}, COLORS, series)
     assert not hd.seg.segread(tmp_path / "seg.dcm").pixel_array.any()
 
 
-def test_a_series_without_a_frame_of_reference(series: Path, page: PageFiles, tmp_path: Path) -> None:
+def test_a_series_without_a_frame_of_reference(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
     def without_a_frame(slice_: Any, _k: int) -> None:
         del slice_.FrameOfReferenceUID
 
     folder = edited(series, tmp_path / "in", without_a_frame)
-    assert "no FrameOfReferenceUID" in page.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, folder).error
+    assert "no FrameOfReferenceUID" in page_files.save(tmp_path / "seg.dcm", dicom_masks(), COLORS, folder).error
 
 
-def test_dicom_seg_of_another_image(page: PageFiles, tmp_path: Path) -> None:
+def test_dicom_seg_of_another_image(page_files: PageFiles, tmp_path: Path) -> None:
     write(tmp_path / "a.nii", np.zeros(SHAPE, np.int16))
-    error = page.save(tmp_path / "seg.dcm", {"none": None}, COLORS, tmp_path / "a.nii").error
+    error = page_files.save(tmp_path / "seg.dcm", {"none": None}, COLORS, tmp_path / "a.nii").error
     assert error == "A DICOM SEG requires a DICOM image. Save the segmentation as .seg.nrrd or .nii.gz."
 
 
 @pytest.mark.slow
-def test_dicom_seg_is_read_by_dcmtk(series: Path, page: PageFiles, tmp_path: Path) -> None:
+def test_dicom_seg_is_read_by_dcmtk(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
     """With dcmqi, which uses DCMTK."""
     masks = {name: mask for name, mask in dicom_masks().items() if mask is not None}
-    page.save(tmp_path / "seg.dcm", masks, COLORS, series)
+    page_files.save(tmp_path / "seg.dcm", masks, COLORS, series)
     program = Path(sys.executable).with_name("segimage2itkimage")
     command = [program, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--outputType", "nrrd"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=60)

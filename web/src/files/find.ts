@@ -107,7 +107,10 @@ function noImage(identified: readonly Identified[]): ImageFileError {
       `None of the ${identified.length} files is an image. Expected NIfTI, NRRD or MetaImage files, or a DICOM series.`,
     );
   }
-  const [{ file, start, gzip }] = identified;
+  const [{ file, start, gzip, kind }] = identified;
+  if (kind === 'dicom') {
+    return new ImageFileError(`${file.name} is a DICOM object without an image. Expected a DICOM series.`);
+  }
   if (file.size === 0) return new ImageFileError(`${file.name} is empty (0 bytes). Copy or export it again.`);
   const text = latin1(start);
   const what = OTHERS.find(([pattern]) => pattern.test(text))?.[1] ?? 'of an unknown format';
