@@ -1,5 +1,5 @@
 /** Packing and unpacking of arrays for the wire. The bytes are little-endian, as all browsers have numbers in memory. */
-import { unzlibSync, zlibSync } from 'fflate';
+import { inflateSync, unzlibSync, zlibSync } from 'fflate';
 import { ClientError } from './errors';
 import type { Encoding } from './messages';
 
@@ -39,12 +39,25 @@ function inflate(data: Uint8Array, bytes: number): Uint8Array<ArrayBuffer> {
     const detail = error instanceof Error ? error.message : String(error);
     throw new ClientError('bad_message', `The server sent a damaged deflate stream (${detail}).`);
   }
-  // fflate does not check it. The check also shows bytes after the stream.
+  // fflate checks neither the checksum nor that nothing follows the stream.
   const stated = new DataView(data.buffer, data.byteOffset + data.length - 4).getUint32(0);
-  if (adler32(plain) !== stated) {
-    throw new ClientError('bad_message', 'The server sent a deflate stream whose checksum (Adler-32) does not match.');
+  if (adler32(plain) !== stated || endsEarly(data, bytes)) {
+    throw new ClientError(
+      'bad_message',
+      'The server sent a deflate stream with a wrong checksum, or with bytes after it.',
+    );
   }
   return plain;
+}
+
+/** Whether the deflate stream of a zlib stream is complete without its last byte. */
+function endsEarly(data: Uint8Array, bytes: number): boolean {
+  try {
+    inflateSync(data.subarray(2, -5), { out: new Uint8Array(bytes + 1) });
+  } catch {
+    return false; // it ends unexpectedly
+  }
+  return true;
 }
 
 /** Return the Adler-32 of bytes, the checksum of RFC 1950. */

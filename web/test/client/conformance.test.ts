@@ -2,9 +2,9 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { FOLDER } from './conformance';
 import { Runner, type JsonMap, type Scenario } from './scenario';
 
-const FOLDER = process.env.NNINTERACTIVE_WS_CONFORMANCE ?? join(import.meta.dirname, '../../../tests/conformance');
 const SCENARIOS = join(FOLDER, 'scenarios');
 /** JavaScript does not tell the float 3.0 from the integer 3. */
 const NEEDS_INTEGERS = ['malformed_revision_float.json'];
