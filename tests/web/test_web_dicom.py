@@ -194,6 +194,7 @@ def test_files_without_a_preamble(implicit: bool, series: Path, page_files: Page
         "MR_small_padded.dcm", "examples_overlay.dcm",
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The pixel data is .* excess padding:UserWarning")
 def test_files_of_scanners(name: str, page_files: PageFiles, tmp_path: Path) -> None:
     """Those of pydicom, by many programs."""
     shutil.copy(get_testdata_file(name, download=False), tmp_path / name)

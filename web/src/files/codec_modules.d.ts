@@ -34,14 +34,3 @@ declare module '@cornerstonejs/*/decodewasm' {
   const content: Uint8Array;
   export default content;
 }
-
-declare module 'jpeg-lossless-decoder-js' {
-  export class Decoder {
-    decode(
-      buffer: ArrayBufferLike,
-      offset: number,
-      length: number,
-      bytesPerPixel: number,
-    ): Uint8Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
-  }
-}

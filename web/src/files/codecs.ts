@@ -64,9 +64,9 @@ function once(load: () => Promise<Decoder>): () => Promise<Decoder> {
 }
 
 async function loadJpegLossless({ bitsAllocated }: FrameSize): Promise<Decoder> {
-  const { Decoder } = await import('jpeg-lossless-decoder-js');
-  return ({ buffer, byteOffset, byteLength }) => {
-    const pixels = new Decoder().decode(buffer, byteOffset, byteLength, bitsAllocated / 8);
+  const { Decoder } = await import('@cornerstonejs/jpeg-lossless-decoder-js');
+  return (encoded) => {
+    const pixels = new Decoder().decode(encoded.slice().buffer, 0, encoded.length, bitsAllocated / 8);
     return new Uint8Array(pixels.buffer, pixels.byteOffset, pixels.byteLength);
   };
 }
