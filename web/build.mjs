@@ -44,6 +44,8 @@ async function bundle(entryPoints) {
     metafile: true,
     legalComments: 'external',
     logLevel: 'warning',
+    loader: { '.wasm': 'binary' }, // the decoders of DICOM, in files that are loaded when they are needed
+    external: ['fs', 'path'], // the decoders require these in Node.js only
     plugins: [filesByUrl, withoutZarrCodecs],
   });
   Object.keys(metafile.inputs).forEach((path) => inputs.add(path));
@@ -94,8 +96,13 @@ const withoutZarrCodecs = {
   },
 };
 
-/** Texts of licenses that packages lack, from their repositories. */
-const MISSING_LICENSES = { '@niivue/niivue': 'licenses/niivue.txt' };
+/** Texts of licenses that packages lack, from their repositories and those of what they contain. */
+const MISSING_LICENSES = {
+  '@cornerstonejs/codec-charls': 'licenses/codec-charls.txt',
+  '@cornerstonejs/codec-libjpeg-turbo-8bit': 'licenses/codec-libjpeg-turbo-8bit.txt',
+  '@cornerstonejs/codec-openjpeg': 'licenses/codec-openjpeg.txt',
+  '@niivue/niivue': 'licenses/niivue.txt',
+};
 
 /** Returns the licenses of all packages in the bundles. */
 function licenses() {
@@ -108,7 +115,7 @@ function licenses() {
     const { name, version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
     const found = readdirSync(folder).filter((file) => /^(licen[cs]e|copying|notice)/i.test(file));
     const texts = found.sort().map((file) => join(folder, file));
-    if (texts.length === 0 && name in MISSING_LICENSES) texts.push(MISSING_LICENSES[name]);
+    if (name in MISSING_LICENSES) texts.push(MISSING_LICENSES[name]);
     if (texts.length === 0)
       throw new Error(`${name} ${version} has no license file. Add its text to MISSING_LICENSES.`);
     return [`${name} ${version}: ${license}`, ...texts.map((file) => readFileSync(file, 'utf8'))];
