@@ -75,7 +75,7 @@ export class Gestures {
     const wasDrawing = this.stroke !== null;
     this.stroke = null;
     this.drag = null;
-    this.viewer.draw();
+    this.viewer.drawAbove();
     return wasDrawing;
   }
 
@@ -139,7 +139,7 @@ export class Gestures {
     const points = (events.length > 0 ? events : [event]).map((each) => view.toVoxel(...this.pixel(each)));
     stroke.points =
       stroke.tool === 'box' ? [stroke.points[0], points[points.length - 1]] : [...stroke.points, ...points];
-    this.viewer.draw();
+    this.viewer.drawAbove();
   }
 
   private moveCrosshair(at: Pixel): void {

@@ -208,24 +208,25 @@ export class Panel {
     });
   }
 
-  /** Actions that press a button. The button shows the key. */
+  /** Actions of buttons that show the key. The key of a tool does not put it away. */
   private clicks(): Record<Exclude<Action, 'polarity' | 'visibility' | 'cancel'>, () => void> {
     const click = (id: string, action: Action) => {
-      const target = button(id);
-      target.setAttribute('aria-keyshortcuts', KEYS[action].replace('Ctrl', 'Control'));
-      const key = create('kbd', {}, KEYS[action]);
-      key.setAttribute('aria-hidden', 'true');
-      if (!KEYS[action].includes('+')) target.append(key);
-      target.title = `${target.title} (${KEYS[action]})`.trim();
+      showKey(button(id), action);
       return () => {
-        target.click();
+        button(id).click();
+      };
+    };
+    const use = (tool: Tool) => {
+      showKey(button(TOOLS[tool].id), tool);
+      return () => {
+        if (!button(TOOLS[tool].id).disabled) this.use(tool);
       };
     };
     return {
-      point: click('tool-point', 'point'),
-      box: click('tool-box', 'box'),
-      scribble: click('tool-scribble', 'scribble'),
-      lasso: click('tool-lasso', 'lasso'),
+      point: use('point'),
+      box: use('box'),
+      scribble: use('scribble'),
+      lasso: use('lasso'),
       nextSegment: click('next-segment', 'nextSegment'),
       reset: click('reset', 'reset'),
       undo: click('undo', 'undo'),
@@ -282,6 +283,17 @@ const STEPS: Readonly<Partial<Record<string, readonly [number, number, number]>>
   PageUp: [0, 0, 1],
   PageDown: [0, 0, -1],
 };
+
+/** Show the key of an action on its button. */
+function showKey(target: HTMLButtonElement, action: Action): void {
+  const text = KEYS[action];
+  target.setAttribute('aria-keyshortcuts', text.replace('Ctrl', 'Control'));
+  target.title = `${target.title} (${text})`.trim();
+  if (text.includes('+')) return; // too long for the button
+  const key = create('kbd', {}, text);
+  key.setAttribute('aria-hidden', 'true');
+  target.append(key);
+}
 
 function onClick(id: string, action: () => void): void {
   button(id).addEventListener('click', action);

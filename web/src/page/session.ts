@@ -225,6 +225,7 @@ export class Session {
   addSegment(): void {
     if (this.segments.add() === null) this.reject('There are too many segments. Delete one, or open the image again.');
     this.setColors();
+    this.onRecord();
     this.onChange();
   }
 
@@ -254,6 +255,7 @@ export class Session {
     this.setColors();
     const box = this.extents.get(segment.id);
     if (box !== undefined && changes.isVisible !== undefined) this.viewer.paint(box, this.layers());
+    this.onRecord();
     this.onChange();
   }
 
@@ -295,7 +297,7 @@ export class Session {
       this.reject(error instanceof Error ? error.message : String(error));
       return;
     }
-    this.viewer.draw();
+    this.viewer.drawAbove();
     this.onChange();
   }
 
@@ -327,7 +329,7 @@ export class Session {
     // A request ends with a preview if that was already its result.
     this.setPreview(answered.segment, false);
     this.onRecord();
-    this.viewer.draw();
+    this.viewer.drawAbove();
   }
 
   private setPreview(segment: string, isPreview: boolean): void {
@@ -357,7 +359,7 @@ export class Session {
   private paintAll(): void {
     const box = [...this.extents.values()].reduce<Box | undefined>((all, each) => union(all, each), undefined);
     if (box !== undefined) this.viewer.paint(box, this.layers());
-    else this.viewer.draw();
+    else this.viewer.drawAbove();
   }
 }
 

@@ -82,7 +82,8 @@ export class Viewer {
     multiplanarShowRender: SHOW_RENDER.ALWAYS,
   });
   private shown: { image: NVImage; labelmap: Labelmap } | null = null;
-  private drawRequested = false;
+  private isStale = false;
+  private isRequested = false;
 
   constructor(private readonly canvas: HTMLCanvasElement) {}
 
@@ -118,11 +119,18 @@ export class Viewer {
 
   /** Request a drawing at the next frame. */
   draw(): void {
-    if (this.drawRequested) return;
-    this.drawRequested = true;
+    this.isStale = true;
+    this.drawAbove();
+  }
+
+  /** Request a drawing of what is above the views only, which is quick. */
+  drawAbove(): void {
+    if (this.isRequested) return;
+    this.isRequested = true;
     requestAnimationFrame(() => {
-      this.drawRequested = false;
-      if (this.shown !== null) this.nv.drawScene();
+      this.isRequested = false;
+      if (this.isStale && this.shown !== null) this.nv.drawScene();
+      this.isStale = false;
       this.onDraw();
     });
   }
