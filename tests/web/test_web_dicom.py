@@ -102,7 +102,17 @@ def one_slice(_slice: Any, k: int) -> bool:
 
 @pytest.mark.parametrize(
     "edit",
-    [same, with_slopes, with_intercepts, with_large_values, inverted, of_twelve_bits, thin, without_thickness, one_slice],
+    [
+        same,
+        with_slopes,
+        with_intercepts,
+        with_large_values,
+        inverted,
+        of_twelve_bits,
+        thin,
+        without_thickness,
+        one_slice,
+    ],
 )
 @pytest.mark.parametrize("multi_frame", [False, True])
 def test_values_and_places(multi_frame: bool, edit: Edit, series: Path, page_files: PageFiles, tmp_path: Path) -> None:
@@ -316,5 +326,3 @@ def test_a_file_that_ends_within_its_pixels(series: Path, page_files: PageFiles,
 def test_an_object_without_an_image(page_files: PageFiles) -> None:
     file = Path(get_testdata_file("rtstruct.dcm", download=False))
     assert page_files.read(file).error == "rtstruct.dcm is a DICOM object without an image. Expected a DICOM series."
-
-

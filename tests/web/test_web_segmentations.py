@@ -22,7 +22,12 @@ from nninteractive_ws.files.images import read_label_map, read_volume, write_seg
 from nninteractive_ws.files.volume import Volume, check_same_grid
 
 SHAPE = (6, 7, 8)
-COLORS = {"liver": (0.9, 0.25, 0.125), "Läsion 腫瘍": (0.1, 0.3, 0.8), "spleen": (0.0, 1.0, 0.5), "none": (1.0, 1.0, 1.0)}
+COLORS = {
+    "liver": (0.9, 0.25, 0.125),
+    "Läsion 腫瘍": (0.1, 0.3, 0.8),
+    "spleen": (0.0, 1.0, 0.5),
+    "none": (1.0, 1.0, 1.0),
+}
 
 
 @pytest.fixture
@@ -104,7 +109,9 @@ def test_nifti(affine: Any, name: str, page_files: PageFiles, masks: dict[str, A
     assert ours.header.get_xyzt_units() == theirs.header.get_xyzt_units()
     check_same_grid(read_label_map(out), volume, out)
     grid = sitk.ReadImage(out)
-    np.testing.assert_allclose(grid.TransformIndexToPhysicalPoint((5, 6, 7)), volume.ijk_to_lps[:3] @ (5, 6, 7, 1), atol=1e-3)
+    np.testing.assert_allclose(
+        grid.TransformIndexToPhysicalPoint((5, 6, 7)), volume.ijk_to_lps[:3] @ (5, 6, 7, 1), atol=1e-3
+    )
 
 
 def test_forms_of_a_nifti_image_are_copied(page_files: PageFiles, masks: dict[str, Any], tmp_path: Path) -> None:
@@ -201,7 +208,12 @@ def test_dicom_seg(multi_frame: bool, series: Path, page_files: PageFiles, tmp_p
 def test_dicom_seg_of_an_anonymized_image(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
     def anonymous(slice_: Any, _k: int) -> None:
         del slice_.StudyID, slice_.AccessionNumber
-        slice_.PatientBirthDate, slice_.StudyDate, slice_.PatientSex, slice_.StudyTime = "ANON", "00000000", "U", "12:00"
+        slice_.PatientBirthDate, slice_.StudyDate, slice_.PatientSex, slice_.StudyTime = (
+            "ANON",
+            "00000000",
+            "U",
+            "12:00",
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)

@@ -1,16 +1,21 @@
-/** Compress pieces of a file with gzip, outside of the page's thread. */
-export async function gzip(pieces: AsyncIterable<Uint8Array<ArrayBuffer>>): Promise<Blob> {
+import { pauses } from './pauses';
+
+/** Browsers compress a piece without a pause. One of this size takes a few milliseconds. */
+const PIECE_BYTES = 1 << 16;
+
+/** Compress parts of a file with gzip. Pauses, so that the page stays responsive. */
+export async function gzip(parts: Iterable<Uint8Array<ArrayBuffer>>): Promise<Blob> {
+  const pause = pauses();
   const { readable, writable } = new CompressionStream('gzip');
-  const writer = writable.getWriter();
   const compressed = collect(readable);
-  try {
-    for await (const piece of pieces) await writer.write(piece);
-    await writer.close();
-  } catch (e) {
-    await writer.abort(e).catch(() => undefined); // it has failed already, if it is the one that fails
-    await compressed.catch(() => undefined); // fails for the same reason
-    throw e;
+  const writer = writable.getWriter();
+  for (const part of parts) {
+    for (let start = 0; start < part.length; start += PIECE_BYTES) {
+      await writer.write(part.subarray(start, start + PIECE_BYTES));
+      await pause();
+    }
   }
+  await writer.close();
   return compressed;
 }
 

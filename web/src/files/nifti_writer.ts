@@ -29,14 +29,7 @@ export async function saveNifti(volume: Volume, segments: readonly SavedSegment[
   for (const [index, { mask }] of segments.entries()) {
     await paint(labels, mask, shape, await extentOf(mask, shape), index + 1);
   }
-  return gzip(pieces(headerOf(volume, labels), labels));
-}
-
-// eslint-disable-next-line @typescript-eslint/require-await -- the pieces are there already
-async function* pieces(header: Uint8Array<ArrayBuffer>, labels: Labels): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  yield header;
-  const bytes = new Uint8Array(labels.buffer);
-  for (let start = 0; start < bytes.length; start += 1 << 20) yield bytes.subarray(start, start + (1 << 20));
+  return gzip([headerOf(volume, labels), new Uint8Array(labels.buffer)]);
 }
 
 function headerOf({ shape, affine, nifti }: Volume, labels: Labels): Uint8Array<ArrayBuffer> {

@@ -6,7 +6,17 @@ export function pauses(): () => Promise<void> {
   let started = performance.now();
   return async () => {
     if (performance.now() - started < MAX_WORK_MS) return;
-    await new Promise((resolve) => setTimeout(resolve));
+    await nextTask();
     started = performance.now();
   };
+}
+
+/** Wait for the tasks that are due. A timeout would wait for at least 4 milliseconds. */
+async function nextTask(): Promise<void> {
+  const { port1, port2 } = new MessageChannel();
+  await new Promise((resolve) => {
+    port1.onmessage = resolve;
+    port2.postMessage(undefined);
+  });
+  port1.close();
 }

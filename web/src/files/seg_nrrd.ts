@@ -2,7 +2,6 @@
 import { axesOf, betweenRasAndLps, originOf } from './geometry';
 import { gzip } from './gzip';
 import { type Extent, extentOf, isFree, paint } from './labels';
-import { pauses } from './pauses';
 import type { SavedSegment, Shape, Vector, Volume } from './volume';
 
 const MAX_LABEL = 255;
@@ -51,12 +50,10 @@ async function fits(layer: Layer, { mask }: SavedSegment, shape: Shape, extent: 
 }
 
 /** Yield the labels of a voxel in all layers, then of the next voxel, slice by slice. */
-async function* interleaved(layers: readonly Layer[], [ni, nj, nk]: Shape): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const pause = pauses();
+function* interleaved(layers: readonly Layer[], [ni, nj, nk]: Shape): Generator<Uint8Array<ArrayBuffer>> {
   for (let k = 0; k < nk; k++) {
     const slices = layers.map(({ labels }) => labels.subarray(k * ni * nj, (k + 1) * ni * nj));
     yield slices.length === 1 ? slices[0] : interleave(slices);
-    await pause();
   }
 }
 
