@@ -23,7 +23,7 @@ export function unpack(data: Uint8Array, encoding: Encoding, bytes: number): Uin
       `The server announced an array of ${bytes} bytes. At most ${MAX_ARRAY_BYTES} are accepted.`,
     );
   }
-  const plain = encoding === 'raw' ? data.slice() : inflate(data, bytes);
+  const plain = encoding === 'raw' ? new Uint8Array(data) : inflate(data, bytes);
   if (plain.length !== bytes) {
     throw new ClientError('bad_message', `The server sent an array of another size than the announced ${bytes} bytes.`);
   }
