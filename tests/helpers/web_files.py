@@ -59,7 +59,8 @@ class PageFiles:
         paths = [str(path) for file in files for path in (sorted(file.rglob("*")) if file.is_dir() else [file])]
         voxels = self.folder / "voxels"
         job = {"files": paths, "choice": choice, "voxels": str(voxels), **more}
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(f"{json.dumps(job)}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -76,9 +77,8 @@ def start_page_files(folder: Path) -> Iterator[PageFiles]:
     esbuild = _WEB / "node_modules" / ".bin" / "esbuild"
     if shutil.which("node") is None or not esbuild.exists():
         pytest.skip("needs Node.js, and npm ci in web/")
-    command = [esbuild, _WEB / "test" / "files" / "run.ts", "--bundle", "--format=cjs", "--platform=node"]
+    command = [str(esbuild), str(_WEB / "test" / "files" / "run.ts"), "--bundle", "--format=cjs", "--platform=node"]
     options = ["--loader:.wasm=binary", "--target=es2022", f"--outdir={folder}", "--log-level=error"]
     subprocess.run([*command, *options], check=True, timeout=_TIMEOUT_S, cwd=_WEB)
-
     with subprocess.Popen(["node", "run.js"], cwd=folder, stdin=-1, stdout=-1, text=True) as process:
         yield PageFiles(process, folder)

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
+    HTJ2K,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -144,15 +145,8 @@ def test_compressed(multi_frame: bool, syntax: Any, series: Path, page_files: Pa
     np.testing.assert_array_equal(page_files.read(path).voxels, voxels())
 
 
-@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLosslessProcess14", "JPEG2000Lossless"])
-@pytest.mark.parametrize("signed", [False, True])
-def test_compressed_by_gdcm(signed: bool, syntax: str, series: Path, page_files: PageFiles, tmp_path: Path) -> None:
-    def unsigned(slice_: Any, _k: int) -> None:
-        if not signed:
-            set_pixels(slice_, (slice_.pixel_array + 2000).astype(np.uint16))
-            slice_.RescaleIntercept = -2000
-
-    folder = edited(series, tmp_path / "plain", unsigned)
+def compressed_by_gdcm(folder: Path, syntax: str) -> Path:
+    """Compress the files of a series in place."""
     for file in folder.iterdir():
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         reader.SetFileName(str(file))
@@ -164,6 +158,40 @@ def test_compressed_by_gdcm(signed: bool, syntax: str, series: Path, page_files:
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write()
+    return folder
+
+
+def test_lossy_jpeg(series: Path, page_files: PageFiles, tmp_path: Path) -> None:
+    """Decoders of JPEG may differ by 1."""
+
+    def of_a_byte(slice_: Any, _k: int) -> None:
+        pixels = np.clip(slice_.pixel_array // 8 + 128, 0, 255).astype(np.uint8)
+        slice_.PixelData, slice_.PixelRepresentation = pixels.tobytes(), 0
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 8, 8, 7
+
+    folder = compressed_by_gdcm(edited(series, tmp_path / "plain", of_a_byte), "JPEGBaselineProcess1")
+    found, expected = page_files.read(folder), read_volume(folder)
+    np.testing.assert_allclose(found.voxels.astype(int), expected.voxels.astype(int), atol=1)
+
+
+def test_an_unknown_compression(page_files: PageFiles, series: Path, tmp_path: Path) -> None:
+    def in_htj2k(slice_: Any, _k: int) -> None:
+        slice_.compress(RLELossless, generate_instance_uid=False)
+        slice_.file_meta.TransferSyntaxUID = HTJ2K
+
+    error = page_files.read(edited(series, tmp_path / "packed", in_htj2k)).error
+    assert "is compressed by a method that this page cannot decode (transfer syntax 1.2.840.10008.1.2.4.203)" in error
+
+
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLosslessProcess14", "JPEG2000Lossless"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_compressed_by_gdcm(signed: bool, syntax: str, series: Path, page_files: PageFiles, tmp_path: Path) -> None:
+    def unsigned(slice_: Any, _k: int) -> None:
+        if not signed:
+            set_pixels(slice_, (slice_.pixel_array + 2000).astype(np.uint16))
+            slice_.RescaleIntercept = -2000
+
+    folder = compressed_by_gdcm(edited(series, tmp_path / "plain", unsigned), syntax)
     np.testing.assert_array_equal(page_files.read(folder).voxels, voxels())
 
 

@@ -229,8 +229,9 @@ def itk_image() -> Any:
 def nrrd(path: Path, data: bytes, *lines: str, **changes: str | None) -> Path:
     """Write a NRRD file with voxels. ``changes``: of fields of its header, by their names with underscores."""
     fields: dict[str, str | None] = {
-        "type": "short", "dimension": "3", "space": "left-posterior-superior", "space dimension": None, "sizes": "5 7 4", "encoding": "raw",
-        "endian": "little", "space directions": "(0,2,0) (0,0,-3) (4,0,0)", "space origin": "(1.5,-2,3)",
+        "type": "short", "dimension": "3", "space": "left-posterior-superior", "space dimension": None,
+        "sizes": "5 7 4", "encoding": "raw", "endian": "little",
+        "space directions": "(0,2,0) (0,0,-3) (4,0,0)", "space origin": "(1.5,-2,3)",
     }  # fmt: skip
     fields |= {name.replace("_", " "): value for name, value in changes.items()}
     header = [f"{name}: {value}" for name, value in fields.items() if value is not None]

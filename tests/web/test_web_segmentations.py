@@ -5,7 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
-from helpers.batch import SHAPE as SERIES_SHAPE, write_series
+from helpers.batch import SHAPE as SERIES_SHAPE
+from helpers.batch import write_series
 from helpers.dicom import edited, enhanced
 from helpers.image_files import write
 from helpers.shapes import ball

@@ -88,7 +88,7 @@ function decodeWith(decoder: WasmDecoder, encoded: Uint8Array): Uint8Array {
   }
 }
 
-/** Decode DICOM's run lengths: a header with the starts of segments, one for each byte of a pixel, the highest first. */
+/** Decode run lengths: a header with the starts of segments, one for each byte of a pixel, the highest first. */
 function decodeRle(encoded: Uint8Array, { pixels, bitsAllocated }: FrameSize): Uint8Array {
   const header = new DataView(encoded.buffer, encoded.byteOffset, 64);
   const count = header.getUint32(0, true);

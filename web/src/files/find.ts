@@ -1,7 +1,7 @@
 // Find the images among the files that a user chose or dropped.
 import { isGzip, readBytes, readStart, startsWith } from './bytes';
-import { findSeries } from './dicom_series';
-import { readStack } from './dicom_stack';
+import { findSeries } from './dicomSeries';
+import { readStack } from './dicomStack';
 import { readMetaImage } from './metaimage';
 import { isNifti, isNiftiPair, NIFTI_HEADER_BYTES, readNifti } from './nifti';
 import { readNrrd } from './nrrd';

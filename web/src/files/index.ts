@@ -4,8 +4,8 @@
 //     const found = await files.find(droppedFiles);                           // one for each image or DICOM series
 //     const volume = await found[0].open((share) => ...);
 //     const blob = await saveSegNrrd(volume, segments);
-export { ImageFiles } from './image_files';
-export { saveDicomSeg } from './dicom_seg';
-export { saveNifti } from './nifti_writer';
-export { saveSegNrrd } from './seg_nrrd';
+export { ImageFiles } from './imageFiles';
+export { saveDicomSeg } from './dicomSeg';
+export { saveNifti } from './niftiWriter';
+export { saveSegNrrd } from './segNrrd';
 export * from './volume';

@@ -36,18 +36,20 @@ export function typeOf(voxels: Voxels): VoxelType {
 
 function swap(content: Uint8Array, size: number): void {
   if (size === 1) return;
-  for (let start = 0; start < content.length; start += size) content.subarray(start, start + size).reverse();
+  for (let start = 0; start < content.length; start += size) {
+    for (let low = start, high = start + size - 1; low < high; low++, high--) {
+      [content[low], content[high]] = [content[high], content[low]];
+    }
+  }
 }
 
 /** Return voxels in a type of the protocol, times a slope plus an intercept, computed in double precision. */
 export function rescaled(stored: Stored, slope: number, intercept: number): Voxels {
   const plain = slope === 1 && intercept === 0;
-  if (stored instanceof BigInt64Array || stored instanceof BigUint64Array) {
-    return Float32Array.from(stored, (value) => Number(value) * slope + intercept);
-  }
-  if (plain) return stored instanceof Float64Array ? new Float32Array(stored) : stored;
+  const isLong = stored instanceof BigInt64Array || stored instanceof BigUint64Array;
+  if (plain && !isLong) return stored instanceof Float64Array ? new Float32Array(stored) : stored;
   const result = new Float32Array(stored.length);
-  for (let index = 0; index < stored.length; index++) result[index] = stored[index] * slope + intercept;
+  for (let index = 0; index < stored.length; index++) result[index] = Number(stored[index]) * slope + intercept;
   return result;
 }
 
@@ -59,9 +61,9 @@ export function replaceNonFinite(voxels: Voxels, name: string): string[] {
   if (!(voxels instanceof Float32Array)) return [];
   let lowest = Infinity;
   let count = 0;
-  for (const value of voxels) {
-    if (!Number.isFinite(value)) count++;
-    else if (value < lowest) lowest = value;
+  for (let index = 0; index < voxels.length; index++) {
+    if (Number.isFinite(voxels[index])) lowest = Math.min(lowest, voxels[index]);
+    else count++;
   }
   if (count === 0) return [];
   if (count === voxels.length) {

@@ -8,8 +8,8 @@ import {
 } from 'dicom-parser';
 import { readBytes, reason } from './bytes';
 import { isNative, loadDecoder } from './codecs';
-import { type DicomHeader, parseDicomFile, PIXEL_DATA, pixelsOf } from './dicom_header';
-import { framesOf } from './dicom_series';
+import { type DicomHeader, parseDicomFile, PIXEL_DATA, pixelsOf } from './dicomHeader';
+import { framesOf } from './dicomSeries';
 import { ImageFileError } from './volume';
 import { decode, type StoredType } from './voxels';
 
@@ -125,8 +125,11 @@ function widened(
     throw unreadable(file.name, '64 bits for an integer');
   }
   const unused = 32 - Math.min(32, attributes.number('BitsStored') ?? 32, 8 * stored.BYTES_PER_ELEMENT);
-  if (attributes.number('PixelRepresentation') === 1) {
-    return Int32Array.from(stored, (value) => (value << unused) >> unused);
+  const isSigned = attributes.number('PixelRepresentation') === 1;
+  const result = isSigned ? new Int32Array(stored.length) : new Uint32Array(stored.length);
+  for (let index = 0; index < stored.length; index++) {
+    const shifted = stored[index] << unused;
+    result[index] = isSigned ? shifted >> unused : shifted >>> unused;
   }
-  return Uint32Array.from(stored, (value) => (value << unused) >>> unused);
+  return result;
 }

@@ -1,8 +1,8 @@
 // The slices of a DICOM series, or the frames of multi-frame files, as a volume.
 import { grouped, type OnProgress } from './bytes';
-import { type Attributes, type DicomHeader, type Keyword, PIXEL_DATA } from './dicom_header';
-import { openPixels, type Pixels, type ReadFrame } from './dicom_pixels';
-import { framesOf, type Series } from './dicom_series';
+import { type Attributes, type DicomHeader, type Keyword, PIXEL_DATA } from './dicomHeader';
+import { openPixels, type Pixels, type ReadFrame } from './dicomPixels';
+import { framesOf, type Series } from './dicomSeries';
 import { affineOf, betweenRasAndLps, cross, difference, dot, length, scaled, straightened } from './geometry';
 import {
   type Affine,
@@ -15,7 +15,7 @@ import {
 } from './volume';
 import { replaceNonFinite, typeOf } from './voxels';
 
-/** Tolerance of the distance between slices: relative to it, and in millimeters, because some scanners round positions. */
+/** Tolerance of the distance between slices: relative to it, and in millimeters, because scanners round positions. */
 const SPACING_TOLERANCE = 0.05;
 const ROUNDING_MM = 0.1;
 /** Slices nearer to each other than this are at the same position. */
@@ -249,7 +249,8 @@ function isNear(a: Vector, b: Vector, tolerance: number): boolean {
 function checkSame(slices: readonly Slice[], label: string): void {
   for (const [name, isSame] of COMMON) {
     let others = slices.filter((slice) => !isSame(slices[0], slice));
-    if (others.length > slices.length / 2) others = slices.filter((slice) => isSame(slices[0], slice)); // the first is odd
+    // More than half differ from the first slice, if that is the odd one.
+    if (others.length > slices.length / 2) others = slices.filter((slice) => isSame(slices[0], slice));
     if (others.length === 0) continue;
     throw new ImageFileError(
       `The slices of the series ${label} have different ${name}: ${others.length} of ${slices.length} differ from the ` +
@@ -348,27 +349,27 @@ function allocate(count: number, real: boolean): Int32Array | Float32Array {
 }
 
 function rescale(pixels: Pixels, { header, slope, intercept }: Slice, target: Int32Array | Float32Array): void {
-  for (let index = 0; index < pixels.length; index++) target[index] = pixels[index] * slope + intercept;
-  if (target instanceof Float32Array) return;
-  // Whole numbers that do not fit were stored as others.
-  const wrong = pixels.findIndex((pixel, index) => target[index] !== pixel * slope + intercept);
-  if (wrong < 0) return;
-  throw new ImageFileError(
-    `${header.file.name} has the value ${pixels[wrong] * slope + intercept}, which is too large.`,
-  );
+  const isWhole = target instanceof Int32Array;
+  for (let index = 0; index < pixels.length; index++) {
+    const value = pixels[index] * slope + intercept;
+    target[index] = value;
+    if (isWhole && target[index] !== value) {
+      throw new ImageFileError(`${header.file.name} has the value ${value}, which is too large.`);
+    }
+  }
 }
 
 /** Return whole numbers in the smallest type that holds them. */
 function narrowed(voxels: Int32Array): Voxels {
   let lowest = Infinity;
   let highest = -Infinity;
-  for (const value of voxels) {
-    if (value < lowest) lowest = value;
-    if (value > highest) highest = value;
+  for (let index = 0; index < voxels.length; index++) {
+    lowest = Math.min(lowest, voxels[index]);
+    highest = Math.max(highest, voxels[index]);
   }
-  if (lowest >= 0 && highest < 2 ** 8) return Uint8Array.from(voxels);
-  if (lowest >= -(2 ** 15) && highest < 2 ** 15) return Int16Array.from(voxels);
-  if (lowest >= 0 && highest < 2 ** 16) return Uint16Array.from(voxels);
+  if (lowest >= 0 && highest < 2 ** 8) return new Uint8Array(voxels);
+  if (lowest >= -(2 ** 15) && highest < 2 ** 15) return new Int16Array(voxels);
+  if (lowest >= 0 && highest < 2 ** 16) return new Uint16Array(voxels);
   return voxels;
 }
 

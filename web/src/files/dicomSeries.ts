@@ -1,5 +1,5 @@
 // The DICOM series among files.
-import { type DicomHeader, NOT_DICOM, readDicomHeader } from './dicom_header';
+import { type DicomHeader, NOT_DICOM, readDicomHeader } from './dicomHeader';
 import { ImageFileError } from './volume';
 
 /** Objects with the attributes of images that are no images of a patient. */

@@ -1,6 +1,6 @@
 // DICOM segmentation objects (SEG) of DICOM images.
 import { dicomLab } from './cielab';
-import { type Dataset, decimal, newUid, writeDicom } from './dicom_writer';
+import { type Dataset, decimal, newUid, writeDicom } from './dicomWriter';
 import { axesOf, betweenRasAndLps, length, originOf, scaled } from './geometry';
 import { everyVoxel, type Extent, extentOf } from './labels';
 import {
@@ -73,7 +73,8 @@ function checkRequired({ attributes, seriesInstanceUid }: DicomSource): void {
   const missing = ['FrameOfReferenceUID', 'StudyInstanceUID'].find((name) => !attributes[name]);
   if (missing === undefined && seriesInstanceUid !== '') return;
   throw new ImageFileError(
-    `A DICOM SEG cannot be written: the series has no ${missing ?? 'SeriesInstanceUID'}. Save the segmentation as .seg.nrrd.`,
+    `A DICOM SEG cannot be written: the series has no ${missing ?? 'SeriesInstanceUID'}. Save the segmentation as ` +
+      '.seg.nrrd.',
   );
 }
 
