@@ -163,10 +163,10 @@ export async function membersOf(blob: Blob, name: string): Promise<Blob[]> {
   return [...new Set(starts)].map((start, index, all) => blob.slice(start, all[index + 1]));
 }
 
-function incomplete(name: string, announced: number, found: number, atMost: boolean): ImageFileError {
+function incomplete(name: string, announced: number, found: number, isUpperBound: boolean): ImageFileError {
   return new ImageFileError(
     `${name} is incomplete: its header announces ${grouped(announced)} bytes of voxels, found ` +
-      `${atMost ? 'at most ' : ''}${grouped(found)}. Copy or export it again.`,
+      `${isUpperBound ? 'at most ' : ''}${grouped(found)}. Copy or export it again.`,
   );
 }
 
