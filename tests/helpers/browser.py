@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import msgspec
 import pytest
 
 from nninteractive_ws import messages as wire
@@ -29,6 +30,8 @@ OTHER_HOST = "gpu-box.test"
 #: Timeout for what the page shows, in milliseconds. Software rendering on a busy machine is slow.
 TIMEOUT_MS = 60_000
 _MAX_STEPS = 30
+#: Distance in pixels over which the size of voxels is measured.
+_PROBE = 100
 _BUILD_TIMEOUT_S = 120
 
 Voxel = tuple[int, int, int]
@@ -54,10 +57,14 @@ def axe_source() -> str:
     return path.read_text()
 
 
+def _playwright() -> Any:
+    return pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A Playwright browser. Skips the test if Playwright or a browser is missing."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    api = _playwright()
     program = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if program is None:
         pytest.skip("there is no Chromium on this machine")
@@ -68,6 +75,16 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@contextmanager
+def page_user(browser: Any, **options: Any) -> Iterator["PageUser"]:
+    """A person with a new profile of the browser. Fails at the end if the page reported an error. ``options``: of
+    Playwright's new_context."""
+    with browser.new_context(**options) as context:
+        user = PageUser(context.new_page(), _playwright().expect)
+        yield user
+    assert user.problems == []
+
+
 @dataclass
 class PageUser:
     """A person at the page. ``page``: Playwright's. ``problems``: errors of scripts, of the console, and violations of
@@ -76,16 +93,22 @@ class PageUser:
     page: Any
     expect: Any
     problems: list[str] = field(default_factory=list)
+    #: Parts of problems that a test provokes.
+    expected_problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.page.set_default_timeout(TIMEOUT_MS)
         self.expect.set_options(timeout=TIMEOUT_MS)
         self.page.on("console", self._on_console)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("pageerror", lambda error: self._on_problem(str(error)))
 
     def _on_console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
-            self.problems.append(message.text)
+            self._on_problem(message.text)
+
+    def _on_problem(self, text: str) -> None:
+        if not any(part in text for part in self.expected_problems):
+            self.problems.append(text)
 
     def open(self, address: str, query: str = "") -> None:
         """Open the page of a server."""
@@ -129,6 +152,7 @@ class PageUser:
     @property
     def crosshair(self) -> Voxel:
         """The voxel at which the slices meet."""
+        self._next_frame()
         i, j, k = (int(self.page.input_value(f"#slider-{plane}")) for plane in ("sagittal", "coronal", "axial"))
         return i, j, k
 
@@ -182,8 +206,8 @@ class PageUser:
         horizontal, vertical = (axis for axis in range(3) if axis != AXES[plane])
         at = self._voxel_at(x, y)
         # The smallest voxels are about 2 pixels wide, and each step follows the direction of the axis.
-        right, below = self._voxel_at(x + 40, y), self._voxel_at(x, y + 40)
-        per_x, per_y = (right[horizontal] - at[horizontal]) / 40, (below[vertical] - at[vertical]) / 40
+        right, below = self._voxel_at(x + _PROBE, y), self._voxel_at(x, y + _PROBE)
+        per_x, per_y = (right[horizontal] - at[horizontal]) / _PROBE, (below[vertical] - at[vertical]) / _PROBE
         for _ in range(_MAX_STEPS):
             at = self._voxel_at(x, y)
             missing = voxel[horizontal] - at[horizontal], voxel[vertical] - at[vertical]
@@ -250,14 +274,11 @@ _READ_STEPS = """async (segment) => {
 
 def _message(request: dict[str, Any]) -> wire.StepRequest:
     """Convert a request from the page's store to a message."""
-    import msgspec
-
-    from nninteractive_ws import protocol
 
     def restored(value: Any) -> Any:
         if isinstance(value, dict):
             return bytes(value["bytes"]) if set(value) == {"bytes"} else {k: restored(v) for k, v in value.items()}
         return [restored(each) for each in value] if isinstance(value, list) else value
 
-    message: wire.StepRequest = protocol.decode_client(msgspec.msgpack.encode(restored(request)))
+    message: wire.StepRequest = msgspec.convert(restored(request), wire.StepRequest)
     return message

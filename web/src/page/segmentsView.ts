@@ -121,8 +121,10 @@ export class SegmentsView {
       if (keepsFocus) document.getElementById(`${segment.id}-name`)?.focus();
     };
     field.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter') finish(field.value, true);
-      if (event.key === 'Escape') finish(segment.name, true);
+      if (event.key !== 'Enter' && event.key !== 'Escape') return;
+      // Otherwise, the key would also press the button that gets the focus.
+      event.preventDefault();
+      finish(event.key === 'Enter' ? field.value : segment.name, true);
     });
     field.addEventListener('blur', () => {
       finish(field.value, false);
