@@ -55,12 +55,16 @@ class SessionEnded(msgspec.Struct, frozen=True, tag="session_ended"):
 
 
 class RequestAnswered(msgspec.Struct, frozen=True, tag="request_answered"):
-    """Worker to gateway: a request of type ``kind`` was answered. ``code``: of an error; ``timings``: of a done."""
+    """Worker to gateway: a request of type ``kind`` was answered. ``code``: of an error; ``timings``: of a done.
+
+    ``used``: whether it counts as use of the session, because it succeeded and was no heartbeat.
+    """
 
     session: str
     kind: str
     code: str | None = None
     timings: Timings | None = None
+    used: bool = False
 
 
 class EvictionRefused(msgspec.Struct, frozen=True, tag="eviction_refused"):

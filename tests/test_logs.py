@@ -314,6 +314,7 @@ LEAKS = [
     "log.info('Bearer\\t{1}')",
     "log.info('x', extra={{'user': '{0}', 'header': 'Bearer {1}'}})",
     "log.info(b'Bearer {1}')",
+    "log.info('Sec-WebSocket-Protocol: nninteractive.v1, nninteractive.v1.bearer.{1}')",
     "log.info('a\\nnws_{0}')",
     "log.info('a\\n{0}'), log.info('a\\nBearer {1}')",
     "try:\n    raise ValueError('{0}\\n{0}\\tBearer\\n{1}')\nexcept ValueError:\n    log.exception('failed')",

@@ -86,6 +86,14 @@ def test_fields_left_out_have_their_defaults(message: messages.Message) -> None:
             assert plain(getattr(short, name)) in ([], {}, plain(messages.Timings()))
 
 
+def test_nil_does_not_mean_the_default() -> None:
+    """Unless the field may be null."""
+    assert decode({**POINT, "run": True}) == decode(POINT)
+    with pytest.raises(BadMessage):
+        decode({**POINT, "run": None})
+    assert decode({"type": "cancel", "request": None}) == messages.Cancel()
+
+
 @given(client_messages())
 def test_a_message_without_a_required_field_is_invalid(message: messages.Message) -> None:
     fields = plain(message)

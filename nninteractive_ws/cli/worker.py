@@ -76,9 +76,11 @@ def worker(
             end_process(process, END_TIMEOUT_S)
         if terminated:
             return
-        delay = FIRST_DELAY_S if time.monotonic() - started > _STEADY_S else min(2 * delay, LONGEST_DELAY_S)
+        if time.monotonic() - started > _STEADY_S:
+            delay = FIRST_DELAY_S
         stderr.print(f"The worker ended with status {process.returncode}. It starts again in {delay:.0f} s.")
         time.sleep(delay)
+        delay = min(2 * delay, LONGEST_DELAY_S)
 
 
 def _supervise(process: "subprocess.Popen[bytes]", credentials: bytes) -> bool:

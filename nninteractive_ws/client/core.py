@@ -518,10 +518,12 @@ class Core:
     def _mark_all_fresh(self) -> list[Event]:
         return [event for segment in list(self._stale) for event in self._mark_fresh(segment)]
 
-    def _compare_revisions(self, done: wire.Done) -> None:
+    def _compare_revisions(self, pending: _PendingRequest, done: wire.Done) -> None:
         """Request a snapshot if the last change is missing, which no later change would reveal."""
-        segment = self.segments.get(done.segment or "")
-        if segment is not None and segment.revision != done.revision and segment.name not in self._stale:
+        if pending.segment is None or isinstance(pending.request, wire.RemoveSegment):
+            return
+        segment = self.segment(pending.segment)
+        if segment.revision != done.revision and segment.name not in self._stale:
             self._request_snapshot(segment)
 
     def _request_snapshot(self, segment: Segment) -> list[Event]:
@@ -533,9 +535,10 @@ class Core:
         pending = self._pending.pop(message.id, None)
         if pending is None:
             return []
-        self._record(pending)
         if not self._is_obsolete(pending):
-            self._compare_revisions(message)
+            # First, because a step that is undone or redone keeps its change if the server's is missing.
+            self._compare_revisions(pending, message)
+        self._record(pending)
         if pending.number is None:
             return []
         changed = None if message.changed is None else Box.from_pairs(message.changed)

@@ -14,7 +14,17 @@ from nninteractive_ws.engine.outbox import ANSWERS_KEPT, Outbox
 from nninteractive_ws.engine.session import Session
 from nninteractive_ws.errors import AtCapacity, BadMessage, Cancelled, Error, InternalError, OutOfMemory
 from nninteractive_ws.history import MASK_BYTES, memory_of
-from nninteractive_ws.messages import Bye, Cancel, Done, Encoding, ErrorMessage, ImageBricks, Request, Restore
+from nninteractive_ws.messages import (
+    Bye,
+    Cancel,
+    Done,
+    Encoding,
+    ErrorMessage,
+    ImageBricks,
+    Request,
+    Restore,
+    SetOptions,
+)
 from nninteractive_ws.worker_protocol import RequestAnswered, SessionAttached
 
 _log = logging.getLogger(__name__)
@@ -48,7 +58,8 @@ class RequestQueue:
     ) -> None:
         self.outbox = Outbox(wake)
         self.encoding, self._name, self._pools = encoding, name, pools
-        #: Time of the last useful message (time.monotonic()): a request that succeeded, or a new brick.
+        #: Time of the last useful message (time.monotonic()): a request that succeeded, without heartbeats, or a new
+        #: brick.
         self.last_used = time.monotonic()
         self._account = SessionAccount(pools)
         self._session = Session(model, device, self.outbox, encoding, self._account)
@@ -182,8 +193,10 @@ class RequestQueue:
         kind = str(type(request).__struct_config__.tag)
         if not isinstance(answer, Done):
             return RequestAnswered(self._name, kind, answer.code)
-        self.last_used = time.monotonic()
-        return RequestAnswered(self._name, kind, timings=answer.timings)
+        used = not _is_heartbeat(request)
+        if used:
+            self.last_used = time.monotonic()
+        return RequestAnswered(self._name, kind, timings=answer.timings, used=used)
 
     def _answer(self, request: Request, arrived: float) -> Done | ErrorMessage:
         try:
@@ -233,6 +246,11 @@ class RequestQueue:
     def _release(self) -> None:
         self._session.close()
         self._account.release()
+
+
+def _is_heartbeat(request: Request) -> bool:
+    """Return whether a request only shows that both sides are there, from a client that cannot send pings."""
+    return isinstance(request, SetOptions) and request.autozoom is None and request.previews is None
 
 
 def _memory_of_content(request: Request, size: int) -> int:

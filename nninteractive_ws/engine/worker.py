@@ -6,7 +6,7 @@ and the gateway's certificate as the first two lines of standard input. It ends 
 
 import argparse
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
 import gc
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 import signal
 import ssl
 import sys
-from typing import Any
 
 import msgspec
 import torch
@@ -23,6 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from nninteractive_ws import protocol, worker_protocol
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
 from nninteractive_ws.engine.memory import MemoryPool, memory_pools, used_memory
 from nninteractive_ws.engine.model_loader import LoadedModel, load_model, pick_device
@@ -70,7 +70,7 @@ class Worker:
         self._tls = _pinned(certificate) if certificate else None
         self._workers, self._compiled = workers, compiled
         self._sessions: dict[str, SessionHost] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._device: torch.device
         self._model: LoadedModel
         self._scheduler: DeviceScheduler
@@ -117,26 +117,20 @@ class Worker:
                     self._model.description, str(self._device), limits, json.dumps(self._model.capabilities)
                 )
             )
-            self._spawn(self._send_reports(control))
+            self._tasks.spawn(self._send_reports(control))
             async for data in control:
                 assert isinstance(data, bytes)
                 self._handle_command(worker_protocol.decode_gateway(data))
 
     def _handle_command(self, command: worker_protocol.GatewayMessage) -> None:
         if isinstance(command, worker_protocol.OpenSession):
-            self._spawn(self._serve_session(command))
+            self._tasks.spawn(self._serve_session(command))
             return
         session = self._sessions.get(command.session)
         if command.idle_s is not None:
-            self._spawn(self._evict(command.session, session, command.idle_s))
+            self._tasks.spawn(self._evict(command.session, session, command.idle_s))
         elif session is not None:
             session.over.set()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _send_reports(self, control: ClientConnection) -> None:
         try:
@@ -164,7 +158,7 @@ class Worker:
                     return
                 if session is None:
                     session = self._sessions[command.session] = self._new_session(command)
-                    self._spawn(self._end_when_over(session))
+                    self._tasks.spawn(self._end_when_over(session))
                 await session.serve(connection, created=not command.resume)
         except ConnectionClosed:
             pass  # the client is gone before the first message

@@ -11,28 +11,21 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHeader
 
 from nninteractive_ws import errors
 from nninteractive_ws.official_api import nnia, payloads
-from nninteractive_ws.official_api.lease import Answer, AnswerTimeout, Lease
+from nninteractive_ws.official_api.bodies import content_length, headers_of, read_body, read_json, token_of
+from nninteractive_ws.official_api.lease import Answer, Lease
 from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, LIVENESS_TIMEOUT_S, WRONG_TOKEN, LeaseGone, Leases
-from nninteractive_ws.server.access import bearer_token
+from nninteractive_ws.official_api.responses import error_response, to_response
 from nninteractive_ws.server.hosts import WebPageGuard
 
 _log = logging.getLogger(__name__)
 
 LEASE_HEADER, META_HEADER = "X-Lease-Token", "X-Meta"
-#: Size limit of a JSON body.
-MAX_JSON_BYTES = 64 * 1024
-#: Timeout for the next part of a body. nnInteractive's client gives up after 120 seconds without progress.
-BODY_STALL_TIMEOUT_S = 60.0
-#: Seconds after which a client may try again.
-RETRY_AFTER_S = 10
 #: Timeout of the gateway, which answers at once.
 _GATEWAY_TIMEOUT_S = 10.0
 
@@ -97,15 +90,15 @@ class OfficialApi:
         return guarded
 
     def _refuse_web_page(self, request: Request) -> Response | None:
-        refusal = self._guard.refusal(_headers(request))
-        return None if refusal is None else _error(refusal.status, refusal.message.strip())
+        refusal = self._guard.refusal(headers_of(request))
+        return None if refusal is None else error_response(refusal.status, refusal.message.strip())
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
         """Answer a request for an unknown path or with a wrong method."""
         assert isinstance(error, HTTPException)
         path, headers = request.scope["path"], dict(error.headers or {})
         message = f"There is no {request.method} {path:.200} in nnInteractive's HTTP API. See the documentation."
-        response = _error(HTTPStatus(error.status_code), message, headers)
+        response = error_response(HTTPStatus(error.status_code), message, headers)
 
         async def no_route(request: Request) -> Response:
             return response
@@ -133,7 +126,7 @@ class OfficialApi:
         try:
             return await asyncio.to_thread(self._fetch, path, authorization)
         except (OSError, http.client.HTTPException):
-            return _error(HTTPStatus.SERVICE_UNAVAILABLE, "The server does not answer. Try again in a moment.")
+            return error_response(HTTPStatus.SERVICE_UNAVAILABLE, "The server does not answer. Try again in a moment.")
 
     def _fetch(self, path: str, authorization: str | None) -> Response:
         connection = http.client.HTTPConnection(self._gateway, timeout=_GATEWAY_TIMEOUT_S)
@@ -145,11 +138,11 @@ class OfficialApi:
             connection.close()
         headers = {name: answer.headers[name] for name in ("Retry-After", "WWW-Authenticate") if name in answer.headers}
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            return _error(HTTPStatus(answer.status), body.decode().strip(), headers)
+            return error_response(HTTPStatus(answer.status), body.decode().strip(), headers)
         return Response(body, answer.status, headers, kind)
 
     async def _claim(self, request: Request) -> Response:
-        name = await self._leases.claim(_token(request))
+        name = await self._leases.claim(token_of(request))
         if await request.is_disconnected():
             await self._leases.release(name)
         return JSONResponse(
@@ -183,7 +176,7 @@ class OfficialApi:
     # ---- on a lease ---------------------------------------------------------------------------------------
 
     def _lease(self, request: Request, *, mark_seen: bool = True) -> Lease:
-        return self._leases.find(request.headers.get(LEASE_HEADER, ""), _token(request), mark_seen=mark_seen)
+        return self._leases.find(request.headers.get(LEASE_HEADER, ""), token_of(request), mark_seen=mark_seen)
 
     def _on_lease(self, handle: _LeaseHandler) -> _Handler:
         """Do the requests of a lease one after another."""
@@ -206,11 +199,11 @@ class OfficialApi:
             return JSONResponse({"original_image_shape": packed.shape})
 
     async def _set_target_buffer(self, lease: Lease, request: Request) -> Response:
-        await lease.set_target_buffer(await _read_json(request, payloads.SetTargetBuffer))
+        await lease.set_target_buffer(await read_json(request, payloads.SetTargetBuffer))
         return JSONResponse({})
 
     async def _set_do_autozoom(self, lease: Lease, request: Request) -> Response:
-        await lease.set_do_autozoom((await _read_json(request, payloads.SetDoAutozoom)).do_autozoom)
+        await lease.set_do_autozoom((await read_json(request, payloads.SetDoAutozoom)).do_autozoom)
         return JSONResponse({})
 
     async def _reset(self, lease: Lease, request: Request) -> Response:
@@ -221,16 +214,16 @@ class OfficialApi:
         return await self._answer(lease, request, lease.undo())
 
     async def _predict(self, lease: Lease, request: Request) -> Response:
-        (await _read_json(request, payloads.Predict)).check()
+        (await read_json(request, payloads.Predict)).check()
         return await self._answer(lease, request, lease.predict())
 
     async def _add_point(self, lease: Lease, request: Request) -> Response:
-        payload = await _read_json(request, payloads.AddPoint)
+        payload = await read_json(request, payloads.AddPoint)
         payload.check()
         return await self._answer(lease, request, lease.add_point(payload))
 
     async def _add_bbox(self, lease: Lease, request: Request) -> Response:
-        payload = await _read_json(request, payloads.AddBbox)
+        payload = await read_json(request, payloads.AddBbox)
         payload.check()
         return await self._answer(lease, request, lease.add_bbox(payload))
 
@@ -255,9 +248,9 @@ class OfficialApi:
     @asynccontextmanager
     async def _packed_body(self, request: Request) -> AsyncIterator[nnia.PackedArray]:
         """Read a packed array, whose bytes are counted until the end of the request."""
-        length = _content_length(request)
+        length = content_length(request)
         with self._leases.budget.reserve(length):
-            yield nnia.parse(await _read_body(request))
+            yield nnia.parse(await read_body(request, length))
 
     async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
         answer = await prompt
@@ -277,92 +270,3 @@ class OfficialApi:
             lease.not_received(answer)
         headers = {META_HEADER: json.dumps(meta, separators=(",", ":"))}
         return Response(content, media_type=nnia.MEDIA_TYPE, headers=headers)
-
-
-# ---- requests -----------------------------------------------------------------------------------------------
-
-
-class LengthRequired(Exception):
-    """A request without the length of its body."""
-
-
-class BodyTimeout(Exception):
-    """The body of a request stopped arriving."""
-
-
-def _headers(request: Request) -> Headers:
-    """Raises BadMessage for a control character."""
-    try:
-        return Headers(request.headers.items())
-    except InvalidHeader as e:
-        raise errors.BadMessage("A header of the request has a control character. Send printable text.") from e
-
-
-def _token(request: Request) -> str:
-    return bearer_token(_headers(request))
-
-
-def _content_length(request: Request) -> int:
-    """Return the length of the body. Raises LengthRequired."""
-    text = request.headers.get("Content-Length")
-    # A chunked body may have any length, even in a request with a Content-Length.
-    if text is None or "Transfer-Encoding" in request.headers:
-        raise LengthRequired("The request has no Content-Length. Send the body without chunked transfer encoding.")
-    return int(text)  # the HTTP server has checked it
-
-
-async def _read_json(request: Request, kind: type[payloads.Payload]) -> payloads.Payload:
-    length = _content_length(request)
-    if length > MAX_JSON_BYTES:
-        raise errors.TooLarge(f"A JSON body may have {MAX_JSON_BYTES:,} bytes, and this one has {length:,}.")
-    return payloads.decode(await _read_body(request), kind)
-
-
-async def _read_body(request: Request) -> bytearray:
-    """Read a body. Raises BodyTimeout or ClientDisconnect."""
-    # It grows as parts arrive. All of it at once would be written with zeros, even if the client sends nothing.
-    body, parts = bytearray(), request.stream()
-    try:
-        while True:
-            async with asyncio.timeout(BODY_STALL_TIMEOUT_S):
-                body += await anext(parts)
-    except StopAsyncIteration:
-        return body
-    except TimeoutError as e:
-        raise BodyTimeout(f"Nothing of the body arrived for {BODY_STALL_TIMEOUT_S:.0f} seconds.") from e
-
-
-# ---- responses ----------------------------------------------------------------------------------------------
-
-# The first class that an error belongs to decides. Clients take 410 as the request to claim another lease and send the
-# image again, and 503 as a message for the user.
-_STATUS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
-    (LeaseGone, HTTPStatus.GONE),
-    (errors.ConnectionFailed, HTTPStatus.GONE),
-    (LengthRequired, HTTPStatus.LENGTH_REQUIRED),
-    (BodyTimeout, HTTPStatus.REQUEST_TIMEOUT),
-    (errors.Unauthorized, HTTPStatus.UNAUTHORIZED),
-    (errors.AtCapacity, HTTPStatus.SERVICE_UNAVAILABLE),
-    (errors.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (errors.InvalidRequest, HTTPStatus.BAD_REQUEST),
-    (errors.ProtocolError, HTTPStatus.BAD_REQUEST),
-    (errors.InternalError, HTTPStatus.INTERNAL_SERVER_ERROR),
-    (errors.Error, HTTPStatus.SERVICE_UNAVAILABLE),
-    (AnswerTimeout, HTTPStatus.SERVICE_UNAVAILABLE),
-    (ClientDisconnect, HTTPStatus.BAD_REQUEST),  # nobody receives it
-)
-
-
-def to_response(error: Exception) -> Response | None:
-    """Return the response to an error; None for an error that is unexpected here."""
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
-    return None if status is None else _error(status, str(error))
-
-
-def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    if status is HTTPStatus.UNAUTHORIZED:
-        headers.setdefault("WWW-Authenticate", 'Bearer realm="nninteractive-ws"')
-    return JSONResponse({"detail": message}, status, headers)

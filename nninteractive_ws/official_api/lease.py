@@ -171,7 +171,8 @@ class Lease:
             flips = given.flips if given.box else np.zeros(box.shape, bool)
             await self._answer(self._segment.set_mask(flips, box=box, run=payload.run_prediction))
             self._unsent = None
-            self._extend_unsent(await asyncio.to_thread(_difference, self._segment.mask, given))
+            with self._budget.reserve(math.prod(self.shape)):
+                self._extend_unsent(await asyncio.to_thread(_difference, self._segment.mask, given))
         self._initial_steps, self._is_initial_newest = self._segment.can_undo, True
         return self._take_answer(payload.run_prediction)
 
@@ -200,7 +201,10 @@ class Lease:
     # ---- answers ------------------------------------------------------------------------------------------
 
     def reserve_part(self, box: Box) -> Reservation:
-        """Reserve the memory of :meth:`part`. Raises TooLarge or OutOfMemory."""
+        """Reserve the memory of :meth:`part`. Raises TooLarge or OutOfMemory.
+
+        Its packed form is not counted, because runs of equal voxels are small when packed.
+        """
         assert self.dtype is not None
         return self._budget.reserve(box.voxels * self.dtype.itemsize)
 

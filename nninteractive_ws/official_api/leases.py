@@ -2,15 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
 import hmac
 import logging
 import secrets
 import time
-from typing import Any
 
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.aio import AsyncSession
 from nninteractive_ws.client.core import Core
@@ -63,7 +62,7 @@ class Leases:
         self._gateway, self.limits = gateway, limits
         self.budget = MemoryBudget(limits.max_bytes, self._end_idle_lease)
         self._leases: dict[str, Lease] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = BackgroundTasks()
         self._claiming: Counter[str] = Counter()  # by token
 
     def __len__(self) -> int:
@@ -138,7 +137,7 @@ class Leases:
 
     async def close(self) -> None:
         """End all leases."""
-        await asyncio.gather(*self._ending, *(self.release(name) for name in list(self._leases)))
+        await asyncio.gather(self._ending.wait(), *(self.release(name) for name in list(self._leases)))
 
     def _check_limits(self, token: str) -> None:
         own = sum(lease.token == token for lease in self._leases.values()) + self._claiming[token]
@@ -163,20 +162,14 @@ class Leases:
         _log.info("ended a lease without actions in favor of another")
         lease = self._leases.pop(min(idle, key=idle.__getitem__))
         lease.forget_image()
-        self._spawn(lease.close())
+        self._ending.spawn(lease.close())
         return True
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
-        task = asyncio.ensure_future(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
 
     def _on_error(self, name: str, event: Failed) -> None:
         """Forget a lease whose session has failed, so that its client claims another."""
         if event.request is None and (lease := self._leases.pop(name, None)) is not None:
             _log.warning("a session ended: %s", event.error)
-            self._spawn(_end(lease))
+            self._ending.spawn(_end(lease))
 
 
 async def _end(lease: Lease) -> None:

@@ -206,21 +206,23 @@ class CannotListen(Exception):
     """The server cannot listen at its address. ``str()`` is a sentence that says why and what to do."""
 
 
-def listen(host: str, port: int, admission: Admission, option: str = "--host") -> list[ListeningSocket]:
+def listen(
+    host: str, port: int, admission: Admission, host_option: str = "--host", port_option: str = "--port"
+) -> list[ListeningSocket]:
     """Listen at every address of a host, at the same port. "" means every address of this machine.
 
-    ``option``: the one that sets the host. Raises CannotListen.
+    ``host_option``, ``port_option``: those that set host and port. Raises CannotListen.
     """
     try:
         return _listen(host, port, admission)
     except (OSError, UnicodeError) as e:
         number = getattr(e, "errno", None)
         if number == errno.EADDRINUSE:
-            remedy = "Stop the other server, or choose another port. --port 0 selects a free one."
+            remedy = f"Stop the other server, or choose another port. {port_option} 0 selects a free one."
         elif number == errno.EACCES:
             remedy = "Choose a port from 1024 on. Those below need special rights on many systems."
         else:
-            remedy = f"Check {option}: it must be an address of this machine, or a name of one."
+            remedy = f"Check {host_option}: it must be an address of this machine, or a name of one."
         reason = getattr(e, "strerror", None) or e
         raise CannotListen(f"Cannot listen on {host}:{port}: {reason}. {remedy}") from e
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 import contextlib
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from nninteractive_ws import arrays, protocol, worker_protocol
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.errors import AtCapacity, BadMessage, Error, ServerError, ShuttingDown, Unauthorized, WorkerLost
 from nninteractive_ws.messages import Encoding, Hello, Message, Notice, Welcome
 from nninteractive_ws.processes import trim_memory
@@ -100,7 +101,7 @@ class Gateway:
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
         self._connecting: dict[uuid.UUID, WorkerSlot] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     @property
     def has_page(self) -> bool:
@@ -118,7 +119,12 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             listening = listen(self._settings.host, self._settings.port, self._client_admission)
             if self._settings.official_port is not None:
-                listening += listen(self._settings.host, self._settings.official_port, self._client_admission)
+                listening += listen(
+                    self._settings.host,
+                    self._settings.official_port,
+                    self._client_admission,
+                    port_option="--official-port",
+                )
             # First, because the first client may start the process of the HTTP API.
             await self._serve_official_api(stack)
             listener = _Listener(Api.WEBSOCKET, self._client_admission, self._make_connection, self._settings.tls)
@@ -128,7 +134,7 @@ class Gateway:
             # The end of a listening socket waits for its connections, so these end first.
             stack.push_async_callback(self._official_api.close)
             stack.push_async_callback(self._files.close)
-            stack.push_async_callback(self._shared_port.close)
+            stack.callback(self._shared_port.close)
             # Garbage collection of closed connections skips the objects that live as long as the process.
             gc.collect()
             gc.freeze()
@@ -183,7 +189,7 @@ class Gateway:
         remote = self._settings.remote_workers
         if remote is None:
             return Endpoints(bound_port(local))
-        listening = listen(remote.host, remote.port, self._worker_admission, "--worker-host")
+        listening = listen(remote.host, remote.port, self._worker_admission, "--worker-host", "--worker-port")
         context = remote.certificate.server_context()
         for remote_socket in listening:
             await stack.enter_async_context(self._serve_workers_at(remote_socket, context))
@@ -233,7 +239,7 @@ class Gateway:
     def on_worker_message(self, message: worker_protocol.WorkerMessage) -> None:
         if isinstance(message, worker_protocol.RequestAnswered):
             self._metrics.request_answered(message.kind, message.code, message.timings)
-            if message.code is None:
+            if message.used:
                 self._sessions.mark_used(message.session)
         elif isinstance(message, worker_protocol.EvictionRefused):
             self._moving.discard(message.session)
@@ -266,13 +272,7 @@ class Gateway:
         for record in self._sessions.least_recently_used(slot)[:count]:
             if record.name not in self._moving:
                 self._moving.add(record.name)
-                self._spawn(_send_close(record, idle_s))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task, and keep a reference until it is done, because the event loop keeps none."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(_send_close(record, idle_s))
 
     async def _request_close(self, record: SessionRecord, only_if_idle: bool) -> None:
         await _send_close(record, self._settings.idle if only_if_idle else None)
@@ -422,6 +422,11 @@ class Gateway:
             if self._workers.stopping:
                 raise ShuttingDown("The server is shutting down. Try again later.")
             if peer.close_code != CloseCode.NORMAL_CLOSURE:
+                if record.worker is not None and record.worker.is_ending:
+                    # Not WorkerLost, because this was announced: no request is the cause.
+                    raise ShuttingDown(
+                        "The worker process of this session was ended. Reconnect to restore the session."
+                    )
                 raise WorkerLost(
                     "The worker process of this session ended unexpectedly. Reconnect to restore the session."
                 )

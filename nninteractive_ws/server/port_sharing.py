@@ -29,7 +29,7 @@ class SharedPort:
         """Return the protocol of a new connection. ``make_websocket``: makes that of a WebSocket connection."""
         return _UndecidedConnection(self, make_websocket)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Drop the connections that are not decided, for which the end of the listening socket would wait."""
         for connection in list(self.undecided):
             connection.abort()

@@ -16,6 +16,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws import worker_protocol
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.errors import WorkerLost
 from nninteractive_ws.logs import write_to_stderr
 from nninteractive_ws.processes import end_async_process, own_process_group
@@ -196,7 +197,7 @@ class LaunchedSlot(WorkerSlot):
         self._disconnected = asyncio.Event()
         self._was_ready = False
         self._last_line = ""
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = BackgroundTasks()
 
     @property
     def launcher_name(self) -> str:
@@ -231,7 +232,7 @@ class LaunchedSlot(WorkerSlot):
                 _log.error("%s", retry, extra={"worker": self.name})
                 await _wait(self._unwanted, delay)
         finally:
-            await asyncio.gather(*self._ending, return_exceptions=True)
+            await self._ending.wait()
 
     async def _run_process(self, endpoints: Endpoints) -> None:
         """Start a worker, and wait until it ends, disconnects, or is no longer wanted."""
@@ -263,9 +264,7 @@ class LaunchedSlot(WorkerSlot):
             self.disconnect()
             self._secret = ""
             # In parallel, because a process on a machine that cannot be reached takes long to end.
-            ending = asyncio.ensure_future(_end(process, watching, gently))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending.spawn(_end(process, watching, gently))
         if not self.reason:
             status = "" if process.returncode is None else f" with status {process.returncode}"
             self.reason = f"The worker ended{status}{'' if self._was_ready else ' before it was ready'}."

@@ -16,10 +16,10 @@ import sys
 from typing import Any
 
 from fastapi import FastAPI
-from helpers.end_to_end import health, listens, sessions, wait_until
+from helpers.end_to_end import health, sessions, wait_until
 from helpers.fast_server import QuickServer, quick_server
 from helpers.http import free_port
-from helpers.programs import find_program
+from helpers.nginx import UPGRADE, nginx
 from helpers.relay import relay
 from helpers.threads import run_in_thread
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
@@ -33,7 +33,6 @@ from nninteractive_ws.doctor.checks import Doctor
 from nninteractive_ws.doctor.results import StepResult
 from nninteractive_ws.server.access import add_user
 
-NGINX = find_program("nginx")
 #: The steps of a server in this machine, without TLS.
 STEPS = ["address", "proxy", "connection", "encryption", "server", "websocket", "session", "http_api", "upload"]
 STEPS += ["download", "prompt", "first_mask"]
@@ -422,28 +421,6 @@ def test_errors_of_a_proxy_are_reported(status: int, headers: dict[str, str], co
         failed = failure(address)
     assert (failed.step, failed.code) == ("server", code)
     assert message in failed.found
-
-
-UPGRADE = 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";'
-
-
-@contextmanager
-def nginx(folder: Path, target: str, settings: str) -> Iterator[str]:
-    """A real nginx that forwards /nn/ to ``target``."""
-    assert NGINX is not None
-    port = free_port()
-    paths = "".join(f"{name}_temp_path {folder}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (folder / "nginx.conf").write_text(
-        f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off; {paths} server {{ listen 127.0.0.1:{port};\n"
-        f"location /nn/ {{ proxy_pass http://{target}/; {settings} }} }} }}\n"
-    )
-    with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]) as process:
-        try:
-            wait_until(lambda: listens(port), 20)
-            yield f"127.0.0.1:{port}/nn/"
-        finally:
-            process.terminate()
 
 
 @pytest.mark.slow

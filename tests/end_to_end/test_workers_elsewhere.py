@@ -29,6 +29,7 @@ from nninteractive_ws.server.worker_tls import make_certificate
 
 TESTS = Path(__file__).parents[1]
 SECRET = "the-secret-of-a-worker"
+ENDED = "The worker process of this session was ended. Reconnect to restore the session."
 
 pytestmark = pytest.mark.usefixtures("back_at_once")
 
@@ -226,6 +227,34 @@ def test_a_worker_joins_and_leaves_and_joins_again(tmp_path: Path, expected: lis
             with joined(port, token, server.model, log):
                 user.finish(expected)
         assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_announced_end_does_not_count_against_a_request(tmp_path: Path, expected: list[dict[str, State]]) -> None:
+    """Two workers in a row say that they end, and are killed in the middle of a prompt, which is not the cause."""
+    with (
+        open_to_workers(tmp_path) as (server, port),
+        joined(port, tmp_path / "token", server.model, tmp_path / "log"),
+        worker_user(server) as user,
+    ):
+        user.begin()
+        refining: list[int] = []
+        user.session.on("progress", lambda event: event.state == "refining" and refining.append(event.request))
+
+        def end_workers() -> None:
+            for _ in range(2):
+                wait_until(lambda: refining, WORKER_TIMEOUT_S)
+                (worker,) = workers_of(server)
+                worker.terminate()
+                wait_until(lambda: 'state="draining"} 1.0' in metrics(server.address), 10)
+                worker.kill()
+                worker.wait()
+                refining.clear()
+
+        user.prompt_through(end_workers)
+        user.finish(expected)
+        assert [loss.reason for loss in user.losses] == [ENDED] * 2
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
 """The request queue of a session on a real server: invalid, repeated and surplus messages."""
 
+import contextlib
 from typing import Any
 
 from helpers.end_to_end import SHAPE, PlainClient, phantom, run
 import msgspec
+import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosedOK
+from websockets.frames import CloseCode
 
+from nninteractive_ws import arrays, masks
 from nninteractive_ws import messages as wire
 
 
@@ -44,7 +49,49 @@ def test_an_invalid_message_without_an_id_closes_the_connection(server: str, mes
         error = await client.receive()
         assert (error.code, error.id) == ("bad_message", None)
         await client.websocket.wait_closed()
-        assert client.websocket.close_code is not None
+        assert client.websocket.close_code == CloseCode.NORMAL_CLOSURE
+
+    run(work())
+
+
+def test_bye_cancels_requests_and_ends_the_connection(server: str) -> None:
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        await client.send(wire.SetImage(id=1, image="x", shape=(64, 64, 64), dtype="int16", mean=0.0, std=1.0))
+        await client.receive_answer(1)
+        for request in (2, 3):
+            await client.send(wire.AddPoint(id=request, segment="a", point=(1, 2, 3)))
+        await client.receive_until(wire.Progress)
+        await client.send(wire.Bye())
+        await client.send(wire.SetOptions(id=4))
+        last: list[Any] = []
+        with contextlib.suppress(ConnectionClosedOK):
+            while True:
+                last.append(await client.receive())
+        answers = [(m.id, m.code) for m in last if isinstance(m, wire.ErrorMessage)]
+        assert answers in ([], [(2, "cancelled")])
+        assert not [m for m in last if isinstance(m, wire.Done)]
+
+    run(work())
+
+
+def test_encodings_may_be_mixed(server: str) -> None:
+    """The server packs with the agreed one, and reads every one that it knows."""
+
+    async def work() -> None:
+        client = await PlainClient.open(server, encodings=["deflate", "raw"])
+        volume = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+        await client.send(wire.SetImage(id=1, image="x", shape=(4, 4, 4), dtype="uint8", mean=31.5, std=18.0))
+        await client.receive_answer(1)
+        brick = wire.Brick(index=0, encoding="blosc2", data=arrays.pack(volume, "blosc2"))
+        await client.send(wire.ImageBricks(image="x", bricks=[brick]))
+        assert (await client.receive_until(wire.ImageProgress)).received == [0]
+        drawn = masks.pack(masks.to_delta(volume > 40), "raw")
+        await client.send(wire.SetMask(id=2, segment="a", mask=drawn))
+        change = await client.receive_until(wire.MaskDelta)
+        assert change.change.encoding == "deflate"
+        assert change.voxels == 23
+        await client.close()
 
     run(work())
 

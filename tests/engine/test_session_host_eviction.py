@@ -169,6 +169,7 @@ async def talk(client: PlainClient, what: str) -> None:
         message: wire.Message = {
             "cancel": wire.Cancel(request=n),
             "undo": wire.Undo(id=n, segment="none"),
+            "heartbeat": wire.SetOptions(id=n),
             "the same brick": brick_message(phantom(5), "image", [0]),
         }[what]
         await client.send(message)
@@ -177,10 +178,11 @@ async def talk(client: PlainClient, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_requests_without_effect_do_not_prevent_eviction(server: str) -> None:
+@pytest.mark.parametrize("kinds", [("cancel", "undo", "the same brick"), ("heartbeat",) * 3], ids=" ".join)
+def test_requests_without_effect_do_not_prevent_eviction(server: str, kinds: tuple[str, str, str]) -> None:
     async def work() -> None:
         clients, talking = [await PlainClient.open(server) for _ in range(3)], []
-        for client, what in zip(clients, ("cancel", "undo", "the same brick"), strict=True):
+        for client, what in zip(clients, kinds, strict=True):
             await client.set_image(phantom(5))
             talking.append(asyncio.ensure_future(talk(client, what)))
         await asyncio.sleep(IDLE_S + 0.2)

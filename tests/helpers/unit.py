@@ -13,6 +13,7 @@ NOT_UNIT = (
     "nnInteractive",
     "nninteractive_ws.benchmark",
     "nninteractive_ws.engine",
+    "nninteractive_ws.server.example_volume",
     "nninteractive_ws.server.local_server",
 )
 #: Fixtures of tests/conftest.py that start a server or load a model.

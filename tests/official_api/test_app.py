@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from nninteractive_ws import errors
-from nninteractive_ws.official_api import app as app_module
+from nninteractive_ws.official_api import bodies, nnia
 from nninteractive_ws.official_api import leases as leases_module
-from nninteractive_ws.official_api import nnia
-from nninteractive_ws.official_api.app import MAX_JSON_BYTES, OfficialApi, to_response
+from nninteractive_ws.official_api.app import OfficialApi
+from nninteractive_ws.official_api.bodies import MAX_JSON_BYTES
+from nninteractive_ws.official_api.lease import AnswerTimeout
 from nninteractive_ws.official_api.leases import IDLE_TIMEOUT_S, Leases, Limits
+from nninteractive_ws.official_api.responses import to_response
 from nninteractive_ws.server.hosts import WebPageGuard
 
 SHAPE = (9, 8, 7)
@@ -82,9 +84,10 @@ class Client:
         headers: dict[str, str | None] | None = None,
         end: bool | None = True,
         leave: bool = False,
+        pause_s: float = 0.0,
     ) -> Answer:
         """Send a body in parts. ``end``: whether it ends; False: the client disconnects; None: it stalls. ``leave``:
-        disconnect after the end."""
+        disconnect after the end. ``pause_s``: before each part."""
         given: dict[str, str | None] = {"Host": "127.0.0.1", "Content-Length": str(sum(map(len, parts)))}
         given |= self.headers | (headers or {})
         raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in given.items() if v is not None]
@@ -103,6 +106,8 @@ class Client:
         async def receive() -> Any:
             if not messages:
                 await asyncio.Event().wait()
+            if pause_s:
+                await asyncio.sleep(pause_s)
             return messages.pop(0)
 
         async def reply(message: Any) -> None:
@@ -283,9 +288,9 @@ def test_an_answer_that_is_lost_is_repeated() -> None:
         (errors.ShuttingDown("It ends."), 503),
         (errors.Cancelled("It was cancelled."), 503),
         (errors.InternalError("It is broken."), 500),
-        (app_module.LengthRequired("It has none."), 411),
-        (app_module.BodyTimeout("It stopped."), 408),
-        (app_module.AnswerTimeout("It is slow."), 503),
+        (bodies.LengthRequired("It has none."), 411),
+        (bodies.BodyTimeout("It stopped."), 408),
+        (AnswerTimeout("It is slow."), 503),
     ],
 )
 def test_the_status_of_each_error(error: Exception, status: int) -> None:
@@ -440,7 +445,7 @@ def test_the_limit_of_json() -> None:
 
 @pytest.mark.parametrize("path", [*JSON_ROUTES, *PACKED_ROUTES])
 def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(app_module, "BODY_STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(bodies, "BODY_STALL_TIMEOUT_S", 0.05)
 
     async def work() -> None:
         async with serving() as client:
@@ -448,11 +453,28 @@ def test_a_body_that_stalls(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
             used = client.leases.budget.used
             headers: Any = {"Content-Length": "1000", "X-Meta": json.dumps({"include_interaction": True})}
             stalled = await client.send("POST", path, b"NNIA", b"{", headers=headers, end=None)
-            stalled.check_error(408, "Nothing of the body arrived")
+            stalled.check_error(408, "5 of 1,000 bytes")
             gone = await client.send("POST", path, b"NNIA", b"{", headers=headers, end=False)
             assert gone.status == 400
             assert client.leases.budget.used == used
             assert (await client.post(path)).status == 200
+
+    run(work)
+
+
+def test_a_body_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part arrives in time, but its memory would stay reserved for hours."""
+    monkeypatch.setattr(bodies, "BODY_STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 10_000)
+
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            used = client.leases.budget.used
+            headers: Any = {"Content-Length": "1000"}
+            answer = await client.send("POST", "/set_image", *[b"N"] * 1000, headers=headers, pause_s=0.05)
+            answer.check_error(408, "of 1,000 bytes")
+            assert client.leases.budget.used == used
 
     run(work)
 

@@ -13,8 +13,9 @@ import pytest
 import uvicorn
 
 from nninteractive_ws.official_api import lease
-from nninteractive_ws.official_api.app import RETRY_AFTER_S, OfficialApi
+from nninteractive_ws.official_api.app import OfficialApi
 from nninteractive_ws.official_api.leases import Leases, Limits
+from nninteractive_ws.official_api.responses import RETRY_AFTER_S
 from nninteractive_ws.server.hosts import WebPageGuard
 
 

@@ -20,7 +20,21 @@ ELSEWHERE = {"protocol.md", "slicer_module/README.md"}
 #: Files that commands expect in the working folder.
 FILES = ("tokens", "cert.pem", "key.pem", "ct.nii.gz", "jobs.csv", "cases.csv", "worker-token")
 #: Other programs, and their required arguments.
-OTHERS = {"curl", "docker", "export", "git", "just", "kubectl", "mkdir", "openssl", "pre-commit", "ray", "ssh", "sudo"}
+OTHERS = {
+    "curl",
+    "docker",
+    "export",
+    "git",
+    "just",
+    "kubectl",
+    "mkdir",
+    "npm",
+    "openssl",
+    "pre-commit",
+    "ray",
+    "ssh",
+    "sudo",
+}
 
 
 def python_blocks() -> list[Block]:

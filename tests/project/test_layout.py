@@ -17,7 +17,7 @@ NAME = "nninteractive_ws"
 # From the top down. Inside a package, PARTS gives the order of the modules.
 ORDER = [
     "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "host_resources",
-    "eviction",
+    "eviction", "background_tasks",
     "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
     "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli", "launch_ray",
 ]  # fmt: skip
@@ -33,7 +33,7 @@ PARTS = {
         "slot", "pool", "web_page", "settings", "sessions", "metrics", "example_volume",
         "http_endpoints", "file_connections", "port_sharing", "official_api", "gateway", "local_server", "run",
     ],
-    "official_api": ["nnia", "memory", "payloads", "lease", "leases", "app", "process"],
+    "official_api": ["nnia", "memory", "payloads", "lease", "leases", "bodies", "responses", "app", "process"],
     "engine": [
         "outbox", "model_registry", "demo_postprocessing", "demo_network", "device_scheduler", "memory", "image",
         "zoom_out", "deferred_imports", "inference_session", "upstream", "preview", "mask_updates", "model_loader",

@@ -30,11 +30,12 @@ MODEL_FILES = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that is built from it."""
+    """A folder with the sdist, and the wheel that is built from it, without the web page (see test_build_hook.py)."""
     folder = tmp_path_factory.mktemp("dist")
     # hatchling is installed already, and a separate environment would need a package index.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "NNINTERACTIVE_WS_PAGE": "skip"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -78,8 +79,9 @@ def test_the_content_of_the_sdist(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"LICENSE", "README.md", "protocol.md", "Dockerfile", "docs/images/demo.png", "examples/first_steps.ipynb"}
     wanted |= {"nninteractive_ws/demo/model/fold_0/checkpoint_final.pth", "tests/project/test_packaging.py"}
+    wanted |= {"hatch_build.py", "web/build.mjs", "web/package-lock.json", "web/src/page/main.ts"}
     assert wanted <= names
-    assert not [name for name in names if "__pycache__" in name or name.startswith(".git/")]
+    assert not [name for name in names if re.search(r"__pycache__|node_modules|^\.git/|^nninteractive_ws/page", name)]
 
 
 # ---- the documentation can be built from the sdist --------------------------------------------------------

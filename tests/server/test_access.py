@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+import re
 import socket
 import ssl
 import stat
@@ -34,8 +35,11 @@ from nninteractive_ws.server.access import (
     add_user,
     bearer_token,
     check_bind_address,
+    client_token,
+    has_client_token,
     insecure_permissions,
     new_token,
+    offers_subprotocol,
     remove_user,
     users,
 )
@@ -413,6 +417,34 @@ def test_the_token_of_a_request(values: list[str], token: str) -> None:
     for value in values:
         headers["Authorization"] = value
     assert bearer_token(headers) == token
+
+
+@pytest.mark.parametrize(
+    ("authorization", "offered", "token"),
+    [
+        ([], [], ""),
+        (["Bearer a"], [], "a"),
+        ([], ["nninteractive.v1, nninteractive.v1.bearer.a"], "a"),
+        ([], ["nninteractive.v1", "nninteractive.v1.bearer.a"], "a"),  # two headers
+        ([], ["nninteractive.v1.bearer.a,nninteractive.v1"], "a"),
+        (["Bearer a"], ["nninteractive.v1.bearer.a"], "a"),
+        (["Basic b"], ["nninteractive.v1.bearer.a"], "a"),  # a proxy's own login
+        (["Bearer a"], ["nninteractive.v1.bearer.b"], ""),
+        (["Bearer a", "Bearer a"], ["nninteractive.v1.bearer.a"], ""),
+        ([], ["nninteractive.v1.bearer.a, nninteractive.v1.bearer.b"], ""),
+        ([], ["nninteractive.v1.bearer."], ""),
+        ([], ["nninteractive.v2.bearer.a, bearer.a, NNINTERACTIVE.V1.BEARER.A"], ""),
+    ],
+)
+def test_the_token_of_a_client(authorization: list[str], offered: list[str], token: str) -> None:
+    headers = Headers()
+    for value in authorization:
+        headers["Authorization"] = value
+    for value in offered:
+        headers["Sec-WebSocket-Protocol"] = value
+    assert client_token(headers) == token
+    assert has_client_token(headers) == bool(authorization or "nninteractive.v1.bearer." in "".join(offered))
+    assert offers_subprotocol(headers) == any("nninteractive.v1" in re.split(", ?", value) for value in offered)
 
 
 # ---- bind addresses ---------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Server:
             ssl=tls, max_size=None,
         ) as server:  # fmt: skip
             yield next(iter(server.sockets)).getsockname()[1]
-            await self.shared.close()
+            self.shared.close()
             await asyncio.gather(*self._tasks)
 
     def _connection(self, *arguments: Any, **options: Any) -> asyncio.Protocol:
