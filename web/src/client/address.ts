@@ -45,8 +45,7 @@ export function parseAddress(text: string): Address {
  * @throws ClientError - `unauthorized` for characters that no token has.
  */
 export function subprotocols(token: string | undefined): string[] {
-  // A server from before the page knows no subprotocol, and none is needed without a token.
-  if (token === undefined) return [];
+  if (token === undefined) return [SUBPROTOCOL];
   if (!TOKEN_PATTERN.test(token)) {
     throw new ClientError(
       'unauthorized',

@@ -89,7 +89,8 @@ export class Connection {
 
   /**
    * Give a command, such as `(core) => core.addPoint('liver', [1, 2, 3])`. Resolves with its result, and rejects with a
-   * ClientError if it fails. Need not be awaited.
+   * ClientError if it fails. Need not be awaited. Without a connection, it waits for the next one; after `refused`, that
+   * is the next `connect`.
    *
    * @throws ClientError - at once, for arguments that cannot be sent, and after `close`.
    */
@@ -170,6 +171,8 @@ export class Connection {
   private onEnded(error: ClientError): void {
     this.drop();
     const { code, message } = error;
+    // The other page has the session. Another connection of this one must not take it back.
+    if (code === 'session_taken') this.core.forgetSession();
     if (this.core.isDormant) this.setState({ state: 'dormant', message });
     else if (isFinal(error)) this.setState({ state: 'refused', code, message });
     else {
@@ -276,7 +279,7 @@ class Link {
     const delivered = this.sentBytes - this.socket.bufferedAmount;
     if (delivered > this.deliveredBytes) this.keepalive.heard(now);
     this.deliveredBytes = delivered;
-    const failure = this.keepalive.failure(now);
+    const failure = this.keepalive.failure(now, this.core.pendingRequests.length > 0);
     if (failure !== null) this.end(failure);
     else if (this.keepalive.isSilent(now)) this.probe();
   }

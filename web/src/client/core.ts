@@ -179,9 +179,9 @@ export class Core<I extends Image = Image> {
     this.control.push(hello);
   }
 
-  /** Number of requests so far. A new one cuts the back-off of a reconnection short. */
-  get requestCount(): number {
-    return this.lastId;
+  /** Let the next connection begin a new session, and restore everything there. */
+  forgetSession(): void {
+    this.session = null;
   }
 
   /** Whether the session was evicted, so that it needs no connection before the next request. */

@@ -19,9 +19,9 @@ export const SERVER_CODES = [
   'internal',
 ] as const;
 
-/** Code of an error. The last four never travel: they arise in the client. */
+/** Code of an error. The last five never travel: they arise in the client. */
 export type ErrorCode =
-  (typeof SERVER_CODES)[number] | 'bad_journal' | 'bad_address' | 'connection_failed' | 'page_failed';
+  (typeof SERVER_CODES)[number] | 'bad_journal' | 'bad_address' | 'connection_failed' | 'page_failed' | 'session_taken';
 
 /** An error whose message is a sentence for the user. */
 export class ClientError extends Error {

@@ -13,7 +13,7 @@ export type { Statistics, Voxels };
 type Axis = 0 | 1 | 2;
 
 /** Voxels that are copied at once for the statistics: some milliseconds of work. */
-const SLAB_VOXELS = 2 ** 20;
+const SLAB_VOXELS = 2 ** 19;
 /** Slabs in the hands of the packer at a time. */
 const SLABS_IN_FLIGHT = 2;
 

@@ -28,7 +28,8 @@ export const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
 export const MAX_STEPS = 10_000;
 
 const encoder = new Encoder();
-const decoder = new Decoder();
+/** The limits keep a short message from taking much memory. No field needs more. */
+const decoder = new Decoder({ maxArrayLength: MAX_BRICKS, maxMapLength: 2 ** 16 });
 
 /** Encode a message as one WebSocket message. */
 export function encode(message: ClientMessage): Uint8Array<ArrayBuffer> {

@@ -8,6 +8,8 @@ const STEADY_AFTER_S = 5;
 /** Silence after which the server is asked for a sign of life, and the time it has for that. */
 const PING_AFTER_S = 20;
 const PONG_TIMEOUT_S = 20;
+/** The same during a request: the answer may have to wait for it, although servers of this project answer at once. */
+const BUSY_PONG_TIMEOUT_S = 60;
 
 /** After these errors, the server may accept the next attempt. */
 const PASSING: readonly ErrorCode[] = [
@@ -26,6 +28,12 @@ export function isFinal(error: ClientError): boolean {
 
 /** Return the error of a connection that was closed with a code of RFC 6455, and without an `error` message. */
 export function closeError(code: number, reason: string): ClientError {
+  if (code === 1000) {
+    return new ClientError(
+      'session_taken',
+      'The session was continued by another page, such as a copy of this tab. Continue there, or reload this page.',
+    );
+  }
   if (code === 1009) return new ClientError('too_large', 'A message was larger than the server accepts.');
   if ([1002, 1003, 1007].includes(code)) {
     return new ClientError(
@@ -90,9 +98,10 @@ export class Keepalive {
     return true;
   }
 
-  /** Return the error of a server that has not answered in time, or null. */
-  failure(now: number): ClientError | null {
-    if (this.askedAt === null || now - this.askedAt < PONG_TIMEOUT_S) return null;
+  /** Return the error of a server that has not answered in time, or null. `isBusy`: whether a request is unanswered. */
+  failure(now: number, isBusy: boolean): ClientError | null {
+    const timeout = isBusy ? BUSY_PONG_TIMEOUT_S : PONG_TIMEOUT_S;
+    if (this.askedAt === null || now - this.askedAt < timeout) return null;
     const silence = Math.round(now - this.heardAt);
     return new ClientError('connection_failed', `The server has not answered for ${silence} seconds.`);
   }

@@ -293,6 +293,26 @@ describe('a connection', () => {
     );
   });
 
+  it('leaves the session to another page that took it', () => {
+    const socket = start();
+    socket.welcome();
+    socket.lose(1000);
+    expect(lastState()).toMatchObject({ state: 'refused', code: 'session_taken' });
+    connection.connect();
+    FakeSocket.last.welcome();
+    expect(FakeSocket.last.received[0].session_id).toBeNull();
+  });
+
+  it('gives a server more time that has a request to answer', async () => {
+    const socket = start();
+    socket.welcome();
+    void connection.request((core) => core.setOptions({ autozoom: false }));
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(lastState()?.state).toBe('connected');
+    await vi.advanceTimersByTimeAsync(25_000);
+    expect(socket.isClosed).toBe(true);
+  });
+
   it('sends a token as a subprotocol, and another one after it was refused', async () => {
     respond(401);
     const first = start({ token: 'wrong' });
@@ -331,7 +351,7 @@ describe('a connection', () => {
   ])('connects to %s', (address, url, encoding) => {
     const socket = start({ address });
     expect(socket.url).toBe(url);
-    expect(socket.protocols).toEqual([]);
+    expect(socket.protocols).toEqual(['nninteractive.v1']);
     socket.open();
     expect((socket.received[0].encodings as string[])[0]).toBe(encoding);
   });

@@ -5,6 +5,8 @@ import { Core } from '../../src/client/core';
 import type { Event } from '../../src/client/events';
 import type { ImageSource } from '../../src/client/imageSource';
 import { checksum, flip, makeMask } from '../../src/client/masks';
+import type { RunLengthMask } from '../../src/client/messages';
+import { Random } from './random';
 import { makeImage, WELCOME, type Message } from './fakeServer';
 
 let image: ImageSource;
@@ -23,7 +25,7 @@ function sent(): Message[] {
 }
 
 /** The change of the first voxels of an empty mask, by a request. */
-function delta(request: number, voxels: number): Message {
+function delta(request: number, voxels: number): Message & { readonly change: RunLengthMask } {
   const runs = Uint32Array.of(0, voxels);
   const change = makeMask(runs, image.shape, 'raw');
   const mask = new Uint8Array(64 * 64 * 2);
@@ -156,5 +158,24 @@ describe('the core', () => {
     tell({ type: 'image_progress', image: large.name, received: [], present: 0, total: 32 });
     const batch = core.nextBricks();
     expect(batch?.indices).toHaveLength(2);
+  });
+});
+
+describe('a frame with random errors', () => {
+  it.each(Array.from({ length: 300 }, (_, seed) => seed))('ends the connection at most, seed %i', (seed) => {
+    const random = new Random(seed);
+    core.addPoint('liver', [0, 0, 0]);
+    const message = random.pick([
+      delta(2, 5),
+      WELCOME,
+      { type: 'done', id: 2, segment: 'liver', changed: delta(2, 1).change.box },
+      { type: 'image_progress', image: image.name, received: [0, 1], present: 2, total: 4 },
+      { type: 'mask_snapshot', segment: 'liver', request: 2, revision: 3, voxels: 5, mask: delta(2, 5).change },
+    ]);
+    const frame = new Encoder().encode(message);
+    for (let n = random.integer(1, 3); n > 0; n--) frame[random.integer(0, frame.length - 1)] = random.integer(0, 255);
+    core.receive(random.next() < 0.2 ? frame.subarray(0, random.integer(0, frame.length)) : frame);
+    expect([undefined, 'bad_message', 'too_large']).toContain(core.ended?.code);
+    expect(core.segments.get('liver')?.mask.every((set) => set <= 1)).not.toBe(false);
   });
 });
