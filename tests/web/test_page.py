@@ -1,5 +1,6 @@
 """The web page in a browser, with a real server, against the Python client and SimpleITK."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import ExitStack
 import os
@@ -23,6 +24,16 @@ from nninteractive_ws.server.access import add_user
 LIVER, OUTSIDE, STOMACH = (40, 50, 56), (80, 30, 56), (110, 48, 56)
 #: What the browser reports of a connection that was refused for want of a token.
 UNAUTHORIZED = ("401", "HTTP Authentication failed")
+
+#: Drop a file of this content on the page.
+_DROP = """async ([content, name]) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], name));
+  for (const type of ['dragover', 'drop']) {
+    document.body.dispatchEvent(new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
+  }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -404,6 +415,38 @@ def test_an_own_image_is_continued_when_it_is_opened_again(user: PageUser, serve
         user.wait_for_voxels(*voxels)
     finally:
         own.rename(example)
+
+
+def test_a_dropped_file_is_opened(user: PageUser, server: str, example: Path) -> None:
+    user.open(server)
+    user.wait_for_status("Connected.")
+    content = base64.b64encode(example.read_bytes()).decode()
+    user.page.evaluate(_DROP, [content, "dropped.nii.gz"])
+    user.wait_for_status("The image is on the server.")
+    user.expect(user.page.locator("#image-name")).to_have_text("dropped.nii.gz")
+    user.prompt(LIVER)
+    assert user.voxels == [replay(server, voxels_of(example), user.steps()).sum()]
+
+
+def test_a_dicom_series_is_saved_as_dicom_seg(user: PageUser, server: str, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from helpers.batch import write_series
+
+    series = tmp_path / "series"
+    write_series(series)
+    user.open(server)
+    user.wait_for_status("Connected.")
+    user.page.set_input_files("#folder", series)
+    user.wait_for_status("The image is on the server.")
+    user.page.locator("#overlay").focus()
+    user.press("Enter")
+    user.wait_for_result()
+    saved = pydicom.dcmread(user.save("Save as DICOM SEG", tmp_path))
+    slices = [pydicom.dcmread(path) for path in series.rglob("*.dcm")]
+    assert saved.Modality == "SEG"
+    assert saved.PatientID == slices[0].PatientID
+    assert saved.FrameOfReferenceUID == slices[0].FrameOfReferenceUID
+    assert int(saved.pixel_array.sum()) == user.voxels[0] > 0
 
 
 def test_a_file_that_is_no_image_is_refused(user: PageUser, server: str) -> None:

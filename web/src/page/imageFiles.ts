@@ -42,8 +42,12 @@ export function segmentsFileName(image: string, format: Format): string {
 /** Return the dropped files, with those of dropped folders. */
 export async function droppedFiles(data: DataTransfer): Promise<File[]> {
   // The list is emptied when the event is over, so read it before the first pause.
-  const entries = [...data.items].flatMap((item) => item.webkitGetAsEntry() ?? []);
-  return (await Promise.all(entries.map((entry) => filesOf(entry)))).flat();
+  const items = [...data.items].map((item) => ({ entry: item.webkitGetAsEntry(), file: item.getAsFile() }));
+  const files = items.map(async ({ entry, file }) => {
+    if (entry !== null) return filesOf(entry);
+    return file === null ? [] : [file]; // of another program, or a text
+  });
+  return (await Promise.all(files)).flat();
 }
 
 async function filesOf(entry: FileSystemEntry): Promise<File[]> {

@@ -5,7 +5,7 @@ import { JournalStore } from '../client/journalStore.js';
 import { createPacker } from '../client/packing.js';
 import { ImageFiles } from '../files';
 import { askToken } from './dialogs';
-import { button, byId, input, setText } from './dom';
+import { button, byId, input, reasonOf, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
 import { droppedFiles } from './imageFiles';
 import { drawMarks } from './marks';
@@ -93,7 +93,13 @@ async function openStore(): Promise<JournalStore | null> {
   }
 }
 
+/** Move the focus to the views if the button that had it is gone. */
+function focusViews(): void {
+  if (document.activeElement === document.body && session.image !== null) overlay.focus();
+}
+
 function connectOpening(opener: Opening): void {
+  const open = (files: readonly File[]) => opener.openFiles(files).then(focusViews);
   for (const [name, field] of [
     ['files', input('files')],
     ['folder', input('folder')],
@@ -104,12 +110,12 @@ function connectOpening(opener: Opening): void {
       });
     }
     field.addEventListener('change', () => {
-      void opener.openFiles([...(field.files ?? [])]);
+      void open([...(field.files ?? [])]);
       field.value = '';
     });
   }
   for (const id of ['open-example', 'start-example']) {
-    button(id).addEventListener('click', () => void opener.openExample());
+    button(id).addEventListener('click', () => void opener.openExample().then(focusViews));
   }
   document.addEventListener('dragover', (event) => {
     event.preventDefault();
@@ -121,7 +127,7 @@ function connectOpening(opener: Opening): void {
   document.addEventListener('drop', (event) => {
     event.preventDefault();
     frame.classList.remove('drop');
-    if (event.dataTransfer !== null) void droppedFiles(event.dataTransfer).then((files) => opener.openFiles(files));
+    if (event.dataTransfer !== null) void droppedFiles(event.dataTransfer).then(open);
   });
 }
 
@@ -130,7 +136,12 @@ function connectStore(store: JournalStore | null): void {
     const { image } = session;
     if (image === null) return;
     store?.saveSoon(() => connection.core.journal());
-    storeInfos(localStorage, image.source.name, session.segments, Date.now());
+    try {
+      storeInfos(localStorage, image.source.name, session.segments, Date.now());
+    } catch (error) {
+      const message = `The browser could not store the names of the segments: ${reasonOf(error)}`;
+      session.setStatus({ kind: 'error', message });
+    }
   };
   window.addEventListener('pagehide', () => {
     keepSession(connection.session);
@@ -170,14 +181,14 @@ connection.onState(onState);
 connection.connect();
 try {
   await viewer.attach();
-  const store = await openStore();
-  opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
-  connectOpening(opening);
-  connectStore(store);
-  panel.use('point');
-  refresh();
-  await continueWork(opening);
 } catch (error) {
-  const reason = error instanceof Error ? error.message : String(error);
-  session.setStatus({ kind: 'error', message: `The views cannot be shown: the page needs WebGL 2. ${reason}` });
+  session.setStatus({ kind: 'error', message: `The page cannot show images, as it needs WebGL 2: ${reasonOf(error)}` });
+  throw error;
 }
+const store = await openStore();
+opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
+connectOpening(opening);
+connectStore(store);
+panel.use('point');
+refresh();
+await continueWork(opening);

@@ -6,6 +6,7 @@ import type { JournalStore } from '../client/journalStore.js';
 import type { Packer } from '../client/packing.js';
 import type { ImageFiles, Volume } from '../files';
 import { askConsent } from './dialogs';
+import { reasonOf } from './dom';
 import { readImage } from './imageFiles';
 import { restoreInfos } from './segments';
 import type { Session } from './session';
@@ -52,7 +53,7 @@ export class Opening {
       if (files.length === 0) return;
       await this.open(files, isExample);
     } catch (error) {
-      session.setStatus({ kind: 'error', message: error instanceof Error ? error.message : String(error) });
+      session.setStatus({ kind: 'error', message: reasonOf(error) });
     } finally {
       this.isRunning = false;
       session.onChange();
@@ -82,6 +83,8 @@ export class Opening {
     restoreInfos(localStorage, source.name, session.segments);
     session.showSegments();
     lastImage.set({ name: volume.name, isExample });
+    // After a reload, the example must not replace this image.
+    if (!isExample) history.replaceState(null, '', location.pathname);
   }
 
   private async hasConsent(): Promise<boolean> {

@@ -1,7 +1,7 @@
 /** The tool panel and the keyboard shortcuts. */
 
 import { askConfirmation, showHelp } from './dialogs';
-import { button, byId, create, download, input } from './dom';
+import { button, byId, create, download, input, reasonOf } from './dom';
 import type { Gestures, Tool } from './gestures';
 import { segmentsFile, segmentsFileName, type Format } from './imageFiles';
 import { NEGATIVE, POSITIVE } from './marks';
@@ -269,7 +269,7 @@ export class Panel {
       download(file, segmentsFileName(name, format));
       this.session.setStatus({ kind: 'ready', message: `Saved ${segmentsFileName(name, format)}.` });
     } catch (error) {
-      this.session.setStatus({ kind: 'error', message: error instanceof Error ? error.message : String(error) });
+      this.session.setStatus({ kind: 'error', message: reasonOf(error) });
     }
   }
 }

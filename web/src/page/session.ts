@@ -10,6 +10,7 @@ import type { Journal } from '../client/journal.js';
 import { readMask } from '../client/masks';
 import type { Prompt } from '../client/messages.js';
 import type { SavedSegment, Volume } from '../files/volume';
+import { reasonOf } from './dom';
 import type { Stroke } from './gestures';
 import type { Layer } from './labelmap';
 import { marksOf, type Mark } from './marks';
@@ -75,14 +76,14 @@ export class Session {
 
   // ---- image ----
 
-  /** Work on an image. Its segments are those of the journal. */
+  /** Work on an image. Its segments are those of the journal. Throws if the image cannot be shown. */
   open(image: OpenImage, journal?: Journal): void {
+    this.viewer.show(image.volume); // first, as it may refuse the volume
     this.image = image;
     this.pending.clear();
     this.previewing.clear();
     this.extents.clear();
     this.segments.clear();
-    this.viewer.show(image.volume);
     this.start((core) => core.setImage(image.source, journal));
     for (const { name } of journal?.segments ?? []) {
       if (this.segments.restore(name) !== null) this.extents.set(name, wholeBox(image.volume.shape));
@@ -294,7 +295,7 @@ export class Session {
     try {
       this.connection.request(command).catch(() => undefined);
     } catch (error) {
-      this.reject(error instanceof Error ? error.message : String(error));
+      this.reject(reasonOf(error));
       return;
     }
     this.viewer.drawAbove();
@@ -306,7 +307,7 @@ export class Session {
     if (event.type === 'mask_delta') this.onMaskDelta(event);
     else if (event.type === 'done') this.onAnswer(event.result.request);
     else if (event.type === 'failed') this.onAnswer(event.request);
-    else if (event.type === 'masks_dropped') this.paintAll();
+    else if (event.type === 'masks_dropped' || event.type === 'segment_removed') this.paintAll();
   }
 
   /** Whether an event belongs to work that the user is not waiting for, while there is other work. */

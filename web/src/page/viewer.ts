@@ -96,8 +96,13 @@ export class Viewer {
     }).observe(this.canvas);
   }
 
-  /** Show a volume in place of the previous one, without segments. */
+  /** Show a volume in place of the previous one, without segments. Throws if it is too large for the graphics. */
   show(volume: Volume): void {
+    const limit = this.nv.uiData.max3D ?? Infinity;
+    if (Math.max(...volume.shape) > limit) {
+      const size = volume.shape.join(' × ');
+      throw new Error(`The image has ${size} voxels, and this browser shows at most ${limit} along an axis. Crop it.`);
+    }
     for (const image of [...this.nv.volumes]) this.nv.removeVolume(image);
     const image = toNvImage(volume);
     this.nv.addVolume(image);
