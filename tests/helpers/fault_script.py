@@ -304,7 +304,9 @@ def assert_the_server_agrees(server: QuickServer, driver: Driver, proxy: FaultPr
 
 
 async def _check_server(address: str, ours: wire.Welcome, expected: dict[str, masks.Mask], driver: Driver) -> None:
-    client = await PlainClient.open(address, session_id=ours.session_id, session_secret=ours.session_secret)
+    client = await PlainClient.open(
+        address, session_id=ours.session_id, session_secret=ours.session_secret, encodings=[ours.encoding]
+    )
     assert client.welcome.resumed
     request = client.welcome.last_id
     for name, mask in expected.items():

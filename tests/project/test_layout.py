@@ -140,7 +140,7 @@ def test_importing_the_package_imports_no_torch(module: str) -> None:
 TESTS = Path(__file__).parents[1]
 SOURCE = PACKAGE.parent
 #: Folders with tests of more than one module.
-NOT_MIRRORED = {"project", "end_to_end", "soak", "helpers"}
+NOT_MIRRORED = {"project", "end_to_end", "soak", "helpers", "web"}
 SLICER_TESTS = SOURCE / "slicer_module" / "tests"
 
 

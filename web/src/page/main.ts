@@ -1,1 +1,194 @@
-export {};
+/** The page: puts the views, the panel and the session together. */
+
+import { Connection, type ConnectionState } from '../client/connection.js';
+import { JournalStore } from '../client/journalStore.js';
+import { createPacker } from '../client/packing.js';
+import { ImageFiles } from '../files';
+import { askToken } from './dialogs';
+import { button, byId, input, reasonOf, setText } from './dom';
+import { drawTrail, Gestures, middleOf } from './gestures';
+import { droppedFiles } from './imageFiles';
+import { drawMarks } from './marks';
+import { Opening } from './opening';
+import { Panel } from './panel';
+import { storeInfos } from './segments';
+import { Session } from './session';
+import { Sliders } from './sliders';
+import { StatusLine } from './statusLine';
+import { keepSession, lastImage, takeSession, token } from './tabState';
+import { Viewer } from './viewer';
+import { startFilesWorker, startPackingWorker } from './workers';
+
+const overlay = byId('overlay', HTMLCanvasElement);
+const frame = byId('canvas-frame', HTMLElement);
+const packer = createPacker(startPackingWorker());
+const connection = new Connection(new URL('.', location.origin + location.pathname).href, {
+  packer,
+  token: token.get(),
+  session: takeSession(),
+});
+const viewer = new Viewer(byId('canvas', HTMLCanvasElement));
+const session = new Session(connection, viewer);
+const gestures = new Gestures(overlay, viewer);
+const panel = new Panel(session, viewer, gestures, overlay);
+const sliders = new Sliders(byId('sliders', HTMLElement), viewer);
+const statusLine = new StatusLine(session, viewer);
+
+/** Draw the marks of the prompts above the views. */
+function drawOverlay(): void {
+  const ratio = window.devicePixelRatio;
+  const { clientWidth, clientHeight } = overlay;
+  Object.assign(overlay, { width: Math.round(clientWidth * ratio), height: Math.round(clientHeight * ratio) });
+  const context = overlay.getContext('2d');
+  if (context === null) return;
+  context.scale(ratio, ratio);
+  const { slices } = viewer;
+  const { marks } = session;
+  const counts = slices.map((view) => `${view.plane} ${drawMarks(context, view, marks)}`);
+  overlay.dataset.marks = counts.join(', ');
+  if (gestures.stroke !== null) drawTrail(context, gestures.stroke, panel.color);
+  sliders.refresh();
+}
+
+function refresh(): void {
+  const { image } = session;
+  const model = connection.core.welcome?.model;
+  setText(byId('image-name', HTMLElement), image?.volume.name ?? '');
+  setText(byId('model', HTMLElement), model === undefined ? '' : `${model.name}, license ${model.license}`);
+  const notes = byId('notes', HTMLElement);
+  setText(notes, image?.volume.notes.join(' ') ?? '');
+  notes.hidden = notes.textContent === '';
+  byId('start', HTMLElement).hidden = image !== null;
+  for (const id of ['open-files', 'open-folder', 'open-example', 'start-files', 'start-folder', 'start-example']) {
+    button(id).disabled = opening?.isRunning ?? true;
+  }
+  panel.refresh();
+  statusLine.refresh();
+}
+
+function onState(state: ConnectionState): void {
+  statusLine.follow(state);
+  button('enter-token').hidden = !(state.state === 'refused' && state.code === 'unauthorized');
+  if (state.state === 'refused' && state.code === 'unauthorized') void enterToken(state.message);
+}
+
+async function enterToken(reason: string): Promise<void> {
+  const entered = await askToken(reason);
+  if (entered === null) return;
+  token.set(entered);
+  connection.connect(entered);
+}
+
+async function openStore(): Promise<JournalStore | null> {
+  try {
+    const opened = await JournalStore.open();
+    opened.onWarning = (message) => {
+      session.setStatus({ kind: 'error', message });
+    };
+    return opened;
+  } catch (error) {
+    // Some private windows have no store. The page works without: a reload then begins anew.
+    console.info('Segments are not kept for a reload.', error);
+    return null;
+  }
+}
+
+/** Move the focus to the views if the button that had it is gone. */
+function focusViews(): void {
+  if (document.activeElement === document.body && session.image !== null) overlay.focus();
+}
+
+function connectOpening(opener: Opening): void {
+  const open = (files: readonly File[]) => opener.openFiles(files).then(focusViews);
+  for (const [name, field] of [
+    ['files', input('files')],
+    ['folder', input('folder')],
+  ] as const) {
+    for (const id of [`open-${name}`, `start-${name}`]) {
+      button(id).addEventListener('click', () => {
+        field.click();
+      });
+    }
+    field.addEventListener('change', () => {
+      void open([...(field.files ?? [])]);
+      field.value = '';
+    });
+  }
+  for (const id of ['open-example', 'start-example']) {
+    button(id).addEventListener('click', () => void opener.openExample().then(focusViews));
+  }
+  document.addEventListener('dragover', (event) => {
+    event.preventDefault();
+    frame.classList.add('drop');
+  });
+  document.addEventListener('dragleave', (event) => {
+    if (event.relatedTarget === null) frame.classList.remove('drop');
+  });
+  document.addEventListener('drop', (event) => {
+    event.preventDefault();
+    frame.classList.remove('drop');
+    if (event.dataTransfer !== null) void droppedFiles(event.dataTransfer).then(open);
+  });
+}
+
+function connectStore(store: JournalStore | null): void {
+  session.onRecord = () => {
+    const { image } = session;
+    if (image === null) return;
+    store?.saveSoon(() => connection.core.journal());
+    try {
+      storeInfos(localStorage, image.source.name, session.segments, Date.now());
+    } catch (error) {
+      const message = `The browser could not store the names of the segments: ${reasonOf(error)}`;
+      session.setStatus({ kind: 'error', message });
+    }
+  };
+  window.addEventListener('pagehide', () => {
+    keepSession(connection.session);
+    void store?.flush();
+  });
+  document.addEventListener('visibilitychange', () => {
+    if (document.visibilityState === 'hidden') void store?.flush();
+  });
+}
+
+/** Continue with the image that was open before a reload, or ask for it. */
+async function continueWork(opener: Opening): Promise<void> {
+  const last = lastImage.get();
+  if (new URLSearchParams(location.search).has('example') || last?.isExample === true) {
+    await opener.openExample();
+  } else if (last !== null) {
+    const text = byId('start-continue', HTMLElement);
+    text.textContent = `Open ${last.name} again to continue. The segments are kept.`;
+    text.hidden = false;
+  }
+}
+
+let opening: Opening | null = null;
+viewer.onDraw = drawOverlay;
+session.onChange = refresh;
+gestures.onStroke = (stroke) => {
+  viewer.moveTo(middleOf(stroke));
+  session.addStroke(stroke, panel.isPositive);
+};
+overlay.addEventListener('pointermove', (event) => {
+  statusLine.showPosition(event.offsetX, event.offsetY);
+});
+button('enter-token').addEventListener('click', () => {
+  void enterToken('Enter a token.');
+});
+connection.onState(onState);
+connection.connect();
+try {
+  await viewer.attach();
+} catch (error) {
+  session.setStatus({ kind: 'error', message: `The page cannot show images, as it needs WebGL 2: ${reasonOf(error)}` });
+  throw error;
+}
+const store = await openStore();
+opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
+connectOpening(opening);
+connectStore(store);
+panel.use('point');
+refresh();
+await continueWork(opening);

@@ -1,0 +1,852 @@
+/**
+ * The client without I/O: commands and frames in, frames and events out; the clock is passed in.
+ *
+ * A driver calls `start`, sends the frames of `nextControl` and, after those, of `nextBricks`, and passes every received
+ * frame to `receive`. The core keeps the history of each segment. After a connection was lost, `start` begins another
+ * one: it resumes the session, or restores it if the server no longer has it. Commands may be given at any time.
+ */
+import { ClientError, errorFromServer } from './errors';
+import type { Event, MaskDeltaEvent } from './events';
+import { boxShape, checkBox, countVoxels, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
+import { Segment } from './history';
+import { makeJournal, segmentsOf, type Journal } from './journal';
+import {
+  boundingBox,
+  checksum,
+  compose,
+  flip,
+  makeEmptyMask,
+  makeMask,
+  NO_CHANGE,
+  readMask,
+  runsOf,
+  type Runs,
+} from './masks';
+import type {
+  Brick,
+  ClientMessage,
+  Done,
+  DType,
+  Encoding,
+  ErrorMessage,
+  ImageProgress,
+  MaskDelta,
+  MaskSnapshot,
+  Notice,
+  Progress,
+  Request,
+  Restore,
+  RunLengthMask,
+  ServerMessage,
+  SetImage,
+  SetOptions,
+  Welcome,
+} from './messages';
+import { decode, encode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
+import { Upload } from './upload';
+
+/** A request during which the worker ended this often may be the cause. It is not sent again. */
+const MAX_LOSSES = 2;
+/** A server keeps this many answers at least. */
+const MAX_REPEATED = 1024;
+/** Bricks of one message: some hundred thousand bytes, packed in a few milliseconds. */
+const BRICKS_PER_MESSAGE = 8;
+/** Bytes of a message of bricks besides their voxels, at most. */
+const BRICK_OVERHEAD = 1024;
+/** After these errors of a restore, the server may still accept the mask without its history. */
+const HISTORY_REFUSED = new Set(['unsupported_prompt', 'out_of_memory', 'at_capacity', 'too_large']);
+
+/** An image that can be announced. `ImageSource` is one. */
+export interface Image {
+  /** On the wire: one name for one content. */
+  readonly name: string;
+  readonly shape: Index;
+  readonly dtype: DType;
+  readonly statistics: { readonly mean: number; readonly std: number };
+}
+
+/** Bricks to send, the best first. */
+export interface BrickBatch<I extends Image> {
+  readonly image: I;
+  readonly indices: readonly number[];
+  readonly encoding: Encoding;
+}
+
+/** What a client needs to resume a session, also after a reload of the page. */
+export interface SavedSession {
+  readonly id: string;
+  readonly secret: string;
+}
+
+/** Options of a Core. */
+export interface CoreOptions {
+  /** Array encodings, best first. Default: deflate, raw. */
+  readonly encodings?: readonly Encoding[];
+  /** Returns seconds. Default: those of this page. */
+  readonly clock?: () => number;
+  /** A session of the same tab before a reload. Its image and segments are set anew; its bricks need not be sent. */
+  readonly session?: SavedSession;
+}
+
+/** Options of a prompt. */
+export interface PromptOptions {
+  /** false: the prompt marks background. Default true. */
+  readonly positive?: boolean;
+  /** Whether to predict at once. Default true. */
+  readonly run?: boolean;
+}
+
+/** A request without an id. */
+type WithoutId<R> = R extends { readonly id: number } ? Omit<R, 'id'> : never;
+
+type Options = WithoutId<SetOptions>;
+
+/** A request without an answer. */
+interface Pending<I> {
+  /** Id that the user knows, also after it was sent again under another id; null for the core's own requests. */
+  readonly number: number | null;
+  readonly request: Request;
+  /** Image of the request. */
+  readonly image: I | null;
+  /** Changes of the request so far. */
+  change: Runs;
+  /** The segment's revision before the request's first change. */
+  base: number | null;
+  cancelled: boolean;
+  losses: number;
+}
+
+/**
+ * The protocol's client side, without I/O.
+ *
+ * A command returns the number of its request, which its events carry. Commands throw a ClientError for arguments that
+ * cannot be sent (`no_image`, `out_of_bounds`, `unsupported_prompt`). Masks of arguments have one byte per voxel,
+ * nonzero for set, in C order, of the shape of `box`, or of the volume if `box` is null.
+ */
+export class Core<I extends Image = Image> {
+  /** The segments, from the first change of their first prompt on. */
+  readonly segments = new Map<string, Segment>();
+  /** The server's welcome on this connection, or null before it. */
+  welcome: Welcome | null = null;
+  /** Error that ended this connection, or null. A driver then closes the connection. */
+  ended: ClientError | null = null;
+  image: I | null = null;
+  /** The session on the server, or null before the first welcome. */
+  session: SavedSession | null;
+
+  private readonly encodings: readonly Encoding[];
+  private readonly clock: () => number;
+  private control: Uint8Array<ArrayBuffer>[] = [];
+  private pending = new Map<number, Pending<I>>();
+  private lastId = 0;
+  private upload: Upload | null = null;
+  /** Segments with a pending snapshot, with the answers that are held back until it is there. */
+  private readonly stale = new Map<string, Event[]>();
+  private options: Options = { type: 'set_options', autozoom: null, previews: null };
+  /** Whether the session is one of an earlier page, whose state this core does not know. */
+  private isAdopted: boolean;
+  private isEvicted = false;
+  /** The last answered request of this session about no segment, see `ping`. */
+  private answered: Request | null = null;
+  private events: Event[] = [];
+
+  constructor(options: CoreOptions = {}) {
+    this.encodings = options.encodings ?? ['deflate', 'raw'];
+    this.clock = options.clock ?? (() => performance.now() / 1000);
+    this.session = options.session ?? null;
+    this.isAdopted = this.session !== null;
+  }
+
+  // ---- frames -----------------------------------------------------------------------------------------------
+
+  /** Begin a connection: the first, or another after one was lost. Previews are reverted; see `takeEvents`. */
+  start(): void {
+    this.control = [];
+    this.welcome = this.ended = this.upload = null;
+    this.isEvicted = false;
+    for (const pending of this.pending.values()) this.revertPreviews(pending);
+    for (const name of this.stale.keys()) this.rebuild(name);
+    const hello = encode({
+      type: 'hello',
+      version: PROTOCOL_VERSION,
+      client: 'nninteractive-ws web page',
+      features: [],
+      encodings: this.encodings,
+      session_id: this.session?.id ?? null,
+      session_secret: this.session?.secret ?? null,
+      allow_eviction: true,
+    });
+    this.control.push(hello);
+  }
+
+  /** Let the next connection begin a new session, and restore everything there. */
+  forgetSession(): void {
+    this.session = null;
+  }
+
+  /** Whether the session was evicted, so that it needs no connection before the next request. */
+  get isDormant(): boolean {
+    return this.isEvicted && this.pendingRequests.length === 0;
+  }
+
+  /** Return the next frame that is no part of the image, or null. */
+  nextControl(): Uint8Array<ArrayBuffer> | null {
+    return this.control.shift() ?? null;
+  }
+
+  /** Return the bricks of the next image frame, or null. The driver packs them, see `brickFrame`. */
+  nextBricks(): BrickBatch<I> | null {
+    if (this.upload === null || this.image === null || this.welcome === null) return null;
+    const bytes = 32 ** 3 * bytesOf(this.image.dtype) + BRICK_OVERHEAD;
+    const fit = Math.max(1, Math.floor(this.welcome.limits.message_bytes / bytes) - 1);
+    const indices = this.upload.next(Math.min(BRICKS_PER_MESSAGE, fit));
+    return indices.length === 0 ? null : { image: this.image, indices, encoding: this.welcome.encoding };
+  }
+
+  /** Return the frame of packed bricks. */
+  brickFrame(batch: BrickBatch<I>, bricks: readonly Brick[]): Uint8Array<ArrayBuffer> {
+    return encode({ type: 'image_bricks', image: batch.image.name, bricks });
+  }
+
+  /** Handle a frame, and return its events. It may set `ended`; a frame that is wrong does. */
+  receive(frame: Uint8Array): Event[] {
+    try {
+      const message = decode(frame);
+      if (message !== null) this.handle(message);
+    } catch (error) {
+      if (!(error instanceof ClientError)) throw error;
+      this.ended = error;
+    }
+    return this.takeEvents();
+  }
+
+  /** Return the events of commands and of `start`, once. */
+  takeEvents(): Event[] {
+    const events = this.events;
+    this.events = [];
+    return events;
+  }
+
+  // ---- commands: each returns the number of its request -----------------------------------------------------
+
+  /**
+   * Announce an image; its bricks follow. Remove all segments, and restore those of `journal`.
+   *
+   * Pending requests are cancelled, because they may wait for bricks of the old image.
+   *
+   * @throws ClientError - `bad_journal` if the journal belongs to another image or is damaged.
+   */
+  setImage(image: I, journal?: Journal): number {
+    const restored = journal === undefined ? [] : segmentsOf(journal, image.name, image.shape);
+    this.cancel();
+    this.replaceImage(image);
+    const number = this.request(announcement(image));
+    for (const segment of restored) {
+      this.segments.set(segment.name, segment);
+      this.enqueue(this.restoreMessage(segment), null);
+      this.emitRebuilt(segment);
+    }
+    return number;
+  }
+
+  /** Return prompts and masks, to continue another day. Pending requests are left out. Throws `no_image`. */
+  journal(): Journal {
+    const used = [...this.segments.values()].filter((segment) => !segment.isEmpty);
+    return makeJournal(this.currentImage().name, this.shape(), used);
+  }
+
+  /** Add a point, the voxel (i, j, k). */
+  addPoint(segment: string, point: Index, { positive = true, run = true }: PromptOptions = {}): number {
+    const voxel = voxelInside(point, this.shape());
+    this.upload?.setFocus(voxel);
+    return this.request({ type: 'add_point', segment, point: voxel, positive, run });
+  }
+
+  /** Add an end-exclusive box. */
+  addBbox(segment: string, box: Box, { positive = true, run = true }: PromptOptions = {}): number {
+    checkBox(box, this.shape());
+    this.upload?.setFocus(middle(box));
+    return this.request({ type: 'add_bbox', segment, box, positive, run });
+  }
+
+  /** Add strokes, at least one voxel. */
+  addScribble(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
+    const { positive = true, run = true } = options;
+    return this.request({ type: 'add_scribble', segment, mask: this.strokes(mask, box), positive, run });
+  }
+
+  /** Add a filled outline, at least one voxel. */
+  addLasso(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
+    const { positive = true, run = true } = options;
+    return this.request({ type: 'add_lasso', segment, mask: this.strokes(mask, box), positive, run });
+  }
+
+  /** Replace the segment's mask, which is empty outside of `box`. `run`: whether the model refines it. */
+  setMask(
+    segment: string,
+    mask: Uint8Array,
+    box: Box | null,
+    { run = false }: { readonly run?: boolean } = {},
+  ): number {
+    return this.request({ type: 'set_mask', segment, mask: this.drawn(mask, box), flip: false, run });
+  }
+
+  /** Flip voxels of the segment's mask, for edits by hand. They apply to the mask after all earlier requests. */
+  flipMask(segment: string, flips: Uint8Array, box: Box | null): number {
+    return this.request({ type: 'set_mask', segment, mask: this.drawn(flips, box), flip: true, run: false });
+  }
+
+  /** Predict from the prompts added with `run` false. */
+  run(segment: string): number {
+    return this.request({ type: 'run', segment });
+  }
+
+  /** Undo the last step. */
+  undo(segment: string): number {
+    return this.request({ type: 'undo', segment });
+  }
+
+  /** Redo the step that was undone last. */
+  redo(segment: string): number {
+    return this.request({ type: 'redo', segment });
+  }
+
+  /** Empty the segment and forget its prompts. This can be undone. */
+  reset(segment: string): number {
+    return this.request({ type: 'reset', segment });
+  }
+
+  /** Remove a segment with its history. */
+  removeSegment(segment: string): number {
+    return this.request({ type: 'remove_segment', segment });
+  }
+
+  /** Change how the session predicts. An omitted option stays as it is. */
+  setOptions(options: { readonly autozoom?: boolean; readonly previews?: boolean }): number {
+    const { autozoom = null, previews = null } = options;
+    return this.request({ type: 'set_options', autozoom, previews });
+  }
+
+  /** Cancel one request, or all. Each still ends with `done`, or with `failed` and the code `cancelled`. */
+  cancel(request?: number): void {
+    for (const [id, pending] of this.pending) {
+      if (pending.number === null || (request !== undefined && request !== pending.number)) continue;
+      pending.cancelled = true;
+      this.send({ type: 'cancel', request: id });
+    }
+  }
+
+  /**
+   * Ask the server for a sign of life. It answers a repeated request at once, also during a prediction, and applies it
+   * once.
+   */
+  ping(): void {
+    if (this.answered !== null && this.lastId - this.answered.id < MAX_REPEATED) this.send(this.answered);
+    else this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
+  }
+
+  /** End the session on the server. */
+  bye(): void {
+    this.send({ type: 'bye' });
+  }
+
+  /** Numbers of the user's requests without an answer. */
+  get pendingRequests(): number[] {
+    return [...this.pending.values()].flatMap(({ number }) => (number === null ? [] : [number]));
+  }
+
+  // ---- requests ---------------------------------------------------------------------------------------------
+
+  private send(message: ClientMessage): void {
+    if (this.welcome !== null) this.control.push(encode(message));
+  }
+
+  private request(request: WithoutId<Request>): number {
+    const id = ++this.lastId;
+    this.enqueue({ ...request, id }, id);
+    return id;
+  }
+
+  private enqueue(request: Request, number: number | null, losses = 0): void {
+    const { image } = this;
+    this.pending.set(request.id, {
+      number,
+      request,
+      image,
+      change: NO_CHANGE,
+      base: null,
+      cancelled: false,
+      losses,
+    });
+    this.send(request);
+  }
+
+  /** Return the set voxels of an argument. */
+  private marked(mask: Uint8Array, box: Box | null): Runs {
+    const shape = this.shape();
+    const frame = box ?? wholeBox(shape);
+    checkBox(frame, shape);
+    if (mask.length !== countVoxels(boxShape(frame))) {
+      throw new ClientError(
+        'out_of_bounds',
+        `The mask has ${mask.length} voxels. Expected ${countVoxels(boxShape(frame))}, as many as its box.`,
+      );
+    }
+    this.upload?.setFocus(middle(frame));
+    return runsOf(mask, frame, shape);
+  }
+
+  private strokes(mask: Uint8Array, box: Box | null): RunLengthMask {
+    const runs = this.marked(mask, box);
+    if (runs.length === 0) {
+      throw new ClientError('unsupported_prompt', 'The scribble or lasso is empty. Mark at least one voxel.');
+    }
+    return makeMask(runs, this.shape(), this.encoding());
+  }
+
+  private drawn(mask: Uint8Array, box: Box | null): RunLengthMask {
+    const runs = this.marked(mask, box);
+    return runs.length === 0 ? makeEmptyMask(this.encoding()) : makeMask(runs, this.shape(), this.encoding());
+  }
+
+  private currentImage(): I {
+    if (this.image === null) throw new ClientError('no_image', 'There is no image. Open one before the first prompt.');
+    return this.image;
+  }
+
+  private shape(): Index {
+    return this.currentImage().shape;
+  }
+
+  private encoding(): Encoding {
+    return this.welcome?.encoding ?? this.encodings[0];
+  }
+
+  private replaceImage(image: I | null): void {
+    this.image = image;
+    this.segments.clear();
+    for (const name of [...this.stale.keys()]) this.markFresh(name);
+    this.events.push({ type: 'masks_dropped' });
+    this.beginUpload();
+  }
+
+  private beginUpload(): void {
+    this.upload =
+      this.image === null || this.welcome === null
+        ? null
+        : new Upload(this.image.shape, this.welcome.limits.unacknowledged_bricks, this.clock);
+  }
+
+  // ---- messages ---------------------------------------------------------------------------------------------
+
+  private handle(message: ServerMessage): void {
+    switch (message.type) {
+      case 'welcome':
+        this.onWelcome(message);
+        break;
+      case 'image_progress':
+        this.onImageProgress(message);
+        break;
+      case 'progress':
+        this.onProgress(message);
+        break;
+      case 'mask_delta':
+        this.onMaskDelta(message);
+        break;
+      case 'mask_snapshot':
+        this.onMaskSnapshot(message);
+        break;
+      case 'done':
+        this.onDone(message);
+        break;
+      case 'error':
+        this.onError(message);
+        break;
+      case 'notice':
+        this.onNotice(message);
+        break;
+    }
+  }
+
+  private onWelcome(message: Welcome): void {
+    this.welcome = message;
+    this.session = { id: message.session_id, secret: message.session_secret };
+    this.events.push({ type: 'welcome', welcome: message });
+    if (message.resumed && !this.isAdopted) {
+      this.resumeSession(message);
+      return;
+    }
+    if (message.resumed) this.adoptSession(message);
+    this.isAdopted = false;
+    this.restoreSession();
+  }
+
+  /** Take over the session of an earlier page, whose requests and options are unknown. */
+  private adoptSession(welcome: Welcome): void {
+    this.lastId = Math.max(this.lastId, welcome.last_id);
+    this.send({ type: 'cancel', request: null });
+    this.options = merged({ type: 'set_options', autozoom: true, previews: true }, this.options);
+  }
+
+  /** Resume the session: send pending requests again, and synchronize segments that differ. */
+  private resumeSession(welcome: Welcome): void {
+    for (const [id, { request, cancelled }] of this.pending) {
+      this.send(request);
+      if (cancelled) this.send({ type: 'cancel', request: id });
+    }
+    this.beginUpload();
+    // A pending set_image brings the bricks.
+    if (this.image === null || welcome.image !== this.image.name || this.upload === null) return;
+    this.upload.resume(welcome.present_bricks);
+    const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
+    if (isAnnounced) this.compareSegments(welcome.revisions);
+  }
+
+  /** Synchronize segments without a pending request. The answer of a pending request does it for the others. */
+  private compareSegments(revisions: ReadonlyMap<string, number>): void {
+    const unsettled = new Set([...this.stale.keys(), ...Array.from(this.pending.values(), segmentOf)]);
+    for (const segment of this.segments.values()) {
+      if (unsettled.has(segment.name) || segment.isEmpty) continue;
+      const revision = revisions.get(segment.name);
+      if (revision === undefined) this.enqueue(this.restoreMessage(segment), null);
+      else if (revision !== segment.revision) this.requestSnapshot(segment.name);
+    }
+  }
+
+  /** Restore everything in a new session, and then send pending requests under new ids. */
+  private restoreSession(): void {
+    for (const name of [...this.stale.keys()]) this.markFresh(name);
+    const toResend = [...this.pending.values()].filter(({ number }) => number !== null);
+    this.pending = new Map();
+    this.answered = null;
+    const { autozoom, previews } = this.options;
+    if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
+    if (this.image !== null) this.restoreImage(this.image, toResend);
+    for (const pending of toResend) this.resend(pending);
+  }
+
+  /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
+  private restoreImage(image: I, toResend: readonly Pending<I>[]): void {
+    const mine = toResend.find((pending) => pending.request.type === 'set_image' && !this.isObsolete(pending));
+    this.beginUpload();
+    this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
+    for (const segment of this.segments.values()) {
+      if (!segment.isEmpty) this.enqueue(this.restoreMessage(segment), null);
+    }
+  }
+
+  private resend(pending: Pending<I>): void {
+    const error = this.retryError(pending);
+    if (error !== null) this.fail(pending.number, error);
+    else if (pending.request.type !== 'set_image') {
+      this.enqueue({ ...pending.request, id: ++this.lastId }, pending.number, pending.losses);
+    }
+  }
+
+  /** Whether the image of the request has been replaced. */
+  private isObsolete(pending: Pending<I>): boolean {
+    return pending.image !== this.image && pending.request.type !== 'set_options';
+  }
+
+  /** Return the error of a pending request that must not be sent again after a lost connection, or null. */
+  private retryError(pending: Pending<I>): ClientError | null {
+    if (this.isObsolete(pending)) {
+      return new ClientError(
+        'cancelled',
+        'The connection was lost during the request, and its image has been replaced since.',
+      );
+    }
+    if (pending.request.type === 'set_image') return null;
+    if (pending.cancelled) {
+      return new ClientError(
+        'cancelled',
+        'The request was cancelled, and the connection was lost. The segment is unchanged.',
+      );
+    }
+    if (pending.losses >= MAX_LOSSES) {
+      return new ClientError(
+        'worker_lost',
+        `The server's worker process ended ${pending.losses} times during this request, which may be the cause. ` +
+          'The request is not sent again. The segment is unchanged.',
+      );
+    }
+    return null;
+  }
+
+  private onImageProgress(message: ImageProgress): void {
+    if (this.upload === null || message.image !== this.image?.name) return;
+    this.upload.acknowledge(message.received);
+    this.events.push({ type: 'image_progress', present: message.present, total: message.total });
+  }
+
+  private onProgress(message: Progress): void {
+    const pending = this.pending.get(message.id);
+    if (pending === undefined || this.isObsolete(pending)) return;
+    if (message.box !== null) this.upload?.prioritize(message.box);
+    if (pending.number === null) return;
+    const { state, done, total } = message;
+    this.events.push({ type: 'progress', request: pending.number, segment: segmentOf(pending), state, done, total });
+  }
+
+  private onMaskDelta(message: MaskDelta): void {
+    const pending = this.pending.get(message.request);
+    if (pending === undefined || this.isObsolete(pending) || this.stale.has(message.segment)) return;
+    checkSegment(message.segment, pending);
+    const segment = this.segment(message.segment);
+    if (message.base_revision !== segment.revision) {
+      this.requestSnapshot(segment.name);
+      return;
+    }
+    const { box } = message.change;
+    const change = readMask(message.change, segment.shape);
+    flip(segment.mask, change);
+    if (checksum(segment.mask, box, segment.shape) !== message.checksum) {
+      this.requestSnapshot(segment.name);
+      return;
+    }
+    pending.base ??= segment.revision;
+    segment.revision = message.revision;
+    segment.voxels = message.voxels;
+    pending.change = compose(pending.change, change);
+    this.emitMask(segment, pending.number, box, change, message.final);
+  }
+
+  private onMaskSnapshot(message: MaskSnapshot): void {
+    const pending = this.pending.get(message.request);
+    if (pending === undefined || this.isObsolete(pending)) return;
+    checkSegment(message.segment, pending);
+    const segment = this.segment(message.segment);
+    segment.replaceMask(message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
+    segment.revision = message.revision;
+    segment.reconcile(this.encoding());
+    this.emitRebuilt(segment);
+    this.markFresh(segment.name);
+  }
+
+  private onDone(message: Done): void {
+    const pending = this.pending.get(message.id);
+    if (pending === undefined) return;
+    this.pending.delete(message.id);
+    if (segmentOf(pending) === null) this.answered = pending.request;
+    // First, because a step that is undone or redone keeps its change if the server's is missing.
+    if (!this.isObsolete(pending)) this.compareRevisions(pending, message);
+    this.record(pending);
+    if (pending.number === null) return;
+    const { segment, changed, voxels, revision, timings } = message;
+    const done: Event = {
+      type: 'done',
+      result: { request: pending.number, segment, changed, voxels, revision, timings },
+    };
+    // The user reads the mask when told, so the answer waits until the mask is right.
+    (this.stale.get(segment ?? '') ?? this.events).push(done);
+  }
+
+  private onError(message: ErrorMessage): void {
+    const error = errorFromServer(message.code, message.message);
+    if (message.id === null) {
+      const first = this.pending.values().next().value;
+      // Requests run in order, so it was the first one.
+      if (error.code === 'worker_lost' && first !== undefined) first.losses += 1;
+      this.ended = error;
+      return;
+    }
+    const pending = this.pending.get(message.id);
+    if (pending === undefined) return;
+    this.pending.delete(message.id);
+    this.onRequestFailed(pending, error);
+  }
+
+  private onRequestFailed(pending: Pending<I>, error: ClientError): void {
+    const { request } = pending;
+    this.removeIfNew(pending);
+    if (request.type === 'get_mask') {
+      this.markFresh(request.segment); // the next change of the segment requests it again
+      return;
+    }
+    if (request.type === 'restore' && this.retryRestoreFlattened(pending, request, error)) return;
+    if (request.type === 'set_image' && !this.isObsolete(pending)) {
+      // Without its image, a session is useless. A new one may have memory for it.
+      if (pending.number === null) this.session = null;
+      else this.replaceImage(null);
+    }
+    if (pending.number === null) this.ended = error;
+    else this.fail(pending.number, error);
+  }
+
+  /** Remove a segment whose first request failed: the server has no such segment. */
+  private removeIfNew(pending: Pending<I>): void {
+    const segment = this.segments.get(segmentOf(pending) ?? '');
+    if (segment?.isEmpty && createsSegment(pending.request) && !this.isObsolete(pending)) this.forget(segment.name);
+  }
+
+  private forget(name: string): void {
+    if (this.segments.delete(name)) this.events.push({ type: 'segment_removed', segment: name });
+  }
+
+  /** Restore the mask alone: another server may not support the prompts of a history, or have no memory for it. */
+  private retryRestoreFlattened(pending: Pending<I>, request: Restore, error: ClientError): boolean {
+    const segment = this.segments.get(request.segment);
+    if (segment === undefined || this.isObsolete(pending) || segment.isFlat) return false;
+    if (!HISTORY_REFUSED.has(error.code)) return false;
+    this.flatten(segment, error.message);
+    this.enqueue(this.restoreMessage(segment), null);
+    return true;
+  }
+
+  private flatten(segment: Segment, why: string): void {
+    segment.flatten(this.encoding());
+    const message = `The prompts of segment "${segment.name}" cannot be used on this server (${why}). Its mask is kept.`;
+    this.events.push({ type: 'notice', code: 'warning', message });
+  }
+
+  private onNotice({ code, message }: Notice): void {
+    if (code === 'evicted') {
+      this.isEvicted = true;
+      this.ended = new ClientError('connection_failed', message);
+    }
+    this.events.push({ type: 'notice', code, message });
+  }
+
+  private fail(number: number | null, error: ClientError): void {
+    if (number !== null) this.events.push({ type: 'failed', request: number, error });
+  }
+
+  // ---- segments ---------------------------------------------------------------------------------------------
+
+  /** Return the segment of a name; create it if there is none. */
+  private segment(name: string): Segment {
+    let segment = this.segments.get(name);
+    if (segment === undefined) {
+      segment = new Segment(name, this.shape());
+      this.segments.set(name, segment);
+    }
+    return segment;
+  }
+
+  /** Note that a segment needs no snapshot any more, and release the answers that were held back. */
+  private markFresh(name: string): void {
+    this.events.push(...(this.stale.get(name) ?? []));
+    this.stale.delete(name);
+  }
+
+  private requestSnapshot(segment: string): void {
+    if (!this.stale.has(segment)) this.stale.set(segment, []);
+    this.enqueue({ type: 'get_mask', id: ++this.lastId, segment }, null);
+  }
+
+  /** Request a snapshot if the last change is missing, which no later change would reveal. */
+  private compareRevisions(pending: Pending<I>, done: Done): void {
+    const name = segmentOf(pending);
+    if (name === null || pending.request.type === 'remove_segment') return;
+    if (this.segment(name).revision !== done.revision && !this.stale.has(name)) this.requestSnapshot(name);
+  }
+
+  /** Update the history as the server did for a request that succeeded. */
+  private record(pending: Pending<I>): void {
+    const { request, change } = pending;
+    if (this.isObsolete(pending)) return;
+    switch (request.type) {
+      case 'set_image':
+      case 'restore':
+      case 'get_mask':
+        break;
+      case 'set_options':
+        this.options = merged(this.options, request);
+        break;
+      case 'remove_segment':
+        this.markFresh(request.segment);
+        this.forget(request.segment);
+        break;
+      case 'undo':
+      case 'redo': {
+        const isFresh = !this.stale.has(request.segment);
+        this.segment(request.segment).creditMove(request.type === 'undo', change, isFresh, this.encoding());
+        break;
+      }
+      default: {
+        const segment = this.segment(request.segment);
+        // A run with nothing to predict makes no step.
+        if (request.type !== 'run' || segment.hasPendingPrompts) segment.append(request, change, this.encoding());
+      }
+    }
+  }
+
+  /** Revert the previews of a pending request: they are sent again. */
+  private revertPreviews(pending: Pending<I>): void {
+    const { change, base } = pending;
+    pending.change = NO_CHANGE;
+    pending.base = null;
+    const segment = this.segments.get(segmentOf(pending) ?? '');
+    if (segment === undefined || base === null || this.isObsolete(pending)) return;
+    segment.flip(change);
+    segment.revision = base;
+    const box = boundingBox(change, segment.shape);
+    if (box !== null) this.emitMask(segment, pending.number, box, change, true);
+  }
+
+  /** Recompute a mask that is out of step from its history. */
+  private rebuild(name: string): void {
+    const segment = this.segments.get(name);
+    if (segment === undefined) return;
+    segment.rebuild();
+    this.emitRebuilt(segment);
+  }
+
+  /** Return the message that restores a segment. A history that is too large for one message is flattened. */
+  private restoreMessage(segment: Segment): Restore {
+    const { name, revision } = segment;
+    const make = (): Restore => ({
+      type: 'restore',
+      id: ++this.lastId,
+      segment: name,
+      revision,
+      steps: [...segment.steps],
+      undone: [...segment.undone],
+    });
+    const message = make();
+    const limit = this.welcome?.limits.message_bytes ?? MAX_MESSAGE_BYTES;
+    if (segment.isFlat || encode(message).length <= limit) return message;
+    this.flatten(segment, `its history is larger than the ${limit} bytes of a message`);
+    return make();
+  }
+
+  private emitMask(segment: Segment, request: number | null, box: Box, change: Runs | null, final: boolean): void {
+    const { name, revision, voxels } = segment;
+    const event: MaskDeltaEvent = { type: 'mask_delta', request, segment: name, box, change, revision, voxels, final };
+    this.events.push(event);
+  }
+
+  private emitRebuilt(segment: Segment): void {
+    this.emitMask(segment, null, wholeBox(segment.shape), null, true);
+  }
+}
+
+function announcement({ name, shape, dtype, statistics: { mean, std } }: Image): WithoutId<SetImage> {
+  return { type: 'set_image', image: name, shape, dtype, mean, std };
+}
+
+function bytesOf(dtype: DType): number {
+  return Number(/\d+/.exec(dtype)?.[0]) / 8;
+}
+
+function segmentOf({ request }: { readonly request: Request }): string | null {
+  return 'segment' in request ? request.segment : null;
+}
+
+function checkSegment(name: string, pending: { readonly request: Request }): void {
+  if (name === segmentOf(pending)) return;
+  throw new ClientError(
+    'bad_message',
+    `The server answered a request about segment "${String(segmentOf(pending))}" with segment "${name}".`,
+  );
+}
+
+function createsSegment(request: Request): boolean {
+  return request.type === 'set_mask' || request.type.startsWith('add_');
+}
+
+/** Return options, of which the later ones win where they are not null. */
+function merged(earlier: Options, later: Options): Options {
+  const { autozoom, previews } = later;
+  return { type: 'set_options', autozoom: autozoom ?? earlier.autozoom, previews: previews ?? earlier.previews };
+}

@@ -1,0 +1,89 @@
+// A volume read from image files, and the segments to save with it.
+
+/** Voxels in a type that the protocol can send. */
+export type Voxels = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array;
+
+/** The protocol's name of the voxels' type. */
+export type VoxelType = 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'float32';
+
+export type Vector = readonly [number, number, number];
+export type Shape = readonly [number, number, number];
+
+/** The four rows of a matrix from voxel indices (i, j, k, 1) to millimeters. */
+export type Affine = readonly (readonly [number, number, number, number])[];
+
+/** A volume. Its axes are perpendicular, and its voxels are finite. */
+export interface Volume {
+  /** File name of the image, or description of the DICOM series. */
+  readonly name: string;
+  /** Numbers of voxels along (i, j, k). */
+  readonly shape: Shape;
+  /** The voxel (i, j, k) is at i + ni * (j + nj * k): i is the fastest axis of the file, as for the Python client. */
+  readonly voxels: Voxels;
+  readonly dtype: VoxelType;
+  /** From voxel indices to RAS millimeters. */
+  readonly affine: Affine;
+  readonly source: 'nifti' | 'nrrd' | 'mha' | 'dicom';
+  /** Sentences for the user about what was unusual in the file. */
+  readonly notes: readonly string[];
+  /** Header of a NIfTI image, in which a label map repeats qform and sform. */
+  readonly nifti?: NiftiForms;
+  /** What a segmentation of a DICOM image repeats of it. */
+  readonly dicom?: DicomSource;
+}
+
+/** The fields of a NIfTI header that say where the voxels are. */
+export interface NiftiForms {
+  readonly qformCode: number;
+  readonly sformCode: number;
+  /** quatern_b, quatern_c, quatern_d, qoffset_x, qoffset_y, qoffset_z. */
+  readonly qform: readonly number[];
+  /** srow_x, srow_y, srow_z: 12 numbers. */
+  readonly sform: readonly number[];
+  /** pixdim[0] to pixdim[3]: the sign of the qform, and the distances of voxels. */
+  readonly pixdim: readonly number[];
+  readonly units: number;
+}
+
+/** Patient, study and instances of a DICOM image. */
+export interface DicomSource {
+  /** Attributes of patient, study and frame of reference by keyword, such as PatientID, as text. */
+  readonly attributes: Readonly<Record<string, string>>;
+  readonly seriesInstanceUid: string;
+  /** The image of each slice, by k. */
+  readonly slices: readonly DicomSlice[];
+}
+
+export interface DicomSlice {
+  readonly sopClassUid: string;
+  readonly sopInstanceUid: string;
+  /** Number of the frame in a multi-frame file, from 1. */
+  readonly frame?: number;
+}
+
+/** A segment to save. Segments may overlap. */
+export interface SavedSegment {
+  readonly name: string;
+  /** Red, green and blue from 0 to 1. */
+  readonly color: Vector;
+  /**
+   * One byte for each voxel, 0 or 1, in the order of the protocol's arrays: the voxel (i, j, k) is at
+   * (i * nj + j) * nk + k. Undefined if the segment is empty.
+   */
+  readonly mask: Uint8Array | undefined;
+}
+
+/** An image file or series that can be opened. */
+export interface ImageChoice {
+  /** Such as "ct.nii.gz" or "CT, thorax, 112 slices". */
+  readonly label: string;
+  /**
+   * Read the image. `onProgress`: gets the share that was read, from 0 to 1. Rejects with an {@link ImageFileError}.
+   */
+  open(onProgress?: (share: number) => void): Promise<Volume>;
+}
+
+/** A file cannot be read or written. The message is for the user: what is wrong, and what to do. */
+export class ImageFileError extends Error {
+  override readonly name = 'ImageFileError';
+}

@@ -1,0 +1,109 @@
+/** Opening of images: read, describe, ask for consent, and continue the work of earlier. */
+
+import { ImageSource } from '../client/imageSource.js';
+import type { Journal } from '../client/journal.js';
+import type { JournalStore } from '../client/journalStore.js';
+import type { Packer } from '../client/packing.js';
+import type { ImageFiles, Volume } from '../files';
+import { askConsent } from './dialogs';
+import { reasonOf } from './dom';
+import { readImage } from './imageFiles';
+import { restoreInfos } from './segments';
+import type { Session } from './session';
+import { consent, isLoopback, lastImage } from './tabState';
+
+const EXAMPLE = 'example.nii.gz';
+
+/** Opens images in a session. One at a time. */
+export class Opening {
+  /** Whether an image is being opened. */
+  isRunning = false;
+
+  constructor(
+    private readonly session: Session,
+    private readonly reader: ImageFiles,
+    private readonly packer: Packer,
+    /** Journals of earlier sessions; null if the browser has no store. */
+    private readonly store: JournalStore | null,
+  ) {}
+
+  /** Open the image in files that the user chose or dropped. */
+  openFiles(files: readonly File[]): Promise<void> {
+    return this.run(false, () => Promise.resolve(files));
+  }
+
+  /** Open the example image of the server. */
+  openExample(): Promise<void> {
+    return this.run(true, async () => {
+      this.session.setStatus({ kind: 'busy', message: 'Loading the example' });
+      const answer = await fetch(EXAMPLE);
+      if (!answer.ok)
+        throw new Error(`The server has no example image (HTTP ${answer.status}). Open an image of your own.`);
+      return [new File([await answer.blob()], EXAMPLE)];
+    });
+  }
+
+  private async run(isExample: boolean, getFiles: () => Promise<readonly File[]>): Promise<void> {
+    const { session } = this;
+    if (this.isRunning) return;
+    this.isRunning = true;
+    session.onChange();
+    try {
+      const files = await getFiles();
+      if (files.length === 0) return;
+      await this.open(files, isExample);
+    } catch (error) {
+      session.setStatus({ kind: 'error', message: reasonOf(error) });
+    } finally {
+      this.isRunning = false;
+      session.onChange();
+    }
+  }
+
+  private async open(files: readonly File[], isExample: boolean): Promise<void> {
+    const { session } = this;
+    session.setStatus({
+      kind: 'busy',
+      message: `Reading ${files.length === 1 ? files[0].name : `${files.length} files`}`,
+    });
+    const volume = await readImage(this.reader, files, (fraction) => {
+      session.setStatus({ kind: 'busy', message: 'Reading the image', fraction });
+    });
+    if (volume === null) {
+      session.setStatus({ kind: 'ready', message: 'No image was opened.' });
+      return;
+    }
+    if (!(await this.hasConsent())) {
+      const message = `Nothing was sent. Images are sent to ${location.host} only after you agree.`;
+      session.setStatus({ kind: 'ready', message });
+      return;
+    }
+    const source = await this.describe(volume);
+    session.open({ volume, source }, await this.earlierWork(source.name));
+    restoreInfos(localStorage, source.name, session.segments);
+    session.showSegments();
+    lastImage.set({ name: volume.name, isExample });
+    // After a reload, the example must not replace this image.
+    if (!isExample) history.replaceState(null, '', location.pathname);
+  }
+
+  private async hasConsent(): Promise<boolean> {
+    if (isLoopback(location.hostname) || consent.get()) return true;
+    const agrees = await askConsent(location.host);
+    if (agrees) consent.set();
+    return agrees;
+  }
+
+  private async describe({ name, shape, voxels }: Volume): Promise<ImageSource> {
+    const source = new ImageSource(name, shape, voxels, [1, shape[0], shape[0] * shape[1]]);
+    await source.prepare(this.packer, (fraction) => {
+      this.session.setStatus({ kind: 'busy', message: 'Preparing the image', fraction });
+    });
+    return source;
+  }
+
+  private async earlierWork(image: string): Promise<Journal | undefined> {
+    const stored = await this.store?.load(image);
+    return stored?.at(0)?.journal;
+  }
+}

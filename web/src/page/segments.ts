@@ -1,0 +1,116 @@
+/** Names, colors and visibility of segments. Their masks and histories are in the client's core. */
+
+import type { Rgb } from './viewer';
+
+/** A segment as the user sees it. `id` is its name in the protocol, and does not change when it is renamed. */
+export interface SegmentInfo {
+  readonly id: string;
+  /** Its label in the views, from 1 to 255. */
+  readonly label: number;
+  name: string;
+  color: Rgb;
+  isVisible: boolean;
+}
+
+/** Distinct colors, light enough for a dark image. */
+export const PALETTE: readonly Rgb[] = [
+  [255, 196, 61],
+  [77, 208, 225],
+  [186, 140, 255],
+  [129, 212, 96],
+  [255, 138, 128],
+  [100, 161, 255],
+  [255, 128, 196],
+  [214, 189, 152],
+];
+
+/** Number of labels: the views have one byte for each voxel, and 0 is no segment. */
+const MAX_SEGMENTS = 255;
+
+/** The segments of an image, in the order of the list. */
+export class SegmentList {
+  readonly all: SegmentInfo[] = [];
+  activeId: string | null = null;
+
+  get active(): SegmentInfo | null {
+    return this.find(this.activeId);
+  }
+
+  find(id: string | null): SegmentInfo | null {
+    return this.all.find((segment) => segment.id === id) ?? null;
+  }
+
+  /** Add an empty segment and select it. Return null if there are too many. */
+  add(): SegmentInfo | null {
+    const numbers = new Set(this.all.map(({ label }) => label));
+    const label = Array.from({ length: MAX_SEGMENTS }, (_, n) => n + 1).find((n) => !numbers.has(n));
+    if (label === undefined) return null;
+    return this.insert(`segment-${label}`, label);
+  }
+
+  /** Add the segment of a journal, and select it. */
+  restore(id: string): SegmentInfo | null {
+    const label = Number(/^segment-(\d+)$/.exec(id)?.[1]);
+    if (Number.isInteger(label) && label >= 1 && label <= MAX_SEGMENTS) return this.insert(id, label);
+    return null;
+  }
+
+  /** Remove a segment, and select its neighbor. */
+  remove(id: string): void {
+    const at = this.all.findIndex((segment) => segment.id === id);
+    if (at < 0) return;
+    this.all.splice(at, 1);
+    if (this.activeId === id) this.activeId = (this.all.at(at) ?? this.all.at(-1))?.id ?? null;
+  }
+
+  clear(): void {
+    this.all.length = 0;
+    this.activeId = null;
+  }
+
+  private insert(id: string, label: number): SegmentInfo {
+    const color = PALETTE[(label - 1) % PALETTE.length];
+    const segment = { id, label, name: `Segment ${label}`, color, isVisible: true };
+    this.all.push(segment);
+    this.activeId = id;
+    return segment;
+  }
+}
+
+/** Where names and colors are kept, such as `localStorage`. */
+export type TextStore = Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>;
+
+const KEY = 'nninteractive-ws.segments.';
+/** Images whose names and colors are kept. */
+const MAX_IMAGES = 20;
+
+type StoredInfo = Pick<SegmentInfo, 'id' | 'name' | 'color' | 'isVisible'>;
+interface StoredList {
+  savedAt: number;
+  segments: StoredInfo[];
+}
+
+/** Keep names, colors and visibility for an image. `image`: its name in the protocol. */
+export function storeInfos(store: TextStore, image: string, list: SegmentList, now: number): void {
+  const stored: StoredList = {
+    savedAt: now,
+    segments: list.all.map(({ id, name, color, isVisible }) => ({ id, name, color, isVisible })),
+  };
+  store.setItem(KEY + image, JSON.stringify(stored));
+  const keys = Array.from({ length: store.length }, (_, n) => store.key(n) ?? '').filter((key) => key.startsWith(KEY));
+  const savedAt = (key: string) => readStored(store, key)?.savedAt ?? 0;
+  for (const key of keys.sort((a, b) => savedAt(b) - savedAt(a)).slice(MAX_IMAGES)) store.removeItem(key);
+}
+
+/** Set names, colors and visibility of restored segments as they were kept. Empty segments return, too. */
+export function restoreInfos(store: TextStore, image: string, list: SegmentList): void {
+  for (const stored of readStored(store, KEY + image)?.segments ?? []) {
+    const segment = list.find(stored.id) ?? list.restore(stored.id);
+    if (segment !== null) Object.assign(segment, stored);
+  }
+}
+
+function readStored(store: TextStore, key: string): StoredList | null {
+  const text = store.getItem(key);
+  return text === null ? null : (JSON.parse(text) as StoredList);
+}

@@ -1,0 +1,381 @@
+/** The work on one image: the volume, its segments, the requests for them, and the status. */
+
+import type { Connection } from '../client/connection.js';
+import type { Core } from '../client/core.js';
+import type { Event, MaskDeltaEvent } from '../client/events.js';
+import { wholeBox, boxShape, type Box, type Index } from '../client/geometry';
+import type { Segment } from '../client/history.js';
+import type { ImageSource } from '../client/imageSource.js';
+import type { Journal } from '../client/journal.js';
+import { readMask } from '../client/masks';
+import type { Prompt } from '../client/messages.js';
+import type { SavedSegment, Volume } from '../files/volume';
+import { reasonOf } from './dom';
+import type { Stroke } from './gestures';
+import type { Layer } from './labelmap';
+import { marksOf, type Mark } from './marks';
+import { boxBetween, brushStroke, filledOutline, isInside, voxelAt, type MarkedVoxels } from './rasterize';
+import { SegmentList, type SegmentInfo } from './segments';
+import { connectionStatus, statusOf, type Status } from './status';
+import type { Rgb, Viewer } from './viewer';
+
+/** A request without an answer. `mark`: that of its prompt. */
+interface PendingRequest {
+  segment: string;
+  mark: Mark | null;
+}
+
+/** An image on which the user works. */
+export interface OpenImage {
+  volume: Volume;
+  source: ImageSource;
+}
+
+/** How prompts are run. */
+export interface RunOptions {
+  /** Whether each prompt predicts at once. Otherwise `run` predicts. */
+  live: boolean;
+  /** Whether masks are shown while they are computed. */
+  previews: boolean;
+  /** Whether the model looks at a larger region for large objects. */
+  autozoom: boolean;
+}
+
+/** Passes prompts to the server, and shows its answers. */
+export class Session {
+  readonly segments = new SegmentList();
+  readonly options: RunOptions = { live: true, previews: true, autozoom: true };
+  image: OpenImage | null = null;
+  status: Status = { kind: 'idle', message: '' };
+  /** Called after each change of the status, the segments or the pending requests. */
+  onChange: () => void = () => undefined;
+  /** Called when the journal has changed. */
+  onRecord: () => void = () => undefined;
+
+  private readonly pending = new Map<number, PendingRequest>();
+  private readonly previewing = new Set<string>();
+  /** A box for each segment outside of which its mask is empty. */
+  private readonly extents = new Map<string, Box>();
+
+  constructor(
+    readonly connection: Connection,
+    private readonly viewer: Viewer,
+  ) {
+    connection.onEvent((event) => {
+      this.handle(event);
+      this.onChange();
+    });
+    connection.onState((state) => {
+      this.setStatus(connectionStatus(state) ?? this.status);
+    });
+  }
+
+  private get core(): Core {
+    return this.connection.core;
+  }
+
+  // ---- image ----
+
+  /** Work on an image. Its segments are those of the journal. Throws if the image cannot be shown. */
+  open(image: OpenImage, journal?: Journal): void {
+    this.viewer.show(image.volume); // first, as it may refuse the volume
+    this.image = image;
+    this.pending.clear();
+    this.previewing.clear();
+    this.extents.clear();
+    this.segments.clear();
+    this.start((core) => core.setImage(image.source, journal));
+    for (const { name } of journal?.segments ?? []) {
+      if (this.segments.restore(name) !== null) this.extents.set(name, wholeBox(image.volume.shape));
+    }
+  }
+
+  /** Show all segments, and add one if there is none. Call it after `open`, when their names and colors are known. */
+  showSegments(): void {
+    if (this.segments.all.length === 0) this.segments.add();
+    this.setColors();
+    this.paintAll();
+    this.onChange();
+  }
+
+  // ---- state ----
+
+  /** Whether a request for a segment is waiting or running. */
+  get isBusy(): boolean {
+    return this.pending.size > 0;
+  }
+
+  get canUndo(): boolean {
+    return this.isActivePending || (this.activeHistory?.steps.length ?? 0) > 0;
+  }
+
+  get canRedo(): boolean {
+    return (this.activeHistory?.undone.length ?? 0) > 0;
+  }
+
+  /** Whether the active segment has anything to reset. */
+  get canReset(): boolean {
+    return this.canUndo;
+  }
+
+  /** Set voxels of a segment. */
+  voxels(id: string): number {
+    return this.core.segments.get(id)?.voxels ?? 0;
+  }
+
+  /** The marks of the active segment's prompts, also of those without an answer. */
+  get marks(): Mark[] {
+    const { activeId } = this.segments;
+    const answered = this.activeHistory === null ? [] : marksOf(this.activeHistory.steps, unpackStrokes);
+    const waiting = [...this.pending.values()].flatMap(({ segment, mark }) =>
+      segment === activeId && mark !== null ? [mark] : [],
+    );
+    return [...answered, ...waiting];
+  }
+
+  /** The segments to save, in the order of the list. */
+  get saved(): SavedSegment[] {
+    return this.segments.all.map(({ id, name, color }) => {
+      const segment = this.core.segments.get(id);
+      const mask = segment !== undefined && segment.voxels > 0 ? segment.mask : undefined;
+      return { name, color: [color[0] / 255, color[1] / 255, color[2] / 255], mask };
+    });
+  }
+
+  setStatus(status: Status): void {
+    this.status = status;
+    this.onChange();
+  }
+
+  // ---- prompts ----
+
+  /** Add the prompt of a stroke, drawn with a tool in a slice view. */
+  addStroke({ tool, view, points }: Stroke, positive: boolean): void {
+    if (this.image === null) return;
+    const { shape } = this.image.volume;
+    const options = { positive, run: this.options.live };
+    if (tool === 'point') {
+      const point = voxelAt(points[0]);
+      if (!isInside(point, shape)) {
+        this.reject('The point is outside the image. Click inside the image.');
+        return;
+      }
+      this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
+      return;
+    }
+    if (tool === 'box') {
+      const box = boxBetween(shape, points[0], points[points.length - 1]);
+      if (box === null) {
+        this.reject('The box is outside the image. Draw it inside the image.');
+        return;
+      }
+      this.prompt({ kind: 'box', positive, box }, (core, id) => core.addBbox(id, box, options));
+      return;
+    }
+    if (tool === 'lasso') {
+      const strokes = filledOutline(shape, view.axis, points);
+      if (strokes === null) {
+        this.reject('The lasso encloses no voxel of the image. Draw a larger outline.');
+        return;
+      }
+      const { mask, box } = strokes;
+      this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addLasso(id, mask, box, options));
+      return;
+    }
+    const thickness = this.core.welcome?.model.scribble_thickness;
+    if (thickness === undefined) {
+      this.reject('The scribble needs the model of the server. Wait for the connection.');
+      return;
+    }
+    const strokes = brushStroke(shape, view.axis, points, thickness);
+    if (strokes === null) {
+      this.reject('The scribble is outside the image. Draw it inside the image.');
+      return;
+    }
+    const { mask, box } = strokes;
+    this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addScribble(id, mask, box, options));
+  }
+
+  /** Add a point at the crosshair. */
+  addPointAtCrosshair(positive: boolean): void {
+    if (this.image === null) return;
+    const point = this.viewer.crosshair;
+    const options = { positive, run: this.options.live };
+    this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
+  }
+
+  /** Undo, redo, reset or run the active segment. */
+  command(kind: 'undo' | 'redo' | 'reset' | 'run'): void {
+    const { activeId } = this.segments;
+    if (activeId !== null) this.request(activeId, null, (core) => core[kind](activeId));
+  }
+
+  /** Cancel all waiting and running requests. */
+  cancel(): void {
+    for (const number of this.pending.keys()) this.connection.cancel(number);
+  }
+
+  setOptions(options: Partial<RunOptions>): void {
+    Object.assign(this.options, options);
+    const { previews, autozoom } = this.options;
+    this.start((core) => core.setOptions({ previews, autozoom }));
+  }
+
+  // ---- segments ----
+
+  addSegment(): void {
+    if (this.segments.add() === null) this.reject('There are too many segments. Delete one, or open the image again.');
+    this.setColors();
+    this.onRecord();
+    this.onChange();
+  }
+
+  /** Make a segment the one that prompts apply to, and show it above the others. */
+  select(id: string): void {
+    this.segments.activeId = id;
+    this.paintAll();
+    this.onChange();
+  }
+
+  /** Remove a segment with its prompts. This cannot be undone. */
+  removeSegment(id: string): void {
+    const box = this.extents.get(id);
+    this.segments.remove(id);
+    if (this.core.segments.has(id) || [...this.pending.values()].some(({ segment }) => segment === id)) {
+      this.start((core) => core.removeSegment(id));
+    }
+    this.extents.delete(id);
+    if (box !== undefined) this.viewer.paint(box, this.layers());
+    this.onRecord();
+    this.onChange();
+  }
+
+  /** Change name, color or visibility. */
+  change(segment: SegmentInfo, changes: { name?: string; color?: Rgb; isVisible?: boolean }): void {
+    Object.assign(segment, changes);
+    this.setColors();
+    const box = this.extents.get(segment.id);
+    if (box !== undefined && changes.isVisible !== undefined) this.viewer.paint(box, this.layers());
+    this.onRecord();
+    this.onChange();
+  }
+
+  // ---- internal ----
+
+  private get activeHistory(): Segment | null {
+    const { activeId } = this.segments;
+    return activeId === null ? null : (this.core.segments.get(activeId) ?? null);
+  }
+
+  private get isActivePending(): boolean {
+    return [...this.pending.values()].some(({ segment, mark }) => segment === this.segments.activeId && mark !== null);
+  }
+
+  private reject(message: string): void {
+    this.setStatus({ kind: 'error', message });
+  }
+
+  private prompt(mark: Mark, send: (core: Core, segment: string) => number): void {
+    const segment = this.segments.active ?? this.segments.add();
+    if (segment === null) return;
+    if (!segment.isVisible) this.change(segment, { isVisible: true });
+    this.request(segment.id, mark, (core) => send(core, segment.id));
+  }
+
+  private request(segment: string, mark: Mark | null, send: (core: Core) => number): void {
+    this.start((core) => {
+      const number = send(core);
+      this.pending.set(number, { segment, mark });
+      return number;
+    });
+  }
+
+  /** Send a request. Its answer comes as an event, also if it is an error. */
+  private start(command: (core: Core) => number): void {
+    try {
+      this.connection.request(command).catch(() => undefined);
+    } catch (error) {
+      this.reject(reasonOf(error));
+      return;
+    }
+    this.viewer.drawAbove();
+    this.onChange();
+  }
+
+  private handle(event: Event): void {
+    if (!this.isBackground(event)) this.status = statusOf(event) ?? this.status;
+    if (event.type === 'mask_delta') this.onMaskDelta(event);
+    else if (event.type === 'done') this.onAnswer(event.result.request);
+    else if (event.type === 'failed') this.onAnswer(event.request);
+    else if (event.type === 'masks_dropped' || event.type === 'segment_removed') this.paintAll();
+  }
+
+  /** Whether an event belongs to work that the user is not waiting for, while there is other work. */
+  private isBackground(event: Event): boolean {
+    if (event.type === 'image_progress') return this.isBusy;
+    if (event.type === 'done') return !this.pending.has(event.result.request);
+    return false;
+  }
+
+  private onMaskDelta({ segment, box, final }: MaskDeltaEvent): void {
+    this.extents.set(segment, union(this.extents.get(segment), box));
+    this.setPreview(segment, !final);
+    this.viewer.paint(box, this.layers());
+  }
+
+  private onAnswer(request: number): void {
+    const answered = this.pending.get(request);
+    if (answered === undefined) return;
+    this.pending.delete(request);
+    // A request ends with a preview if that was already its result.
+    this.setPreview(answered.segment, false);
+    this.onRecord();
+    this.viewer.drawAbove();
+  }
+
+  private setPreview(segment: string, isPreview: boolean): void {
+    if (this.previewing.has(segment) === isPreview) return;
+    if (isPreview) this.previewing.add(segment);
+    else this.previewing.delete(segment);
+    this.setColors();
+  }
+
+  private setColors(): void {
+    const colors = this.segments.all.map(
+      ({ id, label, color }) => [label, { color, isPreview: this.previewing.has(id) }] as const,
+    );
+    this.viewer.setColors(new Map(colors));
+  }
+
+  /** The masks of the visible segments. The active one is on top. */
+  private layers(): Layer[] {
+    const { all, active } = this.segments;
+    const ordered = active === null ? all : [active, ...all.filter((segment) => segment !== active)];
+    return ordered.flatMap(({ id, label, isVisible }) => {
+      const segment = this.core.segments.get(id);
+      return isVisible && segment !== undefined && segment.voxels > 0 ? [{ mask: segment.mask, label }] : [];
+    });
+  }
+
+  private paintAll(): void {
+    const box = [...this.extents.values()].reduce<Box | undefined>((all, each) => union(all, each), undefined);
+    if (box !== undefined) this.viewer.paint(box, this.layers());
+    else this.viewer.drawAbove();
+  }
+}
+
+function unpackStrokes(request: Prompt): MarkedVoxels {
+  if (!('mask' in request)) throw new Error(`A prompt of type ${request.type} has no mask.`);
+  const { box } = request.mask;
+  const shape: Index = boxShape(box);
+  const runs = readMask({ ...request.mask, box: wholeBox(shape) }, shape);
+  const mask = new Uint8Array(shape[0] * shape[1] * shape[2]);
+  for (let n = 0; n < runs.length; n += 2) mask.fill(1, runs[n], runs[n + 1]);
+  return { box, mask };
+}
+
+function union(a: Box | undefined, b: Box): Box {
+  if (a === undefined) return b;
+  const range = (n: 0 | 1 | 2) => [Math.min(a[n][0], b[n][0]), Math.max(a[n][1], b[n][1])] as const;
+  return [range(0), range(1), range(2)];
+}

@@ -1,0 +1,60 @@
+/** The status line at the bottom of the page. */
+
+import type { ConnectionState } from '../client/connection.js';
+import { button, byId, setText } from './dom';
+import type { Session } from './session';
+import { connectionStatus } from './status';
+import type { Viewer } from './viewer';
+
+/** Shows the session's status, the progress, and the voxel under the pointer. */
+export class StatusLine {
+  private readonly footer = byId('status-line', HTMLElement);
+  private readonly message = byId('status', HTMLElement);
+  private readonly detail = byId('status-detail', HTMLElement);
+  private readonly progress = byId('progress', HTMLProgressElement);
+  private readonly position = byId('position', HTMLElement);
+  private timer = 0;
+
+  constructor(
+    private readonly session: Session,
+    private readonly viewer: Viewer,
+  ) {}
+
+  /** Show the session's status. */
+  refresh(): void {
+    const { kind, message, detail = '', fraction } = this.session.status;
+    this.footer.dataset.kind = kind;
+    setText(this.message, message);
+    setText(this.detail, detail);
+    this.progress.hidden = kind !== 'busy';
+    if (fraction === undefined) this.progress.removeAttribute('value');
+    else this.progress.value = fraction;
+    button('cancel').disabled = !this.session.isBusy;
+  }
+
+  /** Count down to the next attempt while the connection is lost. */
+  follow(state: ConnectionState): void {
+    window.clearInterval(this.timer);
+    if (state.state !== 'lost') return;
+    const since = performance.now();
+    this.timer = window.setInterval(() => {
+      const status = connectionStatus(state, (performance.now() - since) / 1000);
+      if (status !== null && this.session.status.kind === 'lost') this.session.setStatus(status);
+    }, 250);
+  }
+
+  /** Show the voxel at a pixel of the views, and its value. */
+  showPosition(x: number, y: number): void {
+    const view = this.viewer.viewAt(x, y);
+    const { image } = this.session;
+    if (image === null || view === null || view === 'render') {
+      setText(this.position, '');
+      return;
+    }
+    const [ni, nj, nk] = image.volume.shape;
+    const [i, j, k] = view.toVoxel(x, y).map((at) => Math.floor(at + 0.5));
+    const isInside = i >= 0 && i < ni && j >= 0 && j < nj && k >= 0 && k < nk;
+    const value = image.volume.voxels[i + ni * (j + nj * k)];
+    setText(this.position, isInside ? `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}` : '');
+  }
+}
