@@ -61,7 +61,7 @@ class View:
         self._lock = threading.Lock()  # for what several threads set:
         self._changed: Box | None = Box.whole(image.grid.shape)
         self._drawn = NO_VOXELS
-        self._status = f"{session.server.model.name}: click into the image."
+        self._status = "The browser opens the image."
         self._has_loaded = self._is_loaded = self._has_ended = False
         self._shown_drawn = NO_VOXELS
         prompts = set(session.server.model.prompts)
@@ -99,7 +99,7 @@ class View:
     def _on_load(self) -> None:
         with self._lock:
             self._has_loaded = True
-        self._wake.set()
+        self._show_status(f"{self._session.server.model.name}: click into the image.")
 
     def _on_move(self, drag: Drag) -> None:
         if self._panel.tool != "point":

@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 
 FIRST_SEGMENT = "segment 1"
 OPACITY = 0.5
-HEIGHT_PX = 460
+HEIGHT_PX = 560
 #: A press and a release within this distance are a click.
 CLICK_PX = 6
 
@@ -82,10 +82,14 @@ class Panel:
         on_release: Callable[[Drag], None],
         on_action: Callable[[str], None],
     ) -> None:
-        self._on_load, self._on_move, self._on_release = on_load, on_move, on_release
+        self._on_move, self._on_release = on_move, on_release
         self._drag = Drag()
+        self._is_enabled = True
         self._volume, self._viewer = _make_viewer(nifti, colors)
-        self._viewer.on_msg(self._on_message)
+        self._viewer.on_image_loaded(lambda _: on_load())
+        self._viewer.on_hover_idx_change(lambda _: self._drag.hover())
+        self._viewer.on_location_change(self._move)
+        self._viewer.on_mouse_up(self._release)
         self._segments = ipywidgets.Dropdown(options=[FIRST_SEGMENT], description="Segment")
         self._new_name = ipywidgets.Text(placeholder="Name of a new segment", continuous_update=False)
         self._new_name.observe(self._add_name, "value")
@@ -159,7 +163,7 @@ class Panel:
         """Keep the picture, and accept no more prompts."""
         for control in (self._segments, self._new_name, self._tool, self._sign, *self._actions):
             control.disabled = True
-        self._viewer.on_msg(self._on_message, remove=True)
+        self._is_enabled = False
 
     def close(self) -> None:
         """Remove the widgets from the page."""
@@ -174,19 +178,14 @@ class Panel:
             self._segments.value = name
             self._new_name.value = ""
 
-    def _on_message(self, _viewer: object, content: dict[str, Any], _buffers: object) -> None:
-        event = content.get("event")
-        if event == "image_loaded":
-            self._on_load()
-        elif event == "hover_idx_change":
-            self._drag.hover()
-        elif event == "location_change":
-            if self._drag.move(content["data"]):
-                self._on_move(self._drag)
-        elif event == "mouse_up":
-            if self._drag.positions:
-                self._on_release(self._drag)
-            self._drag.clear()
+    def _move(self, location: dict[str, Any]) -> None:
+        if self._is_enabled and self._drag.move(location):
+            self._on_move(self._drag)
+
+    def _release(self, _button: object) -> None:
+        if self._is_enabled and self._drag.positions:
+            self._on_release(self._drag)
+        self._drag.clear()
 
 
 def _button(name: str, on_click: Callable[[str], None]) -> Any:
@@ -200,6 +199,7 @@ def _make_viewer(nifti: bytes, colors: Sequence[Color]) -> tuple[Any, Any]:
     viewer = ipyniivue.NiiVue(
         height=HEIGHT_PX,
         multiplanar_force_render=True,
+        multiplanar_layout=ipyniivue.MultiplanarType.GRID,
         is_radiological_convention=True,
         # The browser allocates a drawing if the pen is on. This pen draws nothing.
         drawing_enabled=True,
@@ -208,6 +208,7 @@ def _make_viewer(nifti: bytes, colors: Sequence[Color]) -> tuple[Any, Any]:
     volume = ipyniivue.Volume(name="image.nii", data=nifti)
     for widget in (viewer, volume):
         _ignore_echoes(widget)
+    volume.img = np.zeros(0, np.uint8)  # ipyniivue does not report that a volume without voxels was loaded
     viewer.load_volumes([volume])
     red, green, blue = zip((0, 0, 0), *colors, strict=True)
     viewer.set_draw_colormap(ColorMap(R=red, G=green, B=blue, A=[0] + len(colors) * [255]))
