@@ -20,7 +20,7 @@ import nninteractive_ws as nni
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import AddPoint
 
-CHROMIUM = find_program("chromium")
+CHROMIUM = find_program("chromium") or find_program("google-chrome")
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,6 +31,8 @@ pytestmark = [
 
 #: The array axes are inferior, right and posterior, with three spacings.
 AFFINE = np.array([[0, 1.5, 0, -20], [0, 0, -2, 90], [-1.0, 0, 0, 30], [0, 0, 0, 1]])
+#: Pixels of the canvas, in the coronal view.
+LOOK, CLICK = (130, 60), (150, 130)
 OPEN = """
 import json
 import numpy as np
@@ -51,7 +53,8 @@ while not {}:
 SAVE = """
 np.save("mask.npy", session.segment("segment 1").mask)
 session.save("journal")
-print(json.dumps([[place["xy"], place["mm"]] for place in locations]))
+with open("places.json", "w") as file:
+    json.dump([place["mm"][:3] for place in locations], file)
 """
 
 
@@ -80,11 +83,11 @@ def colored(lab: Notebook) -> tuple[Mask, Mask]:
 
 
 def expected_pixels(mask: Mask, places: Any, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
-    """Return where the mask must be seen in the coronal slice of the places, and which pixels are of this slice.
+    """Return where the mask must be seen in the coronal slice, and which pixels are of this slice.
 
-    ``places``: pixels and millimeters, by NiiVue.
+    ``places``: NiiVue's millimeters at the pixels ``LOOK`` and ``CLICK``.
     """
-    pixels, mm = np.array([place[0] for place in places]), np.array([place[1] for place in places])[:, :3]
+    pixels, mm = np.array([LOOK, CLICK, CLICK]), np.array(places)
     right, up = np.polyfit(pixels[:, 0], mm[:, 0], 1), np.polyfit(pixels[:, 1], mm[:, 2], 1)
     rows, columns = np.indices(shape)
     world = np.stack([np.polyval(right, columns), np.full(shape, mm[-1, 1]), np.polyval(up, rows), np.ones(shape)], -1)
@@ -97,10 +100,11 @@ def expected_pixels(mask: Mask, places: Any, shape: tuple[int, ...]) -> tuple[Ma
 
 def test_a_click_gives_the_mask_of_the_same_prompt_by_code(lab: Notebook, server: str) -> None:
     before, _ = colored(lab)
-    lab.do("drag", [130, 60], [150, 130])  # only looks, in the coronal view
-    lab.do("drag", [150, 130])
+    lab.do("drag", LOOK, CLICK)  # only moves the crosshair
+    lab.do("drag", CLICK)
     lab.do("wait_for_text", "voxels after")
-    places = json.loads(lab.do("run", SAVE))
+    lab.do("run", SAVE)
+    places = json.loads((lab.folder / "places.json").read_text())
     mask = np.load(lab.folder / "mask.npy")
 
     journal = nni.load(lab.folder / "journal")
@@ -108,7 +112,7 @@ def test_a_click_gives_the_mask_of_the_same_prompt_by_code(lab: Notebook, server
         session.set_image(phantom(), journal=journal)
         (step,) = session._async._core.segments["segment 1"].steps
         assert isinstance(step.request, AddPoint)
-        voxel = (np.linalg.inv(AFFINE) @ [*places[-1][1][:3], 1])[:3]
+        voxel = (np.linalg.inv(AFFINE) @ [*places[-1], 1])[:3]
         assert np.abs(step.request.point - voxel).max() < 0.501
         session.segment("by code").add_point(step.request.point)
         assert mask.any()
