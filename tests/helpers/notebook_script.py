@@ -62,7 +62,8 @@ class User:
         """Wait until a text is in the view's lines, and return the line."""
         line = self._page.locator(".widget-html", has_text=text).last
         line.wait_for()
-        return line.inner_text()
+        shown: str = line.inner_text()
+        return shown
 
     def select(self, button: str) -> None:
         self._page.get_by_role("button", name=button, exact=True).click()
