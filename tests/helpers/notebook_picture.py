@@ -17,6 +17,9 @@ from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.server.local_server import local_server
 
 SHAPE, SPACING = (160, 128, 112), (2.5, 2.5, 2.5)
+#: Pixels of the canvas: a click in the coronal view, and a stroke in the axial view.
+LIVER = (215, 95)
+SPLEEN = ((352, 422), (358, 434), (364, 444))
 OPEN = """
 import numpy as np
 import nninteractive_ws as nni
@@ -49,9 +52,6 @@ def write(file: Path) -> None:
             opened.do("output", str(folder / "view.png"))
             Image.open(folder / "view.png").convert("RGB").save(file, quality=80, method=6)
 
-
-LIVER = (130.0, 90.0)
-SPLEEN = ((200.0, 80.0), (205.0, 95.0))
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
