@@ -97,6 +97,10 @@ class AsyncSession:
             raise ValueError(f'No event is called "{name}". The names are {", ".join(events.EVENT_NAMES)}.')
         self._callbacks[name].append(callback)
 
+    def _off(self, name: EventName, callback: Callback) -> None:
+        """Unregister a callback."""
+        self._callbacks[name].remove(callback)
+
     async def set_image(self, image: ArrayLike | ImageSource, journal: Journal | None = None) -> None:
         """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
         source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
@@ -312,7 +316,7 @@ class AsyncSession:
         self._emit(event)
 
     def _emit(self, event: Event) -> None:
-        for callback in self._callbacks[event.name]:
+        for callback in tuple(self._callbacks[event.name]):  # it may unregister itself
             try:
                 callback(event)
             except Exception:

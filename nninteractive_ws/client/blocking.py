@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 import threading
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nninteractive_ws.client.aio import AsyncSegment, AsyncSession, Callback, aconnect
 from nninteractive_ws.client.array_like import ArrayLike
@@ -20,6 +20,9 @@ from nninteractive_ws.client.reconnect import RECONNECT_FOR_S
 from nninteractive_ws.errors import ConnectionFailed
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import Welcome
+
+if TYPE_CHECKING:
+    from nninteractive_ws.client.notebook import View
 
 T = TypeVar("T")
 
@@ -47,21 +50,11 @@ class _IOThread:
         self._loop, self._stop = running.result()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the loop and wait. An interrupted wait (Ctrl-C) cancels it.
-
-        Raises ConnectionFailed after the thread was stopped, and in a forked child, which has no such thread.
-        """
-        if not self.owner.is_this_process:
-            work.close()
-            self.owner.check()
+        """Run ``work`` on the loop and wait. An interrupted wait (Ctrl-C) cancels it. Raises as ``submit``."""
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("a callback runs on the I/O thread, where a blocking call would wait for itself")
-        with self._lock:
-            if self._stopped:
-                work.close()
-                raise ConnectionFailed("The session was closed.")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.submit(work)
         try:
             return future.result()
         except CancelledError as e:
@@ -69,6 +62,20 @@ class _IOThread:
         except BaseException:
             future.cancel()
             raise
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run ``work`` on the loop after everything submitted before, and return at once.
+
+        Raises ConnectionFailed after the thread was stopped, and in a forked child, which has no such thread.
+        """
+        if not self.owner.is_this_process:
+            work.close()
+            self.owner.check()
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise ConnectionFailed("The session was closed.")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, function: Callable[[], object]) -> None:
         """Call ``function`` on the loop soon, or never if the thread was stopped. Raises in a forked child."""
@@ -214,6 +221,41 @@ class Session:
     def segments(self) -> list[str]:
         """The names of the segments."""
         return self._async.segments
+
+    def view(self, affine: ArrayLike | None = None) -> "View":
+        """Show the image and its segments in a notebook, and prompt with the mouse.
+
+        Needs the extra ``notebook``. Segments changed by code appear in all views of the session.
+
+        Parameters
+        ----------
+        affine : array_like, optional
+            4 by 4 matrix from voxels (i, j, k) to millimeters, to the patient's right, front and top (RAS). An image of
+            nibabel has it as ``affine``. By default voxels are cubes of 1 mm, and the axes point to the right, the
+            front and the top.
+
+        Returns
+        -------
+        View
+            The view, which a cell shows as its last line.
+
+        Raises
+        ------
+        NoImage
+            If there is no image.
+        ValueError
+            If the affine is no such matrix.
+        ModuleNotFoundError
+            If the extra is not installed.
+        """
+        try:
+            from nninteractive_ws.client.notebook import View
+        except ModuleNotFoundError as e:
+            raise ModuleNotFoundError(
+                f"view needs the package {e.name}. Install it with: pip install 'nninteractive-ws[notebook]'",
+                name=e.name,
+            ) from e
+        return View(self._async, self._thread.submit, affine)
 
     @property
     def bytes_sent(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from typing import Any
 
 from nbclient import NotebookClient
 import nbformat
@@ -51,22 +52,38 @@ def test_many_volumes_are_segmented_once(server: str, tmp_path: Path) -> None:
     assert run("many_volumes.py", server, tmp_path / "x", cwd=tmp_path).count("(earlier)") == 4
 
 
-# The kernel's own packages cause warnings.
-@pytest.mark.filterwarnings("default")
-@pytest.mark.slow
-def test_the_notebook_runs(server: str, tmp_path: Path) -> None:
-    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+def run_notebook(name: str, server: str, folder: Path) -> list[dict[str, Any]]:
+    """Run a notebook, and return its outputs."""
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(ADDRESS in cell.source for cell in code) == 1
     for cell in code:
         cell.source = cell.source.replace(ADDRESS, server)
         cell.outputs = []
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(folder)}}).execute()
+    return [output for cell in code for output in cell.outputs]
+
+
+# The kernel's own packages cause warnings.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_the_first_steps_run(server: str, tmp_path: Path) -> None:
+    outputs = run_notebook("first_steps.ipynb", server, tmp_path)
+    text = "".join(output.get("text", "") for output in outputs)
     assert "previews: 0" not in text
     assert text.count("the same mask: True") == 2
-    assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_the_interactive_view_is_shown(server: str, tmp_path: Path) -> None:
+    pytest.importorskip("ipyniivue", reason="the extra notebook is not installed")
+    outputs = run_notebook("interactive_view.ipynb", server, tmp_path)
+    data = [output.get("data", {}) for output in outputs]
+    assert sum("application/vnd.jupyter.widget-view+json" in one for one in data) == 1
+    assert any(re.search(r"'left kidney': '[1-9]\d*\.\d ml'", one.get("text/plain", "")) for one in data)
 
 
 def test_every_example_is_listed() -> None:

@@ -24,8 +24,8 @@ ORDER = [
 PARTS = {
     "client": [
         "events", "array_like", "inputs", "image_source", "upload", "journal", "ownership", "core", "address", "tls",
-        "dns", "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio", "blocking",
-        "polled",
+        "dns", "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio", "display_grid",
+        "slice_shapes", "notebook_panel", "notebook", "blocking", "polled",
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [

@@ -11,8 +11,10 @@ from nninteractive_ws.demo.phantom import make_phantom
 
 SESSION = {
     "bytes_received", "bytes_sent", "cancel", "close", "on", "save", "segment", "segments", "server", "set_image",
-    "set_options",
+    "set_options", "view",
 }  # fmt: skip
+#: Members of the blocking session alone.
+BLOCKING = {"bytes_sent", "bytes_received", "view"}
 SEGMENT = {
     "add_bbox", "add_lasso", "add_point", "add_scribble", "can_redo", "can_undo", "mask", "name", "redo", "remove",
     "reset", "run", "set_mask", "undo", "voxels",
@@ -39,13 +41,13 @@ def test_the_blocking_session_and_segment() -> None:
 
 
 def test_the_asyncio_session_and_segment() -> None:
-    assert public(nni.AsyncSession) - {"wait_open"} == SESSION - {"bytes_sent", "bytes_received"}
+    assert public(nni.AsyncSession) - {"wait_open"} == SESSION - BLOCKING
     assert public(nni.AsyncSegment) == SEGMENT - {"name"}  # an attribute of the instance
 
 
 def test_the_polled_session_and_segment() -> None:
     more = {"fileno", "histories", "image", "is_dormant", "journal", "pending_requests", "poll", "round_trip"}
-    assert public(nni.PolledSession) == SESSION - {"bytes_received", "bytes_sent", "on"} | more
+    assert public(nni.PolledSession) == SESSION - BLOCKING - {"on"} | more
     assert public(nni.PolledSegment) == SEGMENT - {"name"} | {"flip_mask"}
 
 
