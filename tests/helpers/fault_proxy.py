@@ -160,6 +160,8 @@ class FaultProxy:
                 _reset(link.client)
                 _reset(link.server)
                 link.over.set()
+            while self._links:  # asyncio reports a cancelled connection as an error
+                await asyncio.sleep(0.01)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refusing:
