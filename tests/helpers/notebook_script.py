@@ -13,10 +13,10 @@ import sys
 import time
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 TIMEOUT_MS = 120_000
-WINDOW = {"width": 1000, "height": 1000}
+WINDOW: ViewportSize = {"width": 1000, "height": 1000}
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
     "--disable-background-networking",
