@@ -102,18 +102,65 @@ function boxPath(view: SliceView, box: Box): Path2D {
   return path;
 }
 
-/** The edges between marked and other voxels. */
+/** Outlines of strokes that were drawn, by axis. */
+const drawn = new WeakMap<MarkedVoxels, Partial<Record<Axis, Point[][]>>>();
+
+/** The outline of the marked voxels. */
 function contourPath(view: SliceView, strokes: MarkedVoxels): Path2D {
   const path = new Path2D();
-  for (const [a, b] of edgesOf(strokes, view.axis)) {
-    path.moveTo(...view.toPixel(a));
-    path.lineTo(...view.toPixel(b));
+  const outlines = (drawn.get(strokes) ?? {})[view.axis] ?? outlinesOf(strokes, view.axis);
+  drawn.set(strokes, { ...drawn.get(strokes), [view.axis]: outlines });
+  for (const outline of outlines) {
+    outline.forEach((corner, n) => {
+      const pixel = view.toPixel(corner);
+      if (n === 0) path.moveTo(...pixel);
+      else path.lineTo(...pixel);
+    });
+    path.closePath();
   }
   return path;
 }
 
-/** Returns the edges between marked and other voxels of a slice orthogonal to `axis`, as pairs of corners. */
-export function edgesOf({ box, mask }: MarkedVoxels, axis: Axis): [Point, Point][] {
+/**
+ * Returns the closed outlines of the marked voxels in a slice orthogonal to `axis`, as their corners in order. They are
+ * lines and not single edges, so that they can be dashed.
+ */
+export function outlinesOf(strokes: MarkedVoxels, axis: Axis): Point[][] {
+  const neighbors = new Map<string, Point[]>();
+  const connect = (a: Point, b: Point) => {
+    neighbors.set(a.join(), [...(neighbors.get(a.join()) ?? []), b]);
+  };
+  const edges = edgesOf(strokes, axis);
+  for (const [a, b] of edges) {
+    connect(a, b);
+    connect(b, a);
+  }
+  const outlines: Point[][] = [];
+  for (const [start] of edges) {
+    const outline: Point[] = [];
+    // As many edges end at a corner as begin there, so a walk along unused edges ends where it began.
+    for (let at = start, next = take(neighbors, at); next !== null; at = next, next = take(neighbors, at)) {
+      outline.push(at);
+    }
+    if (outline.length > 0) outlines.push(outline);
+  }
+  return outlines;
+}
+
+/** Remove an edge at a corner, and return its other end, or null if there is none left. */
+function take(neighbors: Map<string, Point[]>, corner: Point): Point | null {
+  const other = neighbors.get(corner.join())?.pop();
+  if (other === undefined) return null;
+  const back = neighbors.get(other.join()) ?? [];
+  back.splice(
+    back.findIndex((each) => each.join() === corner.join()),
+    1,
+  );
+  return other;
+}
+
+/** Returns the edges between marked and other voxels, as pairs of corners. */
+function edgesOf({ box, mask }: MarkedVoxels, axis: Axis): [Point, Point][] {
   const [u, v] = ([0, 1, 2] as const).filter((n) => n !== axis) as [Axis, Axis];
   const [rows, columns] = [box[u][1] - box[u][0], box[v][1] - box[v][0]];
   const isSet = (row: number, column: number) =>

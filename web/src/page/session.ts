@@ -113,11 +113,6 @@ export class Session {
     return (this.activeHistory?.undone.length ?? 0) > 0;
   }
 
-  /** Whether the active segment has anything to reset. */
-  get canReset(): boolean {
-    return this.canUndo;
-  }
-
   /** Set voxels of a segment. */
   voxels(id: string): number {
     return this.core.segments.get(id)?.voxels ?? 0;
