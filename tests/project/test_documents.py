@@ -51,7 +51,7 @@ def test_a_python_block_runs(block: Block, server: str, tmp_path: Path, monkeypa
 
 
 def test_every_block_has_a_language_that_is_tested() -> None:
-    assert documents.languages() == {"python", "sh", "csv", "hex", "json"}
+    assert documents.languages() == {"python", "sh", "csv", "hex", "json", "nginx"}
     assert {block.document for block in documents.blocks("python")} > ELSEWHERE
 
 
