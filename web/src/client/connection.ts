@@ -1,7 +1,7 @@
 /** Drives a core over the browser's WebSocket. */
 import { parseAddress, refusal, subprotocols, type Address } from './address';
 import { Core, type BrickBatch, type SavedSession } from './core';
-import { ClientError, type ErrorCode } from './errors';
+import { ClientError, messageOf, type ErrorCode } from './errors';
 import type { Event, Result } from './events';
 import type { ImageSource } from './imageSource';
 import type { Welcome } from './messages';
@@ -388,16 +388,14 @@ function notify<T>(listeners: ReadonlySet<(value: T) => void>, value: T): void {
 
 /** An error that no server can cause, and another attempt does not cure. */
 function failureOfPage(error: unknown): ClientError {
-  const detail = error instanceof Error ? error.message : String(error);
-  return new ClientError('page_failed', `The page failed (${detail}). Reload it; the segments are kept.`);
+  return new ClientError('page_failed', `The page failed (${messageOf(error)}). Reload it; the segments are kept.`);
 }
 
 /** The error of a WebSocket that the browser refuses to open. */
 function cannotConnect(error: unknown): ClientError {
-  const detail = error instanceof Error ? error.message : String(error);
   return new ClientError(
     'bad_address',
-    `The browser refuses to connect (${detail}). A page over https needs a server with TLS. Check the address.`,
+    `The browser refuses to connect (${messageOf(error)}). A page over https needs a server with TLS. Check the address.`,
   );
 }
 

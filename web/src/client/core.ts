@@ -5,6 +5,7 @@
  * frame to `receive`. The core keeps the history of each segment. After a connection was lost, `start` begins another
  * one: it resumes the session, or restores it if the server no longer has it. Commands may be given at any time.
  */
+import { BRICK } from './bricks';
 import { ClientError, errorFromServer } from './errors';
 import type { Event, MaskDeltaEvent } from './events';
 import { boxShape, checkBox, countVoxels, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
@@ -44,6 +45,7 @@ import type {
 } from './messages';
 import { decode, encode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
 import { Upload } from './upload';
+import { bytesPerVoxel } from './voxels';
 
 /** A request during which the worker ended this often may be the cause. It is not sent again. */
 const MAX_LOSSES = 2;
@@ -197,7 +199,7 @@ export class Core<I extends Image = Image> {
   /** Return the bricks of the next image frame, or null. The driver packs them, see `brickFrame`. */
   nextBricks(): BrickBatch<I> | null {
     if (this.upload === null || this.image === null || this.welcome === null) return null;
-    const bytes = 32 ** 3 * bytesOf(this.image.dtype) + BRICK_OVERHEAD;
+    const bytes = BRICK ** 3 * bytesPerVoxel(this.image.dtype) + BRICK_OVERHEAD;
     const fit = Math.max(1, Math.floor(this.welcome.limits.message_bytes / bytes) - 1);
     const indices = this.upload.next(Math.min(BRICKS_PER_MESSAGE, fit));
     return indices.length === 0 ? null : { image: this.image, indices, encoding: this.welcome.encoding };
@@ -823,10 +825,6 @@ export class Core<I extends Image = Image> {
 
 function announcement({ name, shape, dtype, statistics: { mean, std } }: Image): WithoutId<SetImage> {
   return { type: 'set_image', image: name, shape, dtype, mean, std };
-}
-
-function bytesOf(dtype: DType): number {
-  return Number(/\d+/.exec(dtype)?.[0]) / 8;
 }
 
 function segmentOf({ request }: { readonly request: Request }): string | null {

@@ -1,6 +1,7 @@
 /** Events of a session, told apart by `type`. */
 import type { ClientError } from './errors';
-import type { Box, NoticeCode, ProgressState, Timings, Welcome } from './messages';
+import type { Box } from './geometry';
+import type { NoticeCode, ProgressState, Timings, Welcome } from './messages';
 
 /** The server accepted the connection. `welcome.resumed` tells whether it still had the session. */
 export interface WelcomeEvent {

@@ -1,5 +1,5 @@
 /** Journals of this origin in IndexedDB: segments survive a reload of the page. */
-import { ClientError } from './errors';
+import { ClientError, messageOf } from './errors';
 import type { Journal } from './journal';
 import type { Step } from './messages';
 
@@ -97,10 +97,9 @@ export class JournalStore {
     try {
       await this.write(journal);
     } catch (error) {
-      const detail = error instanceof Error ? error.message : String(error);
       this.onWarning(
-        `The browser could not save the segments (${detail}). They would be lost with this tab: download them, or free ` +
-          'disk space.',
+        `The browser could not save the segments (${messageOf(error)}). They would be lost with this tab: download them, or ` +
+          'free disk space.',
       );
     }
   }

@@ -1,7 +1,7 @@
 /** Encoding of the client's messages, and decoding and checking of the server's. */
 import { Decoder, Encoder } from '@msgpack/msgpack';
 import { MAX_BRICKS } from './bricks';
-import { ClientError } from './errors';
+import { ClientError, messageOf } from './errors';
 import {
   array,
   bool,
@@ -61,8 +61,7 @@ function decodeMap(frame: Uint8Array): unknown {
   try {
     return decoder.decode(frame);
   } catch (error) {
-    const detail = error instanceof Error ? error.message : String(error);
-    throw new ClientError('bad_message', `The server sent a message that is not msgpack (${detail}).`);
+    throw new ClientError('bad_message', `The server sent a message that is not msgpack (${messageOf(error)}).`);
   }
 }
 

@@ -60,8 +60,3 @@ export function download(blob: Blob, name: string): void {
     URL.revokeObjectURL(url);
   }, 60_000);
 }
-
-/** Returns the sentence of an error. */
-export function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}

@@ -1,11 +1,12 @@
 /** The page: puts the views, the panel and the session together. */
 
-import { Connection, type ConnectionState } from '../client/connection.js';
-import { JournalStore } from '../client/journalStore.js';
-import { createPacker } from '../client/packing.js';
+import { Connection, type ConnectionState } from '../client/connection';
+import { JournalStore } from '../client/journalStore';
+import { messageOf } from '../client/errors';
+import { createPacker } from '../client/packing';
 import { ImageFiles } from '../files';
 import { askToken } from './dialogs';
-import { button, byId, input, reasonOf, setText } from './dom';
+import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
 import { droppedFiles } from './imageFiles';
 import { drawMarks } from './marks';
@@ -139,7 +140,7 @@ function connectStore(store: JournalStore | null): void {
     try {
       storeInfos(localStorage, image.source.name, session.segments, Date.now());
     } catch (error) {
-      const message = `The browser could not store the names of the segments: ${reasonOf(error)}`;
+      const message = `The browser could not store the names of the segments: ${messageOf(error)}`;
       session.setStatus({ kind: 'error', message });
     }
   };
@@ -182,7 +183,10 @@ connection.connect();
 try {
   await viewer.attach();
 } catch (error) {
-  session.setStatus({ kind: 'error', message: `The page cannot show images, as it needs WebGL 2: ${reasonOf(error)}` });
+  session.setStatus({
+    kind: 'error',
+    message: `The page cannot show images, as it needs WebGL 2: ${messageOf(error)}`,
+  });
   throw error;
 }
 const store = await openStore();

@@ -1,7 +1,8 @@
 /** Marks of prompts: where each was given, drawn above the slices. */
 
-import type { Box, Index, Prompt, Step } from '../client/messages.js';
-import type { Axis, MarkedVoxels, Point } from './rasterize';
+import type { Box, Index } from '../client/geometry';
+import type { Prompt, Step } from '../client/messages';
+import { inPlane, type Axis, type MarkedVoxels, type Point } from './rasterize';
 import type { SliceView } from './viewer';
 
 /** Bright colors, which stand out from those of segments. */
@@ -161,7 +162,7 @@ function take(neighbors: Map<string, Point[]>, corner: Point): Point | null {
 
 /** Returns the edges between marked and other voxels, as pairs of corners. */
 function edgesOf({ box, mask }: MarkedVoxels, axis: Axis): [Point, Point][] {
-  const [u, v] = ([0, 1, 2] as const).filter((n) => n !== axis) as [Axis, Axis];
+  const [u, v] = inPlane(axis);
   const [rows, columns] = [box[u][1] - box[u][0], box[v][1] - box[v][0]];
   const isSet = (row: number, column: number) =>
     row >= 0 && row < rows && column >= 0 && column < columns && mask[row * columns + column] === 1;

@@ -1,16 +1,17 @@
 /** Opening of images: read, describe, ask for consent, and continue the work of earlier. */
 
-import { ImageSource } from '../client/imageSource.js';
-import type { Journal } from '../client/journal.js';
-import type { JournalStore } from '../client/journalStore.js';
-import type { Packer } from '../client/packing.js';
+import { isLoopback } from '../client/address';
+import { messageOf } from '../client/errors';
+import { ImageSource } from '../client/imageSource';
+import type { Journal } from '../client/journal';
+import type { JournalStore } from '../client/journalStore';
+import type { Packer } from '../client/packing';
 import type { ImageFiles, Volume } from '../files';
 import { askConsent } from './dialogs';
-import { reasonOf } from './dom';
 import { readImage } from './imageFiles';
 import { restoreInfos } from './segments';
 import type { Session } from './session';
-import { consent, isLoopback, lastImage } from './tabState';
+import { consent, lastImage } from './tabState';
 
 const EXAMPLE = 'example.nii.gz';
 
@@ -53,7 +54,7 @@ export class Opening {
       if (files.length === 0) return;
       await this.open(files, isExample);
     } catch (error) {
-      session.setStatus({ kind: 'error', message: reasonOf(error) });
+      session.setStatus({ kind: 'error', message: messageOf(error) });
     } finally {
       this.isRunning = false;
       session.onChange();

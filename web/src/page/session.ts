@@ -1,16 +1,16 @@
 /** The work on one image: the volume, its segments, the requests for them, and the status. */
 
-import type { Connection } from '../client/connection.js';
-import type { Core } from '../client/core.js';
-import type { Event, MaskDeltaEvent } from '../client/events.js';
-import { wholeBox, boxShape, type Box, type Index } from '../client/geometry';
-import type { Segment } from '../client/history.js';
-import type { ImageSource } from '../client/imageSource.js';
-import type { Journal } from '../client/journal.js';
+import type { Connection } from '../client/connection';
+import type { Core } from '../client/core';
+import { messageOf } from '../client/errors';
+import type { Event, MaskDeltaEvent } from '../client/events';
+import { boxShape, countVoxels, wholeBox, type Box } from '../client/geometry';
+import type { Segment } from '../client/history';
+import type { ImageSource } from '../client/imageSource';
+import type { Journal } from '../client/journal';
 import { readMask } from '../client/masks';
-import type { Prompt } from '../client/messages.js';
+import type { Prompt } from '../client/messages';
 import type { SavedSegment, Volume } from '../files/volume';
-import { reasonOf } from './dom';
 import type { Stroke } from './gestures';
 import type { Layer } from './labelmap';
 import { marksOf, type Mark } from './marks';
@@ -290,7 +290,7 @@ export class Session {
     try {
       this.connection.request(command).catch(() => undefined);
     } catch (error) {
-      this.reject(reasonOf(error));
+      this.reject(messageOf(error));
       return;
     }
     this.viewer.drawAbove();
@@ -362,9 +362,9 @@ export class Session {
 function unpackStrokes(request: Prompt): MarkedVoxels {
   if (!('mask' in request)) throw new Error(`A prompt of type ${request.type} has no mask.`);
   const { box } = request.mask;
-  const shape: Index = boxShape(box);
+  const shape = boxShape(box);
   const runs = readMask({ ...request.mask, box: wholeBox(shape) }, shape);
-  const mask = new Uint8Array(shape[0] * shape[1] * shape[2]);
+  const mask = new Uint8Array(countVoxels(shape));
   for (let n = 0; n < runs.length; n += 2) mask.fill(1, runs[n], runs[n + 1]);
   return { box, mask };
 }

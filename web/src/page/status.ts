@@ -1,7 +1,7 @@
 /** Sentences for the status line. */
 
-import type { ConnectionState } from '../client/connection.js';
-import type { Event } from '../client/events.js';
+import type { ConnectionState } from '../client/connection';
+import type { Event } from '../client/events';
 
 /** State of the page for the status line. */
 export interface Status {

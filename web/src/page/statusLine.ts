@@ -1,7 +1,8 @@
 /** The status line at the bottom of the page. */
 
-import type { ConnectionState } from '../client/connection.js';
+import type { ConnectionState } from '../client/connection';
 import { button, byId, setText } from './dom';
+import { isInside, voxelAt } from './rasterize';
 import type { Session } from './session';
 import { connectionStatus } from './status';
 import type { Viewer } from './viewer';
@@ -51,10 +52,10 @@ export class StatusLine {
       setText(this.position, '');
       return;
     }
-    const [ni, nj, nk] = image.volume.shape;
-    const [i, j, k] = view.toVoxel(x, y).map((at) => Math.floor(at + 0.5));
-    const isInside = i >= 0 && i < ni && j >= 0 && j < nj && k >= 0 && k < nk;
-    const value = image.volume.voxels[i + ni * (j + nj * k)];
-    setText(this.position, isInside ? `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}` : '');
+    const { shape, voxels } = image.volume;
+    const voxel = voxelAt(view.toVoxel(x, y));
+    const [i, j, k] = voxel;
+    const value = isInside(voxel, shape) ? voxels[i + shape[0] * (j + shape[1] * k)] : null;
+    setText(this.position, value === null ? '' : `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}`);
   }
 }

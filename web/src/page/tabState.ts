@@ -1,6 +1,6 @@
 /** What a tab keeps for a reload, and what the browser keeps for the user. */
 
-import type { SavedSession } from '../client/core.js';
+import type { SavedSession } from '../client/core';
 
 const SESSION = 'nninteractive-ws.session';
 const TOKEN = 'nninteractive-ws.token';
@@ -53,8 +53,3 @@ export const consent = {
     localStorage.setItem(CONSENT, 'yes');
   },
 };
-
-/** Returns whether a host name is this computer. */
-export function isLoopback(host: string): boolean {
-  return /^(127(\.\d+){3}|\[::1\]|localhost|.+\.localhost)$/.test(host);
-}

@@ -215,7 +215,8 @@ export class Viewer {
   /** Move the crosshair to the voxel of a position, or to the nearest one of the volume. */
   moveTo(point: Point): void {
     const { shape } = this.current.labelmap;
-    const clamped = (n: 0 | 1 | 2) => Math.min(shape[n] - 1, Math.max(0, Math.floor(point[n] + 0.5)));
+    const voxel = voxelAt(point);
+    const clamped = (n: Axis) => Math.min(shape[n] - 1, Math.max(0, voxel[n]));
     this.crosshair = [clamped(0), clamped(1), clamped(2)];
   }
 

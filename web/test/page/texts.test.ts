@@ -1,11 +1,11 @@
 // Status texts, shortcuts, names of files, and what is kept between visits.
 import { describe, expect, test } from 'vitest';
+import { isLoopback } from '../../src/client/address';
 import { ClientError } from '../../src/client/errors';
 import { segmentsFileName } from '../../src/page/imageFiles';
 import { PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
 import { actionOf, KEYS } from '../../src/page/shortcuts';
 import { connectionStatus, statusOf } from '../../src/page/status';
-import { isLoopback } from '../../src/page/tabState';
 
 const timings = { queued: 0, waiting_for_image: 0, network: 0, passes: 1, total: 0.84 };
 
