@@ -8,7 +8,6 @@ import { ImageFiles } from '../files';
 import { askToken } from './dialogs';
 import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
-import { droppedFiles } from './imageFiles';
 import { drawMarks } from './marks';
 import { Opening } from './opening';
 import { Panel } from './panel';
@@ -84,11 +83,11 @@ async function openStore(): Promise<JournalStore | null> {
   try {
     const opened = await JournalStore.open();
     opened.onWarning = (message) => {
-      session.setStatus({ kind: 'error', message });
+      session.showError(message);
     };
     return opened;
   } catch (error) {
-    // Some private windows have no store. The page works without: a reload then begins anew.
+    // Some private windows have no store. The page works without one, but a reload then loses the segments.
     console.info('Segments are not kept for a reload.', error);
     return null;
   }
@@ -100,7 +99,6 @@ function focusViews(): void {
 }
 
 function connectOpening(opener: Opening): void {
-  const open = (files: readonly File[]) => opener.openFiles(files).then(focusViews);
   for (const [name, field] of [
     ['files', input('files')],
     ['folder', input('folder')],
@@ -111,7 +109,7 @@ function connectOpening(opener: Opening): void {
       });
     }
     field.addEventListener('change', () => {
-      void open([...(field.files ?? [])]);
+      void opener.openFiles([...(field.files ?? [])]).then(focusViews);
       field.value = '';
     });
   }
@@ -128,7 +126,7 @@ function connectOpening(opener: Opening): void {
   document.addEventListener('drop', (event) => {
     event.preventDefault();
     frame.classList.remove('drop');
-    if (event.dataTransfer !== null) void droppedFiles(event.dataTransfer).then(open);
+    if (event.dataTransfer !== null) void opener.openDropped(event.dataTransfer).then(focusViews);
   });
 }
 
@@ -140,8 +138,7 @@ function connectStore(store: JournalStore | null): void {
     try {
       storeInfos(localStorage, image.source.name, session.segments, Date.now());
     } catch (error) {
-      const message = `The browser could not store the names of the segments: ${messageOf(error)}`;
-      session.setStatus({ kind: 'error', message });
+      session.showError(`The browser could not store the names of the segments: ${messageOf(error)}`);
     }
   };
   window.addEventListener('pagehide', () => {
@@ -183,10 +180,7 @@ connection.connect();
 try {
   await viewer.attach();
 } catch (error) {
-  session.setStatus({
-    kind: 'error',
-    message: `The page cannot show images, as it needs WebGL 2: ${messageOf(error)}`,
-  });
+  session.showError(`The page cannot show images, because it needs WebGL 2: ${messageOf(error)}`);
   throw error;
 }
 const store = await openStore();

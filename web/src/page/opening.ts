@@ -8,7 +8,7 @@ import type { JournalStore } from '../client/journalStore';
 import type { Packer } from '../client/packing';
 import type { ImageFiles, Volume } from '../files';
 import { askConsent } from './dialogs';
-import { readImage } from './imageFiles';
+import { droppedFiles, readImage } from './imageFiles';
 import { restoreInfos } from './segments';
 import type { Session } from './session';
 import { consent, lastImage } from './tabState';
@@ -28,19 +28,25 @@ export class Opening {
     private readonly store: JournalStore | null,
   ) {}
 
-  /** Open the image in files that the user chose or dropped. */
+  /** Open the image in files that the user chose. */
   openFiles(files: readonly File[]): Promise<void> {
     return this.run(false, () => Promise.resolve(files));
+  }
+
+  /** Open the image in files or folders that the user dropped. */
+  openDropped(data: DataTransfer): Promise<void> {
+    return this.run(false, () => droppedFiles(data));
   }
 
   /** Open the example image of the server. */
   openExample(): Promise<void> {
     return this.run(true, async () => {
       this.session.setStatus({ kind: 'busy', message: 'Loading the example' });
-      const answer = await fetch(EXAMPLE);
-      if (!answer.ok)
-        throw new Error(`The server has no example image (HTTP ${answer.status}). Open an image of your own.`);
-      return [new File([await answer.blob()], EXAMPLE)];
+      const response = await fetch(EXAMPLE);
+      if (!response.ok) {
+        throw new Error(`The server has no example image (HTTP ${response.status}). Open an image of your own.`);
+      }
+      return [new File([await response.blob()], EXAMPLE)];
     });
   }
 
@@ -54,7 +60,7 @@ export class Opening {
       if (files.length === 0) return;
       await this.open(files, isExample);
     } catch (error) {
-      session.setStatus({ kind: 'error', message: messageOf(error) });
+      session.showError(messageOf(error));
     } finally {
       this.isRunning = false;
       session.onChange();

@@ -270,7 +270,7 @@ export class Panel {
       download(file, segmentsFileName(name, format));
       this.session.setStatus({ kind: 'ready', message: `Saved ${segmentsFileName(name, format)}.` });
     } catch (error) {
-      this.session.setStatus({ kind: 'error', message: messageOf(error) });
+      this.session.showError(messageOf(error));
     }
   }
 }

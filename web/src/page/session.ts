@@ -4,7 +4,7 @@ import type { Connection } from '../client/connection';
 import type { Core } from '../client/core';
 import { messageOf } from '../client/errors';
 import type { Event, MaskDeltaEvent } from '../client/events';
-import { boxShape, countVoxels, wholeBox, type Box } from '../client/geometry';
+import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../client/geometry';
 import type { Segment } from '../client/history';
 import type { ImageSource } from '../client/imageSource';
 import type { Journal } from '../client/journal';
@@ -14,7 +14,16 @@ import type { SavedSegment, Volume } from '../files/volume';
 import type { Stroke } from './gestures';
 import type { Layer } from './labelmap';
 import { marksOf, type Mark } from './marks';
-import { boxBetween, brushStroke, filledOutline, isInside, voxelAt, type MarkedVoxels } from './rasterize';
+import {
+  boxBetween,
+  brushStroke,
+  filledOutline,
+  isInside,
+  voxelAt,
+  type Axis,
+  type MarkedVoxels,
+  type Point,
+} from './rasterize';
 import { SegmentList, type SegmentInfo } from './segments';
 import { connectionStatus, statusOf, type Status } from './status';
 import type { Rgb, Viewer } from './viewer';
@@ -66,7 +75,7 @@ export class Session {
       this.onChange();
     });
     connection.onState((state) => {
-      this.setStatus(connectionStatus(state) ?? this.status);
+      this.setStatus(connectionStatus(state));
     });
   }
 
@@ -142,61 +151,26 @@ export class Session {
     this.onChange();
   }
 
+  /** Show an error in the status line. */
+  showError(message: string): void {
+    this.setStatus({ kind: 'error', message });
+  }
+
   // ---- prompts ----
 
   /** Add the prompt of a stroke, drawn with a tool in a slice view. */
   addStroke({ tool, view, points }: Stroke, positive: boolean): void {
     if (this.image === null) return;
     const { shape } = this.image.volume;
-    const options = { positive, run: this.options.live };
-    if (tool === 'point') {
-      const point = voxelAt(points[0]);
-      if (!isInside(point, shape)) {
-        this.reject('The point is outside the image. Click inside the image.');
-        return;
-      }
-      this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
-      return;
-    }
-    if (tool === 'box') {
-      const box = boxBetween(shape, points[0], points[points.length - 1]);
-      if (box === null) {
-        this.reject('The box is outside the image. Draw it inside the image.');
-        return;
-      }
-      this.prompt({ kind: 'box', positive, box }, (core, id) => core.addBbox(id, box, options));
-      return;
-    }
-    if (tool === 'lasso') {
-      const strokes = filledOutline(shape, view.axis, points);
-      if (strokes === null) {
-        this.reject('The lasso encloses no voxel of the image. Draw a larger outline.');
-        return;
-      }
-      const { mask, box } = strokes;
-      this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addLasso(id, mask, box, options));
-      return;
-    }
-    const thickness = this.core.welcome?.model.scribble_thickness;
-    if (thickness === undefined) {
-      this.reject('The scribble needs the model of the server. Wait for the connection.');
-      return;
-    }
-    const strokes = brushStroke(shape, view.axis, points, thickness);
-    if (strokes === null) {
-      this.reject('The scribble is outside the image. Draw it inside the image.');
-      return;
-    }
-    const { mask, box } = strokes;
-    this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addScribble(id, mask, box, options));
+    if (tool === 'point') this.addPoint(shape, points[0], positive);
+    else if (tool === 'box') this.addBox(boxBetween(shape, points[0], points[points.length - 1]), positive);
+    else if (tool === 'lasso') this.addLasso(filledOutline(shape, view.axis, points), positive);
+    else this.addScribble(shape, view.axis, points, positive);
   }
 
   /** Add a point at the crosshair. */
   addPointAtCrosshair(positive: boolean): void {
-    if (this.image === null) return;
-    const point = this.viewer.crosshair;
-    const options = { positive, run: this.options.live };
-    this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
+    if (this.image !== null) this.addPoint(this.image.volume.shape, this.viewer.crosshair, positive);
   }
 
   /** Undo, redo, reset or run the active segment. */
@@ -219,7 +193,8 @@ export class Session {
   // ---- segments ----
 
   addSegment(): void {
-    if (this.segments.add() === null) this.reject('There are too many segments. Delete one, or open the image again.');
+    if (this.segments.add() === null)
+      this.showError('There are too many segments. Delete one, or open the image again.');
     this.setColors();
     this.onRecord();
     this.onChange();
@@ -266,15 +241,51 @@ export class Session {
     return [...this.pending.values()].some(({ segment, mark }) => segment === this.segments.activeId && mark !== null);
   }
 
-  private reject(message: string): void {
-    this.setStatus({ kind: 'error', message });
+  private addPoint(shape: Index, position: Point, positive: boolean): void {
+    const point = voxelAt(position);
+    if (!isInside(point, shape)) this.showError('The point is outside the image. Click inside the image.');
+    else
+      this.prompt({ kind: 'point', positive, point }, (core, id, run) => core.addPoint(id, point, { positive, run }));
   }
 
-  private prompt(mark: Mark, send: (core: Core, segment: string) => number): void {
+  private addBox(box: Box | null, positive: boolean): void {
+    if (box === null) this.showError('The box is outside the image. Draw it inside the image.');
+    else this.prompt({ kind: 'box', positive, box }, (core, id, run) => core.addBbox(id, box, { positive, run }));
+  }
+
+  private addLasso(strokes: MarkedVoxels | null, positive: boolean): void {
+    if (strokes === null) {
+      this.showError('The lasso encloses no voxel of the image. Draw a larger outline.');
+      return;
+    }
+    const { mask, box } = strokes;
+    this.prompt({ kind: 'strokes', positive, strokes }, (core, id, run) =>
+      core.addLasso(id, mask, box, { positive, run }),
+    );
+  }
+
+  private addScribble(shape: Index, axis: Axis, points: readonly Point[], positive: boolean): void {
+    const thickness = this.core.welcome?.model.scribble_thickness;
+    if (thickness === undefined) {
+      this.showError('The scribble needs the model of the server. Wait for the connection.');
+      return;
+    }
+    const strokes = brushStroke(shape, axis, points, thickness);
+    if (strokes === null) {
+      this.showError('The scribble is outside the image. Draw it inside the image.');
+      return;
+    }
+    const { mask, box } = strokes;
+    this.prompt({ kind: 'strokes', positive, strokes }, (core, id, run) =>
+      core.addScribble(id, mask, box, { positive, run }),
+    );
+  }
+
+  private prompt(mark: Mark, send: (core: Core, segment: string, run: boolean) => number): void {
     const segment = this.segments.active ?? this.segments.add();
     if (segment === null) return;
     if (!segment.isVisible) this.change(segment, { isVisible: true });
-    this.request(segment.id, mark, (core) => send(core, segment.id));
+    this.request(segment.id, mark, (core) => send(core, segment.id, this.options.live));
   }
 
   private request(segment: string, mark: Mark | null, send: (core: Core) => number): void {
@@ -290,7 +301,7 @@ export class Session {
     try {
       this.connection.request(command).catch(() => undefined);
     } catch (error) {
-      this.reject(messageOf(error));
+      this.showError(messageOf(error));
       return;
     }
     this.viewer.drawAbove();

@@ -34,8 +34,8 @@ export function statusOf(event: Event): Status | null {
   }
 }
 
-/** Returns the status of a state of the connection. `now`: seconds; `since`: when the state began. */
-export function connectionStatus(state: ConnectionState, elapsed = 0): Status | null {
+/** Return the status of a state of the connection. `elapsed`: seconds since the state began. */
+export function connectionStatus(state: ConnectionState, elapsed = 0): Status {
   switch (state.state) {
     case 'connecting':
       return { kind: 'busy', message: 'Connecting to the server' };

@@ -39,8 +39,8 @@ export class StatusLine {
     if (state.state !== 'lost') return;
     const since = performance.now();
     this.timer = window.setInterval(() => {
-      const status = connectionStatus(state, (performance.now() - since) / 1000);
-      if (status !== null && this.session.status.kind === 'lost') this.session.setStatus(status);
+      const elapsed = (performance.now() - since) / 1000;
+      if (this.session.status.kind === 'lost') this.session.setStatus(connectionStatus(state, elapsed));
     }, 250);
   }
 
