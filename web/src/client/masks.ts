@@ -105,7 +105,7 @@ export function makeMask(runs: Runs, shape: Index, encoding: Encoding): RunLengt
 
 /** Return a mask for the wire that sets no voxel of a volume. */
 export function makeEmptyMask(encoding: Encoding): RunLengthMask {
-  // An empty mask has no bounding box. Any voxel, unset, says the same.
+  // An empty mask has no bounding box. The box of one unset voxel is equivalent.
   const voxel: Box = [
     [0, 1],
     [0, 1],

@@ -72,7 +72,7 @@ const anyInteger = integer(-Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER);
 const size = integer(1, 2 ** 31 - 1);
 const name = text(1, 256);
 const sentence = text(0, 4096);
-const words = array(text(0, 64), 64);
+const shortTexts = array(text(0, 64), 64);
 const encoding = oneOf('deflate', 'raw');
 
 const range: Check<Range> = (value, where) => {
@@ -110,7 +110,7 @@ const model: Check<Model> = struct({
   name: sentence,
   license: sentence,
   patch_size: triple(size),
-  prompts: words,
+  prompts: shortTexts,
   scribble_thickness: triple(float),
 });
 
@@ -125,7 +125,7 @@ const MESSAGES: { [T in ServerMessage['type']]: Check<Extract<ServerMessage, { t
     type: oneOf('welcome'),
     version: anyInteger,
     server_version: sentence,
-    features: words,
+    features: shortTexts,
     encoding: encoding,
     session_id: sentence,
     session_secret: sentence,

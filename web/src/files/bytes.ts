@@ -7,7 +7,7 @@ export type OnProgress = (share: number) => void;
 
 /** Deflate packs no more bytes than these into one. */
 const MAX_DEFLATE_RATIO = 1032;
-/** More bytes than these after the announced ones are not read: the file is not what its header says. */
+/** More bytes than these after the announced ones are not read, because the header is wrong then. */
 const MAX_SURPLUS_BYTES = 1 << 26;
 
 export function startsWith(bytes: Uint8Array, ...expected: number[]): boolean {
@@ -41,7 +41,7 @@ export async function readBytes(blob: Blob, name: string): Promise<Uint8Array> {
   }
 }
 
-/** What is read of a file: `blob` without its first `skipped` bytes, counted after unpacking. */
+/** Data to read from a file: `blob` without its first `skipped` bytes, counted after unpacking. */
 export interface Source {
   readonly name: string;
   readonly blob: Blob;
@@ -59,8 +59,8 @@ export async function readExactly(
   onProgress: OnProgress,
 ): Promise<{ content: Uint8Array<ArrayBuffer>; surplus: number }> {
   const { name, blob, packing, skipped } = source;
-  const most = packing === 'none' ? blob.size : blob.size * MAX_DEFLATE_RATIO;
-  if (skipped + size > most) throw incomplete(name, size, Math.max(0, most - skipped), packing !== 'none');
+  const maxBytes = packing === 'none' ? blob.size : blob.size * MAX_DEFLATE_RATIO;
+  if (skipped + size > maxBytes) throw incomplete(name, size, Math.max(0, maxBytes - skipped), packing !== 'none');
   const content = allocate(name, size);
   let position = -skipped;
   const pieces = packing === 'none' ? piecesOf(blob, name) : unpack(blob, packing, name);

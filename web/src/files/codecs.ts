@@ -4,7 +4,7 @@ import { ImageFileError } from './volume';
 /** Decodes one frame to the bytes of its pixels, little-endian, of 1 byte for up to 8 bits and else of 2. */
 export type Decoder = (encoded: Uint8Array) => Uint8Array;
 
-/** What a decoder must know of a frame. */
+/** Size of a frame, which its data does not contain. */
 export interface FrameSize {
   readonly pixels: number;
   readonly bitsAllocated: number;

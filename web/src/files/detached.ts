@@ -11,7 +11,7 @@ const MAX_NUMBERED = 100_000;
 /** Numbers as text have no more characters, with the space between them. */
 const MAX_TEXT_CHARACTERS = 32;
 
-/** What a header says about an image. */
+/** An image as its header describes it. */
 export interface Described {
   readonly file: File;
   readonly source: 'nrrd' | 'mha';

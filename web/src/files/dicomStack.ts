@@ -29,7 +29,7 @@ const PIXEL_TOLERANCE = 1e-3;
 /** Maximum number of values in an error message. */
 const MAX_VALUES = 8;
 
-/** Attributes that tell time points, echoes and other repetitions apart, in the order in which they are tried. */
+/** Attributes that distinguish time points, echoes and other repetitions, in the order in which they are tried. */
 const REPETITIONS: readonly Keyword[] = [
   'TemporalPositionIndex',
   'EffectiveEchoTime',
@@ -234,7 +234,7 @@ function along({ position, row, column }: Slice): number {
   return dot(position, cross(row, column));
 }
 
-/** What all slices of a volume have in common: its name, and whether it is the same in two slices. */
+/** Properties that all slices of a volume have in common: name, and test whether two slices agree. */
 const COMMON: readonly (readonly [string, (a: Slice, b: Slice) => boolean])[] = [
   ['numbers of rows and columns', (a, b) => a.rows === b.rows && a.columns === b.columns],
   ['orientations', (a, b) => isNear(a.row, b.row, COSINE_TOLERANCE) && isNear(a.column, b.column, COSINE_TOLERANCE)],
@@ -283,7 +283,7 @@ function checkOneTime(slices: readonly Slice[], label: string): void {
   );
 }
 
-/** Return the values of an attribute that tell slices at `count` places apart, or nothing. */
+/** Return the values of an attribute that distinguish volumes of `count` slices each, or nothing. */
 function completeGroups(slices: readonly Slice[], places: readonly number[], count: number, name: Keyword): string[] {
   const groups = new Map<string, number[]>();
   for (const [n, { repetition }] of slices.entries()) {

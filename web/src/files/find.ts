@@ -92,7 +92,7 @@ async function seriesIn(files: readonly File[]): Promise<ImageChoice[]> {
 }
 
 function ignore(): void {
-  // nobody asked for the progress
+  // no listener
 }
 
 /** Return the .img of a .hdr, packed by gzip or not. */

@@ -51,8 +51,8 @@ export function length(a: Vector): number {
 }
 
 /**
- * Return the nearest affine with perpendicular axes. Throws an ImageFileError that says what is wrong with the image
- * `name`, if its axes are sheared or in one plane.
+ * Return the nearest affine with perpendicular axes. Throws an ImageFileError if the axes of the image `name` are
+ * sheared or in one plane.
  */
 export function straightened(affine: Affine, shape: Shape, name: string): Affine {
   const axes = axesOf(affine);

@@ -28,11 +28,11 @@ export interface Volume {
   readonly notes: readonly string[];
   /** Header of a NIfTI image, in which a label map repeats qform and sform. */
   readonly nifti?: NiftiForms;
-  /** What a segmentation of a DICOM image repeats of it. */
+  /** Attributes of a DICOM image, which its segmentation repeats. */
   readonly dicom?: DicomSource;
 }
 
-/** The fields of a NIfTI header that say where the voxels are. */
+/** The fields of a NIfTI header with the positions of the voxels. */
 export interface NiftiForms {
   readonly qformCode: number;
   readonly sformCode: number;

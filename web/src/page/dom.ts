@@ -1,6 +1,6 @@
 /** Small helpers for the document. */
 
-/** Returns the element of an id. Throws if it is missing, or of another type. */
+/** Return the element of an id. Throws if it is missing, or of another type. */
 export function byId<T extends HTMLElement>(id: string, type: new () => T): T {
   const element = document.getElementById(id);
   if (!(element instanceof type)) throw new Error(`The page has no ${type.name} "${id}".`);

@@ -186,7 +186,7 @@ export class Gestures {
   }
 }
 
-/** Returns the position in the middle of a stroke, which is on its line unless it encloses something. */
+/** Return the position in the middle of a stroke, which is on its line unless it encloses something. */
 export function middleOf({ tool, points }: Stroke): Point {
   if (tool === 'point' || tool === 'scribble') return points[points.length >> 1];
   const middle = (axis: 0 | 1 | 2) => {

@@ -30,17 +30,17 @@ interface Plane {
 
 type Pair = readonly [number, number];
 
-/** Returns the voxel at a position. */
+/** Return the voxel at a position. */
 export function voxelAt(point: Point): Index {
   return [nearest(point[0]), nearest(point[1]), nearest(point[2])];
 }
 
-/** Returns whether a voxel is inside a volume of this shape. */
+/** Return whether a voxel is inside a volume of this shape. */
 export function isInside(voxel: Index, shape: Index): boolean {
   return voxel.every((at, axis) => at >= 0 && at < shape[axis]);
 }
 
-/** Returns the box between two corners, clipped to the volume, or null if it is outside. */
+/** Return the box between two corners, clipped to the volume, or null if it is outside. */
 export function boxBetween(shape: Index, corner: Point, opposite: Point): Box | null {
   const a = voxelAt(corner);
   const b = voxelAt(opposite);
@@ -49,7 +49,7 @@ export function boxBetween(shape: Index, corner: Point, opposite: Point): Box | 
 }
 
 /**
- * Returns the voxels of a stroke in the slice orthogonal to `axis`, or null if it is outside the volume.
+ * Return the voxels of a stroke in the slice orthogonal to `axis`, or null if it is outside the volume.
  *
  * A stroke is one voxel thick along `axis`, and along a row exactly as wide as `thickness` states, in voxels along
  * i, j and k. All points are taken to be in the slice of the first one.
@@ -65,7 +65,7 @@ export function brushStroke(shape: Index, axis: Axis, points: readonly Point[], 
 }
 
 /**
- * Returns the voxels whose centers an outline in the slice orthogonal to `axis` encloses, or null if there are none in
+ * Return the voxels whose centers an outline in the slice orthogonal to `axis` encloses, or null if there are none in
  * the volume. Regions that it encloses twice are inside.
  */
 export function filledOutline(shape: Index, axis: Axis, points: readonly Point[]): MarkedVoxels | null {

@@ -77,7 +77,7 @@ export class SegmentList {
   }
 }
 
-/** Where names and colors are kept, such as `localStorage`. */
+/** A store of texts, such as `localStorage`. */
 export type TextStore = Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>;
 
 const KEY = 'nninteractive-ws.segments.';

@@ -40,7 +40,7 @@ export interface OpenImage {
   source: ImageSource;
 }
 
-/** How prompts are run. */
+/** Options of all prompts. */
 export interface RunOptions {
   /** Whether each prompt predicts at once. Otherwise `run` predicts. */
   live: boolean;

@@ -14,7 +14,7 @@ export interface Status {
   fraction?: number;
 }
 
-/** Returns the status to which an event of the session leads, or null. */
+/** Return the status to which an event of the session leads, or null. */
 export function statusOf(event: Event): Status | null {
   switch (event.type) {
     case 'image_progress':

@@ -1,4 +1,4 @@
-/** What a tab keeps for a reload, and what the browser keeps for the user. */
+/** State of the tab that survives a reload, and consent that the browser keeps. */
 
 import type { SavedSession } from '../client/core';
 
