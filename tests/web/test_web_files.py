@@ -169,7 +169,7 @@ def test_voxels_that_are_not_finite(name: str, page_files: PageFiles, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"dim": [4, 5, 7, 2, 2, 1, 1, 1]}, "has 4 dimensions, with 2 volumes. Expected one volume."),
+        ({"dim": [4, 5, 7, 2, 2, 1, 1, 1]}, "has 4 dimensions, 5 x 7 x 2 x 2. Expected one volume."),
         ({"dim": [2, 5, 7, 1, 1, 1, 1, 1]}, "has 2 dimensions. Expected a volume with 3."),
         ({"dim": [3, 5, 0, 4, 1, 1, 1, 1]}, "is damaged: it has 5 x 0 x 4 voxels."),
         ({"dim": [3, 5, 7, -4, 1, 1, 1, 1]}, "is damaged: it has 5 x 7 x -4 voxels."),

@@ -14,6 +14,16 @@ export function startsWith(bytes: Uint8Array, ...expected: number[]): boolean {
   return expected.every((byte, index) => bytes[index] === byte);
 }
 
+/** Return bytes as text with one character for each. */
+export function latin1(bytes: Uint8Array): string {
+  return new TextDecoder('latin1').decode(bytes);
+}
+
+/** Whether a file starts as DICOM files do: with 128 bytes of any content, and DICM. */
+export function hasDicomPreamble(bytes: Uint8Array): boolean {
+  return latin1(bytes.subarray(128, 132)) === 'DICM';
+}
+
 export function isGzip(bytes: Uint8Array): boolean {
   return startsWith(bytes, 0x1f, 0x8b);
 }

@@ -1,8 +1,10 @@
 // Images in NRRD and MetaImage files: a header as text, and voxels after it or in other files.
-import { isGzip, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
+import { countVoxels } from '../client/geometry';
+import { wireType } from '../client/voxels';
+import { isGzip, latin1, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
 import { betweenRasAndLps, straightened } from './geometry';
-import { type Affine, ImageFileError, type Shape, type Volume } from './volume';
-import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType, typeOf } from './voxels';
+import { type Affine, ImageFileError, shapeOf, type Volume } from './volume';
+import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType } from './voxels';
 
 /** A header ends within so many bytes, also if it lists the files of a thousand slices. */
 const MAX_HEADER_BYTES = 1 << 20;
@@ -31,7 +33,7 @@ export interface Described {
 
 /** Return the start of a file as text with one character for each byte. */
 export async function readHeader(file: File): Promise<string> {
-  return new TextDecoder('latin1').decode(await readBytes(file.slice(0, MAX_HEADER_BYTES), file.name));
+  return latin1(await readBytes(file.slice(0, MAX_HEADER_BYTES), file.name));
 }
 
 /** Return the files that a header names, one after the other: a single one, numbered ones, or a list. */
@@ -77,32 +79,17 @@ export async function readDescribed(image: Described, onProgress: OnProgress): P
     throw new ImageFileError(`${name} has voxels of the type ${image.typeName}. Expected integers or real numbers.`);
   }
   const affine = straightened(betweenRasAndLps(image.lps), shape, name);
-  const { stored, surplus } = await readStored(image, image.type, shape[0] * shape[1] * shape[2], onProgress);
+  const { stored, surplus } = await readStored(image, image.type, countVoxels(shape), onProgress);
   const voxels = rescaled(stored, 1, 0);
   return {
     name,
     shape,
     voxels,
-    dtype: typeOf(voxels),
+    dtype: wireType(voxels),
     affine,
     source: image.source,
     notes: [...noteOnSurplus(surplus), ...replaceNonFinite(voxels, name)],
   };
-}
-
-function shapeOf(name: string, sizes: readonly number[]): Shape {
-  if (!sizes.every((n) => Number.isInteger(n) && n > 0)) {
-    throw new ImageFileError(`${name} is damaged: it has ${sizes.join(' x ')} voxels. Copy or export it again.`);
-  }
-  const [i, j, k, ...further] = sizes;
-  if (sizes.length < 3) throw new ImageFileError(`${name} has ${sizes.length} dimensions. Expected a volume with 3.`);
-  if (further.some((n) => n > 1)) {
-    throw new ImageFileError(
-      `${name} has ${sizes.length} dimensions, ${sizes.join(' x ')}. Expected one volume. Save the one to segment in a ` +
-        'file of its own.',
-    );
-  }
-  return [i, j, k];
 }
 
 /** An image whose voxels have several components. */
@@ -139,8 +126,7 @@ async function packingOf(data: Blob, name: string): Promise<'gzip' | 'deflate'> 
 }
 
 async function readText(name: string, data: Blob, count: number): Promise<string> {
-  const bytes = await readBytes(data.slice(0, count * MAX_TEXT_CHARACTERS), name);
-  return new TextDecoder('latin1').decode(bytes);
+  return latin1(await readBytes(data.slice(0, count * MAX_TEXT_CHARACTERS), name));
 }
 
 /** Return numbers that are written as text, as whole or real numbers. */

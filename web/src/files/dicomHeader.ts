@@ -1,14 +1,13 @@
 // The headers of DICOM files.
 import { type DataSet, type Element, parseDicom } from 'dicom-parser';
 import { inflateSync } from 'fflate';
-import { readBytes, reason } from './bytes';
+import { hasDicomPreamble, latin1, readBytes, reason } from './bytes';
+import { EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 
 export const PIXEL_DATA = 'x7fe00010';
 const FLOAT_PIXEL_DATA = 'x7fe00008';
 const DOUBLE_PIXEL_DATA = 'x7fe00009';
-const IMPLICIT_LITTLE_ENDIAN = '1.2.840.10008.1.2';
-const EXPLICIT_LITTLE_ENDIAN = '1.2.840.10008.1.2.1';
 const DICOMDIR = '1.2.840.10008.1.3.10';
 
 /** Numbers of first bytes that are read for a header, in turn, until one contains it. */
@@ -180,7 +179,7 @@ export async function readDicomHeader(file: File): Promise<DicomHeader | typeof 
     }
   }
   const bytes = await readBytes(file, file.name);
-  const hasPreamble = new TextDecoder('latin1').decode(bytes.subarray(128, 132)) === 'DICM';
+  const hasPreamble = hasDicomPreamble(bytes);
   try {
     const header = headerOf(file, parseDicomFile(bytes, PIXEL_DATA));
     if (header.attributes.text('MediaStorageSOPClassUID') === DICOMDIR) return NOT_DICOM;
@@ -215,9 +214,8 @@ export function pixelsOf({ elements }: DataSet): Element | undefined {
 /** Parse a DICOM file, up to a tag if it is given. Old files have no preamble, and no name of their transfer syntax. */
 export function parseDicomFile(bytes: Uint8Array, untilTag?: string): DataSet {
   const options = { untilTag, inflater: inflated };
-  const hasPreamble = new TextDecoder('latin1').decode(bytes.subarray(128, 132)) === 'DICM';
-  if (hasPreamble) return parseDicom(bytes, options);
-  const isExplicit = /^[A-Z]{2}$/.test(new TextDecoder('latin1').decode(bytes.subarray(4, 6)));
+  if (hasDicomPreamble(bytes)) return parseDicom(bytes, options);
+  const isExplicit = /^[A-Z]{2}$/.test(latin1(bytes.subarray(4, 6)));
   const syntax = isExplicit ? EXPLICIT_LITTLE_ENDIAN : IMPLICIT_LITTLE_ENDIAN;
   return parseDicom(bytes, { ...options, TransferSyntaxUID: syntax });
 }

@@ -17,16 +17,17 @@ const SEGMENTATION_STORAGE = '1.2.840.10008.5.1.4.1.1.66.4';
 const IMPLEMENTATION = '2.25.38957256595216031959135633470868868697';
 const PROGRAM = 'nninteractive-ws';
 const MAX_TEXT = 64;
+const DATE = /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/;
 
 /** Attributes of patient and study: tag, value representation, and a pattern of valid values. They may be empty. */
 const MAY_BE_EMPTY: Readonly<Record<string, readonly [tag: number, vr: string, valid: RegExp]>> = {
-  StudyDate: [0x00080020, 'DA', /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/],
+  StudyDate: [0x00080020, 'DA', DATE],
   StudyTime: [0x00080030, 'TM', /^(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?$/],
   AccessionNumber: [0x00080050, 'SH', /^/],
   ReferringPhysicianName: [0x00080090, 'PN', /^/],
   PatientName: [0x00100010, 'PN', /^/],
   PatientID: [0x00100020, 'LO', /^/],
-  PatientBirthDate: [0x00100030, 'DA', /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/],
+  PatientBirthDate: [0x00100030, 'DA', DATE],
   PatientSex: [0x00100040, 'CS', /^[MFO]?$/],
   StudyID: [0x00200010, 'SH', /^/],
   PositionReferenceIndicator: [0x00201040, 'LO', /^/],

@@ -1,4 +1,5 @@
 // The slices of a DICOM series, or the frames of multi-frame files, as a volume.
+import { wireType } from '../client/voxels';
 import { grouped, type OnProgress } from './bytes';
 import { type Attributes, type DicomHeader, type Keyword, PIXEL_DATA } from './dicomHeader';
 import { openPixels, type Pixels, type ReadFrame } from './dicomPixels';
@@ -13,7 +14,7 @@ import {
   type Volume,
   type Voxels,
 } from './volume';
-import { replaceNonFinite, typeOf } from './voxels';
+import { replaceNonFinite } from './voxels';
 
 /** Tolerance of the distance between slices: relative to it, and in millimeters, because scanners round positions. */
 const SPACING_TOLERANCE = 0.05;
@@ -100,7 +101,7 @@ export async function readStack(series: Series, earlier: readonly string[], onPr
     name: label,
     shape,
     voxels,
-    dtype: typeOf(voxels),
+    dtype: wireType(voxels),
     affine,
     source: 'dicom',
     notes: [...notes, ...replaceNonFinite(voxels, `The series ${label}`)],

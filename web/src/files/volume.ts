@@ -1,10 +1,8 @@
 // A volume read from image files, and the segments to save with it.
+import type { DType } from '../client/messages';
 
 /** Voxels in a type that the protocol can send. */
 export type Voxels = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array;
-
-/** The protocol's name of the voxels' type. */
-export type VoxelType = 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'float32';
 
 export type Vector = readonly [number, number, number];
 export type Shape = readonly [number, number, number];
@@ -20,7 +18,7 @@ export interface Volume {
   readonly shape: Shape;
   /** The voxel (i, j, k) is at i + ni * (j + nj * k): i is the fastest axis of the file, as for the Python client. */
   readonly voxels: Voxels;
-  readonly dtype: VoxelType;
+  readonly dtype: DType;
   /** From voxel indices to RAS millimeters. */
   readonly affine: Affine;
   readonly source: 'nifti' | 'nrrd' | 'mha' | 'dicom';
@@ -81,6 +79,26 @@ export interface ImageChoice {
    * Read the image. `onProgress`: gets the share that was read, from 0 to 1. Rejects with an {@link ImageFileError}.
    */
   open(onProgress?: (share: number) => void): Promise<Volume>;
+}
+
+/**
+ * Return the shape of an image with these sizes along its axes. Further axes may have one element each.
+ *
+ * @throws ImageFileError - for sizes that are not those of one volume. `name`: of the file.
+ */
+export function shapeOf(name: string, sizes: readonly number[]): Shape {
+  if (!sizes.every((n) => Number.isInteger(n) && n > 0)) {
+    throw new ImageFileError(`${name} is damaged: it has ${sizes.join(' x ')} voxels. Copy or export it again.`);
+  }
+  const [i, j, k, ...further] = sizes;
+  if (sizes.length < 3) throw new ImageFileError(`${name} has ${sizes.length} dimensions. Expected a volume with 3.`);
+  if (further.some((n) => n > 1)) {
+    throw new ImageFileError(
+      `${name} has ${sizes.length} dimensions, ${sizes.join(' x ')}. Expected one volume. Save the one to segment in a ` +
+        'file of its own.',
+    );
+  }
+  return [i, j, k];
 }
 
 /** A file cannot be read or written. The message is for the user: what is wrong, and what to do. */

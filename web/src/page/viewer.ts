@@ -2,7 +2,9 @@
 
 import { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER } from '@niivue/niivue';
 import type { Box, Index } from '../client/geometry';
+import type { DType } from '../client/messages';
 import type { Volume } from '../files/volume';
+import { NIFTI_CODES } from '../files/voxels';
 import { voxelAt, type Axis, type Point } from './rasterize';
 import { Labelmap, type Layer } from './labelmap';
 
@@ -53,8 +55,8 @@ const MAX_ZOOM = 20;
 /** Direction of the 3-D view in degrees: nearly from the front, with the right side of the patient at the left. */
 const FRONT = { azimuth: 160, elevation: 15 };
 
-/** NIfTI's codes of the voxel types that NiiVue shows without a conversion of its own. */
-const NIFTI_TYPES = { uint8: 2, int16: 4, uint16: 512, float32: 16 } as const;
+/** The voxel types that NiiVue shows without a conversion of its own. */
+const SHOWN_TYPES: readonly DType[] = ['uint8', 'int16', 'uint16', 'float32'];
 
 /** Shows a volume and the segments on it. */
 export class Viewer {
@@ -395,11 +397,11 @@ function largest(values: readonly number[]): number {
 /** Make NiiVue's image of a volume. Voxels of types that NiiVue shows are not copied. */
 function toNvImage(volume: Volume): NVImage {
   const { shape, affine, name } = volume;
-  const { voxels, type } = displayed(volume);
+  const { voxels, dtype } = displayed(volume);
   const sizes = [0, 1, 2].map((n) => Math.hypot(...affine.slice(0, 3).map((row) => row[n])));
   const image = new NVImage();
   const header = NVImage.createNiftiHeader([...shape], sizes, affine.flat());
-  header.datatypeCode = type;
+  header.datatypeCode = NIFTI_CODES[dtype];
   header.numBitsPerVoxel = 8 * voxels.BYTES_PER_ELEMENT;
   image.hdr = header;
   const raw = voxels.buffer;
@@ -412,10 +414,7 @@ function toNvImage(volume: Volume): NVImage {
 }
 
 /** The voxels in a type that NiiVue shows as it is, in a buffer of their own. */
-function displayed({ voxels, dtype }: Volume): { voxels: Volume['voxels']; type: number } {
-  if (dtype in NIFTI_TYPES) {
-    const whole = voxels.byteLength === voxels.buffer.byteLength ? voxels : voxels.slice();
-    return { voxels: whole, type: NIFTI_TYPES[dtype as keyof typeof NIFTI_TYPES] };
-  }
-  return { voxels: Float32Array.from(voxels), type: NIFTI_TYPES.float32 };
+function displayed({ voxels, dtype }: Volume): Pick<Volume, 'voxels' | 'dtype'> {
+  if (!SHOWN_TYPES.includes(dtype)) return { voxels: Float32Array.from(voxels), dtype: 'float32' };
+  return { voxels: voxels.byteLength === voxels.buffer.byteLength ? voxels : voxels.slice(), dtype };
 }
