@@ -1,7 +1,8 @@
 // The slices of a DICOM series, or the frames of multi-frame files, as a volume.
 import { wireType } from '../client/voxels';
 import { grouped, type OnProgress } from './bytes';
-import { type Attributes, type DicomHeader, type Keyword, PIXEL_DATA } from './dicomHeader';
+import { COMMON_WITH_SEG, type Keyword } from './dicomAttributes';
+import { type Attributes, type DicomHeader, PIXEL_DATA } from './dicomHeader';
 import { openPixels, type Pixels, type ReadFrame } from './dicomPixels';
 import { framesOf, type Series } from './dicomSeries';
 import { affineOf, betweenRasAndLps, cross, difference, dot, length, scaled, straightened } from './geometry';
@@ -48,22 +49,6 @@ const REPETITIONS: readonly Keyword[] = [
   'AcquisitionTime',
   'ContentTime',
 ];
-/** Attributes that a segmentation has in common with its image. */
-const COMMON_WITH_SEG: readonly Keyword[] = [
-  'PatientName',
-  'PatientID',
-  'PatientBirthDate',
-  'PatientSex',
-  'StudyInstanceUID',
-  'StudyDate',
-  'StudyTime',
-  'StudyID',
-  'AccessionNumber',
-  'ReferringPhysicianName',
-  'FrameOfReferenceUID',
-  'PositionReferenceIndicator',
-];
-
 /** A slice, without its pixels: frame `index` of `header`. */
 interface Slice {
   readonly header: DicomHeader;
