@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from helpers.chromium import find_chromium
 from helpers.end_to_end import phantom, server_process
 from helpers.notebook_process import PYTHON, Notebook, notebook
-from helpers.programs import find_program
 import numpy as np
 from PIL import Image
 import pytest
@@ -20,7 +20,7 @@ import nninteractive_ws as nni
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import AddPoint
 
-CHROMIUM = find_program("chromium") or find_program("google-chrome")
+CHROMIUM = find_chromium()
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ import ssl
 from helpers.end_to_end import PlainClient, hello, run, server_process
 from helpers.nginx import UPGRADE as FORWARD_WEBSOCKETS
 from helpers.nginx import nginx
-from helpers.web_page import INDEX, SCRIPT, UPGRADE, Answer, send, upgrade, write_page
+from helpers.web_page import INDEX, SCRIPT, UPGRADE, HttpResponse, send, upgrade, write_page
 import nibabel as nib
 import pytest
 import trustme
@@ -41,10 +41,10 @@ class Served:
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def get(self, path: str, *headers: tuple[str, str], method: str = "GET") -> Answer:
+    def get(self, path: str, *headers: tuple[str, str], method: str = "GET") -> HttpResponse:
         return send(self.port, path, ("Host", self.host), *headers, method=method)
 
-    def open_websocket(self, *tokens: str, more: tuple[tuple[str, str], ...] = ()) -> Answer:
+    def open_websocket(self, *tokens: str, more: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
         return send(self.port, "/", *upgrade(self.host, f"http://{self.host}", *tokens), *more)
 
 

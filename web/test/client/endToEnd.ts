@@ -147,4 +147,4 @@ async function main(): Promise<void> {
   }
 }
 
-await main();
+void main(); // without catch: Node.js prints an error and ends
