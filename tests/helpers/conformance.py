@@ -206,8 +206,8 @@ class Runner:
             elif isinstance(event, events.Failed):
                 self._answers.append({"label": names.get(event.request or 0), "error": event.error.code})
             elif isinstance(event, events.Progress):
-                told = {"state": event.state, "done": event.done, "total": event.total}
-                self._progress.append({"label": names.get(event.request), **told})
+                progress = {"state": event.state, "done": event.done, "total": event.total}
+                self._progress.append({"label": names.get(event.request), **progress})
             elif isinstance(event, events.Notice):
                 self._notices.append(event.code)
 

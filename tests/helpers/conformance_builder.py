@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from helpers.conformance import Json, to_json
+from helpers.conformance import Json, to_json, volume_of
 
 Voxel = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
@@ -32,9 +32,7 @@ MR: Json = {"shape": [33, 2, 35], "dtype": "float32", "factors": [3, 5, 7], "mod
 
 def with_statistics(image: Json) -> Json:
     """Add mean and standard deviation, computed as protocol.md's Python block does."""
-    grid = np.ogrid[tuple(slice(0, n) for n in image["shape"])]
-    total = sum(factor * axis for factor, axis in zip(image["factors"], grid, strict=True))
-    volume = np.asarray(total % image["modulus"] + image["offset"], image["dtype"])
+    volume = volume_of(image)
     at = np.argwhere(volume)
     inside = volume[tuple(slice(a, b + 1) for a, b in zip(at.min(axis=0), at.max(axis=0), strict=True))]
     inside = inside.astype(np.float64)
@@ -73,15 +71,14 @@ def packed(mask: Mask, encoding: str = "raw", box: Sequence[Sequence[int]] | Non
     """Return a RunLengthMask."""
     plain = numbers(mask, box)
     assert plain is not None
-    data = struct.pack(f"<{len(plain['runs'])}I", *plain["runs"])
-    data = stored(data) if encoding == "deflate" else data
-    return {"box": plain["box"], "runs": len(plain["runs"]), "encoding": encoding, "data": data}
+    return run_lengths(plain["box"], plain["runs"], encoding)
 
 
-def run_lengths(box: Sequence[Sequence[int]], runs: Sequence[int]) -> Json:
+def run_lengths(box: Sequence[Sequence[int]], runs: Sequence[int], encoding: str = "raw") -> Json:
     """Return a RunLengthMask with these runs, valid or not."""
     data = struct.pack(f"<{len(runs)}I", *runs)
-    return {"box": [list(pair) for pair in box], "runs": len(runs), "encoding": "raw", "data": data}
+    data = stored(data) if encoding == "deflate" else data
+    return {"box": [list(pair) for pair in box], "runs": len(runs), "encoding": encoding, "data": data}
 
 
 def checksum(mask: Mask, box: Sequence[Sequence[int]]) -> int:
