@@ -74,7 +74,7 @@ def volume_of(image: Json) -> npt.NDArray[np.generic]:
 
 
 class Runner:
-    """Drives a core through a scenario. Raises AssertionError where it does not conform."""
+    """Drives a core through a scenario. Raises AssertionError if it does not conform."""
 
     def __init__(self, scenario: Json) -> None:
         self._steps = scenario["steps"]

@@ -26,6 +26,8 @@ MODEL = {
 }  # fmt: skip
 #: Image of most scenarios, a single brick. The statistics follow from its voxels.
 CT: Json = {"shape": [4, 4, 4], "dtype": "int16", "factors": [3, 5, 7], "modulus": 11, "offset": -2}
+#: The answer to a request without a segment.
+NO_SEGMENT: Json = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
 #: Image of four bricks, three of them smaller than 32^3.
 MR: Json = {"shape": [33, 2, 35], "dtype": "float32", "factors": [3, 5, 7], "modulus": 11, "offset": 0.5}
 
@@ -247,8 +249,7 @@ class Scenario:
         self.receive(welcome())
         self.command("set_image", "image", expect={"sends": [set_image(1, self.images[name], name)]}, image=name)
         self.receive(image_progress([], 0, len(bricks), name))
-        answer = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
-        self.receive(done(1), answers=[{"label": "image", "done": answer}])
+        self.receive(done(1), answers=[{"label": "image", "done": NO_SEGMENT}])
         self.upload(bricks)
 
     def click(self, number: int, label: str, point: Voxel, segment: ServerSegment, *changed: Voxel) -> None:

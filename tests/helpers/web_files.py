@@ -71,7 +71,7 @@ class PageFiles:
 
 
 def start_page_files(folder: Path) -> Iterator[PageFiles]:
-    """Bundle and run the readers and writers. Skips the test where Node.js or the page's packages are missing."""
+    """Bundle and run the readers and writers. Skips the test if Node.js or the page's packages are missing."""
     if (reason := missing_program()) is not None:
         pytest.skip(reason)
     program = bundle("test/files/run.ts", folder)

@@ -20,6 +20,6 @@ def bundle(source: str, folder: Path) -> Path:
     """Bundle a program below ``web/`` into a folder, for Node.js. Return its path."""
     program = (folder / Path(source).name).with_suffix(".js")
     options = ["--bundle", "--format=cjs", "--platform=node", "--target=es2022", "--loader:.wasm=binary"]
-    command = [_ESBUILD, source, *options, "--log-level=warning", f"--outfile={program}"]
+    command = [str(_ESBUILD), source, *options, "--log-level=warning", f"--outfile={program}"]
     subprocess.run(command, cwd=WEB, check=True, timeout=_TIMEOUT_S)
     return program

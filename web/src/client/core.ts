@@ -843,7 +843,7 @@ function createsSegment(request: Request): boolean {
   return request.type === 'set_mask' || request.type.startsWith('add_');
 }
 
-/** Return options, of which the later ones win where they are not null. */
+/** Return the later options, with the earlier ones in place of null. */
 function merged(earlier: Options, later: Options): Options {
   const { autozoom, previews } = later;
   return { type: 'set_options', autozoom: autozoom ?? earlier.autozoom, previews: previews ?? earlier.previews };

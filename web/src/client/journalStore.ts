@@ -51,7 +51,7 @@ export class JournalStore {
     private readonly maxBytes: number,
   ) {}
 
-  /** Open the store. Rejects where the browser has none, such as in some private windows. */
+  /** Open the store. Rejects if the browser has none, as in some private windows. */
   static async open(maxBytes = MAX_BYTES): Promise<JournalStore> {
     const opening = indexedDB.open(DATABASE, 1);
     opening.onupgradeneeded = () => {

@@ -98,7 +98,7 @@ export class Attributes {
   }
 }
 
-/** The header of a DICOM file. `pixels`: where its pixels are. */
+/** The header of a DICOM file. `pixels`: the element of its pixels. */
 export interface DicomHeader {
   readonly file: File;
   readonly attributes: Attributes;

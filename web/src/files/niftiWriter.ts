@@ -75,7 +75,7 @@ function formsOf(affine: Affine): NiftiForms {
   };
 }
 
-/** Return b, c and d of the quaternion a + bi + cj + dk of a rotation, where a is not negative. */
+/** Return b, c and d of the quaternion a + bi + cj + dk of a rotation, with a not negative. */
 function quaternionOf(x: Vector, y: Vector, z: Vector): Vector {
   // Each of these is 4 times the square of one part. The largest one gives the others without loss of digits.
   const squares = [1 + x[0] + y[1] + z[2], 1 + x[0] - y[1] - z[2], 1 - x[0] + y[1] - z[2], 1 - x[0] - y[1] + z[2]];

@@ -139,7 +139,7 @@ export function outlinesOf(strokes: MarkedVoxels, axis: Axis): Point[][] {
   const outlines: Point[][] = [];
   for (const [start] of edges) {
     const outline: Point[] = [];
-    // As many edges end at a corner as begin there, so a walk along unused edges ends where it began.
+    // As many edges end at a corner as begin there, so a walk along unused edges ends at its start.
     for (let at = start, next = take(neighbors, at); next !== null; at = next, next = take(neighbors, at)) {
       outline.push(at);
     }

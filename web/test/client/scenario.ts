@@ -52,7 +52,7 @@ const ANY_SESSION = 'any';
 const encoder = new Encoder();
 const decoder = new Decoder();
 
-/** Drives a core through a scenario. Throws where it does not conform. */
+/** Drives a core through a scenario. Throws if it does not conform. */
 export class Runner {
   private readonly core = new Core<NamedImage>({ encodings: ENCODINGS });
   private readonly labels = new Map<string, number>();
