@@ -1,7 +1,7 @@
 /** Opening of images: read, describe, ask for consent, and continue the work of earlier. */
 
 import { isLoopback } from '../client/address';
-import { messageOf } from '../client/errors';
+import { ClientError, messageOf } from '../client/errors';
 import { ImageSource } from '../client/imageSource';
 import type { Journal } from '../client/journal';
 import type { JournalStore } from '../client/journalStore';
@@ -10,7 +10,7 @@ import type { ImageFiles, Volume } from '../files';
 import { askConsent } from './dialogs';
 import { droppedFiles, readImage } from './imageFiles';
 import { restoreInfos } from './segments';
-import type { Session } from './session';
+import type { OpenImage, Session } from './session';
 import { consent, lastImage } from './tabState';
 
 const EXAMPLE = 'example.nii.gz';
@@ -86,12 +86,23 @@ export class Opening {
       return;
     }
     const source = await this.describe(volume);
-    session.open({ volume, source }, await this.earlierWork(source.name));
+    this.show({ volume, source }, await this.earlierWork(source.name));
     restoreInfos(localStorage, source.name, session.segments);
     session.showSegments();
     lastImage.set({ name: volume.name, isExample });
     // After a reload, the example must not replace this image.
     if (!isExample) history.replaceState(null, '', location.pathname);
+  }
+
+  /** Open an image with its saved segments, or without them if they are damaged. */
+  private show({ volume, source }: OpenImage, journal: Journal | undefined): void {
+    try {
+      this.session.open({ volume, source }, journal);
+    } catch (error) {
+      if (!(error instanceof ClientError) || error.code !== 'bad_journal') throw error;
+      const notes = [...volume.notes, `The saved segments were not restored. ${error.message}`];
+      this.session.open({ volume: { ...volume, notes }, source });
+    }
   }
 
   private async hasConsent(): Promise<boolean> {

@@ -35,11 +35,6 @@ export function voxelAt(point: Point): Index {
   return [nearest(point[0]), nearest(point[1]), nearest(point[2])];
 }
 
-/** Return whether a voxel is inside a volume of this shape. */
-export function isInside(voxel: Index, shape: Index): boolean {
-  return voxel.every((at, axis) => at >= 0 && at < shape[axis]);
-}
-
 /** Return the box between two corners, clipped to the volume, or null if it is outside. */
 export function boxBetween(shape: Index, corner: Point, opposite: Point): Box | null {
   const a = voxelAt(corner);

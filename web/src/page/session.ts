@@ -4,7 +4,7 @@ import type { Connection } from '../client/connection';
 import type { Core } from '../client/core';
 import { messageOf } from '../client/errors';
 import type { Event, MaskDeltaEvent } from '../client/events';
-import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../client/geometry';
+import { boxShape, countVoxels, isVoxelInside, wholeBox, type Box, type Index } from '../client/geometry';
 import type { Segment } from '../client/history';
 import type { ImageSource } from '../client/imageSource';
 import type { Journal } from '../client/journal';
@@ -14,16 +14,7 @@ import type { SavedSegment, Volume } from '../files/volume';
 import type { Stroke } from './gestures';
 import type { Layer } from './labelmap';
 import { marksOf, type Mark } from './marks';
-import {
-  boxBetween,
-  brushStroke,
-  filledOutline,
-  isInside,
-  voxelAt,
-  type Axis,
-  type MarkedVoxels,
-  type Point,
-} from './rasterize';
+import { boxBetween, brushStroke, filledOutline, voxelAt, type Axis, type MarkedVoxels, type Point } from './rasterize';
 import { SegmentList, type SegmentInfo } from './segments';
 import { connectionStatus, statusOf, type Status } from './status';
 import type { Rgb, Viewer } from './viewer';
@@ -85,7 +76,11 @@ export class Session {
 
   // ---- image ----
 
-  /** Work on an image. Its segments are those of the journal. Throws if the image cannot be shown. */
+  /**
+   * Work on an image. Its segments are those of the journal.
+   *
+   * @throws Error - if the image cannot be shown, and a ClientError as `Core.setImage` does.
+   */
   open(image: OpenImage, journal?: Journal): void {
     this.viewer.show(image.volume); // first, as it may refuse the volume
     this.image = image;
@@ -93,7 +88,7 @@ export class Session {
     this.previewing.clear();
     this.extents.clear();
     this.segments.clear();
-    this.start((core) => core.setImage(image.source, journal));
+    this.send((core) => core.setImage(image.source, journal));
     for (const { name } of journal?.segments ?? []) {
       if (this.segments.restore(name) !== null) this.extents.set(name, wholeBox(image.volume.shape));
     }
@@ -243,7 +238,7 @@ export class Session {
 
   private addPoint(shape: Index, position: Point, positive: boolean): void {
     const point = voxelAt(position);
-    if (!isInside(point, shape)) this.showError('The point is outside the image. Click inside the image.');
+    if (!isVoxelInside(point, shape)) this.showError('The point is outside the image. Click inside the image.');
     else
       this.prompt({ kind: 'point', positive, point }, (core, id, run) => core.addPoint(id, point, { positive, run }));
   }
@@ -281,29 +276,33 @@ export class Session {
     );
   }
 
-  private prompt(mark: Mark, send: (core: Core, segment: string, run: boolean) => number): void {
+  private prompt(mark: Mark, add: (core: Core, segment: string, run: boolean) => number): void {
     const segment = this.segments.active ?? this.segments.add();
     if (segment === null) return;
     if (!segment.isVisible) this.change(segment, { isVisible: true });
-    this.request(segment.id, mark, (core) => send(core, segment.id, this.options.live));
+    this.request(segment.id, mark, (core) => add(core, segment.id, this.options.live));
   }
 
-  private request(segment: string, mark: Mark | null, send: (core: Core) => number): void {
+  private request(segment: string, mark: Mark | null, command: (core: Core) => number): void {
     this.start((core) => {
-      const number = send(core);
+      const number = command(core);
       this.pending.set(number, { segment, mark });
       return number;
     });
   }
 
-  /** Send a request. Its answer comes as an event, also if it is an error. */
+  /** Send a request, and show an error of its arguments in the status line. */
   private start(command: (core: Core) => number): void {
     try {
-      this.connection.request(command).catch(() => undefined);
+      this.send(command);
     } catch (error) {
       this.showError(messageOf(error));
-      return;
     }
+  }
+
+  /** Send a request. Its answer comes as an event, also if it is an error. Throws for invalid arguments. */
+  private send(command: (core: Core) => number): void {
+    this.connection.request(command).catch(() => undefined);
     this.viewer.drawAbove();
     this.onChange();
   }

@@ -1,8 +1,9 @@
 /** The status line at the bottom of the page. */
 
 import type { ConnectionState } from '../client/connection';
+import { isVoxelInside } from '../client/geometry';
 import { button, byId, setText } from './dom';
-import { isInside, voxelAt } from './rasterize';
+import { voxelAt } from './rasterize';
 import type { Session } from './session';
 import { connectionStatus } from './status';
 import type { Viewer } from './viewer';
@@ -55,7 +56,7 @@ export class StatusLine {
     const { shape, voxels } = image.volume;
     const voxel = voxelAt(view.toVoxel(x, y));
     const [i, j, k] = voxel;
-    const value = isInside(voxel, shape) ? voxels[i + shape[0] * (j + shape[1] * k)] : null;
+    const value = isVoxelInside(voxel, shape) ? voxels[i + shape[0] * (j + shape[1] * k)] : null;
     setText(this.position, value === null ? '' : `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}`);
   }
 }
