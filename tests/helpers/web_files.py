@@ -75,5 +75,5 @@ def start_page_files(folder: Path) -> Iterator[PageFiles]:
     if (reason := missing_program()) is not None:
         pytest.skip(reason)
     program = bundle("test/files/run.ts", folder)
-    with subprocess.Popen(["node", program], cwd=folder, stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen(["node", program], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield PageFiles(process, folder)

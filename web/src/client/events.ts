@@ -86,6 +86,7 @@ export interface MasksDroppedEvent {
   readonly type: 'masks_dropped';
 }
 
+/** Any event. */
 export type Event =
   | WelcomeEvent
   | ImageProgressEvent

@@ -38,11 +38,13 @@ export const float: Check<number> = (value, where) => {
   return value;
 };
 
+/** A boolean. */
 export const bool: Check<boolean> = (value, where) => {
   if (typeof value !== 'boolean') throw invalid(where, 'true or false');
   return value;
 };
 
+/** A byte string. */
 export const bytes: Check<Uint8Array> = (value, where) => {
   if (!(value instanceof Uint8Array)) throw invalid(where, 'a byte string');
   return value;

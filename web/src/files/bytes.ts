@@ -2,7 +2,9 @@
 import { Gunzip } from 'fflate';
 import { ImageFileError } from './volume';
 
+/** Compression of data. */
 export type Packing = 'none' | 'gzip' | 'deflate';
+/** Called with the share that was read, from 0 to 1. */
 export type OnProgress = (share: number) => void;
 
 /** Deflate packs no more bytes than these into one. */
@@ -10,6 +12,7 @@ const MAX_DEFLATE_RATIO = 1032;
 /** More bytes than these after the announced ones are not read, because the header is wrong then. */
 const MAX_SURPLUS_BYTES = 1 << 26;
 
+/** Whether bytes start with others. */
 export function startsWith(bytes: Uint8Array, ...expected: number[]): boolean {
   return expected.every((byte, index) => bytes[index] === byte);
 }
@@ -24,6 +27,7 @@ export function hasDicomPreamble(bytes: Uint8Array): boolean {
   return latin1(bytes.subarray(128, 132)) === 'DICM';
 }
 
+/** Whether the first bytes of a file are those of gzip. */
 export function isGzip(bytes: Uint8Array): boolean {
   return startsWith(bytes, 0x1f, 0x8b);
 }
@@ -43,6 +47,7 @@ export async function readStart(file: File, size: number): Promise<{ start: Uint
   return { start: unpacked.subarray(0, filled), gzip: true };
 }
 
+/** Return the bytes of a part of the file `name`. Rejects with an ImageFileError if it cannot be read. */
 export async function readBytes(blob: Blob, name: string): Promise<Uint8Array> {
   try {
     return new Uint8Array(await blob.arrayBuffer());

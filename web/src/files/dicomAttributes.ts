@@ -57,6 +57,7 @@ export const ATTRIBUTES = {
   PerFrameFunctionalGroupsSequence: ['x52009230', 'SQ'],
 } as const;
 
+/** DICOM keyword of an attribute. */
 export type Keyword = keyof typeof ATTRIBUTES;
 
 /** Attributes of patient, study and frame of reference, which a segmentation has in common with its image. */

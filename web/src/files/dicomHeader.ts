@@ -6,6 +6,7 @@ import { hasDicomPreamble, latin1, readBytes, reason } from './bytes';
 import { EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 
+/** Tag of pixels that are integers. */
 export const PIXEL_DATA = 'x7fe00010';
 const FLOAT_PIXEL_DATA = 'x7fe00008';
 const DOUBLE_PIXEL_DATA = 'x7fe00009';
@@ -148,6 +149,7 @@ function headerOf(file: File, dataSet: DataSet): DicomHeader {
   };
 }
 
+/** Return the element with the pixels, or undefined. */
 export function pixelsOf({ elements }: DataSet): Element | undefined {
   const found = [PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA].map((tag) => elements[tag] as Element | undefined);
   return found.find((element) => element !== undefined);

@@ -5,6 +5,7 @@ import { ImageFileError } from './volume';
 /** Objects with the attributes of images that are no images of a patient. */
 const NOT_IMAGES = ['SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'SR', 'PR', 'KO', 'REG', 'DOC'];
 
+/** The files of a DICOM series. */
 export interface Series {
   readonly uid: string;
   readonly number: number;
@@ -67,6 +68,7 @@ function oneSeries(uid: string, headers: readonly DicomHeader[]): Series {
   };
 }
 
+/** Return the number of frames of a file, which is 1 without the attribute. */
 export function framesOf({ attributes }: DicomHeader): number {
   return attributes.number('NumberOfFrames') ?? 1;
 }

@@ -38,6 +38,7 @@ interface Header {
   readonly forms: NiftiForms;
 }
 
+/** Whether the first bytes of a file are a NIfTI header. */
 export function isNifti(start: Uint8Array): boolean {
   return version(start) !== undefined;
 }

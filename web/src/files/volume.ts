@@ -4,7 +4,9 @@ import type { DType } from '../client/messages';
 /** Voxels in a type that the protocol can send. */
 export type Voxels = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array;
 
+/** Three components, along the axes of the image or of space. */
 export type Vector = readonly [number, number, number];
+/** Numbers of voxels along (i, j, k). */
 export type Shape = readonly [number, number, number];
 
 /** The four rows of a matrix from voxel indices (i, j, k, 1) to millimeters. */
@@ -52,6 +54,7 @@ export interface DicomSource {
   readonly slices: readonly DicomSlice[];
 }
 
+/** The DICOM image of a slice. */
 export interface DicomSlice {
   readonly sopClassUid: string;
   readonly sopInstanceUid: string;

@@ -33,6 +33,7 @@ export const NIFTI_CODES: Readonly<Record<StoredType, number>> = {
   uint64: 1280,
 };
 
+/** Return the bytes of a voxel in a file. */
 export function bytesOf(type: StoredType): number {
   return ARRAYS[type].BYTES_PER_ELEMENT;
 }
@@ -43,6 +44,7 @@ export function decode(content: Uint8Array<ArrayBuffer>, type: StoredType, littl
   return new ARRAYS[type](content.buffer, content.byteOffset, content.byteLength / bytesOf(type));
 }
 
+/** Voxels as a file has them. */
 export type Stored = Voxels | Float64Array | BigInt64Array | BigUint64Array;
 
 function swap(content: Uint8Array, size: number): void {

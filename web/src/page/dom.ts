@@ -7,10 +7,12 @@ export function byId<T extends HTMLElement>(id: string, type: new () => T): T {
   return element;
 }
 
+/** Return the button of an id. Throws as `byId`. */
 export function button(id: string): HTMLButtonElement {
   return byId(id, HTMLButtonElement);
 }
 
+/** Return the input field of an id. Throws as `byId`. */
 export function input(id: string): HTMLInputElement {
   return byId(id, HTMLInputElement);
 }

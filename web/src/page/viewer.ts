@@ -3,6 +3,7 @@
 import { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER } from '@niivue/niivue';
 import type { Box, Index } from '../client/geometry';
 import type { DType } from '../client/messages';
+import { axesOf, length } from '../files/geometry';
 import type { Volume } from '../files/volume';
 import { NIFTI_CODES } from '../files/voxels';
 import { voxelAt, type Axis, type Point } from './rasterize';
@@ -398,9 +399,9 @@ function largest(values: readonly number[]): number {
 function toNvImage(volume: Volume): NVImage {
   const { shape, affine, name } = volume;
   const { voxels, dtype } = displayed(volume);
-  const sizes = [0, 1, 2].map((n) => Math.hypot(...affine.slice(0, 3).map((row) => row[n])));
+  const spacing = axesOf(affine).map(length);
   const image = new NVImage();
-  const header = NVImage.createNiftiHeader([...shape], sizes, affine.flat());
+  const header = NVImage.createNiftiHeader([...shape], spacing, affine.flat());
   header.datatypeCode = NIFTI_CODES[dtype];
   header.numBitsPerVoxel = 8 * voxels.BYTES_PER_ELEMENT;
   image.hdr = header;
