@@ -2,6 +2,7 @@
 import { encode } from '@msgpack/msgpack';
 import { describe, expect, it } from 'vitest';
 import { MAX_BRICKS } from '../../src/client/bricks';
+import { ClientError } from '../../src/client/errors';
 import { checkStructure } from '../../src/client/messageLimits';
 import { decode } from '../../src/client/protocol';
 
@@ -16,6 +17,15 @@ function nested(levels: number): unknown {
   return levels === 0 ? [] : [nested(levels - 1)];
 }
 
+/** Return the code of the error that a message causes. */
+function codeOf(frame: Uint8Array): unknown {
+  try {
+    return decode(frame);
+  } catch (error) {
+    return error instanceof ClientError ? error.code : error;
+  }
+}
+
 describe('messages', () => {
   it.each([
     ['arrays with more items than the message has bytes', announced(MANY)],
@@ -23,7 +33,7 @@ describe('messages', () => {
     ['arrays inside of each other', encode(nested(50))],
     ['many empty arrays', encode(Array.from({ length: 3 }, () => Array.from({ length: MAX_BRICKS }, () => [])))],
   ])('are refused before they are decoded: %s', (_, frame) => {
-    expect(() => decode(frame)).toThrow(expect.objectContaining({ code: 'too_large' }));
+    expect(codeOf(frame)).toBe('too_large');
   });
 
   it('may list all bricks', () => {
@@ -85,7 +95,7 @@ describe('messages', () => {
       voxels: 70000,
     });
     for (let end = 0; end < whole.length; end++) {
-      expect(() => decode(whole.subarray(0, end))).toThrow(expect.objectContaining({ code: 'bad_message' }));
+      expect(codeOf(whole.subarray(0, end))).toBe('bad_message');
     }
   });
 });
