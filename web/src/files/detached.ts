@@ -1,7 +1,7 @@
 // Images in NRRD and MetaImage files: a header as text, and voxels after it or in other files.
 import { isGzip, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
 import { betweenRasAndLps, straightened } from './geometry';
-import { type Affine, ImageFileError, type Shape, type Volume } from './volume';
+import { type Affine, checkVoxels, ImageFileError, type Shape, type Volume } from './volume';
 import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType, typeOf } from './voxels';
 
 /** A header ends within so many bytes, also if it lists the files of a thousand slices. */
@@ -88,6 +88,7 @@ function utf8(text: string): string {
 export async function readDescribed(image: Described, onProgress: OnProgress): Promise<Volume> {
   const { name } = image.file;
   const shape = shapeOf(name, image.sizes);
+  checkVoxels(name, shape);
   if (image.type === undefined) {
     throw new ImageFileError(`${name} has voxels of the type ${image.typeName}. Expected integers or real numbers.`);
   }

@@ -1,7 +1,15 @@
 // NIfTI-1 and NIfTI-2 files, and pairs of .hdr and .img, as nibabel reads them.
 import { noteOnSurplus, type OnProgress, readExactly, readStart, type Source } from './bytes';
 import { affineOf, type Axes, betweenRasAndLps, gridDistance, scaled, straightened } from './geometry';
-import { type Affine, ImageFileError, type NiftiForms, type Shape, type Vector, type Volume } from './volume';
+import {
+  type Affine,
+  checkVoxels,
+  ImageFileError,
+  type NiftiForms,
+  type Shape,
+  type Vector,
+  type Volume,
+} from './volume';
 import { bytesOf, decode, replaceNonFinite, rescaled, type StoredType, typeOf } from './voxels';
 
 /** The size of a NIfTI-2 header, which is the larger one. */
@@ -69,6 +77,7 @@ export async function readNifti(file: File, voxelFile: File | undefined, onProgr
   const { start, gzip } = await readStart(file, NIFTI_HEADER_BYTES);
   const header = parse(start, file.name);
   const shape = shapeOf(header.dimensions, file.name);
+  checkVoxels(file.name, shape);
   const type = TYPES[header.type];
   if (type === undefined) throw unusable(file.name, header.type);
   const source: Source = header.isPair

@@ -17,7 +17,19 @@ function metaImage(...fields: string[]): string {
   return ['NDims = 3', 'DimSize = 100 100 100', 'ElementType = MET_UCHAR', ...fields].join('\n');
 }
 
-async function open(name: string, content: string, ...others: File[]): Promise<Volume> {
+/** A NIfTI header of a cube of uint8. */
+function niftiHeader(edge: number): Uint8Array<ArrayBuffer> {
+  const view = new DataView(new ArrayBuffer(352));
+  view.setInt32(0, 348, true);
+  [3, edge, edge, edge].forEach((value, n) => {
+    view.setInt16(40 + 2 * n, value, true);
+  });
+  view.setInt16(70, 2, true);
+  view.setInt32(344, 0x6e2b3100);
+  return new Uint8Array(view.buffer);
+}
+
+async function open(name: string, content: BlobPart, ...others: File[]): Promise<Volume> {
   const [image] = await findImages([new File([content], name), ...others]);
   return image.open();
 }
@@ -27,6 +39,14 @@ test.each([
   ['a.mha', `${metaImage('HeaderSize = x', 'ElementDataFile = LOCAL')}\nabc`],
 ])('a number of skipped bytes that is none does not fill the image with zeros: %s', async (name, content) => {
   await expect(open(name, content)).rejects.toThrow(`${name} is damaged: its header skips NaN bytes.`);
+});
+
+test.each([
+  ['a.nrrd', `${nrrd().replace('100 100 100', '2000 2000 2000')}\n\nabc`],
+  ['a.mha', `${metaImage('ElementDataFile = LOCAL').replace('100 100 100', '2000 2000 2000')}\nabc`],
+  ['a.nii', niftiHeader(2000)],
+])('more voxels than can be sent are refused before they are read: %s', async (name, content) => {
+  await expect(open(name, content)).rejects.toThrow('2000 x 2000 x 2000 voxels, which are too many');
 });
 
 // With a time that grows with the square of the length, these take minutes.
