@@ -74,7 +74,7 @@ def page_user(browser: Any, **options: Any) -> Iterator["PageUser"]:
     with browser.new_context(**options) as context:
         user = PageUser(context.new_page(), _playwright().expect)
         yield user
-    assert user.problems == []
+    assert user.problems == [], user.problems
 
 
 @dataclass

@@ -94,6 +94,21 @@ def test_head_is_answered_without_a_body(served: Served, path: str) -> None:
         assert head.headers[name] == got.headers[name]
 
 
+@pytest.mark.parametrize("path", ["/", "/none", "/metrics", "/healthz", "/capabilities", f"/{SCRIPT}", f"/{SCRIPT}x"])
+def test_every_response_has_the_headers_for_security(served: Served, path: str) -> None:
+    for answer in (served.get(path), served.get(path, ("Origin", "https://attacker.example"))):
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none';")
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "get"])
+@pytest.mark.parametrize("path", ["/", f"/{SCRIPT}", "/metrics"])
+def test_other_methods_are_refused(served: Served, path: str, method: str) -> None:
+    answer = served.get(path, method=method)
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
 @pytest.mark.parametrize("path", [f"/{SCRIPT}.map", f"/{SCRIPT}/../index.html", "/page.js", "/index.html", "/..%2f"])
 def test_other_paths_are_no_files(served: Served, path: str) -> None:
     assert served.get(path).status in (404, 426)

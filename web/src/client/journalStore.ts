@@ -72,6 +72,17 @@ export class JournalStore {
     return records;
   }
 
+  /** Delete all journals. The next save stores that of the open image again. */
+  async clear(): Promise<void> {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.wanted = null;
+    await this.saving;
+    const transaction = this.database.transaction(JOURNALS, 'readwrite');
+    transaction.objectStore(JOURNALS).clear();
+    await completion(transaction);
+  }
+
   /** Save soon what `journal` returns then. Calls in quick succession are one save. */
   saveSoon(journal: () => Journal): void {
     this.wanted = journal;

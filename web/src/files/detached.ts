@@ -3,13 +3,16 @@ import { countVoxels } from '../client/geometry';
 import { wireType } from '../client/voxels';
 import { isGzip, latin1, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
 import { betweenRasAndLps, straightened } from './geometry';
-import { type Affine, ImageFileError, shapeOf, type Volume } from './volume';
+import { type Affine, checkVoxels, ImageFileError, shapeOf, type Volume } from './volume';
 import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType } from './voxels';
 
 /** A header ends within so many bytes, also if it lists the files of a thousand slices. */
 const MAX_HEADER_BYTES = 1 << 20;
 /** No image has more slices. */
 const MAX_NUMBERED = 100_000;
+/** No file has a longer name with its folders. */
+const MAX_NAME = 4096;
+const PATTERN = /^(.*)%(0?)(\d*)d(\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?/;
 /** Numbers as text have no more characters, with the space between them. */
 const MAX_TEXT_CHARACTERS = 32;
 
@@ -36,11 +39,22 @@ export async function readHeader(file: File): Promise<string> {
   return latin1(await readBytes(file.slice(0, MAX_HEADER_BYTES), file.name));
 }
 
+/** Return text without blanks at its ends. A regular expression would take a time that grows with its square. */
+export function trimmed(text: string): string {
+  const isBlank = (at: number) => text[at] === ' ' || text[at] === '\t';
+  let [start, end] = [0, text.length];
+  while (start < end && isBlank(start)) start++;
+  while (start < end && isBlank(end - 1)) end--;
+  return text.slice(start, end);
+}
+
 /** Return the files that a header names, one after the other: a single one, numbered ones, or a list. */
 export function namedFiles(header: string, names: readonly string[], files: readonly File[]): Blob {
-  const expanded = names.flatMap(expand);
-  if (expanded.length === 0) throw new ImageFileError(`${header} is damaged: it names no file with voxels.`);
-  return new Blob(expanded.map((name) => fileOf(header, name, files)));
+  const found: File[] = [];
+  // The first file that is missing ends it, however many names a pattern makes.
+  for (const name of names) for (const one of expand(name)) found.push(fileOf(header, one, files));
+  if (found.length === 0) throw new ImageFileError(`${header} is damaged: it names no file with voxels.`);
+  return new Blob(found);
 }
 
 function fileOf(header: string, path: string, files: readonly File[]): File {
@@ -54,16 +68,17 @@ function fileOf(header: string, path: string, files: readonly File[]): File {
 }
 
 /** Return the names of a pattern of numbered files, such as slice%03d.raw 1 100 1, or the name itself. */
-function expand(name: string): string[] {
-  const pattern = /^(.*)%(0?)(\d*)d(\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?/.exec(name);
-  if (pattern === null) return [utf8(name)];
+function* expand(name: string): Generator<string> {
+  const pattern = name.length > MAX_NAME ? null : PATTERN.exec(name);
+  if (pattern === null) {
+    yield utf8(name);
+    return;
+  }
   const [, before, zero, width, after] = pattern;
   const [first, last, step] = pattern.slice(5).map((number: string | undefined) => Number(number ?? 1));
-  const names: string[] = [];
   for (let number = first; number <= Math.min(last, first + MAX_NUMBERED); number += Math.max(step, 1)) {
-    names.push(utf8(before + String(number).padStart(Number(width), zero === '' ? ' ' : '0') + after));
+    yield utf8(before + String(number).padStart(Math.min(Number(width), MAX_NAME), zero === '' ? ' ' : '0') + after);
   }
-  return names;
 }
 
 /** Decode text that was read with one character for each byte. */
@@ -75,8 +90,12 @@ function utf8(text: string): string {
 export async function readDescribed(image: Described, onProgress: OnProgress): Promise<Volume> {
   const { name } = image.file;
   const shape = shapeOf(name, image.sizes);
+  checkVoxels(name, shape);
   if (image.type === undefined) {
     throw new ImageFileError(`${name} has voxels of the type ${image.typeName}. Expected integers or real numbers.`);
+  }
+  if (!Number.isInteger(image.skipped)) {
+    throw new ImageFileError(`${name} is damaged: its header skips ${image.skipped} bytes. Copy or export it again.`);
   }
   const affine = straightened(betweenRasAndLps(image.lps), shape, name);
   const { stored, surplus } = await readStored(image, image.type, countVoxels(shape), onProgress);

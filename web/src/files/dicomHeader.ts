@@ -1,8 +1,8 @@
 // The headers of DICOM files.
 import { type DataSet, type Element, parseDicom } from 'dicom-parser';
-import { inflateSync } from 'fflate';
+import { Inflate } from 'fflate';
 import { ATTRIBUTES, type Keyword } from './dicomAttributes';
-import { hasDicomPreamble, latin1, readBytes, reason } from './bytes';
+import { grouped, hasDicomPreamble, latin1, readBytes, reason } from './bytes';
 import { EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 
@@ -14,6 +14,17 @@ const DICOMDIR = '1.2.840.10008.1.3.10';
 
 /** Numbers of first bytes that are read for a header, in turn, until one contains it. */
 const HEADER_BYTES = [1 << 16, 1 << 20, 1 << 24];
+
+/** No attribute that is read as text is longer in a valid file. */
+const MAX_TEXT_BYTES = 4096;
+/**
+ * Limits of the content of a file in a deflated transfer syntax: times its size, or bytes if those are more. Deflate can
+ * pack a thousand bytes into one, but not those of an image.
+ */
+const MAX_INFLATION = 100;
+const MAX_INFLATED_BYTES = 2 ** 26;
+/** Compressed bytes that are unpacked at once, to at most a thousand times as many. */
+const INFLATE_BYTES = 2 ** 16;
 
 /** Names for text decoders of DICOM's character sets, other than the default one. */
 const ENCODINGS: readonly (readonly [RegExp, string])[] = [
@@ -48,7 +59,8 @@ export class Attributes {
     if (element === undefined || element.length <= 0) return '';
     if (vr === 'US' || vr === 'UL' || vr === 'FD') return String(this.number(keyword) ?? '');
     const { byteArray } = this.dataSet;
-    const bytes = byteArray.subarray(element.dataOffset, element.dataOffset + element.length);
+    const length = Math.min(element.length, MAX_TEXT_BYTES);
+    const bytes = byteArray.subarray(element.dataOffset, element.dataOffset + length);
     return new TextDecoder(this.encoding)
       .decode(bytes)
       .replace(/[\0 ]+$/, '')
@@ -166,10 +178,23 @@ export function parseDicomFile(bytes: Uint8Array, untilTag?: string): DataSet {
 
 /** Inflate all of a file after its meta information, which ends at a position. */
 function inflated(bytes: Uint8Array, position: number): Uint8Array {
-  const rest = inflateSync(bytes.subarray(position));
-  const result = new Uint8Array(position + rest.length);
-  result.set(bytes.subarray(0, position));
-  result.set(rest, position);
+  const parts = [bytes.subarray(0, position)];
+  const most = Math.max(MAX_INFLATION * bytes.length, MAX_INFLATED_BYTES);
+  let length = position;
+  const inflater = new Inflate((part) => {
+    length += part.length;
+    if (length > most) throw new Error(`it unpacks to more than ${grouped(most)} bytes`);
+    parts.push(part);
+  });
+  for (let start = position; start < bytes.length; start += INFLATE_BYTES) {
+    inflater.push(bytes.subarray(start, start + INFLATE_BYTES), start + INFLATE_BYTES >= bytes.length);
+  }
+  const result = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    result.set(part, at);
+    at += part.length;
+  }
   return result;
 }
 

@@ -8,6 +8,7 @@ import { framesOf, type Series } from './dicomSeries';
 import { affineOf, betweenRasAndLps, cross, difference, dot, length, scaled, straightened } from './geometry';
 import {
   type Affine,
+  checkVoxels,
   type DicomSource,
   ImageFileError,
   type Shape,
@@ -80,6 +81,7 @@ export async function readStack(series: Series, earlier: readonly string[], onPr
   checkOneTime(slices, label);
   checkEven(slices, label);
   const shape: Shape = [slices[0].columns, slices[0].rows, slices.length];
+  checkVoxels(`The series ${label}`, shape);
   const affine = straightened(betweenRasAndLps(affineOfSlices(slices)), shape, `The series ${label}`);
   const voxels = await readVoxels(slices, shape, onProgress);
   return {

@@ -108,3 +108,14 @@ export function shapeOf(name: string, sizes: readonly number[]): Shape {
 export class ImageFileError extends Error {
   override readonly name = 'ImageFileError';
 }
+
+/** Limit of the protocol. */
+const MAX_VOXELS = 2 ** 30;
+
+/** Throw an ImageFileError for more voxels than can be sent, before memory is taken for them. `name`: of the image. */
+export function checkVoxels(name: string, shape: Shape): void {
+  if (shape[0] * shape[1] * shape[2] <= MAX_VOXELS) return;
+  throw new ImageFileError(
+    `${name} has ${shape.join(' x ')} voxels, which are too many: at most ${MAX_VOXELS} are accepted. Crop or resample it.`,
+  );
+}

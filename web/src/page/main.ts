@@ -5,13 +5,13 @@ import { JournalStore } from '../client/journalStore';
 import { messageOf } from '../client/errors';
 import { createPacker } from '../client/packing';
 import { ImageFiles } from '../files';
-import { askToken } from './dialogs';
+import { askConfirmation, askToken } from './dialogs';
 import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
 import { drawMarks } from './marks';
 import { Opening } from './opening';
 import { Panel } from './panel';
-import { storeInfos } from './segments';
+import { clearInfos, storeInfos } from './segments';
 import { Session } from './session';
 import { Sliders } from './sliders';
 import { StatusLine } from './statusLine';
@@ -131,6 +131,7 @@ function connectOpening(opener: Opening): void {
 }
 
 function connectStore(store: JournalStore | null): void {
+  button('delete-saved').addEventListener('click', () => void deleteSaved(store));
   session.onRecord = () => {
     const { image } = session;
     if (image === null) return;
@@ -162,6 +163,56 @@ async function continueWork(opener: Opening): Promise<void> {
   }
 }
 
+/** Delete what this browser keeps of the user's work, after a question. */
+async function deleteSaved(store: JournalStore | null): Promise<void> {
+  const agrees = await askConfirmation(
+    'Delete saved prompts?',
+    'This browser keeps the prompts, masks and names of segments, so that you can continue later. They will be deleted ' +
+      'for all images. The open segments stay in this tab, and are saved again with the next prompt.',
+    'Delete',
+  );
+  if (!agrees) return;
+  try {
+    await store?.clear();
+    clearInfos(localStorage);
+    lastImage.clear();
+    byId('start-continue', HTMLElement).hidden = true;
+    session.setStatus({ kind: 'ready', message: 'The saved prompts were deleted.' });
+  } catch (error) {
+    session.showError(`The saved prompts could not be deleted: ${messageOf(error)}`);
+  }
+}
+
+/** Start the views. Returns false in a browser that cannot draw them, and tells the user. */
+async function attachViews(): Promise<boolean> {
+  try {
+    await viewer.attach();
+    return true;
+  } catch (error) {
+    console.info('The views cannot be drawn.', error);
+    const problem = byId('start-problem', HTMLElement);
+    problem.textContent =
+      'This browser cannot show images, because WebGL 2 does not work in it. Turn on hardware acceleration in the ' +
+      'settings of the browser, or use another browser or computer.';
+    problem.hidden = false;
+    session.showError(problem.textContent);
+    return false;
+  }
+}
+
+async function start(): Promise<void> {
+  if (!(await attachViews())) return; // before a session is opened, which could not be used
+  connection.onState(onState);
+  connection.connect();
+  const store = await openStore();
+  opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
+  connectOpening(opening);
+  connectStore(store);
+  panel.use('point');
+  refresh();
+  await continueWork(opening);
+}
+
 let opening: Opening | null = null;
 viewer.onDraw = drawOverlay;
 session.onChange = refresh;
@@ -175,18 +226,4 @@ overlay.addEventListener('pointermove', (event) => {
 button('enter-token').addEventListener('click', () => {
   void enterToken('Enter a token.');
 });
-connection.onState(onState);
-connection.connect();
-try {
-  await viewer.attach();
-} catch (error) {
-  session.showError(`The page cannot show images, because it needs WebGL 2: ${messageOf(error)}`);
-  throw error;
-}
-const store = await openStore();
-opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
-connectOpening(opening);
-connectStore(store);
-panel.use('point');
-refresh();
-await continueWork(opening);
+await start();

@@ -44,6 +44,9 @@ export const lastImage = {
   set: (image: LastImage): void => {
     sessionStorage.setItem(IMAGE, JSON.stringify(image));
   },
+  clear: (): void => {
+    sessionStorage.removeItem(IMAGE);
+  },
 };
 
 /** The user's consent to send images to this page's server. The browser keeps it for the page's origin. */

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { isLoopback } from '../../src/client/address';
 import { ClientError } from '../../src/client/errors';
 import { segmentsFileName } from '../../src/page/imageFiles';
-import { PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
+import { clearInfos, PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
 import { actionOf, KEYS } from '../../src/page/shortcuts';
 import { connectionStatus, statusOf } from '../../src/page/status';
 
@@ -141,6 +141,14 @@ describe('segments', () => {
     expect(restored.all).toEqual(list.all);
     restoreInfos(store, 'image-0', restored);
     expect(restored.all).toHaveLength(1);
+  });
+
+  test('are forgotten for all images on demand', () => {
+    const store = memory();
+    store.setItem('other', 'stays');
+    for (let n = 0; n < 3; n++) storeInfos(store, `image-${n}`, new SegmentList(), n);
+    clearInfos(store);
+    expect(store.keys()).toEqual(['other']);
   });
 
   test('of other clients are left out, because their names are not labels', () => {
