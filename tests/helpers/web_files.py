@@ -75,5 +75,6 @@ def start_page_files(folder: Path) -> Iterator[PageFiles]:
     if (reason := missing_program()) is not None:
         pytest.skip(reason)
     program = bundle("test/files/run.ts", folder)
-    with subprocess.Popen(["node", program], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["node", program], cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
         yield PageFiles(process, folder)
