@@ -1,7 +1,7 @@
 """Build hook: builds the web page in ``web/`` into ``nninteractive_ws/page/``, which wheels and sdists hold.
 
 The environment variable ``NNINTERACTIVE_WS_PAGE`` is ``skip`` for a package without the page, or ``require`` for an
-error where the page cannot be built. By default, the package is then built without it.
+error if the page cannot be built. By default, the package is then built without it.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ NODE_PACKAGE = (
 #: Digest of the sources of a built page, in its folder.
 DIGEST = "SOURCES.sha256"
 _NPM_TIMEOUT_S, _BUILD_TIMEOUT_S = 300, 120
-# npm's defaults would wait for minutes where its registry cannot be reached.
+# npm's defaults would wait for minutes if its registry cannot be reached.
 _NPM_SETTINGS = {
     "npm_config_fetch_retries": "1",
     "npm_config_fetch_retry_mintimeout": "1000",
@@ -54,13 +54,13 @@ class PageHook(BuildHookInterface):  # type: ignore[type-arg]
             try:
                 build_page(self._web, self._page)
             except CannotBuildPage as e:
-                if _wish() == "require":
+                if _mode() == "require":
                     raise
                 self.app.display_warning(
                     f"The package is built without its web page: {e} Everything else works without the page. Set "
                     f"{VARIABLE}=require to make this an error, or {VARIABLE}=skip to silence it."
                 )
-        if _wish() != "skip" and self._page.is_dir():
+        if _mode() != "skip" and self._page.is_dir():
             build_data["artifacts"].append(f"/{self._page.relative_to(self.root).as_posix()}/**")
 
     @property
@@ -73,7 +73,7 @@ class PageHook(BuildHookInterface):  # type: ignore[type-arg]
 
     @property
     def _must_build(self) -> bool:
-        if _wish() == "skip" or not self._web.is_dir():
+        if _mode() == "skip" or not self._web.is_dir():
             return False
         digest = self._page / DIGEST
         return not digest.is_file() or digest.read_text() != source_digest(self._web)
@@ -122,11 +122,12 @@ def _sources(web: Path) -> Iterator[Path]:
         yield from (path for path in sorted((web / folder).rglob("*")) if path.is_file())
 
 
-def _wish() -> str:
-    wish = os.environ.get(VARIABLE, "")
-    if wish not in ("", "skip", "require"):
-        raise ValueError(f'{VARIABLE} is "{wish}". Expected skip or require, or leave it unset.')
-    return wish
+def _mode() -> str:
+    """Return "skip", "require", or "" for the default. Raises ValueError for another value of the variable."""
+    mode = os.environ.get(VARIABLE, "")
+    if mode not in ("", "skip", "require"):
+        raise ValueError(f'{VARIABLE} is "{mode}". Expected skip or require, or leave it unset.')
+    return mode
 
 
 def _system_node() -> tuple[str, list[str]] | None:
@@ -154,7 +155,7 @@ def _packaged_node() -> tuple[str, list[str]] | None:
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], timeout_s: float) -> None:
-    """Raises CannotBuildPage."""
+    """Run a command in a folder. Raises CannotBuildPage."""
     name = f"{Path(command[0]).stem} {command[-1] if len(command) == 2 else command[1]}"
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s)

@@ -24,3 +24,9 @@ class BackgroundTasks:
         """Wait for all tasks. Their exceptions are reported by the event loop."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await self.wait()

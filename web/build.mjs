@@ -28,7 +28,7 @@ const inputs = new Set();
 /** Comments about licenses in bundled sources. */
 const legalComments = new Set();
 
-/** Bundles entry points, given by their names in the output. Returns the output's file name of each. */
+/** Bundle entry points, given by their names in the output. Return the output's file name of each. */
 async function bundle(entryPoints) {
   const { outputFiles, metafile } = await build({
     entryPoints,
@@ -72,7 +72,7 @@ const filesByUrl = {
   },
 };
 
-/** Adds a file that a source loads by its URL. Returns its name. */
+/** Add a file that a source loads by its URL. Return its name. */
 async function output(path) {
   const extension = extname(path);
   const stem = basename(path, extension);
@@ -104,7 +104,7 @@ const MISSING_LICENSES = {
   '@niivue/niivue': 'licenses/niivue.txt',
 };
 
-/** Returns the licenses of all packages in the bundles. */
+/** Return the licenses of all packages in the bundles. */
 function licenses() {
   const folders = new Set();
   for (const path of inputs) {

@@ -6,7 +6,7 @@ export default defineConfig({
   extends: [tseslint.configs.strictTypeChecked],
   languageOptions: { parserOptions: { projectService: true } },
   rules: {
-    // Numbers in sentences are meant.
+    // Numbers in messages need no String().
     '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
   },
 });

@@ -62,9 +62,9 @@ class DisplayGrid:
         """Return the array axis perpendicular to the slices of a view: 0 axial, 1 coronal, 2 sagittal."""
         return self._display_axes.index(_NORMALS[view])
 
-    def offsets(self, box: Box, where: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
-        """Return the positions in ``bitmap`` of the voxels that are set in a mask of a box."""
-        voxels = np.argwhere(where) + box.start
+    def offsets(self, box: Box, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+        """Return the positions in ``bitmap`` of the set voxels of a mask, (i, j, k) inside ``box``."""
+        voxels = np.argwhere(mask) + box.start
         return (voxels @ self._strides + self._first).astype(np.uint32)
 
     @cached_property

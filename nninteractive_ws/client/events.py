@@ -103,7 +103,7 @@ class MaskDelta:
 
 @dataclass(frozen=True)
 class Result:
-    """What a request did.
+    """Result of a request.
 
     Attributes
     ----------

@@ -109,7 +109,7 @@ class Panel:
             ]
         )
 
-    # ---- what the user chose ------------------------------------------------------------------------------
+    # ---- choices of the user -----------------------------------------------------------------------------
 
     @property
     def segment(self) -> str:
@@ -119,14 +119,16 @@ class Panel:
 
     @property
     def tool(self) -> Tool:
+        """The selected tool."""
         tool: Tool = self._tool.value
         return tool
 
     @property
     def positive(self) -> bool:
+        """Whether prompts mark the segment, and not the background."""
         return bool(self._sign.value)
 
-    # ---- what the user sees -------------------------------------------------------------------------------
+    # ---- display ------------------------------------------------------------------------------------------
 
     def show_segments(self, segments: Sequence[tuple[str, int, Color]]) -> None:
         """Offer these segments, each with its number of voxels and its color. The selected one stays selected."""

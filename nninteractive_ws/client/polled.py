@@ -292,7 +292,7 @@ class PolledSession:
 
     @property
     def server(self) -> Welcome | None:
-        """What the server is: model, license, device, limits. None while there is no connection."""
+        """The server: its model, license, device and limits. None while there is no connection."""
         return self._core.welcome
 
     @property

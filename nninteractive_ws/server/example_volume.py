@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 import contextlib
 import logging
+import time
 
 from nninteractive_ws.processes import end_async_process, own_process_group, python_module
 
@@ -15,7 +16,10 @@ _log = logging.getLogger(__name__)
 
 #: Timeouts for the process to write the volume, and to end when it is interrupted.
 TIMEOUT_S, END_TIMEOUT_S = 120.0, 3.0
+#: Time without another attempt after a failure, because anybody can request the volume.
+RETRY_AFTER_S = 30.0
 COMMAND = python_module("nninteractive_ws.demo.phantom_file")
+_FAILURE = "The example volume could not be made. The server's log says why. Open a file instead."
 
 
 class NoExample(Exception):
@@ -29,12 +33,18 @@ class ExampleVolume:
         self._command = command
         self._content: bytes | None = None
         self._making = asyncio.Lock()
+        self._retry_at = 0.0
 
     async def content(self) -> bytes:
         """Return the bytes of the file. Raises NoExample."""
         async with self._making:
             if self._content is None:
-                self._content = await self._make()
+                if time.monotonic() < self._retry_at:
+                    raise NoExample(_FAILURE)
+                try:
+                    self._content = await self._make()
+                finally:
+                    self._retry_at = time.monotonic() + RETRY_AFTER_S
             return self._content
 
     async def _make(self) -> bytes:
@@ -53,5 +63,5 @@ class ExampleVolume:
             await end_async_process(process, END_TIMEOUT_S)
         if process.returncode != 0:
             _log.error("the example volume could not be made: its process ended with status %s", process.returncode)
-            raise NoExample("The example volume could not be made. The server's log says why. Open a file instead.")
+            raise NoExample(_FAILURE)
         return output

@@ -11,6 +11,8 @@ from websockets.exceptions import WebSocketException
 from websockets.http11 import Request, Response
 from websockets.streams import StreamReader
 
+from nninteractive_ws.background_tasks import BackgroundTasks
+
 _log = logging.getLogger(__name__)
 
 #: Timeouts for the head of a request, and for each part of the response.
@@ -26,19 +28,15 @@ class FileConnections:
 
     def __init__(self, respond: Respond) -> None:
         self._respond = respond
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the request of a connection, and close it."""
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._serve(reader, writer))
 
     async def close(self) -> None:
         """End all connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")

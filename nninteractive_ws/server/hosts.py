@@ -120,7 +120,7 @@ class WebPageGuard:
         """Return whether a page at this host is this server's own, and not one that reached it by DNS rebinding.
 
         With tokens it does not matter, because a foreign page has none. Without tokens, only loopback addresses and
-        localhost are safe. Whoever answers the DNS requests of a network controls every other name.
+        localhost are safe. A hostile DNS server can resolve any other name to this server.
         """
         match = _HOST.fullmatch(host)
         return self._hosts is None or (match is not None and is_loopback(_name(match)))

@@ -29,6 +29,7 @@ class HttpEndpoints:
         self._tokens = None if settings.token_file is None else TokenFile(settings.token_file)
         self._page = None if settings.page is None else WebPage(settings.page)
         self._example = ExampleVolume()
+        self._example_file: PageFile | None = None
         hosts = None if self._tokens is not None else (settings.host, *settings.allowed_hosts)
         self._guard = WebPageGuard(
             hosts, settings.origins, page_schemes(settings.tls is not None) if self.has_page else ()
@@ -75,12 +76,17 @@ class HttpEndpoints:
 
     async def _file(self, name: str) -> PageFile | None:
         if name == EXAMPLE:
-            return PageFile(EXAMPLE, await self._example.content())
+            content = await self._example.content()
+            if self._example_file is None:
+                self._example_file = PageFile(EXAMPLE, content)
+            return self._example_file
         return None if self._page is None else self._page.file(name)
 
     def _respond(self, request: Request, peer: str) -> Response | None:
         if (refusal := self._refuse_web_page(request, peer)) is not None:
             return refusal
+        if request.method not in ("GET", "HEAD"):
+            return _refuse_method()
         path = _path(request)
         if path == "/healthz":
             return _ok("application/json", (json.dumps(self._health()) + "\n").encode())
@@ -171,6 +177,12 @@ def peer_address(connection: ServerConnection) -> str:
     """Return the client's IP address, for the log."""
     address = connection.remote_address
     return str(address[0]) if address else "?"
+
+
+def _refuse_method() -> Response:
+    response = text_response(HTTPStatus.METHOD_NOT_ALLOWED, "This server accepts GET and HEAD here.\n")
+    response.headers["Allow"] = "GET, HEAD"
+    return response
 
 
 def _path(request: Request) -> str:

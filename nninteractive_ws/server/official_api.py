@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.processes import end_async_process, own_process_group, python_module
 from nninteractive_ws.server.admission import Admission
 
@@ -41,7 +42,7 @@ class OfficialApiProcess:
         self._gateway_port = 0
         self._starting = asyncio.Lock()
         self._failed_at: float | None = None
-        self._relays: set[asyncio.Task[None]] = set()
+        self._relays = BackgroundTasks()
 
     def listen_for(self, gateway_port: int) -> None:
         """Set the port of the gateway, on loopback, to which the process connects."""
@@ -49,15 +50,11 @@ class OfficialApiProcess:
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay a client's connection until one side closes it."""
-        task = asyncio.ensure_future(self._relay(reader, writer))
-        self._relays.add(task)
-        task.add_done_callback(self._relays.discard)
+        self._relays.spawn(self._relay(reader, writer))
 
     async def close(self) -> None:
         """End all connections and the process."""
-        for task in self._relays:
-            task.cancel()
-        await asyncio.gather(*self._relays, return_exceptions=True)
+        await self._relays.cancel()
         if self._process is not None:
             await end_async_process(self._process, END_TIMEOUT_S)
 

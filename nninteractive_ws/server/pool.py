@@ -59,7 +59,7 @@ class PoolSettings:
 
 
 class PoolOwner(Protocol):
-    """What the pool reports to and asks, which is the gateway."""
+    """Listener of the pool: the gateway."""
 
     def on_worker_message(self, message: worker_protocol.WorkerMessage) -> None:
         """Take a message about a session."""

@@ -48,7 +48,7 @@ class SlotState(StrEnum):
 
 
 class SlotOwner(Protocol):
-    """What a slot reports to, which is the pool."""
+    """Listener of a slot: the pool."""
 
     def on_message(self, message: worker_protocol.WorkerMessage) -> None:
         """Take a message about a session."""

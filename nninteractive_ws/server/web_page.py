@@ -47,9 +47,9 @@ _CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+# Of every response, so that browsers show none of them in a frame, and take none for a script of another page.
 _SECURITY_HEADERS = {
     "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -92,7 +92,7 @@ class PageFile:
             "Cache-Control": "public, max-age=31536000, immutable" if immutable else "no-cache",
             "ETag": body.tag,
             **({} if self._gzip is None else {"Vary": "Accept-Encoding"}),
-            **_SECURITY_HEADERS,
+            **_opener_policy(headers),
         }
         if _matches(body.tag, headers):
             return http_response(HTTPStatus.NOT_MODIFIED, None, b"", fields)
@@ -143,8 +143,7 @@ def explanation(status: HTTPStatus, sentence: str) -> Response:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>nninteractive-ws</title>'
         f"<p>{html.escape(sentence.strip())}</p></html>\n"
     )
-    fields = {"Cache-Control": "no-cache", **_SECURITY_HEADERS}
-    return http_response(status, _TYPES[".html"], text.encode(), fields)
+    return http_response(status, _TYPES[".html"], text.encode(), {"Cache-Control": "no-cache"})
 
 
 def text_response(status: HTTPStatus, text: str) -> Response:
@@ -156,12 +155,21 @@ def http_response(
     status: HTTPStatus, content_type: str | None, body: bytes, fields: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response after which the connection is closed. ``fields``: further headers."""
-    headers = Headers({"Date": formatdate(usegmt=True), "Connection": "close"})
+    headers = Headers({"Date": formatdate(usegmt=True), "Connection": "close", **_SECURITY_HEADERS})
     if content_type is not None:
         headers["Content-Type"] = content_type
         headers["Content-Length"] = str(len(body))
     headers.update(fields or {})
     return Response(status.value, status.phrase, headers, body)
+
+
+def _opener_policy(headers: Headers) -> dict[str, str]:
+    """Return the header that separates the page from the one that opened it, if the browser accepts it.
+
+    At an address that is neither https nor loopback, Chromium ignores it and logs an error. Browsers send
+    Sec-Fetch-Site to just the other addresses, also if a proxy adds TLS.
+    """
+    return {"Cross-Origin-Opener-Policy": "same-origin"} if "Sec-Fetch-Site" in headers else {}
 
 
 def _accepts_gzip(headers: Headers) -> bool:

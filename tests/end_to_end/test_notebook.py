@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from helpers.chromium import find_chromium
 from helpers.end_to_end import phantom, server_process
 from helpers.notebook_process import PYTHON, Notebook, notebook
-from helpers.programs import find_program
 import numpy as np
 from PIL import Image
 import pytest
@@ -20,7 +20,7 @@ import nninteractive_ws as nni
 from nninteractive_ws.masks import Mask
 from nninteractive_ws.messages import AddPoint
 
-CHROMIUM = find_program("chromium") or find_program("google-chrome")
+CHROMIUM = find_chromium()
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +32,7 @@ pytestmark = [
 #: The array axes are inferior, right and posterior, with three spacings.
 AFFINE = np.array([[0, 1.5, 0, -20], [0, 0, -2, 90], [-1.0, 0, 0, 30], [0, 0, 0, 1]])
 #: Pixels of the canvas, in the coronal view.
-LOOK, CLICK = (130, 60), (150, 130)
+START, CLICK = (130, 60), (150, 130)
 OPEN = """
 import json
 import numpy as np
@@ -83,11 +83,11 @@ def colored(lab: Notebook) -> tuple[Mask, Mask]:
 
 
 def expected_pixels(mask: Mask, places: Any, shape: tuple[int, ...]) -> tuple[Mask, Mask]:
-    """Return where the mask must be seen in the coronal slice, and which pixels are of this slice.
+    """Return the pixels of the canvas that must show the mask, and all pixels of the coronal slice.
 
-    ``places``: NiiVue's millimeters at the pixels ``LOOK`` and ``CLICK``.
+    ``places``: NiiVue's millimeters at the pixels ``START`` and ``CLICK``.
     """
-    pixels, mm = np.array([LOOK, CLICK, CLICK]), np.array(places)
+    pixels, mm = np.array([START, CLICK, CLICK]), np.array(places)
     right, up = np.polyfit(pixels[:, 0], mm[:, 0], 1), np.polyfit(pixels[:, 1], mm[:, 2], 1)
     rows, columns = np.indices(shape)
     world = np.stack([np.polyval(right, columns), np.full(shape, mm[-1, 1]), np.polyval(up, rows), np.ones(shape)], -1)
@@ -100,7 +100,7 @@ def expected_pixels(mask: Mask, places: Any, shape: tuple[int, ...]) -> tuple[Ma
 
 def test_a_click_gives_the_mask_of_the_same_prompt_by_code(lab: Notebook, server: str) -> None:
     before, _ = colored(lab)
-    lab.do("drag", LOOK, CLICK)  # only moves the crosshair
+    lab.do("drag", START, CLICK)  # only moves the crosshair
     lab.do("drag", CLICK)
     lab.do("wait_for_text", "voxels after")
     lab.do("run", SAVE)

@@ -15,7 +15,8 @@ from helpers.fault_script import (
     make_script,
     undisturbed,
 )
-from helpers.web_client import bundle, missing_program, web_client
+from helpers.web_client import PROGRAM, web_client
+from helpers.web_sources import bundle, missing_program
 import pytest
 
 MISSING = missing_program()
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(tmp_path_factory.mktemp("web"))
+    return bundle(PROGRAM, tmp_path_factory.mktemp("web"))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,6 @@ def test_processes_that_die(quick: QuickServer, program: Path) -> None:
         assert client.do(script[25:]) == expected.outcomes[25:]
         timer.join()
         sessions.add(client.session_id)
-        assert len(sessions) == 3, "a process was killed and the session went on"
+        assert len(sessions) == 3, "a session survived the end of its process"
         assert_same(all_states(client), expected.after)
         assert client.fetched == 0

@@ -9,22 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import re
-import shutil
 import subprocess
 from typing import Any
 
 import msgspec
 import pytest
 
+from helpers.chromium import ARGUMENTS, find_chromium
+from helpers.web_sources import WEB, missing_program
 from nninteractive_ws import messages as wire
 
-_WEB = Path(__file__).parents[2] / "web"
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# WebGL 2 on the CPU, and no traffic of the browser's own.
-_ARGUMENTS = (
-    *("--no-sandbox", "--no-first-run", "--disable-quic", "--disable-sync", "--disable-component-update"),
-    *("--disable-background-networking", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-)
 #: A name that the browser resolves to this machine, although it is no name of loopback.
 OTHER_HOST = "gpu-box.test"
 #: Timeout for what the page shows, in milliseconds. Software rendering on a busy machine is slow.
@@ -41,17 +35,16 @@ AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 def build_page(folder: Path) -> None:
     """Build the web page from its sources. Skips the test if Node.js or its packages are missing."""
-    node = shutil.which("node")
-    if node is None or not (_WEB / "node_modules" / "esbuild").is_dir():
-        pytest.skip("the page cannot be built: it needs Node.js, and npm ci in web/")
-    command = [node, "build.mjs", str(folder)]
-    built = subprocess.run(command, cwd=_WEB, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
+    if (reason := missing_program()) is not None:
+        pytest.skip(reason)
+    command = ["node", "build.mjs", str(folder)]
+    built = subprocess.run(command, cwd=WEB, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
     assert built.returncode == 0, built.stderr
 
 
 def axe_source() -> str:
     """The script of axe-core. Skips the test if it is not installed."""
-    path = _WEB / "node_modules" / "axe-core" / "axe.min.js"
+    path = WEB / "node_modules" / "axe-core" / "axe.min.js"
     if not path.is_file():
         pytest.skip("axe-core is missing: run npm ci in web/")
     return path.read_text()
@@ -65,10 +58,9 @@ def _playwright() -> Any:
 def chromium() -> Iterator[Any]:
     """A Playwright browser. Skips the test if Playwright or a browser is missing."""
     api = _playwright()
-    program = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if program is None:
+    if (program := find_chromium()) is None:
         pytest.skip("there is no Chromium on this machine")
-    arguments = [*_ARGUMENTS, f"--host-resolver-rules=MAP {OTHER_HOST} 127.0.0.1"]
+    arguments = [*ARGUMENTS, f"--host-resolver-rules=MAP {OTHER_HOST} 127.0.0.1"]
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         yield browser
@@ -82,7 +74,7 @@ def page_user(browser: Any, **options: Any) -> Iterator["PageUser"]:
     with browser.new_context(**options) as context:
         user = PageUser(context.new_page(), _playwright().expect)
         yield user
-    assert user.problems == []
+    assert user.problems == [], user.problems
 
 
 @dataclass

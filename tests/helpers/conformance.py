@@ -74,7 +74,7 @@ def volume_of(image: Json) -> npt.NDArray[np.generic]:
 
 
 class Runner:
-    """Drives a core through a scenario. Raises AssertionError where it does not conform."""
+    """Drives a core through a scenario. Raises AssertionError if it does not conform."""
 
     def __init__(self, scenario: Json) -> None:
         self._steps = scenario["steps"]
@@ -206,8 +206,8 @@ class Runner:
             elif isinstance(event, events.Failed):
                 self._answers.append({"label": names.get(event.request or 0), "error": event.error.code})
             elif isinstance(event, events.Progress):
-                told = {"state": event.state, "done": event.done, "total": event.total}
-                self._progress.append({"label": names.get(event.request), **told})
+                progress = {"state": event.state, "done": event.done, "total": event.total}
+                self._progress.append({"label": names.get(event.request), **progress})
             elif isinstance(event, events.Notice):
                 self._notices.append(event.code)
 

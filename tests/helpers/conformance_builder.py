@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from helpers.conformance import Json, to_json
+from helpers.conformance import Json, to_json, volume_of
 
 Voxel = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
@@ -26,15 +26,15 @@ MODEL = {
 }  # fmt: skip
 #: Image of most scenarios, a single brick. The statistics follow from its voxels.
 CT: Json = {"shape": [4, 4, 4], "dtype": "int16", "factors": [3, 5, 7], "modulus": 11, "offset": -2}
+#: The answer to a request without a segment.
+NO_SEGMENT: Json = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
 #: Image of four bricks, three of them smaller than 32^3.
 MR: Json = {"shape": [33, 2, 35], "dtype": "float32", "factors": [3, 5, 7], "modulus": 11, "offset": 0.5}
 
 
 def with_statistics(image: Json) -> Json:
     """Add mean and standard deviation, computed as protocol.md's Python block does."""
-    grid = np.ogrid[tuple(slice(0, n) for n in image["shape"])]
-    total = sum(factor * axis for factor, axis in zip(image["factors"], grid, strict=True))
-    volume = np.asarray(total % image["modulus"] + image["offset"], image["dtype"])
+    volume = volume_of(image)
     at = np.argwhere(volume)
     inside = volume[tuple(slice(a, b + 1) for a, b in zip(at.min(axis=0), at.max(axis=0), strict=True))]
     inside = inside.astype(np.float64)
@@ -73,15 +73,14 @@ def packed(mask: Mask, encoding: str = "raw", box: Sequence[Sequence[int]] | Non
     """Return a RunLengthMask."""
     plain = numbers(mask, box)
     assert plain is not None
-    data = struct.pack(f"<{len(plain['runs'])}I", *plain["runs"])
-    data = stored(data) if encoding == "deflate" else data
-    return {"box": plain["box"], "runs": len(plain["runs"]), "encoding": encoding, "data": data}
+    return run_lengths(plain["box"], plain["runs"], encoding)
 
 
-def run_lengths(box: Sequence[Sequence[int]], runs: Sequence[int]) -> Json:
+def run_lengths(box: Sequence[Sequence[int]], runs: Sequence[int], encoding: str = "raw") -> Json:
     """Return a RunLengthMask with these runs, valid or not."""
     data = struct.pack(f"<{len(runs)}I", *runs)
-    return {"box": [list(pair) for pair in box], "runs": len(runs), "encoding": "raw", "data": data}
+    data = stored(data) if encoding == "deflate" else data
+    return {"box": [list(pair) for pair in box], "runs": len(runs), "encoding": encoding, "data": data}
 
 
 def checksum(mask: Mask, box: Sequence[Sequence[int]]) -> int:
@@ -250,8 +249,7 @@ class Scenario:
         self.receive(welcome())
         self.command("set_image", "image", expect={"sends": [set_image(1, self.images[name], name)]}, image=name)
         self.receive(image_progress([], 0, len(bricks), name))
-        answer = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
-        self.receive(done(1), answers=[{"label": "image", "done": answer}])
+        self.receive(done(1), answers=[{"label": "image", "done": NO_SEGMENT}])
         self.upload(bricks)
 
     def click(self, number: int, label: str, point: Voxel, segment: ServerSegment, *changed: Voxel) -> None:

@@ -8,7 +8,17 @@ import numpy as np
 import torch
 
 from helpers.conformance import FOLDER, Json, volume_of
-from helpers.conformance_builder import Mask, Scenario, mask_of, numbers, request, set_image, step_of, welcome
+from helpers.conformance_builder import (
+    Mask,
+    Scenario,
+    mask_of,
+    numbers,
+    request,
+    run_lengths,
+    set_image,
+    step_of,
+    welcome,
+)
 from helpers.conformance_scenarios import to_text
 from helpers.engine import boundless, quick
 from helpers.shapes import ball
@@ -84,7 +94,7 @@ class Recorder:
 
     def _answer(self, message: Json, label: str) -> None:
         """Send a message to the server, and record what follows."""
-        packed = {key: _packed(value) if key == "mask" else value for key, value in message.items()}
+        packed = {key: run_lengths(**value) if key == "mask" else value for key, value in message.items()}
         self._queue.receive(msgpack.packb(packed))
         self._queue.run_next()
         *frames, answer = self._take()
@@ -113,11 +123,6 @@ class Recorder:
 
     def _take(self) -> list[Json]:
         return [msgpack.unpackb(frame) for frame in iter(self._queue.outbox.take, None)]
-
-
-def _packed(mask: Json) -> Json:
-    data = np.array(mask["runs"], "<u4").tobytes()
-    return {"box": mask["box"], "runs": len(mask["runs"]), "encoding": "raw", "data": data}
 
 
 def _state(segment: Segment) -> Json:

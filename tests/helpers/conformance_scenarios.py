@@ -10,6 +10,7 @@ from helpers.conformance import ANY_SESSION, FOLDER, Json
 from helpers.conformance_builder import (
     CT,
     MR,
+    NO_SEGMENT,
     Scenario,
     ServerSegment,
     Voxel,
@@ -37,8 +38,6 @@ from helpers.conformance_builder import (
 A, B, C = (1, 0, 2), (1, 0, 3), (2, 2, 1)
 
 SHAPE = (4, 4, 4)
-#: The answer to a request without a segment.
-NO_SEGMENT: Json = {"segment": None, "revision": 0, "voxels": 0, "changed": None}
 
 SCENARIOS: dict[str, Callable[[], Scenario]] = {}
 

@@ -11,8 +11,8 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from helpers.chromium import find_chromium
 from helpers.notebook_process import notebook
-from helpers.programs import find_program
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.server.local_server import local_server
 
@@ -33,7 +33,7 @@ view
 def write(file: Path) -> None:
     phantom = make_phantom(1, SHAPE, SPACING)
     kidney = np.argwhere(phantom.mask("left kidney")).mean(axis=0).tolist()
-    chromium = find_program("chromium")
+    chromium = find_chromium()
     assert chromium is not None
     with tempfile.TemporaryDirectory() as name, local_server("--model", "demo", "--log-level", "warning") as address:
         folder = Path(name)

@@ -15,18 +15,10 @@ from typing import Any
 
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
+from helpers.chromium import ARGUMENTS
+
 TIMEOUT_MS = 120_000
 WINDOW: ViewportSize = {"width": 1000, "height": 1000}
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
 NOTEBOOK = {
     "cells": [{"cell_type": "code", "id": "0", "source": "", "metadata": {}, "outputs": [], "execution_count": None}],
     "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
@@ -125,7 +117,7 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     folder, chromium = sys.argv[1:]
     with jupyter_lab(Path(folder)) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(viewport=WINDOW)
         page.set_default_timeout(TIMEOUT_MS)
         page.goto(address)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-import shutil
 import struct
 import subprocess
 from typing import Any
@@ -24,18 +23,10 @@ from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment
 from nninteractive_ws.messages import Encoding, RunLengthMask
 
-WEB = Path(__file__).parents[2] / "web"
-_PROGRAM = "test/client/endToEnd.ts"
-_ESBUILD = WEB / "node_modules" / ".bin" / "esbuild"
+#: Source of the client's program, see ``helpers.web_sources``.
+PROGRAM = "test/client/endToEnd.ts"
 #: Encoding of the Python client, in which the masks of both are compared.
 _ENCODING: Encoding = "blosc2"
-
-
-def missing_program() -> str | None:
-    """Return why the client cannot be run, or None."""
-    if shutil.which("node") is None:
-        return "node is not installed"
-    return None if _ESBUILD.exists() else "web/node_modules is missing: run npm ci --ignore-scripts in web/"
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def _to_plain(prompt: Prompt) -> dict[str, Any]:
 
 @contextmanager
 def web_client(address: str, program: Path) -> Iterator[WebClient]:
-    """Run the client with a session at a server. ``program``: the bundle of :func:`bundle`."""
+    """Run the client with a session at a server. ``program``: the bundle of ``PROGRAM``."""
     command = ["node", "--experimental-websocket", "--no-warnings", str(program)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
@@ -149,11 +140,3 @@ def web_client(address: str, program: Path) -> Iterator[WebClient]:
             client.close()
         finally:
             process.kill()
-
-
-def bundle(folder: Path) -> Path:
-    """Bundle the client's program into a folder. Return its path."""
-    program = folder / "client.mjs"
-    arguments = ["--bundle", "--platform=node", "--format=esm", "--log-level=warning", f"--outfile={program}"]
-    subprocess.run([_ESBUILD, _PROGRAM, *arguments], cwd=WEB, check=True)
-    return program

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
-import shutil
 import subprocess
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from helpers.web_sources import bundle, missing_program
 from nninteractive_ws.masks import Mask
 
-_WEB = Path(__file__).parents[2] / "web"
-_TIMEOUT_S = 120
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Color = tuple[float, float, float]
@@ -23,7 +21,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PageVolume:
-    """What the page read. ``error``: its sentence if it refused. The rest is then empty."""
+    """Result of a reading by the page. ``error``: its sentence if it refused. The rest is then empty."""
 
     error: str = ""
     labels: Sequence[str] = ()
@@ -73,12 +71,10 @@ class PageFiles:
 
 
 def start_page_files(folder: Path) -> Iterator[PageFiles]:
-    """Bundle and run the readers and writers. Skips the test where Node.js or the page's packages are missing."""
-    esbuild = _WEB / "node_modules" / ".bin" / "esbuild"
-    if shutil.which("node") is None or not esbuild.exists():
-        pytest.skip("needs Node.js, and npm ci in web/")
-    command = [str(esbuild), str(_WEB / "test" / "files" / "run.ts"), "--bundle", "--format=cjs", "--platform=node"]
-    options = ["--loader:.wasm=binary", "--target=es2022", f"--outdir={folder}", "--log-level=error"]
-    subprocess.run([*command, *options], check=True, timeout=_TIMEOUT_S, cwd=_WEB)
-    with subprocess.Popen(["node", "run.js"], cwd=folder, stdin=-1, stdout=-1, text=True) as process:
+    """Bundle and run the readers and writers. Skips the test if Node.js or the page's packages are missing."""
+    if (reason := missing_program()) is not None:
+        pytest.skip(reason)
+    program = bundle("test/files/run.ts", folder)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["node", program], cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
         yield PageFiles(process, folder)

@@ -26,7 +26,7 @@ def write_page(folder: Path) -> Path:
     return folder
 
 
-class Answer:
+class HttpResponse:
     """An HTTP response."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
@@ -40,7 +40,7 @@ class Answer:
 
 def send(
     port: int, path: str, *headers: tuple[str, str], method: str = "GET", tls: ssl.SSLContext | None = None
-) -> Answer:
+) -> HttpResponse:
     """Send a request to a port of loopback, with these headers and no others."""
     if tls is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -51,7 +51,7 @@ def send(
         for name, value in headers:
             connection.putheader(name, value)
         connection.endheaders()
-        return Answer(connection.getresponse())
+        return HttpResponse(connection.getresponse())
     finally:
         connection.close()
 

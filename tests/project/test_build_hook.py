@@ -173,7 +173,7 @@ def test_the_page_can_be_skipped(checkout: Path, programs: Callable[..., Path]) 
     assert "web page" not in messages
 
 
-def test_an_invalid_wish_is_refused(checkout: Path, programs: Callable[..., Path]) -> None:
+def test_an_invalid_value_is_refused(checkout: Path, programs: Callable[..., Path]) -> None:
     done = call(checkout, programs(), "backend.build_wheel('.')", **{VARIABLE: "no"})
     assert done.returncode != 0
     assert f'{VARIABLE} is "no". Expected skip or require' in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nninteractive_ws.demo.phantom import make_phantom
+from nninteractive_ws.server import example_volume
 from nninteractive_ws.server.example_volume import ExampleVolume, NoExample
 
 
@@ -39,14 +40,19 @@ def test_it_is_made_by_a_process_without_torch() -> None:
     assert asyncio.run(work()) == b"False"
 
 
-def test_a_failure_is_reported_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_reported_and_tried_again_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_volume, "RETRY_AFTER_S", 1.0)
     marker = tmp_path / "second"
     code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); ok = p.exists(); p.touch(); print(2); sys.exit(not ok)"
 
     async def work() -> bytes:
         example = ExampleVolume([sys.executable, "-c", code, str(marker)])
-        with pytest.raises(NoExample, match="log says why"):
-            await example.content()
+        for _ in range(2):  # the second time without another process
+            with pytest.raises(NoExample, match="log says why"):
+                await example.content()
+        await asyncio.sleep(1)
         return await example.content()
 
     assert asyncio.run(work()).strip() == b"2"

@@ -9,7 +9,7 @@ import ssl
 from helpers.end_to_end import PlainClient, hello, run, server_process
 from helpers.nginx import UPGRADE as FORWARD_WEBSOCKETS
 from helpers.nginx import nginx
-from helpers.web_page import INDEX, SCRIPT, UPGRADE, Answer, send, upgrade, write_page
+from helpers.web_page import INDEX, SCRIPT, UPGRADE, HttpResponse, send, upgrade, write_page
 import nibabel as nib
 import pytest
 import trustme
@@ -41,10 +41,10 @@ class Served:
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def get(self, path: str, *headers: tuple[str, str], method: str = "GET") -> Answer:
+    def get(self, path: str, *headers: tuple[str, str], method: str = "GET") -> HttpResponse:
         return send(self.port, path, ("Host", self.host), *headers, method=method)
 
-    def open_websocket(self, *tokens: str, more: tuple[tuple[str, str], ...] = ()) -> Answer:
+    def open_websocket(self, *tokens: str, more: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
         return send(self.port, "/", *upgrade(self.host, f"http://{self.host}", *tokens), *more)
 
 
@@ -92,6 +92,21 @@ def test_head_is_answered_without_a_body(served: Served, path: str) -> None:
     assert (head.status, head.body) == (got.status, b"")
     for name in ("ETag", "Content-Type", "Content-Security-Policy"):
         assert head.headers[name] == got.headers[name]
+
+
+@pytest.mark.parametrize("path", ["/", "/none", "/metrics", "/healthz", "/capabilities", f"/{SCRIPT}", f"/{SCRIPT}x"])
+def test_every_response_has_the_headers_for_security(served: Served, path: str) -> None:
+    for answer in (served.get(path), served.get(path, ("Origin", "https://attacker.example"))):
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none';")
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "get"])
+@pytest.mark.parametrize("path", ["/", f"/{SCRIPT}", "/metrics"])
+def test_other_methods_are_refused(served: Served, path: str, method: str) -> None:
+    answer = served.get(path, method=method)
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("path", [f"/{SCRIPT}.map", f"/{SCRIPT}/../index.html", "/page.js", "/index.html", "/..%2f"])

@@ -53,11 +53,16 @@ def test_the_type_and_the_policy_of_a_file(page: WebPage, name: str, kind: str) 
     assert response.headers["Content-Length"] == str(len(response.body))
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Referrer-Policy"] == "no-referrer"
-    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     policy = dict(part.split(" ", 1) for part in response.headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
     assert policy["script-src"] == "'self' 'wasm-unsafe-eval'"
     assert "*" not in response.headers["Content-Security-Policy"]
+
+
+def test_the_opener_policy_is_sent_where_browsers_accept_it(page: WebPage) -> None:
+    """They send this header only to https and loopback."""
+    assert get(page, "index.html", Sec_Fetch_Site="none").headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert "Cross-Origin-Opener-Policy" not in get(page, "index.html").headers
 
 
 def test_only_names_with_a_hash_are_kept_forever(page: WebPage) -> None:

@@ -8,5 +8,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def page_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageFiles]:
-    """The page's readers and writers of image files. Tests are skipped where Node.js or the packages are missing."""
+    """The page's readers and writers of image files. Tests are skipped if Node.js or the packages are missing."""
     yield from start_page_files(tmp_path_factory.mktemp("page"))

@@ -417,6 +417,36 @@ def test_an_own_image_is_continued_when_it_is_opened_again(user: PageUser, serve
         own.rename(example)
 
 
+def test_saved_prompts_are_deleted(user: PageUser, server: str, example: Path) -> None:
+    user.open_example(server)
+    user.prompt(LIVER)
+    user.page.wait_for_timeout(1000)  # the page saves with a delay
+    user.page.get_by_text("Options").click()
+    user.click("Delete saved prompts")
+    assert user.axe() == []
+    user.click("Delete")
+    user.wait_for_status("The saved prompts were deleted.")
+    kept = user.page.evaluate("() => [Object.keys(localStorage), Object.keys(sessionStorage)].flat()")
+    assert kept == []
+    user.open_example(server)
+    assert user.voxels == [0]
+
+
+def test_a_browser_without_webgl_is_told_so(user: PageUser, server: str) -> None:
+    user.page.add_init_script(
+        "const original = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (kind, ...more) {"
+        "  return kind === 'webgl2' ? null : original.call(this, kind, ...more);"
+        "};"
+    )
+    user.open(server)
+    user.expect(user.page.locator("#start-problem")).to_contain_text("Turn on hardware acceleration")
+    user.wait_for_status("WebGL 2 does not work")
+    user.page.wait_for_timeout(1000)  # the connection must not replace it
+    user.wait_for_status("WebGL 2 does not work")
+    assert user.page.get_by_role("button", name="Open example").first.is_disabled()
+
+
 def test_a_dropped_file_is_opened(user: PageUser, server: str, example: Path) -> None:
     user.open(server)
     user.wait_for_status("Connected.")
@@ -481,8 +511,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(user: PageUser, protected: tup
 
 def test_an_image_is_sent_to_another_machine_only_with_consent(user: PageUser, protected: tuple[str, str]) -> None:
     address, token = protected
-    # Browsers ignore this header of pages without TLS.
-    user.expected_problems = (*UNAUTHORIZED, "Cross-Origin-Opener-Policy")
+    user.expected_problems = UNAUTHORIZED
     user.open(address.replace("127.0.0.1", OTHER_HOST))
     user.page.get_by_label("Token from the administrator").fill(token)
     user.click("Connect")

@@ -169,12 +169,13 @@ def test_voxels_that_are_not_finite(name: str, page_files: PageFiles, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"dim": [4, 5, 7, 2, 2, 1, 1, 1]}, "has 4 dimensions, with 2 volumes. Expected one volume."),
+        ({"dim": [4, 5, 7, 2, 2, 1, 1, 1]}, "has 4 dimensions, 5 x 7 x 2 x 2. Expected one volume."),
         ({"dim": [2, 5, 7, 1, 1, 1, 1, 1]}, "has 2 dimensions. Expected a volume with 3."),
         ({"dim": [3, 5, 0, 4, 1, 1, 1, 1]}, "is damaged: it has 5 x 0 x 4 voxels."),
         ({"dim": [3, 5, 7, -4, 1, 1, 1, 1]}, "is damaged: it has 5 x 7 x -4 voxels."),
         ({"dim": [3, 5, 7, 5, 1, 1, 1, 1]}, "is incomplete: its header announces 350 bytes of voxels, found "),
-        ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "is incomplete: its header announces 70,362,301,923,326 bytes"),
+        ({"dim": [3, 1000, 1000, 1000, 1, 1, 1, 1]}, "is incomplete: its header announces 2,000,000,000 bytes"),
+        ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "has 32767 x 32767 x 32767 voxels, which are too many"),
         ({"datatype": 128}, "has voxels of colors (RGB). Expected real numbers."),
         ({"datatype": 32}, "has voxels of complex numbers. Expected real numbers."),
         ({"datatype": 3}, "has voxels of the unknown type 3."),

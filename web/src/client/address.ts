@@ -35,8 +35,13 @@ export function parseAddress(text: string): Address {
   return {
     webSocket: `ws${secure}://${rest}`,
     capabilities: `http${secure}://${rest}capabilities`,
-    isLoopback: /^(localhost|.*\.localhost|127(\.\d+){3}|\[::1\])$/.test(url.hostname),
+    isLoopback: isLoopback(url.hostname),
   };
+}
+
+/** Return whether the host name of a URL is this computer. */
+export function isLoopback(host: string): boolean {
+  return /^(localhost|.+\.localhost|127(\.\d+){3}|\[::1\])$/.test(host);
 }
 
 /**

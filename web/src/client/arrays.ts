@@ -1,6 +1,6 @@
 /** Packing and unpacking of arrays for the wire. The bytes are little-endian, as all browsers have numbers in memory. */
 import { inflateSync, unzlibSync, zlibSync } from 'fflate';
-import { ClientError } from './errors';
+import { ClientError, messageOf } from './errors';
 import type { Encoding } from './messages';
 
 /** Limit of an unpacked array in bytes. */
@@ -36,8 +36,7 @@ function inflate(data: Uint8Array, bytes: number): Uint8Array<ArrayBuffer> {
   try {
     plain = unzlibSync(data, { out: new Uint8Array(bytes + 1) });
   } catch (error) {
-    const detail = error instanceof Error ? error.message : String(error);
-    throw new ClientError('bad_message', `The server sent a damaged deflate stream (${detail}).`);
+    throw new ClientError('bad_message', `The server sent a damaged deflate stream (${messageOf(error)}).`);
   }
   // fflate checks neither the checksum nor that nothing follows the stream.
   const stated = new DataView(data.buffer, data.byteOffset + data.length - 4).getUint32(0);

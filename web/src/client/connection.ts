@@ -1,7 +1,7 @@
 /** Drives a core over the browser's WebSocket. */
 import { parseAddress, refusal, subprotocols, type Address } from './address';
 import { Core, type BrickBatch, type SavedSession } from './core';
-import { ClientError, type ErrorCode } from './errors';
+import { ClientError, messageOf, type ErrorCode } from './errors';
 import type { Event, Result } from './events';
 import type { ImageSource } from './imageSource';
 import type { Welcome } from './messages';
@@ -88,9 +88,9 @@ export class Connection {
   }
 
   /**
-   * Give a command, such as `(core) => core.addPoint('liver', [1, 2, 3])`. Resolves with its result, and rejects with a
-   * ClientError if it fails. Need not be awaited. Without a connection, it waits for the next one; after `refused`, that
-   * is the next `connect`.
+   * Send a command, such as `(core) => core.addPoint('liver', [1, 2, 3])`. Resolves with its result, and rejects with a
+   * ClientError if it fails. It need not be awaited. Without a connection, it waits for the next one; after `refused`,
+   * that is the next `connect`.
    *
    * @throws ClientError - at once, for arguments that cannot be sent, and after `close`.
    */
@@ -100,7 +100,7 @@ export class Connection {
     const result = new Promise<Result>((resolve, reject) => {
       this.waiting.set(number, { resolve, reject });
     });
-    // A page that reads the events only is no unhandled rejection.
+    // A page that listens to events only does not handle the rejection.
     result.catch(() => undefined);
     this.emitAll(this.core.takeEvents());
     if (this.state.state === 'lost' || this.state.state === 'dormant') this.open();
@@ -139,7 +139,7 @@ export class Connection {
     this.waiting.clear();
   }
 
-  /** What the same tab needs to resume the session after a reload, or null. */
+  /** The session, for the same tab to resume after a reload, or null. */
   get session(): SavedSession | null {
     return this.core.session;
   }
@@ -189,13 +189,13 @@ export class Connection {
       if (event.type === 'welcome') {
         this.backoff.opened(seconds());
         this.setState({ state: 'connected', welcome: event.welcome });
-      } else if (event.type === 'done') this.take(event.result.request)?.resolve(event.result);
-      else if (event.type === 'failed') this.take(event.request)?.reject(event.error);
+      } else if (event.type === 'done') this.removeWaiter(event.result.request)?.resolve(event.result);
+      else if (event.type === 'failed') this.removeWaiter(event.request)?.reject(event.error);
       notify(this.eventListeners, event);
     }
   }
 
-  private take(request: number): Waiter | undefined {
+  private removeWaiter(request: number): Waiter | undefined {
     const waiter = this.waiting.get(request);
     this.waiting.delete(request);
     return waiter;
@@ -216,7 +216,7 @@ interface LinkListener {
 /** One WebSocket. */
 class Link {
   private readonly socket: WebSocket;
-  private readonly timers: ReturnType<typeof setInterval>[] = [];
+  private readonly keepaliveTimer: ReturnType<typeof setInterval>;
   private keepalive = new Keepalive(seconds());
   private isOpen = false;
   private isOver = false;
@@ -243,13 +243,11 @@ class Link {
     };
     this.socket.onclose = ({ code, reason }) => {
       if (this.isOpen) this.end(closeError(code, reason));
-      else void this.askWhyRefused();
+      else void this.onRefused();
     };
-    this.timers.push(
-      setInterval(() => {
-        this.check();
-      }, KEEPALIVE_CHECK_MS),
-    );
+    this.keepaliveTimer = setInterval(() => {
+      this.check();
+    }, KEEPALIVE_CHECK_MS);
   }
 
   /** Send what the core has to send: prompts at once, bricks while the buffer is short. */
@@ -268,8 +266,31 @@ class Link {
     if (batch !== null) void this.sendBricks(batch);
   }
 
-  /** Look whether the server still answers. */
-  check(): void {
+  /** Ask the server for a sign of life. */
+  probe(): void {
+    if (this.isOver || this.core.welcome === null || !this.keepalive.ask(seconds())) return;
+    this.core.ping();
+    this.pump();
+    this.deliveredBytes = this.sentBytes; // the ping itself is no sign of life
+  }
+
+  /** Close, without a call of the listener. */
+  close(): void {
+    this.isOver = true;
+    clearInterval(this.keepaliveTimer);
+    clearTimeout(this.bufferTimer);
+    this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
+    this.socket.close();
+  }
+
+  private end(error: ClientError): void {
+    if (this.isOver) return;
+    this.close();
+    this.listener.ended(error);
+  }
+
+  /** End the connection if the server no longer answers. Ask it for a sign of life if it is silent. */
+  private check(): void {
     const now = seconds();
     if (this.isOver) return;
     if (this.core.welcome === null) {
@@ -282,29 +303,6 @@ class Link {
     const failure = this.keepalive.failure(now, this.core.pendingRequests.length > 0);
     if (failure !== null) this.end(failure);
     else if (this.keepalive.isSilent(now)) this.probe();
-  }
-
-  /** Ask the server for a sign of life. */
-  probe(): void {
-    if (this.isOver || this.core.welcome === null || !this.keepalive.ask(seconds())) return;
-    this.core.ping();
-    this.pump();
-    this.deliveredBytes = this.sentBytes; // the question is no sign of life
-  }
-
-  /** Close, without a call of the listener. */
-  close(): void {
-    this.isOver = true;
-    for (const timer of this.timers) clearInterval(timer);
-    clearTimeout(this.bufferTimer);
-    this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
-    this.socket.close();
-  }
-
-  private end(error: ClientError): void {
-    if (this.isOver) return;
-    this.close();
-    this.listener.ended(error);
   }
 
   private onOpen(): void {
@@ -334,7 +332,7 @@ class Link {
     this.pump();
   }
 
-  private async askWhyRefused(): Promise<void> {
+  private async onRefused(): Promise<void> {
     const error = await refusal(this.address, this.token);
     this.end(error);
   }
@@ -364,7 +362,7 @@ class Link {
   }
 }
 
-/** Events that tell that the network or the user is back. None outside of a browser. */
+/** Events after which the network or the user may be back. None outside of a browser. */
 function wakeEvents(): [EventTarget, string][] {
   if (typeof document === 'undefined') return [];
   return [
@@ -388,16 +386,14 @@ function notify<T>(listeners: ReadonlySet<(value: T) => void>, value: T): void {
 
 /** An error that no server can cause, and another attempt does not cure. */
 function failureOfPage(error: unknown): ClientError {
-  const detail = error instanceof Error ? error.message : String(error);
-  return new ClientError('page_failed', `The page failed (${detail}). Reload it; the segments are kept.`);
+  return new ClientError('page_failed', `The page failed (${messageOf(error)}). Reload it; the segments are kept.`);
 }
 
 /** The error of a WebSocket that the browser refuses to open. */
 function cannotConnect(error: unknown): ClientError {
-  const detail = error instanceof Error ? error.message : String(error);
   return new ClientError(
     'bad_address',
-    `The browser refuses to connect (${detail}). A page over https needs a server with TLS. Check the address.`,
+    `The browser refuses to connect (${messageOf(error)}). A page over https needs a server with TLS. Check the address.`,
   );
 }
 

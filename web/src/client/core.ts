@@ -3,8 +3,9 @@
  *
  * A driver calls `start`, sends the frames of `nextControl` and, after those, of `nextBricks`, and passes every received
  * frame to `receive`. The core keeps the history of each segment. After a connection was lost, `start` begins another
- * one: it resumes the session, or restores it if the server no longer has it. Commands may be given at any time.
+ * one: it resumes the session, or restores it if the server no longer has it. Commands may be called at any time.
  */
+import { BRICK } from './bricks';
 import { ClientError, errorFromServer } from './errors';
 import type { Event, MaskDeltaEvent } from './events';
 import { boxShape, checkBox, countVoxels, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
@@ -44,6 +45,7 @@ import type {
 } from './messages';
 import { decode, encode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
 import { Upload } from './upload';
+import { bytesPerVoxel } from './voxels';
 
 /** A request during which the worker ended this often may be the cause. It is not sent again. */
 const MAX_LOSSES = 2;
@@ -72,7 +74,7 @@ export interface BrickBatch<I extends Image> {
   readonly encoding: Encoding;
 }
 
-/** What a client needs to resume a session, also after a reload of the page. */
+/** Identity of a session on the server, with which it can be resumed, also after a reload of the page. */
 export interface SavedSession {
   readonly id: string;
   readonly secret: string;
@@ -84,7 +86,7 @@ export interface CoreOptions {
   readonly encodings?: readonly Encoding[];
   /** Returns seconds. Default: those of this page. */
   readonly clock?: () => number;
-  /** A session of the same tab before a reload. Its image and segments are set anew; its bricks need not be sent. */
+  /** A session of the same tab before a reload. Its image and segments are set again. Bricks that the server has are not sent again. */
   readonly session?: SavedSession;
 }
 
@@ -197,7 +199,7 @@ export class Core<I extends Image = Image> {
   /** Return the bricks of the next image frame, or null. The driver packs them, see `brickFrame`. */
   nextBricks(): BrickBatch<I> | null {
     if (this.upload === null || this.image === null || this.welcome === null) return null;
-    const bytes = 32 ** 3 * bytesOf(this.image.dtype) + BRICK_OVERHEAD;
+    const bytes = BRICK ** 3 * bytesPerVoxel(this.image.dtype) + BRICK_OVERHEAD;
     const fit = Math.max(1, Math.floor(this.welcome.limits.message_bytes / bytes) - 1);
     const indices = this.upload.next(Math.min(BRICKS_PER_MESSAGE, fit));
     return indices.length === 0 ? null : { image: this.image, indices, encoding: this.welcome.encoding };
@@ -272,13 +274,13 @@ export class Core<I extends Image = Image> {
   /** Add strokes, at least one voxel. */
   addScribble(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_scribble', segment, mask: this.strokes(mask, box), positive, run });
+    return this.request({ type: 'add_scribble', segment, mask: this.toPromptMask(mask, box), positive, run });
   }
 
   /** Add a filled outline, at least one voxel. */
   addLasso(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_lasso', segment, mask: this.strokes(mask, box), positive, run });
+    return this.request({ type: 'add_lasso', segment, mask: this.toPromptMask(mask, box), positive, run });
   }
 
   /** Replace the segment's mask, which is empty outside of `box`. `run`: whether the model refines it. */
@@ -288,12 +290,12 @@ export class Core<I extends Image = Image> {
     box: Box | null,
     { run = false }: { readonly run?: boolean } = {},
   ): number {
-    return this.request({ type: 'set_mask', segment, mask: this.drawn(mask, box), flip: false, run });
+    return this.request({ type: 'set_mask', segment, mask: this.toSegmentMask(mask, box), flip: false, run });
   }
 
   /** Flip voxels of the segment's mask, for edits by hand. They apply to the mask after all earlier requests. */
   flipMask(segment: string, flips: Uint8Array, box: Box | null): number {
-    return this.request({ type: 'set_mask', segment, mask: this.drawn(flips, box), flip: true, run: false });
+    return this.request({ type: 'set_mask', segment, mask: this.toSegmentMask(flips, box), flip: true, run: false });
   }
 
   /** Predict from the prompts added with `run` false. */
@@ -381,8 +383,8 @@ export class Core<I extends Image = Image> {
     this.send(request);
   }
 
-  /** Return the set voxels of an argument. */
-  private marked(mask: Uint8Array, box: Box | null): Runs {
+  /** Return the set voxels of an argument. Throws `out_of_bounds`. */
+  private toRuns(mask: Uint8Array, box: Box | null): Runs {
     const shape = this.shape();
     const frame = box ?? wholeBox(shape);
     checkBox(frame, shape);
@@ -396,16 +398,16 @@ export class Core<I extends Image = Image> {
     return runsOf(mask, frame, shape);
   }
 
-  private strokes(mask: Uint8Array, box: Box | null): RunLengthMask {
-    const runs = this.marked(mask, box);
+  private toPromptMask(mask: Uint8Array, box: Box | null): RunLengthMask {
+    const runs = this.toRuns(mask, box);
     if (runs.length === 0) {
       throw new ClientError('unsupported_prompt', 'The scribble or lasso is empty. Mark at least one voxel.');
     }
     return makeMask(runs, this.shape(), this.encoding());
   }
 
-  private drawn(mask: Uint8Array, box: Box | null): RunLengthMask {
-    const runs = this.marked(mask, box);
+  private toSegmentMask(mask: Uint8Array, box: Box | null): RunLengthMask {
+    const runs = this.toRuns(mask, box);
     return runs.length === 0 ? makeEmptyMask(this.encoding()) : makeMask(runs, this.shape(), this.encoding());
   }
 
@@ -637,7 +639,7 @@ export class Core<I extends Image = Image> {
       type: 'done',
       result: { request: pending.number, segment, changed, voxels, revision, timings },
     };
-    // The user reads the mask when told, so the answer waits until the mask is right.
+    // A listener of the answer reads the mask, so the answer waits until the mask is right.
     (this.stale.get(segment ?? '') ?? this.events).push(done);
   }
 
@@ -693,9 +695,9 @@ export class Core<I extends Image = Image> {
     return true;
   }
 
-  private flatten(segment: Segment, why: string): void {
+  private flatten(segment: Segment, reason: string): void {
     segment.flatten(this.encoding());
-    const message = `The prompts of segment "${segment.name}" cannot be used on this server (${why}). Its mask is kept.`;
+    const message = `The prompts of segment "${segment.name}" cannot be used on this server (${reason}). Its mask is kept.`;
     this.events.push({ type: 'notice', code: 'warning', message });
   }
 
@@ -825,10 +827,6 @@ function announcement({ name, shape, dtype, statistics: { mean, std } }: Image):
   return { type: 'set_image', image: name, shape, dtype, mean, std };
 }
 
-function bytesOf(dtype: DType): number {
-  return Number(/\d+/.exec(dtype)?.[0]) / 8;
-}
-
 function segmentOf({ request }: { readonly request: Request }): string | null {
   return 'segment' in request ? request.segment : null;
 }
@@ -845,7 +843,7 @@ function createsSegment(request: Request): boolean {
   return request.type === 'set_mask' || request.type.startsWith('add_');
 }
 
-/** Return options, of which the later ones win where they are not null. */
+/** Return the later options, with the earlier ones in place of null. */
 function merged(earlier: Options, later: Options): Options {
   const { autozoom, previews } = later;
   return { type: 'set_options', autozoom: autozoom ?? earlier.autozoom, previews: previews ?? earlier.previews };

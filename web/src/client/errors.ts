@@ -35,6 +35,11 @@ export class ClientError extends Error {
   }
 }
 
+/** Return the text of a caught value, which need not be an Error. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** Return the error for a code and a sentence of the server. An unknown code means `internal`. */
 export function errorFromServer(code: string, message: string): ClientError {
   return new ClientError(SERVER_CODES.find((known) => known === code) ?? 'internal', message);

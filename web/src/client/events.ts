@@ -1,8 +1,9 @@
-/** Events of a session, told apart by `type`. */
+/** Events of a session. `type` distinguishes them. */
 import type { ClientError } from './errors';
-import type { Box, NoticeCode, ProgressState, Timings, Welcome } from './messages';
+import type { Box } from './geometry';
+import type { NoticeCode, ProgressState, Timings, Welcome } from './messages';
 
-/** The server accepted the connection. `welcome.resumed` tells whether it still had the session. */
+/** The server accepted the connection. `welcome.resumed`: whether it still had the session. */
 export interface WelcomeEvent {
   readonly type: 'welcome';
   readonly welcome: Welcome;
@@ -44,7 +45,7 @@ export interface MaskDeltaEvent {
   readonly final: boolean;
 }
 
-/** What a request did. `changed`: a box that holds all changed voxels. `timings`: seconds on the server. */
+/** Result of a request. `changed`: a box that holds all changed voxels. `timings`: seconds on the server. */
 export interface Result {
   readonly request: number;
   readonly segment: string | null;
@@ -85,6 +86,7 @@ export interface MasksDroppedEvent {
   readonly type: 'masks_dropped';
 }
 
+/** Any event. */
 export type Event =
   | WelcomeEvent
   | ImageProgressEvent

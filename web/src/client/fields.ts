@@ -22,11 +22,11 @@ export const fields: Check<Fields> = (value, where) => {
   return value as Fields;
 };
 
-/** A whole number within bounds. JavaScript does not tell 1.0 from 1, so a float without a fraction passes. */
-export function integer(least: number, most: number): Check<number> {
+/** A whole number within bounds. In JavaScript 1.0 is 1, so a float without a fraction passes. */
+export function integer(min: number, max: number): Check<number> {
   return (value, where) => {
-    if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
-      throw invalid(where, `a whole number from ${least} to ${most}`);
+    if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
+      throw invalid(where, `a whole number from ${min} to ${max}`);
     }
     return value;
   };
@@ -38,27 +38,24 @@ export const float: Check<number> = (value, where) => {
   return value;
 };
 
+/** A boolean. */
 export const bool: Check<boolean> = (value, where) => {
   if (typeof value !== 'boolean') throw invalid(where, 'true or false');
   return value;
 };
 
+/** A byte string. */
 export const bytes: Check<Uint8Array> = (value, where) => {
   if (!(value instanceof Uint8Array)) throw invalid(where, 'a byte string');
   return value;
 };
 
 /** A string with a number of characters (code points) within bounds. */
-export function text(least: number, most: number): Check<string> {
+export function text(min: number, max: number): Check<string> {
   return (value, where) => {
     // The length in UTF-16 units is at most twice that in characters, which takes long to count.
-    if (
-      typeof value !== 'string' ||
-      value.length < least ||
-      value.length > 2 * most ||
-      Array.from(value).length > most
-    ) {
-      throw invalid(where, `a text of ${least} to ${most} characters`);
+    if (typeof value !== 'string' || value.length < min || value.length > 2 * max || Array.from(value).length > max) {
+      throw invalid(where, `a text of ${min} to ${max} characters`);
     }
     return value;
   };
@@ -73,10 +70,10 @@ export function oneOf<T extends string>(...known: readonly T[]): Check<T> {
   };
 }
 
-/** An array of at most `most` items. */
-export function array<T>(item: Check<T>, most: number): Check<T[]> {
+/** An array of at most `max` items. */
+export function array<T>(item: Check<T>, max: number): Check<T[]> {
   return (value, where) => {
-    if (!Array.isArray(value) || value.length > most) throw invalid(where, `an array of at most ${most} items`);
+    if (!Array.isArray(value) || value.length > max) throw invalid(where, `an array of at most ${max} items`);
     return value.map((one) => item(one, `an item of ${where}`));
   };
 }

@@ -59,10 +59,15 @@ export function checkBox(box: Box, shape: Index): void {
   }
 }
 
+/** Return whether a voxel is inside a volume. */
+export function isVoxelInside(voxel: Index, shape: Index): boolean {
+  return voxel.every((at, axis) => 0 <= at && at < shape[axis]);
+}
+
 /** Return the voxel nearest to a point. Throws a ClientError `out_of_bounds` if it is outside of the volume. */
 export function voxelInside(point: Index, shape: Index): Index {
   const voxel: Index = [Math.round(point[0]), Math.round(point[1]), Math.round(point[2])];
-  if (!voxel.every((at, axis) => 0 <= at && at < shape[axis])) {
+  if (!isVoxelInside(voxel, shape)) {
     throw new ClientError(
       'out_of_bounds',
       `The point (${point.join(', ')}) is outside the volume of ${shape.join(' × ')} voxels. Click inside the image.`,

@@ -54,7 +54,7 @@ export function segmentsOf(journal: Journal, image: string, shape: Index): Segme
       if (!(error instanceof ClientError)) throw error;
       throw new ClientError(
         'bad_journal',
-        `The saved segment "${history.name}" is damaged (${error.message}). Start without the saved segments.`,
+        `Of the saved segments, "${history.name}" is damaged (${error.message}). Open the image without them.`,
       );
     }
     return segment;

@@ -1,5 +1,5 @@
 /** Journals of this origin in IndexedDB: segments survive a reload of the page. */
-import { ClientError } from './errors';
+import { ClientError, messageOf } from './errors';
 import type { Journal } from './journal';
 import type { Step } from './messages';
 
@@ -51,7 +51,7 @@ export class JournalStore {
     private readonly maxBytes: number,
   ) {}
 
-  /** Open the store. Rejects where the browser has none, such as in some private windows. */
+  /** Open the store. Rejects if the browser has none, as in some private windows. */
   static async open(maxBytes = MAX_BYTES): Promise<JournalStore> {
     const opening = indexedDB.open(DATABASE, 1);
     opening.onupgradeneeded = () => {
@@ -70,6 +70,17 @@ export class JournalStore {
     records.sort((a, b) => b.savedAt - a.savedAt);
     this.own = records.at(0) ?? newRecord(image);
     return records;
+  }
+
+  /** Delete all journals. The next save stores that of the open image again. */
+  async clear(): Promise<void> {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.wanted = null;
+    await this.saving;
+    const transaction = this.database.transaction(JOURNALS, 'readwrite');
+    transaction.objectStore(JOURNALS).clear();
+    await completion(transaction);
   }
 
   /** Save soon what `journal` returns then. Calls in quick succession are one save. */
@@ -97,10 +108,9 @@ export class JournalStore {
     try {
       await this.write(journal);
     } catch (error) {
-      const detail = error instanceof Error ? error.message : String(error);
       this.onWarning(
-        `The browser could not save the segments (${detail}). They would be lost with this tab: download them, or free ` +
-          'disk space.',
+        `The browser could not save the segments (${messageOf(error)}). They would be lost with this tab: download them, or ` +
+          'free disk space.',
       );
     }
   }

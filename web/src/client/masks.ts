@@ -105,7 +105,7 @@ export function makeMask(runs: Runs, shape: Index, encoding: Encoding): RunLengt
 
 /** Return a mask for the wire that sets no voxel of a volume. */
 export function makeEmptyMask(encoding: Encoding): RunLengthMask {
-  // An empty mask has no bounding box. Any voxel, unset, says the same.
+  // An empty mask has no bounding box. The box of one unset voxel is equivalent.
   const voxel: Box = [
     [0, 1],
     [0, 1],
@@ -178,7 +178,7 @@ export function flip(mask: Uint8Array, runs: Runs): number {
 /** Return the change that is equivalent to both, in any order. */
 export function compose(first: Runs, second: Runs): Runs {
   if (first.length === 0 || second.length === 0) return first.length === 0 ? second : first;
-  // Each index is where a change begins or ends. In the exclusive or, one that both have cancels out.
+  // At each index, a run begins or ends. An index of both changes cancels out in the exclusive or.
   const merged = new Uint32Array(first.length + second.length);
   let length = 0;
   let a = 0;

@@ -1,12 +1,10 @@
 /**
- * The messages of the protocol, as in protocol.md: types, and the check of what a server sent.
+ * Types of the protocol's messages, as in protocol.md. protocol.ts checks those of a server.
  *
  * Positions are array indices (i, j, k) in voxels. Boxes are end-exclusive.
  */
 
-import type { Box, Index, Range } from './geometry';
-
-export type { Box, Index, Range };
+import type { Box, Index } from './geometry';
 
 /** Array encodings of this client. */
 export type Encoding = 'deflate' | 'raw';

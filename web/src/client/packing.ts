@@ -6,7 +6,7 @@ import type { DType, Encoding } from './messages';
 import { sumSlab, type SlabSums } from './statistics';
 import { wireArray, wireType, type WireVoxels } from './voxels';
 
-/** Packs bricks and sums statistics. The arrays that it is given are no longer usable afterwards. */
+/** Packs bricks and sums statistics. Its arguments' arrays are no longer usable afterwards. */
 export interface Packer {
   /** Pack bytes. */
   pack(plain: Uint8Array<ArrayBuffer>, encoding: Encoding): Promise<Uint8Array<ArrayBuffer>>;
@@ -26,8 +26,8 @@ export type PackingResult =
   | { readonly kind: 'pack'; readonly packed: Uint8Array<ArrayBuffer> }
   | { readonly kind: 'sum'; readonly sums: SlabSums };
 
-/** Do a task. */
-export function work(task: PackingTask): PackingResult {
+/** Perform a task. */
+export function perform(task: PackingTask): PackingResult {
   return task.kind === 'pack'
     ? { kind: 'pack', packed: pack(new Uint8Array(task.plain), task.encoding) }
     : { kind: 'sum', sums: sumSlab(wireArray(task.dtype, task.voxels), task.counts) };
@@ -40,7 +40,7 @@ export function work(task: PackingTask): PackingResult {
  * `new Worker(url, { type: 'module' })`.
  */
 export function createPacker(worker?: Worker): Packer {
-  if (worker === undefined) return new TaskPacker(workHere, () => undefined);
+  if (worker === undefined) return new TaskPacker(runOnThisThread, () => undefined);
   const tasks = new WorkerTasks(worker);
   return new TaskPacker(
     (task, buffer) => tasks.run(task, buffer),
@@ -74,9 +74,9 @@ class TaskPacker implements Packer {
 }
 
 /** Work on this thread, one task per turn of the event loop. */
-async function workHere(task: PackingTask): Promise<PackingResult> {
+async function runOnThisThread(task: PackingTask): Promise<PackingResult> {
   await new Promise((resolve) => setTimeout(resolve));
-  return work(task);
+  return perform(task);
 }
 
 /** Tasks of a Worker, which answers them in order. */

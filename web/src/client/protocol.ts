@@ -1,7 +1,7 @@
 /** Encoding of the client's messages, and decoding and checking of the server's. */
 import { Decoder, Encoder } from '@msgpack/msgpack';
 import { MAX_BRICKS } from './bricks';
-import { ClientError } from './errors';
+import { ClientError, messageOf } from './errors';
 import {
   array,
   bool,
@@ -18,6 +18,7 @@ import {
   type Check,
 } from './fields';
 import type { Box, Range } from './geometry';
+import { checkStructure } from './messageLimits';
 import type { ClientMessage, FreeMemory, Limits, Model, RunLengthMask, ServerMessage, Timings } from './messages';
 
 /** Version of the protocol, that of protocol.md. */
@@ -28,7 +29,7 @@ export const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
 export const MAX_STEPS = 10_000;
 
 const encoder = new Encoder();
-/** The limits keep a short message from taking much memory. No field needs more. */
+/** No field needs more. See also `checkStructure`. */
 const decoder = new Decoder({ maxArrayLength: MAX_BRICKS, maxMapLength: 2 ** 16 });
 
 /** Encode a message as one WebSocket message. */
@@ -48,6 +49,7 @@ export function decode(frame: Uint8Array): ServerMessage | null {
       `The server sent a message of ${frame.length} bytes. At most ${MAX_MESSAGE_BYTES} are accepted.`,
     );
   }
+  checkStructure(frame);
   const message = fields(decodeMap(frame), 'a message');
   const type = text(0, MAX_MESSAGE_BYTES)(message.type, '"type" of a message');
   return isKnown(type) ? MESSAGES[type](message, type) : null;
@@ -61,19 +63,30 @@ function decodeMap(frame: Uint8Array): unknown {
   try {
     return decoder.decode(frame);
   } catch (error) {
-    const detail = error instanceof Error ? error.message : String(error);
-    throw new ClientError('bad_message', `The server sent a message that is not msgpack (${detail}).`);
+    throw new ClientError('bad_message', `The server sent a message that is not msgpack (${messageOf(error)}).`);
   }
 }
 
 const count = integer(0, 2 ** 53);
 const id = integer(1, 2 ** 53);
+/** Limit of the thickness of a scribble in voxels, because the strokes are drawn in memory. */
+const MAX_THICKNESS = 256;
 const coordinate = integer(-(2 ** 31), 2 ** 31 - 1);
 const anyInteger = integer(-Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER);
 const size = integer(1, 2 ** 31 - 1);
 const name = text(1, 256);
 const sentence = text(0, 4096);
-const words = array(text(0, 64), 64);
+const thickness: Check<number> = (value, where) => {
+  const voxels = float(value, where);
+  if (!(voxels >= 0 && voxels <= MAX_THICKNESS)) {
+    throw new ClientError(
+      'bad_message',
+      `The server sent an invalid message: ${where} is ${voxels}. Expected 0 to ${MAX_THICKNESS} voxels.`,
+    );
+  }
+  return voxels;
+};
+const shortTexts = array(text(0, 64), 64);
 const encoding = oneOf('deflate', 'raw');
 
 const range: Check<Range> = (value, where) => {
@@ -111,8 +124,8 @@ const model: Check<Model> = struct({
   name: sentence,
   license: sentence,
   patch_size: triple(size),
-  prompts: words,
-  scribble_thickness: triple(float),
+  prompts: shortTexts,
+  scribble_thickness: triple(thickness),
 });
 
 const revisions: Check<ReadonlyMap<string, number>> = (value, where) =>
@@ -126,7 +139,7 @@ const MESSAGES: { [T in ServerMessage['type']]: Check<Extract<ServerMessage, { t
     type: oneOf('welcome'),
     version: anyInteger,
     server_version: sentence,
-    features: words,
+    features: shortTexts,
     encoding: encoding,
     session_id: sentence,
     session_secret: sentence,

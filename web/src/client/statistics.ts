@@ -153,7 +153,7 @@ function countNonzeroBox(slabs: readonly SlabSums[], slabPlanes: number): number
   return first.reduce((product, start, axis) => product * (last[axis] - start + 1), 1);
 }
 
-/** Mean and deviation of n voxels, computed with whole numbers: no digit is lost where the mean is large. */
+/** Mean and deviation of n voxels, computed with whole numbers, so that no digit is lost if the mean is large. */
 function exactStatistics(slabs: readonly SlabSums[], n: bigint): Statistics {
   const sum = (numbers: readonly number[]): bigint => numbers.reduce((total, x) => total + toFixedPoint(x), 0n);
   const total = sum(slabs.flatMap((slab) => slab.total));

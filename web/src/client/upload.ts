@@ -14,7 +14,7 @@ const SMALLEST_WINDOW = 16;
  */
 export class Upload {
   readonly grid: Grid;
-  /** One byte per brick; null until the server has told which bricks it has. */
+  /** One byte per brick; null before the first acknowledgement, which lists the bricks that the server has. */
   private present: Uint8Array | null = null;
   private readonly inFlight = new Map<number, number>();
   private readonly maxInFlight: number;
@@ -68,17 +68,17 @@ export class Upload {
     this.window = Math.min(this.window, this.maxInFlight);
   }
 
-  /** Return the bricks of the next message, at most `most`: none if the window is full, or all are sent. */
-  next(most: number): number[] {
+  /** Return the bricks of the next message, at most `max`: none if the window is full, or all are sent. */
+  next(max: number): number[] {
     if (this.present === null) return [];
     if (this.order === null) {
       this.order = this.grid.nearestFirst(this.focus, this.needed);
       this.considered = 0;
     }
-    const room = Math.min(most, this.window - this.inFlight.size);
+    const count = Math.min(max, this.window - this.inFlight.size);
     const chosen: number[] = [];
     const now = this.clock();
-    while (chosen.length < room && this.considered < this.order.length) {
+    while (chosen.length < count && this.considered < this.order.length) {
       const index = this.order[this.considered++];
       if (this.present[index] || this.inFlight.has(index)) continue;
       this.inFlight.set(index, now);

@@ -47,6 +47,11 @@ export function wireType(voxels: Voxels): DType {
   return 'float32';
 }
 
+/** Return the bytes of a voxel on the wire. */
+export function bytesPerVoxel(dtype: DType): number {
+  return WIRE_ARRAYS[dtype].BYTES_PER_ELEMENT;
+}
+
 /** Return a view of bytes, or a new array, in a type of the wire. */
 export function wireArray(dtype: DType, from: number | ArrayBuffer): WireVoxels {
   const Type = WIRE_ARRAYS[dtype];

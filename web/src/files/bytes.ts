@@ -2,18 +2,32 @@
 import { Gunzip } from 'fflate';
 import { ImageFileError } from './volume';
 
+/** Compression of data. */
 export type Packing = 'none' | 'gzip' | 'deflate';
+/** Called with the share that was read, from 0 to 1. */
 export type OnProgress = (share: number) => void;
 
 /** Deflate packs no more bytes than these into one. */
 const MAX_DEFLATE_RATIO = 1032;
-/** More bytes than these after the announced ones are not read: the file is not what its header says. */
+/** More bytes than these after the announced ones are not read, because the header is wrong then. */
 const MAX_SURPLUS_BYTES = 1 << 26;
 
+/** Whether bytes start with others. */
 export function startsWith(bytes: Uint8Array, ...expected: number[]): boolean {
   return expected.every((byte, index) => bytes[index] === byte);
 }
 
+/** Return bytes as text with one character for each. */
+export function latin1(bytes: Uint8Array): string {
+  return new TextDecoder('latin1').decode(bytes);
+}
+
+/** Whether a file starts as DICOM files do: with 128 bytes of any content, and DICM. */
+export function hasDicomPreamble(bytes: Uint8Array): boolean {
+  return latin1(bytes.subarray(128, 132)) === 'DICM';
+}
+
+/** Whether the first bytes of a file are those of gzip. */
 export function isGzip(bytes: Uint8Array): boolean {
   return startsWith(bytes, 0x1f, 0x8b);
 }
@@ -33,6 +47,7 @@ export async function readStart(file: File, size: number): Promise<{ start: Uint
   return { start: unpacked.subarray(0, filled), gzip: true };
 }
 
+/** Return the bytes of a part of the file `name`. Rejects with an ImageFileError if it cannot be read. */
 export async function readBytes(blob: Blob, name: string): Promise<Uint8Array> {
   try {
     return new Uint8Array(await blob.arrayBuffer());
@@ -41,7 +56,7 @@ export async function readBytes(blob: Blob, name: string): Promise<Uint8Array> {
   }
 }
 
-/** What is read of a file: `blob` without its first `skipped` bytes, counted after unpacking. */
+/** Data to read from a file: `blob` without its first `skipped` bytes, counted after unpacking. */
 export interface Source {
   readonly name: string;
   readonly blob: Blob;
@@ -59,8 +74,8 @@ export async function readExactly(
   onProgress: OnProgress,
 ): Promise<{ content: Uint8Array<ArrayBuffer>; surplus: number }> {
   const { name, blob, packing, skipped } = source;
-  const most = packing === 'none' ? blob.size : blob.size * MAX_DEFLATE_RATIO;
-  if (skipped + size > most) throw incomplete(name, size, Math.max(0, most - skipped), packing !== 'none');
+  const maxBytes = packing === 'none' ? blob.size : blob.size * MAX_DEFLATE_RATIO;
+  if (skipped + size > maxBytes) throw incomplete(name, size, Math.max(0, maxBytes - skipped), packing !== 'none');
   const content = allocate(name, size);
   let position = -skipped;
   const pieces = packing === 'none' ? piecesOf(blob, name) : unpack(blob, packing, name);

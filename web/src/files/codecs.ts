@@ -1,25 +1,14 @@
 // Decoders of compressed DICOM pixels. They are loaded when a file needs them.
+import { JPEG, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, RLE } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 
 /** Decodes one frame to the bytes of its pixels, little-endian, of 1 byte for up to 8 bits and else of 2. */
 export type Decoder = (encoded: Uint8Array) => Uint8Array;
 
-/** What a decoder must know of a frame. */
+/** Size of a frame, which its data does not contain. */
 export interface FrameSize {
   readonly pixels: number;
   readonly bitsAllocated: number;
-}
-
-const RLE = '1.2.840.10008.1.2.5';
-const JPEG_BASELINE = '1.2.840.10008.1.2.4.50';
-const JPEG_EXTENDED = '1.2.840.10008.1.2.4.51';
-const JPEG_LOSSLESS = ['1.2.840.10008.1.2.4.57', '1.2.840.10008.1.2.4.70'];
-const JPEG_LS = ['1.2.840.10008.1.2.4.80', '1.2.840.10008.1.2.4.81'];
-const JPEG_2000 = ['1.2.840.10008.1.2.4.90', '1.2.840.10008.1.2.4.91'];
-const NATIVE = ['1.2.840.10008.1.2', '1.2.840.10008.1.2.1', '1.2.840.10008.1.2.1.99', '1.2.840.10008.1.2.2'];
-
-export function isNative(transferSyntax: string): boolean {
-  return NATIVE.includes(transferSyntax);
 }
 
 /** Load the decoder of a transfer syntax. Rejects with an ImageFileError if there is none. `name`: of the file. */
@@ -28,8 +17,7 @@ export async function loadDecoder(transferSyntax: string, size: FrameSize, name:
   if (JPEG_LOSSLESS.includes(transferSyntax)) return loadJpegLossless(size);
   if (JPEG_LS.includes(transferSyntax)) return loadJpegLs();
   if (JPEG_2000.includes(transferSyntax)) return loadJpeg2000();
-  const isJpeg = transferSyntax === JPEG_BASELINE || transferSyntax === JPEG_EXTENDED;
-  if (isJpeg && size.bitsAllocated === 8) return loadJpeg();
+  if (JPEG.includes(transferSyntax) && size.bitsAllocated === 8) return loadJpeg();
   throw new ImageFileError(
     `${name} is compressed by a method that this page cannot decode (transfer syntax ${transferSyntax}). Export the ` +
       'series without compression.',

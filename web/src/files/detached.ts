@@ -1,17 +1,22 @@
 // Images in NRRD and MetaImage files: a header as text, and voxels after it or in other files.
-import { isGzip, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
+import { countVoxels } from '../client/geometry';
+import { wireType } from '../client/voxels';
+import { isGzip, latin1, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
 import { betweenRasAndLps, straightened } from './geometry';
-import { type Affine, ImageFileError, type Shape, type Volume } from './volume';
-import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType, typeOf } from './voxels';
+import { type Affine, checkVoxels, ImageFileError, shapeOf, type Volume } from './volume';
+import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType } from './voxels';
 
 /** A header ends within so many bytes, also if it lists the files of a thousand slices. */
 const MAX_HEADER_BYTES = 1 << 20;
 /** No image has more slices. */
 const MAX_NUMBERED = 100_000;
+/** No file has a longer name with its folders. */
+const MAX_NAME = 4096;
+const PATTERN = /^(.*)%(0?)(\d*)d(\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?/;
 /** Numbers as text have no more characters, with the space between them. */
 const MAX_TEXT_CHARACTERS = 32;
 
-/** What a header says about an image. */
+/** An image as its header describes it. */
 export interface Described {
   readonly file: File;
   readonly source: 'nrrd' | 'mha';
@@ -31,14 +36,25 @@ export interface Described {
 
 /** Return the start of a file as text with one character for each byte. */
 export async function readHeader(file: File): Promise<string> {
-  return new TextDecoder('latin1').decode(await readBytes(file.slice(0, MAX_HEADER_BYTES), file.name));
+  return latin1(await readBytes(file.slice(0, MAX_HEADER_BYTES), file.name));
+}
+
+/** Return text without blanks at its ends. A regular expression would take a time that grows with its square. */
+export function trimmed(text: string): string {
+  const isBlank = (at: number) => text[at] === ' ' || text[at] === '\t';
+  let [start, end] = [0, text.length];
+  while (start < end && isBlank(start)) start++;
+  while (start < end && isBlank(end - 1)) end--;
+  return text.slice(start, end);
 }
 
 /** Return the files that a header names, one after the other: a single one, numbered ones, or a list. */
 export function namedFiles(header: string, names: readonly string[], files: readonly File[]): Blob {
-  const expanded = names.flatMap(expand);
-  if (expanded.length === 0) throw new ImageFileError(`${header} is damaged: it names no file with voxels.`);
-  return new Blob(expanded.map((name) => fileOf(header, name, files)));
+  const found: File[] = [];
+  // The first file that is missing ends it, however many names a pattern makes.
+  for (const name of names) for (const one of expand(name)) found.push(fileOf(header, one, files));
+  if (found.length === 0) throw new ImageFileError(`${header} is damaged: it names no file with voxels.`);
+  return new Blob(found);
 }
 
 function fileOf(header: string, path: string, files: readonly File[]): File {
@@ -52,16 +68,17 @@ function fileOf(header: string, path: string, files: readonly File[]): File {
 }
 
 /** Return the names of a pattern of numbered files, such as slice%03d.raw 1 100 1, or the name itself. */
-function expand(name: string): string[] {
-  const pattern = /^(.*)%(0?)(\d*)d(\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?/.exec(name);
-  if (pattern === null) return [utf8(name)];
+function* expand(name: string): Generator<string> {
+  const pattern = name.length > MAX_NAME ? null : PATTERN.exec(name);
+  if (pattern === null) {
+    yield utf8(name);
+    return;
+  }
   const [, before, zero, width, after] = pattern;
   const [first, last, step] = pattern.slice(5).map((number: string | undefined) => Number(number ?? 1));
-  const names: string[] = [];
   for (let number = first; number <= Math.min(last, first + MAX_NUMBERED); number += Math.max(step, 1)) {
-    names.push(utf8(before + String(number).padStart(Number(width), zero === '' ? ' ' : '0') + after));
+    yield utf8(before + String(number).padStart(Math.min(Number(width), MAX_NAME), zero === '' ? ' ' : '0') + after);
   }
-  return names;
 }
 
 /** Decode text that was read with one character for each byte. */
@@ -73,36 +90,25 @@ function utf8(text: string): string {
 export async function readDescribed(image: Described, onProgress: OnProgress): Promise<Volume> {
   const { name } = image.file;
   const shape = shapeOf(name, image.sizes);
+  checkVoxels(name, shape);
   if (image.type === undefined) {
     throw new ImageFileError(`${name} has voxels of the type ${image.typeName}. Expected integers or real numbers.`);
   }
+  if (!Number.isInteger(image.skipped)) {
+    throw new ImageFileError(`${name} is damaged: its header skips ${image.skipped} bytes. Copy or export it again.`);
+  }
   const affine = straightened(betweenRasAndLps(image.lps), shape, name);
-  const { stored, surplus } = await readStored(image, image.type, shape[0] * shape[1] * shape[2], onProgress);
+  const { stored, surplus } = await readStored(image, image.type, countVoxels(shape), onProgress);
   const voxels = rescaled(stored, 1, 0);
   return {
     name,
     shape,
     voxels,
-    dtype: typeOf(voxels),
+    dtype: wireType(voxels),
     affine,
     source: image.source,
     notes: [...noteOnSurplus(surplus), ...replaceNonFinite(voxels, name)],
   };
-}
-
-function shapeOf(name: string, sizes: readonly number[]): Shape {
-  if (!sizes.every((n) => Number.isInteger(n) && n > 0)) {
-    throw new ImageFileError(`${name} is damaged: it has ${sizes.join(' x ')} voxels. Copy or export it again.`);
-  }
-  const [i, j, k, ...further] = sizes;
-  if (sizes.length < 3) throw new ImageFileError(`${name} has ${sizes.length} dimensions. Expected a volume with 3.`);
-  if (further.some((n) => n > 1)) {
-    throw new ImageFileError(
-      `${name} has ${sizes.length} dimensions, ${sizes.join(' x ')}. Expected one volume. Save the one to segment in a ` +
-        'file of its own.',
-    );
-  }
-  return [i, j, k];
 }
 
 /** An image whose voxels have several components. */
@@ -139,8 +145,7 @@ async function packingOf(data: Blob, name: string): Promise<'gzip' | 'deflate'> 
 }
 
 async function readText(name: string, data: Blob, count: number): Promise<string> {
-  const bytes = await readBytes(data.slice(0, count * MAX_TEXT_CHARACTERS), name);
-  return new TextDecoder('latin1').decode(bytes);
+  return latin1(await readBytes(data.slice(0, count * MAX_TEXT_CHARACTERS), name));
 }
 
 /** Return numbers that are written as text, as whole or real numbers. */

@@ -1,77 +1,30 @@
 // The headers of DICOM files.
 import { type DataSet, type Element, parseDicom } from 'dicom-parser';
-import { inflateSync } from 'fflate';
-import { readBytes, reason } from './bytes';
+import { Inflate } from 'fflate';
+import { ATTRIBUTES, type Keyword } from './dicomAttributes';
+import { grouped, hasDicomPreamble, latin1, readBytes, reason } from './bytes';
+import { EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 
+/** Tag of pixels that are integers. */
 export const PIXEL_DATA = 'x7fe00010';
 const FLOAT_PIXEL_DATA = 'x7fe00008';
 const DOUBLE_PIXEL_DATA = 'x7fe00009';
-const IMPLICIT_LITTLE_ENDIAN = '1.2.840.10008.1.2';
-const EXPLICIT_LITTLE_ENDIAN = '1.2.840.10008.1.2.1';
 const DICOMDIR = '1.2.840.10008.1.3.10';
 
 /** Numbers of first bytes that are read for a header, in turn, until one contains it. */
 const HEADER_BYTES = [1 << 16, 1 << 20, 1 << 24];
 
-/** Tag and value representation of the attributes that are read. */
-const ATTRIBUTES = {
-  TransferSyntaxUID: ['x00020010', 'UI'],
-  MediaStorageSOPClassUID: ['x00020002', 'UI'],
-  SpecificCharacterSet: ['x00080005', 'CS'],
-  ImageType: ['x00080008', 'CS'],
-  SOPClassUID: ['x00080016', 'UI'],
-  SOPInstanceUID: ['x00080018', 'UI'],
-  StudyDate: ['x00080020', 'DA'],
-  StudyTime: ['x00080030', 'TM'],
-  AcquisitionTime: ['x00080032', 'TM'],
-  ContentTime: ['x00080033', 'TM'],
-  AcquisitionDateTime: ['x0008002a', 'DT'],
-  AccessionNumber: ['x00080050', 'SH'],
-  Modality: ['x00080060', 'CS'],
-  ReferringPhysicianName: ['x00080090', 'PN'],
-  SeriesDescription: ['x0008103e', 'LO'],
-  FrameType: ['x00089007', 'CS'],
-  PatientName: ['x00100010', 'PN'],
-  PatientID: ['x00100020', 'LO'],
-  PatientBirthDate: ['x00100030', 'DA'],
-  PatientSex: ['x00100040', 'CS'],
-  SliceThickness: ['x00180050', 'DS'],
-  EchoTime: ['x00180081', 'DS'],
-  SpacingBetweenSlices: ['x00180088', 'DS'],
-  TriggerTime: ['x00181060', 'DS'],
-  FrameAcquisitionDateTime: ['x00189074', 'DT'],
-  EffectiveEchoTime: ['x00189082', 'FD'],
-  DiffusionBValue: ['x00189087', 'FD'],
-  StudyInstanceUID: ['x0020000d', 'UI'],
-  SeriesInstanceUID: ['x0020000e', 'UI'],
-  StudyID: ['x00200010', 'SH'],
-  SeriesNumber: ['x00200011', 'IS'],
-  AcquisitionNumber: ['x00200012', 'IS'],
-  ImagePositionPatient: ['x00200032', 'DS'],
-  ImageOrientationPatient: ['x00200037', 'DS'],
-  FrameOfReferenceUID: ['x00200052', 'UI'],
-  TemporalPositionIdentifier: ['x00200100', 'IS'],
-  PositionReferenceIndicator: ['x00201040', 'LO'],
-  StackID: ['x00209056', 'SH'],
-  TemporalPositionIndex: ['x00209128', 'UL'],
-  FrameAcquisitionNumber: ['x00209156', 'US'],
-  SamplesPerPixel: ['x00280002', 'US'],
-  NumberOfFrames: ['x00280008', 'IS'],
-  Rows: ['x00280010', 'US'],
-  Columns: ['x00280011', 'US'],
-  PixelSpacing: ['x00280030', 'DS'],
-  BitsAllocated: ['x00280100', 'US'],
-  BitsStored: ['x00280101', 'US'],
-  PixelRepresentation: ['x00280103', 'US'],
-  RescaleIntercept: ['x00281052', 'DS'],
-  RescaleSlope: ['x00281053', 'DS'],
-  ModalityLUTSequence: ['x00283000', 'SQ'],
-  SharedFunctionalGroupsSequence: ['x52009229', 'SQ'],
-  PerFrameFunctionalGroupsSequence: ['x52009230', 'SQ'],
-} as const;
-
-export type Keyword = keyof typeof ATTRIBUTES;
+/** No attribute that is read as text is longer in a valid file. */
+const MAX_TEXT_BYTES = 4096;
+/**
+ * Limits of the content of a file in a deflated transfer syntax: times its size, or bytes if those are more. Deflate can
+ * pack a thousand bytes into one, but not those of an image.
+ */
+const MAX_INFLATION = 100;
+const MAX_INFLATED_BYTES = 2 ** 26;
+/** Compressed bytes that are unpacked at once, to at most a thousand times as many. */
+const INFLATE_BYTES = 2 ** 16;
 
 /** Names for text decoders of DICOM's character sets, other than the default one. */
 const ENCODINGS: readonly (readonly [RegExp, string])[] = [
@@ -106,7 +59,8 @@ export class Attributes {
     if (element === undefined || element.length <= 0) return '';
     if (vr === 'US' || vr === 'UL' || vr === 'FD') return String(this.number(keyword) ?? '');
     const { byteArray } = this.dataSet;
-    const bytes = byteArray.subarray(element.dataOffset, element.dataOffset + element.length);
+    const length = Math.min(element.length, MAX_TEXT_BYTES);
+    const bytes = byteArray.subarray(element.dataOffset, element.dataOffset + length);
     return new TextDecoder(this.encoding)
       .decode(bytes)
       .replace(/[\0 ]+$/, '')
@@ -157,7 +111,7 @@ export class Attributes {
   }
 }
 
-/** The header of a DICOM file. `pixels`: where its pixels are. */
+/** The header of a DICOM file. `pixels`: the element of its pixels. */
 export interface DicomHeader {
   readonly file: File;
   readonly attributes: Attributes;
@@ -180,7 +134,7 @@ export async function readDicomHeader(file: File): Promise<DicomHeader | typeof 
     }
   }
   const bytes = await readBytes(file, file.name);
-  const hasPreamble = new TextDecoder('latin1').decode(bytes.subarray(128, 132)) === 'DICM';
+  const hasPreamble = hasDicomPreamble(bytes);
   try {
     const header = headerOf(file, parseDicomFile(bytes, PIXEL_DATA));
     if (header.attributes.text('MediaStorageSOPClassUID') === DICOMDIR) return NOT_DICOM;
@@ -207,6 +161,7 @@ function headerOf(file: File, dataSet: DataSet): DicomHeader {
   };
 }
 
+/** Return the element with the pixels, or undefined. */
 export function pixelsOf({ elements }: DataSet): Element | undefined {
   const found = [PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA].map((tag) => elements[tag] as Element | undefined);
   return found.find((element) => element !== undefined);
@@ -215,19 +170,31 @@ export function pixelsOf({ elements }: DataSet): Element | undefined {
 /** Parse a DICOM file, up to a tag if it is given. Old files have no preamble, and no name of their transfer syntax. */
 export function parseDicomFile(bytes: Uint8Array, untilTag?: string): DataSet {
   const options = { untilTag, inflater: inflated };
-  const hasPreamble = new TextDecoder('latin1').decode(bytes.subarray(128, 132)) === 'DICM';
-  if (hasPreamble) return parseDicom(bytes, options);
-  const isExplicit = /^[A-Z]{2}$/.test(new TextDecoder('latin1').decode(bytes.subarray(4, 6)));
+  if (hasDicomPreamble(bytes)) return parseDicom(bytes, options);
+  const isExplicit = /^[A-Z]{2}$/.test(latin1(bytes.subarray(4, 6)));
   const syntax = isExplicit ? EXPLICIT_LITTLE_ENDIAN : IMPLICIT_LITTLE_ENDIAN;
   return parseDicom(bytes, { ...options, TransferSyntaxUID: syntax });
 }
 
 /** Inflate all of a file after its meta information, which ends at a position. */
 function inflated(bytes: Uint8Array, position: number): Uint8Array {
-  const rest = inflateSync(bytes.subarray(position));
-  const result = new Uint8Array(position + rest.length);
-  result.set(bytes.subarray(0, position));
-  result.set(rest, position);
+  const parts = [bytes.subarray(0, position)];
+  const most = Math.max(MAX_INFLATION * bytes.length, MAX_INFLATED_BYTES);
+  let length = position;
+  const inflater = new Inflate((part) => {
+    length += part.length;
+    if (length > most) throw new Error(`it unpacks to more than ${grouped(most)} bytes`);
+    parts.push(part);
+  });
+  for (let start = position; start < bytes.length; start += INFLATE_BYTES) {
+    inflater.push(bytes.subarray(start, start + INFLATE_BYTES), start + INFLATE_BYTES >= bytes.length);
+  }
+  const result = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    result.set(part, at);
+    at += part.length;
+  }
   return result;
 }
 

@@ -7,14 +7,12 @@ import {
   readEncapsulatedPixelDataFromFragments,
 } from 'dicom-parser';
 import { readBytes, reason } from './bytes';
-import { isNative, loadDecoder } from './codecs';
+import { loadDecoder } from './codecs';
 import { type DicomHeader, parseDicomFile, PIXEL_DATA, pixelsOf } from './dicomHeader';
 import { framesOf } from './dicomSeries';
+import { BIG_ENDIAN, DEFLATED, NATIVE } from './transferSyntaxes';
 import { ImageFileError } from './volume';
 import { decode, type StoredType } from './voxels';
-
-const BIG_ENDIAN = '1.2.840.10008.1.2.2';
-const DEFLATED = '1.2.840.10008.1.2.1.99';
 
 /** The pixels of a frame, row after row. */
 export type Pixels = Int32Array | Uint32Array | Float32Array | Float64Array;
@@ -26,7 +24,9 @@ export type ReadFrame = (index: number) => Promise<Pixels>;
 export async function openPixels(header: DicomHeader): Promise<ReadFrame> {
   const { file, pixels } = header;
   if (pixels === undefined) throw unreadable(file.name, 'there are none');
-  const read = isNative(header.transferSyntax) ? await openNative(header, pixels) : await openEncapsulated(header);
+  const read = NATIVE.includes(header.transferSyntax)
+    ? await openNative(header, pixels)
+    : await openEncapsulated(header);
   return async (index) => {
     try {
       return await read(index);

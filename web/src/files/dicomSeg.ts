@@ -1,5 +1,6 @@
 // DICOM segmentation objects (SEG) of DICOM images.
 import { dicomLab } from './cielab';
+import { ATTRIBUTES, COMMON_WITH_SEG, type Keyword, tagOf } from './dicomAttributes';
 import { type Dataset, decimal, newUid, writeDicom } from './dicomWriter';
 import { axesOf, betweenRasAndLps, length, originOf, scaled } from './geometry';
 import { everyVoxel, type Extent, extentOf } from './labels';
@@ -17,19 +18,14 @@ const SEGMENTATION_STORAGE = '1.2.840.10008.5.1.4.1.1.66.4';
 const IMPLEMENTATION = '2.25.38957256595216031959135633470868868697';
 const PROGRAM = 'nninteractive-ws';
 const MAX_TEXT = 64;
+const DATE = /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/;
 
-/** Attributes of patient and study: tag, value representation, and a pattern of valid values. They may be empty. */
-const MAY_BE_EMPTY: Readonly<Record<string, readonly [tag: number, vr: string, valid: RegExp]>> = {
-  StudyDate: [0x00080020, 'DA', /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/],
-  StudyTime: [0x00080030, 'TM', /^(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?$/],
-  AccessionNumber: [0x00080050, 'SH', /^/],
-  ReferringPhysicianName: [0x00080090, 'PN', /^/],
-  PatientName: [0x00100010, 'PN', /^/],
-  PatientID: [0x00100020, 'LO', /^/],
-  PatientBirthDate: [0x00100030, 'DA', /^(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?$/],
-  PatientSex: [0x00100040, 'CS', /^[MFO]?$/],
-  StudyID: [0x00200010, 'SH', /^/],
-  PositionReferenceIndicator: [0x00201040, 'LO', /^/],
+/** Patterns of valid values of some copied attributes, which may be empty. */
+const VALID: Readonly<Partial<Record<Keyword, RegExp>>> = {
+  StudyDate: DATE,
+  StudyTime: /^(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?$/,
+  PatientBirthDate: DATE,
+  PatientSex: /^[MFO]?$/,
 };
 
 /** A frame of the segmentation: the slice k of a segment, from 1. */
@@ -114,9 +110,10 @@ function generalAttributes(dicom: DicomSource, instance: string, version: string
   const date = `${now.getFullYear()}${two(now.getMonth() + 1)}${two(now.getDate())}`;
   const time = `${two(now.getHours())}${two(now.getMinutes())}${two(now.getSeconds())}`;
   const references = [...new Map(dicom.slices.map((slice) => [slice.sopInstanceUid, slice])).values()];
-  const copied = Object.entries(MAY_BE_EMPTY).map(([name, [tag, vr, valid]]) => {
-    const value = dicom.attributes[name];
-    return [tag, vr, valid.test(value) ? value : ''] as const; // anonymizers leave invalid values
+  const copied = COMMON_WITH_SEG.map((keyword) => {
+    const value = dicom.attributes[keyword];
+    // Anonymizers leave invalid values.
+    return [tagOf(keyword), ATTRIBUTES[keyword][1], (VALID[keyword]?.test(value) ?? true) ? value : ''] as const;
   });
   return [
     ...copied,
@@ -142,11 +139,9 @@ function generalAttributes(dicom: DicomSource, instance: string, version: string
     ],
     [0x00181000, 'LO', '0'],
     [0x00181020, 'LO', version],
-    [0x0020000d, 'UI', dicom.attributes.StudyInstanceUID],
     [0x0020000e, 'UI', newUid()],
     [0x00200011, 'IS', '300'],
     [0x00200013, 'IS', '1'],
-    [0x00200052, 'UI', dicom.attributes.FrameOfReferenceUID],
   ];
 }
 

@@ -5,6 +5,7 @@ import { ImageFileError } from './volume';
 /** Objects with the attributes of images that are no images of a patient. */
 const NOT_IMAGES = ['SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'SR', 'PR', 'KO', 'REG', 'DOC'];
 
+/** The files of a DICOM series. */
 export interface Series {
   readonly uid: string;
   readonly number: number;
@@ -18,21 +19,19 @@ export interface Series {
 /** Return the series that can be opened, and notes for the user. Localizers are left out if there is a volume. */
 export async function findSeries(files: readonly File[]): Promise<{ series: Series[]; notes: string[] }> {
   const headers: DicomHeader[] = [];
-  let damaged: ImageFileError | undefined;
-  let count = 0;
+  const errors: ImageFileError[] = [];
   for (const file of files) {
     try {
       const header = await readDicomHeader(file);
       if (header !== NOT_DICOM && isImage(header)) headers.push(header);
     } catch (e) {
       if (!(e instanceof ImageFileError)) throw e;
-      damaged = e;
-      count++;
+      errors.push(e);
     }
   }
-  if (headers.length === 0 && damaged !== undefined) throw damaged;
+  if (headers.length === 0 && errors.length > 0) throw errors[0];
   const found = seriesOf(headers);
-  const notes = count > 0 ? [`${count} damaged files were skipped. Slices may be missing.`] : [];
+  const notes = errors.length > 0 ? [`${errors.length} damaged files were skipped. Slices may be missing.`] : [];
   const volumes = found.filter(({ isVolume }) => isVolume);
   if (volumes.length === 1 && found.length > 1) {
     notes.push(`There are ${found.length} series. Used: ${volumes[0].label}. The others are localizers or pictures.`);
@@ -69,6 +68,7 @@ function oneSeries(uid: string, headers: readonly DicomHeader[]): Series {
   };
 }
 
+/** Return the number of frames of a file, which is 1 without the attribute. */
 export function framesOf({ attributes }: DicomHeader): number {
   return attributes.number('NumberOfFrames') ?? 1;
 }

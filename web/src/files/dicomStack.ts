@@ -1,11 +1,14 @@
 // The slices of a DICOM series, or the frames of multi-frame files, as a volume.
+import { wireType } from '../client/voxels';
 import { grouped, type OnProgress } from './bytes';
-import { type Attributes, type DicomHeader, type Keyword, PIXEL_DATA } from './dicomHeader';
+import { COMMON_WITH_SEG, type Keyword } from './dicomAttributes';
+import { type Attributes, type DicomHeader, PIXEL_DATA } from './dicomHeader';
 import { openPixels, type Pixels, type ReadFrame } from './dicomPixels';
 import { framesOf, type Series } from './dicomSeries';
 import { affineOf, betweenRasAndLps, cross, difference, dot, length, scaled, straightened } from './geometry';
 import {
   type Affine,
+  checkVoxels,
   type DicomSource,
   ImageFileError,
   type Shape,
@@ -13,7 +16,7 @@ import {
   type Volume,
   type Voxels,
 } from './volume';
-import { replaceNonFinite, typeOf } from './voxels';
+import { replaceNonFinite } from './voxels';
 
 /** Tolerance of the distance between slices: relative to it, and in millimeters, because scanners round positions. */
 const SPACING_TOLERANCE = 0.05;
@@ -29,7 +32,7 @@ const PIXEL_TOLERANCE = 1e-3;
 /** Maximum number of values in an error message. */
 const MAX_VALUES = 8;
 
-/** Attributes that tell time points, echoes and other repetitions apart, in the order in which they are tried. */
+/** Attributes that distinguish time points, echoes and other repetitions, in the order in which they are tried. */
 const REPETITIONS: readonly Keyword[] = [
   'TemporalPositionIndex',
   'EffectiveEchoTime',
@@ -47,22 +50,6 @@ const REPETITIONS: readonly Keyword[] = [
   'AcquisitionTime',
   'ContentTime',
 ];
-/** Attributes that a segmentation has in common with its image. */
-const COMMON_WITH_SEG: readonly Keyword[] = [
-  'PatientName',
-  'PatientID',
-  'PatientBirthDate',
-  'PatientSex',
-  'StudyInstanceUID',
-  'StudyDate',
-  'StudyTime',
-  'StudyID',
-  'AccessionNumber',
-  'ReferringPhysicianName',
-  'FrameOfReferenceUID',
-  'PositionReferenceIndicator',
-];
-
 /** A slice, without its pixels: frame `index` of `header`. */
 interface Slice {
   readonly header: DicomHeader;
@@ -94,13 +81,14 @@ export async function readStack(series: Series, earlier: readonly string[], onPr
   checkOneTime(slices, label);
   checkEven(slices, label);
   const shape: Shape = [slices[0].columns, slices[0].rows, slices.length];
+  checkVoxels(`The series ${label}`, shape);
   const affine = straightened(betweenRasAndLps(affineOfSlices(slices)), shape, `The series ${label}`);
   const voxels = await readVoxels(slices, shape, onProgress);
   return {
     name: label,
     shape,
     voxels,
-    dtype: typeOf(voxels),
+    dtype: wireType(voxels),
     affine,
     source: 'dicom',
     notes: [...notes, ...replaceNonFinite(voxels, `The series ${label}`)],
@@ -234,7 +222,7 @@ function along({ position, row, column }: Slice): number {
   return dot(position, cross(row, column));
 }
 
-/** What all slices of a volume have in common: its name, and whether it is the same in two slices. */
+/** Properties that all slices of a volume have in common: name, and test whether two slices agree. */
 const COMMON: readonly (readonly [string, (a: Slice, b: Slice) => boolean])[] = [
   ['numbers of rows and columns', (a, b) => a.rows === b.rows && a.columns === b.columns],
   ['orientations', (a, b) => isNear(a.row, b.row, COSINE_TOLERANCE) && isNear(a.column, b.column, COSINE_TOLERANCE)],
@@ -283,7 +271,7 @@ function checkOneTime(slices: readonly Slice[], label: string): void {
   );
 }
 
-/** Return the values of an attribute that tell slices at `count` places apart, or nothing. */
+/** Return the values of an attribute that distinguish volumes of `count` slices each, or nothing. */
 function completeGroups(slices: readonly Slice[], places: readonly number[], count: number, name: Keyword): string[] {
   const groups = new Map<string, number[]>();
   for (const [n, { repetition }] of slices.entries()) {

@@ -1,11 +1,11 @@
 // DICOM files in explicit VR little endian.
+import { EXPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 
 /** A value: text (several values separated by backslashes), numbers, bytes, or the items of a sequence. */
 export type Value = string | readonly number[] | Uint8Array | readonly Dataset[];
 /** Tag, such as 0x00100010, value representation and value of each attribute. */
 export type Dataset = readonly (readonly [tag: number, vr: string, value: Value])[];
 
-const EXPLICIT_LITTLE_ENDIAN = '1.2.840.10008.1.2.1';
 /** Value representations whose length has 4 bytes, after 2 bytes of zero. */
 const LONG = ['OB', 'OW', 'SQ', 'UN', 'UT'];
 /** Bytes of a number. An attribute tag is two of two bytes. */

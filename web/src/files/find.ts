@@ -1,5 +1,5 @@
 // Find the images among the files that a user chose or dropped.
-import { isGzip, readBytes, readStart, startsWith } from './bytes';
+import { hasDicomPreamble, isGzip, latin1, readBytes, readStart, startsWith } from './bytes';
 import { findSeries } from './dicomSeries';
 import { readStack } from './dicomStack';
 import { readMetaImage } from './metaimage';
@@ -64,12 +64,8 @@ function kindOf(start: Uint8Array): Kind | undefined {
   const text = latin1(start);
   if (isNifti(start)) return 'nifti';
   if (text.startsWith('NRRD000')) return 'nrrd';
-  if (text.slice(128, 132) === 'DICM' || startsWith(start, 8, 0) || startsWith(start, 2, 0, 0, 0)) return 'dicom';
+  if (hasDicomPreamble(start) || startsWith(start, 8, 0) || startsWith(start, 2, 0, 0, 0)) return 'dicom';
   return /^\s*(ObjectType|NDims)\s*=/m.test(text) ? 'mha' : undefined;
-}
-
-export function latin1(bytes: Uint8Array): string {
-  return new TextDecoder('latin1').decode(bytes);
 }
 
 function choiceOf({ file, start, kind }: Identified, files: readonly File[]): ImageChoice[] {
@@ -92,7 +88,7 @@ async function seriesIn(files: readonly File[]): Promise<ImageChoice[]> {
 }
 
 function ignore(): void {
-  // nobody asked for the progress
+  // no listener
 }
 
 /** Return the .img of a .hdr, packed by gzip or not. */

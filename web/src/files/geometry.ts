@@ -13,10 +13,12 @@ export function affineOf([i, j, k]: Axes, origin: Vector): Affine {
   return [0, 1, 2].map((row) => [i[row], j[row], k[row], origin[row]] as const).concat([[0, 0, 0, 1]]);
 }
 
+/** Return the steps of an affine from one voxel to the next. */
 export function axesOf(affine: Affine): Axes {
   return [column(affine, 0), column(affine, 1), column(affine, 2)];
 }
 
+/** Return the position of the first voxel. */
 export function originOf(affine: Affine): Vector {
   return column(affine, 3);
 }
@@ -30,29 +32,34 @@ export function betweenRasAndLps(affine: Affine): Affine {
   return affine.map((row, index) => (index < 2 ? ([-row[0], -row[1], -row[2], -row[3]] as const) : row));
 }
 
+/** Return the dot product. */
 export function dot(a: Vector, b: Vector): number {
   return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
 }
 
+/** Return the cross product. */
 export function cross(a: Vector, b: Vector): Vector {
   return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 }
 
+/** Return a vector times a factor. */
 export function scaled(a: Vector, factor: number): Vector {
   return [a[0] * factor, a[1] * factor, a[2] * factor];
 }
 
+/** Return `a` minus `b`. */
 export function difference(a: Vector, b: Vector): Vector {
   return [a[0] - b[0], a[1] - b[1], a[2] - b[2]];
 }
 
+/** Return the Euclidean length of a vector. */
 export function length(a: Vector): number {
   return Math.hypot(...a);
 }
 
 /**
- * Return the nearest affine with perpendicular axes. Throws an ImageFileError that says what is wrong with the image
- * `name`, if its axes are sheared or in one plane.
+ * Return the nearest affine with perpendicular axes. Throws an ImageFileError if the axes of the image `name` are
+ * sheared or in one plane.
  */
 export function straightened(affine: Affine, shape: Shape, name: string): Affine {
   const axes = axesOf(affine);

@@ -26,7 +26,7 @@ export class ImageFiles {
 
   /**
    * Return the images in these files: NIfTI, NRRD and MetaImage files and DICOM series. Other files are ignored.
-   * Localizers are left out where there is another DICOM series. Only the images that were found last can be opened.
+   * Localizers are left out if there is another DICOM series. Only the images that were found last can be opened.
    * Rejects with an ImageFileError if there is no image.
    */
   async find(files: readonly File[]): Promise<ImageChoice[]> {

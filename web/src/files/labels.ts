@@ -39,7 +39,7 @@ export function isFree(labels: Labels, mask: Uint8Array | undefined, shape: Shap
   return everyVoxel(mask, shape, extent, (index) => labels[index] === 0);
 }
 
-/** Give a mask's voxels a label. */
+/** Set the labels of a mask's voxels. */
 export async function paint(
   labels: Labels,
   mask: Uint8Array | undefined,

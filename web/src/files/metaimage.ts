@@ -1,6 +1,6 @@
 // MetaImage files, attached (.mha) and detached (.mhd), placed in space as ITK does.
 import type { OnProgress } from './bytes';
-import { type Described, namedFiles, readDescribed, readHeader, severalComponents } from './detached';
+import { type Described, namedFiles, readDescribed, readHeader, severalComponents, trimmed } from './detached';
 import { affineOf, scaled } from './geometry';
 import { ImageFileError, type Vector, type Volume } from './volume';
 import type { StoredType } from './voxels';
@@ -26,7 +26,7 @@ export async function readMetaImage(file: File, files: readonly File[], onProgre
 }
 
 function describe(file: File, text: string, files: readonly File[]): Described {
-  const last = /^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*?)[ \t]*(\r?\n|$)/m.exec(text);
+  const last = /^[ \t]*ElementDataFile[ \t]*=([^\r\n]*)(\r?\n|$)/m.exec(text);
   if (last === null) {
     throw new ImageFileError(`${file.name} is damaged: its header does not end with ElementDataFile. Export it again.`);
   }
@@ -37,7 +37,8 @@ function describe(file: File, text: string, files: readonly File[]): Described {
   if (channels > 1) throw severalComponents(file.name, channels);
   const dimensions = Number(field('NDims'));
   const end = last.index + last[0].length;
-  const isLocal = last[1].toUpperCase() === 'LOCAL';
+  const dataFile = trimmed(last[1]);
+  const isLocal = dataFile.toUpperCase() === 'LOCAL';
   return {
     file,
     source: 'mha',
@@ -46,7 +47,7 @@ function describe(file: File, text: string, files: readonly File[]): Described {
     typeName: field('ElementType'),
     littleEndian: !isTrue('BinaryDataByteOrderMSB', 'ElementByteOrderMSB'),
     lps: placeOf(file.name, field, dimensions),
-    data: isLocal ? file.slice(end) : namedFiles(file.name, dataFiles(last[1], text.slice(end)), files),
+    data: isLocal ? file.slice(end) : namedFiles(file.name, dataFiles(dataFile, text.slice(end)), files),
     packing: isTrue('CompressedData') ? 'packed' : field('BinaryData').toLowerCase() === 'false' ? 'text' : 'none',
     skipped: Number(field('HeaderSize')),
   };
@@ -54,7 +55,7 @@ function describe(file: File, text: string, files: readonly File[]): Described {
 
 /** Return the value of a field, or nothing. */
 function fieldOf(header: string, name: string): string {
-  return new RegExp(`^[ \\t]*${name}[ \\t]*=[ \\t]*([^\\r\\n]*?)[ \\t]*\\r?$`, 'm').exec(header)?.[1] ?? '';
+  return trimmed(new RegExp(`^[ \\t]*${name}[ \\t]*=([^\\r\\n]*)`, 'm').exec(header)?.[1] ?? '');
 }
 
 function numbers(text: string): number[] {

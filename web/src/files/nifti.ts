@@ -1,8 +1,19 @@
 // NIfTI-1 and NIfTI-2 files, and pairs of .hdr and .img, as nibabel reads them.
+import { countVoxels } from '../client/geometry';
+import { wireType } from '../client/voxels';
 import { noteOnSurplus, type OnProgress, readExactly, readStart, type Source } from './bytes';
 import { affineOf, type Axes, betweenRasAndLps, gridDistance, scaled, straightened } from './geometry';
-import { type Affine, ImageFileError, type NiftiForms, type Shape, type Vector, type Volume } from './volume';
-import { bytesOf, decode, replaceNonFinite, rescaled, type StoredType, typeOf } from './voxels';
+import {
+  type Affine,
+  checkVoxels,
+  ImageFileError,
+  type NiftiForms,
+  type Shape,
+  shapeOf,
+  type Vector,
+  type Volume,
+} from './volume';
+import { bytesOf, decode, NIFTI_CODES, replaceNonFinite, rescaled, type StoredType } from './voxels';
 
 /** The size of a NIfTI-2 header, which is the larger one. */
 export const NIFTI_HEADER_BYTES = 540;
@@ -11,18 +22,8 @@ const FORM_TOLERANCE = 0.5;
 /** The sum of the squares of a quaternion may exceed 1 by so much, because it is stored in single precision. */
 const QUATERNION_TOLERANCE = 3 * 2 ** -23;
 
-const TYPES: Readonly<Partial<Record<number, StoredType>>> = {
-  2: 'uint8',
-  4: 'int16',
-  8: 'int32',
-  16: 'float32',
-  64: 'float64',
-  256: 'int8',
-  512: 'uint16',
-  768: 'uint32',
-  1024: 'int64',
-  1280: 'uint64',
-};
+/** The types of voxels by their codes. */
+const TYPES = new Map(Object.entries(NIFTI_CODES).map(([type, code]) => [code, type as StoredType]));
 const OTHER_TYPES: Readonly<Partial<Record<number, string>>> = {
   1: 'single bits',
   32: 'complex numbers',
@@ -46,6 +47,7 @@ interface Header {
   readonly forms: NiftiForms;
 }
 
+/** Whether the first bytes of a file are a NIfTI header. */
 export function isNifti(start: Uint8Array): boolean {
   return version(start) !== undefined;
 }
@@ -68,13 +70,14 @@ function magic(start: Uint8Array, of: 1 | 2): string {
 export async function readNifti(file: File, voxelFile: File | undefined, onProgress: OnProgress): Promise<Volume> {
   const { start, gzip } = await readStart(file, NIFTI_HEADER_BYTES);
   const header = parse(start, file.name);
-  const shape = shapeOf(header.dimensions, file.name);
-  const type = TYPES[header.type];
+  const shape = shapeOf(file.name, header.dimensions);
+  checkVoxels(file.name, shape);
+  const type = TYPES.get(header.type);
   if (type === undefined) throw unusable(file.name, header.type);
   const source: Source = header.isPair
     ? await voxelSource(file.name, voxelFile, header.offset)
     : { name: file.name, blob: file, packing: gzip ? 'gzip' : 'none', skipped: header.offset };
-  const size = shape[0] * shape[1] * shape[2] * bytesOf(type);
+  const size = countVoxels(shape) * bytesOf(type);
   const { content, surplus } = await readExactly(source, size, onProgress);
   const { affine, notes } = place(header.forms, shape, file.name);
   const voxels = rescaled(decode(content, type, header.littleEndian), header.slope, header.intercept);
@@ -82,7 +85,7 @@ export async function readNifti(file: File, voxelFile: File | undefined, onProgr
     name: file.name,
     shape,
     voxels,
-    dtype: typeOf(voxels),
+    dtype: wireType(voxels),
     affine,
     source: 'nifti',
     notes: [...notes, ...noteOnSurplus(surplus), ...replaceNonFinite(voxels, file.name)],
@@ -149,24 +152,6 @@ function scaling([slope, intercept]: readonly number[], name: string): [number, 
     throw new ImageFileError(`${name} is damaged: its scl_inter is ${intercept}. Copy or export it again.`);
   }
   return [slope, intercept];
-}
-
-function shapeOf(dimensions: readonly number[], name: string): Shape {
-  if (!dimensions.every((n) => Number.isInteger(n) && n > 0)) {
-    throw new ImageFileError(`${name} is damaged: it has ${dimensions.join(' x ')} voxels. Copy or export it again.`);
-  }
-  const [i, j, k, ...further] = dimensions;
-  if (dimensions.length < 3) {
-    throw new ImageFileError(`${name} has ${dimensions.length} dimensions. Expected a volume with 3.`);
-  }
-  const volumes = further.filter((n) => n > 1);
-  if (volumes.length > 0) {
-    throw new ImageFileError(
-      `${name} has ${volumes.length + 3} dimensions, with ${volumes.join(' x ')} volumes. Expected one volume. Save ` +
-        'the one to segment in a file of its own.',
-    );
-  }
-  return [i, j, k];
 }
 
 /** Return the affine to RAS millimeters: that of the sform, or without one of the qform, as nibabel; and notes. */

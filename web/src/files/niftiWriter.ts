@@ -1,15 +1,16 @@
 // Label maps as NIfTI files (.nii.gz).
+import { countVoxels } from '../client/geometry';
+import { wireType } from '../client/voxels';
 import { axesOf, cross, dot, length, originOf, scaled } from './geometry';
 import { gzip } from './gzip';
 import { extentOf, type Labels, paint } from './labels';
 import { type Affine, ImageFileError, type NiftiForms, type SavedSegment, type Vector, type Volume } from './volume';
+import { NIFTI_CODES } from './voxels';
 
 const HEADER_BYTES = 352;
 /** NIfTI-1 stores dimensions as int16. */
 const MAX_DIMENSION = 2 ** 15 - 1;
 const MILLIMETERS = 2;
-const UINT8 = 2;
-const UINT16 = 512;
 /** Positions of a scanner. */
 const SCANNER = 1;
 
@@ -24,7 +25,7 @@ export async function saveNifti(volume: Volume, segments: readonly SavedSegment[
       `The image has ${shape.join(' x ')} voxels, too many along one axis for NIfTI-1. Save the segmentation as .seg.nrrd.`,
     );
   }
-  const count = shape[0] * shape[1] * shape[2];
+  const count = countVoxels(shape);
   const labels: Labels = segments.length < 256 ? new Uint8Array(count) : new Uint16Array(count);
   for (const [index, { mask }] of segments.entries()) {
     await paint(labels, mask, shape, await extentOf(mask, shape), index + 1);
@@ -48,7 +49,7 @@ function headerOf({ shape, affine, nifti }: Volume, labels: Labels): Uint8Array<
   view.setInt32(0, 348, true);
   view.setUint8(38, 'r'.charCodeAt(0));
   int16s(40, [3, ...shape, 1, 1, 1, 1]);
-  int16s(70, labels.BYTES_PER_ELEMENT === 1 ? [UINT8, 8] : [UINT16, 16]);
+  int16s(70, [NIFTI_CODES[wireType(labels)], 8 * labels.BYTES_PER_ELEMENT]);
   reals(76, [...forms.pixdim, 1, 1, 1, 1]);
   reals(108, [HEADER_BYTES, 1, 0]);
   view.setUint8(123, forms.units);
@@ -74,7 +75,7 @@ function formsOf(affine: Affine): NiftiForms {
   };
 }
 
-/** Return b, c and d of the quaternion a + bi + cj + dk of a rotation, where a is not negative. */
+/** Return b, c and d of the quaternion a + bi + cj + dk of a rotation, with a not negative. */
 function quaternionOf(x: Vector, y: Vector, z: Vector): Vector {
   // Each of these is 4 times the square of one part. The largest one gives the others without loss of digits.
   const squares = [1 + x[0] + y[1] + z[2], 1 + x[0] - y[1] - z[2], 1 - x[0] + y[1] - z[2], 1 - x[0] - y[1] + z[2]];

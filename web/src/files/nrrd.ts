@@ -1,6 +1,6 @@
 // NRRD files, attached (.nrrd) and detached (.nhdr), placed in space as ITK does.
 import type { OnProgress } from './bytes';
-import { type Described, namedFiles, readDescribed, readHeader, severalComponents } from './detached';
+import { type Described, namedFiles, readDescribed, readHeader, severalComponents, trimmed } from './detached';
 import { affineOf, type Axes } from './geometry';
 import { ImageFileError, type Vector, type Volume } from './volume';
 import type { StoredType } from './voxels';
@@ -72,7 +72,7 @@ function describe(file: File, text: string, files: readonly File[]): Described {
 
 /** Return the value of a field, or nothing. */
 function fieldOf(header: string, name: string): string {
-  return new RegExp(`^[ \\t]*${name}[ \\t]*:[ \\t]*([^=\\r\\n][^\\r\\n]*?)[ \\t]*\\r?$`, 'im').exec(header)?.[1] ?? '';
+  return trimmed(new RegExp(`^[ \\t]*${name}[ \\t]*:(?!=)([^\\r\\n]*)`, 'im').exec(header)?.[1] ?? '');
 }
 
 function numbers(text: string): number[] {

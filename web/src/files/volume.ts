@@ -1,12 +1,12 @@
 // A volume read from image files, and the segments to save with it.
+import type { DType } from '../client/messages';
 
 /** Voxels in a type that the protocol can send. */
 export type Voxels = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array;
 
-/** The protocol's name of the voxels' type. */
-export type VoxelType = 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'float32';
-
+/** Three components, along the axes of the image or of space. */
 export type Vector = readonly [number, number, number];
+/** Numbers of voxels along (i, j, k). */
 export type Shape = readonly [number, number, number];
 
 /** The four rows of a matrix from voxel indices (i, j, k, 1) to millimeters. */
@@ -20,7 +20,7 @@ export interface Volume {
   readonly shape: Shape;
   /** The voxel (i, j, k) is at i + ni * (j + nj * k): i is the fastest axis of the file, as for the Python client. */
   readonly voxels: Voxels;
-  readonly dtype: VoxelType;
+  readonly dtype: DType;
   /** From voxel indices to RAS millimeters. */
   readonly affine: Affine;
   readonly source: 'nifti' | 'nrrd' | 'mha' | 'dicom';
@@ -28,11 +28,11 @@ export interface Volume {
   readonly notes: readonly string[];
   /** Header of a NIfTI image, in which a label map repeats qform and sform. */
   readonly nifti?: NiftiForms;
-  /** What a segmentation of a DICOM image repeats of it. */
+  /** Attributes of a DICOM image, which its segmentation repeats. */
   readonly dicom?: DicomSource;
 }
 
-/** The fields of a NIfTI header that say where the voxels are. */
+/** The fields of a NIfTI header with the positions of the voxels. */
 export interface NiftiForms {
   readonly qformCode: number;
   readonly sformCode: number;
@@ -54,6 +54,7 @@ export interface DicomSource {
   readonly slices: readonly DicomSlice[];
 }
 
+/** The DICOM image of a slice. */
 export interface DicomSlice {
   readonly sopClassUid: string;
   readonly sopInstanceUid: string;
@@ -83,7 +84,38 @@ export interface ImageChoice {
   open(onProgress?: (share: number) => void): Promise<Volume>;
 }
 
+/**
+ * Return the shape of an image with these sizes along its axes. Further axes may have one element each.
+ *
+ * @throws ImageFileError - for sizes that are not those of one volume. `name`: of the file.
+ */
+export function shapeOf(name: string, sizes: readonly number[]): Shape {
+  if (!sizes.every((n) => Number.isInteger(n) && n > 0)) {
+    throw new ImageFileError(`${name} is damaged: it has ${sizes.join(' x ')} voxels. Copy or export it again.`);
+  }
+  const [i, j, k, ...further] = sizes;
+  if (sizes.length < 3) throw new ImageFileError(`${name} has ${sizes.length} dimensions. Expected a volume with 3.`);
+  if (further.some((n) => n > 1)) {
+    throw new ImageFileError(
+      `${name} has ${sizes.length} dimensions, ${sizes.join(' x ')}. Expected one volume. Save the one to segment in a ` +
+        'file of its own.',
+    );
+  }
+  return [i, j, k];
+}
+
 /** A file cannot be read or written. The message is for the user: what is wrong, and what to do. */
 export class ImageFileError extends Error {
   override readonly name = 'ImageFileError';
+}
+
+/** Limit of the protocol. */
+const MAX_VOXELS = 2 ** 30;
+
+/** Throw an ImageFileError for more voxels than can be sent, before memory is taken for them. `name`: of the image. */
+export function checkVoxels(name: string, shape: Shape): void {
+  if (shape[0] * shape[1] * shape[2] <= MAX_VOXELS) return;
+  throw new ImageFileError(
+    `${name} has ${shape.join(' x ')} voxels, which are too many: at most ${MAX_VOXELS} are accepted. Crop or resample it.`,
+  );
 }

@@ -1,9 +1,10 @@
 // Voxels as they are stored in files, and as the protocol sends them.
 import { grouped } from './bytes';
-import { ImageFileError, type Voxels, type VoxelType } from './volume';
+import type { DType } from '../client/messages';
+import { ImageFileError, type Voxels } from './volume';
 
 /** The types of voxels in files. The protocol has no 64-bit types, so these become float32. */
-export type StoredType = VoxelType | 'float64' | 'int64' | 'uint64';
+export type StoredType = DType | 'float64' | 'int64' | 'uint64';
 
 const ARRAYS = {
   int8: Int8Array,
@@ -18,6 +19,21 @@ const ARRAYS = {
   uint64: BigUint64Array,
 };
 
+/** NIfTI's codes of the types. */
+export const NIFTI_CODES: Readonly<Record<StoredType, number>> = {
+  uint8: 2,
+  int16: 4,
+  int32: 8,
+  float32: 16,
+  float64: 64,
+  int8: 256,
+  uint16: 512,
+  uint32: 768,
+  int64: 1024,
+  uint64: 1280,
+};
+
+/** Return the bytes of a voxel in a file. */
 export function bytesOf(type: StoredType): number {
   return ARRAYS[type].BYTES_PER_ELEMENT;
 }
@@ -28,11 +44,8 @@ export function decode(content: Uint8Array<ArrayBuffer>, type: StoredType, littl
   return new ARRAYS[type](content.buffer, content.byteOffset, content.byteLength / bytesOf(type));
 }
 
+/** Voxels as a file has them. */
 export type Stored = Voxels | Float64Array | BigInt64Array | BigUint64Array;
-
-export function typeOf(voxels: Voxels): VoxelType {
-  return voxels.constructor.name.replace('Array', '').toLowerCase() as VoxelType;
-}
 
 function swap(content: Uint8Array, size: number): void {
   if (size === 1) return;

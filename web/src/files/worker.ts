@@ -5,11 +5,13 @@ import { ImageFileError, type ImageChoice, type Volume } from './volume';
 /** Find the images in files, or open one that was found by the request `found`. */
 export type Request = { readonly files: readonly File[] } | { readonly found: number; readonly index: number };
 
+/** Images in files. `id`: that of the request that found them. */
 export interface OpenedFiles {
   readonly id: number;
   readonly labels: readonly string[];
 }
 
+/** Progress, result or error of a request. */
 export type Reply =
   | { readonly id: number; readonly share: number }
   | { readonly id: number; readonly result: OpenedFiles | Volume }

@@ -1,16 +1,18 @@
 /** Small helpers for the document. */
 
-/** Returns the element of an id. Throws if it is missing, or of another type. */
+/** Return the element of an id. Throws if it is missing, or of another type. */
 export function byId<T extends HTMLElement>(id: string, type: new () => T): T {
   const element = document.getElementById(id);
   if (!(element instanceof type)) throw new Error(`The page has no ${type.name} "${id}".`);
   return element;
 }
 
+/** Return the button of an id. Throws as `byId`. */
 export function button(id: string): HTMLButtonElement {
   return byId(id, HTMLButtonElement);
 }
 
+/** Return the input field of an id. Throws as `byId`. */
 export function input(id: string): HTMLInputElement {
   return byId(id, HTMLInputElement);
 }
@@ -59,9 +61,4 @@ export function download(blob: Blob, name: string): void {
   setTimeout(() => {
     URL.revokeObjectURL(url);
   }, 60_000);
-}
-
-/** Returns the sentence of an error. */
-export function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -14,11 +14,11 @@ export interface Stroke {
   points: Point[];
 }
 
-/** Voxel values by which a drag of one pixel changes the window, as a fraction of the window's width. */
+/** Change of the window for each pixel of a drag, as a fraction of the window's width. */
 const WINDOW_STEP = 1 / 200;
 const DEGREES_PER_PIXEL = 0.5;
 const ZOOM_PER_WHEEL_STEP = 1.15;
-/** Vertical distance that counts as one step of a wheel or a touch pad. */
+/** Vertical distance of one step of a wheel or a touch pad, in pixels of CSS. */
 const WHEEL_STEP = 40;
 
 type Drag = 'stroke' | 'crosshair' | 'rotate' | 'pan' | 'window';
@@ -186,7 +186,7 @@ export class Gestures {
   }
 }
 
-/** Returns the position in the middle of a stroke, which is on its line unless it encloses something. */
+/** Return the position in the middle of a stroke, which is on its line unless it encloses something. */
 export function middleOf({ tool, points }: Stroke): Point {
   if (tool === 'point' || tool === 'scribble') return points[points.length >> 1];
   const middle = (axis: 0 | 1 | 2) => {

@@ -14,7 +14,7 @@ export interface Layer {
  *
  * @param shape - of the volume, along (i, j, k)
  * @param permRas - for each of NiiVue's axes the number of the file's axis, from 1, negative if it is flipped
- * @param bitmap - the labels, 0 where there is none
+ * @param bitmap - the labels, 0 for voxels of no segment
  */
 export class Labelmap {
   /** Number of voxels along NiiVue's axes. */

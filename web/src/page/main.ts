@@ -1,17 +1,17 @@
 /** The page: puts the views, the panel and the session together. */
 
-import { Connection, type ConnectionState } from '../client/connection.js';
-import { JournalStore } from '../client/journalStore.js';
-import { createPacker } from '../client/packing.js';
+import { Connection, type ConnectionState } from '../client/connection';
+import { JournalStore } from '../client/journalStore';
+import { messageOf } from '../client/errors';
+import { createPacker } from '../client/packing';
 import { ImageFiles } from '../files';
-import { askToken } from './dialogs';
-import { button, byId, input, reasonOf, setText } from './dom';
+import { askConfirmation, askToken } from './dialogs';
+import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
-import { droppedFiles } from './imageFiles';
 import { drawMarks } from './marks';
 import { Opening } from './opening';
 import { Panel } from './panel';
-import { storeInfos } from './segments';
+import { clearInfos, storeInfos } from './segments';
 import { Session } from './session';
 import { Sliders } from './sliders';
 import { StatusLine } from './statusLine';
@@ -83,11 +83,11 @@ async function openStore(): Promise<JournalStore | null> {
   try {
     const opened = await JournalStore.open();
     opened.onWarning = (message) => {
-      session.setStatus({ kind: 'error', message });
+      session.showError(message);
     };
     return opened;
   } catch (error) {
-    // Some private windows have no store. The page works without: a reload then begins anew.
+    // Some private windows have no store. The page works without one, but a reload then loses the segments.
     console.info('Segments are not kept for a reload.', error);
     return null;
   }
@@ -99,7 +99,6 @@ function focusViews(): void {
 }
 
 function connectOpening(opener: Opening): void {
-  const open = (files: readonly File[]) => opener.openFiles(files).then(focusViews);
   for (const [name, field] of [
     ['files', input('files')],
     ['folder', input('folder')],
@@ -110,7 +109,7 @@ function connectOpening(opener: Opening): void {
       });
     }
     field.addEventListener('change', () => {
-      void open([...(field.files ?? [])]);
+      void opener.openFiles([...(field.files ?? [])]).then(focusViews);
       field.value = '';
     });
   }
@@ -127,11 +126,12 @@ function connectOpening(opener: Opening): void {
   document.addEventListener('drop', (event) => {
     event.preventDefault();
     frame.classList.remove('drop');
-    if (event.dataTransfer !== null) void droppedFiles(event.dataTransfer).then(open);
+    if (event.dataTransfer !== null) void opener.openDropped(event.dataTransfer).then(focusViews);
   });
 }
 
 function connectStore(store: JournalStore | null): void {
+  button('delete-saved').addEventListener('click', () => void deleteSaved(store));
   session.onRecord = () => {
     const { image } = session;
     if (image === null) return;
@@ -139,8 +139,7 @@ function connectStore(store: JournalStore | null): void {
     try {
       storeInfos(localStorage, image.source.name, session.segments, Date.now());
     } catch (error) {
-      const message = `The browser could not store the names of the segments: ${reasonOf(error)}`;
-      session.setStatus({ kind: 'error', message });
+      session.showError(`The browser could not store the names of the segments: ${messageOf(error)}`);
     }
   };
   window.addEventListener('pagehide', () => {
@@ -164,6 +163,56 @@ async function continueWork(opener: Opening): Promise<void> {
   }
 }
 
+/** Delete what this browser keeps of the user's work, after a question. */
+async function deleteSaved(store: JournalStore | null): Promise<void> {
+  const agrees = await askConfirmation(
+    'Delete saved prompts?',
+    'This browser keeps the prompts, masks and names of segments, so that you can continue later. They will be deleted ' +
+      'for all images. The open segments stay in this tab, and are saved again with the next prompt.',
+    'Delete',
+  );
+  if (!agrees) return;
+  try {
+    await store?.clear();
+    clearInfos(localStorage);
+    lastImage.clear();
+    byId('start-continue', HTMLElement).hidden = true;
+    session.setStatus({ kind: 'ready', message: 'The saved prompts were deleted.' });
+  } catch (error) {
+    session.showError(`The saved prompts could not be deleted: ${messageOf(error)}`);
+  }
+}
+
+/** Start the views. Returns false in a browser that cannot draw them, and tells the user. */
+async function attachViews(): Promise<boolean> {
+  try {
+    await viewer.attach();
+    return true;
+  } catch (error) {
+    console.info('The views cannot be drawn.', error);
+    const problem = byId('start-problem', HTMLElement);
+    problem.textContent =
+      'This browser cannot show images, because WebGL 2 does not work in it. Turn on hardware acceleration in the ' +
+      'settings of the browser, or use another browser or computer.';
+    problem.hidden = false;
+    session.showError(problem.textContent);
+    return false;
+  }
+}
+
+async function start(): Promise<void> {
+  if (!(await attachViews())) return; // before a session is opened, which could not be used
+  connection.onState(onState);
+  connection.connect();
+  const store = await openStore();
+  opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
+  connectOpening(opening);
+  connectStore(store);
+  panel.use('point');
+  refresh();
+  await continueWork(opening);
+}
+
 let opening: Opening | null = null;
 viewer.onDraw = drawOverlay;
 session.onChange = refresh;
@@ -177,18 +226,4 @@ overlay.addEventListener('pointermove', (event) => {
 button('enter-token').addEventListener('click', () => {
   void enterToken('Enter a token.');
 });
-connection.onState(onState);
-connection.connect();
-try {
-  await viewer.attach();
-} catch (error) {
-  session.setStatus({ kind: 'error', message: `The page cannot show images, as it needs WebGL 2: ${reasonOf(error)}` });
-  throw error;
-}
-const store = await openStore();
-opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
-connectOpening(opening);
-connectStore(store);
-panel.use('point');
-refresh();
-await continueWork(opening);
+await start();

@@ -1,7 +1,8 @@
-/** Marks of prompts: where each was given, drawn above the slices. */
+/** Marks of prompts, drawn above the slices. */
 
-import type { Box, Index, Prompt, Step } from '../client/messages.js';
-import type { Axis, MarkedVoxels, Point } from './rasterize';
+import type { Box, Index } from '../client/geometry';
+import type { Prompt, Step } from '../client/messages';
+import { inPlane, type Axis, type MarkedVoxels, type Point } from './rasterize';
 import type { SliceView } from './viewer';
 
 /** Bright colors, which stand out from those of segments. */
@@ -16,7 +17,7 @@ export type Mark = { positive: boolean } & (
 /** Unpacks the voxels of a scribble or a lasso. */
 export type UnpackStrokes = (request: Prompt) => MarkedVoxels;
 
-/** Returns the marks of the prompts that count: those since the last reset. */
+/** Return the marks of the prompts that count: those since the last reset. */
 export function marksOf(steps: readonly Step[], unpack: UnpackStrokes): Mark[] {
   const first = steps.findLastIndex(({ request }) => request.type === 'reset' || request.type === 'set_mask') + 1;
   return steps.slice(first).flatMap(({ request }) => (isPrompt(request) ? [markOf(request, unpack)] : []));
@@ -57,7 +58,7 @@ export function drawMarks(context: CanvasRenderingContext2D, view: SliceView, ma
     ] as const) {
       context.lineWidth = width;
       context.strokeStyle = color;
-      // Not only the color tells a negative prompt.
+      // Dashes mark a negative prompt for users who do not see the color.
       context.setLineDash(mark.positive || mark.kind === 'point' ? [] : [6, 4]);
       context.stroke(path);
     }
@@ -122,7 +123,7 @@ function contourPath(view: SliceView, strokes: MarkedVoxels): Path2D {
 }
 
 /**
- * Returns the closed outlines of the marked voxels in a slice orthogonal to `axis`, as their corners in order. They are
+ * Return the closed outlines of the marked voxels in a slice orthogonal to `axis`, as their corners in order. They are
  * lines and not single edges, so that they can be dashed.
  */
 export function outlinesOf(strokes: MarkedVoxels, axis: Axis): Point[][] {
@@ -138,7 +139,7 @@ export function outlinesOf(strokes: MarkedVoxels, axis: Axis): Point[][] {
   const outlines: Point[][] = [];
   for (const [start] of edges) {
     const outline: Point[] = [];
-    // As many edges end at a corner as begin there, so a walk along unused edges ends where it began.
+    // As many edges end at a corner as begin there, so a walk along unused edges ends at its start.
     for (let at = start, next = take(neighbors, at); next !== null; at = next, next = take(neighbors, at)) {
       outline.push(at);
     }
@@ -159,9 +160,9 @@ function take(neighbors: Map<string, Point[]>, corner: Point): Point | null {
   return other;
 }
 
-/** Returns the edges between marked and other voxels, as pairs of corners. */
+/** Return the edges between marked and other voxels, as pairs of corners. */
 function edgesOf({ box, mask }: MarkedVoxels, axis: Axis): [Point, Point][] {
-  const [u, v] = ([0, 1, 2] as const).filter((n) => n !== axis) as [Axis, Axis];
+  const [u, v] = inPlane(axis);
   const [rows, columns] = [box[u][1] - box[u][0], box[v][1] - box[v][0]];
   const isSet = (row: number, column: number) =>
     row >= 0 && row < rows && column >= 0 && column < columns && mask[row * columns + column] === 1;

@@ -1,16 +1,17 @@
 /** Opening of images: read, describe, ask for consent, and continue the work of earlier. */
 
-import { ImageSource } from '../client/imageSource.js';
-import type { Journal } from '../client/journal.js';
-import type { JournalStore } from '../client/journalStore.js';
-import type { Packer } from '../client/packing.js';
+import { isLoopback } from '../client/address';
+import { ClientError, messageOf } from '../client/errors';
+import { ImageSource } from '../client/imageSource';
+import type { Journal } from '../client/journal';
+import type { JournalStore } from '../client/journalStore';
+import type { Packer } from '../client/packing';
 import type { ImageFiles, Volume } from '../files';
 import { askConsent } from './dialogs';
-import { reasonOf } from './dom';
-import { readImage } from './imageFiles';
+import { droppedFiles, readImage } from './imageFiles';
 import { restoreInfos } from './segments';
-import type { Session } from './session';
-import { consent, isLoopback, lastImage } from './tabState';
+import type { OpenImage, Session } from './session';
+import { consent, lastImage } from './tabState';
 
 const EXAMPLE = 'example.nii.gz';
 
@@ -27,19 +28,25 @@ export class Opening {
     private readonly store: JournalStore | null,
   ) {}
 
-  /** Open the image in files that the user chose or dropped. */
+  /** Open the image in files that the user chose. */
   openFiles(files: readonly File[]): Promise<void> {
     return this.run(false, () => Promise.resolve(files));
+  }
+
+  /** Open the image in files or folders that the user dropped. */
+  openDropped(data: DataTransfer): Promise<void> {
+    return this.run(false, () => droppedFiles(data));
   }
 
   /** Open the example image of the server. */
   openExample(): Promise<void> {
     return this.run(true, async () => {
       this.session.setStatus({ kind: 'busy', message: 'Loading the example' });
-      const answer = await fetch(EXAMPLE);
-      if (!answer.ok)
-        throw new Error(`The server has no example image (HTTP ${answer.status}). Open an image of your own.`);
-      return [new File([await answer.blob()], EXAMPLE)];
+      const response = await fetch(EXAMPLE);
+      if (!response.ok) {
+        throw new Error(`The server has no example image (HTTP ${response.status}). Open an image of your own.`);
+      }
+      return [new File([await response.blob()], EXAMPLE)];
     });
   }
 
@@ -53,7 +60,7 @@ export class Opening {
       if (files.length === 0) return;
       await this.open(files, isExample);
     } catch (error) {
-      session.setStatus({ kind: 'error', message: reasonOf(error) });
+      session.showError(messageOf(error));
     } finally {
       this.isRunning = false;
       session.onChange();
@@ -79,12 +86,23 @@ export class Opening {
       return;
     }
     const source = await this.describe(volume);
-    session.open({ volume, source }, await this.earlierWork(source.name));
+    this.show({ volume, source }, await this.earlierWork(source.name));
     restoreInfos(localStorage, source.name, session.segments);
     session.showSegments();
     lastImage.set({ name: volume.name, isExample });
     // After a reload, the example must not replace this image.
     if (!isExample) history.replaceState(null, '', location.pathname);
+  }
+
+  /** Open an image with its saved segments, or without them if they are damaged. */
+  private show({ volume, source }: OpenImage, journal: Journal | undefined): void {
+    try {
+      this.session.open({ volume, source }, journal);
+    } catch (error) {
+      if (!(error instanceof ClientError) || error.code !== 'bad_journal') throw error;
+      const notes = [...volume.notes, `The saved segments were not restored. ${error.message}`];
+      this.session.open({ volume: { ...volume, notes }, source });
+    }
   }
 
   private async hasConsent(): Promise<boolean> {

@@ -1,7 +1,8 @@
 /** The tool panel and the keyboard shortcuts. */
 
+import { messageOf } from '../client/errors';
 import { askConfirmation, showHelp } from './dialogs';
-import { button, byId, create, download, input, reasonOf } from './dom';
+import { button, byId, create, download, input } from './dom';
 import type { Gestures, Tool } from './gestures';
 import { segmentsFile, segmentsFileName, type Format } from './imageFiles';
 import { NEGATIVE, POSITIVE } from './marks';
@@ -269,7 +270,7 @@ export class Panel {
       download(file, segmentsFileName(name, format));
       this.session.setStatus({ kind: 'ready', message: `Saved ${segmentsFileName(name, format)}.` });
     } catch (error) {
-      this.session.setStatus({ kind: 'error', message: reasonOf(error) });
+      this.session.showError(messageOf(error));
     }
   }
 }

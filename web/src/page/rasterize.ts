@@ -5,7 +5,7 @@
  * that the same gesture gives the same prompt.
  */
 
-import type { Box, Index, Range } from '../client/geometry';
+import { clip, type Box, type Index, type Range } from '../client/geometry';
 
 /** A position in voxel coordinates (i, j, k). The center of a voxel is at integers. */
 export type Point = readonly [number, number, number];
@@ -30,25 +30,21 @@ interface Plane {
 
 type Pair = readonly [number, number];
 
-/** Returns the voxel at a position. */
+/** Return the voxel at a position. */
 export function voxelAt(point: Point): Index {
   return [nearest(point[0]), nearest(point[1]), nearest(point[2])];
 }
 
-/** Returns whether a voxel is inside a volume of this shape. */
-export function isInside(voxel: Index, shape: Index): boolean {
-  return voxel.every((at, axis) => at >= 0 && at < (shape[axis] ?? 0));
-}
-
-/** Returns the box between two corners, clipped to the volume, or null if it is outside. */
+/** Return the box between two corners, clipped to the volume, or null if it is outside. */
 export function boxBetween(shape: Index, corner: Point, opposite: Point): Box | null {
   const a = voxelAt(corner);
   const b = voxelAt(opposite);
-  return clip([0, 1, 2].map((n) => [Math.min(a[n], b[n]), Math.max(a[n], b[n]) + 1]) as unknown as Box, shape);
+  const range = (n: Axis): Range => [Math.min(a[n], b[n]), Math.max(a[n], b[n]) + 1];
+  return clip([range(0), range(1), range(2)], shape);
 }
 
 /**
- * Returns the voxels of a stroke in the slice orthogonal to `axis`, or null if it is outside the volume.
+ * Return the voxels of a stroke in the slice orthogonal to `axis`, or null if it is outside the volume.
  *
  * A stroke is one voxel thick along `axis`, and along a row exactly as wide as `thickness` states, in voxels along
  * i, j and k. All points are taken to be in the slice of the first one.
@@ -64,7 +60,7 @@ export function brushStroke(shape: Index, axis: Axis, points: readonly Point[], 
 }
 
 /**
- * Returns the voxels whose centers an outline in the slice orthogonal to `axis` encloses, or null if there are none in
+ * Return the voxels whose centers an outline in the slice orthogonal to `axis` encloses, or null if there are none in
  * the volume. Regions that it encloses twice are inside.
  */
 export function filledOutline(shape: Index, axis: Axis, points: readonly Point[]): MarkedVoxels | null {
@@ -79,7 +75,8 @@ function nearest(coordinate: number): number {
   return Math.floor(coordinate + 0.5);
 }
 
-function inPlane(axis: Axis): [Axis, Axis] {
+/** Return the axes of a slice orthogonal to `axis`: that of its rows, which changes slower, and that of its columns. */
+export function inPlane(axis: Axis): [Axis, Axis] {
   return axis === 0 ? [1, 2] : axis === 1 ? [0, 2] : [0, 1];
 }
 
@@ -96,7 +93,7 @@ function planeAround(path: readonly Pair[], margin: Pair): Plane {
   return { start, size, mask: new Uint8Array(size[0] * size[1]) };
 }
 
-/** Sets the pixels within an ellipse of these radii around the line from a to b. */
+/** Set the pixels within an ellipse of these radii around the line from a to b. */
 function drawLine({ start, size, mask }: Plane, a: Pair, b: Pair, radii: Pair): void {
   const du = (b[0] - a[0]) / radii[0];
   const dv = (b[1] - a[1]) / radii[1];
@@ -116,7 +113,7 @@ function drawLine({ start, size, mask }: Plane, a: Pair, b: Pair, radii: Pair): 
   }
 }
 
-/** Sets the pixels whose winding number is not zero. */
+/** Set the pixels whose winding number is not zero. */
 function fill({ start, size, mask }: Plane, path: readonly Pair[]): void {
   const windings = new Int32Array(mask.length);
   path.forEach((a, n) => {
@@ -134,7 +131,7 @@ function fill({ start, size, mask }: Plane, path: readonly Pair[]): void {
   });
 }
 
-/** Converts a mask in a plane to one in the volume, cropped to its set voxels and clipped to the volume. */
+/** Convert a mask in a plane to one in the volume, cropped to its set voxels and clipped to the volume. */
 function placeInVolume(shape: Index, axis: Axis, first: Point, plane: Plane): MarkedVoxels | null {
   const [u, v] = inPlane(axis);
   const slice = nearest(first[axis]);
@@ -176,9 +173,4 @@ function eachSet(plane: Plane, rows: Range, columns: Range, visit: (row: number,
       if (plane.mask[(row - plane.start[0]) * plane.size[1] + column - plane.start[1]] === 1) visit(row, column);
     }
   }
-}
-
-function clip(box: Box, shape: Index): Box | null {
-  const clipped = box.map(([start, stop], n): Range => [Math.max(0, start), Math.min(shape[n], stop)]);
-  return clipped.every(([start, stop]) => start < stop) ? (clipped as unknown as Box) : null;
 }

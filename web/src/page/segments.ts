@@ -77,7 +77,7 @@ export class SegmentList {
   }
 }
 
-/** Where names and colors are kept, such as `localStorage`. */
+/** A store of texts, such as `localStorage`. */
 export type TextStore = Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>;
 
 const KEY = 'nninteractive-ws.segments.';
@@ -97,9 +97,16 @@ export function storeInfos(store: TextStore, image: string, list: SegmentList, n
     segments: list.all.map(({ id, name, color, isVisible }) => ({ id, name, color, isVisible })),
   };
   store.setItem(KEY + image, JSON.stringify(stored));
-  const keys = Array.from({ length: store.length }, (_, n) => store.key(n) ?? '').filter((key) => key.startsWith(KEY));
   const savedAt = (key: string) => readStored(store, key)?.savedAt ?? 0;
-  for (const key of keys.sort((a, b) => savedAt(b) - savedAt(a)).slice(MAX_IMAGES)) store.removeItem(key);
+  for (const key of storedKeys(store)
+    .sort((a, b) => savedAt(b) - savedAt(a))
+    .slice(MAX_IMAGES))
+    store.removeItem(key);
+}
+
+/** Delete names, colors and visibility of all images. */
+export function clearInfos(store: TextStore): void {
+  for (const key of storedKeys(store)) store.removeItem(key);
 }
 
 /** Set names, colors and visibility of restored segments as they were kept. Empty segments return, too. */
@@ -108,6 +115,10 @@ export function restoreInfos(store: TextStore, image: string, list: SegmentList)
     const segment = list.find(stored.id) ?? list.restore(stored.id);
     if (segment !== null) Object.assign(segment, stored);
   }
+}
+
+function storedKeys(store: TextStore): string[] {
+  return Array.from({ length: store.length }, (_, n) => store.key(n) ?? '').filter((key) => key.startsWith(KEY));
 }
 
 function readStored(store: TextStore, key: string): StoredList | null {

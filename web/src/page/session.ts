@@ -1,20 +1,20 @@
 /** The work on one image: the volume, its segments, the requests for them, and the status. */
 
-import type { Connection } from '../client/connection.js';
-import type { Core } from '../client/core.js';
-import type { Event, MaskDeltaEvent } from '../client/events.js';
-import { wholeBox, boxShape, type Box, type Index } from '../client/geometry';
-import type { Segment } from '../client/history.js';
-import type { ImageSource } from '../client/imageSource.js';
-import type { Journal } from '../client/journal.js';
+import type { Connection } from '../client/connection';
+import type { Core } from '../client/core';
+import { messageOf } from '../client/errors';
+import type { Event, MaskDeltaEvent } from '../client/events';
+import { boxShape, countVoxels, isVoxelInside, wholeBox, type Box, type Index } from '../client/geometry';
+import type { Segment } from '../client/history';
+import type { ImageSource } from '../client/imageSource';
+import type { Journal } from '../client/journal';
 import { readMask } from '../client/masks';
-import type { Prompt } from '../client/messages.js';
+import type { Prompt } from '../client/messages';
 import type { SavedSegment, Volume } from '../files/volume';
-import { reasonOf } from './dom';
 import type { Stroke } from './gestures';
 import type { Layer } from './labelmap';
 import { marksOf, type Mark } from './marks';
-import { boxBetween, brushStroke, filledOutline, isInside, voxelAt, type MarkedVoxels } from './rasterize';
+import { boxBetween, brushStroke, filledOutline, voxelAt, type Axis, type MarkedVoxels, type Point } from './rasterize';
 import { SegmentList, type SegmentInfo } from './segments';
 import { connectionStatus, statusOf, type Status } from './status';
 import type { Rgb, Viewer } from './viewer';
@@ -31,7 +31,7 @@ export interface OpenImage {
   source: ImageSource;
 }
 
-/** How prompts are run. */
+/** Options of all prompts. */
 export interface RunOptions {
   /** Whether each prompt predicts at once. Otherwise `run` predicts. */
   live: boolean;
@@ -66,7 +66,7 @@ export class Session {
       this.onChange();
     });
     connection.onState((state) => {
-      this.setStatus(connectionStatus(state) ?? this.status);
+      this.setStatus(connectionStatus(state));
     });
   }
 
@@ -76,7 +76,11 @@ export class Session {
 
   // ---- image ----
 
-  /** Work on an image. Its segments are those of the journal. Throws if the image cannot be shown. */
+  /**
+   * Work on an image. Its segments are those of the journal.
+   *
+   * @throws Error - if the image cannot be shown, and a ClientError as `Core.setImage` does.
+   */
   open(image: OpenImage, journal?: Journal): void {
     this.viewer.show(image.volume); // first, as it may refuse the volume
     this.image = image;
@@ -84,7 +88,7 @@ export class Session {
     this.previewing.clear();
     this.extents.clear();
     this.segments.clear();
-    this.start((core) => core.setImage(image.source, journal));
+    this.send((core) => core.setImage(image.source, journal));
     for (const { name } of journal?.segments ?? []) {
       if (this.segments.restore(name) !== null) this.extents.set(name, wholeBox(image.volume.shape));
     }
@@ -142,61 +146,26 @@ export class Session {
     this.onChange();
   }
 
+  /** Show an error in the status line. */
+  showError(message: string): void {
+    this.setStatus({ kind: 'error', message });
+  }
+
   // ---- prompts ----
 
   /** Add the prompt of a stroke, drawn with a tool in a slice view. */
   addStroke({ tool, view, points }: Stroke, positive: boolean): void {
     if (this.image === null) return;
     const { shape } = this.image.volume;
-    const options = { positive, run: this.options.live };
-    if (tool === 'point') {
-      const point = voxelAt(points[0]);
-      if (!isInside(point, shape)) {
-        this.reject('The point is outside the image. Click inside the image.');
-        return;
-      }
-      this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
-      return;
-    }
-    if (tool === 'box') {
-      const box = boxBetween(shape, points[0], points[points.length - 1]);
-      if (box === null) {
-        this.reject('The box is outside the image. Draw it inside the image.');
-        return;
-      }
-      this.prompt({ kind: 'box', positive, box }, (core, id) => core.addBbox(id, box, options));
-      return;
-    }
-    if (tool === 'lasso') {
-      const strokes = filledOutline(shape, view.axis, points);
-      if (strokes === null) {
-        this.reject('The lasso encloses no voxel of the image. Draw a larger outline.');
-        return;
-      }
-      const { mask, box } = strokes;
-      this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addLasso(id, mask, box, options));
-      return;
-    }
-    const thickness = this.core.welcome?.model.scribble_thickness;
-    if (thickness === undefined) {
-      this.reject('The scribble needs the model of the server. Wait for the connection.');
-      return;
-    }
-    const strokes = brushStroke(shape, view.axis, points, thickness);
-    if (strokes === null) {
-      this.reject('The scribble is outside the image. Draw it inside the image.');
-      return;
-    }
-    const { mask, box } = strokes;
-    this.prompt({ kind: 'strokes', positive, strokes }, (core, id) => core.addScribble(id, mask, box, options));
+    if (tool === 'point') this.addPoint(shape, points[0], positive);
+    else if (tool === 'box') this.addBox(boxBetween(shape, points[0], points[points.length - 1]), positive);
+    else if (tool === 'lasso') this.addLasso(filledOutline(shape, view.axis, points), positive);
+    else this.addScribble(shape, view.axis, points, positive);
   }
 
   /** Add a point at the crosshair. */
   addPointAtCrosshair(positive: boolean): void {
-    if (this.image === null) return;
-    const point = this.viewer.crosshair;
-    const options = { positive, run: this.options.live };
-    this.prompt({ kind: 'point', positive, point }, (core, id) => core.addPoint(id, point, options));
+    if (this.image !== null) this.addPoint(this.image.volume.shape, this.viewer.crosshair, positive);
   }
 
   /** Undo, redo, reset or run the active segment. */
@@ -219,7 +188,8 @@ export class Session {
   // ---- segments ----
 
   addSegment(): void {
-    if (this.segments.add() === null) this.reject('There are too many segments. Delete one, or open the image again.');
+    if (this.segments.add() === null)
+      this.showError('There are too many segments. Delete one, or open the image again.');
     this.setColors();
     this.onRecord();
     this.onChange();
@@ -266,33 +236,73 @@ export class Session {
     return [...this.pending.values()].some(({ segment, mark }) => segment === this.segments.activeId && mark !== null);
   }
 
-  private reject(message: string): void {
-    this.setStatus({ kind: 'error', message });
+  private addPoint(shape: Index, position: Point, positive: boolean): void {
+    const point = voxelAt(position);
+    if (!isVoxelInside(point, shape)) this.showError('The point is outside the image. Click inside the image.');
+    else
+      this.prompt({ kind: 'point', positive, point }, (core, id, run) => core.addPoint(id, point, { positive, run }));
   }
 
-  private prompt(mark: Mark, send: (core: Core, segment: string) => number): void {
+  private addBox(box: Box | null, positive: boolean): void {
+    if (box === null) this.showError('The box is outside the image. Draw it inside the image.');
+    else this.prompt({ kind: 'box', positive, box }, (core, id, run) => core.addBbox(id, box, { positive, run }));
+  }
+
+  private addLasso(strokes: MarkedVoxels | null, positive: boolean): void {
+    if (strokes === null) {
+      this.showError('The lasso encloses no voxel of the image. Draw a larger outline.');
+      return;
+    }
+    const { mask, box } = strokes;
+    this.prompt({ kind: 'strokes', positive, strokes }, (core, id, run) =>
+      core.addLasso(id, mask, box, { positive, run }),
+    );
+  }
+
+  private addScribble(shape: Index, axis: Axis, points: readonly Point[], positive: boolean): void {
+    const thickness = this.core.welcome?.model.scribble_thickness;
+    if (thickness === undefined) {
+      this.showError('The scribble needs the model of the server. Wait for the connection.');
+      return;
+    }
+    const strokes = brushStroke(shape, axis, points, thickness);
+    if (strokes === null) {
+      this.showError('The scribble is outside the image. Draw it inside the image.');
+      return;
+    }
+    const { mask, box } = strokes;
+    this.prompt({ kind: 'strokes', positive, strokes }, (core, id, run) =>
+      core.addScribble(id, mask, box, { positive, run }),
+    );
+  }
+
+  private prompt(mark: Mark, add: (core: Core, segment: string, run: boolean) => number): void {
     const segment = this.segments.active ?? this.segments.add();
     if (segment === null) return;
     if (!segment.isVisible) this.change(segment, { isVisible: true });
-    this.request(segment.id, mark, (core) => send(core, segment.id));
+    this.request(segment.id, mark, (core) => add(core, segment.id, this.options.live));
   }
 
-  private request(segment: string, mark: Mark | null, send: (core: Core) => number): void {
+  private request(segment: string, mark: Mark | null, command: (core: Core) => number): void {
     this.start((core) => {
-      const number = send(core);
+      const number = command(core);
       this.pending.set(number, { segment, mark });
       return number;
     });
   }
 
-  /** Send a request. Its answer comes as an event, also if it is an error. */
+  /** Send a request, and show an error of its arguments in the status line. */
   private start(command: (core: Core) => number): void {
     try {
-      this.connection.request(command).catch(() => undefined);
+      this.send(command);
     } catch (error) {
-      this.reject(reasonOf(error));
-      return;
+      this.showError(messageOf(error));
     }
+  }
+
+  /** Send a request. Its answer comes as an event, also if it is an error. Throws for invalid arguments. */
+  private send(command: (core: Core) => number): void {
+    this.connection.request(command).catch(() => undefined);
     this.viewer.drawAbove();
     this.onChange();
   }
@@ -362,9 +372,9 @@ export class Session {
 function unpackStrokes(request: Prompt): MarkedVoxels {
   if (!('mask' in request)) throw new Error(`A prompt of type ${request.type} has no mask.`);
   const { box } = request.mask;
-  const shape: Index = boxShape(box);
+  const shape = boxShape(box);
   const runs = readMask({ ...request.mask, box: wholeBox(shape) }, shape);
-  const mask = new Uint8Array(shape[0] * shape[1] * shape[2]);
+  const mask = new Uint8Array(countVoxels(shape));
   for (let n = 0; n < runs.length; n += 2) mask.fill(1, runs[n], runs[n + 1]);
   return { box, mask };
 }

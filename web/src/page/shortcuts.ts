@@ -31,7 +31,7 @@ export const KEYS: Readonly<Record<Action, string>> = {
 
 type Press = Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey' | 'shiftKey'>;
 
-/** Returns the action of a key press, or null. The Command key of Macs is taken as Ctrl. */
+/** Return the action of a key press, or null. The Command key of Macs is taken as Ctrl. */
 export function actionOf({ key, ctrlKey, metaKey, altKey, shiftKey }: Press): Action | null {
   if (altKey) return null;
   const parts = [

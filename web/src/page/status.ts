@@ -1,7 +1,7 @@
 /** Sentences for the status line. */
 
-import type { ConnectionState } from '../client/connection.js';
-import type { Event } from '../client/events.js';
+import type { ConnectionState } from '../client/connection';
+import type { Event } from '../client/events';
 
 /** State of the page for the status line. */
 export interface Status {
@@ -14,7 +14,7 @@ export interface Status {
   fraction?: number;
 }
 
-/** Returns the status to which an event of the session leads, or null. */
+/** Return the status to which an event of the session leads, or null. */
 export function statusOf(event: Event): Status | null {
   switch (event.type) {
     case 'image_progress':
@@ -34,8 +34,8 @@ export function statusOf(event: Event): Status | null {
   }
 }
 
-/** Returns the status of a state of the connection. `now`: seconds; `since`: when the state began. */
-export function connectionStatus(state: ConnectionState, elapsed = 0): Status | null {
+/** Return the status of a state of the connection. `elapsed`: seconds since the state began. */
+export function connectionStatus(state: ConnectionState, elapsed = 0): Status {
   switch (state.state) {
     case 'connecting':
       return { kind: 'busy', message: 'Connecting to the server' };

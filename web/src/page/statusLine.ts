@@ -1,7 +1,9 @@
 /** The status line at the bottom of the page. */
 
-import type { ConnectionState } from '../client/connection.js';
+import type { ConnectionState } from '../client/connection';
+import { isVoxelInside } from '../client/geometry';
 import { button, byId, setText } from './dom';
+import { voxelAt } from './rasterize';
 import type { Session } from './session';
 import { connectionStatus } from './status';
 import type { Viewer } from './viewer';
@@ -38,8 +40,8 @@ export class StatusLine {
     if (state.state !== 'lost') return;
     const since = performance.now();
     this.timer = window.setInterval(() => {
-      const status = connectionStatus(state, (performance.now() - since) / 1000);
-      if (status !== null && this.session.status.kind === 'lost') this.session.setStatus(status);
+      const elapsed = (performance.now() - since) / 1000;
+      if (this.session.status.kind === 'lost') this.session.setStatus(connectionStatus(state, elapsed));
     }, 250);
   }
 
@@ -51,10 +53,10 @@ export class StatusLine {
       setText(this.position, '');
       return;
     }
-    const [ni, nj, nk] = image.volume.shape;
-    const [i, j, k] = view.toVoxel(x, y).map((at) => Math.floor(at + 0.5));
-    const isInside = i >= 0 && i < ni && j >= 0 && j < nj && k >= 0 && k < nk;
-    const value = image.volume.voxels[i + ni * (j + nj * k)];
-    setText(this.position, isInside ? `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}` : '');
+    const { shape, voxels } = image.volume;
+    const voxel = voxelAt(view.toVoxel(x, y));
+    const [i, j, k] = voxel;
+    const value = isVoxelInside(voxel, shape) ? voxels[i + shape[0] * (j + shape[1] * k)] : null;
+    setText(this.position, value === null ? '' : `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}`);
   }
 }

@@ -1,6 +1,6 @@
-/** What a tab keeps for a reload, and what the browser keeps for the user. */
+/** State of the tab that survives a reload, and consent that the browser keeps. */
 
-import type { SavedSession } from '../client/core.js';
+import type { SavedSession } from '../client/core';
 
 const SESSION = 'nninteractive-ws.session';
 const TOKEN = 'nninteractive-ws.token';
@@ -44,6 +44,9 @@ export const lastImage = {
   set: (image: LastImage): void => {
     sessionStorage.setItem(IMAGE, JSON.stringify(image));
   },
+  clear: (): void => {
+    sessionStorage.removeItem(IMAGE);
+  },
 };
 
 /** The user's consent to send images to this page's server. The browser keeps it for the page's origin. */
@@ -53,8 +56,3 @@ export const consent = {
     localStorage.setItem(CONSENT, 'yes');
   },
 };
-
-/** Returns whether a host name is this computer. */
-export function isLoopback(host: string): boolean {
-  return /^(127(\.\d+){3}|\[::1\]|localhost|.+\.localhost)$/.test(host);
-}

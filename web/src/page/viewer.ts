@@ -2,7 +2,10 @@
 
 import { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER } from '@niivue/niivue';
 import type { Box, Index } from '../client/geometry';
+import type { DType } from '../client/messages';
+import { axesOf, length } from '../files/geometry';
 import type { Volume } from '../files/volume';
+import { NIFTI_CODES } from '../files/voxels';
 import { voxelAt, type Axis, type Point } from './rasterize';
 import { Labelmap, type Layer } from './labelmap';
 
@@ -53,8 +56,8 @@ const MAX_ZOOM = 20;
 /** Direction of the 3-D view in degrees: nearly from the front, with the right side of the patient at the left. */
 const FRONT = { azimuth: 160, elevation: 15 };
 
-/** NIfTI's codes of the voxel types that NiiVue shows without a conversion of its own. */
-const NIFTI_TYPES = { uint8: 2, int16: 4, uint16: 512, float32: 16 } as const;
+/** The voxel types that NiiVue shows without a conversion of its own. */
+const SHOWN_TYPES: readonly DType[] = ['uint8', 'int16', 'uint16', 'float32'];
 
 /** Shows a volume and the segments on it. */
 export class Viewer {
@@ -215,7 +218,8 @@ export class Viewer {
   /** Move the crosshair to the voxel of a position, or to the nearest one of the volume. */
   moveTo(point: Point): void {
     const { shape } = this.current.labelmap;
-    const clamped = (n: 0 | 1 | 2) => Math.min(shape[n] - 1, Math.max(0, Math.floor(point[n] + 0.5)));
+    const voxel = voxelAt(point);
+    const clamped = (n: Axis) => Math.min(shape[n] - 1, Math.max(0, voxel[n]));
     this.crosshair = [clamped(0), clamped(1), clamped(2)];
   }
 
@@ -394,11 +398,11 @@ function largest(values: readonly number[]): number {
 /** Make NiiVue's image of a volume. Voxels of types that NiiVue shows are not copied. */
 function toNvImage(volume: Volume): NVImage {
   const { shape, affine, name } = volume;
-  const { voxels, type } = displayed(volume);
-  const sizes = [0, 1, 2].map((n) => Math.hypot(...affine.slice(0, 3).map((row) => row[n])));
+  const { voxels, dtype } = displayed(volume);
+  const spacing = axesOf(affine).map(length);
   const image = new NVImage();
-  const header = NVImage.createNiftiHeader([...shape], sizes, affine.flat());
-  header.datatypeCode = type;
+  const header = NVImage.createNiftiHeader([...shape], spacing, affine.flat());
+  header.datatypeCode = NIFTI_CODES[dtype];
   header.numBitsPerVoxel = 8 * voxels.BYTES_PER_ELEMENT;
   image.hdr = header;
   const raw = voxels.buffer;
@@ -411,10 +415,7 @@ function toNvImage(volume: Volume): NVImage {
 }
 
 /** The voxels in a type that NiiVue shows as it is, in a buffer of their own. */
-function displayed({ voxels, dtype }: Volume): { voxels: Volume['voxels']; type: number } {
-  if (dtype in NIFTI_TYPES) {
-    const whole = voxels.byteLength === voxels.buffer.byteLength ? voxels : voxels.slice();
-    return { voxels: whole, type: NIFTI_TYPES[dtype as keyof typeof NIFTI_TYPES] };
-  }
-  return { voxels: Float32Array.from(voxels), type: NIFTI_TYPES.float32 };
+function displayed({ voxels, dtype }: Volume): Pick<Volume, 'voxels' | 'dtype'> {
+  if (!SHOWN_TYPES.includes(dtype)) return { voxels: Float32Array.from(voxels), dtype: 'float32' };
+  return { voxels: voxels.byteLength === voxels.buffer.byteLength ? voxels : voxels.slice(), dtype };
 }

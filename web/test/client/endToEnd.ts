@@ -1,5 +1,5 @@
 /**
- * A client for tests/end_to_end: it obeys commands on stdin, and answers on stdout.
+ * A client for tests/end_to_end: it executes commands from stdin, and writes their results to stdout.
  *
  * Each way, a message is its length as uint32 (little-endian), and a msgpack map. It runs in Node.js, whose WebSocket
  * is that of browsers.
@@ -30,7 +30,7 @@ type Command =
   | { readonly command: 'connect'; readonly address: string }
   | { readonly command: 'set_image'; readonly shape: Index; readonly dtype: DType; readonly voxels: Uint8Array }
   | { readonly command: 'prompts'; readonly prompts: Prompt[] }
-  | { readonly command: 'cancel' | 'state' | 'close' };
+  | { readonly command: 'state' | 'close' };
 
 const packer = createPacker();
 const encoder = new Encoder();
@@ -41,7 +41,7 @@ let fetched = 0;
 // No long back-off for a client that loses many connections.
 Math.random = () => 0.01;
 
-async function obey(command: Command): Promise<unknown> {
+async function execute(command: Command): Promise<unknown> {
   switch (command.command) {
     case 'connect':
       await connect(command.address);
@@ -56,9 +56,6 @@ async function obey(command: Command): Promise<unknown> {
     }
     case 'prompts':
       return Promise.all(command.prompts.map(outcome));
-    case 'cancel':
-      connection.cancel();
-      return null;
     case 'state':
       return state();
     case 'close':
@@ -84,7 +81,7 @@ function connect(address: string): Promise<void> {
 /** Voxels and the box of the change, or the code of the error. */
 async function outcome(prompt: Prompt): Promise<unknown> {
   try {
-    const { voxels, changed } = await connection.request((core) => give(core, prompt));
+    const { voxels, changed } = await connection.request((core) => send(core, prompt));
     return [voxels, changed];
   } catch (error) {
     if (error instanceof ClientError) return error.code;
@@ -92,7 +89,7 @@ async function outcome(prompt: Prompt): Promise<unknown> {
   }
 }
 
-function give(core: Core<ImageSource>, { method, segment, point, box, mask, options }: Prompt): number {
+function send(core: Core<ImageSource>, { method, segment, point, box, mask, options }: Prompt): number {
   switch (method) {
     case 'add_point':
       return core.addPoint(segment, point, options);
@@ -138,7 +135,9 @@ async function main(): Promise<void> {
     received = Buffer.concat([received, chunk as Buffer]);
     while (received.length >= 4 && received.length >= 4 + received.readUInt32LE()) {
       const end = 4 + received.readUInt32LE();
-      const answer = encoder.encode(await obey(decoder.decode(new Uint8Array(received.subarray(4, end))) as Command));
+      const answer = encoder.encode(
+        await execute(decoder.decode(new Uint8Array(received.subarray(4, end))) as Command),
+      );
       received = received.subarray(end);
       const head = Buffer.alloc(4);
       head.writeUInt32LE(answer.length);
@@ -147,4 +146,4 @@ async function main(): Promise<void> {
   }
 }
 
-await main();
+void main(); // without catch: Node.js prints an error and ends

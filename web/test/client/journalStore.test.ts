@@ -50,6 +50,31 @@ afterEach(() => {
 });
 
 describe('the store of journals', () => {
+  it('is emptied on demand, also of what is being saved', async () => {
+    const store = await JournalStore.open();
+    await save(store, journal('head'));
+    await save(await JournalStore.open(), journal('liver'));
+    store.saveSoon(() => journal('head', 2));
+    const saving = store.flush();
+    store.saveSoon(() => journal('head', 3));
+    await store.clear();
+    await vi.runAllTimersAsync();
+    await saving;
+    expect(await revisions(await JournalStore.open(), 'head')).toEqual([]);
+    expect(await revisions(await JournalStore.open(), 'liver')).toEqual([]);
+  });
+
+  it('saves the open image again after it was emptied', async () => {
+    const store = await JournalStore.open();
+    const warnings: string[] = [];
+    store.onWarning = (message) => warnings.push(message);
+    await save(store, journal('head'));
+    await store.clear();
+    await save(store, journal('head', 2));
+    expect(await revisions(await JournalStore.open(), 'head')).toEqual([2]);
+    expect(warnings).toEqual([]);
+  });
+
   it('has after a reload what was saved', async () => {
     await save(await JournalStore.open(), journal('head', 7));
     const [stored] = await (await JournalStore.open()).load('head');

@@ -1,7 +1,7 @@
 /** Packing in a Worker, and on this thread. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { unpack } from '../../src/client/arrays';
-import { createPacker, work, type PackingTask } from '../../src/client/packing';
+import { createPacker, perform, type PackingTask } from '../../src/client/packing';
 
 /** A Worker that does its tasks here, one by one. Like a real one, it takes the buffers from the sender. */
 class FakeWorker {
@@ -11,7 +11,7 @@ class FakeWorker {
 
   postMessage(task: PackingTask, transfer: ArrayBuffer[]): void {
     const received = structuredClone(task, { transfer });
-    setTimeout(() => this.onmessage?.({ data: structuredClone(work(received)) }));
+    setTimeout(() => this.onmessage?.({ data: structuredClone(perform(received)) }));
   }
 }
 

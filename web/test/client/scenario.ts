@@ -52,14 +52,14 @@ const ANY_SESSION = 'any';
 const encoder = new Encoder();
 const decoder = new Decoder();
 
-/** Drives a core through a scenario. Throws where it does not conform. */
+/** Drives a core through a scenario. Throws if it does not conform. */
 export class Runner {
   private readonly core = new Core<NamedImage>({ encodings: ENCODINGS });
   private readonly labels = new Map<string, number>();
   /** The client's ids by the scenario's. */
   private readonly ids = new Map<number, number>();
   private sent: ValueMap[] = [];
-  private told: Record<'answers' | 'progress' | 'notices', Json[]> = { answers: [], progress: [], notices: [] };
+  private noted: Record<'answers' | 'progress' | 'notices', Json[]> = { answers: [], progress: [], notices: [] };
   private shape: Index = [0, 0, 0];
   private limit = 0;
 
@@ -87,7 +87,7 @@ export class Runner {
       }
     });
     this.drain();
-    assert.deepEqual([this.sent, this.told.answers], [[], []], 'more happened than was expected');
+    assert.deepEqual([this.sent, this.noted.answers], [[], []], 'more happened than was expected');
   }
 
   // ---- actions ----------------------------------------------------------------------------------------------
@@ -220,13 +220,13 @@ export class Runner {
       if (event.type === 'done') {
         const { request, segment, revision, voxels, changed } = event.result;
         const done = { segment, revision, voxels, changed: changed as Json };
-        this.told.answers.push({ label: label(request), done });
+        this.noted.answers.push({ label: label(request), done });
       } else if (event.type === 'failed') {
-        this.told.answers.push({ label: label(event.request), error: event.error.code });
+        this.noted.answers.push({ label: label(event.request), error: event.error.code });
       } else if (event.type === 'progress') {
         const { request, state, done, total } = event;
-        this.told.progress.push({ label: label(request), state, done, total });
-      } else if (event.type === 'notice') this.told.notices.push(event.code);
+        this.noted.progress.push({ label: label(request), state, done, total });
+      } else if (event.type === 'notice') this.noted.notices.push(event.code);
     }
   }
 
@@ -241,9 +241,9 @@ export class Runner {
       else if (key === 'closed') assert.equal(this.closed(), expected);
       else if (key === 'refused') assert(['bad_message', 'too_large'].includes(this.closed() ?? ''), 'not refused');
       else {
-        const happened = key as keyof typeof this.told;
-        assert.deepEqual(this.told[happened], expected);
-        this.told[happened] = [];
+        const happened = key as keyof typeof this.noted;
+        assert.deepEqual(this.noted[happened], expected);
+        this.noted[happened] = [];
       }
     }
     if (!('closed' in expect || 'refused' in expect)) assert.notEqual(this.closed(), 'bad_message');

@@ -1,11 +1,11 @@
 // Status texts, shortcuts, names of files, and what is kept between visits.
 import { describe, expect, test } from 'vitest';
+import { isLoopback } from '../../src/client/address';
 import { ClientError } from '../../src/client/errors';
 import { segmentsFileName } from '../../src/page/imageFiles';
-import { PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
+import { clearInfos, PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
 import { actionOf, KEYS } from '../../src/page/shortcuts';
 import { connectionStatus, statusOf } from '../../src/page/status';
-import { isLoopback } from '../../src/page/tabState';
 
 const timings = { queued: 0, waiting_for_image: 0, network: 0, passes: 1, total: 0.84 };
 
@@ -44,9 +44,9 @@ describe('status', () => {
   test('counts down to the next attempt', () => {
     const lost = { state: 'lost', message: 'The network is down.', retryIn: 3 } as const;
     expect(connectionStatus(lost, 0)).toMatchObject({ kind: 'lost', detail: '3 s' });
-    expect(connectionStatus(lost, 1.4)?.detail).toBe('2 s');
-    expect(connectionStatus(lost, 9)?.detail).toBe('0 s');
-    expect(connectionStatus(lost)?.message).toContain('The network is down.');
+    expect(connectionStatus(lost, 1.4).detail).toBe('2 s');
+    expect(connectionStatus(lost, 9).detail).toBe('0 s');
+    expect(connectionStatus(lost).message).toContain('The network is down.');
   });
 });
 
@@ -141,6 +141,14 @@ describe('segments', () => {
     expect(restored.all).toEqual(list.all);
     restoreInfos(store, 'image-0', restored);
     expect(restored.all).toHaveLength(1);
+  });
+
+  test('are forgotten for all images on demand', () => {
+    const store = memory();
+    store.setItem('other', 'stays');
+    for (let n = 0; n < 3; n++) storeInfos(store, `image-${n}`, new SegmentList(), n);
+    clearInfos(store);
+    expect(store.keys()).toEqual(['other']);
   });
 
   test('of other clients are left out, because their names are not labels', () => {
