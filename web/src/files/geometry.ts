@@ -63,16 +63,22 @@ export function length(a: Vector): number {
  */
 export function straightened(affine: Affine, shape: Shape, name: string): Affine {
   const axes = axesOf(affine);
+  const origin = originOf(affine);
+  if (!origin.every(Number.isFinite)) {
+    throw new ImageFileError(
+      `${name} has the position (${origin.join(', ')}). Expected three numbers. Correct the header.`,
+    );
+  }
   const spacing = axes.map(length);
   const units = axes.map((axis, n) => scaled(axis, 1 / spacing[n])) as unknown as Axes;
-  if (!affine.flat().every(Number.isFinite) || !(Math.abs(determinant(units)) >= 1e-6)) {
+  if (!axes.flat().every(Number.isFinite) || !(Math.abs(determinant(units)) >= 1e-6)) {
     throw new ImageFileError(
       `${name} has the axes ${axes.map((axis) => `(${axis.join(', ')})`).join(', ')}. Expected three directions that ` +
         'are not in one plane. Correct the header.',
     );
   }
   const straight = perpendicular(units).map((axis, n) => scaled(axis, spacing[n])) as unknown as Axes;
-  const result = affineOf(straight, originOf(affine));
+  const result = affineOf(straight, origin);
   if (gridDistance(affine, result, shape) > SHEAR_TOLERANCE) {
     throw new ImageFileError(
       `${name} is sheared: its axes are not perpendicular, as with a tilted gantry. Resample it to perpendicular axes, ` +

@@ -49,6 +49,20 @@ test.each([
   await expect(open(name, content)).rejects.toThrow('2000 x 2000 x 2000 voxels, which are too many');
 });
 
+test.each([
+  [[NaN, 0, 0, 0], /axes \(NaN, 0, 0\).*Expected three directions/],
+  [[0, 0, 0, 0], /axes \(0, 0, 0\).*Expected three directions/],
+  [[1, 0, 0, Infinity], /the position \(Infinity, 0, 0\)/],
+])('an sform that places no voxel is refused: %s', async (row, expected) => {
+  const header = niftiHeader(2);
+  const view = new DataView(header.buffer);
+  view.setInt16(254, 1, true);
+  [...row, 0, 1, 0, 0, 0, 0, 1, 0].forEach((value, n) => {
+    view.setFloat32(280 + 4 * n, value, true);
+  });
+  await expect(open('a.nii', new Blob([header, new Uint8Array(8)]))).rejects.toThrow(expected);
+});
+
 // With a time that grows with the square of the length, these take minutes.
 const BLANKS = `x${' '.repeat(LONG)}x`;
 test.each([
