@@ -20,6 +20,13 @@ types:
 test *ARGS:
     pytest -n 2 --dist worksteal {{ARGS}}
 
+# The branches that the README's test command covers
+coverage:
+    coverage erase
+    coverage run -m pytest -n 2 --dist worksteal
+    coverage combine --quiet
+    coverage report
+
 # The slow tests too
 slow *ARGS:
     pytest -n 2 --dist worksteal --slow {{ARGS}}
