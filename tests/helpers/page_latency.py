@@ -33,19 +33,21 @@ _VOLUMES = (
 #: The liver, as a fraction of the volume.
 _POINT = (0.25, 0.4, 0.5)
 
-# Waits for the next change of the selected segment's number of voxels, counted from the release of the mouse button,
-# and then for the frame that shows it.
+# Resolves to the times from the release of the mouse button to the frame with the first preview, and to that with the
+# result.
 _WATCH = """() => {
   window.clickTimes = new Promise((done) => {
-    let released = 0, first = 0;
-    const list = document.querySelector('#segments'), cancel = document.querySelector('#cancel');
+    let released = 0, preview = 0;
     addEventListener('pointerup', () => { released = performance.now(); }, { capture: true, once: true });
-    const drawn = (then) => requestAnimationFrame(() => setTimeout(() => then(performance.now())));
-    new MutationObserver(() => { if (released && !first) { first = 1; drawn((now) => { first = now; }); } })
-      .observe(list, { subtree: true, attributes: true, attributeFilter: ['data-voxels'] });
-    new MutationObserver(() => {
-      if (first && cancel.disabled) drawn((now) => done([first - released, now - released]));
-    }).observe(cancel, { attributes: true });
+    const look = () => {
+      const row = document.querySelector('#segments li');
+      if (released && !preview && Number(row.dataset.voxels) > 0) preview = performance.now();
+      if (preview && document.querySelector('#cancel').disabled) {
+        return done([preview - released, performance.now() - released]);
+      }
+      requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
   });
 }"""
 _LOADED = """() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
