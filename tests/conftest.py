@@ -32,6 +32,7 @@ PROGRAMS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run slow tests too, and property tests with all examples")
+    parser.addoption("--release", action="store_true", help="run the slowest tests too")
     parser.addoption("--unit", action="store_true", help="run only tests that start no process and need no torch")
 
 
@@ -52,12 +53,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--unit"):
         items[:] = [i for i in items if not NOT_UNIT_FIXTURES.intersection(getattr(i, "fixturenames", ()))]
     for item in items:
-        if config.getoption("--slow"):
+        if config.getoption("--slow") or config.getoption("--release"):
             # Property tests are part of "--slow -m slow", because they have more examples there.
             if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
                 item.add_marker("slow")
         elif item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+        if item.get_closest_marker("release") and not config.getoption("--release"):
+            item.add_marker(pytest.mark.skip(reason="release: runs with --release"))
         for marker, program in PROGRAMS.items():
             if program is None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker} is not installed"))

@@ -116,7 +116,7 @@ def test_both_systems_give_equal_masks(folder: Path, servers: dict[str, Server],
     assert np.array_equal(found[0][0], found[0][2])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_clients_run_concurrently_in_separate_processes(
     folder: Path, servers: dict[str, Server], work: Workload
 ) -> None:
@@ -141,7 +141,7 @@ def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]
     return [dict(r.measured) for r in of_client]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fairness, "_CLICKS", 2)
     monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
@@ -162,7 +162,7 @@ def test_prompts_at_the_ends_of_an_interval_count_in_part() -> None:
     assert fairness._share(prompts, 5.0, 14.0) == pytest.approx(0.5 + 1 + 0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_cost_of_the_http_api(folder: Path, servers: dict[str, Server], work: Workload) -> None:
     records = list(fairness.api_cost(servers, PassLog(folder / "passes"), work, "small", 1))
     for client in ("official client", "own client"):
@@ -186,7 +186,7 @@ def test_both_kinds_of_clients_of_one_server_give_equal_masks(servers: dict[str,
     assert all(np.array_equal(masks[0], mask) for mask in masks[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_time_of_prompts_is_broken_down_on_a_device(folder: Path, work: Workload) -> None:
     records = list(device.measure(folder / "embedded", work, 1, "cpu"))
     prompts = 2 * len(KINDS)
@@ -244,7 +244,7 @@ def test_ratios_compare_runs_of_equal_number() -> None:
     assert ["s", "n/a", "0.5"] in lines
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_command_measures_both_systems(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path / "report")]
     command += ["--shape", "96,80,72", "--times", "1", "--part", "prompts"]

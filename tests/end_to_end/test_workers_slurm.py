@@ -114,6 +114,7 @@ def test_a_node_fails(slurm: Slurm, expected: list[dict[str, State]]) -> None:
     slurm.wait_until_idle(60)
 
 
+@pytest.mark.release
 def test_the_time_limit_is_reached(slurm: Slurm, expected: list[dict[str, State]]) -> None:
     """Without a warning: the job is ended like one of any other program."""
     with gateway(slurm, f"{SRUN} --time=1") as server, worker_user(server) as user:

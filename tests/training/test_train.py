@@ -92,7 +92,7 @@ def test_the_loss_weights_prompts_and_errors(bit: int) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.slow
+@pytest.mark.release
 def test_training_resumes(tmp_path: Path) -> None:
     first = Trainer(tmp_path, 5, start=MODEL_FOLDER, again=1)
     try:
