@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import helpers
-from helpers.end_to_end import ServerProcess, is_running, wait_until
+from helpers.end_to_end import WORKER, ServerProcess, children_running, is_running, wait_until
 import pytest
 import SimpleITK as sitk
 
@@ -47,8 +47,8 @@ def serve(*arguments: str) -> Iterator[ServerProcess]:
 
 
 def started_worker(server: ServerProcess) -> int:
-    pid = server.process.pid
-    wait_until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    # A child runs this process's program until it has started its own.
+    wait_until(lambda: children_running(server.process.pid, WORKER))
     return server.worker
 
 

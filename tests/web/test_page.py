@@ -362,14 +362,14 @@ def proxy(server: str) -> Iterator[FaultProxy]:
 
 
 def test_work_continues_after_the_connection_was_lost(user: PageUser, proxy: FaultProxy) -> None:
-    user.expected_problems = ("WebSocket connection",)
+    user.expected_problems = ("WebSocket connection", "Failed to load resource")
     user.open_example(proxy.address)
     user.prompt(LIVER)
     (first,) = user.voxels
     proxy.refusing = True
     proxy.cut()
     user.wait_for_status("Connection lost, trying again. No work is lost.")
-    assert user.page.inner_text("#status-detail").endswith(" s")
+    user.expect(user.page.locator("#status-detail")).to_contain_text(" s")  # until the next attempt
     proxy.refusing = False
     user.wait_for_status("Connected.")
     user.prompt(STOMACH)
