@@ -52,7 +52,7 @@ def test_a_failing_network(quick: QuickServer, program: Path) -> None:
     disturb(quick, script, expected, random.Random(6), partial(web_client, program=program), at_once=4)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_processes_that_die(quick: QuickServer, program: Path) -> None:
     """The server between two prompts, and the worker during some. The client restores its segments in a new session."""
     script = make_script(seed=7, count=40)

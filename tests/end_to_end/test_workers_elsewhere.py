@@ -293,7 +293,7 @@ def read(text: str) -> str:
     return next(line for line in text.splitlines() if line.startswith("token "))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_sessions_even_out_when_a_worker_joins(tmp_path: Path, expected: list[dict[str, State]]) -> None:
     """Two workers have three sessions each. After the third has joined, each has two."""
@@ -328,7 +328,7 @@ def sessions_by_worker(server: QuickServer) -> list[int]:
 # ---- nobody uses the server -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 def test_scale_to_zero_and_back(expected: list[dict[str, State]]) -> None:
     """The client only waits. Its next prompt starts a worker, and restores the session."""
