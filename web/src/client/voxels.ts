@@ -26,7 +26,8 @@ export type WireVoxels =
   | Uint32Array<ArrayBuffer>
   | Float32Array<ArrayBuffer>;
 
-const WIRE_ARRAYS = {
+/** The arrays of the types of the wire. */
+export const WIRE_ARRAYS = {
   int8: Int8Array,
   uint8: Uint8Array,
   int16: Int16Array,

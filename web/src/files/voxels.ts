@@ -1,19 +1,14 @@
 // Voxels as they are stored in files, and as the protocol sends them.
 import { grouped } from './bytes';
 import type { DType } from '../client/messages';
+import { WIRE_ARRAYS } from '../client/voxels';
 import { ImageFileError, type Voxels } from './volume';
 
 /** The types of voxels in files. The protocol has no 64-bit types, so these become float32. */
 export type StoredType = DType | 'float64' | 'int64' | 'uint64';
 
 const ARRAYS = {
-  int8: Int8Array,
-  uint8: Uint8Array,
-  int16: Int16Array,
-  uint16: Uint16Array,
-  int32: Int32Array,
-  uint32: Uint32Array,
-  float32: Float32Array,
+  ...WIRE_ARRAYS,
   float64: Float64Array,
   int64: BigInt64Array,
   uint64: BigUint64Array,
