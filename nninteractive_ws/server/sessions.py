@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 import hmac
 import secrets
 import time
+from typing import Any
 
+from nninteractive_ws.background_tasks import BackgroundTasks
 from nninteractive_ws.errors import AtCapacity
 from nninteractive_ws.eviction import eviction_order
 from nninteractive_ws.messages import Encoding
@@ -63,12 +65,12 @@ class Registry:
         max_sessions: int,
         max_sessions_per_user: int,
         linger: float,
-        close: Callable[[SessionRecord, bool], Awaitable[None]],
+        close: Callable[[SessionRecord, bool], Coroutine[Any, Any, None]],
     ) -> None:
         self._max_sessions, self._max_sessions_per_user, self._linger = max_sessions, max_sessions_per_user, linger
         self._close = close
         self._records: dict[str, SessionRecord] = {}
-        self._closing: set[asyncio.Future[None]] = set()
+        self._closing = BackgroundTasks()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -199,9 +201,7 @@ class Registry:
             record._expiry = asyncio.get_running_loop().call_later(self._linger, self._expire, record)
 
     def _expire(self, record: SessionRecord) -> None:
-        task = asyncio.ensure_future(self._close(record, False))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.spawn(self._close(record, False))
         self.drop(record.name)
 
     # ---- ending --------------------------------------------------------------------------------------------
