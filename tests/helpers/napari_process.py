@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-import json
 import os
 from pathlib import Path
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helpers.programs import find_program
+from helpers.script_process import ScriptProcess
 from nninteractive_ws.masks import Mask
 
 #: A Python with napari and the plug-in. They need an environment of their own, since napari extends pytest.
@@ -20,34 +20,13 @@ TESTS = Path(__file__).parents[1]
 SCREEN = "1280x1024x24"
 
 
-class NapariFailed(AssertionError):
-    """napari ended. The message is the end of its log."""
-
-
-class Napari:
+class Napari(ScriptProcess):
     """A running napari. ``do`` calls an action of ``helpers.napari_script``."""
-
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
-        self._process, self._folder = process, folder
-
-    def do(self, action: str, *arguments: Any) -> Any:
-        """Perform an action, and return its answer. Raises NapariFailed."""
-        assert self._process.stdin is not None
-        print(json.dumps([action, *arguments]), file=self._process.stdin, flush=True)
-        return self.answer()
-
-    def answer(self) -> Any:
-        """Return the next answer. Raises NapariFailed."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise NapariFailed((self._folder / "log").read_text()[-3000:])
-        return json.loads(line)
 
     def mask(self) -> Mask:
         """Return the plug-in's label layer."""
         self.do("mask")
-        mask: Mask = np.load(self._folder / "mask.npy").astype(bool)
+        mask: Mask = np.load(self.folder / "mask.npy").astype(bool)
         return mask
 
 

@@ -2,40 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-import json
 import os
 from pathlib import Path
 import subprocess
-from typing import Any
+
+from helpers.script_process import ScriptProcess
 
 #: A Python with this package's extra ``notebook``, JupyterLab and Playwright.
 PYTHON = os.environ.get("NNINTERACTIVE_WS_NOTEBOOK_PYTHON")
 TESTS = Path(__file__).parents[1]
 
 
-class NotebookFailed(AssertionError):
-    """The browser or JupyterLab ended. The message is the end of the log."""
-
-
-class Notebook:
+class Notebook(ScriptProcess):
     """An open notebook. ``do`` calls an action of ``helpers.notebook_script``. Files are in ``folder``."""
-
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
-        self._process, self.folder = process, folder
-
-    def do(self, action: str, *arguments: Any) -> Any:
-        """Perform an action, and return its answer. Raises NotebookFailed."""
-        assert self._process.stdin is not None
-        print(json.dumps([action, *arguments]), file=self._process.stdin, flush=True)
-        return self.answer()
-
-    def answer(self) -> Any:
-        """Return the next answer. Raises NotebookFailed."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise NotebookFailed((self.folder / "log").read_text()[-3000:])
-        return json.loads(line)
 
 
 @contextmanager
