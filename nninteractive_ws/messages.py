@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 Encoding = Literal["blosc2", "deflate", "raw"]
+Layer = Literal["whole", "base", "enhancement"]
 DType = Literal["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32"]
 ProgressState = Literal["queued", "waiting_for_image", "predicting", "refining"]
 NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted", "warning"]
@@ -19,6 +20,8 @@ NoticeCode = Literal["loading_model", "worker_lost", "shutting_down", "evicted",
 MAX_SEGMENTS, MAX_STEPS = 256, 10_000
 #: Limit of an image's bricks. 32,768 are 1024^3 voxels, but a thin image has more bricks for its voxels.
 MAX_BRICKS = 2**20
+#: Limit of an image's bricks of which the server has the base layer, but not the enhancement layer.
+MAX_BASE_LAYERS = 1024
 
 # Bounds that the decoder checks. The engine checks those that depend on the image.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -32,6 +35,7 @@ Checksum = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _FLOAT32_MAX, _FLOAT32_MIN_NORMAL = (2 - 2.0**-23) * 2.0**127, 2.0**-126
 Real = Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 Deviation = Annotated[float, Meta(ge=_FLOAT32_MIN_NORMAL, le=_FLOAT32_MAX)]
+LowBits = Annotated[int, Meta(ge=0, le=31)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 Words = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
@@ -63,11 +67,16 @@ class RunLengthMask(Struct, frozen=True, kw_only=True):
 
 
 class Brick(Struct, frozen=True, kw_only=True):
-    """One brick of the image: its index in the grid (C order), and its voxels (C order), packed."""
+    """One brick of the image: its index in the grid (C order), and its voxels (C order) or a layer of them, packed.
+
+    ``low_bits``: the number of bits in the enhancement layer; 0 for whole voxels.
+    """
 
     index: Count
     encoding: Encoding
     data: bytes
+    layer: Layer = "whole"
+    low_bits: LowBits = 0
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -319,10 +328,14 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
 
 
 class ImageProgress(Message, frozen=True, kw_only=True, tag="image_progress"):
-    """An acknowledgement of bricks, with the number of present and of all bricks."""
+    """An acknowledgement of bricks, with the number of present and of all bricks.
+
+    ``received_base``: bricks of which only the base layer was received.
+    """
 
     image: Name
     received: Annotated[list[Count], Meta(max_length=MAX_BRICKS)]
+    received_base: Annotated[list[Count], Meta(max_length=MAX_BRICKS)] = []
     present: Count
     total: Count
 

@@ -25,8 +25,10 @@ from nninteractive_ws.messages import (
 #: Version of the protocol, not of the package. It increases with every change that an older peer would misunderstand.
 PROTOCOL_VERSION = 1
 
+#: The feature of bricks in two layers.
+LAYERED_BRICKS = "layered_bricks"
 #: Features of this release beyond the messages of its protocol version. Both ends list theirs in the handshake.
-FEATURES: tuple[str, ...] = ()
+FEATURES: tuple[str, ...] = (LAYERED_BRICKS,)
 
 #: Limit of a message, which has a few bricks (32^3 four-byte voxels, 128 KiB each) or one mask.
 MAX_MESSAGE_BYTES = 64 * 1024**2

@@ -122,7 +122,7 @@ def test_a_message_of_an_unknown_type_is_none() -> None:
 
 MASK: dict[str, Any] = {"type": "set_mask", "id": 1, "segment": "a", "mask": BITS}
 BRICKS: dict[str, Any] = {"type": "image_bricks", "image": "ct", "bricks": []}
-BRICK: dict[str, Any] = {"index": 0, "encoding": "raw", "data": b""}
+BRICK: dict[str, Any] = {"index": 0, "encoding": "raw", "data": b"", "layer": "whole", "low_bits": 0}
 HELLO: dict[str, Any] = {"type": "hello", "version": 1, "encodings": ["raw"]}
 RESTORE: dict[str, Any] = {"type": "restore", "id": 1, "segment": "a", "revision": 0}
 
@@ -164,6 +164,8 @@ def test_the_invalid_messages_have_one_wrong_field(fields: dict[str, Any]) -> No
         (BRICKS, "bricks"),
         (BRICKS | {"bricks": [BRICK] * 65}, "bricks"),
         (BRICKS | {"bricks": [BRICK | {"index": -1}]}, "bricks[0].index"),
+        (BRICKS | {"bricks": [BRICK | {"layer": "lower"}]}, "bricks[0].layer"),
+        (BRICKS | {"bricks": [BRICK | {"low_bits": 32}]}, "bricks[0].low_bits"),
         (HELLO | {"encodings": ["x" * 65]}, "encodings[0]"),
         (HELLO | {"encodings": ["raw"] * 65}, "encodings"),
         (HELLO | {"version": "1"}, "version"),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
 from nninteractive_ws.engine.memory import MemoryPool, SessionAccount
 from nninteractive_ws.engine.model_loader import load_model
@@ -91,7 +92,7 @@ class InstrumentedSession:
         shape, dtype = source.grid.shape, source.dtype
         self.do(SetImage(id=1, image=source.name, shape=shape, dtype=dtype, mean=mean, std=std))  # type: ignore[arg-type]
         for index in range(len(source.grid)):
-            self._session.put_bricks(ImageBricks(image=source.name, bricks=[source.brick(index, "raw")]))
+            self._session.put_bricks(ImageBricks(image=source.name, bricks=[source.brick(BrickPart(index), "raw")]))
 
     def do(self, request: Request) -> None:
         """Process a request, with a greater id than the last. Raises the errors of the session."""

@@ -149,16 +149,27 @@ class Core:
 
     def next_brick(self) -> Callable[[], bytes] | None:
         """Return a function that builds the next image frame in a few milliseconds, or None."""
-        indices = self._upload.next() if self._upload is not None else []
-        if not indices or self.image is None or self.welcome is None:
+        source, upload, welcome = self.image, self._upload, self.welcome
+        if source is None or upload is None or welcome is None:
             return None
-        source, encoding = self.image, self._brick_encoding or self.welcome.encoding
+        parts = upload.next(self._may_send_layers(source, welcome))
+        if not parts:
+            return None
+        encoding, compression = self._brick_encoding or welcome.encoding, upload.compression
 
         def make() -> bytes:
-            bricks = [source.brick(index, encoding) for index in indices]
-            return protocol.encode(wire.ImageBricks(image=source.name, bricks=bricks))
+            bricks = [source.brick(part, encoding, compression) for part in parts]
+            frame = protocol.encode(wire.ImageBricks(image=source.name, bricks=bricks))
+            whole = all(part.layer == "whole" for part in parts)
+            upload.sent(parts, len(frame), compression if whole else "bits")
+            return frame
 
         return make
+
+    def _may_send_layers(self, source: ImageSource, welcome: wire.Welcome) -> bool:
+        """Whether bricks may be sent in layers, which is of use for previews alone."""
+        wants_previews = self._options is None or self._options.previews is not False
+        return wants_previews and source.low_bits > 0 and protocol.LAYERED_BRICKS in welcome.features
 
     def receive(self, data: bytes) -> list[Event]:
         """Handle a frame, and return its events. It may set ``ended``. Raises BadMessage or TooLarge."""
@@ -459,7 +470,7 @@ class Core:
     def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
         if self.image is None or message.image != self.image.name or self._upload is None:
             return []
-        self._upload.acknowledged(message.received)
+        self._upload.acknowledged(message.received, message.received_base)
         return [events.ImageProgress(message.present, message.total)]
 
     def _on_progress(self, message: wire.Progress) -> list[Event]:

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nninteractive_ws import arrays
+from nninteractive_ws.arrays import Compression
 from nninteractive_ws.bricks import Grid, Statistics, check_size
 from nninteractive_ws.client.array_like import ArrayLike, to_array
+from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.layers import base_layer, choose_low_bits, enhancement_layer
 from nninteractive_ws.messages import Brick, Encoding
 
 # Statistics are computed in blocks larger than bricks, which takes fewer calls; a block's doubles still fit a cache.
@@ -41,14 +44,16 @@ _WIRE_DTYPES = {
 class ImageSource:
     """A volume of the user. It can be announced once :meth:`step` or :meth:`finish` has computed its statistics.
 
-    ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits. The voxels
-    are read when their brick is sent, so the array must not change meanwhile.
+    ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits.
+    ``low_bits``: the number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. The
+    voxels are read when their brick is sent, so the array must not change meanwhile.
 
     Raises BadImage or TooLarge for an array that is no volume.
     """
 
     statistics: Statistics
     name: str
+    low_bits: int
 
     def __init__(self, image: ArrayLike) -> None:
         self.volume = check_volume(image)
@@ -86,6 +91,8 @@ class ImageSource:
         for block in self._blocks:
             digest.update(block.digest)
         self.name = digest.hexdigest()[:32]
+        largest = max(max(abs(block.low), abs(block.high)) for block in self._blocks)
+        self.low_bits = choose_low_bits(np.dtype(self.dtype), self.statistics.std, largest)
 
     @cached_property
     def grid(self) -> Grid:
@@ -97,10 +104,16 @@ class ImageSource:
         """The dtype in which the voxels travel."""
         return wire_dtype(self.volume)
 
-    def brick(self, index: int, encoding: Encoding) -> Brick:
-        """One brick, packed: less than a millisecond of work."""
+    def brick(self, part: BrickPart, encoding: Encoding, compression: Compression = "small") -> Brick:
+        """One brick or layer, packed: less than a millisecond of work. ``compression``: of a whole brick."""
+        index, layer = part.index, part.layer
         voxels = to_wire(self.volume[self.grid.box(index).slices])
-        return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding))
+        if layer == "whole":
+            return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding, compression))
+        low_bits = self.low_bits
+        bits = base_layer(voxels, low_bits) if layer == "base" else enhancement_layer(voxels, low_bits)
+        data = arrays.pack(bits, encoding, "bits")
+        return Brick(index=index, encoding=encoding, data=data, layer=layer, low_bits=low_bits)
 
 
 def check_volume(image: ArrayLike) -> npt.NDArray[np.generic]:

@@ -1,22 +1,41 @@
-"""The order of an image's bricks, and how many are in flight."""
+"""The order of an image's bricks and their layers, and how many are in flight."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from nninteractive_ws.arrays import Compression
 from nninteractive_ws.bricks import Grid, Presence
+from nninteractive_ws.client.link import Link, SentMessage
 from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.messages import MAX_BASE_LAYERS, Layer
 
 #: A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt.
 _LATE_S = 0.2
 _SMALLEST_WINDOW = 16
 #: Bricks of one message: some hundred thousand bytes, packed in a few milliseconds.
 _BRICKS_PER_MESSAGE = 8
+#: If the bricks that a prompt waits for take longer, their base layers are sent first.
+_SLOW_S = 0.5
+
+
+@dataclass(frozen=True)
+class BrickPart:
+    """A brick, or one layer of it."""
+
+    index: int
+    layer: Layer = "whole"
 
 
 class Upload:
     """The order of the bricks of an image: those that a prompt waits for, then the nearest to the user's focus.
 
     Few bricks are in flight at a time. The window grows while acknowledgements come quickly and shrinks when they are
-    late, so that a prompt never waits behind the image, on any link.
+    late, so that a prompt never waits behind the image, on any link. On a slow link, the bricks that a prompt waits for
+    are sent in two layers: first the base layers of all, then their enhancement layers.
+
+    ``clock``: returns seconds.
     """
 
     def __init__(self, grid: Grid, max_in_flight: int, clock: Callable[[], float]) -> None:
@@ -25,11 +44,17 @@ class Upload:
         self._clock = clock
         self._max_in_flight = max(1, max_in_flight)
         self._window = min(_SMALLEST_WINDOW, self._max_in_flight)
-        self._in_flight: dict[int, float] = {}
-        self._needed: list[int] = []
+        self._in_flight: dict[BrickPart, float] = {}
+        self._needed = np.zeros(0, np.intp)
         i, j, k = grid.shape
         self._focus: Index = (i // 2, j // 2, k // 2)
         self._queue: list[int] = []
+        self._base_queue: list[int] = []
+        self._with_base: set[int] = set()  # bricks that are sent in layers, and are not present yet
+        self._link = Link()
+        # Messages in flight by their first part.
+        self._messages: dict[BrickPart, SentMessage] = {}
+        self._bytes_per_brick = 0.0  # of whole bricks
 
     def set_focus(self, focus: Index) -> None:
         """Send the bricks around a voxel first."""
@@ -38,7 +63,7 @@ class Upload:
 
     def prioritize(self, box: Box) -> None:
         """Send the bricks of a box before all others, because a prompt waits for them."""
-        self._needed = self.grid.within(box)
+        self._needed = np.array(self.grid.within(box), np.intp)
         self._order()
 
     def bricks_in(self, presence: bytes) -> list[int]:
@@ -46,34 +71,85 @@ class Upload:
         there = Presence.from_bytes(self.grid, presence)
         return [index for index in range(len(self.grid)) if index in there]
 
-    def acknowledged(self, received: list[int]) -> None:
-        """Note bricks that the server has. The first acknowledgement lists those from before."""
-        now = self._clock()
+    @property
+    def compression(self) -> Compression:
+        """The compression for the next whole bricks."""
+        return self._link.compression
+
+    def sent(self, parts: Sequence[BrickPart], nbytes: int, compression: Compression) -> None:
+        """Note the size of the message of some parts, before it is sent. May be called from another thread."""
+        started = self._in_flight.get(parts[0], self._clock())
+        self._messages[parts[0]] = SentMessage(len(parts), nbytes, compression, started)
+
+    def acknowledged(self, received: Sequence[int], base: Sequence[int] = ()) -> None:
+        """Note bricks that the server has, and those of which it has only the base layer.
+
+        The first acknowledgement lists those from before.
+        """
         if self.presence is None:
             self.presence = Presence(self.grid)
             self._order()
+        layers: tuple[Layer, ...] = ("whole", "enhancement", "base")
         for index in received:
             if index < len(self.grid):
                 self.presence.add(index)
-            sent = self._in_flight.pop(index, None)
-            if sent is not None:
-                late = now - sent > _LATE_S
-                self._window = max(_SMALLEST_WINDOW, self._window - 1) if late else self._window + 1
+            self._with_base.discard(index)
+            for layer in layers:
+                self._arrived(BrickPart(index, layer))
+        for index in base:
+            self._arrived(BrickPart(index, "base"))
         self._window = min(self._window, self._max_in_flight)
 
-    def next(self) -> list[int]:
-        """Return the bricks of the next message: none if the window is full, or all are sent."""
-        chosen: list[int] = []
+    def _arrived(self, part: BrickPart) -> None:
+        now = self._clock()
+        sent = self._in_flight.pop(part, None)
+        if sent is None:
+            return
+        self._window = max(_SMALLEST_WINDOW, self._window - 1) if now - sent > _LATE_S else self._window + 1
+        message = self._messages.pop(part, None)
+        if message is not None:
+            self._link.acknowledge(message, now)
+            if part.layer == "whole":
+                self._bytes_per_brick = message.nbytes / message.bricks
+
+    def next(self, layered: bool) -> list[BrickPart]:
+        """Return the parts of the next message: none if the window is full, or all are sent.
+
+        ``layered``: whether bricks may be sent in layers.
+        """
         if self.presence is None:
-            return chosen
+            return []
         room = min(_BRICKS_PER_MESSAGE, self._window - len(self._in_flight))
+        chosen = self._next_base_layers(room) if layered and self._is_slow() else []
         while self._queue and len(chosen) < room:
             index = self._queue.pop()
-            if index not in self.presence and index not in self._in_flight:
-                chosen.append(index)
+            part = BrickPart(index, "enhancement" if index in self._with_base else "whole")
+            if index not in self.presence and part not in self._in_flight:
+                chosen.append(part)
         self._in_flight.update(dict.fromkeys(chosen, self._clock()))
         return chosen
 
+    def _next_base_layers(self, room: int) -> list[BrickPart]:
+        assert self.presence is not None
+        chosen: list[BrickPart] = []
+        while self._base_queue and len(chosen) < room and len(self._with_base) < MAX_BASE_LAYERS:
+            index = self._base_queue.pop()
+            sent = index in self._with_base or BrickPart(index) in self._in_flight
+            if index not in self.presence and not sent:
+                self._with_base.add(index)
+                chosen.append(BrickPart(index, "base"))
+        return chosen
+
+    def _is_slow(self) -> bool:
+        """Whether the bricks that a prompt waits for would take long."""
+        assert self.presence is not None
+        throughput = self._link.throughput
+        if throughput is None or not len(self._needed):
+            return False
+        return self.presence.missing(self._needed) * self._bytes_per_brick > _SLOW_S * throughput
+
     def _order(self) -> None:
         # Last first: next() pops from the end.
-        self._queue = self.grid.nearest_first(self._focus, self._needed)[::-1]
+        order = self.grid.nearest_first(self._focus, self._needed.tolist())
+        self._queue = order[::-1]
+        self._base_queue = order[: len(self._needed)][::-1]

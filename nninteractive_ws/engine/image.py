@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nninteractive_ws import arrays
+from nninteractive_ws import arrays, layers
 from nninteractive_ws.bricks import Grid, Presence, Statistics
 from nninteractive_ws.errors import BadImage, BadMessage, Cancelled
 from nninteractive_ws.geometry import Box
-from nninteractive_ws.messages import Brick, SetImage
+from nninteractive_ws.messages import MAX_BASE_LAYERS, Brick, SetImage
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -30,7 +30,8 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
 class BrickImage:
     """A volume that is filled brick by brick.
 
-    ``voxels``: float32 tensor (1, X, Y, Z), (voxel - mean) / std in bricks that have arrived, else 0.
+    ``voxels``: float32 tensor (1, X, Y, Z), (voxel - mean) / std in bricks that have arrived, an estimate of it in
+    bricks of which only the base layer has arrived, else 0.
     """
 
     def __init__(self, announced: SetImage, device: torch.device) -> None:
@@ -39,6 +40,9 @@ class BrickImage:
         self.statistics = Statistics(announced.mean, announced.std)
         self.voxels = zeros((1, *announced.shape), torch.float32, device)
         self.presence = Presence(self.grid)
+        # Bricks of which at least the base layer has arrived, and those base layers whose enhancement has not.
+        self._estimated = Presence(self.grid)
+        self._base_layers: dict[int, Brick] = {}
         self._arrived = threading.Condition()
 
     def matches(self, announced: SetImage) -> bool:
@@ -54,40 +58,94 @@ class BrickImage:
     def shape(self) -> tuple[int, int, int]:
         return self.grid.shape
 
-    def put(self, bricks: Sequence[Brick]) -> None:
-        """Unpack, normalize and store bricks, from any thread. Bricks that are present already are ignored.
+    @property
+    def base_layer_bytes(self) -> int:
+        """Bytes of the base layers that are kept for their enhancement layers."""
+        return sum(len(brick.data) for brick in list(self._base_layers.values()))
+
+    def put(self, bricks: Sequence[Brick]) -> int:
+        """Unpack, normalize and store bricks and layers, from one thread at a time. Return how many were new.
 
         Raises BadMessage, TooLarge or BadImage. The bricks before the invalid one are stored nevertheless.
         """
-        stored: list[int] = []
+        stored: list[Brick] = []
         try:
             for brick in bricks:
-                self._store(brick)
-                stored.append(brick.index)
+                if self._is_new(brick):
+                    self._store(brick)
+                    stored.append(brick)
         finally:
             with self._arrived:
-                for index in stored:
-                    self.presence.add(index)
+                for brick in stored:
+                    self._mark(brick)
                 self._arrived.notify_all()
+        return len(stored)
 
-    def _store(self, brick: Brick) -> None:
+    def _is_new(self, brick: Brick) -> bool:
         if brick.index >= len(self.grid):
             raise BadMessage(
                 f"Brick {brick.index} is not in the image, which has {len(self.grid)} bricks. Number them from 0."
             )
-        if brick.index in self.presence:
-            return
+        base = self._base_layers.get(brick.index) if brick.layer == "base" else None
+        return brick.index not in self.presence and (base is None or base.low_bits != brick.low_bits)
+
+    def _mark(self, brick: Brick) -> None:
+        self._estimated.add(brick.index)
+        if brick.layer == "base":
+            self._base_layers[brick.index] = brick
+        else:
+            self.presence.add(brick.index)
+            self._base_layers.pop(brick.index, None)
+
+    def _store(self, brick: Brick) -> None:
         box = self.grid.box(brick.index)
-        values = arrays.unpack(brick.data, brick.encoding, self.dtype, box.shape)
-        normalized = self._normalize(values)
+        normalized = self._normalize(self._unpack(brick))
         if not np.isfinite(normalized).all():
             raise BadImage(
                 f"Brick {brick.index} of the image has voxels that are not finite, or not after normalization with the "
                 f"mean {self.statistics.mean:g} and the standard deviation {self.statistics.std:g}. Send an image "
                 "without NaN and infinite voxels, and with its own mean and standard deviation."
             )
-        # This needs no lock. Bricks do not overlap, and no pass reads a brick before it is marked as present.
+        # This needs no lock. Bricks do not overlap, and no pass reads a brick before it is marked as present. The pass
+        # for a preview may read a brick while its enhancement layer is stored, which does no harm.
         self.voxels[0][box.slices] = torch.from_numpy(normalized).to(self.voxels.device)
+
+    def _unpack(self, brick: Brick) -> npt.NDArray[np.generic]:
+        """Return the voxels of a brick; for a base layer, their estimates."""
+        values = self._unpack_layer(brick)
+        if brick.layer == "whole":
+            return values
+        if brick.layer == "base":
+            if len(self._base_layers) >= MAX_BASE_LAYERS and brick.index not in self._base_layers:
+                raise BadMessage(
+                    f"{MAX_BASE_LAYERS:,} bricks have a base layer alone, which is the limit. Send their enhancement "
+                    "layers first."
+                )
+            return layers.estimate_voxels(values, brick.low_bits)
+        base = self._base_layers.get(brick.index)
+        if base is None or base.low_bits != brick.low_bits:
+            raise BadMessage(
+                f"The enhancement layer of brick {brick.index} has {brick.low_bits} bits, but there is no base layer "
+                "without these bits. Send that first, or the whole brick."
+            )
+        return layers.combine_layers(self._unpack_layer(base), values)
+
+    def _unpack_layer(self, brick: Brick) -> npt.NDArray[np.generic]:
+        values = arrays.unpack(brick.data, brick.encoding, self.dtype, self.grid.box(brick.index).shape)
+        if brick.layer == "whole":
+            return values
+        most = layers.max_low_bits(values.dtype)
+        if not 1 <= brick.low_bits <= most:
+            raise BadMessage(
+                f"Layers of {self.dtype} voxels cannot be divided at {brick.low_bits} low bits. Use 1 to {most}."
+            )
+        part = layers.base_layer if brick.layer == "base" else layers.enhancement_layer
+        if not np.array_equal(part(values, brick.low_bits).view(np.uint8), values.view(np.uint8)):
+            raise BadMessage(
+                f"The {brick.layer} layer of brick {brick.index} has bits of the other layer. The {brick.low_bits} "
+                "lowest bits belong to the enhancement layer, and all others to the base layer."
+            )
+        return values
 
     def _normalize(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         # In float32, first the difference and then the quotient, to match nnInteractive bit for bit.
@@ -97,16 +155,28 @@ class BrickImage:
             normalized /= np.float32(self.statistics.std)
         return normalized
 
-    def wait_for(self, box: Box, cancelled: Callable[[], bool], report: Callable[[int, int], None]) -> float:
+    def is_present(self, box: Box) -> bool:
+        """Whether every brick of ``box`` is present, with all its layers."""
+        return not self.presence.missing(self._bricks_in(box))
+
+    def _bricks_in(self, box: Box) -> npt.NDArray[np.intp]:
+        return np.array(self.grid.within(box), np.intp)
+
+    def wait_for(
+        self, box: Box, cancelled: Callable[[], bool], report: Callable[[int, int], None], *, estimates: bool = False
+    ) -> float:
         """Block until every brick of ``box`` is present. Return the seconds waited.
 
-        ``report(present, needed)`` is called if it has to wait, and whenever the number of present bricks has changed.
-        Raises Cancelled if ``cancelled()`` is true, which is checked at every :meth:`wake` and every arrival.
+        ``estimates``: whether base layers are enough. ``report(present, needed)`` is called if it has to wait, and
+        whenever the number of present bricks has changed. Raises Cancelled if ``cancelled()`` is true, which is checked
+        at every :meth:`wake` and every arrival.
         """
-        needed = np.array(self.grid.within(box), np.intp)
+        needed = self._bricks_in(box)
+        enough = self._estimated if estimates else self.presence
         started, last_reported = time.monotonic(), -1
         with self._arrived:
-            while missing := self.presence.missing(needed):
+            while enough.missing(needed):
+                missing = self.presence.missing(needed)
                 if cancelled():
                     raise Cancelled(
                         "The request was cancelled while it waited for the image. The segment is unchanged."

@@ -19,8 +19,11 @@ from nninteractive_ws.host_resources import available_memory, total_memory
 from nninteractive_ws.messages import FreeMemory
 from nninteractive_ws.units import format_bytes
 
-#: Purposes of a session's memory. "request": temporary memory of the running request.
-Purpose = Literal["image", "segments", "queue", "outbox", "request"]
+#: Purposes of a session's memory. "base layers": of bricks whose enhancement layer is missing. "request": temporary
+#: memory of the running request.
+Purpose = Literal["image", "base layers", "segments", "queue", "outbox", "request"]
+#: Memory that is not limited for a session, but by the size of its image, or by its request.
+_NOT_LIMITED: tuple[Purpose, ...] = ("image", "base layers", "request")
 
 #: Share of the memory free at the start of a host's workers that is for sessions. The rest is for models and passes.
 _SHARE = 0.8
@@ -143,6 +146,7 @@ class SessionAccount:
     def release_image(self) -> None:
         for pool in self._pools:
             pool.charge(self, "image", 0)
+        self.charge("base layers", 0)
 
     def reserve(self, purpose: Purpose, needed: int) -> None:
         """Reserve bytes before they are allocated. Raises OutOfMemory, with the numbers in its message."""
@@ -184,8 +188,8 @@ class SessionAccount:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes kept beyond the image, without the temporary memory of the running request."""
-        return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in ("image", "request"))
+        """Bytes kept beyond the image and its layers, without the temporary memory of the running request."""
+        return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in _NOT_LIMITED)
 
 
 def memory_pools(

@@ -102,7 +102,17 @@ class Prediction:
 
     # ---- hooks --------------------------------------------------------------------------------------------
 
+    def wait_for_estimate(self, box: Box) -> bool:
+        if not self._previews:
+            return False
+        self._wait_for_bricks(box, refinements=0, estimates=True)
+        inside = box.clip(self._image.shape)
+        return inside is not None and not self._image.is_present(inside)
+
     def wait_for_image(self, box: Box, refinements: int) -> None:
+        self._wait_for_bricks(box, refinements, estimates=False)
+
+    def _wait_for_bricks(self, box: Box, refinements: int, estimates: bool) -> None:
         clipped = box.clip(self._image.shape)
         if clipped is None:
             return
@@ -112,7 +122,7 @@ class Prediction:
             self._request.report("waiting_for_image", present, needed, clipped)
 
         try:
-            waited = self._image.wait_for(clipped, self._request.is_cancelled, report)
+            waited = self._image.wait_for(clipped, self._request.is_cancelled, report, estimates=estimates)
         finally:
             self._request.awaits_bricks = False
         if waited:

@@ -119,7 +119,7 @@ class Session:
     # ---- from any thread ----------------------------------------------------------------------------------
 
     def put_bricks(self, message: ImageBricks) -> tuple[int, ImageProgress | None]:
-        """Store bricks. Return the number of new ones, and the acknowledgement.
+        """Store bricks. Return the number of new ones or new layers, and the acknowledgement.
 
         Bricks of another image than the session's are ignored, and not acknowledged. Raises BadMessage, TooLarge or
         BadImage.
@@ -127,13 +127,20 @@ class Session:
         image = self._image
         if image is None or image.name != message.image:
             return 0, None
-        before = image.presence.count
-        image.put(message.bricks)
-        present = image.presence.count
-        return present - before, ImageProgress(
+        try:
+            new = image.put(message.bricks)
+        finally:
+            if image is self._image:
+                self._account.charge("base layers", image.base_layer_bytes)
+        received: list[int] = []
+        base: list[int] = []
+        for brick in message.bricks:
+            (received if brick.index in image.presence else base).append(brick.index)
+        return new, ImageProgress(
             image=image.name,
-            received=[b.index for b in message.bricks],
-            present=present,
+            received=received,
+            received_base=base,
+            present=image.presence.count,
             total=len(image.grid),
         )
 

@@ -38,6 +38,12 @@ _MAX_WRITTEN = 1024
 class InferenceHooks(Protocol):
     """Hooks of a running prompt, implemented by :class:`~nninteractive_ws.engine.prediction.Prediction`."""
 
+    def wait_for_estimate(self, box: Box) -> bool:
+        """Wait until at least the base layers of the image are present in ``box``, or raise Cancelled.
+
+        Return whether to predict a preview from them, because the image is not exact yet.
+        """
+
     def wait_for_image(self, box: Box, refinements: int) -> None:
         """Wait until the image is present in ``box``, or raise Cancelled.
 
@@ -48,7 +54,7 @@ class InferenceHooks(Protocol):
         """Run the network, or raise Cancelled."""
 
     def on_coarse(self, prediction: torch.Tensor, box: Box) -> None:
-        """Take a first or zoomed-out prediction: uint8 or int64, of patch size, for the voxels of ``box``."""
+        """Take a first or zoomed-out prediction: bool or integer, of patch size, for the voxels of ``box``."""
 
     def on_refined(self, prediction: torch.Tensor, box: Box, done: int, total: int) -> None:
         """Take a refinement prediction: bool, of the shape of ``box``. ``done``: its number, from 1 to ``total``."""
@@ -176,11 +182,20 @@ class UpstreamSession(nnInteractiveInferenceSession):  # type: ignore[misc]
         sizes = [round(p * zoom_out_factor) for p in self.configuration_manager.patch_size]
         view = [(c - p // 2, c + p // 2 + p % 2) for c, p in zip(prediction_center, sizes, strict=True)]
         self._view = Box.from_pairs(view)
+        zoomed_on_cpu = self.device.type == "cpu" and tuple(sizes) != tuple(self.configuration_manager.patch_size)
+
+        def build() -> Any:
+            if not zoomed_on_cpu:
+                return super(UpstreamSession, self)._build_network_input(prediction_center, zoom_out_factor)
+            inputs, previous = self._zoomed_input(zoom_out_factor)
+            return inputs, sizes, [list(pair) for pair in view], previous
+
+        if self._running_hooks.wait_for_estimate(self._view):
+            inputs, *_ = build()
+            logits = self._running_hooks.run_pass(inputs[None].contiguous(), False)
+            self._running_hooks.on_coarse(logits[0, 1] > logits[0, 0], self._view)
         self._running_hooks.wait_for_image(self._view, refinements=0)
-        if self.device.type != "cpu" or tuple(sizes) == tuple(self.configuration_manager.patch_size):
-            return super()._build_network_input(prediction_center, zoom_out_factor)
-        inputs, previous = self._zoomed_input(zoom_out_factor)
-        return inputs, sizes, [list(pair) for pair in view], previous
+        return build()
 
     def _zoomed_input(self, zoom: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return upstream's network input for a view larger than the patch, and the previous segmentation in it."""

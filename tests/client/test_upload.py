@@ -1,13 +1,16 @@
 """Upload of the image: which bricks the client sends, in which order, and how many in flight."""
 
 from helpers.core_link import LIMITS, WELCOME, deliver
+import msgspec
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from nninteractive_ws import arrays, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.bricks import Grid
 from nninteractive_ws.client import events
+from nninteractive_ws.client import upload as module
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
@@ -123,7 +126,7 @@ def test_the_window_adapts_to_the_acknowledgement_delay() -> None:
     upload.acknowledged([])
 
     def under_way() -> list[int]:
-        return [index for batch in iter(upload.next, []) for index in batch]
+        return [part.index for parts in iter(lambda: upload.next(layered=False), []) for part in parts]
 
     sizes = []
     for delay in (0.05, 0.05, 0.5, 0.5, 0.05, 0.05, 0.05, 0.05):
@@ -150,3 +153,123 @@ def test_progress_of_another_image_changes_nothing() -> None:
     core, _ = uploading()
     assert deliver(core, wire.ImageProgress(image="other", received=[0], present=1, total=9)) == []
     assert core.next_brick() is None
+
+
+# ---- layers -----------------------------------------------------------------------------------------------
+
+LAYERED = msgspec.structs.replace(WELCOME, features=[protocol.LAYERED_BRICKS])
+
+
+def ct_like(shape: tuple[int, int, int]) -> npt.NDArray[np.int16]:
+    return np.random.default_rng(0).normal(0, 500, shape).astype(np.int16)
+
+
+def waiting_prompt(core: Core, source: ImageSource, clock: Clock, seconds_per_message: float) -> None:
+    """Acknowledge the first bricks after some time, and let a prompt wait for all others."""
+    number = core.add_point("a", (0, 0, 0))
+    acknowledge(core, source, [])
+    for _ in range(4):
+        first = next_parts(core)
+        clock.now += seconds_per_message
+        acknowledge(core, source, [brick.index for brick in first])
+    box = Box((0, 0, 0), source.grid.shape)
+    deliver(core, wire.Progress(id=number, state="waiting_for_image", done=0, total=8, box=box.pairs))
+
+
+def next_parts(core: Core) -> list[wire.Brick]:
+    make = core.next_brick()
+    message = None if make is None else protocol.decode_client(make())
+    return message.bricks if isinstance(message, wire.ImageBricks) else []
+
+
+def acknowledge_parts(core: Core, source: ImageSource, parts: list[wire.Brick]) -> None:
+    progress = wire.ImageProgress(
+        image=source.name,
+        received=[brick.index for brick in parts if brick.layer != "base"],
+        received_base=[brick.index for brick in parts if brick.layer == "base"],
+        present=0,
+        total=len(source.grid),
+    )
+    deliver(core, progress)
+
+
+def layered_core(clock: Clock, welcome: wire.Welcome = LAYERED) -> tuple[Core, ImageSource]:
+    source = ImageSource.of(ct_like((192, 160, 96)))
+    core = Core(clock=clock)
+    core.start()
+    deliver(core, welcome)
+    core.set_image(source)
+    return core, source
+
+
+def test_on_a_slow_link_a_waiting_prompt_gets_all_base_layers_first() -> None:
+    clock = Clock()
+    core, source = layered_core(clock)
+    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    received = np.zeros_like(source.volume)
+    layers = []
+    while parts := next_parts(core):
+        for brick in parts:
+            box = source.grid.box(brick.index)
+            values = arrays.unpack(brick.data, brick.encoding, source.dtype, box.shape)
+            received[box.slices] |= values  # type: ignore[arg-type]
+            layers.append((brick.index, brick.layer))
+            assert brick.low_bits == 5
+        clock.now += 1
+        acknowledge_parts(core, source, parts)
+    left = [i for i in source.grid.nearest_first((0, 0, 0)) if i not in first_ones(source)]
+    assert layers == [(i, "base") for i in left] + [(i, "enhancement") for i in left]
+    for index in left:
+        box = source.grid.box(index)
+        assert np.array_equal(received[box.slices], source.volume[box.slices])
+
+
+def first_ones(source: ImageSource) -> list[int]:
+    """The bricks that waiting_prompt() acknowledges."""
+    return source.grid.nearest_first((0, 0, 0))[: 4 * LIMITS.unacknowledged_bricks]
+
+
+def test_bricks_are_whole_if_layers_are_of_no_use() -> None:
+    no_feature = msgspec.structs.replace(LAYERED, features=[])
+    for welcome, seconds, previews in ((no_feature, 1.0, True), (LAYERED, 0.001, True), (LAYERED, 1.0, False)):
+        clock = Clock()
+        core, source = layered_core(clock, welcome)
+        if not previews:
+            number = core.set_options(previews=False)
+            deliver(core, wire.Done(id=number))
+        waiting_prompt(core, source, clock, seconds)
+        assert {brick.layer for brick in next_parts(core)} == {"whole"}
+
+
+def test_no_brick_is_lost_if_the_focus_changes_between_its_layers() -> None:
+    clock = Clock()
+    core, source = layered_core(clock)
+    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    sent: dict[int, list[str]] = {}
+    for n in range(1000):
+        parts = next_parts(core)
+        if not parts:
+            break
+        for brick in parts:
+            sent.setdefault(brick.index, []).append(brick.layer)
+        if n % 3 == 0:
+            core.add_point("a", (n % 192, n % 160, n % 96))
+        clock.now += 1
+        acknowledge_parts(core, source, parts)
+    assert sorted({*sent, *first_ones(source)}) == list(range(len(source.grid)))
+    assert {tuple(layers) for layers in sent.values()} <= {("base", "enhancement"), ("whole",)}
+
+
+def test_few_bricks_have_a_base_layer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BASE_LAYERS", 10)
+    clock = Clock()
+    core, source = layered_core(clock)
+    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    base, most = 0, 0
+    while parts := next_parts(core):
+        base += sum((b.layer == "base") - (b.layer == "enhancement") for b in parts)
+        most = max(base, most)
+        clock.now += 1
+        acknowledge_parts(core, source, parts)
+    assert base == 0
+    assert 0 < most <= 10

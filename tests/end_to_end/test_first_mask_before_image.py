@@ -53,7 +53,7 @@ def test_the_first_mask_precedes_the_image(server: str, volume: npt.NDArray[np.i
     assert any(e.state == "waiting_for_image" for e in waited)
     assert at_first_pass[0] <= BRICKS // 6
     assert result.timings.waiting_for_image > 0
-    assert result.timings.passes == 1
+    assert result.timings.passes <= 2, "one for a preview, if this computer was so slow that bricks came in layers"
     with nni.connect(server) as session:
         everything = threading.Event()
         session.on("image_progress", lambda e: e.present == e.total and everything.set())
@@ -62,6 +62,40 @@ def test_the_first_mask_precedes_the_image(server: str, volume: npt.NDArray[np.i
         assert everything.wait(60)
         after = session.segment("a").add_point(CORNER)
         assert after.timings.waiting_for_image == 0
+        assert np.array_equal(session.segment("a").mask, mask)
+
+
+@pytest.mark.slow
+def test_on_a_slow_link_the_first_preview_precedes_its_bricks(server: str, volume: npt.NDArray[np.int16]) -> None:
+    waited: list[Progress] = []
+    at_first_pass: list[Progress] = []
+    previews: list[npt.NDArray[np.bool_]] = []
+    middle = tuple(n // 2 for n in SHAPE)
+    with relay(server, bytes_per_second=5e5) as slow, nni.connect(slow.address) as session:
+        segment = session.segment("a")
+
+        def on_progress(event: Progress) -> None:
+            if event.state == "waiting_for_image":
+                waited.append(event)
+            elif waited and not at_first_pass:
+                at_first_pass.append(waited[-1])
+
+        session.set_options(autozoom=False)
+        session.on("progress", on_progress)
+        session.on("mask_delta", lambda event: event.final or previews.append(segment.mask.copy()))
+        session.set_image(volume)
+        result = segment.add_point(middle)
+        mask = segment.mask.copy()
+    (wait,), first = at_first_pass, previews[0]
+    dice = 2 * (first & mask).sum() / (first.sum() + mask.sum())
+    print(f"{wait.done} of {wait.total} bricks at the first preview, whose Dice with the result is {dice:.3f}")
+    assert result.timings.passes == 2
+    assert wait.done < wait.total
+    assert dice > 0.95
+    with nni.connect(server) as session:
+        session.set_options(autozoom=False)
+        session.set_image(volume)
+        session.segment("a").add_point(middle)
         assert np.array_equal(session.segment("a").mask, mask)
 
 

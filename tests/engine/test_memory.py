@@ -4,13 +4,21 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import psutil
 import pytest
 import torch
 
 from nninteractive_ws.engine import memory as module
-from nninteractive_ws.engine.memory import MemoryPool, SessionAccount, bytes_per_voxel, free_memory, memory_pools
+from nninteractive_ws.engine.memory import (
+    MemoryPool,
+    Purpose,
+    SessionAccount,
+    bytes_per_voxel,
+    free_memory,
+    memory_pools,
+)
 from nninteractive_ws.errors import OutOfMemory, TooLarge
 
 CPU = torch.device("cpu")
@@ -49,7 +57,7 @@ def test_charges_may_exceed_the_limit_and_can_always_shrink() -> None:
     assert pool.reserve("a", "segments", 140), "it shrinks"
     pool.charge("a", "segments", 0)
     assert pool.used_bytes == 0
-    assert pool.used_by_purpose() == {"image": 0, "segments": 0, "queue": 0, "outbox": 0, "request": 0}
+    assert pool.used_by_purpose() == dict.fromkeys(get_args(Purpose), 0)
 
 
 def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:
@@ -216,6 +224,7 @@ def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MEASURE = """
 import sys
+from typing import get_args
 import numpy as np
 import psutil
 import torch

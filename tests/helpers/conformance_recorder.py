@@ -25,6 +25,7 @@ from helpers.shapes import ball
 from nninteractive_ws import masks, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler
 from nninteractive_ws.engine.model_loader import LoadedModel, load_model
 from nninteractive_ws.engine.model_registry import DEMO, MODEL_FOLDER
@@ -80,7 +81,7 @@ class Recorder:
         self._answer(announced, "image")
         bricks = list(range(len(source.grid)))
         s.upload(bricks)
-        content = [source.brick(index, "raw") for index in bricks]
+        content = [source.brick(BrickPart(index), "raw") for index in bricks]
         self._queue.receive(protocol.encode(wire.ImageBricks(image="ct", bricks=content)))
         self._take()
 

@@ -18,14 +18,15 @@ NAME = "nninteractive_ws"
 ORDER = [
     "interrupts", "processes", "atomic_files", "units", "ip_addresses", "errors", "redaction", "logs", "host_resources",
     "eviction", "background_tasks",
-    "geometry", "messages", "arrays", "masks", "bricks", "protocol", "history", "worker_protocol", "files", "client",
-    "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli", "launch_ray",
+    "geometry", "messages", "arrays", "masks", "layers", "bricks", "protocol", "history", "worker_protocol", "files",
+    "client", "doctor", "server", "official_api", "engine", "evaluation", "demo", "benchmark", "jobs", "cli",
+    "launch_ray",
 ]  # fmt: skip
 PARTS = {
     "client": [
-        "events", "array_like", "inputs", "image_source", "upload", "journal", "ownership", "core", "address", "tls",
-        "dns", "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio", "display_grid",
-        "slice_shapes", "notebook_panel", "notebook", "blocking", "polled",
+        "events", "array_like", "inputs", "link", "upload", "image_source", "journal", "ownership", "core", "address",
+        "tls", "dns", "tokens", "proxies", "reconnect", "connection_errors", "tunnel", "dial", "stream", "aio",
+        "display_grid", "slice_shapes", "notebook_panel", "notebook", "blocking", "polled",
     ],
     "doctor": ["http_probe", "identify", "results", "throughput", "checks"],
     "server": [

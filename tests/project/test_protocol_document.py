@@ -77,6 +77,8 @@ WORDS: dict[str, Any] = {
     "range": messages.Range,
     "box": messages.Pairs,
     "encoding": messages.Encoding,
+    "layer": messages.Layer,
+    "low bits": messages.LowBits,
     "dtype": messages.DType,
     "state": messages.ProgressState,
     "notice code": messages.NoticeCode,
@@ -220,7 +222,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for row in rows:
         module, constant = in_quotes(row[0])[0].split(".")
         assert number(in_quotes(row[1])[0]) == getattr(modules[module], constant)
-    assert len(rows) == 8
+    assert len(rows) == 9
 
 
 def test_the_version_and_the_features_are_those_of_the_code() -> None:

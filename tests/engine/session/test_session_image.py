@@ -17,18 +17,21 @@ from helpers.engine import (
     set_mask,
     shape_of,
     stroke,
+    through_the_wire,
     torso,
     undo,
 )
 from helpers.session_prompts import POINTS, SHAPE
+import msgspec
 import numpy as np
 import pytest
 
-from nninteractive_ws import arrays, bricks, messages
+from nninteractive_ws import arrays, bricks, layers, messages
 from nninteractive_ws.client import image_source
+from nninteractive_ws.engine import image as image_module
 from nninteractive_ws.engine.image import BrickImage
-from nninteractive_ws.errors import BadImage, BadMessage, NoImage, TooLarge, UnknownSegment
-from nninteractive_ws.messages import Brick, GetMask, ImageBricks, Progress, SetImage, SetOptions
+from nninteractive_ws.errors import BadImage, BadMessage, Cancelled, NoImage, TooLarge, UnknownSegment
+from nninteractive_ws.messages import Brick, GetMask, ImageBricks, MaskDelta, Progress, SetImage, SetOptions
 
 
 def test_a_prompt_waits_only_for_nearby_bricks(quick_model, device):
@@ -116,6 +119,162 @@ def test_a_duplicate_brick_is_acknowledged_and_ignored(client, volume):
 def test_bricks_of_another_image_are_ignored(client, volume):
     assert client.session.put_bricks(brick_message(volume, "another", [0])) == (0, None)
     client.send(POINTS[0])
+
+
+# ---- layers -----------------------------------------------------------------------------------------------
+
+
+def layer_message(volume, indices, layer, low_bits=5):
+    grid = bricks.Grid(shape_of(volume))
+    split = {"base": layers.base_layer, "enhancement": layers.enhancement_layer}[layer]
+    packed = []
+    for i in indices:
+        data = arrays.pack(split(volume[grid.box(i).slices].copy(), low_bits), "blosc2", "bits")
+        packed.append(Brick(index=i, encoding="blosc2", data=data, layer=layer, low_bits=low_bits))
+    return through_the_wire(ImageBricks(image="image", bricks=packed))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32"])
+def test_both_layers_give_the_image_of_whole_bricks(quick_model, device, dtype):
+    rng = np.random.default_rng(0)
+    volume = rng.normal(0 if dtype[0] in "if" else 60, 20, (70, 40, 9)).astype(dtype)
+    client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
+    client.announce(volume)
+    order = [3, 0, 5, 1, 4, 2]
+    new, progress = client.session.put_bricks(layer_message(volume, order, "base"))
+    assert (new, progress.received, progress.received_base, progress.present) == (6, [], order, 0)
+    image = client.session._image
+    exact = twin.session._image.voxels
+    step = 2.0**5 if dtype[0] != "f" else 2.0 ** (5 - np.finfo(dtype).nmant) * 128
+    assert 0 < float((image.voxels - exact).abs().max()) <= step / image.statistics.std
+    assert client.session.put_bricks(layer_message(volume, [3], "base"))[0] == 0, "it is there already"
+    new, progress = client.session.put_bricks(layer_message(volume, order[:4], "enhancement"))
+    assert (new, progress.received, progress.received_base, progress.present) == (4, order[:4], [], 4)
+    client.session.put_bricks(layer_message(volume, [2], "base", low_bits=3))
+    client.session.put_bricks(layer_message(volume, [2], "enhancement", low_bits=3))
+    client.send_bricks([4])
+    new, progress = client.session.put_bricks(layer_message(volume, [4], "base"))
+    assert (new, progress.received, progress.received_base, progress.present) == (0, [4], [], 6)
+    assert np.array_equal(image.voxels, exact)
+    assert image.base_layer_bytes == 0
+
+
+def test_base_layers_give_a_preview_and_complete_bricks_the_result(quick_model, device, volume):
+    client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
+    client.announce(volume)
+    client.session.put_bricks(layer_message(volume, range(27), "base"))
+    threads = ThreadPoolExecutor(1)
+    previews = []
+
+    def complete_after_preview(message):
+        if isinstance(message, MaskDelta) and not message.final and not previews:
+            previews.append(client.mask())
+            threads.submit(client.session.put_bricks, layer_message(volume, range(27), "enhancement"))
+
+    client.on_message = complete_after_preview
+    timings = client.send(POINTS[0]).timings
+    assert timings.passes == twin.send(POINTS[0]).timings.passes + 1
+    assert np.array_equal(client.mask(), twin.mask())
+    (preview,) = previews
+    first_pass = masks_of_previews(Client(quick_model, device).set_image(volume), POINTS[0])[0]
+    assert preview.any()
+    assert not np.array_equal(preview, first_pass)
+    assert 2 * (preview & first_pass).sum() / (preview.sum() + first_pass.sum()) > 0.95
+
+
+def masks_of_previews(client, prompt):
+    found = []
+    client.on_message = lambda message: isinstance(message, MaskDelta) and found.append(client.mask())
+    client.send(prompt)
+    return found
+
+
+def test_without_previews_base_layers_are_not_predicted_from(quick_model, device, volume):
+    client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
+    for each in (client, twin):
+        each.send(SetOptions(id=1, previews=False))
+    client.announce(volume)
+    client.session.put_bricks(layer_message(volume, range(27), "base"))
+    threads = ThreadPoolExecutor(1)
+
+    def complete(message):
+        if isinstance(message, Progress) and message.state == "waiting_for_image":
+            client.on_message = lambda message: None
+            threads.submit(client.session.put_bricks, layer_message(volume, range(27), "enhancement"))
+
+    client.on_message = complete
+    assert client.send(POINTS[0]).timings.passes == twin.send(POINTS[0]).timings.passes
+    assert np.array_equal(client.mask(), twin.mask())
+
+
+def test_a_prompt_that_waits_for_enhancement_layers_can_be_cancelled(quick_model, device, volume):
+    client = Client(quick_model, device)
+    client.announce(volume)
+    client.session.put_bricks(layer_message(volume, range(27), "base"))
+
+    def cancel(message):
+        if isinstance(message, MaskDelta) and not message.final:
+            client.cancel_from_another_thread()
+
+    client.on_message = cancel
+    with pytest.raises(Cancelled):
+        client.send(POINTS[0])
+
+
+def test_base_layers_are_charged_until_their_enhancement_arrives(quick_model, device, volume):
+    client = Client(quick_model, device)
+    client.announce(volume)
+    message = layer_message(volume, range(27), "base")
+    client.session.put_bricks(message)
+    charged = client.account._host.used_by(client.account)
+    assert charged["base layers"] == sum(len(brick.data) for brick in message.bricks)
+    kept = client.account.kept_bytes
+    client.session.put_bricks(layer_message(volume, range(26), "enhancement"))
+    charged = client.account._host.used_by(client.account)
+    assert charged["base layers"] == len(message.bricks[26].data)
+    assert client.account.kept_bytes == kept
+    client.send(SetImage(id=1, image="small", shape=(9, 9, 9), dtype="int8", mean=0.0, std=1.0))
+    assert not client.account._host.used_by(client.account).get("base layers")
+
+
+def test_base_layers_have_a_limit(quick_model, device, volume, monkeypatch):
+    monkeypatch.setattr(image_module, "MAX_BASE_LAYERS", 3)
+    client = Client(quick_model, device)
+    client.announce(volume)
+    client.session.put_bricks(layer_message(volume, [0, 1, 2], "base"))
+    client.session.put_bricks(layer_message(volume, [1], "base", low_bits=4))
+    with pytest.raises(BadMessage, match="3 bricks"):
+        client.session.put_bricks(layer_message(volume, [3], "base"))
+    client.session.put_bricks(layer_message(volume, [0], "enhancement"))
+    client.session.put_bricks(layer_message(volume, [3], "base"))
+
+
+def bad_layers(volume):
+    base, enhancement = (layer_message(volume, [0], layer).bricks[0] for layer in ("base", "enhancement"))
+    replace = msgspec.structs.replace
+    return {
+        "no base layer": [enhancement],
+        "another division": [base, replace(layer_message(volume, [0], "enhancement", 4).bricks[0], low_bits=4)],
+        "no low bits": [replace(base, low_bits=0)],
+        "all bits": [replace(base, low_bits=16)],
+        "bits of the enhancement layer": [replace(base, low_bits=6)],
+        "bits of the base layer": [base, replace(base, layer="enhancement")],
+        "an index beyond the grid": [replace(base, index=27)],
+        "too many bytes": [replace(base, encoding="raw", data=bytes(2 * 32**3 + 2))],
+    }
+
+
+@pytest.mark.parametrize("name", bad_layers(torso((32, 32, 32))))
+def test_invalid_layers_are_refused(quick_model, device, volume, name):
+    client = Client(quick_model, device)
+    client.announce(volume)
+    *good, bad = bad_layers(volume)[name]
+    for brick in good:
+        client.session.put_bricks(ImageBricks(image="image", bricks=[brick]))
+    with pytest.raises(BadMessage):
+        client.session.put_bricks(ImageBricks(image="image", bricks=[bad]))
+    client.send_bricks(range(27))
+    assert client.send(POINTS[0]).timings.passes > 0
 
 
 BAD_BRICKS = {
