@@ -10,7 +10,7 @@ import pytest
 
 import nninteractive_ws as nni
 from nninteractive_ws import errors
-from nninteractive_ws.client.events import Progress
+from nninteractive_ws.client.events import MaskDelta, Progress
 
 SHAPE = (320, 256, 192)
 BRICKS = 10 * 8 * 6
@@ -66,7 +66,9 @@ def test_the_first_mask_precedes_the_image(server: str, volume: npt.NDArray[np.i
 
 
 @pytest.mark.slow
-def test_on_a_slow_link_the_first_preview_precedes_its_bricks(server: str, volume: npt.NDArray[np.int16]) -> None:
+def test_a_preview_precedes_its_bricks_and_they_follow_over_another_connection(
+    server: str, volume: npt.NDArray[np.int16]
+) -> None:
     waited: list[Progress] = []
     at_first_pass: list[Progress] = []
     previews: list[npt.NDArray[np.bool_]] = []
@@ -80,9 +82,14 @@ def test_on_a_slow_link_the_first_preview_precedes_its_bricks(server: str, volum
             elif waited and not at_first_pass:
                 at_first_pass.append(waited[-1])
 
+        def on_delta(event: MaskDelta) -> None:
+            if not previews:
+                slow.cut()
+            previews.append(segment.mask.copy())
+
         session.set_options(autozoom=False)
         session.on("progress", on_progress)
-        session.on("mask_delta", lambda event: event.final or previews.append(segment.mask.copy()))
+        session.on("mask_delta", on_delta)
         session.set_image(volume)
         result = segment.add_point(middle)
         mask = segment.mask.copy()
