@@ -33,7 +33,7 @@ def upstream(quick_model: LoadedModel, device: DeviceScheduler) -> UpstreamSessi
         client.send(bbox(((edge, edge + 30), (10, 60), (40, 41)), positive, run=False))
         client.send(lasso(stroke(SHAPE, (20, edge, 50), (90, edge, 50)), positive, run=False))
     session = client.session._upstream
-    session.hooks = SimpleNamespace(wait_for_image=lambda box, refinements: None)
+    session.hooks = SimpleNamespace(wait_for_estimate=lambda box: False, wait_for_image=lambda box, refinements: None)
     assert {channel for channel, _ in session._written} == set(range(session.num_interaction_channels))
     return session
 
@@ -68,7 +68,7 @@ def test_regions_without_prompts_are_not_read(
     client = Client(quick_model, device).set_image(torso(SHAPE))
     client.send(point((20, 20, 20), run=False))
     upstream = client.session._upstream
-    upstream.hooks = SimpleNamespace(wait_for_image=lambda box, refinements: None)
+    upstream.hooks = SimpleNamespace(wait_for_estimate=lambda box: False, wait_for_image=lambda box, refinements: None)
     read: list[int] = []
     into: Callable[..., None] = upstream._interactions_region_into
 
