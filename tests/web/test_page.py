@@ -2,15 +2,11 @@
 
 import base64
 from collections.abc import Iterator
-from contextlib import ExitStack
-import os
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-from helpers.browser import OTHER_HOST, PageUser, build_page, chromium, page_user
-from helpers.end_to_end import ServerProcess, server_process
-from helpers.fast_server import NETWORK, SLOW_NETWORK, write_model
+from helpers.browser import OTHER_HOST, UNAUTHORIZED, PageUser, page_user
+from helpers.fast_server import SLOW_NETWORK
 from helpers.fault_proxy import FaultProxy, fault_proxy
 import numpy as np
 import pytest
@@ -22,8 +18,6 @@ from nninteractive_ws.server.access import add_user
 
 #: Voxels of the example: inside and outside of its liver, and inside of its stomach.
 LIVER, OUTSIDE, STOMACH = (40, 50, 56), (80, 30, 56), (110, 48, 56)
-#: What the browser reports of a connection that was refused for want of a token.
-UNAUTHORIZED = ("401", "HTTP Authentication failed")
 
 #: Drop a file of this content on the page.
 _DROP = """async ([content, name]) => {
@@ -36,57 +30,11 @@ _DROP = """async ([content, name]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "page"
-    build_page(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def start(page_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A function that starts a server with a network of the tests, and these arguments."""
-    with ExitStack() as running, pytest.MonkeyPatch.context() as patch:
-        # The worker imports the network.
-        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(path).rstrip(os.pathsep))
-
-        def start_server(*arguments: str, network: str = NETWORK) -> ServerProcess:
-            model = tmp_path_factory.mktemp("model") / "quick"
-            write_model(model, network)
-            started = server_process("--model", str(model), *arguments, page=page_folder)
-            return running.enter_context(started)
-
-        yield start_server
-
-
-@pytest.fixture(scope="module")
-def server(start: Any) -> str:
-    """The address of a server."""
-    address: str = start().address
-    return address
-
-
 @pytest.fixture
 def user(browser: Any) -> Iterator[PageUser]:
     """A person at a small desktop screen."""
     with page_user(browser, viewport={"width": 1280, "height": 720}) as person:
         yield person
-
-
-@pytest.fixture(scope="module")
-def example(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example image."""
-    path = tmp_path_factory.mktemp("example") / "example.nii.gz"
-    with urlopen(server.replace("ws://", "http://") + "/example.nii.gz", timeout=60) as answer:
-        path.write_bytes(answer.read())
-    return path
 
 
 def voxels_of(path: Path) -> Any:
