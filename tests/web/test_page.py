@@ -380,6 +380,19 @@ def test_saved_prompts_are_deleted(user: PageUser, server: str, example: Path) -
     assert user.voxels == [0]
 
 
+def test_a_browser_that_blocks_its_stores_works_until_the_page_is_left(user: PageUser, server: str) -> None:
+    user.page.add_init_script(
+        "for (const name of ['sessionStorage', 'localStorage', 'indexedDB']) {"
+        "  const get = () => { throw new DOMException('Access is denied.', 'SecurityError'); };"
+        "  Object.defineProperty(window, name, { get });"
+        "}"
+    )
+    user.open_example(server)
+    user.expect(user.page.locator("#notes")).to_contain_text("This browser does not keep prompts for later.")
+    user.prompt(LIVER)
+    assert user.voxels[0] > 0
+
+
 def test_a_browser_without_webgl_is_told_so(user: PageUser, server: str) -> None:
     user.page.add_init_script(
         "const original = HTMLCanvasElement.prototype.getContext;"
