@@ -29,6 +29,16 @@ _DROP = """async ([content, name]) => {
   }
 }"""
 
+#: Count the bytes that the page copies to 3-D textures.
+_COUNT_UPLOADS = """
+window.uploaded = 0;
+const { texSubImage3D } = WebGL2RenderingContext.prototype;
+WebGL2RenderingContext.prototype.texSubImage3D = function (...parameters) {
+  window.uploaded += parameters.at(-1).byteLength;
+  return texSubImage3D.apply(this, parameters);
+};
+"""
+
 
 @pytest.fixture
 def user(browser: Any) -> Iterator[PageUser]:
@@ -271,8 +281,11 @@ def test_axe_finds_no_violation(user: PageUser, server: str) -> None:
     assert user.axe() == []
 
 
-def test_the_window_of_a_ct(user: PageUser, server: str) -> None:
+def test_the_window_of_a_ct(user: PageUser, server: str, example: Path) -> None:
+    user.page.add_init_script(_COUNT_UPLOADS)
     user.open_example(server)
+    # A large volume takes long, so that it is copied once, and no zeros for the other textures.
+    assert user.page.evaluate("() => window.uploaded") < 1.1 * voxels_of(example).nbytes
     user.page.get_by_label("Preset").select_option("CT lung")
     user.expect(user.page.get_by_label("Width")).to_have_value("1500")
     user.expect(user.page.get_by_label("Level")).to_have_value("-600")
