@@ -69,7 +69,8 @@ def _parse(head: bytes) -> Request:
 async def _send(writer: asyncio.StreamWriter, response: Response, with_body: bool) -> None:
     """Send a response, and wait until the client has it or stops reading. Raises TimeoutError or OSError."""
     head = Response(response.status_code, response.reason_phrase, response.headers)
-    writer.transport.set_write_buffer_limits(high=0)  # so that drain waits until all is sent
+    # So that drain waits until all is sent. With a limit of 0, asyncio's TLS stays paused with an empty buffer.
+    writer.transport.set_write_buffer_limits(high=1, low=0)
     writer.write(head.serialize())
     body = memoryview(response.body if with_body else b"")
     for start in range(0, len(body), _PART_BYTES):

@@ -316,8 +316,10 @@ class Gateway:
     async def _handshake(self, client: ServerConnection) -> tuple[Hello, Encoding]:
         try:
             first = await asyncio.wait_for(client.recv(), HELLO_TIMEOUT_S)
-        except TimeoutError as e:
-            raise BadMessage(f"The client sent no hello within {HELLO_TIMEOUT_S:g} seconds of connecting.") from e
+        except TimeoutError:
+            # Without an error message, after which clients do not retry: a slow network may be the cause.
+            await client.close(CloseCode.TRY_AGAIN_LATER, f"no hello within {HELLO_TIMEOUT_S:g} seconds")
+            raise client.protocol.close_exc from None
         hello = protocol.decode_client(first) if isinstance(first, bytes) else None
         if not isinstance(hello, Hello):
             raise BadMessage('The first message must be a "hello", as msgpack in a binary frame.')

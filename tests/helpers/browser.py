@@ -23,6 +23,8 @@ from nninteractive_ws import messages as wire
 OTHER_HOST = "gpu-box.test"
 #: Timeout for what the page shows, in milliseconds. Software rendering on a busy machine is slow.
 TIMEOUT_MS = 60_000
+#: What the browser reports of a connection that was refused for want of a token.
+UNAUTHORIZED = ("401", "HTTP Authentication failed")
 _MAX_STEPS = 30
 #: Distance in pixels over which the size of voxels is measured.
 _PROBE = 100

@@ -308,6 +308,8 @@ def test_a_server_with_tls_serves_the_page(page: Path, tmp_path: Path) -> None:
         host = f"127.0.0.1:{port}"
         assert send(port, "/", ("Host", host), tls=trusted).text == INDEX
         assert len(send(port, f"/{SCRIPT}", ("Host", host), tls=trusted).body) == (page / SCRIPT).stat().st_size
+        # A file that is sent in parts.
+        assert len(send(port, "/example.nii.gz", ("Host", host), tls=trusted).body) > 1_000_000
         assert send(port, "/", *upgrade(host, f"https://{host}"), tls=trusted).status == 101
         assert send(port, "/", *upgrade(host, f"http://{host}"), tls=trusted).status == 403
 

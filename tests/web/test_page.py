@@ -2,15 +2,11 @@
 
 import base64
 from collections.abc import Iterator
-from contextlib import ExitStack
-import os
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-from helpers.browser import OTHER_HOST, PageUser, build_page, chromium, page_user
-from helpers.end_to_end import ServerProcess, server_process
-from helpers.fast_server import NETWORK, SLOW_NETWORK, write_model
+from helpers.browser import OTHER_HOST, UNAUTHORIZED, PageUser, page_user
+from helpers.fast_server import SLOW_NETWORK
 from helpers.fault_proxy import FaultProxy, fault_proxy
 import numpy as np
 import pytest
@@ -22,8 +18,6 @@ from nninteractive_ws.server.access import add_user
 
 #: Voxels of the example: inside and outside of its liver, and inside of its stomach.
 LIVER, OUTSIDE, STOMACH = (40, 50, 56), (80, 30, 56), (110, 48, 56)
-#: What the browser reports of a connection that was refused for want of a token.
-UNAUTHORIZED = ("401", "HTTP Authentication failed")
 
 #: Drop a file of this content on the page.
 _DROP = """async ([content, name]) => {
@@ -35,42 +29,15 @@ _DROP = """async ([content, name]) => {
   }
 }"""
 
-
-@pytest.fixture(scope="module")
-def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "page"
-    build_page(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def start(page_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A function that starts a server with a network of the tests, and these arguments."""
-    with ExitStack() as running, pytest.MonkeyPatch.context() as patch:
-        # The worker imports the network.
-        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(path).rstrip(os.pathsep))
-
-        def start_server(*arguments: str, network: str = NETWORK) -> ServerProcess:
-            model = tmp_path_factory.mktemp("model") / "quick"
-            write_model(model, network)
-            started = server_process("--model", str(model), *arguments, page=page_folder)
-            return running.enter_context(started)
-
-        yield start_server
-
-
-@pytest.fixture(scope="module")
-def server(start: Any) -> str:
-    """The address of a server."""
-    address: str = start().address
-    return address
+#: Count the bytes that the page copies to 3-D textures.
+_COUNT_UPLOADS = """
+window.uploaded = 0;
+const { texSubImage3D } = WebGL2RenderingContext.prototype;
+WebGL2RenderingContext.prototype.texSubImage3D = function (...parameters) {
+  window.uploaded += parameters.at(-1).byteLength;
+  return texSubImage3D.apply(this, parameters);
+};
+"""
 
 
 @pytest.fixture
@@ -78,15 +45,6 @@ def user(browser: Any) -> Iterator[PageUser]:
     """A person at a small desktop screen."""
     with page_user(browser, viewport={"width": 1280, "height": 720}) as person:
         yield person
-
-
-@pytest.fixture(scope="module")
-def example(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example image."""
-    path = tmp_path_factory.mktemp("example") / "example.nii.gz"
-    with urlopen(server.replace("ws://", "http://") + "/example.nii.gz", timeout=60) as answer:
-        path.write_bytes(answer.read())
-    return path
 
 
 def voxels_of(path: Path) -> Any:
@@ -323,8 +281,11 @@ def test_axe_finds_no_violation(user: PageUser, server: str) -> None:
     assert user.axe() == []
 
 
-def test_the_window_of_a_ct(user: PageUser, server: str) -> None:
+def test_the_window_of_a_ct(user: PageUser, server: str, example: Path) -> None:
+    user.page.add_init_script(_COUNT_UPLOADS)
     user.open_example(server)
+    # A large volume takes long, so that it is copied once, and no zeros for the other textures.
+    assert user.page.evaluate("() => window.uploaded") < 1.1 * voxels_of(example).nbytes
     user.page.get_by_label("Preset").select_option("CT lung")
     user.expect(user.page.get_by_label("Width")).to_have_value("1500")
     user.expect(user.page.get_by_label("Level")).to_have_value("-600")
@@ -430,6 +391,19 @@ def test_saved_prompts_are_deleted(user: PageUser, server: str, example: Path) -
     assert kept == []
     user.open_example(server)
     assert user.voxels == [0]
+
+
+def test_a_browser_that_blocks_its_stores_works_until_the_page_is_left(user: PageUser, server: str) -> None:
+    user.page.add_init_script(
+        "for (const name of ['sessionStorage', 'localStorage', 'indexedDB']) {"
+        "  const get = () => { throw new DOMException('Access is denied.', 'SecurityError'); };"
+        "  Object.defineProperty(window, name, { get });"
+        "}"
+    )
+    user.open_example(server)
+    user.expect(user.page.locator("#notes")).to_contain_text("This browser does not keep prompts for later.")
+    user.prompt(LIVER)
+    assert user.voxels[0] > 0
 
 
 def test_a_browser_without_webgl_is_told_so(user: PageUser, server: str) -> None:

@@ -8,21 +8,11 @@
 import { BRICK } from './bricks';
 import { ClientError, errorFromServer } from './errors';
 import type { Event, MaskDeltaEvent } from './events';
-import { boxShape, checkBox, countVoxels, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
+import { checkBox, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
 import { Segment } from './history';
+import { maskInput, promptMask, segmentMask } from './inputs';
 import { makeJournal, segmentsOf, type Journal } from './journal';
-import {
-  boundingBox,
-  checksum,
-  compose,
-  flip,
-  makeEmptyMask,
-  makeMask,
-  NO_CHANGE,
-  readMask,
-  runsOf,
-  type Runs,
-} from './masks';
+import { boundingBox, checksum, compose, flip, NO_CHANGE, readMask, type Runs } from './masks';
 import type {
   Brick,
   ClientMessage,
@@ -43,12 +33,11 @@ import type {
   SetOptions,
   Welcome,
 } from './messages';
+import { checkSegment, createsSegment, isObsolete, makePending, retryError, segmentOf, type Pending } from './pending';
 import { decode, encode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
 import { Upload } from './upload';
 import { bytesPerVoxel } from './voxels';
 
-/** A request during which the worker ended this often may be the cause. It is not sent again. */
-const MAX_LOSSES = 2;
 /** A server keeps this many answers at least. */
 const MAX_REPEATED = 1024;
 /** Bricks of one message: some hundred thousand bytes, packed in a few milliseconds. */
@@ -102,21 +91,6 @@ export interface PromptOptions {
 type WithoutId<R> = R extends { readonly id: number } ? Omit<R, 'id'> : never;
 
 type Options = WithoutId<SetOptions>;
-
-/** A request without an answer. */
-interface Pending<I> {
-  /** Id that the user knows, also after it was sent again under another id; null for the core's own requests. */
-  readonly number: number | null;
-  readonly request: Request;
-  /** Image of the request. */
-  readonly image: I | null;
-  /** Changes of the request so far. */
-  change: Runs;
-  /** The segment's revision before the request's first change. */
-  base: number | null;
-  cancelled: boolean;
-  losses: number;
-}
 
 /**
  * The protocol's client side, without I/O.
@@ -274,13 +248,13 @@ export class Core<I extends Image = Image> {
   /** Add strokes, at least one voxel. */
   addScribble(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_scribble', segment, mask: this.toPromptMask(mask, box), positive, run });
+    return this.request({ type: 'add_scribble', segment, mask: this.packed(promptMask, mask, box), positive, run });
   }
 
   /** Add a filled outline, at least one voxel. */
   addLasso(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_lasso', segment, mask: this.toPromptMask(mask, box), positive, run });
+    return this.request({ type: 'add_lasso', segment, mask: this.packed(promptMask, mask, box), positive, run });
   }
 
   /** Replace the segment's mask, which is empty outside of `box`. `run`: whether the model refines it. */
@@ -290,12 +264,18 @@ export class Core<I extends Image = Image> {
     box: Box | null,
     { run = false }: { readonly run?: boolean } = {},
   ): number {
-    return this.request({ type: 'set_mask', segment, mask: this.toSegmentMask(mask, box), flip: false, run });
+    return this.request({ type: 'set_mask', segment, mask: this.packed(segmentMask, mask, box), flip: false, run });
   }
 
   /** Flip voxels of the segment's mask, for edits by hand. They apply to the mask after all earlier requests. */
   flipMask(segment: string, flips: Uint8Array, box: Box | null): number {
-    return this.request({ type: 'set_mask', segment, mask: this.toSegmentMask(flips, box), flip: true, run: false });
+    return this.request({
+      type: 'set_mask',
+      segment,
+      mask: this.packed(segmentMask, flips, box),
+      flip: true,
+      run: false,
+    });
   }
 
   /** Predict from the prompts added with `run` false. */
@@ -370,45 +350,15 @@ export class Core<I extends Image = Image> {
   }
 
   private enqueue(request: Request, number: number | null, losses = 0): void {
-    const { image } = this;
-    this.pending.set(request.id, {
-      number,
-      request,
-      image,
-      change: NO_CHANGE,
-      base: null,
-      cancelled: false,
-      losses,
-    });
+    this.pending.set(request.id, makePending(request, number, this.image, losses));
     this.send(request);
   }
 
-  /** Return the set voxels of an argument. Throws `out_of_bounds`. */
-  private toRuns(mask: Uint8Array, box: Box | null): Runs {
-    const shape = this.shape();
-    const frame = box ?? wholeBox(shape);
-    checkBox(frame, shape);
-    if (mask.length !== countVoxels(boxShape(frame))) {
-      throw new ClientError(
-        'out_of_bounds',
-        `The mask has ${mask.length} voxels. Expected ${countVoxels(boxShape(frame))}, as many as its box.`,
-      );
-    }
-    this.upload?.setFocus(middle(frame));
-    return runsOf(mask, frame, shape);
-  }
-
-  private toPromptMask(mask: Uint8Array, box: Box | null): RunLengthMask {
-    const runs = this.toRuns(mask, box);
-    if (runs.length === 0) {
-      throw new ClientError('unsupported_prompt', 'The scribble or lasso is empty. Mark at least one voxel.');
-    }
-    return makeMask(runs, this.shape(), this.encoding());
-  }
-
-  private toSegmentMask(mask: Uint8Array, box: Box | null): RunLengthMask {
-    const runs = this.toRuns(mask, box);
-    return runs.length === 0 ? makeEmptyMask(this.encoding()) : makeMask(runs, this.shape(), this.encoding());
+  /** Check a mask of the user, and pack it. Throws `out_of_bounds`, and the errors of `pack`. */
+  private packed(pack: typeof promptMask, mask: Uint8Array, box: Box | null): RunLengthMask {
+    const input = maskInput(mask, box, this.shape());
+    this.upload?.setFocus(middle(input.frame));
+    return pack(input, this.encoding());
   }
 
   private currentImage(): I {
@@ -529,7 +479,7 @@ export class Core<I extends Image = Image> {
 
   /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
   private restoreImage(image: I, toResend: readonly Pending<I>[]): void {
-    const mine = toResend.find((pending) => pending.request.type === 'set_image' && !this.isObsolete(pending));
+    const mine = toResend.find((pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.image));
     this.beginUpload();
     this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
     for (const segment of this.segments.values()) {
@@ -538,41 +488,11 @@ export class Core<I extends Image = Image> {
   }
 
   private resend(pending: Pending<I>): void {
-    const error = this.retryError(pending);
+    const error = retryError(pending, this.image);
     if (error !== null) this.fail(pending.number, error);
     else if (pending.request.type !== 'set_image') {
       this.enqueue({ ...pending.request, id: ++this.lastId }, pending.number, pending.losses);
     }
-  }
-
-  /** Whether the image of the request has been replaced. */
-  private isObsolete(pending: Pending<I>): boolean {
-    return pending.image !== this.image && pending.request.type !== 'set_options';
-  }
-
-  /** Return the error of a pending request that must not be sent again after a lost connection, or null. */
-  private retryError(pending: Pending<I>): ClientError | null {
-    if (this.isObsolete(pending)) {
-      return new ClientError(
-        'cancelled',
-        'The connection was lost during the request, and its image has been replaced since.',
-      );
-    }
-    if (pending.request.type === 'set_image') return null;
-    if (pending.cancelled) {
-      return new ClientError(
-        'cancelled',
-        'The request was cancelled, and the connection was lost. The segment is unchanged.',
-      );
-    }
-    if (pending.losses >= MAX_LOSSES) {
-      return new ClientError(
-        'worker_lost',
-        `The server's worker process ended ${pending.losses} times during this request, which may be the cause. ` +
-          'The request is not sent again. The segment is unchanged.',
-      );
-    }
-    return null;
   }
 
   private onImageProgress(message: ImageProgress): void {
@@ -583,7 +503,7 @@ export class Core<I extends Image = Image> {
 
   private onProgress(message: Progress): void {
     const pending = this.pending.get(message.id);
-    if (pending === undefined || this.isObsolete(pending)) return;
+    if (pending === undefined || isObsolete(pending, this.image)) return;
     if (message.box !== null) this.upload?.prioritize(message.box);
     if (pending.number === null) return;
     const { state, done, total } = message;
@@ -592,7 +512,7 @@ export class Core<I extends Image = Image> {
 
   private onMaskDelta(message: MaskDelta): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || this.isObsolete(pending) || this.stale.has(message.segment)) return;
+    if (pending === undefined || isObsolete(pending, this.image) || this.stale.has(message.segment)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
     if (message.base_revision !== segment.revision) {
@@ -615,7 +535,7 @@ export class Core<I extends Image = Image> {
 
   private onMaskSnapshot(message: MaskSnapshot): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || this.isObsolete(pending)) return;
+    if (pending === undefined || isObsolete(pending, this.image)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
     segment.replaceMask(message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
@@ -631,7 +551,7 @@ export class Core<I extends Image = Image> {
     this.pending.delete(message.id);
     if (segmentOf(pending) === null) this.answered = pending.request;
     // First, because a step that is undone or redone keeps its change if the server's is missing.
-    if (!this.isObsolete(pending)) this.compareRevisions(pending, message);
+    if (!isObsolete(pending, this.image)) this.compareRevisions(pending, message);
     this.record(pending);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;
@@ -666,7 +586,7 @@ export class Core<I extends Image = Image> {
       return;
     }
     if (request.type === 'restore' && this.retryRestoreFlattened(pending, request, error)) return;
-    if (request.type === 'set_image' && !this.isObsolete(pending)) {
+    if (request.type === 'set_image' && !isObsolete(pending, this.image)) {
       // Without its image, a session is useless. A new one may have memory for it.
       if (pending.number === null) this.session = null;
       else this.replaceImage(null);
@@ -678,7 +598,7 @@ export class Core<I extends Image = Image> {
   /** Remove a segment whose first request failed: the server has no such segment. */
   private removeIfNew(pending: Pending<I>): void {
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment?.isEmpty && createsSegment(pending.request) && !this.isObsolete(pending)) this.forget(segment.name);
+    if (segment?.isEmpty && createsSegment(pending) && !isObsolete(pending, this.image)) this.forget(segment.name);
   }
 
   private forget(name: string): void {
@@ -688,7 +608,7 @@ export class Core<I extends Image = Image> {
   /** Restore the mask alone: another server may not support the prompts of a history, or have no memory for it. */
   private retryRestoreFlattened(pending: Pending<I>, request: Restore, error: ClientError): boolean {
     const segment = this.segments.get(request.segment);
-    if (segment === undefined || this.isObsolete(pending) || segment.isFlat) return false;
+    if (segment === undefined || isObsolete(pending, this.image) || segment.isFlat) return false;
     if (!HISTORY_REFUSED.has(error.code)) return false;
     this.flatten(segment, error.message);
     this.enqueue(this.restoreMessage(segment), null);
@@ -746,7 +666,7 @@ export class Core<I extends Image = Image> {
   /** Update the history as the server did for a request that succeeded. */
   private record(pending: Pending<I>): void {
     const { request, change } = pending;
-    if (this.isObsolete(pending)) return;
+    if (isObsolete(pending, this.image)) return;
     switch (request.type) {
       case 'set_image':
       case 'restore':
@@ -779,7 +699,7 @@ export class Core<I extends Image = Image> {
     pending.change = NO_CHANGE;
     pending.base = null;
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment === undefined || base === null || this.isObsolete(pending)) return;
+    if (segment === undefined || base === null || isObsolete(pending, this.image)) return;
     segment.flip(change);
     segment.revision = base;
     const box = boundingBox(change, segment.shape);
@@ -825,22 +745,6 @@ export class Core<I extends Image = Image> {
 
 function announcement({ name, shape, dtype, statistics: { mean, std } }: Image): WithoutId<SetImage> {
   return { type: 'set_image', image: name, shape, dtype, mean, std };
-}
-
-function segmentOf({ request }: { readonly request: Request }): string | null {
-  return 'segment' in request ? request.segment : null;
-}
-
-function checkSegment(name: string, pending: { readonly request: Request }): void {
-  if (name === segmentOf(pending)) return;
-  throw new ClientError(
-    'bad_message',
-    `The server answered a request about segment "${String(segmentOf(pending))}" with segment "${name}".`,
-  );
-}
-
-function createsSegment(request: Request): boolean {
-  return request.type === 'set_mask' || request.type.startsWith('add_');
 }
 
 /** Return the later options, with the earlier ones in place of null. */

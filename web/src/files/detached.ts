@@ -3,7 +3,7 @@ import { countVoxels } from '../client/geometry';
 import { wireType } from '../client/voxels';
 import { isGzip, latin1, noteOnSurplus, type OnProgress, readBytes, readExactly, type Source } from './bytes';
 import { betweenRasAndLps, straightened } from './geometry';
-import { type Affine, checkVoxels, ImageFileError, shapeOf, type Volume } from './volume';
+import { type Affine, ImageFileError, shapeOf, type Volume } from './volume';
 import { bytesOf, decode, replaceNonFinite, rescaled, type Stored, type StoredType } from './voxels';
 
 /** A header ends within so many bytes, also if it lists the files of a thousand slices. */
@@ -90,7 +90,6 @@ function utf8(text: string): string {
 export async function readDescribed(image: Described, onProgress: OnProgress): Promise<Volume> {
   const { name } = image.file;
   const shape = shapeOf(name, image.sizes);
-  checkVoxels(name, shape);
   if (image.type === undefined) {
     throw new ImageFileError(`${name} has voxels of the type ${image.typeName}. Expected integers or real numbers.`);
   }

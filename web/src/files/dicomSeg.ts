@@ -1,7 +1,7 @@
 // DICOM segmentation objects (SEG) of DICOM images.
 import { dicomLab } from './cielab';
 import { ATTRIBUTES, COMMON_WITH_SEG, type Keyword, tagOf } from './dicomAttributes';
-import { type Dataset, decimal, newUid, writeDicom } from './dicomWriter';
+import { type Dataset, decimal, EncodedItems, newUid, writeDicom } from './dicomWriter';
 import { axesOf, betweenRasAndLps, length, originOf, scaled } from './geometry';
 import { everyVoxel, type Extent, extentOf } from './labels';
 import {
@@ -60,7 +60,7 @@ export async function saveDicomSeg(
     [0x00620002, 'SQ', segments.map((segment, index) => segmentAttributes(segment, index + 1, model, version))],
     ...dimensions(),
     [0x52009229, 'SQ', [sharedGroups(volume)]],
-    [0x52009230, 'SQ', frames.map((frame) => frameGroups(frame, volume, dicom.slices[frame.k]))],
+    [0x52009230, 'SQ', await EncodedItems.of(groupsOf(frames, volume, dicom.slices))],
   ];
   return writeDicom(SEGMENTATION_STORAGE, instance, IMPLEMENTATION, dataset);
 }
@@ -88,7 +88,7 @@ async function packedBits(
   extents: readonly Extent[],
   frames: readonly Frame[],
   shape: Shape,
-): Promise<Uint8Array> {
+): Promise<Uint8Array<ArrayBuffer>> {
   const plane = shape[0] * shape[1];
   const bits = new Uint8Array(Math.ceil((frames.length * plane) / 8));
   for (const [index, { mask }] of segments.entries()) {
@@ -152,7 +152,7 @@ function reference({ sopClassUid, sopInstanceUid }: DicomSlice): Dataset {
   ];
 }
 
-function imageAttributes([ni, nj]: Shape, frames: number, pixels: Uint8Array): Dataset {
+function imageAttributes([ni, nj]: Shape, frames: number, pixels: Uint8Array<ArrayBuffer>): Dataset {
   return [
     [0x00280002, 'US', [1]],
     [0x00280004, 'CS', 'MONOCHROME2'],
@@ -256,6 +256,10 @@ function sharedGroups({ affine }: Volume): Dataset {
 
 function decimals(values: readonly number[]): string {
   return values.map(decimal).join('\\');
+}
+
+function* groupsOf(frames: readonly Frame[], volume: Volume, slices: readonly DicomSlice[]): Generator<Dataset> {
+  for (const frame of frames) yield frameGroups(frame, volume, slices[frame.k]);
 }
 
 function frameGroups({ segment, k }: Frame, { affine }: Volume, slice: DicomSlice): Dataset {

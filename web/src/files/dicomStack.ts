@@ -8,10 +8,10 @@ import { framesOf, type Series } from './dicomSeries';
 import { affineOf, betweenRasAndLps, cross, difference, dot, length, scaled, straightened } from './geometry';
 import {
   type Affine,
-  checkVoxels,
   type DicomSource,
   ImageFileError,
   type Shape,
+  shapeOf,
   type Vector,
   type Volume,
   type Voxels,
@@ -80,8 +80,7 @@ export async function readStack(series: Series, earlier: readonly string[], onPr
   slices.sort((a, b) => along(a) - along(b));
   checkOneTime(slices, label);
   checkEven(slices, label);
-  const shape: Shape = [slices[0].columns, slices[0].rows, slices.length];
-  checkVoxels(`The series ${label}`, shape);
+  const shape = shapeOf(`The series ${label}`, [slices[0].columns, slices[0].rows, slices.length]);
   const affine = straightened(betweenRasAndLps(affineOfSlices(slices)), shape, `The series ${label}`);
   const voxels = await readVoxels(slices, shape, onProgress);
   return {

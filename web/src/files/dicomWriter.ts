@@ -1,8 +1,9 @@
 // DICOM files in explicit VR little endian.
+import { pauses } from './pauses';
 import { EXPLICIT_LITTLE_ENDIAN } from './transferSyntaxes';
 
 /** A value: text (several values separated by backslashes), numbers, bytes, or the items of a sequence. */
-export type Value = string | readonly number[] | Uint8Array | readonly Dataset[];
+export type Value = string | readonly number[] | Uint8Array<ArrayBuffer> | readonly Dataset[] | EncodedItems;
 /** Tag, such as 0x00100010, value representation and value of each attribute. */
 export type Dataset = readonly (readonly [tag: number, vr: string, value: Value])[];
 
@@ -11,14 +12,32 @@ const LONG = ['OB', 'OW', 'SQ', 'UN', 'UT'];
 /** Bytes of a number. An attribute tag is two of two bytes. */
 const NUMBER_BYTES: Readonly<Partial<Record<string, 2 | 4>>> = { US: 2, UL: 4, AT: 2 };
 const ITEM = 0xfffee000;
+/** Browsers copy a piece without a pause. One of this size takes a few milliseconds. */
+const PIECE_BYTES = 2 ** 22;
 
-/** Return a DICOM file with a data set. Texts are written in UTF-8. */
+/** Items of a sequence, as bytes. */
+export class EncodedItems {
+  private constructor(readonly bytes: Uint8Array<ArrayBuffer>) {}
+
+  /** Encode the items of a long sequence. Pauses, so that the page stays responsive. */
+  static async of(items: Iterable<Dataset>): Promise<EncodedItems> {
+    const pause = pauses();
+    const parts: Uint8Array<ArrayBuffer>[] = [];
+    for (const item of items) {
+      parts.push(joined(encodeItem(item)));
+      await pause();
+    }
+    return new EncodedItems(joined(parts));
+  }
+}
+
+/** Return a DICOM file with a data set. Texts are written in UTF-8. Pauses, so that the page stays responsive. */
 export function writeDicom(
   sopClassUid: string,
   sopInstanceUid: string,
   implementationUid: string,
   dataset: Dataset,
-): Blob {
+): Promise<Blob> {
   const meta = encode([
     [0x00020001, 'OB', new Uint8Array([0, 1])],
     [0x00020002, 'UI', sopClassUid],
@@ -26,9 +45,24 @@ export function writeDicom(
     [0x00020010, 'UI', EXPLICIT_LITTLE_ENDIAN],
     [0x00020012, 'UI', implementationUid],
   ]);
-  const size = meta.reduce((sum, part) => sum + part.length, 0);
+  const size = sizeOf(meta);
   const start = [new Uint8Array(128), new TextEncoder().encode('DICM'), ...encode([[0x00020000, 'UL', [size]]])];
-  return new Blob([...start, ...meta, ...encode(dataset)]);
+  return fileOf([...start, ...meta, ...encode(dataset)]);
+}
+
+async function fileOf(parts: readonly Uint8Array<ArrayBuffer>[]): Promise<Blob> {
+  const pause = pauses();
+  const pieces: BlobPart[] = [];
+  for (const part of parts) {
+    if (part.length <= PIECE_BYTES) pieces.push(part);
+    else {
+      for (let start = 0; start < part.length; start += PIECE_BYTES) {
+        pieces.push(new Blob([part.subarray(start, start + PIECE_BYTES)]));
+        await pause();
+      }
+    }
+  }
+  return new Blob(pieces);
 }
 
 /** Return the bytes of a data set, in parts. */
@@ -37,20 +71,19 @@ function encode(dataset: Dataset): Uint8Array<ArrayBuffer>[] {
 }
 
 function encodeAttribute(tag: number, vr: string, value: Value): Uint8Array<ArrayBuffer>[] {
-  const parts = vr === 'SQ' ? (value as readonly Dataset[]).flatMap(encodeItem) : [encodeValue(vr, value)];
-  const size = parts.reduce((sum, part) => sum + part.length, 0);
-  return [header(tag, vr, size), ...parts];
+  const parts = vr === 'SQ' ? partsOf(value as readonly Dataset[] | EncodedItems) : [encodeValue(vr, value)];
+  return [header(tag, vr, sizeOf(parts)), ...parts];
+}
+
+function partsOf(items: readonly Dataset[] | EncodedItems): readonly Uint8Array<ArrayBuffer>[] {
+  return items instanceof EncodedItems ? [items.bytes] : items.flatMap(encodeItem);
 }
 
 function encodeItem(dataset: Dataset): Uint8Array<ArrayBuffer>[] {
   const parts = encode(dataset);
   const start = new DataView(new ArrayBuffer(8));
   writeTag(start, 0, ITEM);
-  start.setUint32(
-    4,
-    parts.reduce((sum, part) => sum + part.length, 0),
-    true,
-  );
+  start.setUint32(4, sizeOf(parts), true);
   return [new Uint8Array(start.buffer), ...parts];
 }
 
@@ -80,9 +113,24 @@ function encodeValue(vr: string, value: Value): Uint8Array<ArrayBuffer> {
   return new Uint8Array((size === 2 ? Uint16Array.from(numbers) : Uint32Array.from(numbers)).buffer);
 }
 
-function padded(bytes: Uint8Array, padding: number): Uint8Array<ArrayBuffer> {
-  const result = new Uint8Array(bytes.length + (bytes.length % 2)).fill(padding, bytes.length);
+function padded(bytes: Uint8Array<ArrayBuffer>, padding: number): Uint8Array<ArrayBuffer> {
+  if (bytes.length % 2 === 0) return bytes;
+  const result = new Uint8Array(bytes.length + 1).fill(padding, bytes.length);
   result.set(bytes);
+  return result;
+}
+
+function sizeOf(parts: readonly Uint8Array[]): number {
+  return parts.reduce((sum, part) => sum + part.length, 0);
+}
+
+function joined(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const result = new Uint8Array(sizeOf(parts));
+  let at = 0;
+  for (const part of parts) {
+    result.set(part, at);
+    at += part.length;
+  }
   return result;
 }
 

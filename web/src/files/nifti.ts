@@ -3,16 +3,7 @@ import { countVoxels } from '../client/geometry';
 import { wireType } from '../client/voxels';
 import { noteOnSurplus, type OnProgress, readExactly, readStart, type Source } from './bytes';
 import { affineOf, type Axes, betweenRasAndLps, gridDistance, scaled, straightened } from './geometry';
-import {
-  type Affine,
-  checkVoxels,
-  ImageFileError,
-  type NiftiForms,
-  type Shape,
-  shapeOf,
-  type Vector,
-  type Volume,
-} from './volume';
+import { type Affine, ImageFileError, type NiftiForms, type Shape, shapeOf, type Vector, type Volume } from './volume';
 import { bytesOf, decode, NIFTI_CODES, replaceNonFinite, rescaled, type StoredType } from './voxels';
 
 /** The size of a NIfTI-2 header, which is the larger one. */
@@ -71,7 +62,6 @@ export async function readNifti(file: File, voxelFile: File | undefined, onProgr
   const { start, gzip } = await readStart(file, NIFTI_HEADER_BYTES);
   const header = parse(start, file.name);
   const shape = shapeOf(file.name, header.dimensions);
-  checkVoxels(file.name, shape);
   const type = TYPES.get(header.type);
   if (type === undefined) throw unusable(file.name, header.type);
   const source: Source = header.isPair

@@ -84,10 +84,14 @@ export interface ImageChoice {
   open(onProgress?: (share: number) => void): Promise<Volume>;
 }
 
+/** Limit of the protocol. */
+const MAX_VOXELS = 2 ** 30;
+
 /**
  * Return the shape of an image with these sizes along its axes. Further axes may have one element each.
  *
- * @throws ImageFileError - for sizes that are not those of one volume. `name`: of the file.
+ * @throws ImageFileError - for sizes that are not those of one volume, or of more voxels than can be sent. Call it before
+ * memory is taken for them. `name`: of the image.
  */
 export function shapeOf(name: string, sizes: readonly number[]): Shape {
   if (!sizes.every((n) => Number.isInteger(n) && n > 0)) {
@@ -101,21 +105,15 @@ export function shapeOf(name: string, sizes: readonly number[]): Shape {
         'file of its own.',
     );
   }
+  if (i * j * k > MAX_VOXELS) {
+    throw new ImageFileError(
+      `${name} has ${[i, j, k].join(' x ')} voxels, which are too many: at most ${MAX_VOXELS} are accepted. Crop or resample it.`,
+    );
+  }
   return [i, j, k];
 }
 
 /** A file cannot be read or written. The message is for the user: what is wrong, and what to do. */
 export class ImageFileError extends Error {
   override readonly name = 'ImageFileError';
-}
-
-/** Limit of the protocol. */
-const MAX_VOXELS = 2 ** 30;
-
-/** Throw an ImageFileError for more voxels than can be sent, before memory is taken for them. `name`: of the image. */
-export function checkVoxels(name: string, shape: Shape): void {
-  if (shape[0] * shape[1] * shape[2] <= MAX_VOXELS) return;
-  throw new ImageFileError(
-    `${name} has ${shape.join(' x ')} voxels, which are too many: at most ${MAX_VOXELS} are accepted. Crop or resample it.`,
-  );
 }

@@ -5,6 +5,7 @@ import { JournalStore } from '../client/journalStore';
 import { messageOf } from '../client/errors';
 import { createPacker } from '../client/packing';
 import { ImageFiles } from '../files';
+import { originStore } from './browserStore';
 import { askConfirmation, askToken } from './dialogs';
 import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
@@ -137,7 +138,7 @@ function connectStore(store: JournalStore | null): void {
     if (image === null) return;
     store?.saveSoon(() => connection.core.journal());
     try {
-      storeInfos(localStorage, image.source.name, session.segments, Date.now());
+      storeInfos(originStore, image.source.name, session.segments, Date.now());
     } catch (error) {
       session.showError(`The browser could not store the names of the segments: ${messageOf(error)}`);
     }
@@ -151,12 +152,12 @@ function connectStore(store: JournalStore | null): void {
   });
 }
 
-/** Continue with the image that was open before a reload, or ask for it. */
-async function continueWork(opener: Opening): Promise<void> {
+/** Continue with the image that was open before a reload, or ask for it. `areSegmentsKept`: whether there is a store. */
+async function continueWork(opener: Opening, areSegmentsKept: boolean): Promise<void> {
   const last = lastImage.get();
   if (new URLSearchParams(location.search).has('example') || last?.isExample === true) {
     await opener.openExample();
-  } else if (last !== null) {
+  } else if (last !== null && areSegmentsKept) {
     const text = byId('start-continue', HTMLElement);
     text.textContent = `Open ${last.name} again to continue. The segments are kept.`;
     text.hidden = false;
@@ -174,7 +175,7 @@ async function deleteSaved(store: JournalStore | null): Promise<void> {
   if (!agrees) return;
   try {
     await store?.clear();
-    clearInfos(localStorage);
+    clearInfos(originStore);
     lastImage.clear();
     byId('start-continue', HTMLElement).hidden = true;
     session.setStatus({ kind: 'ready', message: 'The saved prompts were deleted.' });
@@ -210,7 +211,7 @@ async function start(): Promise<void> {
   connectStore(store);
   panel.use('point');
   refresh();
-  await continueWork(opening);
+  await continueWork(opening, store !== null);
 }
 
 let opening: Opening | null = null;

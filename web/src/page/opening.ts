@@ -7,13 +7,15 @@ import type { Journal } from '../client/journal';
 import type { JournalStore } from '../client/journalStore';
 import type { Packer } from '../client/packing';
 import type { ImageFiles, Volume } from '../files';
+import { originStore } from './browserStore';
 import { askConsent } from './dialogs';
-import { droppedFiles, readImage } from './imageFiles';
+import { droppedFiles, readImage } from './userFiles';
 import { restoreInfos } from './segments';
 import type { OpenImage, Session } from './session';
 import { consent, lastImage } from './tabState';
 
 const EXAMPLE = 'example.nii.gz';
+const SAVE = 'Save the segments before you close the page.';
 
 /** Opens images in a session. One at a time. */
 export class Opening {
@@ -86,8 +88,9 @@ export class Opening {
       return;
     }
     const source = await this.describe(volume);
-    this.show({ volume, source }, await this.earlierWork(source.name));
-    restoreInfos(localStorage, source.name, session.segments);
+    const { journal, notes } = await this.earlierWork(source.name);
+    this.show({ volume: { ...volume, notes: [...volume.notes, ...notes] }, source }, journal);
+    restoreInfos(originStore, source.name, session.segments);
     session.showSegments();
     lastImage.set({ name: volume.name, isExample });
     // After a reload, the example must not replace this image.
@@ -120,8 +123,14 @@ export class Opening {
     return source;
   }
 
-  private async earlierWork(image: string): Promise<Journal | undefined> {
-    const stored = await this.store?.load(image);
-    return stored?.at(0)?.journal;
+  /** Return the newest journal of an image, and a note if the browser keeps none or cannot read it. */
+  private async earlierWork(image: string): Promise<{ journal?: Journal; notes: readonly string[] }> {
+    if (this.store === null) return { notes: [`This browser does not keep prompts for later. ${SAVE}`] };
+    try {
+      const stored = await this.store.load(image);
+      return { journal: stored.at(0)?.journal, notes: [] };
+    } catch (error) {
+      return { notes: [`This browser cannot read the prompts that it keeps (${messageOf(error)}). ${SAVE}`] };
+    }
   }
 }

@@ -4,7 +4,7 @@ import { messageOf } from '../client/errors';
 import { askConfirmation, showHelp } from './dialogs';
 import { button, byId, create, download, input } from './dom';
 import type { Gestures, Tool } from './gestures';
-import { segmentsFile, segmentsFileName, type Format } from './imageFiles';
+import { segmentsFile, segmentsFileName, type Format } from './userFiles';
 import { NEGATIVE, POSITIVE } from './marks';
 import type { SegmentInfo } from './segments';
 import { SegmentsView } from './segmentsView';

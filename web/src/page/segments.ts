@@ -1,5 +1,7 @@
 /** Names, colors and visibility of segments. Their masks and histories are in the client's core. */
 
+import { array, bool, float, integer, struct, text, triple } from '../client/fields';
+import { readValue, type TextStore } from './browserStore';
 import type { Rgb } from './viewer';
 
 /** A segment as the user sees it. `id` is its name in the protocol, and does not change when it is renamed. */
@@ -77,9 +79,6 @@ export class SegmentList {
   }
 }
 
-/** A store of texts, such as `localStorage`. */
-export type TextStore = Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>;
-
 const KEY = 'nninteractive-ws.segments.';
 /** Images whose names and colors are kept. */
 const MAX_IMAGES = 20;
@@ -90,6 +89,10 @@ interface StoredList {
   segments: StoredInfo[];
 }
 
+const TEXT = text(0, 4096);
+const STORED_INFO = struct<StoredInfo>({ id: TEXT, name: TEXT, color: triple(integer(0, 255)), isVisible: bool });
+const STORED_LIST = struct<StoredList>({ savedAt: float, segments: array(STORED_INFO, MAX_SEGMENTS) });
+
 /** Keep names, colors and visibility for an image. `image`: its name in the protocol. */
 export function storeInfos(store: TextStore, image: string, list: SegmentList, now: number): void {
   const stored: StoredList = {
@@ -97,7 +100,7 @@ export function storeInfos(store: TextStore, image: string, list: SegmentList, n
     segments: list.all.map(({ id, name, color, isVisible }) => ({ id, name, color, isVisible })),
   };
   store.setItem(KEY + image, JSON.stringify(stored));
-  const savedAt = (key: string) => readStored(store, key)?.savedAt ?? 0;
+  const savedAt = (key: string) => readValue(store, key, STORED_LIST)?.savedAt ?? 0;
   for (const key of storedKeys(store)
     .sort((a, b) => savedAt(b) - savedAt(a))
     .slice(MAX_IMAGES))
@@ -111,7 +114,7 @@ export function clearInfos(store: TextStore): void {
 
 /** Set names, colors and visibility of restored segments as they were kept. Empty segments return, too. */
 export function restoreInfos(store: TextStore, image: string, list: SegmentList): void {
-  for (const stored of readStored(store, KEY + image)?.segments ?? []) {
+  for (const stored of readValue(store, KEY + image, STORED_LIST)?.segments ?? []) {
     const segment = list.find(stored.id) ?? list.restore(stored.id);
     if (segment !== null) Object.assign(segment, stored);
   }
@@ -119,9 +122,4 @@ export function restoreInfos(store: TextStore, image: string, list: SegmentList)
 
 function storedKeys(store: TextStore): string[] {
   return Array.from({ length: store.length }, (_, n) => store.key(n) ?? '').filter((key) => key.startsWith(KEY));
-}
-
-function readStored(store: TextStore, key: string): StoredList | null {
-  const text = store.getItem(key);
-  return text === null ? null : (JSON.parse(text) as StoredList);
 }

@@ -59,6 +59,21 @@ const FRONT = { azimuth: 160, elevation: 15 };
 /** The voxel types that NiiVue shows without a conversion of its own. */
 const SHOWN_TYPES: readonly DType[] = ['uint8', 'int16', 'uint16', 'float32'];
 
+/** NiiVue without uploads of zeros to textures, in which WebGL has them already. For large volumes they take long. */
+class FastNiivue extends Niivue {
+  override rgbaTex(texture: WebGLTexture | null, unit: number, dims: number[]): WebGLTexture | null {
+    return super.rgbaTex(texture, unit, dims, false);
+  }
+
+  /** Create the bitmap and the texture of the drawing alone. NiiVue's undo and its growing tool would keep copies. */
+  override createEmptyDrawing(): void {
+    const dims = this.back?.dims;
+    if (dims === undefined) throw new Error('There is no volume to draw on.');
+    this.drawBitmap = new Uint8Array(dims[1] * dims[2] * dims[3]);
+    this.drawTexture = this.r8Tex(this.drawTexture, this.gl.TEXTURE7, dims);
+  }
+}
+
 /** Shows a volume and the segments on it. */
 export class Viewer {
   /** Called after each drawing, for what is drawn above the views. */
@@ -66,7 +81,7 @@ export class Viewer {
   /** Called when the window has changed. */
   onWindow: () => void = () => undefined;
 
-  private readonly nv = new Niivue({
+  private readonly nv = new FastNiivue({
     interactive: false,
     dragAndDropEnabled: false,
     show3Dcrosshair: true,
@@ -86,6 +101,7 @@ export class Viewer {
   });
   private shown: { image: NVImage; labelmap: Labelmap } | null = null;
   private isStale = false;
+  private isWindowStale = false;
   private isRequested = false;
 
   constructor(private readonly canvas: HTMLCanvasElement) {}
@@ -110,9 +126,6 @@ export class Viewer {
     const image = toNvImage(volume);
     this.nv.addVolume(image);
     this.nv.createEmptyDrawing();
-    // NiiVue's own undo and its growing tool keep copies of the drawing, which are not used.
-    this.nv.drawUndoBitmaps = [];
-    this.nv.clickToSegmentGrowingBitmap = null;
     this.nv.setDrawOpacity(1);
     const { permRAS } = image;
     const { drawBitmap } = this.nv;
@@ -137,10 +150,17 @@ export class Viewer {
     this.isRequested = true;
     requestAnimationFrame(() => {
       this.isRequested = false;
-      if (this.isStale && this.shown !== null) this.nv.drawScene();
-      this.isStale = false;
+      this.refresh();
       this.onDraw();
     });
+  }
+
+  private refresh(): void {
+    if (this.shown === null) return;
+    // NiiVue uploads the whole volume again, so that this is done once per frame.
+    if (this.isWindowStale) this.nv.refreshLayers(this.shown.image, 0);
+    if (this.isStale) this.nv.drawScene();
+    this.isWindowStale = this.isStale = false;
   }
 
   // ---- segments ----
@@ -187,7 +207,7 @@ export class Viewer {
     const { image } = this.current;
     image.cal_min = low;
     image.cal_max = high;
-    this.nv.refreshLayers(image, 0);
+    this.isWindowStale = true;
     this.onWindow();
     this.draw();
   }

@@ -270,6 +270,16 @@ describe('a connection', () => {
     expect(lastState()).toMatchObject({ state: 'refused', code });
   });
 
+  it('tries again if its hello came too late', () => {
+    const socket = start();
+    socket.open();
+    socket.lose(1013, 'no hello within 5 seconds');
+    expect(lastState()).toMatchObject({
+      state: 'lost',
+      message: 'The connection to the server was lost (no hello within 5 seconds).',
+    });
+  });
+
   it.each([
     [401, '', { state: 'refused', code: 'unauthorized' }],
     [

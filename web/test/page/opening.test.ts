@@ -44,24 +44,39 @@ const VOLUME: Volume = {
   notes: [],
 };
 
-test('an image whose journal is damaged is opened without it, and a note says so', async () => {
-  const storage = { getItem: () => null, setItem: () => undefined };
+type Store = Pick<JournalStore, 'load'>;
+
+/** Open the image in a new session, with a store of journals. */
+async function open(store: Store | null): Promise<{ session: Session; connection: Connection }> {
   vi.stubGlobal('location', { hostname: 'localhost', pathname: '/' });
   vi.stubGlobal('history', { replaceState: () => undefined });
-  vi.stubGlobal('localStorage', storage);
-  vi.stubGlobal('sessionStorage', storage);
   const viewer = { show: vi.fn(), paint: vi.fn(), setColors: vi.fn(), drawAbove: vi.fn() };
   const packer = createPacker();
   const connection = new Connection('ws://localhost/', { packer });
   const session = new Session(connection, viewer as unknown as Viewer);
   const reader = { find: () => Promise.resolve([{ label: '', open: () => Promise.resolve(VOLUME) }]) };
-  const store = {
-    load: (image: string) => Promise.resolve([{ journal: { image, shape: [3, 3, 3], segments: [] }, savedAt: 0 }]),
-  };
-  const opening = new Opening(session, reader as unknown as ImageFiles, packer, store as unknown as JournalStore);
+  const opening = new Opening(session, reader as unknown as ImageFiles, packer, store as JournalStore | null);
   await opening.openFiles([new File([], 'ct.nii.gz')]);
+  return { session, connection };
+}
+
+const damaged: Store = {
+  load: (image) => Promise.resolve([{ journal: { image, shape: [3, 3, 3], segments: [] }, savedAt: 0 }]),
+};
+const unreadable: Store = { load: () => Promise.reject(new DOMException('Failed to read a large value.')) };
+
+test.each([
+  ['is damaged', damaged, /^The saved segments were not restored\./],
+  [
+    'cannot be read',
+    unreadable,
+    /^This browser cannot read the prompts that it keeps \(Failed to read a large value\.\)\./,
+  ],
+  ['has no store', null, /^This browser does not keep prompts for later\. Save the segments/],
+])('an image whose journal %s is opened without it, and a note says so', async (_, store, note) => {
+  const { session, connection } = await open(store);
   expect(session.status.kind).not.toBe('error');
-  expect(session.image?.volume.notes).toEqual([expect.stringMatching(/^The saved segments were not restored\./)]);
+  expect(session.image?.volume.notes).toEqual([expect.stringMatching(note)]);
   expect(connection.core.image).toBe(session.image?.source);
   expect(session.segments.all).toHaveLength(1);
 });

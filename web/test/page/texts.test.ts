@@ -2,8 +2,9 @@
 import { describe, expect, test } from 'vitest';
 import { isLoopback } from '../../src/client/address';
 import { ClientError } from '../../src/client/errors';
-import { segmentsFileName } from '../../src/page/imageFiles';
-import { clearInfos, PALETTE, restoreInfos, SegmentList, storeInfos, type TextStore } from '../../src/page/segments';
+import { segmentsFileName } from '../../src/page/userFiles';
+import type { TextStore } from '../../src/page/browserStore';
+import { clearInfos, PALETTE, restoreInfos, SegmentList, storeInfos } from '../../src/page/segments';
 import { actionOf, KEYS } from '../../src/page/shortcuts';
 import { connectionStatus, statusOf } from '../../src/page/status';
 

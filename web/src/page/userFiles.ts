@@ -1,4 +1,4 @@
-/** Opening and saving of files. */
+/** Files that the user opens, drops and saves. */
 
 import { ImageFiles, saveDicomSeg, saveNifti, saveSegNrrd, type SavedSegment, type Volume } from '../files';
 import { askChoice } from './dialogs';

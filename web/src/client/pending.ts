@@ -1,0 +1,77 @@
+/** Requests without an answer. */
+import { ClientError } from './errors';
+import { NO_CHANGE, type Runs } from './masks';
+import type { Request } from './messages';
+
+/** A request during which the worker ended this often may be the cause. It is not sent again. */
+const MAX_LOSSES = 2;
+
+/** A request without an answer. `I`: type of images. */
+export interface Pending<I> {
+  /** Id that the user knows, also after it was sent again under another id; null for the core's own requests. */
+  readonly number: number | null;
+  readonly request: Request;
+  /** Image of the request. */
+  readonly image: I | null;
+  /** Changes of the request so far. */
+  change: Runs;
+  /** The segment's revision before the request's first change. */
+  base: number | null;
+  cancelled: boolean;
+  /** Number of workers that ended during the request. */
+  losses: number;
+}
+
+/** Return a request that is sent now, without changes. */
+export function makePending<I>(request: Request, number: number | null, image: I | null, losses: number): Pending<I> {
+  return { number, request, image, change: NO_CHANGE, base: null, cancelled: false, losses };
+}
+
+/** Return the segment of a request, or null. */
+export function segmentOf({ request }: Pending<unknown>): string | null {
+  return 'segment' in request ? request.segment : null;
+}
+
+/** Throw a ClientError, `bad_message`, if an answer names another segment than its request. */
+export function checkSegment(name: string, pending: Pending<unknown>): void {
+  if (name === segmentOf(pending)) return;
+  throw new ClientError(
+    'bad_message',
+    `The server answered a request about segment "${String(segmentOf(pending))}" with segment "${name}".`,
+  );
+}
+
+/** Whether a request creates its segment if there is none. */
+export function createsSegment({ request }: Pending<unknown>): boolean {
+  return request.type === 'set_mask' || request.type.startsWith('add_');
+}
+
+/** Whether the image of a request has been replaced. `image`: the one now. */
+export function isObsolete<I>(pending: Pending<I>, image: I | null): boolean {
+  return pending.image !== image && pending.request.type !== 'set_options';
+}
+
+/** Return the error of a request that must not be sent again after a lost connection, or null. `image`: the one now. */
+export function retryError<I>(pending: Pending<I>, image: I | null): ClientError | null {
+  if (isObsolete(pending, image)) {
+    return new ClientError(
+      'cancelled',
+      'The connection was lost during the request, and its image has been replaced since.',
+    );
+  }
+  if (pending.request.type === 'set_image') return null;
+  if (pending.cancelled) {
+    return new ClientError(
+      'cancelled',
+      'The request was cancelled, and the connection was lost. The segment is unchanged.',
+    );
+  }
+  if (pending.losses >= MAX_LOSSES) {
+    return new ClientError(
+      'worker_lost',
+      `The server's worker process ended ${pending.losses} times during this request, which may be the cause. ` +
+        'The request is not sent again. The segment is unchanged.',
+    );
+  }
+  return null;
+}
