@@ -42,7 +42,7 @@ describe.each([
     const plain = new Uint8Array(Int16Array.of(37, -5, 0).buffer);
     const layers = (['base', 'enhancement'] as const).map(async (layer) => {
       const packed = await packer.pack(plain.slice(), 'deflate', { layer, lowBits: 5, dtype: 'int16' });
-      return [...new Int16Array(unpack(packed, 'deflate', 6).buffer)];
+      return [...new Int16Array(unpack(packed, 'deflate', 6).slice().buffer)];
     });
     expect(await Promise.all(layers)).toEqual([
       [32, -32, 0],

@@ -192,7 +192,7 @@ export class Runner {
     for (let batch = this.core.nextBricks(); batch !== null; batch = this.core.nextBricks()) {
       const { source } = batch.image;
       const bricks = batch.parts.map(({ index, layer }) => {
-        assert.equal(layer, 'whole', 'layers without the feature');
+        assert.equal(layer, 'whole', 'no welcome of the suite has the feature of layers');
         return { index, encoding: 'raw' as const, data: source.brick(index), layer, low_bits: 0 };
       });
       const message = decoder.decode(this.core.brickFrame(batch, bricks)) as ValueMap;
