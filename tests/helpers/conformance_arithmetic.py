@@ -228,9 +228,7 @@ def layers() -> list[Json]:
         voxels = [_float32(v) for v in values] if dtype == "float32" else values
         low = 2**low_bits - 1
         base, enhancement = ([_masked(dtype, v, mask) for v in voxels] for mask in (~low, low))
-        cases.append(
-            {"dtype": dtype, "low_bits": low_bits, "voxels": voxels, "base": base, "enhancement": enhancement}
-        )
+        cases.append({"dtype": dtype, "low_bits": low_bits, "voxels": voxels, "base": base, "enhancement": enhancement})
     return cases
 
 
