@@ -18,6 +18,7 @@ from nninteractive_ws.bricks import Grid, Presence
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.errors import BadImage, BadMessage
 from nninteractive_ws.geometry import Box
+from nninteractive_ws.layers import base_layer, choose_low_bits, combine_layers, enhancement_layer
 from nninteractive_ws.masks import Delta, Mask
 
 SCENARIOS = conformance.scenarios()
@@ -219,3 +220,16 @@ def test_invalid_arrays_are_refused(case: Json) -> None:
     with pytest.raises(BadMessage) as caught:
         receive()
     assert caught.value.code == case["error"]
+
+
+@cases("layers")
+def test_layers(case: Json) -> None:
+    voxels, base, enhancement = (np.array(case[key], case["dtype"]) for key in ("voxels", "base", "enhancement"))
+    assert base_layer(voxels, case["low_bits"]).tobytes() == base.tobytes()
+    assert enhancement_layer(voxels, case["low_bits"]).tobytes() == enhancement.tobytes()
+    assert combine_layers(base, enhancement).tobytes() == voxels.tobytes()
+
+
+@cases("low_bits")
+def test_low_bits(case: Json) -> None:
+    assert choose_low_bits(np.dtype(case["dtype"]), case["std"], case["largest"]) == case["low_bits"]

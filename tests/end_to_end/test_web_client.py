@@ -9,6 +9,7 @@ import threading
 from helpers.end_to_end import wait_until
 from helpers.fast_server import QuickServer, quick_server
 from helpers.fault_script import (
+    Prompt,
     all_states,
     assert_same,
     disturb,
@@ -16,9 +17,14 @@ from helpers.fault_script import (
     make_script,
     undisturbed,
 )
+from helpers.relay import relay
+from helpers.shapes import ball
 from helpers.web_client import PROGRAM, web_client
 from helpers.web_sources import bundle, missing_program
+import numpy as np
 import pytest
+
+import nninteractive_ws as nni
 
 MISSING = missing_program()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
@@ -50,6 +56,25 @@ def test_a_failing_network(quick: QuickServer, program: Path) -> None:
     script = make_script(seed=6, count=60)
     expected = undisturbed(quick.address, script)
     disturb(quick, script, expected, random.Random(6), partial(web_client, program=program), at_once=4)
+
+
+@pytest.mark.slow
+def test_on_a_slow_link_the_first_preview_precedes_its_bricks(quick: QuickServer, program: Path) -> None:
+    middle = (64, 64, 48)
+    noise = np.random.default_rng(0).integers(-100, 100, (128, 128, 96), np.int16)
+    volume = noise + 2000 * ball(noise.shape, middle, 20).astype(np.int16)
+    with nni.connect(quick.address) as session:
+        session.set_image(volume)
+        session.segment("a").add_point(middle)
+        expected = session.segment("a").mask.copy()
+    with relay(quick.address, bytes_per_second=5e5) as slow, web_client(slow.address, program) as client:
+        client.set_image(volume)
+        client.do([Prompt("add_point", "a", (middle,))])
+        preview = client.first_preview
+        print(f"{preview}, {np.count_nonzero(expected)} voxels in the result, {slow.bytes_up / 1e6:.1f} MB")
+        assert preview["done"] < preview["total"]
+        assert preview["voxels"] > 0
+        assert np.array_equal(client.core.segments["a"].mask, expected)
 
 
 @pytest.mark.release

@@ -181,6 +181,7 @@ class Runner:
             source = self._images[message.image]
             for brick in message.bricks:
                 assert brick.encoding in ENCODINGS
+                assert brick.layer == "whole", "no welcome of the suite has the feature of layers"
                 box = source.grid.box(brick.index)
                 expected = np.ascontiguousarray(source.volume[box.slices])
                 data = expected.astype(expected.dtype.newbyteorder("<")).tobytes()

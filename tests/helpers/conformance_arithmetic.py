@@ -160,13 +160,15 @@ def volumes() -> list[Json]:
 # ---- packed arrays ----------------------------------------------------------------------------------------
 
 
+_FORMATS = {"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "float32": "f"}
+
+
 def arrays() -> list[Json]:
-    formats = {"uint8": "B", "int16": "h", "uint32": "I", "float32": "f"}
     cases = []
     for dtype, elements in (
         ("uint8", [0, 255, 7]), ("int16", [-2, 258, 0]), ("uint32", [1, 2**32 - 1]), ("float32", [0.5, -1.25]),
     ):  # fmt: skip
-        data = struct.pack(f"<{len(elements)}{formats[dtype]}", *elements)
+        data = struct.pack(f"<{len(elements)}{_FORMATS[dtype]}", *elements)
         for encoding, packed in (("raw", data), ("deflate", stored(data))):
             cases.append({"dtype": dtype, "elements": elements, "encoding": encoding, "data": packed.hex()})
     assert zlib.decompress(_COMPRESSED) == struct.pack("<100I", *_SQUARES)
@@ -196,12 +198,71 @@ def invalid_arrays() -> list[Json]:
     ]
 
 
+# ---- layers -----------------------------------------------------------------------------------------------
+
+
+def _masked(dtype: str, voxel: float, mask: int) -> float:
+    """Return the voxel with those of its bits that the mask has."""
+    size = struct.calcsize(f"<{_FORMATS[dtype]}")
+    bits = int.from_bytes(struct.pack(f"<{_FORMATS[dtype]}", voxel), "little") & mask
+    masked: float
+    (masked,) = struct.unpack(f"<{_FORMATS[dtype]}", bits.to_bytes(size, "little"))
+    return masked
+
+
+def layers() -> list[Json]:
+    """Voxels and their two layers. The enhancement layer of a float is a subnormal number."""
+    samples: list[tuple[str, int, list[float]]] = [
+        ("int16", 5, [37, -5, 0, 31, 32, -1, -32768, 32767]),
+        ("int16", 15, [37, -5, -32768, 32767]),
+        ("uint16", 1, [0, 1, 65535, 40000]),
+        ("int8", 3, [-128, -1, 9, 127]),
+        ("uint8", 4, [0, 15, 16, 255]),
+        ("int32", 10, [-(2**31), 2**31 - 1, -1000, 1000]),
+        ("uint32", 31, [2**32 - 1, 2**31, 2**31 - 1]),
+        ("float32", 18, [1000.25, -0.1, 1.0, 3e38, 1e-40]),
+        ("float32", 23, [1000.25, -0.1, 1.5, -2.0]),
+    ]
+    cases = []
+    for dtype, low_bits, values in samples:
+        voxels = [_float32(v) for v in values] if dtype == "float32" else values
+        low = 2**low_bits - 1
+        base, enhancement = ([_masked(dtype, v, mask) for v in voxels] for mask in (~low, low))
+        cases.append({"dtype": dtype, "low_bits": low_bits, "voxels": voxels, "base": base, "enhancement": enhancement})
+    return cases
+
+
+def low_bits() -> list[Json]:
+    """Numbers of low bits: an interval of the base layer is about 1/16 of the standard deviation, 2 bits or more."""
+    samples = [
+        ("int16", 480.0, 3000.0, 5),
+        ("int16", 240.0, 3000.0, 4),
+        ("int16", 64.0, 500.0, 2),
+        ("int16", 32.0, 500.0, 0),
+        ("uint16", 1e6, 65535.0, 15),
+        ("int32", 480.0, 3000.0, 5),
+        ("uint8", 40.0, 255.0, 0),
+        ("uint8", 127.0, 255.0, 3),
+        ("int8", 1e9, 127.0, 7),
+        # The steps of a float32 from 1024 to 2048 are 2^-13, so that 18 bits are an interval of 32.
+        ("float32", 480.0, 1500.0, 18),
+        ("float32", 480.0, 1024.0, 18),
+        ("float32", 480.0, 1023.5, 19),
+        ("float32", 0.0048, 0.015, 18),
+        ("float32", 1e-6, 1000.0, 0),
+        ("float32", 1e30, 1.0, 23),
+    ]
+    return [
+        {"dtype": dtype, "std": std, "largest": largest, "low_bits": number} for dtype, std, largest, number in samples
+    ]
+
+
 def to_text() -> str:
     """Return the text of the file, with one case on each line."""
     groups = {
         "bricks": bricks(), "run_lengths": run_lengths(), "checksums": checksums(), "changes": changes(),
         "compositions": compositions(), "presence": presence(), "statistics": volumes(), "arrays": arrays(),
-        "invalid_arrays": invalid_arrays(),
+        "invalid_arrays": invalid_arrays(), "layers": layers(), "low_bits": low_bits(),
     }  # fmt: skip
     texts = [
         f' "{name}": [\n' + ",\n".join(f"  {json.dumps(case)}" for case in cases) + "\n ]"

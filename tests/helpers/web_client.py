@@ -12,6 +12,7 @@ from typing import Any
 import msgpack
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from helpers.engine import bar_in_a_box
 from helpers.fault_script import SHAPE, Outcome, Prompt
@@ -19,7 +20,7 @@ from nninteractive_ws import masks
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client.image_source import to_wire
 from nninteractive_ws.client.inputs import to_mask
-from nninteractive_ws.geometry import Box
+from nninteractive_ws.geometry import Box, Index
 from nninteractive_ws.history import Segment
 from nninteractive_ws.messages import Encoding, RunLengthMask
 
@@ -45,22 +46,23 @@ class WebCore:
 
 
 def _segment(state: dict[str, Any]) -> Segment:
-    mask = np.frombuffer(state["mask"], bool).reshape(SHAPE).copy()
-    steps, undone = ([_step(step) for step in state[key]] for key in ("steps", "undone"))
-    return Segment(state["name"], SHAPE, state["revision"], state["voxels"], steps, undone, mask)
+    i, j, k = shape = state["shape"]
+    mask = np.frombuffer(state["mask"], bool).reshape(shape).copy()
+    steps, undone = ([_step(step, (i, j, k)) for step in state[key]] for key in ("steps", "undone"))
+    return Segment(state["name"], (i, j, k), state["revision"], state["voxels"], steps, undone, mask)
 
 
-def _step(state: dict[str, Any]) -> wire.Step:
+def _step(state: dict[str, Any], shape: Index) -> wire.Step:
     """Return a step with its masks in the encoding of the Python client."""
     step = msgspec.convert(state, wire.Step)
     if isinstance(step.request, wire.SetMask | wire.AddScribble | wire.AddLasso):
-        request = msgspec.structs.replace(step.request, mask=_repack(step.request.mask))
+        request = msgspec.structs.replace(step.request, mask=_repack(step.request.mask, shape))
         step = msgspec.structs.replace(step, request=request)
     return step
 
 
-def _repack(mask: RunLengthMask) -> RunLengthMask:
-    unpacked = masks.unpack(mask, SHAPE)
+def _repack(mask: RunLengthMask, shape: Index) -> RunLengthMask:
+    unpacked = masks.unpack(mask, shape)
     assert unpacked.box is not None
     return masks.pack(masks.to_delta(unpacked.flips, unpacked.box.start), _ENCODING)
 
@@ -81,6 +83,12 @@ class WebClient:
         return fetched
 
     @property
+    def first_preview(self) -> dict[str, int]:
+        """The ``voxels`` of the first preview. ``done`` of the ``total`` bricks that it waited for were complete."""
+        preview: dict[str, int] = self.core.state["first_preview"]
+        return preview
+
+    @property
     def session_id(self) -> str:
         welcome = self.core.welcome
         assert welcome is not None
@@ -89,8 +97,9 @@ class WebClient:
     def connect(self, address: str) -> None:
         self._call("connect", address=address)
 
-    def set_image(self) -> None:
-        voxels = to_wire(bar_in_a_box())
+    def set_image(self, image: npt.NDArray[np.generic] | None = None) -> None:
+        """Send an image, by default that of ``helpers/fault_script.py``."""
+        voxels = to_wire(bar_in_a_box() if image is None else image)
         self._call("set_image", shape=voxels.shape, dtype=voxels.dtype.name, voxels=voxels.tobytes())
 
     def do(self, prompts: Sequence[Prompt]) -> list[Outcome]:

@@ -8,6 +8,8 @@ export const BRICK = 32;
 export const MAX_VOXELS = 2 ** 30;
 /** Limit of an image's bricks. */
 export const MAX_BRICKS = 2 ** 20;
+/** Limit of an image's bricks of which the server has the base layer, but not the enhancement layer. */
+export const MAX_BASE_LAYERS = 1024;
 
 /** The bricks of a volume, or cubes of another edge. */
 export class Grid {

@@ -339,14 +339,9 @@ class Link {
 
   private async sendBricks(batch: BrickBatch<ImageSource>): Promise<void> {
     this.isPacking = true;
-    const { image, indices, encoding } = batch;
+    const { image, parts, encoding } = batch;
     try {
-      const pack = async (index: number) => ({
-        index,
-        encoding,
-        data: await this.packer.pack(image.brick(index), encoding),
-      });
-      const bricks = await Promise.all(indices.map(pack));
+      const bricks = await Promise.all(parts.map((part) => image.packBrick(part, encoding, this.packer)));
       this.isPacking = false;
       if (this.isOver) return;
       this.send(this.core.brickFrame(batch, bricks));

@@ -34,8 +34,8 @@ import type {
   Welcome,
 } from './messages';
 import { checkSegment, createsSegment, isObsolete, makePending, retryError, segmentOf, type Pending } from './pending';
-import { decode, encode, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
-import { Upload } from './upload';
+import { decode, encode, FEATURES, LAYERED_BRICKS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
+import { Upload, type BrickPart } from './upload';
 import { bytesPerVoxel } from './voxels';
 
 /** A server keeps this many answers at least. */
@@ -54,13 +54,17 @@ export interface Image {
   readonly shape: Index;
   readonly dtype: DType;
   readonly statistics: { readonly mean: number; readonly std: number };
+  /** Number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. */
+  readonly lowBits: number;
 }
 
 /** Bricks to send, the best first. */
 export interface BrickBatch<I extends Image> {
   readonly image: I;
-  readonly indices: readonly number[];
+  readonly parts: readonly BrickPart[];
   readonly encoding: Encoding;
+  /** The upload to which they belong. Another image may follow before they are packed. */
+  readonly upload: Upload;
 }
 
 /** Identity of a session on the server, with which it can be resumed, also after a reload of the page. */
@@ -146,7 +150,7 @@ export class Core<I extends Image = Image> {
       type: 'hello',
       version: PROTOCOL_VERSION,
       client: 'nninteractive-ws web page',
-      features: [],
+      features: FEATURES,
       encodings: this.encodings,
       session_id: this.session?.id ?? null,
       session_secret: this.session?.secret ?? null,
@@ -172,16 +176,24 @@ export class Core<I extends Image = Image> {
 
   /** Return the bricks of the next image frame, or null. The driver packs them, see `brickFrame`. */
   nextBricks(): BrickBatch<I> | null {
-    if (this.upload === null || this.image === null || this.welcome === null) return null;
-    const bytes = BRICK ** 3 * bytesPerVoxel(this.image.dtype) + BRICK_OVERHEAD;
-    const fit = Math.max(1, Math.floor(this.welcome.limits.message_bytes / bytes) - 1);
-    const indices = this.upload.next(Math.min(BRICKS_PER_MESSAGE, fit));
-    return indices.length === 0 ? null : { image: this.image, indices, encoding: this.welcome.encoding };
+    const { image, upload, welcome } = this;
+    if (upload === null || image === null || welcome === null) return null;
+    const bytes = BRICK ** 3 * bytesPerVoxel(image.dtype) + BRICK_OVERHEAD;
+    const fit = Math.max(1, Math.floor(welcome.limits.message_bytes / bytes) - 1);
+    const parts = upload.next(Math.min(BRICKS_PER_MESSAGE, fit), this.maySendLayers(image, welcome));
+    return parts.length === 0 ? null : { image, parts, encoding: upload.encodingOf(parts), upload };
   }
 
   /** Return the frame of packed bricks. */
   brickFrame(batch: BrickBatch<I>, bricks: readonly Brick[]): Uint8Array<ArrayBuffer> {
-    return encode({ type: 'image_bricks', image: batch.image.name, bricks });
+    const frame = encode({ type: 'image_bricks', image: batch.image.name, bricks });
+    batch.upload.sent(batch.parts, frame.length, batch.encoding);
+    return frame;
+  }
+
+  /** Whether bricks may be sent in layers, which is of use for previews alone. */
+  private maySendLayers(image: I, welcome: Welcome): boolean {
+    return this.options.previews !== false && image.lowBits > 0 && welcome.features.includes(LAYERED_BRICKS);
   }
 
   /** Handle a frame, and return its events. It may set `ended`; a frame that is wrong does. */
@@ -383,10 +395,11 @@ export class Core<I extends Image = Image> {
   }
 
   private beginUpload(): void {
+    const { image, welcome } = this;
     this.upload =
-      this.image === null || this.welcome === null
+      image === null || welcome === null
         ? null
-        : new Upload(this.image.shape, this.welcome.limits.unacknowledged_bricks, this.clock);
+        : new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
   }
 
   // ---- messages ---------------------------------------------------------------------------------------------
@@ -497,7 +510,7 @@ export class Core<I extends Image = Image> {
 
   private onImageProgress(message: ImageProgress): void {
     if (this.upload === null || message.image !== this.image?.name) return;
-    this.upload.acknowledge(message.received);
+    this.upload.acknowledge(message.received, message.received_base);
     this.events.push({ type: 'image_progress', present: message.present, total: message.total });
   }
 

@@ -3,9 +3,11 @@ import { checkSize, Grid } from './bricks';
 import { crc32 } from './crc32';
 import { ClientError } from './errors';
 import { boxShape, countVoxels, type Index } from './geometry';
-import type { DType } from './messages';
+import { chooseLowBits } from './layers';
+import type { Brick, DType, Encoding } from './messages';
 import type { Packer } from './packing';
 import { combine, type SlabSums, type Statistics } from './statistics';
+import type { BrickPart } from './upload';
 import { copyVoxels, wireArray, wireType, type Voxels } from './voxels';
 
 export type { Statistics, Voxels };
@@ -17,6 +19,13 @@ const SLAB_VOXELS = 2 ** 19;
 /** Slabs in the hands of the packer at a time. */
 const SLABS_IN_FLIGHT = 2;
 
+/** What `prepare` computes. */
+interface Prepared {
+  readonly name: string;
+  readonly statistics: Statistics;
+  readonly lowBits: number;
+}
+
 /** A volume of the user. Its voxels are read while they are sent, so the array must not change meanwhile. */
 export class ImageSource {
   /** Type in which the voxels travel. */
@@ -24,7 +33,7 @@ export class ImageSource {
   readonly grid: Grid;
   /** Axes by the distance of neighbors in memory, the slowest first. */
   private readonly axes: readonly [Axis, Axis, Axis];
-  private prepared: { readonly name: string; readonly statistics: Statistics } | null = null;
+  private prepared: Prepared | null = null;
 
   /**
    * @param label - Name of the image for the user, such as that of its file. It is not sent.
@@ -90,7 +99,9 @@ export class ImageSource {
     const statistics = combine(slabs, planes, this.isWide);
     const crc = crc32(new Uint8Array(Uint32Array.from(slabs, (slab) => slab.crc).buffer));
     const { mean, std } = statistics;
-    this.prepared = { name: [crc.toString(16), this.shape.join('x'), this.dtype, mean, std].join(' '), statistics };
+    const name = [crc.toString(16), this.shape.join('x'), this.dtype, mean, std].join(' ');
+    const largest = Math.max(...slabs.map(({ low, high }) => Math.max(Math.abs(low), Math.abs(high))));
+    this.prepared = { name, statistics, lowBits: chooseLowBits(this.dtype, std, largest) };
   }
 
   /** Name on the wire: a fingerprint of the content, the same after a reload. Throws before `prepare`. */
@@ -101,6 +112,23 @@ export class ImageSource {
   /** Statistics of the voxels. Throws before `prepare`. */
   get statistics(): Statistics {
     return this.result.statistics;
+  }
+
+  /**
+   * Number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. Throws before
+   * `prepare`.
+   */
+  get lowBits(): number {
+    return this.result.lowBits;
+  }
+
+  /** Return a brick or a layer of it, packed. */
+  async packBrick({ index, layer }: BrickPart, encoding: Encoding, packer: Packer): Promise<Brick> {
+    const voxels = this.brick(index);
+    if (layer === 'whole') return { index, encoding, data: await packer.pack(voxels, encoding), layer, low_bits: 0 };
+    const { lowBits, dtype } = this;
+    const data = await packer.pack(voxels, encoding, { layer, lowBits, dtype });
+    return { index, encoding, data, layer, low_bits: lowBits };
   }
 
   /** Return a copy of the voxels of a brick as they travel. */
@@ -115,7 +143,7 @@ export class ImageSource {
     return new Uint8Array(out.buffer);
   }
 
-  private get result(): { readonly name: string; readonly statistics: Statistics } {
+  private get result(): Prepared {
     if (this.prepared === null) throw new Error('Call prepare() before the image is used.');
     return this.prepared;
   }

@@ -8,6 +8,8 @@ import type { Box, Index } from './geometry';
 
 /** Array encodings of this client. */
 export type Encoding = 'deflate' | 'raw';
+/** A brick's voxels, or a layer of them. */
+export type Layer = 'whole' | 'base' | 'enhancement';
 /** Types in which voxels travel. */
 export type DType = 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'float32';
 export type ProgressState = 'queued' | 'waiting_for_image' | 'predicting' | 'refining';
@@ -21,11 +23,14 @@ export interface RunLengthMask {
   readonly data: Uint8Array;
 }
 
-/** One brick of the image, packed. */
+/** One brick of the image, or a layer of it, packed. */
 export interface Brick {
   readonly index: number;
   readonly encoding: Encoding;
   readonly data: Uint8Array;
+  readonly layer: Layer;
+  /** The number of bits in the enhancement layer; 0 for whole voxels. */
+  readonly low_bits: number;
 }
 
 /** One step of a history: its request, and the voxels that it flipped. */
@@ -184,6 +189,8 @@ export interface ImageProgress {
   readonly type: 'image_progress';
   readonly image: string;
   readonly received: readonly number[];
+  /** Bricks of which only the base layer was received. */
+  readonly received_base: readonly number[];
   readonly present: number;
   readonly total: number;
 }

@@ -2,14 +2,15 @@
 import { pack } from './arrays';
 import { ClientError } from './errors';
 import type { Index } from './geometry';
+import { keepLayer, type Split } from './layers';
 import type { DType, Encoding } from './messages';
 import { sumSlab, type SlabSums } from './statistics';
 import { wireArray, wireType, type WireVoxels } from './voxels';
 
 /** Packs bricks and sums statistics. Its arguments' arrays are no longer usable afterwards. */
 export interface Packer {
-  /** Pack bytes. */
-  pack(plain: Uint8Array<ArrayBuffer>, encoding: Encoding): Promise<Uint8Array<ArrayBuffer>>;
+  /** Pack the bytes of voxels, or with `split` those of a layer of them. */
+  pack(plain: Uint8Array<ArrayBuffer>, encoding: Encoding, split?: Split): Promise<Uint8Array<ArrayBuffer>>;
   /** Return the sums of a slab of `counts` voxels along its axes, the slowest first. */
   sum(voxels: WireVoxels, counts: Index): Promise<SlabSums>;
   /** End the Worker, if there is one. */
@@ -18,7 +19,7 @@ export interface Packer {
 
 /** Work for the Worker. */
 export type PackingTask =
-  | { readonly kind: 'pack'; readonly plain: ArrayBuffer; readonly encoding: Encoding }
+  | { readonly kind: 'pack'; readonly plain: ArrayBuffer; readonly encoding: Encoding; readonly split?: Split }
   | { readonly kind: 'sum'; readonly voxels: ArrayBuffer; readonly dtype: DType; readonly counts: Index };
 
 /** The Worker's answers, in the order of the tasks. */
@@ -28,9 +29,9 @@ export type PackingResult =
 
 /** Perform a task. */
 export function perform(task: PackingTask): PackingResult {
-  return task.kind === 'pack'
-    ? { kind: 'pack', packed: pack(new Uint8Array(task.plain), task.encoding) }
-    : { kind: 'sum', sums: sumSlab(wireArray(task.dtype, task.voxels), task.counts) };
+  if (task.kind === 'sum') return { kind: 'sum', sums: sumSlab(wireArray(task.dtype, task.voxels), task.counts) };
+  if (task.split !== undefined) keepLayer(task.plain, task.split);
+  return { kind: 'pack', packed: pack(new Uint8Array(task.plain), task.encoding) };
 }
 
 /**
@@ -58,9 +59,9 @@ class TaskPacker implements Packer {
     readonly close: () => void,
   ) {}
 
-  async pack(plain: Uint8Array<ArrayBuffer>, encoding: Encoding): Promise<Uint8Array<ArrayBuffer>> {
-    if (encoding === 'raw') return plain;
-    const result = await this.run({ kind: 'pack', plain: plain.buffer, encoding }, plain.buffer);
+  async pack(plain: Uint8Array<ArrayBuffer>, encoding: Encoding, split?: Split): Promise<Uint8Array<ArrayBuffer>> {
+    if (encoding === 'raw' && split === undefined) return plain;
+    const result = await this.run({ kind: 'pack', plain: plain.buffer, encoding, split }, plain.buffer);
     if (result.kind !== 'pack') throw new Error('The packing Worker answered another task.');
     return result.packed;
   }

@@ -23,6 +23,10 @@ import type { ClientMessage, FreeMemory, Limits, Model, RunLengthMask, ServerMes
 
 /** Version of the protocol, that of protocol.md. */
 export const PROTOCOL_VERSION = 1;
+/** The feature of bricks in two layers. */
+export const LAYERED_BRICKS = 'layered_bricks';
+/** Features of this client beyond the messages of its protocol version. */
+export const FEATURES: readonly string[] = [LAYERED_BRICKS];
 /** Limit of a message in bytes, in both directions. */
 export const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
 /** Limit of a segment's steps, done and undone each. */
@@ -157,6 +161,7 @@ const MESSAGES: { [T in ServerMessage['type']]: Check<Extract<ServerMessage, { t
     type: oneOf('image_progress'),
     image: name,
     received: array(count, MAX_BRICKS),
+    received_base: optional(array(count, MAX_BRICKS), []),
     present: count,
     total: count,
   }),

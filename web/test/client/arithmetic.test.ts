@@ -6,6 +6,7 @@ import { pack, unpack } from '../../src/client/arrays';
 import { bricksOfBits, Grid } from '../../src/client/bricks';
 import { wholeBox, type Box, type Index } from '../../src/client/geometry';
 import { ImageSource, type Voxels } from '../../src/client/imageSource';
+import { chooseLowBits, keepLayer } from '../../src/client/layers';
 import { checksum, compose, countRuns, flip, makeMask, NO_CHANGE, readMask, runsOf } from '../../src/client/masks';
 import type { DType, Encoding } from '../../src/client/messages';
 import { createPacker } from '../../src/client/packing';
@@ -35,6 +36,8 @@ interface Cases {
   }[];
   readonly arrays: { dtype: DType; elements: number[]; encoding: Encoding; data: string }[];
   readonly invalid_arrays: { dtype: DType; count: number; encoding: string; data: string; error: string }[];
+  readonly layers: { dtype: DType; low_bits: number; voxels: number[]; base: number[]; enhancement: number[] }[];
+  readonly low_bits: { dtype: DType; std: number; largest: number; low_bits: number }[];
 }
 
 const cases = JSON.parse(readFileSync(join(FOLDER, 'arithmetic.json'), 'utf8')) as Cases;
@@ -126,6 +129,18 @@ describe('the arithmetic', () => {
     const plain = new Uint8Array(wireArrayOf(dtype, elements).buffer);
     expect(unpack(hex(data), encoding, plain.length)).toEqual(plain);
     expect(unpack(pack(plain, encoding), encoding, plain.length)).toEqual(plain);
+  });
+
+  it.each(cases.layers)('of $low_bits low bits of $dtype', ({ dtype, low_bits, voxels, ...layers }) => {
+    for (const layer of ['base', 'enhancement'] as const) {
+      const array = wireArrayOf(dtype, voxels);
+      keepLayer(array.buffer, { layer, lowBits: low_bits, dtype });
+      expect(new Uint8Array(array.buffer)).toEqual(new Uint8Array(wireArrayOf(dtype, layers[layer]).buffer));
+    }
+  });
+
+  it.each(cases.low_bits)('of the low bits of $dtype, $std and $largest', ({ dtype, std, largest, low_bits }) => {
+    expect(chooseLowBits(dtype, std, largest)).toBe(low_bits);
   });
 
   // Other encodings are refused when the message is read.

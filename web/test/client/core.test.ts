@@ -157,7 +157,7 @@ describe('the core', () => {
     core.setImage(large);
     tell({ type: 'image_progress', image: large.name, received: [], present: 0, total: 32 });
     const batch = core.nextBricks();
-    expect(batch?.indices).toHaveLength(2);
+    expect(batch?.parts).toHaveLength(2);
   });
 });
 

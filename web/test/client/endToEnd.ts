@@ -37,6 +37,10 @@ const encoder = new Encoder();
 const decoder = new Decoder();
 let connection: Connection;
 let fetched = 0;
+/** Bricks for which a prediction waits, and those of them that are present. */
+let waited = { done: 0, total: 0 };
+/** The first preview, and the bricks at that time. */
+let firstPreview: { done: number; total: number; voxels: number } | null = null;
 
 // No long back-off for a client that loses many connections.
 Math.random = () => 0.01;
@@ -67,7 +71,10 @@ async function execute(command: Command): Promise<unknown> {
 function connect(address: string): Promise<void> {
   connection = new Connection(address, { packer });
   connection.onEvent((event) => {
-    if (event.type === 'mask_delta' && event.request === null) fetched++;
+    if (event.type === 'progress' && event.state === 'waiting_for_image') waited = event;
+    if (event.type !== 'mask_delta') return;
+    if (event.request === null) fetched++;
+    if (!event.final) firstPreview ??= { done: waited.done, total: waited.total, voxels: event.voxels };
   });
   return new Promise((resolve, reject) => {
     connection.onState((now) => {
@@ -116,8 +123,9 @@ function send(core: Core<ImageSource>, { method, segment, point, box, mask, opti
 
 function state(): unknown {
   const { core } = connection;
-  const segments = [...core.segments.values()].map(({ name, revision, voxels, mask, steps, undone }) => ({
+  const segments = [...core.segments.values()].map(({ name, shape, revision, voxels, mask, steps, undone }) => ({
     name,
+    shape,
     revision,
     voxels,
     mask,
@@ -126,7 +134,7 @@ function state(): unknown {
   }));
   const welcome =
     core.welcome === null ? null : { ...core.welcome, revisions: Object.fromEntries(core.welcome.revisions) };
-  return { segments, welcome, fetched };
+  return { segments, welcome, fetched, first_preview: firstPreview };
 }
 
 async function main(): Promise<void> {

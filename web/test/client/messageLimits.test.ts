@@ -38,7 +38,7 @@ describe('messages', () => {
 
   it('may list all bricks', () => {
     const received = Array.from({ length: MAX_BRICKS }, (_, index) => index);
-    const message = { type: 'image_progress', image: 'a', received, present: 1, total: MAX_BRICKS };
+    const message = { type: 'image_progress', image: 'a', received, received_base: [], present: 1, total: MAX_BRICKS };
     expect(decode(encode(message))).toEqual(message);
   });
 

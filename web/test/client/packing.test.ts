@@ -37,6 +37,19 @@ describe.each([
     expect(unpack(deflated, 'deflate', 1000)).toEqual(plain);
   });
 
+  it('packs the layers of voxels', async () => {
+    const packer = make();
+    const plain = new Uint8Array(Int16Array.of(37, -5, 0).buffer);
+    const layers = (['base', 'enhancement'] as const).map(async (layer) => {
+      const packed = await packer.pack(plain.slice(), 'deflate', { layer, lowBits: 5, dtype: 'int16' });
+      return [...new Int16Array(unpack(packed, 'deflate', 6).slice().buffer)];
+    });
+    expect(await Promise.all(layers)).toEqual([
+      [32, -32, 0],
+      [5, 27, 0],
+    ]);
+  });
+
   it('sums slabs, and answers in order', async () => {
     const packer = make();
     const [one, , two] = await Promise.all([

@@ -191,7 +191,10 @@ export class Runner {
     let image = '';
     for (let batch = this.core.nextBricks(); batch !== null; batch = this.core.nextBricks()) {
       const { source } = batch.image;
-      const bricks = batch.indices.map((index) => ({ index, encoding: 'raw' as const, data: source.brick(index) }));
+      const bricks = batch.parts.map(({ index, layer }) => {
+        assert.equal(layer, 'whole', 'no welcome of the suite has the feature of layers');
+        return { index, encoding: 'raw' as const, data: source.brick(index), layer, low_bits: 0 };
+      });
       const message = decoder.decode(this.core.brickFrame(batch, bricks)) as ValueMap;
       image = message.image as string;
       assert(bricks.length <= 64);
@@ -415,9 +418,9 @@ async function makeImage(name: string, image: JsonMap): Promise<NamedImage> {
   }
   const source = new ImageSource(name, shape, voxels, [1, shape[0], shape[0] * shape[1]]);
   await source.prepare(createPacker());
-  const { statistics, dtype } = source;
+  const { statistics, dtype, lowBits } = source;
   assert(isEqual([image.mean, image.std], [statistics.mean, statistics.std]), JSON.stringify(statistics));
-  return { name, shape, dtype, statistics, source };
+  return { name, shape, dtype, statistics, lowBits, source };
 }
 
 /** The bytes of a brick of an image of the files. */

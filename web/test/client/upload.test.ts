@@ -1,0 +1,198 @@
+/** Upload of the image: which bricks and layers of them the client sends, and in which encoding. */
+import { Decoder, Encoder } from '@msgpack/msgpack';
+import { describe, expect, it } from 'vitest';
+import { unpack } from '../../src/client/arrays';
+import { MAX_BASE_LAYERS } from '../../src/client/bricks';
+import { Core } from '../../src/client/core';
+import { boxShape, countVoxels, wholeBox, type Index } from '../../src/client/geometry';
+import { ImageSource } from '../../src/client/imageSource';
+import type { Brick } from '../../src/client/messages';
+import { createPacker } from '../../src/client/packing';
+import { LAYERED_BRICKS } from '../../src/client/protocol';
+import { WELCOME, type Message } from './fakeServer';
+import { Random } from './random';
+
+const LAYERED = { ...WELCOME, encoding: 'deflate', features: [LAYERED_BRICKS] };
+/** 64 bricks, which are thin so that they are packed fast. */
+const SHAPE: Index = [256, 256, 2];
+const packer = createPacker();
+
+/** Noise of about the deviation of a CT, 500. */
+async function ctLike(shape: Index): Promise<ImageSource> {
+  const random = new Random(0);
+  const voxels = Int16Array.from({ length: countVoxels(shape) }, () => random.integer(-866, 866));
+  const image = new ImageSource('scan', shape, voxels, [shape[1] * shape[2], shape[2], 1]);
+  await image.prepare(packer);
+  return image;
+}
+
+/** A core with an announced image, a server that receives its bricks, and a clock. */
+class Session {
+  now = 100;
+  readonly core = new Core<ImageSource>({ clock: () => this.now });
+  /** The parts that were sent, in order. */
+  readonly sent: string[] = [];
+  /** The indices of bricks that were acknowledged before the prompt waited. */
+  readonly first: number[] = [];
+
+  constructor(
+    readonly image: ImageSource,
+    welcome: Message = LAYERED,
+  ) {
+    this.core.start();
+    this.tell(welcome);
+    this.core.setImage(image);
+  }
+
+  tell(message: Message): void {
+    this.core.receive(new Encoder().encode(message));
+  }
+
+  /** Acknowledge the first four messages after some seconds each, and let a prompt wait for all other bricks. */
+  async waitingPrompt(seconds: number): Promise<void> {
+    const id = this.core.addPoint('a', [0, 0, 0]);
+    this.acknowledge([]);
+    for (let n = 0; n < 4; n++) {
+      const bricks = await this.nextParts();
+      this.first.push(...bricks.map(({ index }) => index));
+      this.now += seconds;
+      this.acknowledge(bricks);
+    }
+    this.sent.length = 0;
+    this.tell({ type: 'progress', id, state: 'waiting_for_image', done: 0, total: 8, box: wholeBox(this.image.shape) });
+  }
+
+  async nextParts(): Promise<Brick[]> {
+    const batch = this.core.nextBricks();
+    if (batch === null) return [];
+    const packed = await Promise.all(batch.parts.map((part) => batch.image.packBrick(part, batch.encoding, packer)));
+    const { bricks } = new Decoder().decode(this.core.brickFrame(batch, packed)) as { bricks: Brick[] };
+    this.sent.push(...bricks.map(({ index, layer }) => `${layer} ${index}`));
+    return bricks;
+  }
+
+  acknowledge(parts: readonly Brick[]): void {
+    const indices = (isBase: boolean) => parts.filter(({ layer }) => (layer === 'base') === isBase).map((b) => b.index);
+    this.tell({
+      type: 'image_progress',
+      image: this.image.name,
+      received: indices(false),
+      received_base: indices(true),
+      present: 0,
+      total: this.image.grid.length,
+    });
+  }
+
+  /** Receive all parts, each message in a second. */
+  async receiveAll(onParts: (parts: readonly Brick[]) => void = () => undefined): Promise<void> {
+    for (let parts = await this.nextParts(); parts.length > 0; parts = await this.nextParts()) {
+      onParts(parts);
+      this.now += 1;
+      this.acknowledge(parts);
+    }
+  }
+}
+
+describe('on a slow link', () => {
+  it('a waiting prompt gets all base layers first, and then all voxels', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    const { image } = session;
+    await session.waitingPrompt(1);
+    const received = new Map<number, Uint8Array>();
+    await session.receiveAll((parts) => {
+      for (const { index, data, encoding, layer, low_bits } of parts) {
+        expect([encoding, low_bits]).toEqual(['deflate', 5]);
+        const bits = unpack(data, encoding, 2 * countVoxels(boxShape(image.grid.box(index))));
+        const base = received.get(index) ?? new Uint8Array(bits.length);
+        expect(received.has(index)).toBe(layer === 'enhancement');
+        received.set(
+          index,
+          bits.map((byte, at) => byte | base[at]),
+        );
+      }
+    });
+    const left = [...image.grid.nearestFirst([0, 0, 0], [])].filter((index) => !session.first.includes(index));
+    expect(left.length).toBeGreaterThan(8);
+    expect(session.sent).toEqual([...left.map((i) => `base ${i}`), ...left.map((i) => `enhancement ${i}`)]);
+    for (const index of left) expect(received.get(index)).toEqual(image.brick(index));
+  });
+
+  it('no brick is lost if the focus changes between its layers', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    await session.waitingPrompt(1);
+    let n = 0;
+    await session.receiveAll(() => {
+      if (n++ % 3 === 0) session.core.addPoint('a', [(50 * n) % 256, (70 * n) % 256, 0]);
+    });
+    expect(new Set(session.sent).size).toBe(session.sent.length);
+    const layers = (layer: string) =>
+      session.sent
+        .flatMap((part) => (part.startsWith(layer) ? [Number(part.split(' ')[1])] : []))
+        .sort((a, b) => a - b);
+    expect(layers('base').length).toBeGreaterThan(0);
+    expect(layers('enhancement')).toEqual(layers('base'));
+    const all = [...session.first, ...layers('whole'), ...layers('base')].sort((a, b) => a - b);
+    expect(all).toEqual(Array.from({ length: session.image.grid.length }, (_, index) => index));
+  });
+
+  it('few bricks have a base layer alone', async () => {
+    // A thin image has many bricks.
+    const session = new Session(await ctLike([32 * (MAX_BASE_LAYERS + 100), 1, 1]));
+    await session.waitingPrompt(1);
+    let [alone, most] = [0, 0];
+    await session.receiveAll((parts) => {
+      for (const { layer } of parts) alone += Number(layer === 'base') - Number(layer === 'enhancement');
+      most = Math.max(alone, most);
+    });
+    expect([alone, most]).toEqual([0, MAX_BASE_LAYERS]);
+  });
+
+  it('bricks that began raw, near the server, are deflated', async () => {
+    const session = new Session(await ctLike([512, 256, 2]), { ...WELCOME, encoding: 'raw' });
+    session.acknowledge([]);
+    const encodings = new Set<string>();
+    await session.receiveAll((parts) => encodings.add(parts[0].encoding));
+    expect([...encodings]).toEqual(['raw', 'deflate']);
+  });
+});
+
+describe('bricks are whole', () => {
+  it.each([
+    ['the server knows no layers', { ...LAYERED, features: [] }, 1],
+    ['the link is fast', LAYERED, 0.001],
+  ])('if %s', async (_, welcome, seconds) => {
+    const session = new Session(await ctLike(SHAPE), welcome);
+    await session.waitingPrompt(seconds);
+    expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
+  });
+
+  it('if previews are off', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.tell({ type: 'done', id: session.core.setOptions({ previews: false }) });
+    await session.waitingPrompt(1);
+    expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
+  });
+
+  it('if no prompt waits', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.acknowledge([]);
+    await session.receiveAll((parts) => {
+      expect(kindsOf(parts)).toEqual(['whole 0']);
+    });
+    expect(session.sent).toHaveLength(session.image.grid.length);
+  });
+
+  it('if their low bits are no noise', async () => {
+    const voxels = Uint8Array.from({ length: countVoxels(SHAPE) }, (_, at) => at % 5);
+    const image = new ImageSource('mask', SHAPE, voxels, [SHAPE[1] * SHAPE[2], SHAPE[2], 1]);
+    await image.prepare(packer);
+    const session = new Session(image);
+    await session.waitingPrompt(1000);
+    expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
+  });
+});
+
+/** The layers and the numbers of low bits among parts. */
+function kindsOf(parts: readonly Brick[]): string[] {
+  return [...new Set(parts.map(({ layer, low_bits }) => `${layer} ${low_bits}`))];
+}
