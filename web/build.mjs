@@ -98,10 +98,11 @@ const withoutZarrCodecs = {
 
 /** Texts of licenses that packages lack, from their repositories and those of what they contain. */
 const MISSING_LICENSES = {
-  '@cornerstonejs/codec-charls': 'licenses/codec-charls.txt',
-  '@cornerstonejs/codec-libjpeg-turbo-8bit': 'licenses/codec-libjpeg-turbo-8bit.txt',
-  '@cornerstonejs/codec-openjpeg': 'licenses/codec-openjpeg.txt',
-  '@niivue/niivue': 'licenses/niivue.txt',
+  '@cornerstonejs/codec-charls': ['licenses/codec-charls.txt'],
+  '@cornerstonejs/codec-libjpeg-turbo-8bit': ['licenses/codec-libjpeg-turbo-8bit.txt'],
+  '@cornerstonejs/codec-openjpeg': ['licenses/codec-openjpeg.txt'],
+  // It contains the font Roboto, which is under the same license as this project.
+  '@niivue/niivue': ['licenses/niivue.txt', 'licenses/roboto.txt', '../LICENSE'],
 };
 
 /** Return the licenses of all packages in the bundles. */
@@ -115,7 +116,7 @@ function licenses() {
     const { name, version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
     const found = readdirSync(folder).filter((file) => /^(licen[cs]e|copying|notice)/i.test(file));
     const texts = found.sort().map((file) => join(folder, file));
-    if (name in MISSING_LICENSES) texts.push(MISSING_LICENSES[name]);
+    texts.push(...(MISSING_LICENSES[name] ?? []));
     if (texts.length === 0)
       throw new Error(`${name} ${version} has no license file. Add its text to MISSING_LICENSES.`);
     return [`${name} ${version}: ${license}`, ...texts.map((file) => readFileSync(file, 'utf8'))];
