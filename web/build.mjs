@@ -101,8 +101,8 @@ const MISSING_LICENSES = {
   '@cornerstonejs/codec-charls': ['licenses/codec-charls.txt'],
   '@cornerstonejs/codec-libjpeg-turbo-8bit': ['licenses/codec-libjpeg-turbo-8bit.txt'],
   '@cornerstonejs/codec-openjpeg': ['licenses/codec-openjpeg.txt'],
-  // It contains the font Roboto, which is under the same license as this project.
-  '@niivue/niivue': ['licenses/niivue.txt', 'licenses/roboto.txt', '../LICENSE'],
+  // It contains the font Roboto.
+  '@niivue/niivue': ['licenses/niivue.txt', 'licenses/roboto.txt'],
 };
 
 /** Return the licenses of all packages in the bundles. */
