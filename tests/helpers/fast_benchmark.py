@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import itertools
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +63,7 @@ def _link(*_: object) -> Iterator[_Relay]:
 
 @contextmanager
 def _serve(system: SystemUnderTest, served: ServedModel) -> Iterator[Server]:
-    yield Server(1, os.getpid())
+    yield Server(1, 1)
 
 
 def _make_models(folder: Path) -> str:
@@ -88,6 +87,7 @@ def all_measurements(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int |
     work = workload.make_workload(_SMALL)
     monkeypatch.setattr(Workload, "size", " x ".join(map(str, SHAPE)))
     monkeypatch.setattr(SystemUnderTest, "serve", _serve)
+    monkeypatch.setattr(Server, "peak_bytes", lambda _: 1)  # works on Linux only
     monkeypatch.setattr(systems, "connect", lambda _: _Session())
     monkeypatch.setattr(systems, "nnInteractiveRemoteInferenceSession", MagicMock())
     monkeypatch.setattr(measure, "link", _link)
