@@ -31,7 +31,7 @@ def test_every_step_of_the_trial_succeeds(tmp_path: Path) -> None:
     assert ("a session", "large box", "has previews") in checks
     assert ("out of memory", "an oversized image", "is refused as out_of_memory") in checks
     assert ("out of memory", "afterwards", "equals the undisturbed mask") in checks
-    assert ("a lost worker", "embedded, after prompt 4", "equals the undisturbed mask") in checks
+    assert ("a lost worker", "embedded, after prompt 3", "equals the undisturbed mask") in checks
     text = (tmp_path / "report.md").read_text()
     assert "## GPU, image on the device" in text
     assert "| without / with | a pass |" in text
