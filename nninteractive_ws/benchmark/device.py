@@ -8,6 +8,7 @@ workload, the number of runs of each prompt, and torch's name of the device. Pri
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 import itertools
 import json
@@ -86,9 +87,8 @@ def measure(model: Path, workload: Workload, times: int, device_name: str) -> It
         for run in range(times):
             for prompt in workload.prompts.values():
                 measured = {name: _measure_prompt(session, prompt, stopwatch) for name, session in sessions.items()}
-                yield from _measurements(
-                    measured, f"{'compiled, ' * compiled}{describe(prompt.kind, prompt.positive)}", run
-                )
+                case = f"{'compiled, ' * compiled}{describe(prompt.kind, prompt.positive)}"
+                yield from _measurements(measured, workload.size, case, run)
 
 
 def _measure_prompt(session: _PromptTarget, prompt: SimulatedPrompt, stopwatch: Stopwatch) -> dict[str, float]:
@@ -109,17 +109,19 @@ def _measure_prompt(session: _PromptTarget, prompt: SimulatedPrompt, stopwatch: 
     }
 
 
-def _measurements(measured: Mapping[str, dict[str, float]], case: str, run: int) -> Iterator[Measurement]:
+def _measurements(measured: Mapping[str, dict[str, float]], size: str, case: str, run: int) -> Iterator[Measurement]:
     """Pair this project's session in each location with the official one."""
     for location in _LOCATIONS:
         for system, name in ((OFFICIAL, OFFICIAL.name), (OWN, location)):
-            yield Measurement("GPU", system.name, f"image {location}, {case}", run, measured[name])
+            yield Measurement(f"GPU, image {location}", size, system.name, case, run, measured[name])
 
 
 def main() -> None:
     model, folder, times, device = sys.argv[1:]
-    for measurement in measure(Path(model), Workload.load(Path(folder)), int(times), device):
-        print(json.dumps(asdict(measurement)), flush=True)
+    results = sys.stdout
+    with redirect_stdout(sys.stderr):  # nnInteractive prints, too
+        for measurement in measure(Path(model), Workload.load(Path(folder)), int(times), device):
+            print(json.dumps(asdict(measurement)), file=results, flush=True)
 
 
 if __name__ == "__main__":

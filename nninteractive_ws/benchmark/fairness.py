@@ -19,7 +19,9 @@ from nninteractive_ws.benchmark.measure import (
     each_prompt,
     open_and_prompt,
     open_image,
+    prompts_within,
     time_prompt,
+    times_to_mask,
 )
 from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, OWN_HTTP, Client, Server, SystemUnderTest
 from nninteractive_ws.benchmark.workload import Workload
@@ -30,7 +32,7 @@ _CLICKS, _PAUSE_S, _HEAD_START_S = 3, 0.3, 3.0
 
 
 def fairness(
-    servers: Mapping[str, Server], workload: Workload, workload_folder: Path, case: str, times: int
+    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, workload_folder: Path, times: int
 ) -> Iterator[Measurement]:
     """Measure clicks alone, and beside a user who prompts large boxes without a pause.
 
@@ -45,6 +47,7 @@ def fairness(
             client.wait_for_upload()
             client.send_prompt(workload.prompts["point", True])  # warm-up, not measured
             alone = _click(client, workload)
+            beyond = [pass_log.seconds_beyond(*interval) for interval in alone]
             heavy = ClientProcess("heavy_user", system.name, str(port), str(workload_folder))
             with heavy.process:  # it ends at the end of its standard input
                 heavy.read_line()
@@ -57,35 +60,31 @@ def fairness(
         finally:
             client.close()
         return {
-            "alone, median s": float(np.median(alone)),
-            "alone, maximum s": max(alone),
-            "beside it, median s": float(np.median(beside)),
-            "beside it, maximum s": max(beside),
-            "heavy prompts a minute": 60 * _share(prompts, started, ended) / (ended - started),
+            **_summary("a click alone", [end - start for start, end in alone]),
+            "beyond the network, median s": float(np.median(beyond)),
+            **_summary("beside the heavy user", [end - start for start, end in beside]),
+            "heavy user, prompts a minute": 60 * prompts_within(prompts, started, ended) / (ended - started),
         }
 
-    return _compare("a click beside a heavy user", case, times, measure)
+    return _compare("a click beside a heavy user", workload, times, measure)
 
 
-def _click(client: Client, workload: Workload) -> list[float]:
-    """Click some times, as on a new object. Return the seconds to each result."""
-    seconds = []
+def _summary(name: str, seconds: list[float]) -> dict[str, float]:
+    return {f"{name}, median s": float(np.median(seconds)), f"{name}, maximum s": max(seconds)}
+
+
+def _click(client: Client, workload: Workload) -> list[tuple[float, float]]:
+    """Click some times, as on a new object. Return the times of each click and its result."""
+    intervals = []
     for _ in range(_CLICKS):
         client.reset()
         started = time.monotonic()
-        seconds.append(client.send_prompt(workload.prompts["point", True]).final - started)
+        intervals.append((started, client.send_prompt(workload.prompts["point", True]).final))
         time.sleep(_PAUSE_S)
-    return seconds
+    return intervals
 
 
-def _share(prompts: list[tuple[float, float]], started: float, ended: float) -> float:
-    """Return how many prompts were processed in an interval. Those at its ends count in part."""
-    return sum(max(0.0, min(end, ended) - max(sent, started)) / (end - sent) for sent, end in prompts)
-
-
-def api_cost(
-    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
-) -> Iterator[Measurement]:
+def api_cost(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, times: int) -> Iterator[Measurement]:
     """Measure the upload of the image, the first mask, and prompts without the network's passes."""
     clients = {system.name: system.connect(_port(servers, system)) for system in _SYSTEMS}
 
@@ -93,11 +92,11 @@ def api_cost(
         port, client = _port(servers, system), clients[system.name]
         measured = {
             "whole image, s": open_image(system, port, workload),
-            "first mask, s": open_and_prompt(system, port, workload)["first mask, s"],
+            **times_to_mask(open_and_prompt(system, port, workload), pass_log),
         }
         prompts = list(each_prompt(client, workload, time_prompt(pass_log)))
         for kind, positive, prompt in prompts:
-            measured[f"{describe(kind, positive)}, ms"] = prompt["beyond the network, ms"]
+            measured[f"{describe(kind, positive)} beyond the network, ms"] = prompt["beyond the network, ms"]
         return {**measured, "passes of all prompts": sum(prompt["passes"] for *_, prompt in prompts)}
 
     try:
@@ -106,22 +105,22 @@ def api_cost(
             client.wait_for_upload()
             for prompt in workload.prompts.values():  # warm-up, not measured
                 client.send_prompt(prompt)
-        yield from _compare("cost of the HTTP API", case, times, measure)
+        yield from _compare("cost of the HTTP API", workload, times, measure)
     finally:
         for client in clients.values():
             client.close()
 
 
 def _compare(
-    part: str, case: str, times: int, measure: Callable[[SystemUnderTest], dict[str, float]]
+    part: str, workload: Workload, times: int, measure: Callable[[SystemUnderTest], dict[str, float]]
 ) -> Iterator[Measurement]:
     """Measure the systems in alternating order, and pair each client of this project's server with the official one."""
     for run in range(times):
         order = _SYSTEMS if run % 2 == 0 else _SYSTEMS[::-1]
         measured = {system.name: measure(system) for system in order}
         for system, client in ((OWN_HTTP, "official client"), (OWN, "own client")):
-            yield Measurement(part, OFFICIAL.name, f"{case}, {client}", run, measured[OFFICIAL.name])
-            yield Measurement(part, OWN.name, f"{case}, {client}", run, measured[system.name])
+            for compared, name in ((OFFICIAL, OFFICIAL.name), (OWN, system.name)):
+                yield Measurement(part, workload.size, compared.name, client, run, measured[name])
 
 
 def _port(servers: Mapping[str, Server], system: SystemUnderTest) -> int:

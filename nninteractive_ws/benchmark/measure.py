@@ -34,6 +34,8 @@ LINKS = (
     LinkSpeed("100 Mbit/s", 100e6, 0.0),
     LinkSpeed("20 Mbit/s, 20 ms", 20e6, 0.02),
 )
+#: Name of no link.
+LOOPBACK = "loopback"
 #: A link that only counts bytes.
 _UNLIMITED = LinkSpeed("counting", 1e12, 0.0)
 #: Numbers of simultaneous clients, and number of prompts of each.
@@ -42,9 +44,10 @@ CLIENTS, _PROMPTS_EACH = (1, 2, 4, 8), 6
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement. ``measured``: values by quantity and unit."""
+    """One measurement. ``volume``: its size in voxels. ``measured``: values by quantity and unit."""
 
     part: str
+    volume: str
     system: str
     case: str
     run: int
@@ -57,14 +60,15 @@ class PassLog:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def between(self, start: float, end: float) -> list[float]:
-        """Return the seconds of each pass that started in an interval of time.monotonic()."""
+    def within(self, start: float, end: float) -> list[float]:
+        """Return the seconds of each pass within an interval of time.monotonic(). Passes at its ends count in part."""
         lines = [line.split() for line in self._file.read_text().splitlines()]
-        return [float(took) for began, took in lines if start <= float(began) <= end]
+        passes = [(float(began), float(began) + float(took)) for began, took in lines]
+        return [min(ended, end) - max(began, start) for began, ended in passes if began < end and ended > start]
 
     def seconds_beyond(self, start: float, end: float) -> float:
-        """Return the seconds of an interval outside of passes."""
-        return end - start - sum(self.between(start, end))
+        """Return the seconds of an interval in which no pass runs."""
+        return end - start - sum(self.within(start, end))
 
 
 @contextmanager
@@ -84,37 +88,68 @@ def alternate(times: int) -> Iterator[tuple[int, SystemUnderTest]]:
 # ---- first mask --------------------------------------------------------------------------------------------
 
 
-def first_mask(
-    servers: Mapping[str, Server], workload: Workload, case: str, speed: LinkSpeed | None, times: int
-) -> Iterator[Measurement]:
-    """Measure the time from connecting to the first mask, and to the complete upload of the image.
+@dataclass(frozen=True)
+class Opening:
+    """Times of time.monotonic(): connecting, the first mask, the result, and both result and whole image."""
 
-    The upload is measured while a prompt is processed, and without a prompt. Official clients can only prompt after the
-    upload. ``speed``: of the emulated link; None: loopback.
+    started: float
+    first: float
+    result: float
+    complete: float
+
+
+def first_mask(
+    servers: Mapping[str, Server],
+    pass_log: PassLog,
+    workload: Workload,
+    case: str,
+    speed: LinkSpeed | None,
+    times: int,
+    *,
+    part: str = "first mask",
+    with_image: bool = False,
+) -> Iterator[Measurement]:
+    """Measure the time from connecting to the first mask, and to the result of its prompt.
+
+    ``with_image``: also measure the upload of the whole image, while a prompt is processed and without a prompt.
+    Official clients can only prompt after the upload. ``speed``: of the emulated link; None: loopback.
     """
     for run, system in alternate(times):
         with ExitStack() as stack:
             port = servers[system.name].port
             relay = None if speed is None else stack.enter_context(link(port, speed))
             reached = port if relay is None else relay.port
-            measured = open_and_prompt(system, reached, workload)
-            if relay is not None:
-                measured["image and prompt up, MB"] = relay.count()[0] / 1e6
-            measured["whole image, s"] = open_image(system, reached, workload)
-        yield Measurement("first mask", system.name, case, run, measured)
+            opening = open_and_prompt(system, reached, workload)
+            yield Measurement(part, workload.size, system.name, case, run, times_to_mask(opening, pass_log))
+            if with_image:
+                seconds = opening.complete - opening.started
+                measured = {
+                    "with a prompt meanwhile, s": seconds,
+                    "beyond the network, s": pass_log.seconds_beyond(opening.started, opening.complete),
+                }
+                if relay is not None:
+                    measured["image and prompt up, MB"] = relay.count()[0] / 1e6
+                measured["without a prompt, s"] = open_image(system, reached, workload)
+                name = LOOPBACK if speed is None else speed.name
+                yield Measurement("whole image", workload.size, system.name, name, run, measured)
 
 
-def open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> dict[str, float]:
-    """Connect, open the volume and prompt. Return the seconds to the first mask, to the result, and to both."""
+def open_and_prompt(system: SystemUnderTest, port: int, workload: Workload) -> Opening:
+    """Connect, open the volume, prompt, and wait for the result and the end of the upload."""
     started = time.monotonic()
     with closing(system.connect(port)) as client:
         client.open(workload.volume)
         answer = client.send_prompt(workload.prompts["point", True])
         uploaded = client.wait_for_upload()
+    return Opening(started, answer.first, answer.final, max(uploaded, answer.final))
+
+
+def times_to_mask(opening: Opening, pass_log: PassLog) -> dict[str, float]:
+    """Return the seconds to the first mask, also without the network's passes until then, and to the result."""
     return {
-        "first mask, s": answer.first - started,
-        "result, s": answer.final - started,
-        "whole image and mask, s": max(uploaded, answer.final) - started,
+        "first mask, s": opening.first - opening.started,
+        "beyond the network, s": pass_log.seconds_beyond(opening.started, opening.first),
+        "result, s": opening.result - opening.started,
     }
 
 
@@ -129,9 +164,7 @@ def open_image(system: SystemUnderTest, port: int, workload: Workload) -> float:
 # ---- prompts -----------------------------------------------------------------------------------------------
 
 
-def prompts(
-    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
-) -> Iterator[Measurement]:
+def prompts(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, times: int) -> Iterator[Measurement]:
     """Measure prompts of each kind: seconds beyond the network's passes, and bytes in both directions.
 
     Positive prompts start from an empty segment, negative ones from its result. If large parts of a zoomed-out
@@ -147,7 +180,7 @@ def prompts(
             client.wait_for_upload()
         for run, system in alternate(times):
             for kind, positive, measured in each_prompt(clients[system.name], workload, time_prompt(pass_log)):
-                yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", run, measured)
+                yield Measurement("prompts", workload.size, system.name, describe(kind, positive), run, measured)
     for system in SYSTEMS:
         with link(servers[system.name].port, _UNLIMITED) as relay:
             client = system.connect(relay.port)
@@ -155,7 +188,7 @@ def prompts(
                 client.open(workload.volume)
                 client.wait_for_upload()
                 for kind, positive, measured in each_prompt(client, workload, _count_bytes(relay)):
-                    yield Measurement("prompt", system.name, f"{case}, {describe(kind, positive)}", 0, measured)
+                    yield Measurement("prompts", workload.size, system.name, describe(kind, positive), 0, measured)
             finally:
                 client.close()
 
@@ -179,13 +212,17 @@ def time_prompt(pass_log: PassLog) -> _Measure:
         started = time.monotonic()
         answer = send()
         return {
-            "passes": len(pass_log.between(started, answer.final)),
-            "first mask, s": answer.first - started,
-            "result, s": answer.final - started,
-            "beyond the network, ms": 1e3 * pass_log.seconds_beyond(started, answer.final),
+            "passes": len(pass_log.within(started, answer.final)),
+            "first mask, ms": 1e3 * (answer.first - started),
+            **_milliseconds("result", pass_log, started, answer.final),
         }
 
     return measure
+
+
+def _milliseconds(name: str, pass_log: PassLog, start: float, end: float) -> dict[str, float]:
+    """Return the milliseconds of an interval, also without the network's passes."""
+    return {f"{name}, ms": 1e3 * (end - start), "beyond the network, ms": 1e3 * pass_log.seconds_beyond(start, end)}
 
 
 def _count_bytes(relay: Link) -> _Measure:
@@ -199,17 +236,15 @@ def _count_bytes(relay: Link) -> _Measure:
 
 
 def describe(kind: str, positive: bool) -> str:
-    """Return a short name of a prompt: its kind and sign."""
-    return f"{kind} {'+' if positive else '-'}"
+    """Return a short name of a prompt: its sign and kind."""
+    return f"{'positive' if positive else 'negative'} {kind}"
 
 
 # ---- history and recovery ----------------------------------------------------------------------------------
 
 
-def history(
-    servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, case: str, times: int
-) -> Iterator[Measurement]:
-    """Measure undo, redo, and switching to another object and back: milliseconds beyond the network's passes.
+def history(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, times: int) -> Iterator[Measurement]:
+    """Measure undo, redo, and switching to another object and back.
 
     The official client has no redo, and a single object. Switching back to an object sends its mask, without its
     prompts.
@@ -227,9 +262,8 @@ def history(
             for name, action in _history_of(clients[system.name], workload):
                 started = time.monotonic()
                 action()
-                ended = time.monotonic()
-                beyond = 1e3 * pass_log.seconds_beyond(started, ended)
-                yield Measurement("history", system.name, f"{case}, {name}", run, {"beyond the network, ms": beyond})
+                measured = _milliseconds("result", pass_log, started, time.monotonic())
+                yield Measurement("history", workload.size, system.name, name, run, measured)
 
 
 def _history_of(client: OwnClient | OfficialClient, workload: Workload) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -240,12 +274,12 @@ def _history_of(client: OwnClient | OfficialClient, workload: Workload) -> Itera
     yield "undo", client.undo
     if isinstance(client, OwnClient):
         yield "redo", client.redo
-        yield "another object", lambda: _in_segment(client, "b", lambda: client.send_prompt(first))
-        yield "and back", lambda: _in_segment(client, "a", lambda: client.send_prompt(second))
+        yield "a click for another object", lambda: _in_segment(client, "b", lambda: client.send_prompt(first))
+        yield "the next click for the first", lambda: _in_segment(client, "a", lambda: client.send_prompt(second))
     else:
         mask = client.mask()
-        yield "another object", lambda: _from_mask(client, None, lambda: client.send_prompt(first))
-        yield "and back", lambda: _from_mask(client, mask, lambda: client.send_prompt(second))
+        yield "a click for another object", lambda: _from_mask(client, None, lambda: client.send_prompt(first))
+        yield "the next click for the first", lambda: _from_mask(client, mask, lambda: client.send_prompt(second))
 
 
 def _in_segment(client: OwnClient, name: str, action: Callable[[], object]) -> None:
@@ -260,12 +294,11 @@ def _from_mask(client: OfficialClient, mask: Mask | None, action: Callable[[], o
     action()
 
 
-def losses(served: ServedModel, pass_log: PassLog, workload: Workload, case: str, times: int) -> Iterator[Measurement]:
+def losses(served: ServedModel, pass_log: PassLog, workload: Workload, times: int) -> Iterator[Measurement]:
     """Measure recovery from a lost connection and from a restarted server.
 
-    The result is the time in seconds from when the server is reachable again to the result of the next prompt, beyond
-    the network's passes. An official session does not survive its server. Its client uploads the volume and the mask
-    again, and the earlier prompts are lost.
+    The time is from when the server is reachable again to the result of the next prompt. An official session does not
+    survive its server. Its client uploads the volume and the mask again, and the earlier prompts are lost.
     """
     for run, system in alternate(times):
         with system.serve(served) as server:
@@ -275,22 +308,20 @@ def losses(served: ServedModel, pass_log: PassLog, workload: Workload, case: str
                 client.wait_for_upload()
                 client.send_prompt(workload.prompts["point", True])
             with link(server.port, _UNLIMITED, first.port):
-                yield _measure_loss(
-                    system, pass_log, f"{case}, a cut connection", run, partial(_prompt_again, client, workload)
-                )
+                action = partial(_prompt_again, client, workload)
+                yield _measure_loss(system, pass_log, workload, "a cut connection", run, action)
         with system.serve(served) as another, link(another.port, _UNLIMITED, first.port):
-            yield _measure_loss(
-                system, pass_log, f"{case}, a restarted server", run, partial(_resume, client, first.port, workload)
-            )
+            action = partial(_resume, client, first.port, workload)
+            yield _measure_loss(system, pass_log, workload, "a restarted server", run, action)
 
 
 def _measure_loss(
-    system: SystemUnderTest, pass_log: PassLog, case: str, run: int, action: Callable[[], object]
+    system: SystemUnderTest, pass_log: PassLog, workload: Workload, case: str, run: int, action: Callable[[], object]
 ) -> Measurement:
     started = time.monotonic()
     action()
-    beyond = pass_log.seconds_beyond(started, time.monotonic())
-    return Measurement("loss", system.name, case, run, {"beyond the network, s": beyond})
+    measured = _milliseconds("result", pass_log, started, time.monotonic())
+    return Measurement("lost connections", workload.size, system.name, case, run, measured)
 
 
 def _prompt_again(client: Client, workload: Workload) -> None:
@@ -354,27 +385,55 @@ def prompt_at_once(processes: Sequence[ClientProcess]) -> list[dict[str, Any]]:
     return [json.loads(client.read_line()) for client in processes]
 
 
-def clients(served: ServedModel, workload_folder: Path, case: str, times: int) -> Iterator[Measurement]:
-    """Measure simultaneous clients, each with its own session, that prompt without a pause."""
+def clients(
+    served: ServedModel, pass_log: PassLog, workload: Workload, workload_folder: Path, times: int
+) -> Iterator[Measurement]:
+    """Measure simultaneous clients, each with its own session, that prompt without a pause.
+
+    ``workload_folder``: contains the saved workload.
+    """
     for n in CLIENTS:
         for run, system in alternate(times):
             with system.serve(served) as server, clients_at(system, server.port, n, workload_folder) as processes:
-                reports = prompt_at_once(processes)
-            sent, first, final = np.concatenate([report["answers"] for report in reports]).T
-            measured = {
-                "a prompt on average, s": float(final.max() - sent.min()) / len(sent),
-                "first mask, median s": float(np.median(first - sent)),
-                "first mask, 95 % s": float(np.percentile(first - sent, 95)),
-                "result, median s": float(np.median(final - sent)),
-                "result, 95 % s": float(np.percentile(final - sent, 95)),
-            }
-            yield Measurement("clients", system.name, f"{case}, clients: {n}", run, measured)
+                answers = [report["answers"] for report in prompt_at_once(processes)]
+            case = "1 client" if n == 1 else f"{n} clients"
+            measured = _times_of_clients(answers, pass_log)
+            yield Measurement("several clients", workload.size, system.name, case, run, measured)
 
 
-def memory(served: ServedModel, workload_folder: Path, case: str) -> Iterator[Measurement]:
+def _times_of_clients(answers: Sequence[Sequence[Sequence[float]]], pass_log: PassLog) -> dict[str, float]:
+    """Summarize the prompts of each client: the times at which they were sent, first answered, and done."""
+    sent, first, final = np.concatenate(answers).T
+    started, ended = float(sent.min()), float(final.max())
+    measured = {
+        "first mask, median s": float(np.median(first - sent)),
+        "first mask, 95 % s": float(np.percentile(first - sent, 95)),
+        "result, median s": float(np.median(final - sent)),
+        "result, 95 % s": float(np.percentile(final - sent, 95)),
+        "a prompt on average, s": (ended - started) / len(sent),
+        "beyond the network, s": pass_log.seconds_beyond(started, ended) / len(sent),
+    }
+    if len(answers) > 1:
+        # While all of them prompt. Then a client that is done leaves its share to the others.
+        start, end = max(of[0][0] for of in answers), min(of[-1][2] for of in answers)
+        counts = [prompts_within([(sent, final) for sent, _, final in of], start, end) for of in answers]
+        measured["slowest client's prompts, % of the mean"] = 100 * min(counts) / float(np.mean(counts))
+    return measured
+
+
+def prompts_within(prompts: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    """Return how many prompts, each from sending to result, were processed in an interval.
+
+    Those at its ends count in part.
+    """
+    return sum(max(0.0, min(final, end) - max(sent, start)) / (final - sent) for sent, final in prompts)
+
+
+def memory(served: ServedModel, workload: Workload, workload_folder: Path) -> Iterator[Measurement]:
     """Measure the peak memory of server and client, and the increase by a second session and a second segment.
 
-    An official session has a single object, so a second object needs a second session.
+    An official session has a single object, so a second object needs a second session. ``workload_folder``: contains
+    the saved workload.
     """
     for system in SYSTEMS:
         peaks = []
@@ -387,10 +446,10 @@ def memory(served: ServedModel, workload_folder: Path, case: str) -> Iterator[Me
                     processes[0].read_line()
                     segment = server.peak_bytes() - peaks[0]
         session = peaks[1] - peaks[0]
-        measured = {
-            "server, one session, MB": peaks[0] / 1e6,
-            "server, a second session, MB": session / 1e6,
-            "server, a second object, MB": (segment if system is OWN else session) / 1e6,
-            "client, beside the volume, MB": reports[0]["added"] / 1e6,
-        }
-        yield Measurement("memory", system.name, case, 0, measured)
+        for case, value in {
+            "server, one session": peaks[0],
+            "server, a second session in addition": session,
+            "server, a second object in addition": segment if system is OWN else session,
+            "client, beside the volume": reports[0]["added"],
+        }.items():
+            yield Measurement("memory", workload.size, system.name, case, 0, {"peak, MB": value / 1e6})

@@ -64,7 +64,7 @@ class TimedNetwork(HalfResolutionUNet):
 
 
 class ThinNetwork(nn.Module):
-    """A minimal network over the official patch. A pass on a CPU takes about as long as one of the official network on
+    """A minimal network. A pass over the official patch on a CPU takes about as long as one of the official network on
     a GPU. It reads the entire input, and predicts the prompts' marks and the previous mask.
     """
 
@@ -137,12 +137,15 @@ def write_embedded(folder: Path, passes_file: Path) -> None:
         architecture["arch_kwargs"]["passes_file"] = str(passes_file)
 
 
-def write_official_geometry(folder: Path, passes_file: Path) -> None:
-    """Create a folder with the thin network and the official patch. Its random weights are reproducible."""
+def write_thin(folder: Path, passes_file: Path, patch: int = _OFFICIAL_PATCH_SIZE) -> None:
+    """Create a folder with the thin network, by default with the official patch. Its random weights are reproducible.
+
+    ``patch``: edge of the patch in voxels, a multiple of 4.
+    """
     torch.manual_seed(0)
     network = ThinNetwork(8, 2, str(passes_file))
     nn.init.normal_(network.conv.weight, std=1e-3)
-    _write(folder, network, {"passes_file": str(passes_file)})
+    _write(folder, network, {"passes_file": str(passes_file)}, patch)
 
 
 def write_local(folder: Path) -> None:
@@ -183,7 +186,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     write_embedded(folder / "embedded", folder / "passes")
-    write_official_geometry(folder / "official", folder / "passes")
+    write_thin(folder / "official", folder / "passes")
     write_local(folder / "local")
     device = pick_device("auto")
     if device.type != "cpu":

@@ -1,6 +1,7 @@
 """Run the parts of the benchmark."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 import json
 import os
 from pathlib import Path
@@ -17,9 +18,14 @@ from nninteractive_ws.geometry import Index
 from nninteractive_ws.processes import python_module
 
 #: Scale factors of the volume's edges, to measure how cost grows. Measured over the second of the links.
-_FRACTIONS = (0.5, 0.75, 1.25)
-#: Volume of simultaneous clients: the demo's phantom, so that many fit on one machine.
+_FRACTIONS = (0.5, 0.75, 1.0, 1.25)
+#: Default volumes: a CT, and for prompts and simultaneous clients the demo's phantom, of which many fit on one machine.
+_LARGE: Index = (512, 512, 256)
 _SMALL: Index = (160, 128, 112)
+#: Default numbers of runs: where a run takes at most a few seconds, and elsewhere.
+SHORT_TIMES, LONG_TIMES = 5, 3
+#: Links on which a run of the first mask takes at most a few seconds.
+_FAST_BITS_PER_S = 1e9
 
 
 def machine() -> dict[str, object]:
@@ -44,88 +50,148 @@ class NoGpu(Exception):
 
 
 def run(
-    parts: Sequence[Part] | None, folder: Path, shape: Index, times: int, on_status: Callable[[str], None]
+    parts: Sequence[Part] | None,
+    folder: Path,
+    shape: Index | None,
+    times: int | None,
+    on_status: Callable[[str], None],
 ) -> Iterator[Measurement]:
     """Run parts of the benchmark, and yield each measurement.
 
     ``parts``: None: all for which this machine has the devices. ``folder``: an empty one, for models, volumes and the
-    servers' logs. ``on_status``: called with the next step. Raises NoGpu, ServerDidNotStart, and the errors of both
-    clients.
+    servers' logs. ``shape``, ``times``: size of the volumes and number of runs; None: the defaults of each part.
+    ``on_status``: called with the next step. Raises NoGpu, ServerDidNotStart, and the errors of both clients.
     """
-    on_status("creating models and a volume")
+    on_status("creating models")
     device = make_models(folder)
     if parts is None:
         parts = [part for part in Part if part is not Part.GPU or device != "cpu"]
     elif Part.GPU in parts and device == "cpu":
         raise NoGpu("--part gpu needs a GPU, and torch finds none on this machine. Choose other parts.")
-    workload = make_workload(shape)
-    pass_log = PassLog(folder / "passes")
-    size = " x ".join(map(str, shape))
-    embedded = ServedModel(folder / "embedded", device)
-    if Part.FIRST_MASK in parts:
-        for model in ("embedded", "official"):
-            on_status(f"first mask, {model} patch")
-            with measure.serve_both(ServedModel(folder / model, device)) as servers:
-                patch = "patch 96" if model == "embedded" else "patch 192"
-                for speed in (None, *LINKS):
-                    name = "loopback" if speed is None else speed.name
-                    yield from measure.first_mask(servers, workload, f"{patch}, {name}", speed, times)
-        with measure.serve_both(embedded) as servers:
-            for fraction in _FRACTIONS:
-                smaller = _scaled(shape, fraction)
-                on_status(f"first mask, {smaller}")
-                case = f"patch 96, {LINKS[1].name}, {' x '.join(map(str, smaller))}"
-                yield from measure.first_mask(servers, make_workload(smaller), case, LINKS[1], times)
-    if Part.PROMPTS in parts or Part.HISTORY in parts:
-        with measure.serve_both(embedded) as servers:
-            if Part.PROMPTS in parts:
-                on_status("prompts")
-                yield from measure.prompts(servers, pass_log, workload, size, times)
-            if Part.HISTORY in parts:
-                on_status("undo, redo, other objects")
-                yield from measure.history(servers, pass_log, workload, size, times)
-        if Part.HISTORY in parts:
-            on_status("cut connections, restarted servers")
-            yield from measure.losses(embedded, pass_log, workload, size, times)
-    yield from _in_processes(parts, folder, device, workload, times, on_status)
+    of_part = {
+        Part.FIRST_MASK: _first_mask,
+        Part.PROMPTS: _prompts,
+        Part.HISTORY: _history,
+        Part.CLIENTS: _clients,
+        Part.FAIRNESS: _fairness,
+        Part.MEMORY: _memory,
+        Part.GPU: _gpu,
+    }
+    setting = _Setting(folder, device, shape, times, on_status)
+    for part in (part for part in Part if part in parts):
+        yield from of_part[part](setting)
 
 
-def _in_processes(
-    parts: Sequence[Part], folder: Path, device: str, workload: Workload, times: int, on_status: Callable[[str], None]
-) -> Iterator[Measurement]:
-    """Run the parts whose clients are in processes of their own."""
-    served = ServedModel(folder / "embedded", device, max(measure.CLIENTS))
-    if Part.CLIENTS in parts:
-        on_status("several clients")
-        yield from measure.clients(served, _save_small(folder)[1], "demo's phantom", times)
-    if Part.FAIRNESS in parts:
-        with measure.serve_both(served) as servers:
-            on_status("a click beside a heavy user")
-            yield from fairness.fairness(servers, *_save_small(folder), "demo's phantom", times)
-            on_status("cost of the HTTP API")
-            size = " x ".join(map(str, workload.volume.shape))
-            yield from fairness.api_cost(servers, PassLog(folder / "passes"), workload, size, times)
-    workload_folder = folder / "workload"
-    if Part.MEMORY in parts or Part.GPU in parts:
-        workload_folder.mkdir()
-        workload.save(workload_folder)
-    if Part.MEMORY in parts:
-        on_status("memory")
-        yield from measure.memory(served, workload_folder, " x ".join(map(str, workload.volume.shape)))
-        for case in session_memory.CASES:
-            on_status(f"memory of a session: {case}")
-            yield session_memory.measure(folder / "local", case)
-    if Part.GPU in parts:
-        on_status("prompts on the GPU, with a network of the official size")
-        yield from on_device(folder / "large", workload_folder, times, device)
+@dataclass(frozen=True)
+class _Setting:
+    """Arguments of all parts, see run()."""
+
+    folder: Path
+    device: str
+    shape: Index | None
+    times: int | None
+    on_status: Callable[[str], None]
+
+    @property
+    def pass_log(self) -> PassLog:
+        return PassLog(self.folder / "passes")
+
+    @property
+    def short_times(self) -> int:
+        return self.times or SHORT_TIMES
+
+    @property
+    def long_times(self) -> int:
+        return self.times or LONG_TIMES
+
+    def served(self, model: str = "embedded", sessions: int = 2) -> ServedModel:
+        return ServedModel(self.folder / model, self.device, sessions)
+
+    def workload(self, default: Index) -> Workload:
+        """Create the workload on a volume of the chosen size, or of the default of the part."""
+        self.on_status("creating a volume")
+        return make_workload(self.shape or default)
+
+    def save(self, workload: Workload) -> Path:
+        """Save a workload for client processes. Return its folder."""
+        folder = self.folder / f"workload {workload.size}"
+        folder.mkdir(exist_ok=True)
+        workload.save(folder)
+        return folder
 
 
-def _save_small(folder: Path) -> tuple[Workload, Path]:
-    """Create the small workload, and save it in a folder. Return both."""
-    workload, small = make_workload(_SMALL), folder / "small"
-    small.mkdir(exist_ok=True)
-    workload.save(small)
-    return workload, small
+def _first_mask(setting: _Setting) -> Iterator[Measurement]:
+    workload = setting.workload(_LARGE)
+    for model, patch in (("embedded", "patch 96"), ("official", "patch 192")):
+        setting.on_status(f"first mask, {model} patch")
+        with measure.serve_both(setting.served(model)) as servers:
+            for speed in (None, *LINKS):
+                fast = speed is None or speed.bits_per_s >= _FAST_BITS_PER_S
+                times = setting.short_times if fast else setting.long_times
+                case = f"{patch}, {measure.LOOPBACK if speed is None else speed.name}"
+                # The image does not depend on the model.
+                measure_image = model == "embedded"
+                yield from measure.first_mask(
+                    servers, setting.pass_log, workload, case, speed, times, with_image=measure_image
+                )
+    speed, shape = LINKS[1], workload.volume.shape
+    with measure.serve_both(setting.served()) as servers:
+        for fraction in _FRACTIONS:
+            i, j, k = (round(n * fraction) for n in shape)
+            scaled = make_workload((i, j, k))
+            setting.on_status(f"first mask, {scaled.size}")
+            part, times = f"first mask at {speed.name}", setting.long_times
+            yield from measure.first_mask(servers, setting.pass_log, scaled, scaled.size, speed, times, part=part)
+
+
+def _prompts(setting: _Setting) -> Iterator[Measurement]:
+    workload = setting.workload(_SMALL)
+    setting.on_status("prompts")
+    with measure.serve_both(setting.served()) as servers:
+        yield from measure.prompts(servers, setting.pass_log, workload, setting.short_times)
+
+
+def _history(setting: _Setting) -> Iterator[Measurement]:
+    workload = setting.workload(_SMALL)
+    setting.on_status("undo, redo, other objects")
+    with measure.serve_both(setting.served()) as servers:
+        yield from measure.history(servers, setting.pass_log, workload, setting.short_times)
+    setting.on_status("cut connections, restarted servers")
+    yield from measure.losses(setting.served(), setting.pass_log, workload, setting.short_times)
+
+
+def _clients(setting: _Setting) -> Iterator[Measurement]:
+    workload = make_workload(_SMALL)
+    setting.on_status("several clients")
+    served = setting.served(sessions=max(measure.CLIENTS))
+    yield from measure.clients(served, setting.pass_log, workload, setting.save(workload), setting.long_times)
+
+
+def _fairness(setting: _Setting) -> Iterator[Measurement]:
+    with measure.serve_both(setting.served(sessions=max(measure.CLIENTS))) as servers:
+        phantom = make_workload(_SMALL)
+        setting.on_status("a click beside a heavy user")
+        folder = setting.save(phantom)
+        yield from fairness.fairness(servers, setting.pass_log, phantom, folder, setting.long_times)
+        workload = setting.workload(_SMALL)
+        setting.on_status("cost of the HTTP API")
+        yield from fairness.api_cost(servers, setting.pass_log, workload, setting.short_times)
+
+
+def _memory(setting: _Setting) -> Iterator[Measurement]:
+    workload = setting.workload(_LARGE)
+    setting.on_status("memory")
+    yield from measure.memory(setting.served(), workload, setting.save(workload))
+    for case in session_memory.CASES:
+        setting.on_status(f"memory of a session: {case}")
+        yield from session_memory.measure(setting.folder / "local", case)
+
+
+def _gpu(setting: _Setting) -> Iterator[Measurement]:
+    workload = setting.workload(_LARGE)
+    setting.on_status("prompts on the GPU, with a network of the official size")
+    folder = setting.save(workload)
+    yield from on_device(setting.folder / "large", folder, setting.short_times, setting.device)
 
 
 def on_device(model: Path, workload_folder: Path, times: int, device: str) -> Iterator[Measurement]:
@@ -138,8 +204,3 @@ def on_device(model: Path, workload_folder: Path, times: int, device: str) -> It
             yield Measurement(**json.loads(line))
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-
-
-def _scaled(shape: Index, fraction: float) -> Index:
-    i, j, k = (round(n * fraction) for n in shape)
-    return i, j, k

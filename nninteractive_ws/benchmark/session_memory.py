@@ -11,7 +11,7 @@ Both processes return freed memory to the system before they are measured. Freed
 next request of any session, and belongs to none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 import json
 from mmap import PAGESIZE
@@ -19,11 +19,9 @@ import os
 from pathlib import Path
 import sys
 import time
-import urllib.request
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client.parser import text_string_to_metric_families
 import psutil
 
 from nninteractive_ws.benchmark.measure import ClientProcess, Measurement
@@ -50,6 +48,8 @@ _EXTENT_MM = 320.0
 _NOISE_HU = 30.0
 _PAUSE_S = 0.5
 _STAGES = ("connected", "image", "case")
+#: Name of this part, and of the compared figures.
+PART, ACCOUNTED, RESIDENT = "session memory", "accounted", "resident"
 Volume = npt.NDArray[np.int16]
 
 
@@ -201,7 +201,7 @@ def _report(**accounted: int) -> None:
 # ---- the benchmark's process ------------------------------------------------------------------------------
 
 
-def measure(model: Path, name: str) -> Measurement:
+def measure(model: Path, name: str) -> Iterator[Measurement]:
     """Measure a case in a session of its own on a server of its own, on the host. ``model``: a model folder."""
     case = _CASES[name]
     volume = model.with_name("session volume.npy")
@@ -210,7 +210,9 @@ def measure(model: Path, name: str) -> Measurement:
         client = ClientProcess("session_memory", str(server.port), name, str(volume))
         with client.process:
             stages = [_stage(client, server) for _ in _STAGES]
-    return Measurement("session memory", OWN.name, f"{name}, {' x '.join([str(case.edge)] * 3)}", 0, _figures(*stages))
+    size = " x ".join([str(case.edge)] * 3)
+    for system, measured in zip((ACCOUNTED, RESIDENT), _figures(*stages), strict=True):
+        yield Measurement(PART, size, system, f"{name}, {size}", 0, measured)
 
 
 def _noisy_phantom(shape: Index) -> Volume:
@@ -234,12 +236,12 @@ def _stage(client: ClientProcess, server: Server) -> _Stage:
     figures = json.loads(client.read_line())
     (worker,) = psutil.Process(server.pid).children()
     if "accounted" not in figures:
-        while any(_gauge(server, "session_memory_bytes", "purpose").values()):
+        while any(server.gauge("session_memory_bytes", "purpose").values()):
             time.sleep(_PAUSE_S)
     before = _resident_bytes(worker.pid)
     _return_freed_memory(server, worker)
     after = _resident_bytes(worker.pid)
-    charged = _gauge(server, "session_memory_bytes", "purpose")
+    charged = server.gauge("session_memory_bytes", "purpose")
     client.write_line()
     return _Stage(charged, after, before - after, figures)
 
@@ -252,46 +254,21 @@ def _return_freed_memory(server: Server, worker: psutil.Process) -> None:
         time.sleep(_PAUSE_S)
 
 
-def _figures(connected: _Stage, image: _Stage, case: _Stage) -> dict[str, float]:
+def _figures(connected: _Stage, image: _Stage, case: _Stage) -> tuple[dict[str, float], dict[str, float]]:
+    """Return megabytes by process and starting point: the accounted ones, and the resident ones."""
     kept, base = sum(case.charged.values()), sum(image.charged.values())
-    return {
-        **_compared("worker, beyond the image", kept - base, case.worker - image.worker),
-        **_compared("worker, with the image", kept, case.worker - connected.worker),
-        **_compared(
-            "client, beyond the image",
-            case.client["accounted"] - image.client["accounted"],
-            case.client["resident"] - image.client["resident"],
+    client, client_base, empty = case.client, image.client, connected.client
+    figures = {
+        "worker beyond the image, MB": (kept - base, case.worker - image.worker),
+        "worker with the image, MB": (kept, case.worker - connected.worker),
+        "client beyond the image, MB": (
+            client["accounted"] - client_base["accounted"],
+            client["resident"] - client_base["resident"],
         ),
-        **_compared(
-            "client, beyond the volume",
-            case.client["accounted"],
-            case.client["resident"] - connected.client["resident"],
-        ),
-        "worker, freed and not returned, MB": case.freed / 1e6,
+        "client beyond the volume, MB": (client["accounted"], client["resident"] - empty["resident"]),
     }
-
-
-def _compared(of: str, accounted: int, resident: int) -> dict[str, float]:
-    return {
-        f"{of}, accounted, MB": accounted / 1e6,
-        f"{of}, resident, MB": resident / 1e6,
-        f"{of}, accounted / resident": accounted / max(resident, 1),
-    }
-
-
-def _gauge(server: Server, name: str, label: str) -> dict[str, int]:
-    """Return the values of a gauge of the server by label."""
-    return {
-        sample.labels[label]: int(sample.value)
-        for family in text_string_to_metric_families(_metrics(server))
-        for sample in family.samples
-        if sample.name == f"nninteractive_ws_{name}"
-    }
-
-
-def _metrics(server: Server) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as response:
-        return str(response.read().decode())
+    accounted, resident = ({name: pair[n] / 1e6 for name, pair in figures.items()} for n in range(2))
+    return accounted, {**resident, "worker, freed and not returned, MB": case.freed / 1e6}
 
 
 def _resident_bytes(pid: int) -> int:

@@ -15,6 +15,7 @@ import urllib.request
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
 import numpy as np
 import numpy.typing as npt
+from prometheus_client.parser import text_string_to_metric_families
 import psutil
 
 from nninteractive_ws.client.blocking import connect
@@ -222,6 +223,17 @@ class Server:
 
     port: int
     pid: int
+
+    def gauge(self, name: str, label: str) -> dict[str, int]:
+        """Return the values of a gauge of this project's server by label."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        return {
+            sample.labels[label]: int(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"nninteractive_ws_{name}"
+        }
 
     def peak_bytes(self) -> int:
         """Return the sum of the peak resident memory of the server's processes, each at its own time."""

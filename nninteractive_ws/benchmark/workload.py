@@ -26,6 +26,11 @@ class Workload:
     volume: npt.NDArray[np.int16]
     prompts: dict[tuple[Kind, bool], SimulatedPrompt]
 
+    @property
+    def size(self) -> str:
+        """The volume's size in voxels, as a text."""
+        return " x ".join(map(str, self.volume.shape))
+
     def save(self, folder: Path) -> None:
         """Save it for client processes. Nobody else may have write access to the folder, because it is unpickled."""
         np.save(folder / "volume.npy", self.volume)

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 import webbrowser
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 import typer
@@ -64,7 +65,7 @@ def demo(
                 session.set_image(phantom.image)
                 for result in walk_through(session, phantom, stderr.print):
                     results.append(result)
-        Console().print(_table(results))
+        Console().print(results_table(results))
         with atomic_write(output / "demo.png") as partial:
             draw(phantom, results, partial)
         _write_volumes(phantom, results, output)
@@ -117,18 +118,22 @@ def _describe(session: Session) -> str:
     )
 
 
-def _table(results: list[OrganResult]) -> Table:
+def results_table(results: list[OrganResult]) -> Table:
+    """Return a table of one line for each organ, which fits a terminal of 60 columns."""
     table = Table(
-        "organ",
-        "prompts",
-        caption="times: from an organ's first prompt; bytes: of all its messages, and of image parts sent meanwhile",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+        caption="preview, result: of the first prompt; sent, received: all messages, and image parts sent meanwhile",
     )
-    for column in ("Dice", "first preview", "first result", "sent", "received"):
-        table.add_column(column, justify="right")
+    table.add_column("organ", no_wrap=True)
+    for column in ("prompts", "Dice", "preview\ns", "result\ns", "sent\nkB", "received\nkB"):
+        table.add_column(column, justify="right", no_wrap=True)
     for s in results:
-        times = (f"{t:.2f} s" for t in (s.first_preview, s.first_result))
-        sizes = (f"{n / 1000:,.1f} kB" for n in (s.sent, s.received))
-        table.add_row(s.organ, ", ".join(s.prompts), f"{s.dice:.3f}", *times, *sizes)
+        times = (f"{t:.2f}" for t in (s.first_preview, s.first_result))
+        sizes = (f"{n / 1000:,.1f}" for n in (s.sent, s.received))
+        table.add_row(s.organ, str(len(s.prompts)), f"{s.dice:.3f}", *times, *sizes)
     return table
 
 

@@ -14,12 +14,11 @@ from helpers.end_to_end import wait_until
 from helpers.threads import run_in_thread
 import numpy as np
 import pytest
-from rich.console import Console
 import torch
 
 from nninteractive_ws import messages as wire
-from nninteractive_ws.benchmark import device, fairness, measure, report, session_memory
-from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once
+from nninteractive_ws.benchmark import device, fairness, measure, session_memory
+from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once, prompts_within
 from nninteractive_ws.benchmark.models import write_local, write_official_size
 from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
 from nninteractive_ws.benchmark.run import make_models
@@ -100,8 +99,8 @@ def test_both_systems_give_equal_masks(folder: Path, servers: dict[str, Server],
         started = time.monotonic()
         answer = client.send_prompt(work.prompts["point", True])
         assert started < answer.first <= answer.final
-        passes = PassLog(folder / "passes")
-        assert 0 < sum(passes.between(started, answer.final)) < answer.final - started
+        pass_log = PassLog(folder / "passes")
+        assert 0 < pass_log.seconds_beyond(started, answer.final) < answer.final - started
         masks = [client.mask().copy()]
         client.send_prompt(replace(work.prompts["scribble", True], positive=False))
         masks.append(client.mask().copy())
@@ -136,7 +135,7 @@ def test_clients_run_concurrently_in_separate_processes(
 
 def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]:
     """Return what was measured with a client of this project's server: the official value, and ours."""
-    of_client = [r for r in records if r.case == f"small, {client}"]
+    of_client = [r for r in records if r.case == client]
     assert [r.system for r in of_client] == [OFFICIAL.name, OWN.name]
     return [dict(r.measured) for r in of_client]
 
@@ -147,28 +146,58 @@ def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: p
     monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
     work.save(folder)
     with measure.serve_both(ServedModel(folder / "local", "cpu")) as servers:
-        records = list(fairness.fairness(servers, work, folder, "small", 1))
+        records = list(fairness.fairness(servers, PassLog(folder / "passes"), work, folder, 1))
     values = [by_client(records, client) for client in ("official client", "own client")]
     assert values[0][0] == values[1][0], "the official server is measured once"
     assert values[0][1] != values[1][1]
     for measured in (*values[0], *values[1]):
-        assert 0 < measured["alone, median s"] <= measured["alone, maximum s"]
-        assert 0 < measured["beside it, median s"] <= measured["beside it, maximum s"]
-        assert measured["heavy prompts a minute"] > 0
+        assert 0 < measured["a click alone, median s"] <= measured["a click alone, maximum s"]
+        assert 0 < measured["beside the heavy user, median s"] <= measured["beside the heavy user, maximum s"]
+        assert measured["heavy user, prompts a minute"] > 0
 
 
 def test_prompts_at_the_ends_of_an_interval_count_in_part() -> None:
     prompts = [(0.0, 10.0), (10.0, 12.0), (12.0, 20.0), (30.0, 40.0)]
-    assert fairness._share(prompts, 5.0, 14.0) == pytest.approx(0.5 + 1 + 0.25)
+    assert prompts_within(prompts, 5.0, 14.0) == pytest.approx(0.5 + 1 + 0.25)
+
+
+def test_only_passes_within_an_interval_are_subtracted_from_it(tmp_path: Path) -> None:
+    pass_log = PassLog(tmp_path / "passes")
+    (tmp_path / "passes").write_text("0.0 1.0\n2.0 2.0\n5.0 1.0\n7.0 4.0\n20.0 1.0\n")  # start, duration
+    assert pass_log.within(3.0, 8.0) == [1.0, 1.0, 1.0], "the passes at the ends count in part"
+    assert pass_log.seconds_beyond(3.0, 8.0) == pytest.approx(2.0)
+    assert pass_log.seconds_beyond(11.5, 12.0) == pytest.approx(0.5)
+
+
+def test_the_first_mask_is_also_timed_without_the_passes_before_it(tmp_path: Path) -> None:
+    pass_log = PassLog(tmp_path / "passes")
+    (tmp_path / "passes").write_text("11.0 2.0\n13.5 3.0\n")  # the second one refines the first mask
+    measured = measure.times_to_mask(measure.Opening(10.0, 14.0, 17.0, 19.0), pass_log)
+    assert measured == {"first mask, s": 4.0, "beyond the network, s": 1.5, "result, s": 7.0}
+
+
+def test_what_the_slowest_client_loses(tmp_path: Path) -> None:
+    (tmp_path / "passes").write_text("0.0 2.0\n")
+    fast = [(float(n), n + 0.5, n + 1.0) for n in range(6)]
+    slow = [(2.0 * n, 2.0 * n + 1, 2.0 * n + 2) for n in range(6)]
+    measured = measure._times_of_clients([fast, slow], PassLog(tmp_path / "passes"))
+    assert measured["slowest client's prompts, % of the mean"] == pytest.approx(100 * 3 / 4.5), (
+        "until the first is done"
+    )
+    assert measured["a prompt on average, s"] == pytest.approx(12 / 12)
+    assert measured["beyond the network, s"] == pytest.approx(10 / 12)
+    assert "slowest client's prompts, % of the mean" not in measure._times_of_clients(
+        [fast], PassLog(tmp_path / "passes")
+    )
 
 
 @pytest.mark.release
 def test_the_cost_of_the_http_api(folder: Path, servers: dict[str, Server], work: Workload) -> None:
-    records = list(fairness.api_cost(servers, PassLog(folder / "passes"), work, "small", 1))
+    records = list(fairness.api_cost(servers, PassLog(folder / "passes"), work, 1))
     for client in ("official client", "own client"):
         official, own = by_client(records, client)
         assert official.keys() == own.keys()
-        assert len([name for name in own if name.endswith(", ms")]) == 2 * len(KINDS)
+        assert len([name for name in own if name.endswith("beyond the network, ms")]) == 2 * len(KINDS)
         assert official["passes of all prompts"] == own["passes of all prompts"] >= 2 * len(KINDS)
         assert min(*official.values(), *own.values()) > 0
 
@@ -191,7 +220,7 @@ def test_the_time_of_prompts_is_broken_down_on_a_device(folder: Path, work: Work
     records = list(device.measure(folder / "embedded", work, 1, "cpu"))
     prompts = 2 * len(KINDS)
     for place in ("on the host", "on the device"):
-        sides = [[r for r in records if r.system == side.name and place in r.case] for side in SYSTEMS]
+        sides = [[r for r in records if r.system == side.name and place in r.part] for side in SYSTEMS]
         assert [len(side) for side in sides] == [prompts, prompts]
         assert [r.case for r in sides[0]] == [r.case for r in sides[1]]
         assert [r.measured["passes"] for r in sides[0]] == [r.measured["passes"] for r in sides[1]]
@@ -230,20 +259,6 @@ def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ratios_compare_runs_of_equal_number() -> None:
-    def record(side: str, run: int, seconds: float) -> Measurement:
-        return Measurement("part", side, "case", run, {"s": seconds})
-
-    official = [record(OFFICIAL.name, run, s) for run, s in enumerate((4.0, 9.0, 6.0))]
-    own = [record(OWN.name, run, s) for run, s in enumerate((2.0, 3.0, 1.0))]
-    console = Console(width=100, record=True)
-    for table in report.tables([*official, *own, Measurement("part", OWN.name, "redo", 0, {"s": 0.5})]):
-        console.print(table)
-    lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["s", "6", "2", "3", "(2", "to", "6)"] in lines
-    assert ["s", "n/a", "0.5"] in lines
-
-
 @pytest.mark.release
 def test_the_command_measures_both_systems(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nninteractive_ws", "bench", "-o", str(tmp_path / "report")]
@@ -255,12 +270,13 @@ def test_the_command_measures_both_systems(tmp_path: Path) -> None:
     assert content["machine"]["processors"] == os.cpu_count()
     records = content["records"]
     for side in (OFFICIAL.name, OWN.name):
-        timed = [r for r in records if r["system"] == side and "result, s" in r["measured"]]
+        timed = [r for r in records if r["system"] == side and "result, ms" in r["measured"]]
         counted = [r for r in records if r["system"] == side and "up, kB" in r["measured"]]
         assert len(timed) == len(counted) == 2 * len(KINDS)
-        assert all(r["measured"]["beyond the network, ms"] / 1e3 < r["measured"]["result, s"] for r in timed)
+        assert all(r["measured"]["beyond the network, ms"] < r["measured"]["result, ms"] for r in timed)
         assert all(min(r["measured"].values()) > 0 for r in timed + counted)
     assert (tmp_path / "report" / "bench.png").stat().st_size > 10_000
+    assert "| positive point | result, ms | " in (tmp_path / "report" / "bench.md").read_text()
 
 
 @pytest.mark.slow
@@ -301,7 +317,7 @@ def test_charged_memory_is_compared_with_used_memory(tmp_path: Path, monkeypatch
     with OWN.serve(ServedModel(tmp_path / "local", "cpu")) as server:
         user = session_memory._User(server.port, volume)
         user.touch()
-        image = session_memory._gauge(server, "session_memory_bytes", "purpose")
+        image = server.gauge("session_memory_bytes", "purpose")
         assert image["image"] >= 18 * volume.size
         kept = user.kept_bytes()
         assert kept > volume.size
@@ -310,10 +326,7 @@ def test_charged_memory_is_compared_with_used_memory(tmp_path: Path, monkeypatch
         assert user.kept_bytes() > kept
         # The worker reports after its answer.
         wait_until(
-            lambda: (
-                session_memory._gauge(server, "session_memory_bytes", "purpose")["segments"]
-                > image["segments"] + 12 * STEP_BYTES
-            )
+            lambda: server.gauge("session_memory_bytes", "purpose")["segments"] > image["segments"] + 12 * STEP_BYTES
         )
         user.close()
 

@@ -1,7 +1,8 @@
-"""``demo --open``: the web page on the phantom, in the browser of this machine or without one."""
+"""The table of ``demo``, and ``demo --open``: the web page on the phantom, in a browser or without one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 import os
 from pathlib import Path
 import re
@@ -12,7 +13,10 @@ import sys
 from helpers.end_to_end import command_with_page, health, wait_until
 from helpers.web_page import write_page
 import pytest
+from rich.console import Console
 
+from nninteractive_ws.cli.demo import results_table
+from nninteractive_ws.demo.walkthrough import ORGANS, OrganResult
 from nninteractive_ws.interrupts import INTERRUPTED
 
 #: Variables that name a browser, or a screen for one.
@@ -83,3 +87,20 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "phantom of seed 0" in done.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_has_one_line_for_each_organ(width: int) -> None:
+    results = [
+        OrganResult(organ, list(prompts), 0.9571, 12.345, 123.456, 1_679_234, 12_345)
+        for organ, prompts in ORGANS.items()
+    ]
+    output = StringIO()
+    Console(width=width, file=output).print(results_table(results))
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    rows = [line for line in lines if any(line.startswith(organ) for organ in ORGANS)]
+    for organ, row in zip(ORGANS, rows, strict=True):
+        figures = [str(len(ORGANS[organ])), "0.957", "12.35", "123.46", "1,679.2", "12.3"]
+        assert row.removeprefix(organ).split() == figures
+    assert max(map(len, lines)) <= width
+    assert lines.index(rows[-1]) - lines.index(rows[0]) == len(rows) - 1, "no line between them"

@@ -1,0 +1,473 @@
+"""Try the whole chain on a GPU within minutes: ``python -m tools.gpu_trial OUT``.
+
+First prompts are measured as by ``bench --part gpu``. Then sessions on a real server: previews, several segments, where
+the image is, out of memory, a lost worker, and torch.compile. Each step is a process of its own with a time limit, and
+a failed one does not stop the next ones. OUT/report.md, OUT/report.json and OUT/bench.json are written as results come,
+so that a run that is cut keeps what it has.
+
+With ``--network tiny --device cpu``, everything runs without a GPU. torch.compile has no effect there.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+import json
+import os
+from pathlib import Path
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+import nninteractive_ws as nni
+from nninteractive_ws import errors
+from nninteractive_ws.atomic_files import atomic_write
+from nninteractive_ws.benchmark import report
+from nninteractive_ws.benchmark.measure import Measurement, describe
+from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
+from nninteractive_ws.benchmark.run import machine, on_device
+from nninteractive_ws.benchmark.systems import OWN, ServedModel, Server
+from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
+from nninteractive_ws.client import events
+from nninteractive_ws.engine.model_loader import pick_device
+from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
+from nninteractive_ws.masks import Mask
+
+#: For each network: the volume, in which a large box does not fit into a patch, and the number of runs of each prompt.
+SHAPES = {"official": (512, 512, 256), "tiny": (224, 208, 64)}
+RUNS = {"official": 3, "tiny": 1}
+_TINY_PATCH = 96
+#: Memory that is left when it is limited.
+_LEFT_BYTES = 2**30
+#: Edges of an oversized image: on the host, where only the image itself is allocated at once, and at most on a GPU.
+_OVERSIZED, _MAX_OVERSIZED = 700, 1000
+_BYTES_PER_VOXEL = 24
+_REPEATED = 5
+_WITHOUT, _WITH_AGAIN = "without --compile", "with --compile again"
+#: Time for a process of the trial to notice that it is to end.
+_END_TIMEOUT_S = 10.0
+_MIN_STEP_S = 5.0
+_LOG_CHARACTERS = 3000
+
+#: A case, a quantity with its unit, and its value; or a case, a check, and whether it passed.
+Row = tuple[str, str, float | bool | str]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What each step needs. ``output``: the folder of the results. ``work``: a folder with models and the workload."""
+
+    output: Path
+    work: Path
+    device: str
+    network: str
+
+    @property
+    def model(self) -> Path:
+        return self.work / "model"
+
+    @property
+    def embedded(self) -> Path:
+        return self.work / "embedded"
+
+    def workload(self) -> Workload:
+        return Workload.load(self.work)
+
+    def server(self, model: Path, *options: str) -> AbstractContextManager[Server]:
+        """Run a server with a model folder. ``options``: further ones of ``serve``."""
+        system = replace(OWN, command=lambda port, served: [*OWN.command(port, served), *options])
+        return system.serve(ServedModel(model, self.device))
+
+
+@dataclass
+class Outcome:
+    """The outcome of a step. ``status``: ok, failed, timed out, or no time."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    error: str = ""
+
+
+# ---- steps, each in a process of its own -------------------------------------------------------------------
+
+
+def bench(trial: Trial) -> Iterator[Row]:
+    """Measure prompts as ``bench --part gpu`` does, also on a CPU. They are in bench.json and the report."""
+    measurements: list[Measurement] = []
+    for measurement in on_device(trial.model, trial.work, RUNS[trial.network], trial.device):
+        measurements.append(measurement)
+        report.write_json(trial.output / "bench.json", machine(), measurements)
+    yield "", "measurements", len(measurements)
+
+
+def session(trial: Trial) -> Iterator[Row]:
+    """Use one session as a person does, on several segments."""
+    workload = trial.workload()
+    with trial.server(trial.model) as server, _connected(server) as session:
+        previews = _PreviewTimes(session)
+        before = sum(server.gauge("device_memory_bytes", "device").values())
+        session.set_image(workload.volume)
+        yield from _prompt("first point", workload.prompts["point", True], session.segment("point"), previews)
+        yield "the image", "complete after, s", previews.wait_for_image()
+        used = sum(server.gauge("device_memory_bytes", "device").values()) - before
+        on_host = server.gauge("session_memory_bytes", "purpose")["image"]
+        yield "the image", "device memory of image and passes, MB", used / 1e6
+        yield "the image", "charged to the host, MB", on_host / 1e6
+        yield "the image", "is on the device", (on_host == 0) == _is_gpu(trial.device)
+        for (kind, positive), prompt in workload.prompts.items():
+            yield from _prompt(describe(kind, positive), prompt, session.segment(kind), previews)
+        large = session.segment("large box")
+        yield from _prompt("large box", large_prompt(workload.volume.shape), large, previews)
+        yield "large box", "has previews", previews.count > 0
+        segment = session.segment("point")
+        mask = segment.mask.copy()
+        yield from _prompt("back to the first segment", workload.prompts["lasso", True], segment, previews)
+        segment.undo()
+        yield "back to the first segment", "undo returns to the mask before", np.array_equal(segment.mask, mask)
+
+
+def out_of_memory(trial: Trial) -> Iterator[Row]:
+    """Use up the memory, and continue afterwards."""
+    workload = trial.workload()
+    first, second = workload.prompts["point", True], workload.prompts["scribble", True]
+    with trial.server(trial.model) as server:
+        expected = _undisturbed(server, workload, (first, second))
+        with _connected(server) as session, _connected(server) as other:
+            session.set_image(workload.volume)
+            segment = session.segment("a")
+            first.send(segment)
+            oversized = _oversized_image(trial.device)
+            with _limited_memory(server, trial.device):
+                code = _error_code(lambda: other.set_image(oversized))
+                yield "an oversized image", "outcome", code
+                yield "an oversized image", "is refused as out_of_memory", code == errors.OutOfMemory.code
+                code = _error_code(lambda: second.send(segment))
+                yield "a prompt meanwhile", "outcome", code
+                yield "a prompt meanwhile", "is out_of_memory or done", code in ("done", errors.OutOfMemory.code)
+            if code != "done":
+                yield "a prompt meanwhile", "leaves its segment unchanged", np.array_equal(segment.mask, expected[0])
+                second.send(segment)
+            yield from _differing("afterwards", segment.mask, expected[1], trial.device)
+            other.set_image(workload.volume)
+            first.send(other.segment("b"))
+            yield from _differing("in the refused session", other.segment("b").mask, expected[0], trial.device)
+
+
+def lost_worker(trial: Trial) -> Iterator[Row]:
+    """Kill the worker between prompts of a session, which is restored on the next one.
+
+    The masks of the trial's network depend on little but the prompts, so the embedded model is tried, too.
+    """
+    workload = trial.workload()
+    few = [workload.prompts[kind] for kind in (("point", True), ("point", False), ("scribble", True))]
+    killed_before = 2
+    # The large box takes the embedded model too many passes on a CPU.
+    for model, prompts in ((trial.model, [*few, large_prompt(workload.volume.shape)]), (trial.embedded, few)):
+        with trial.server(model) as server:
+            expected = _undisturbed(server, workload, prompts)
+            with _connected(server) as session:
+                session.set_image(workload.volume)
+                segment = session.segment("a")
+                for number, prompt in enumerate(prompts):
+                    if number == killed_before:
+                        _worker(server).kill()
+                    started = time.monotonic()
+                    timings = prompt.send(segment).timings
+                    if number == killed_before:
+                        yield model.name, "from the kill to the next result, s", time.monotonic() - started
+                        yield model.name, "of it the network, s", timings.network
+                    case = f"{model.name}, after prompt {number + 1}"
+                    yield from _differing(case, segment.mask, expected[number], trial.device)
+
+
+def compile_network(trial: Trial) -> Iterator[Row]:
+    """Compare ``serve --compile`` with the default: the first start, and another one with torch's cache."""
+    workload = trial.workload()
+    point = workload.prompts["point", True]
+    passes = {}
+    for case in (_WITHOUT, "with --compile", _WITH_AGAIN):
+        options = () if case == _WITHOUT else ("--compile",)
+        started = time.monotonic()
+        with trial.server(trial.model, *options) as server, _connected(server) as session:
+            yield case, "model ready, s", time.monotonic() - started
+            opened = time.monotonic()
+            session.set_image(workload.volume)
+            segment = session.segment("a")
+            point.send(segment)
+            yield case, "first prompt with its image, s", time.monotonic() - opened
+            results = []
+            for _ in range(_REPEATED):
+                segment.reset()
+                results.append(point.send(segment).timings)
+            passes[case] = statistics.median(1e3 * t.network / t.passes for t in results)
+            yield case, "a pass, median ms", passes[case]
+            yield case, "a prompt, median ms", statistics.median(1e3 * t.total for t in results)
+    yield "without / with", "a pass", passes[_WITHOUT] / passes[_WITH_AGAIN]
+
+
+#: The steps, and the maximum seconds of each.
+STEPS: dict[str, tuple[Callable[[Trial], Iterator[Row]], float]] = {
+    "bench --part gpu": (bench, 270.0),
+    "a session": (session, 120.0),
+    "out of memory": (out_of_memory, 90.0),
+    "a lost worker": (lost_worker, 120.0),
+    "serve --compile": (compile_network, 180.0),
+}
+
+
+class _PreviewTimes:
+    """Notes when the first change of a prompt arrives, its number of previews, and when the image is complete."""
+
+    def __init__(self, session: nni.Session) -> None:
+        self.first, self.count = 0.0, 0
+        self._opened, self._complete = time.monotonic(), 0.0
+        session.on("mask_delta", self._on_delta)
+        session.on("image_progress", self._on_image)
+
+    def _on_delta(self, event: events.MaskDelta) -> None:
+        self.first = self.first or time.monotonic()
+        self.count += not event.final
+
+    def _on_image(self, event: events.ImageProgress) -> None:
+        if event.present == event.total:
+            self._complete = time.monotonic()
+
+    def wait_for_image(self) -> float:
+        """Return the seconds from the start until the image was complete."""
+        while not self._complete:
+            time.sleep(1e-3)
+        return self._complete - self._opened
+
+
+def _prompt(name: str, prompt: SimulatedPrompt, segment: nni.Segment, previews: _PreviewTimes) -> Iterator[Row]:
+    previews.first, previews.count = 0.0, 0
+    started = time.monotonic()
+    timings = prompt.send(segment).timings
+    seconds = time.monotonic() - started
+    yield name, "first mask, ms", 1e3 * ((previews.first or time.monotonic()) - started)
+    yield name, "result, ms", 1e3 * seconds
+    yield name, "beyond the network, ms", 1e3 * (seconds - timings.network)
+    yield name, "a pass, ms", 1e3 * timings.network / max(1, timings.passes)
+    yield name, "passes", timings.passes
+    yield name, "previews", previews.count
+
+
+def _connected(server: Server) -> nni.Session:
+    return nni.connect(f"ws://127.0.0.1:{server.port}")
+
+
+def _undisturbed(server: Server, workload: Workload, prompts: Sequence[SimulatedPrompt]) -> list[Mask]:
+    """Send prompts in a session of their own. Return the mask after each."""
+    masks = []
+    with _connected(server) as session:
+        session.set_image(workload.volume)
+        for prompt in prompts:
+            prompt.send(session.segment("a"))
+            masks.append(session.segment("a").mask.copy())
+    return masks
+
+
+def _differing(case: str, mask: Mask, expected: Mask, device: str) -> Iterator[Row]:
+    """Count differing voxels. On a CPU, the masks must be equal; on a GPU, passes do not repeat themselves exactly."""
+    differing = int(np.count_nonzero(mask != expected))
+    yield case, "voxels", int(np.count_nonzero(expected))
+    yield case, "differing voxels", differing
+    if not _is_gpu(device):
+        yield case, "equals the undisturbed mask", differing == 0
+
+
+def _is_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def _error_code(action: Callable[[], object]) -> str:
+    """Return the code of the error that an action raises, or "done"."""
+    try:
+        action()
+    except errors.Error as e:
+        return e.code
+    return "done"
+
+
+def _oversized_image(device: str) -> npt.NDArray[np.int16]:
+    """Return an image that fits into the memory for sessions, but not into what is left of it.
+
+    On a GPU, that is with what torch keeps for passes. Almost all voxels are 0, so that the client needs little memory.
+    """
+    edge = _OVERSIZED
+    if _is_gpu(device):
+        free, _ = torch.cuda.mem_get_info(device)
+        edge = min(_MAX_OVERSIZED, int((free / 2 / _BYTES_PER_VOXEL) ** (1 / 3)))
+    image = np.zeros((edge, edge, edge), np.int16)
+    image[0, 0, :2] = (1, 2)
+    return image
+
+
+def _worker(server: Server) -> psutil.Process:
+    """Return the process of a server's only worker."""
+    children = psutil.Process(server.pid).children()
+    (worker,) = (child for child in children if "nninteractive_ws.engine.worker" in child.cmdline())
+    return worker
+
+
+@contextmanager
+def _limited_memory(server: Server, device: str) -> Iterator[None]:
+    """Leave little memory for the worker: this process fills the GPU, or the system refuses further allocations."""
+    if _is_gpu(device):
+        free, _ = torch.cuda.mem_get_info(device)
+        filler = torch.empty(max(0, free - _LEFT_BYTES), dtype=torch.uint8, device=device)
+        try:
+            yield
+        finally:
+            del filler
+            torch.cuda.empty_cache()
+        return
+    worker = _worker(server)
+    unlimited = psutil.RLIM_INFINITY
+    worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms + _LEFT_BYTES, unlimited))
+    try:
+        yield
+    finally:
+        worker.rlimit(psutil.RLIMIT_AS, (unlimited, unlimited))
+
+
+# ---- the trial ---------------------------------------------------------------------------------------------
+
+
+def run_step(name: str, trial: Trial, limit_s: float) -> Outcome:
+    """Run a step in a process of its own, and end it after ``limit_s`` seconds. Its rows until then are kept."""
+    if limit_s < _MIN_STEP_S:
+        return Outcome(name, "no time")
+    rows, log = trial.work / f"{name}.jsonl", trial.work / f"{name}.log"
+    command = [sys.executable, "-m", "tools.gpu_trial", str(trial.output), "--device", trial.device]
+    command += ["--network", trial.network, "--step", name, "--work", str(trial.work)]
+    started = time.monotonic()
+    with rows.open("wb") as stdout, log.open("wb") as stderr:
+        # A cache of its own, so that no step profits from the compilation of another.
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(trial.work / f"{name} cache")}
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
+        try:
+            status = "ok" if process.wait(limit_s) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = "timed out"
+        finally:
+            _end_with_children(process)
+    measured = [(case, quantity, value) for case, quantity, value in map(json.loads, rows.read_text().splitlines())]
+    if status == "ok" and any(value is False for *_, value in measured):
+        status = "failed"
+    logs = [log, *trial.work.glob("*-ws.log")] if status != "ok" else []
+    error = "\n".join(path.read_text(errors="replace")[-_LOG_CHARACTERS:] for path in logs)
+    return Outcome(name, status, time.monotonic() - started, measured, error)
+
+
+def _end_with_children(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started, which has ended by itself unless the step was cut."""
+    if process.poll() is None:
+        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for running in processes:
+            running.kill()
+        psutil.wait_procs(processes, _END_TIMEOUT_S)
+        process.wait()
+
+
+def write_report(trial: Trial, about: dict[str, object], outcomes: Sequence[Outcome]) -> None:
+    """Write report.json and report.md."""
+    content = {"machine": about, "steps": [asdict(outcome) for outcome in outcomes]}
+    with atomic_write(trial.output / "report.json") as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(trial.output / "report.md") as partial:
+        partial.write_text(_as_markdown(trial, about, outcomes), encoding="utf-8")
+
+
+def _as_markdown(trial: Trial, about: dict[str, object], outcomes: Sequence[Outcome]) -> str:
+    steps = Counter(outcome.status for outcome in outcomes)
+    rows = [(outcome.name, outcome.status, f"{outcome.seconds:.0f}") for outcome in outcomes]
+    summary = ", ".join(f"{n} {status}" for status, n in steps.items())
+    sections = [
+        "# Trial",
+        ", ".join(f"{name}: {value}" for name, value in about.items()),
+        report.ReportTable("Steps", summary, ("step", "outcome", "seconds"), rows).as_markdown(),
+    ]
+    for outcome in outcomes:
+        values, last = [], ""
+        for case, quantity, value in outcome.rows:
+            values.append(("" if case == last else case, quantity, _format(value)))
+            last = case
+        if values:
+            table = report.ReportTable(outcome.name, outcome.status, ("", "measured", "value"), values)
+            sections += [f"## {table.title}", table.as_markdown()]
+        if outcome.error:
+            sections += [f"## {outcome.name}: end of its log", f"```\n{outcome.error}\n```"]
+    bench_json = trial.output / "bench.json"
+    if bench_json.exists():
+        records = [Measurement(**record) for record in json.loads(bench_json.read_text())["records"]]
+        for table in report.tables(records):
+            sections += [f"## {table.title}", table.as_markdown()]
+    return "\n\n".join(sections) + "\n"
+
+
+def _format(value: float | bool | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    return value if isinstance(value, str) else report.format_number(value, 3)
+
+
+def _prepare(trial: Trial) -> None:
+    """Create the model folders, and save the workload."""
+    passes_file = trial.work / "passes"
+    if trial.network == "official":
+        write_official_size(trial.model)
+    else:
+        write_thin(trial.model, passes_file, _TINY_PATCH)
+    write_embedded(trial.embedded, passes_file)
+    make_workload(SHAPES[trial.network]).save(trial.work)
+
+
+def _about(device: str) -> dict[str, object]:
+    about = {**machine(), "torch": torch.__version__, "device": device}
+    if _is_gpu(device):
+        properties = torch.cuda.get_device_properties(device)
+        about |= {"GPU": properties.name, "its memory, GB": round(properties.total_memory / 1e9, 1)}
+    return about
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder of the results")
+    parser.add_argument("--network", choices=SHAPES, default="official", help="size of the network, default official")
+    parser.add_argument(
+        "--device", default="auto", help="name of the device for torch, default the GPU if there is one"
+    )
+    parser.add_argument("--minutes", type=float, default=12.0, help="time limit of the trial, default 12")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        for row in STEPS[args.step][0](Trial(args.output, args.work, args.device, args.network)):
+            print(json.dumps(row), flush=True)
+        return 0
+    end = time.monotonic() + 60 * args.minutes
+    args.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        trial = Trial(args.output.absolute(), Path(work), str(pick_device(args.device)), args.network)
+        _prepare(trial)
+        outcomes: list[Outcome] = []
+        for name, (_, limit_s) in STEPS.items():
+            outcomes.append(run_step(name, trial, min(limit_s, end - time.monotonic())))
+            write_report(trial, _about(trial.device), outcomes)
+            print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+    return int(any(outcome.status != "ok" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
