@@ -45,6 +45,10 @@ def make_models(folder: Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+class MeasurementFailed(Exception):
+    """A process of the benchmark failed. ``str()`` is a sentence."""
+
+
 class NoGpu(Exception):
     """A part of the benchmark needs a GPU, and there is none."""
 
@@ -203,4 +207,7 @@ def on_device(model: Path, workload_folder: Path, times: int, device: str) -> It
         for line in process.stdout:
             yield Measurement(**json.loads(line))
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise MeasurementFailed(
+            f"The process of the measurements on {device} ended with status {process.returncode}. Its messages above say "
+            "why."
+        )

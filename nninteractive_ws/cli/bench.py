@@ -67,7 +67,7 @@ def bench(
     try:
         with exit_on_interrupt():
             from nninteractive_ws.benchmark.report import charts, draw, tables, write_json, write_markdown
-            from nninteractive_ws.benchmark.run import NoGpu, machine, run
+            from nninteractive_ws.benchmark.run import MeasurementFailed, NoGpu, machine, run
     except ModuleNotFoundError as e:
         fail(f"bench needs the package {e.name}. Install it with: pip install 'nninteractive-ws[server]'")
     measurements: list[Measurement] = []
@@ -88,7 +88,7 @@ def bench(
     except KeyboardInterrupt:
         stderr.print("Stopped. The measurements so far follow.")
         raise typer.Exit(INTERRUPTED) from None
-    except (Error, NoGpu, ServerDidNotStart, OSError) as e:
+    except (Error, MeasurementFailed, NoGpu, ServerDidNotStart, OSError) as e:
         fail(e)
     finally:
         if measurements:

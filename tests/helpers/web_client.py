@@ -84,7 +84,7 @@ class WebClient:
 
     @property
     def first_preview(self) -> dict[str, int]:
-        """The ``voxels`` of the first preview. ``done`` of the ``total`` bricks that it waited for were complete."""
+        """The ``voxels`` of the first preview, and the complete bricks ``present`` on the server at that time."""
         preview: dict[str, int] = self.core.state["first_preview"]
         return preview
 

@@ -74,7 +74,7 @@ export class Connection {
     this.address = parseAddress(address);
     this.packer = packer;
     this.token = token;
-    // Near the server, packing takes longer than sending.
+    // Near the server, packing takes longer than sending. If it is at the other end of a tunnel, the upload notices.
     const encodings = this.address.isLoopback ? (['raw', 'deflate'] as const) : (['deflate', 'raw'] as const);
     this.core = new Core({ encodings, session });
     for (const [target, name] of wakeEvents()) target.addEventListener(name, this.wake);

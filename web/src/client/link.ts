@@ -7,12 +7,10 @@ const DECAY = 0.9;
 const TRIAL_BRICKS = 64;
 const TRIALS_REMEMBERED = 16;
 /**
- * Throughputs, in bytes per second, between which the encodings are tried. On slower links the bytes decide, on faster
- * ones the packing. A brick of a CT with noise (65,536 bytes) was deflated to 44,000 bytes in 2.5 ms of processor time
- * (Node.js 20 on a server), which is 17 MB/s. Raw bricks are therefore faster above 26 MB/s there.
+ * Throughput of raw bricks, in bytes per second, below which deflating is worth a trial. A brick of a CT with noise
+ * (65,536 bytes) was deflated to 44,000 bytes in 2.5 ms of processor time, in Node.js 20: 26 MB of voxels per second.
  */
-const SLOW_LINK = 10e6;
-const FAST_LINK = 50e6;
+const FAST_LINK = 25e6;
 
 /** A message with bricks. */
 export interface SentMessage {
@@ -22,6 +20,8 @@ export interface SentMessage {
   readonly encoding: Encoding | null;
   /** Seconds, when its packing began. */
   readonly sent: number;
+  /** Seconds that its packing took. */
+  readonly packing: number;
 }
 
 /** The link to the server, as far as acknowledgements of messages with bricks show it. */
@@ -31,6 +31,7 @@ export class Link {
   private seconds = 0;
   private bricksOnTrial = 0;
   private secondsOnTrial = 0;
+  private packingOnTrial = 0;
   /** Seconds per brick of each encoding, and the trials since then. */
   private readonly costs: Partial<Record<Encoding, number>> = {};
   private readonly age: Record<Encoding, number> = { deflate: 0, raw: 0 };
@@ -53,21 +54,24 @@ export class Link {
     if (message.encoding !== this.encoding) return;
     this.bricksOnTrial += message.bricks;
     this.secondsOnTrial += seconds;
+    this.packingOnTrial += message.packing;
     if (this.bricksOnTrial >= TRIAL_BRICKS) this.endTrial();
   }
 
-  /** Choose the encoding with the lower cost, or the one whose cost is not known. */
+  /** Choose the encoding with the lower cost, or the other one if its cost is not known and may be lower. */
   private endTrial(): void {
     const [current, other]: Encoding[] = this.encoding === 'raw' ? ['raw', 'deflate'] : ['deflate', 'raw'];
     const cost = this.secondsOnTrial / this.bricksOnTrial;
+    const isLimitedByPacking = this.packingOnTrial > this.secondsOnTrial / 2;
     this.costs[current] = cost;
     this.age[current] = 0;
     this.age[other]++;
-    this.bricksOnTrial = this.secondsOnTrial = 0;
-    const throughput = this.throughput ?? 0;
-    const otherCost = this.age[other] > TRIALS_REMEMBERED ? 0 : (this.costs[other] ?? 0);
-    if (throughput < SLOW_LINK) this.encoding = 'deflate';
-    else if (throughput > FAST_LINK) this.encoding = 'raw';
-    else if (otherCost < cost) this.encoding = other;
+    this.bricksOnTrial = this.secondsOnTrial = this.packingOnTrial = 0;
+    // Raw bricks have more bytes, so they gain where packing is the limit alone. The throughput does not tell: a slow
+    // processor looks like a slow link.
+    if (current === 'deflate' && !isLimitedByPacking) return;
+    const otherCost = this.age[other] > TRIALS_REMEMBERED ? undefined : this.costs[other];
+    const mayBeFaster = current === 'deflate' || (this.throughput ?? 0) < FAST_LINK;
+    if (otherCost === undefined ? mayBeFaster : otherCost < cost) this.encoding = other;
   }
 }

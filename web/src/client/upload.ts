@@ -9,6 +9,7 @@ const LATE_S = 0.2;
 const SMALLEST_WINDOW = 16;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
 const SLOW_S = 0.5;
+const LAYERS: readonly Layer[] = ['whole', 'enhancement', 'base'];
 
 /** A brick, or one layer of it. */
 export interface BrickPart {
@@ -28,9 +29,9 @@ export class Upload {
   /** One byte per brick; null before the first acknowledgement, which lists the bricks that the server has. */
   private present: Uint8Array | null = null;
   /** Seconds when each part was sent, by its key. */
-  private readonly inFlight = new Map<string, number>();
+  private readonly inFlight = new Map<number, number>();
   /** Messages in flight by the key of their first part. */
-  private readonly messages = new Map<string, SentMessage>();
+  private readonly messages = new Map<number, SentMessage>();
   private readonly maxInFlight: number;
   private readonly link: Link;
   private window: number;
@@ -85,7 +86,7 @@ export class Upload {
     for (const index of received) {
       if (index < this.grid.length) this.present[index] = 1;
       this.withBase.delete(index);
-      for (const layer of ['whole', 'enhancement', 'base'] as const) this.arrived({ index, layer });
+      for (const layer of LAYERS) this.arrived({ index, layer });
     }
     for (const index of base) this.arrived({ index, layer: 'base' });
     this.window = Math.min(this.window, this.maxInFlight);
@@ -99,8 +100,15 @@ export class Upload {
   /** Note the size of the message of some parts, before it is sent. */
   sent(parts: readonly BrickPart[], bytes: number, encoding: Encoding): void {
     const key = keyOf(parts[0]);
-    const sent = this.inFlight.get(key) ?? this.clock();
-    this.messages.set(key, { bricks: parts.length, bytes, encoding: parts.every(isWhole) ? encoding : null, sent });
+    const now = this.clock();
+    const sent = this.inFlight.get(key) ?? now;
+    this.messages.set(key, {
+      bricks: parts.length,
+      bytes,
+      encoding: parts.every(isWhole) ? encoding : null,
+      sent,
+      packing: now - sent,
+    });
   }
 
   /**
@@ -152,10 +160,10 @@ export class Upload {
 
   private arrived(part: BrickPart): void {
     const key = keyOf(part);
-    const now = this.clock();
     const sent = this.inFlight.get(key);
     if (sent === undefined) return;
     this.inFlight.delete(key);
+    const now = this.clock();
     this.window = now - sent > LATE_S ? Math.max(SMALLEST_WINDOW, this.window - 1) : this.window + 1;
     const message = this.messages.get(key);
     if (message === undefined) return;
@@ -165,8 +173,8 @@ export class Upload {
   }
 }
 
-function keyOf({ index, layer }: BrickPart): string {
-  return `${layer} ${index}`;
+function keyOf({ index, layer }: BrickPart): number {
+  return LAYERS.length * index + LAYERS.indexOf(layer);
 }
 
 function isWhole({ layer }: BrickPart): boolean {

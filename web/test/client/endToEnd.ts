@@ -37,10 +37,10 @@ const encoder = new Encoder();
 const decoder = new Decoder();
 let connection: Connection;
 let fetched = 0;
-/** Bricks for which a prediction waits, and those of them that are present. */
-let waited = { done: 0, total: 0 };
-/** The first preview, and the bricks at that time. */
-let firstPreview: { done: number; total: number; voxels: number } | null = null;
+/** The image's complete bricks on the server. */
+let present = 0;
+/** The first preview, and the complete bricks at that time. */
+let firstPreview: { present: number; voxels: number } | null = null;
 
 // No long back-off for a client that loses many connections.
 Math.random = () => 0.01;
@@ -71,10 +71,10 @@ async function execute(command: Command): Promise<unknown> {
 function connect(address: string): Promise<void> {
   connection = new Connection(address, { packer });
   connection.onEvent((event) => {
-    if (event.type === 'progress' && event.state === 'waiting_for_image') waited = event;
+    if (event.type === 'image_progress') ({ present } = event);
     if (event.type !== 'mask_delta') return;
     if (event.request === null) fetched++;
-    if (!event.final) firstPreview ??= { done: waited.done, total: waited.total, voxels: event.voxels };
+    if (!event.final) firstPreview ??= { present, voxels: event.voxels };
   });
   return new Promise((resolve, reject) => {
     connection.onState((now) => {
