@@ -208,6 +208,6 @@ def on_device(model: Path, workload_folder: Path, times: int, device: str) -> It
             yield Measurement(**json.loads(line))
     if process.returncode:
         raise MeasurementFailed(
-            f"The process of the measurements on {device} ended with status {process.returncode}. Its messages above say "
-            "why."
+            f"The process of the measurements on {device} ended with status {process.returncode}. See its messages "
+            "above."
         )
