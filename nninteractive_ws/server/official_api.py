@@ -20,6 +20,8 @@ _ACCEPTED = b"HTTP/1.1 2"
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 #: Delay after a failed start, so that clients without a process do not start many.
 RETRY_AFTER_S = 5.0
+# Timeout for noticing that the process has ended, if it refuses a connection.
+_END_NOTICED_S = 1.0
 
 
 class CannotStart(Exception):
@@ -113,15 +115,31 @@ class OfficialApiProcess:
             self._unprotected += 1
 
     async def _connect(self, peer: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        async with self._starting:
-            if self._process is None or self._process.returncode is not None:
-                await self._start()
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = await self._open_connection()
         except OSError as e:
             raise CannotStart("The process of the HTTP API does not answer. Try again in a moment.") from e
         writer.write(f"{self._secret} {peer}\n".encode())
         return reader, writer
+
+    async def _open_connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the process. Raises CannotStart or OSError."""
+        process = await self._running_process()
+        try:
+            return await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            # It may have ended just now, before asyncio has noticed it. TimeoutError is an OSError.
+            await asyncio.wait_for(process.wait(), _END_NOTICED_S)
+        await self._running_process()
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
+    async def _running_process(self) -> asyncio.subprocess.Process:
+        """Return the process, which is started if necessary. Raises CannotStart."""
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                await self._start()
+            assert self._process is not None
+            return self._process
 
     async def _start(self) -> None:
         """Raises CannotStart."""

@@ -102,6 +102,7 @@ class FaultProxy:
         self.refusing = False
         self.happened: list[Fault] = []
         self._links: set[_Link] = set()
+        self._opening = 0
         self._joined = asyncio.Event()
 
     # ---- from any thread ----------------------------------------------------------------------------------
@@ -156,20 +157,26 @@ class FaultProxy:
         async with await asyncio.start_server(self._join, sock=self._listening, limit=_CHUNK_BYTES):
             started.set()
             await self._stop.wait()
-            for link in list(self._links):
-                _reset(link.client)
-                _reset(link.server)
-                link.over.set()
-            while self._links:  # asyncio reports a cancelled connection as an error
+            self.refusing = True
+            # They end by themselves, because asyncio reports a cancelled connection as an error. One that was being
+            # opened may still be added.
+            while self._links or self._opening:
+                for link in list(self._links):
+                    _reset(link.client)
+                    _reset(link.server)
+                    link.over.set()
                 await asyncio.sleep(0.01)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refusing:
             return _reset(writer)
+        self._opening += 1
         try:
             from_server, to_server = await asyncio.open_connection(*self._target)
         except OSError:  # as during a restart of the server
             return _reset(writer)
+        finally:
+            self._opening -= 1
         link = _Link(writer, to_server)
         if (fault := self.plan()) is not None:
             link.arm(fault)
