@@ -17,7 +17,7 @@ _SMALLEST_WINDOW = 16
 #: Bricks of one message: some hundred thousand bytes, packed in a few milliseconds.
 _BRICKS_PER_MESSAGE = 8
 #: If the bricks that a prompt waits for take longer, their base layers are sent first.
-_SLOW_S = 0.5
+_SLOW_S = 1.0
 
 
 @dataclass(frozen=True)

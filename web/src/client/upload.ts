@@ -8,7 +8,7 @@ import type { Encoding, Layer } from './messages';
 const LATE_S = 0.2;
 const SMALLEST_WINDOW = 16;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
-const SLOW_S = 0.5;
+const SLOW_S = 1;
 const LAYERS: readonly Layer[] = ['whole', 'enhancement', 'base'];
 
 /** A brick, or one layer of it. */
