@@ -1,6 +1,6 @@
 """The order of an image's bricks and their layers, and how many are in flight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from nninteractive_ws.messages import MAX_BASE_LAYERS, Layer
 #: A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt.
 _LATE_S = 0.2
 _SMALLEST_WINDOW = 16
-#: Bricks of one message: some hundred thousand bytes, packed in a few milliseconds.
+#: Whole bricks of one message: some hundred thousand bytes, packed in a few milliseconds.
 _BRICKS_PER_MESSAGE = 8
+#: What a base layer counts in the window and in a message, compared with a whole brick.
+_BASE_SIZE = 0.25
 #: If the bricks that a prompt waits for take longer, their base layers are sent first.
 _SLOW_S = 1.0
 
@@ -26,6 +28,11 @@ class BrickPart:
 
     index: int
     layer: Layer = "whole"
+
+    @property
+    def size(self) -> float:
+        """Size in whole bricks, roughly. Enhancement layers are hardly smaller."""
+        return _BASE_SIZE if self.layer == "base" else 1.0
 
 
 class Upload:
@@ -43,7 +50,7 @@ class Upload:
         self.presence: Presence | None = None  # unknown until the server has told which bricks it has
         self._clock = clock
         self._max_in_flight = max(1, max_in_flight)
-        self._window = min(_SMALLEST_WINDOW, self._max_in_flight)
+        self._window: float = min(_SMALLEST_WINDOW, self._max_in_flight)
         self._in_flight: dict[BrickPart, float] = {}
         self._needed = np.zeros(0, np.intp)
         i, j, k = grid.shape
@@ -105,7 +112,8 @@ class Upload:
         sent = self._in_flight.pop(part, None)
         if sent is None:
             return
-        self._window = max(_SMALLEST_WINDOW, self._window - 1) if now - sent > _LATE_S else self._window + 1
+        late = now - sent > _LATE_S
+        self._window = max(_SMALLEST_WINDOW, self._window - part.size) if late else self._window + part.size
         message = self._messages.pop(part, None)
         if message is not None:
             self._link.acknowledge(message, now)
@@ -119,9 +127,11 @@ class Upload:
         """
         if self.presence is None:
             return []
-        room = min(_BRICKS_PER_MESSAGE, self._window - len(self._in_flight))
-        chosen = self._next_base_layers(room) if layered and self._is_slow() else []
-        while self._queue and len(chosen) < room:
+        room = min(_BRICKS_PER_MESSAGE, self._window - _size(self._in_flight))
+        most = self._max_in_flight - len(self._in_flight)
+        base_layers = min(int(room / _BASE_SIZE), most)
+        chosen = self._next_base_layers(base_layers) if layered and self._is_slow() else []
+        while self._queue and _size(chosen) <= room - 1 and len(chosen) < most:
             index = self._queue.pop()
             part = BrickPart(index, "enhancement" if index in self._with_base else "whole")
             if index not in self.presence and part not in self._in_flight:
@@ -129,10 +139,10 @@ class Upload:
         self._in_flight.update(dict.fromkeys(chosen, self._clock()))
         return chosen
 
-    def _next_base_layers(self, room: int) -> list[BrickPart]:
+    def _next_base_layers(self, most: int) -> list[BrickPart]:
         assert self.presence is not None
         chosen: list[BrickPart] = []
-        while self._base_queue and len(chosen) < room and len(self._with_base) < MAX_BASE_LAYERS:
+        while self._base_queue and len(chosen) < most and len(self._with_base) < MAX_BASE_LAYERS:
             index = self._base_queue.pop()
             sent = index in self._with_base or BrickPart(index) in self._in_flight
             if index not in self.presence and not sent:
@@ -153,3 +163,8 @@ class Upload:
         order = self.grid.nearest_first(self._focus, self._needed.tolist())
         self._queue = order[::-1]
         self._base_queue = order[: len(self._needed)][::-1]
+
+
+def _size(parts: Iterable[BrickPart]) -> float:
+    """Return the size of parts in whole bricks."""
+    return sum(part.size for part in parts)

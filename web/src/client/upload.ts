@@ -7,6 +7,8 @@ import type { Encoding, Layer } from './messages';
 /** A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt. */
 const LATE_S = 0.2;
 const SMALLEST_WINDOW = 16;
+/** What a base layer counts in the window, compared with a whole brick. */
+const BASE_SIZE = 0.25;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
 const SLOW_S = 1;
 const LAYERS: readonly Layer[] = ['whole', 'enhancement', 'base'];
@@ -30,6 +32,8 @@ export class Upload {
   private present: Uint8Array | null = null;
   /** Seconds when each part was sent, by its key. */
   private readonly inFlight = new Map<number, number>();
+  /** In whole bricks. */
+  private sizeInFlight = 0;
   /** Messages in flight by the key of their first part. */
   private readonly messages = new Map<number, SentMessage>();
   private readonly maxInFlight: number;
@@ -122,22 +126,26 @@ export class Upload {
       this.order = this.grid.nearestFirst(this.focus, this.needed);
       this.considered = this.consideredAsBase = 0;
     }
-    const count = Math.min(max, this.window - this.inFlight.size);
-    const chosen = isLayered && this.isSlow(this.present) ? this.nextBaseLayers(count, this.order, this.present) : [];
-    while (chosen.length < count && this.considered < this.order.length) {
+    const room = this.window - this.sizeInFlight;
+    const most = Math.min(max, this.maxInFlight - this.inFlight.size);
+    const baseLayers = Math.min(room / BASE_SIZE, most);
+    const chosen =
+      isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
+    while (chosen.length < most && sizeOf(chosen) <= room - 1 && this.considered < this.order.length) {
       const index = this.order[this.considered++];
       const part: BrickPart = { index, layer: this.withBase.has(index) ? 'enhancement' : 'whole' };
       if (!this.present[index] && !this.inFlight.has(keyOf(part))) chosen.push(part);
     }
     const now = this.clock();
     for (const part of chosen) this.inFlight.set(keyOf(part), now);
+    this.sizeInFlight += sizeOf(chosen);
     return chosen;
   }
 
-  private nextBaseLayers(count: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
+  private nextBaseLayers(most: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
     const chosen: BrickPart[] = [];
     while (
-      chosen.length < count &&
+      chosen.length <= most - 1 &&
       this.consideredAsBase < this.needed.length &&
       this.withBase.size < MAX_BASE_LAYERS
     ) {
@@ -164,7 +172,9 @@ export class Upload {
     if (sent === undefined) return;
     this.inFlight.delete(key);
     const now = this.clock();
-    this.window = now - sent > LATE_S ? Math.max(SMALLEST_WINDOW, this.window - 1) : this.window + 1;
+    const size = sizeOf([part]);
+    this.sizeInFlight -= size;
+    this.window = now - sent > LATE_S ? Math.max(SMALLEST_WINDOW, this.window - size) : this.window + size;
     const message = this.messages.get(key);
     if (message === undefined) return;
     this.messages.delete(key);
@@ -175,6 +185,11 @@ export class Upload {
 
 function keyOf({ index, layer }: BrickPart): number {
   return LAYERS.length * index + LAYERS.indexOf(layer);
+}
+
+/** Return the size of parts in whole bricks, roughly. Enhancement layers are hardly smaller. */
+function sizeOf(parts: readonly BrickPart[]): number {
+  return parts.reduce((size, { layer }) => size + (layer === 'base' ? BASE_SIZE : 1), 0);
 }
 
 function isWhole({ layer }: BrickPart): boolean {
