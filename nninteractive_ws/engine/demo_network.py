@@ -69,6 +69,8 @@ _MIN_CONTINUATION, _CENTER_RADIUS = 0.15, 8
 # second factor. Its continuation ratio must be lower than before, and below the third factor less than half of it.
 # These and the above were chosen on phantoms and on real volumes.
 _MIN_WIDE_SHARE, _MIN_GROWTH, _LARGE_GROWTH = 0.034, 1.25, 2.5
+# A smaller share after the first pass at half the size is final: no second pass was seen to reach the above from it.
+_MIN_FIRST_SHARE = 0.024
 
 
 def _has_native_bfloat16() -> bool:
@@ -115,8 +117,8 @@ class HalfResolutionUNet(nn.Module):
     correction changes the mask only with high confidence, and does not redraw every border.
 
     If there is no previous segmentation, the network runs twice, the second time with its first prediction as the
-    previous segmentation. If that prediction continues in its surroundings, as in an organ larger than a patch, the
-    patch is predicted at half its size.
+    previous segmentation. If the first prediction continues in its surroundings, as in an organ larger than a patch,
+    the patch is predicted at half its size instead.
     """
 
     def __init__(self, input_channels: int, num_classes: int, features: list[int], deep_supervision: bool = False):
@@ -135,34 +137,42 @@ class HalfResolutionUNet(nn.Module):
         """Predict from ``x``: float (batch, channels, X, Y, Z), the image first, then the interaction channels."""
         with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16_ON_CPU and x.device.type == "cpu"):
             x = _rescale_prompts(x)
-            logits = self._predict(x)
-            for n, patch in enumerate(x):
-                if _may_be_larger(patch):
-                    logits[n] = self._with_wider_view(patch, logits[n])
-        return logits
+            logits = self.logits(x)
+            answers = [
+                self._first_answer(patch, of_patch) if is_first else self.near_prompts(of_patch, patch)
+                for patch, of_patch, is_first in zip(x.split(1), logits.split(1), _has_no_previous(x), strict=True)
+            ]
+        return torch.cat(answers)
 
-    def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits (batch, 2, X, Y, Z), after a second pass for patches without a previous segmentation."""
-        logits = self.logits(x)
-        first = _has_no_previous(x)
-        if first.any():
-            second_pass = x[first]
-            second_pass[:, _PREVIOUS] = logits[first, 1] - logits[first, 0] > _FIRST_THRESHOLD
-            logits[first] = self.logits(second_pass)
-            logits[first, 1] -= _FIRST_THRESHOLD
-        return self.near_prompts(logits, x)
+    def _first_answer(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Predict a patch without a previous segmentation, (1, channels, X, Y, Z), from the logits of its first pass.
 
-    def _with_wider_view(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Combine the prediction of one patch with those at half its size, if they show that the object is larger.
+        The second pass is that of a wider view if the object is larger than the patch.
+        """
+        logits = _raise_threshold(logits)
+        if _may_be_larger(x[0]):
+            wide = self._wider_view(x[0], self.near_prompts(logits, x)[0])
+            if wide is not None:
+                return wide[None]
+        return self._second_pass(x, _mask_of(logits))
+
+    def _second_pass(self, x: torch.Tensor, first: torch.Tensor, center_only: bool = False) -> torch.Tensor:
+        """Predict a patch again, with its first prediction, (1, X, Y, Z), as the previous segmentation."""
+        again = torch.cat((x[:, :_PREVIOUS], first[:, None].to(x.dtype), x[:, _PREVIOUS + 1 :]), 1)
+        logits = _raise_threshold(self.logits(again, center_only))
+        return self.near_prompts(logits, _center(x) if center_only else x)
+
+    def _wider_view(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
+        """Combine the prediction of one patch with those at half its size. None if the object is not larger.
 
         ``x``: (channels, X, Y, Z). ``logits``: (2, X, Y, Z), the prediction so far. Return logits of the same shape.
         """
         own = _PatchPrediction.of(x[0], logits)
         if own.continuation <= _MIN_CONTINUATION:
-            return logits
+            return None
         wide = _PatchPrediction.of(x[0], self._predict_shrunk(x, "constant"))
         if not _improves(own, wide):
-            return logits
+            return None
         if wide.continuation > _MIN_CONTINUATION:
             # Padding with zeros truncates an organ that reaches them. Padding with the edge's values lets a prediction
             # leak, so it is for objects that are known to be large.
@@ -173,18 +183,25 @@ class HalfResolutionUNet(nn.Module):
     def _predict_shrunk(self, x: torch.Tensor, padding: str) -> torch.Tensor:
         """Predict a patch, (channels, X, Y, Z), whose image is shrunk to half its size in the center of the patch.
 
-        Return logits, (2, X, Y, Z), resampled to the original size. ``padding``: torch's mode for the border. The
-        prompts, in the center, are not shrunk, because the network was trained with points of that size.
+        Return logits, (2, X, Y, Z), resampled to the original size. ``padding``: torch's mode for the border of the
+        image and of the first prediction. The prompts, in the center, are not shrunk, because the network was trained
+        with points of that size. There is no second pass if the first one finds too little.
         """
-        quarter = [n // 4 for n in x.shape[1:]]
-        i, j, k = (slice(q, -q) for q in quarter)
-        margins = np.repeat(quarter[::-1], 2).tolist()
+        margins = np.repeat([n // 4 for n in x.shape[:0:-1]], 2).tolist()
         image = functional.pad(functional.avg_pool3d(x[:1], 2)[None], margins, mode=padding)
-        logits = self._predict(torch.cat((image, x[None, 1:]), 1))
-        return functional.interpolate(logits[..., i, j, k], scale_factor=2, mode="trilinear")[0]
+        shrunk = torch.cat((image, x[None, 1:]), 1)
+        logits = _raise_threshold(self.logits(shrunk, center_only=True))
+        first = _mask_of(logits)
+        if first.count_nonzero() >= _MIN_FIRST_SHARE * first.numel():
+            first = functional.pad(first[None].to(x.dtype), margins, mode=padding)[0]
+            logits = self._second_pass(shrunk, first, center_only=True)
+        return functional.interpolate(logits, scale_factor=2, mode="trilinear")[0]
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits as trained, with changes anywhere in the patch, not only near the newest prompt."""
+    def logits(self, x: torch.Tensor, center_only: bool = False) -> torch.Tensor:
+        """Return the logits as trained, with changes anywhere in the patch, not only near the newest prompt.
+
+        ``center_only``: only those of the center of the patch, half as long per axis. All prompts must be there.
+        """
         kind = x.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         newest, marks = self.newest(x), self._marks(x)
@@ -192,10 +209,16 @@ class HalfResolutionUNet(nn.Module):
         derived = (*self._contrast_to_prompts(x), *self.likeness_to_newest(x, newest))
         inputs, channels = _drop_empty_channels((*x.chunk(x.shape[1], 1), *derived), precision)
         coarse = self.body(functional.leaky_relu(self.stem.convolve_channels(inputs, channels), 0.01))
-        inputs, channels = _drop_empty_channels((image, *derived, previous, *marks.chunk(2, 1)), precision)
+        planes: Sequence[torch.Tensor] = (image, *derived, previous, *marks.chunk(2, 1))
+        if center_only:
+            coarse, planes = _center(coarse, 1), [_center(plane, 2) for plane in planes]
+            x, marks, newest = _center(x), _center(marks), (_center(newest[0]), _center(newest[1]))
+        inputs, channels = _drop_empty_channels(planes, precision)
         fine, of_cubes = _space_to_depth(inputs), [8 * channel + voxel for voxel in range(8) for channel in channels]
-        mixed = functional.leaky_relu(self.mix_coarse(coarse) + self.mix_fine.convolve_channels(fine, of_cubes), 0.01)
-        logits = _depth_to_space(self.head(mixed)).float()
+        mixed = self.mix_coarse(coarse) + self.mix_fine.convolve_channels(fine, of_cubes)
+        if center_only:
+            mixed = mixed[..., 1:-1, 1:-1, 1:-1]
+        logits = _depth_to_space(self.head(functional.leaky_relu(mixed, 0.01))).float()
         return torch.stack((logits[:, 0], logits[:, 1] + self._margin(marks, newest, x)), 1)
 
     @staticmethod
@@ -329,6 +352,22 @@ def residual_encoder(inputs: int, features: list[int], blocks: list[int], output
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
+
+
+def _raise_threshold(logits: torch.Tensor) -> torch.Tensor:
+    """Add the threshold of first predictions to the logits of the background, (batch, 2, X, Y, Z)."""
+    return torch.stack((logits[:, 0] + _FIRST_THRESHOLD, logits[:, 1]), 1)
+
+
+def _mask_of(logits: torch.Tensor) -> torch.Tensor:
+    """Mask of logits, (batch, 2, X, Y, Z): bool (batch, X, Y, Z)."""
+    return logits[:, 1] > logits[:, 0]
+
+
+def _center(x: torch.Tensor, margin: int = 0) -> torch.Tensor:
+    """Return the center of the last three axes, half as long per axis, with a margin."""
+    i, j, k = (slice(n // 4 - margin, n - n // 4 + margin) for n in x.shape[-3:])
+    return x[..., i, j, k]
 
 
 def _has_no_previous(x: torch.Tensor) -> torch.Tensor:

@@ -176,7 +176,8 @@ class Noted(HalfResolutionUNet):
         self.sure = sure
         self.shown: list[torch.Tensor] = []
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, center_only: bool = False) -> torch.Tensor:
+        assert not center_only
         self.shown.append(x.clone())
         wanted = x[:, PREVIOUS] > 0.5
         wanted[:, 4] = True
@@ -252,13 +253,15 @@ class Sized(HalfResolutionUNet):
         self.side, self.shrunk, self.edged = side, shrunk, edged
         self.shown: list[torch.Tensor] = []
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, center_only: bool = False) -> torch.Tensor:
         self.shown.append(x.clone())
         wanted = torch.zeros_like(x[:, 0], dtype=torch.bool)
         for n, image in enumerate(x[:, 0]):
             is_shrunk = image[cube(image, 4)].std() < 0.06  # the mean of eight voxels is less noisy
             side = self.side if not is_shrunk else self.shrunk if image[0, 0, 0] == 0 else self.edged
             wanted[n, *cube(image, side)] = True
+        if center_only:
+            wanted = wanted[:, *cube(wanted, wanted.shape[-1] // 2)]
         return torch.stack((10.0 * ~wanted, 10.0 * wanted), 1)
 
 
@@ -283,12 +286,13 @@ def test_a_continuing_answer_is_repeated_at_half_resolution() -> None:
     before = x.clone()
     found = network(x).argmax(1).bool()[0]
     assert torch.equal(x, before)
-    assert [len(shown) for shown in network.shown] == [1] * 4  # two passes at each resolution
-    smaller = network.shown[2][0]
+    assert [len(shown) for shown in network.shown] == [1] * 3  # a pass, and two at half the resolution
+    smaller, again = network.shown[1][0], network.shown[2][0]
     image = x[0, 0].numpy().reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
     assert smaller[0, *cube(smaller, 16)].numpy() == pytest.approx(image, abs=1e-6)
     assert smaller[0].count_nonzero() == 16**3
     assert torch.equal(smaller[1:], x[0, 1:])
+    assert_is_cube(again[PREVIOUS].bool(), 12)
     assert_is_cube(found, 24)
 
 
@@ -296,7 +300,8 @@ def test_a_continuing_answer_is_repeated_at_half_resolution() -> None:
     ("side", "shrunk", "organ", "appearance"),
     [
         (18, 14, 18, 2),  # the first answer ends at the border of the organ
-        (6, 4, 24, 4),  # the result is small
+        (6, 4, 24, 3),  # the result of a first pass is small
+        (6, 5, 24, 4),  # the result is small
         (20, 11, 24, 4),  # the result hardly grows
         (14, 9, 24, 4),  # the result grows, but does not end either
         (14, 13, 20, 4),  # more of its surroundings is similar than for the first answer
@@ -313,9 +318,9 @@ def test_a_large_continuing_organ_is_repeated_with_replicated_edges(edged: int, 
     """The better result is used: the cube of 24 ends, that of 20 almost, that of 16 less."""
     network = Sized(6, 10, edged)
     assert_is_cube(network(patch_of_large_organ(24)).argmax(1).bool()[0], side)
-    image = network.shown[4][0, 0]
-    assert len(network.shown) == 6
-    assert torch.equal(image[cube(image, 16)], network.shown[2][0, 0][cube(image, 16)])
+    image = network.shown[3][0, 0]
+    assert len(network.shown) == 5
+    assert torch.equal(image[cube(image, 16)], network.shown[1][0, 0][cube(image, 16)])
     assert (image[:8] == image[8]).all()
     assert (image[24:] == image[23]).all()
 
@@ -379,6 +384,28 @@ def test_likeness_to_the_newest_prompt(newest: int, sign: float) -> None:
         expected = [sign * np.exp(-((gain * difference) ** 2)) for difference in (0.2, 0.0, 2.8)]
         assert [likeness[0, 0, at, 3, 3].item() for at in (2, 20, 28)] == pytest.approx(expected, abs=1e-5)
         assert not likeness[1].any(), "the second of the batch has only older prompts"
+
+
+def test_the_first_prediction_is_padded_like_the_image() -> None:
+    network = Sized(6, 10, edged=16)
+    network(patch_of_large_organ(24))
+    constant, replicated = network.shown[2][0, PREVIOUS], network.shown[4][0, PREVIOUS]
+    assert constant.sum() == constant[cube(constant, 10)].sum() == 10**3
+    assert replicated.all()
+
+
+def test_logits_of_the_center_are_those_of_the_patch() -> None:
+    torch.manual_seed(0)
+    network = HalfResolutionUNet(8, 2, [16, 32]).eval()
+    x = torch.zeros(2, 8, 64, 64, 64)
+    x[:, 0].normal_()
+    x[:, PREVIOUS, :40] = 1.0
+    x[0, POSITIVE_POINT, 28, 32, 36] = 1.0
+    x[1, NEGATIVE_POINT, 20, 32, 32] = 1.0
+    with torch.inference_mode():
+        whole, center = network.logits(x), network.logits(x, center_only=True)
+    assert torch.allclose(center, whole[..., 16:48, 16:48, 16:48], atol=1e-5)
+    assert center.std() > 0.1
 
 
 def test_skipping_empty_channels_matches_torch() -> None:
