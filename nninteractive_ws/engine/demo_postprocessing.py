@@ -17,6 +17,9 @@ NEAR = 3
 # NEAR, a change is then more often a mistake than intended, and is kept only if the logits' difference is at least
 # _SURE. Chosen on phantoms.
 _THIN, _SURE = 3, 4.0
+# A thin error is a layer. If its correction changes more than this share of the previous segmentation, only voxels
+# change that are at most as far from the border as the prompt. Chosen on phantoms and on real volumes.
+_MAX_THIN_CHANGE = 0.1
 # A first prediction is cut at a neck, beyond which lies another object. A neck is thinner than the first as a share of
 # the thickness at the prompt, and has at most the second as its radius, in voxels. Chosen on phantoms and on real
 # volumes. Corrections are not cut, because on two CTs they are better without.
@@ -33,8 +36,8 @@ def unwanted_changes(
 
     These are changes that are not connected with the newest prompt (in a first prediction: by more than a neck),
     changes closer to a prompt of the other polarity, and, if the prompt corrects a thin error, distant changes of low
-    confidence. Without a new prompt, as in the refinement of a mask, the border may move, but voxels deep inside are
-    kept.
+    confidence, or many changes deeper than the error. Without a new prompt, as in the refinement of a mask, the border
+    may move, but voxels deep inside are kept.
 
     ``difference``: of the logits, object minus background, float. ``newest``: marks of the newest prompt. ``negative``,
     ``positive``: marks of points and scribbles. All (X, Y, Z), bool except ``difference``.
@@ -47,15 +50,23 @@ def unwanted_changes(
         return changed & _deep_inside(previous)
     near = _near(newest)
     far = changed & ~near
-    if _is_thin(newest, previous):
+    box = _box_around(newest, _THIN)
+    depth = _to_border(previous[box])[newest[box]].max()
+    if depth < _THIN:
         unwanted = far & (np.abs(difference) < _SURE)
     all_positive, all_negative = positive | (newest & ~negative), negative | (newest & ~positive)
     if (all_negative.any() and (far & ~previous).any()) or (all_positive.any() and (far & previous).any()):
         box = _box_around(far | all_positive | all_negative, 0)
         unwanted[box] |= far[box] & _confirmed(previous[box], all_positive[box], all_negative[box])
     remaining = changed & ~unwanted
-    unwanted |= _disconnected(remaining, near) if previous.any() else _beyond_necks(remaining, near)
-    return unwanted
+    if not previous.any():
+        return unwanted | _beyond_necks(remaining, near)
+    remaining &= ~_disconnected(remaining, near)
+    if depth < _THIN and np.count_nonzero(remaining) > _MAX_THIN_CHANGE * np.count_nonzero(previous):
+        box = _box_around(remaining, _THIN)
+        remaining[box] &= _to_border(previous[box]) <= depth
+        remaining &= ~_disconnected(remaining, near)
+    return changed & ~remaining
 
 
 def continuation_ratio(image: npt.NDArray[np.float32], prediction: Mask) -> float:
@@ -90,14 +101,16 @@ def _deep_inside(previous: Mask) -> Mask:
     return inside
 
 
-def _is_thin(prompt: Mask, previous: Mask) -> bool:
-    """Whether all of a prompt is less than _THIN from the border of the previous segmentation. Both bool (X, Y, Z)."""
-    box = _box_around(prompt, _THIN)
-    inside = previous[box]
+def _to_border(inside: Mask) -> npt.NDArray[np.float64]:
+    """Distance of each voxel from the border of a mask, from 1, in voxels. Infinite if there is no border.
+
+    ``inside``: bool, (X, Y, Z), as the result.
+    """
     if inside.all() or not inside.any():
-        return False
-    depth = ndimage.distance_transform_edt(inside) + ndimage.distance_transform_edt(~inside)
-    return bool(depth[prompt[box]].max() < _THIN)
+        return np.full(inside.shape, np.inf)
+    distances: npt.NDArray[np.float64] = ndimage.distance_transform_edt(inside)
+    distances += ndimage.distance_transform_edt(~inside)
+    return distances
 
 
 def _near(prompt: Mask) -> Mask:

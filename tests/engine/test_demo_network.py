@@ -121,20 +121,38 @@ def test_a_point_selects_a_nearby_change() -> None:
     assert not answer(blobs(FIRST, SECOND), x).any()
 
 
-@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
-@pytest.mark.parametrize("depth", [1, 2, 3, 8])
-def test_a_prompt_at_the_border_changes_distant_voxels_only_if_confident(polarity: int, depth: int) -> None:
+def prompt_near_border(polarity: int, depth: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Half of a patch is segmented, and a prompt at a depth below the border contradicts that.
+
+    Return the input of the network, the previous segmentation, and the squared distance from the prompt.
+    """
     x = torch.zeros(1, 8, 32, 32, 32)
-    half = blobs((0, slice(0, 16)))
-    before, wanted = (half, ~half & half) if polarity == NEGATIVE_POINT else (half, half | ~half)
     at = 16 - depth if polarity == NEGATIVE_POINT else 15 + depth
+    before = blobs((0, slice(0, 16)))
     x[:, PREVIOUS] = before
     x[0, polarity, at, 16, 16] = 1.0
     grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
-    away = (grid - torch.tensor([at, 16.0, 16.0])[:, None, None, None]).square().sum(0)[None]
-    changed_if_unsure = (before ^ wanted) & (away <= 9) if depth < 3 else before ^ wanted
-    assert torch.equal(answer(wanted, x, sure=5.0), wanted)
-    assert torch.equal(answer(wanted, x, sure=3.0), before ^ changed_if_unsure)
+    return x, before, (grid - torch.tensor([at, 16.0, 16.0])[:, None, None, None]).square().sum(0)[None]
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_a_prompt_at_the_border_changes_distant_voxels_only_if_confident(polarity: int, depth: int) -> None:
+    x, before, away = prompt_near_border(polarity, depth)
+    half = before if polarity == NEGATIVE_POINT else ~before
+    changed = half & blobs((0, slice(None), slice(12, 20), slice(12, 20)))  # a sixteenth of the mask's size
+    changed_if_unsure = changed & (away <= 9) if depth < 3 else changed
+    assert torch.equal(answer(before ^ changed, x, sure=5.0), before ^ changed)
+    assert torch.equal(answer(before ^ changed, x, sure=3.0), before ^ changed_if_unsure)
+
+
+@pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_large_correction_of_a_thin_error_goes_no_deeper_than_the_prompt(polarity: int, depth: int) -> None:
+    x, before, _ = prompt_near_border(polarity, depth)
+    half = before if polarity == NEGATIVE_POINT else ~before
+    layer = blobs((0, slice(16 - depth, 16 + depth)))
+    assert torch.equal(answer(before ^ half, x), before ^ (half & layer if depth < 3 else half))
 
 
 @pytest.mark.parametrize("polarity", [POSITIVE_POINT, NEGATIVE_POINT])
@@ -349,7 +367,7 @@ def test_the_compiled_network_gives_equal_results() -> None:
 
 def test_patches_of_a_batch_are_independent() -> None:
     x = patch_of_large_organ().repeat(3, 1, 1, 1, 1)
-    x[1, PREVIOUS, 16, 16, 16] = 1.0
+    x[1, PREVIOUS, *cube(x, 6)] = 1.0
     network = Sized(side=6, shrunk=12)
     for found, side in zip(network(x).argmax(1).bool(), (24, 6, 24), strict=True):
         assert_is_cube(found, side)
