@@ -89,7 +89,7 @@ def test_interrupt_while_the_model_is_loading(folder: Path, command: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("delay_s", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("delay_s", [0.5, 1.5, 3.0])
 def test_interrupt_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
     """While the gateway starts, while the model is loading, and during a prediction."""
     check(folder, command, server_runs, delay_s)

@@ -23,7 +23,7 @@ from nninteractive_ws import protocol
 from nninteractive_ws.client.aio import AsyncSegment
 from nninteractive_ws.client.events import Result
 
-CLIENTS, PROMPTS = 8, 250
+CLIENTS, PROMPTS = 8, 500
 #: One turn of each other client on the device, and one more for the work on two cores with Python's lock: the
 #: sessions prepare prompts and pack answers there.
 MAX_OVERTAKEN = 4
@@ -51,7 +51,7 @@ async def prompt(segment: AsyncSegment, client: int, n: int) -> Result:
     rng = np.random.default_rng((client, n))
     i, j, k = at = tuple(int(x) for x in rng.integers((20, 20, 20), (64, 52, 46)))
     positive = bool(n % 3 != 2)
-    if n == 8 + 2 * client:  # zoomed out, then refined in several passes
+    if n == 8 + 6 * client:  # zoomed out, then refined in several passes
         return await segment.add_scribble(stroke(SHAPE, (4, j, k), (78, j, k)))
     if n % 4 == 1:
         return await segment.add_bbox(((i - 8, i + 8), (j - 8, j + 8), (k, k + 1)), positive=positive)
