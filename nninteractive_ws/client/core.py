@@ -408,10 +408,12 @@ class Core:
         self._begin_upload()
         if self.image is None or welcome.image != self.image.name or self._upload is None:
             return []  # the pending set_image brings the bricks
-        self._upload.acknowledged(self._upload.bricks_in(welcome.present_bricks))
+        present = self._upload.bricks_in(welcome.present_bricks)
+        self._upload.acknowledged(present)
         if not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values()):
             self._compare_segments(welcome.revisions)
-        return []
+        # The acknowledgements of the last bricks may have been lost with the connection.
+        return [events.ImageProgress(len(present), len(self.image.grid))]
 
     def _compare_segments(self, revisions: dict[str, int]) -> None:
         """Synchronize segments without a pending request. The answer of a pending request does it for the others."""

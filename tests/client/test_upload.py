@@ -273,3 +273,11 @@ def test_few_bricks_have_a_base_layer_alone(monkeypatch: pytest.MonkeyPatch) -> 
         acknowledge_parts(core, source, parts)
     assert base == 0
     assert 0 < most <= 10
+
+
+def test_the_progress_is_reported_again_after_a_lost_connection() -> None:
+    core, source = uploading((64, 64, 64))
+    acknowledge(core, source, [0])
+    core.start()
+    resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\xff", last_id=1)
+    assert events.ImageProgress(8, 8) in deliver(core, resumed)
