@@ -145,7 +145,8 @@ def test_known_data_is_not_sent_again(link: Link) -> None:
     assert welcome.resumed
     assert welcome.revisions == {"a": core.segments["a"].revision}
     assert server.bricks == sent_bricks
-    assert again.happened == [events.Connection("open", welcome)]
+    total = len(sent_bricks)
+    assert again.happened == [events.Connection("open", welcome), events.ImageProgress(total, total)]
     check_journal(core, server)
 
 

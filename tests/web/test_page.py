@@ -200,8 +200,9 @@ def test_a_lasso_around_nothing_is_refused_with_a_sentence(user: PageUser, serve
 def test_segments_have_names_colors_and_visibility(user: PageUser, server: str, example: Path, tmp_path: Path) -> None:
     user.open_example(server)
     user.prompt(LIVER)
+    user.press("t")
     user.press("e")
-    user.prompt(STOMACH)
+    user.prompt(STOMACH)  # positive again, else the new segment would stay empty
     liver, stomach = user.voxels
     assert liver > 0
     assert stomach > 0

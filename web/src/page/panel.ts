@@ -130,6 +130,7 @@ export class Panel {
     });
     onClick('next-segment', () => {
       this.session.addSegment();
+      this.setPolarity(true); // a negative prompt in an empty segment does nothing
     });
     for (const format of FORMATS) onClick(`save-${format}`, () => void this.save(format));
     onClick('help', () => void showHelp(HELP));
