@@ -462,9 +462,7 @@ export class Core<I extends Image = Image> {
     this.beginUpload();
     // A pending set_image brings the bricks.
     if (this.image === null || welcome.image !== this.image.name || this.upload === null) return;
-    const present = this.upload.resume(welcome.present_bricks);
-    // The acknowledgements of the last bricks may have been lost with the connection.
-    this.events.push({ type: 'image_progress', present, total: this.upload.grid.length });
+    this.upload.resume(welcome.present_bricks);
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     if (isAnnounced) this.compareSegments(welcome.revisions);
   }
