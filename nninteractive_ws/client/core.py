@@ -160,8 +160,7 @@ class Core:
         def make() -> bytes:
             bricks = [source.brick(part, encoding, compression) for part in parts]
             frame = protocol.encode(wire.ImageBricks(image=source.name, bricks=bricks))
-            whole = all(part.layer == "whole" for part in parts)
-            upload.sent(parts, len(frame), compression if whole else "bits")
+            upload.sent(parts, len(frame), compression)
             return frame
 
         return make

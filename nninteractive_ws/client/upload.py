@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -84,7 +85,12 @@ class Upload:
         return self._link.compression
 
     def sent(self, parts: Sequence[BrickPart], nbytes: int, compression: Compression) -> None:
-        """Note the size of the message of some parts, before it is sent. May be called from another thread."""
+        """Note the size of the message of some parts, before it is sent. May be called from another thread.
+
+        ``compression``: of its whole bricks.
+        """
+        if any(part.layer != "whole" for part in parts):
+            compression = "bits"
         started = self._in_flight.get(parts[0], self._clock())
         self._messages[parts[0]] = SentMessage(len(parts), nbytes, compression, started)
 
@@ -96,12 +102,11 @@ class Upload:
         if self.presence is None:
             self.presence = Presence(self.grid)
             self._order()
-        layers: tuple[Layer, ...] = ("whole", "enhancement", "base")
         for index in received:
             if index < len(self.grid):
                 self.presence.add(index)
             self._with_base.discard(index)
-            for layer in layers:
+            for layer in get_args(Layer):
                 self._arrived(BrickPart(index, layer))
         for index in base:
             self._arrived(BrickPart(index, "base"))
