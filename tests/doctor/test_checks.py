@@ -76,7 +76,8 @@ def test_all_steps_pass_on_a_healthy_server(quick: QuickServer) -> None:
     assert by_step["http_api"].data == {"answered": True}
     upload, download = by_step["upload"].data, by_step["download"].data
     assert upload["volume_bytes"] == 2**23
-    assert 0.4 < upload["bytes"] / upload["volume_bytes"] < 0.55, "it does not pack as a CT does"
+    # 0.46 with the smaller compression and 0.60 with the faster one. How much has which depends on the machine.
+    assert 0.4 < upload["bytes"] / upload["volume_bytes"] < 0.65, "it does not pack as a CT does"
     assert download["bytes"] > 500_000
     assert by_step["prompt"].data["passes"] == 1
     estimate = by_step["first_mask"].data
