@@ -333,7 +333,10 @@ def test_work_continues_after_the_connection_was_lost(user: PageUser, proxy: Fau
     user.wait_for_status("Connection lost, trying again. No work is lost.")
     user.expect(user.page.locator("#status-detail")).to_contain_text(" s")  # until the next attempt
     proxy.refusing = False
-    user.wait_for_status("Connected.")
+    user.wait_for_status("The image is on the server.")
+    user.page.evaluate("() => dispatchEvent(new Event('online'))")  # the page asks the server for a sign of life
+    user.page.wait_for_timeout(500)
+    user.wait_for_status("The image is on the server.")
     user.prompt(STOMACH)
     user.press("Control+z")
     user.wait_for_voxels(first)

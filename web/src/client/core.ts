@@ -33,7 +33,16 @@ import type {
   SetOptions,
   Welcome,
 } from './messages';
-import { checkSegment, createsSegment, isObsolete, makePending, retryError, segmentOf, type Pending } from './pending';
+import {
+  checkSegment,
+  createsSegment,
+  isHeartbeat,
+  isObsolete,
+  makePending,
+  retryError,
+  segmentOf,
+  type Pending,
+} from './pending';
 import { decode, encode, FEATURES, LAYERED_BRICKS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
 import { Upload, type BrickPart } from './upload';
 import { bytesPerVoxel } from './voxels';
@@ -126,8 +135,8 @@ export class Core<I extends Image = Image> {
   /** Whether the session is one of an earlier page, whose state this core does not know. */
   private isAdopted: boolean;
   private isEvicted = false;
-  /** The last answered request of this session about no segment, see `ping`. */
-  private answered: Request | null = null;
+  /** The last answered heartbeat of this session, see `ping`. */
+  private heartbeat: Request | null = null;
   private events: Event[] = [];
 
   constructor(options: CoreOptions = {}) {
@@ -331,11 +340,11 @@ export class Core<I extends Image = Image> {
   }
 
   /**
-   * Ask the server for a sign of life. It answers a repeated request at once, also during a prediction, and applies it
-   * once.
+   * Ask the server for a sign of life with a heartbeat. It answers a repeated request at once, also during a prediction.
+   * Only heartbeats are repeated: the answer to another request, such as `set_image`, tells of an earlier state.
    */
   ping(): void {
-    if (this.answered !== null && this.lastId - this.answered.id < MAX_REPEATED) this.send(this.answered);
+    if (this.heartbeat !== null && this.lastId - this.heartbeat.id < MAX_REPEATED) this.send(this.heartbeat);
     else this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
   }
 
@@ -462,7 +471,9 @@ export class Core<I extends Image = Image> {
     this.beginUpload();
     // A pending set_image brings the bricks.
     if (this.image === null || welcome.image !== this.image.name || this.upload === null) return;
-    this.upload.resume(welcome.present_bricks);
+    const present = this.upload.resume(welcome.present_bricks);
+    // The acknowledgements of the last bricks may have been lost with the connection.
+    this.events.push({ type: 'image_progress', present, total: this.upload.grid.length });
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     if (isAnnounced) this.compareSegments(welcome.revisions);
   }
@@ -483,7 +494,7 @@ export class Core<I extends Image = Image> {
     for (const name of [...this.stale.keys()]) this.markFresh(name);
     const toResend = [...this.pending.values()].filter(({ number }) => number !== null);
     this.pending = new Map();
-    this.answered = null;
+    this.heartbeat = null;
     const { autozoom, previews } = this.options;
     if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
     if (this.image !== null) this.restoreImage(this.image, toResend);
@@ -562,7 +573,7 @@ export class Core<I extends Image = Image> {
     const pending = this.pending.get(message.id);
     if (pending === undefined) return;
     this.pending.delete(message.id);
-    if (segmentOf(pending) === null) this.answered = pending.request;
+    if (isHeartbeat(pending.request)) this.heartbeat = pending.request;
     // First, because a step that is undone or redone keeps its change if the server's is missing.
     if (!isObsolete(pending, this.image)) this.compareRevisions(pending, message);
     this.record(pending);

@@ -41,6 +41,11 @@ export function checkSegment(name: string, pending: Pending<unknown>): void {
   );
 }
 
+/** Whether a request changes nothing, and only asks for an answer. */
+export function isHeartbeat(request: Request): boolean {
+  return request.type === 'set_options' && request.autozoom === null && request.previews === null;
+}
+
 /** Whether a request creates its segment if there is none. */
 export function createsSegment({ request }: Pending<unknown>): boolean {
   return request.type === 'set_mask' || request.type.startsWith('add_');

@@ -76,9 +76,14 @@ export class Upload {
     this.order = null;
   }
 
-  /** Note the bricks that a welcome lists as present. Throws a ClientError `bad_message` for another grid. */
-  resume(bits: Uint8Array): void {
-    this.acknowledge(bricksOfBits(bits, this.grid));
+  /**
+   * Note the bricks that a welcome lists as present. Return their number. Throws a ClientError `bad_message` for
+   * another grid.
+   */
+  resume(bits: Uint8Array): number {
+    const present = bricksOfBits(bits, this.grid);
+    this.acknowledge(present);
+    return present.length;
   }
 
   /**

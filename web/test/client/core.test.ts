@@ -115,14 +115,20 @@ describe('the events of the core', () => {
 const EMPTY = 0xd202ef8d;
 
 describe('the core', () => {
-  it('asks for a sign of life with an answered request, while it is among the last 1024', () => {
+  it('asks for a sign of life with an answered heartbeat, while it is among the last 1024 requests', () => {
     sent();
     core.ping();
-    expect(sent()).toMatchObject([{ type: 'set_image', id: 1 }]);
-    for (let n = 0; n < 1024; n++) core.setOptions({});
+    expect(sent()).toMatchObject([{ type: 'set_options', id: 2, autozoom: null, previews: null }]);
+    tell({ type: 'done', id: 2, segment: null });
+    core.setOptions({ previews: false });
+    tell({ type: 'done', id: 3, segment: null });
     sent();
     core.ping();
-    expect(sent()).toMatchObject([{ type: 'set_options', id: 1026 }]);
+    expect(sent()).toMatchObject([{ type: 'set_options', id: 2, autozoom: null, previews: null }]);
+    for (let n = 0; n < 1023; n++) core.addPoint('liver', [0, 0, 0]);
+    sent();
+    core.ping();
+    expect(sent()).toMatchObject([{ type: 'set_options', id: 1027, autozoom: null, previews: null }]);
   });
 
   it('does not send a history that is too large for a message', () => {
