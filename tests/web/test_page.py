@@ -314,6 +314,20 @@ def test_a_tablet(browser: Any, server: str) -> None:
         assert user.axe() == []
 
 
+def test_a_phone(browser: Any, server: str) -> None:
+    with page_user(browser, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as user:
+        user.open(server)
+        user.wait_for_status("Connected.")
+        assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        user.open_example(server)
+        box = user.page.locator("#overlay").bounding_box()
+        user.page.touchscreen.tap(box["x"] + 0.2 * box["width"], box["y"] + 0.25 * box["height"])
+        user.wait_for_result()
+        user.wait_for_marks(axial=1)
+        assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        assert user.axe() == []
+
+
 # ---- connections ---------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import { button, byId, input, setText } from './dom';
 import { drawTrail, Gestures, middleOf } from './gestures';
 import { drawMarks } from './marks';
 import { Opening } from './opening';
+import { drawLetters } from './orientation';
 import { Panel } from './panel';
 import { clearInfos, storeInfos } from './segments';
 import { Session } from './session';
@@ -35,7 +36,7 @@ const panel = new Panel(session, viewer, gestures, overlay);
 const sliders = new Sliders(byId('sliders', HTMLElement), viewer);
 const statusLine = new StatusLine(session, viewer);
 
-/** Draw the marks of the prompts above the views. */
+/** Draw letters and the marks of the prompts above the views, and refresh what depends on the slices. */
 function drawOverlay(): void {
   const ratio = window.devicePixelRatio;
   const { clientWidth, clientHeight } = overlay;
@@ -44,11 +45,13 @@ function drawOverlay(): void {
   if (context === null) return;
   context.scale(ratio, ratio);
   const { slices } = viewer;
-  const { marks } = session;
+  const { image, marks } = session;
+  if (image !== null) for (const view of slices) drawLetters(context, view, image.volume.affine);
   const counts = slices.map((view) => `${view.plane} ${drawMarks(context, view, marks)}`);
   overlay.dataset.marks = counts.join(', ');
   if (gestures.stroke !== null) drawTrail(context, gestures.stroke, panel.color);
   sliders.refresh();
+  statusLine.refreshPosition();
 }
 
 function refresh(): void {
@@ -222,7 +225,7 @@ gestures.onStroke = (stroke) => {
   session.addStroke(stroke, panel.isPositive);
 };
 overlay.addEventListener('pointermove', (event) => {
-  statusLine.showPosition(event.offsetX, event.offsetY);
+  statusLine.point(event.offsetX, event.offsetY);
 });
 button('enter-token').addEventListener('click', () => {
   void enterToken('Enter a token.');

@@ -16,6 +16,8 @@ export class StatusLine {
   private readonly progress = byId('progress', HTMLProgressElement);
   private readonly position = byId('position', HTMLElement);
   private timer = 0;
+  /** The pixel of the pointer; outside of the views before it moved over them. */
+  private pointer: [number, number] = [-1, -1];
 
   constructor(
     private readonly session: Session,
@@ -45,16 +47,22 @@ export class StatusLine {
     }, 250);
   }
 
-  /** Show the voxel at a pixel of the views, and its value. */
-  showPosition(x: number, y: number): void {
-    const view = this.viewer.viewAt(x, y);
+  /** Show the voxel at a pixel of the views, where the pointer is, and its value. */
+  point(x: number, y: number): void {
+    this.pointer = [x, y];
+    this.refreshPosition();
+  }
+
+  /** Show the voxel under the pointer again, because the views or the image changed. */
+  refreshPosition(): void {
+    const view = this.viewer.viewAt(...this.pointer);
     const { image } = this.session;
     if (image === null || view === null || view === 'render') {
       setText(this.position, '');
       return;
     }
     const { shape, voxels } = image.volume;
-    const voxel = voxelAt(view.toVoxel(x, y));
+    const voxel = voxelAt(view.toVoxel(...this.pointer));
     const [i, j, k] = voxel;
     const value = isVoxelInside(voxel, shape) ? voxels[i + shape[0] * (j + shape[1] * k)] : null;
     setText(this.position, value === null ? '' : `Voxel ${i}, ${j}, ${k}: ${Number(value.toPrecision(5))}`);

@@ -93,6 +93,7 @@ export class Viewer {
     fontColor: [0.65, 0.69, 0.74, 1],
     fontMinPx: 12,
     isColorbar: false,
+    isOrientationTextVisible: false,
     isRadiologicalConvention: true,
     sagittalNoseLeft: true,
     loadingText: '',
