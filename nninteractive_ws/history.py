@@ -6,6 +6,7 @@ as an array. Changes are unpacked when they are used.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+import sys
 
 import numpy as np
 
@@ -27,7 +28,11 @@ def mask_memory(mask: RunLengthMask | None) -> int:
 def memory_of(steps: Iterable[Step]) -> int:
     """Return the bytes in memory of steps."""
     return sum(
-        STEP_BYTES + mask_memory(getattr(step.request, "mask", None)) + mask_memory(step.change) for step in steps
+        STEP_BYTES
+        + sys.getsizeof(step.request.segment)  # each has its own copy of the name
+        + mask_memory(getattr(step.request, "mask", None))
+        + mask_memory(step.change)
+        for step in steps
     )
 
 

@@ -72,6 +72,16 @@ def test_undo_and_redo_go_through_all_states(states: list[Mask], back: int, fort
     assert segment.memory == memory_of(segment.steps)
 
 
+def test_the_names_of_segments_in_steps_are_counted() -> None:
+    """Each step has its own copy, since each was in a message of its own."""
+    nothing = masks.to_delta(np.zeros((9, 9, 9), bool))
+    long, short = (
+        memory_of([make_step(wire.AddPoint(id=1, segment=name, point=(0, 0, 0)), nothing, "raw")])
+        for name in ("\N{MICROSCOPE}" * 256, "a")
+    )
+    assert 1024 <= long - short < 1200
+
+
 def test_a_history_is_flattened() -> None:
     first, second = np.zeros((2, 9, 9, 9), bool)
     first[2:5, 2:5, 2:5], second[4:8, 4:8, 4:8] = True, True

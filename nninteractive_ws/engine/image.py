@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import threading
 import time
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -68,18 +69,16 @@ class BrickImage:
 
         Raises BadMessage, TooLarge or BadImage. The bricks before the invalid one are stored nevertheless.
         """
-        stored: list[Brick] = []
+        new = 0
         try:
             for brick in bricks:
                 if self._is_new(brick):
                     self._store(brick)
-                    stored.append(brick)
+                    new += 1
         finally:
             with self._arrived:
-                for brick in stored:
-                    self._mark(brick)
                 self._arrived.notify_all()
-        return len(stored)
+        return new
 
     def _is_new(self, brick: Brick) -> bool:
         if brick.index >= len(self.grid):
@@ -89,17 +88,14 @@ class BrickImage:
         base = self._base_layers.get(brick.index) if brick.layer == "base" else None
         return brick.index not in self.presence and (base is None or base.low_bits != brick.low_bits)
 
-    def _mark(self, brick: Brick) -> None:
-        self._estimated.add(brick.index)
-        if brick.layer == "base":
-            self._base_layers[brick.index] = brick
-        else:
-            self.presence.add(brick.index)
-            self._base_layers.pop(brick.index, None)
+    def forget_base_layers(self) -> None:
+        """Drop the base layers that are kept for their enhancement layers. Their bricks are to be sent anew."""
+        self._base_layers.clear()
 
     def _store(self, brick: Brick) -> None:
         box = self.grid.box(brick.index)
-        normalized = self._normalize(self._unpack(brick))
+        layer = self._unpack_layer(brick)
+        normalized = self._normalize(self._voxels_of(brick, layer))
         if not np.isfinite(normalized).all():
             raise BadImage(
                 f"Brick {brick.index} of the image has voxels that are not finite, or not after normalization with the "
@@ -109,10 +105,17 @@ class BrickImage:
         # This needs no lock. Bricks do not overlap, and no pass reads a brick before it is marked as present. The pass
         # for a preview may read a brick while its enhancement layer is stored, which does no harm.
         self.voxels[0][box.slices] = torch.from_numpy(normalized).to(self.voxels.device)
+        with self._arrived:
+            self._estimated.add(brick.index)
+            # At once, because the same message may have the other layer.
+            if brick.layer == "base":
+                self._base_layers[brick.index] = _without_padding(brick, layer)
+            else:
+                self.presence.add(brick.index)
+                self._base_layers.pop(brick.index, None)
 
-    def _unpack(self, brick: Brick) -> npt.NDArray[np.generic]:
-        """Return the voxels of a brick; for a base layer, their estimates."""
-        values = self._unpack_layer(brick)
+    def _voxels_of(self, brick: Brick, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Return the voxels of a brick from its unpacked layer; for a base layer, their estimates."""
         if brick.layer == "whole":
             return values
         if brick.layer == "base":
@@ -191,3 +194,10 @@ class BrickImage:
         """Wake threads in :meth:`wait_for`, so that they check for cancellation."""
         with self._arrived:
             self._arrived.notify_all()
+
+
+def _without_padding(brick: Brick, values: npt.NDArray[np.generic]) -> Brick:
+    """Return a brick whose data are not longer than its values. A hostile client can pad them to a message's limit."""
+    if len(brick.data) <= values.nbytes:
+        return brick
+    return msgspec.structs.replace(brick, encoding="raw", data=values.tobytes())

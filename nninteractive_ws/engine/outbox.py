@@ -158,6 +158,7 @@ class Outbox:
             else:
                 assert record is not None
                 self._send(record, _Frame.of(message))
+                self._end_merging(type(message))
                 if isinstance(message, Done | ErrorMessage):
                     self._settle(record)
         self._wake()
@@ -218,12 +219,19 @@ class Outbox:
         last = self._latest.get(type(message))
         merged = None if last is None or last.pending is None else _merged(last.pending, message)
         if last is None or merged is None:
+            self._end_merging(type(message))
             last = self._latest[type(message)] = _Frame.of(message, message)
             self._queue_frame(last)
         else:
             self._waiting_bytes -= len(last.data)
             last.pending, last.data = merged, protocol.encode(merged)
             self._waiting_bytes += len(last.data)
+
+    def _end_merging(self, kind: type) -> None:
+        """Merge no further message of a type into one that is queued, so that none overtakes what is queued now."""
+        last = self._latest.pop(kind, None)
+        if last is not None:
+            last.pending = None
 
     def _settle(self, record: _RequestRecord) -> None:
         """Mark a request as answered. Beyond BYTES_KEPT, the oldest records keep only their answers."""
@@ -247,10 +255,15 @@ def _merged(queued: Message, message: Message) -> Message | None:
     if isinstance(queued, Progress) and isinstance(message, Progress) and queued.id == message.id:
         return message
     if isinstance(queued, ImageProgress) and isinstance(message, ImageProgress) and queued.image == message.image:
-        if len(queued.received) + len(message.received) > _MAX_MERGED:
+        received = {*queued.received, *message.received}
+        base = {*queued.received_base, *message.received_base} - received
+        if len(received) + len(base) > _MAX_MERGED:
             return None
-        received = sorted({*queued.received, *message.received})
         return ImageProgress(
-            image=message.image, received=received, present=max(queued.present, message.present), total=message.total
+            image=message.image,
+            received=sorted(received),
+            received_base=sorted(base),
+            present=max(queued.present, message.present),
+            total=message.total,
         )
     return None

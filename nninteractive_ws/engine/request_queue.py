@@ -76,6 +76,7 @@ class RequestQueue:
     def attach(self, created: bool) -> SessionAttached:
         """Begin a connection. Return the session's state for the client."""
         self.outbox.disconnect()
+        self._session.forget_base_layers()
         image, revisions = self._session.state()
         name, bricks = (None, b"") if image is None else (image.name, image.presence.to_bytes())
         return SessionAttached(created, self._last_id, revisions, name, bricks, free_memory(self._pools))
@@ -114,6 +115,7 @@ class RequestQueue:
             self.last_used = time.monotonic()
         if progress is not None:
             self.outbox.put_unsolicited(progress)
+            self._account.charge("outbox", self.outbox.memory)
 
     def _cancel(self, message: Cancel) -> None:
         """Cancel a queued or running request. Other ids are of requests that are answered, or were not sent yet."""

@@ -144,6 +144,12 @@ class Session:
             total=len(image.grid),
         )
 
+    def forget_base_layers(self) -> None:
+        """Drop the base layers of the image. The client does not know which have arrived, and sends the bricks anew."""
+        if self._image is not None:
+            self._image.forget_base_layers()
+            self._account.charge("base layers", 0)
+
     def cancel(self, message: Cancel, last_id: int) -> None:
         """Cancel one request that has no answer yet, or all up to ``last_id``."""
         with self._lock:
@@ -241,6 +247,7 @@ class Session:
     def _announce_bricks(self) -> None:
         """Acknowledge the bricks that are present from before, and need not be sent."""
         image = self._image_or_raise()
+        self.forget_base_layers()
         present = image.presence.indices()
         self._outbox.put(ImageProgress(image=image.name, received=present, present=len(present), total=len(image.grid)))
 

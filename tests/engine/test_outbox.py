@@ -151,6 +151,35 @@ def test_acknowledgements_of_bricks_are_merged(outbox: Outbox) -> None:
     assert drain(outbox) == [arrived("x", [1, 3], 2), arrived("y", [2], 1)]
 
 
+def test_acknowledgements_of_base_layers_are_merged(outbox: Outbox) -> None:
+    def arrived(received: list[int], base: list[int], present: int) -> wire.ImageProgress:
+        return wire.ImageProgress(image="x", received=received, received_base=base, present=present, total=9)
+
+    outbox.put_unsolicited(arrived([], [1, 2], 0))
+    outbox.put_unsolicited(arrived([1], [3], 1))
+    assert drain(outbox) == [arrived([1], [2, 3], 1)]
+
+
+def test_no_acknowledgement_is_merged_into_one_before_an_announcement(outbox: Outbox) -> None:
+    def arrived(received: list[int], present: int) -> wire.ImageProgress:
+        return wire.ImageProgress(image="x", received=received, present=present, total=9)
+
+    outbox.put_unsolicited(arrived([1, 2], 2))
+    outbox.open(1)
+    outbox.begin(1)
+    outbox.put(arrived([], 0))  # of a new image with the old name
+    outbox.put_unsolicited(arrived([5], 1))
+    assert drain(outbox) == [arrived([1, 2], 2), arrived([], 0), arrived([5], 1)]
+
+
+def test_only_the_last_of_many_acknowledgements_is_kept_as_a_message(outbox: Outbox) -> None:
+    for n in range(20):
+        bricks = list(range(300 * n, 300 * (n + 1)))
+        outbox.put_unsolicited(wire.ImageProgress(image="x", received=bricks, present=300 * (n + 1), total=6000))
+    assert len(outbox._queue) == 2
+    assert sum(frame.pending is not None for frame in outbox._queue) == 1
+
+
 def test_a_client_that_does_not_read_fills_the_outbox(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FULL_BYTES", 1000)
     error = wire.ErrorMessage(code="bad_message", message="x" * 600)

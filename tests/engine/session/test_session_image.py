@@ -5,6 +5,7 @@ import gc
 from itertools import pairwise
 from typing import Any
 import weakref
+import zlib
 
 from helpers.engine import (
     Client,
@@ -237,6 +238,48 @@ def test_base_layers_are_charged_until_their_enhancement_arrives(quick_model, de
     assert not client.account._host.used_by(client.account).get("base layers")
 
 
+def test_both_layers_of_a_brick_may_be_in_one_message(quick_model, device, volume):
+    client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
+    client.announce(volume)
+    both = [*layer_message(volume, range(27), "base").bricks, *layer_message(volume, range(27), "enhancement").bricks]
+    new, progress = client.session.put_bricks(ImageBricks(image="image", bricks=both))
+    assert (new, sorted(set(progress.received)), progress.received_base) == (54, list(range(27)), [])
+    assert np.array_equal(client.session._image.voxels, twin.session._image.voxels)
+
+
+def test_padding_of_a_base_layer_is_not_kept(quick_model, device, volume):
+    client = Client(quick_model, device)
+    client.announce(volume)
+    (base,) = layer_message(volume, [0], "base").bricks
+    plain = arrays.unpack(base.data, "blosc2", "int16", (32, 32, 32))
+    stream = zlib.compressobj(1)
+    padding = b"\0\0\0\xff\xff" * 200_000  # stored blocks without content
+    packed = stream.compress(plain.tobytes()) + stream.flush(zlib.Z_SYNC_FLUSH) + padding + stream.flush()
+    client.session.put_bricks(
+        ImageBricks(image="image", bricks=[msgspec.structs.replace(base, encoding="deflate", data=packed)])
+    )
+    assert client.session._image.base_layer_bytes == plain.nbytes
+    client.session.put_bricks(layer_message(volume, [0], "enhancement"))
+    assert client.session._image.presence.count == 1
+
+
+@pytest.mark.parametrize("again", ["announced", "connected"])
+def test_base_layers_are_forgotten(quick_model, device, volume, monkeypatch, again):
+    """As the client does not know which have arrived, it may send those of other bricks up to the limit."""
+    monkeypatch.setattr(image_module, "MAX_BASE_LAYERS", 3)
+    client = Client(quick_model, device)
+    client.announce(volume)
+    client.session.put_bricks(layer_message(volume, [0, 1, 2], "base"))
+    if again == "announced":
+        client.announce(volume)
+    else:
+        client.session.forget_base_layers()  # as the queue of requests does when a connection begins
+    assert not client.account._host.used_by(client.account).get("base layers")
+    client.session.put_bricks(layer_message(volume, [3, 4, 5], "base"))
+    client.session.put_bricks(layer_message(volume, [3], "enhancement"))
+    assert client.session._image.presence.count == 1
+
+
 def test_base_layers_have_a_limit(quick_model, device, volume, monkeypatch):
     monkeypatch.setattr(image_module, "MAX_BASE_LAYERS", 3)
     client = Client(quick_model, device)
@@ -300,7 +343,7 @@ def test_valid_bricks_are_accepted_after_invalid_ones(quick_model, device, volum
 
 
 def test_bricks_before_an_invalid_one_are_kept(quick_model, device, volume):
-    bad, error = BAD_BRICKS["too few bytes"]
+    bad, error = BAD_BRICKS["an index beyond the grid"]
     client = Client(quick_model, device)
     client.announce(volume)
     good = brick_message(volume, "image", range(27)).bricks
