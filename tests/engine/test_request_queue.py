@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.frames import CloseCode
 
-from nninteractive_ws import arrays, masks
+from nninteractive_ws import arrays, layers, masks
 from nninteractive_ws import messages as wire
 
 
@@ -138,6 +138,36 @@ def test_bricks_of_another_image_are_ignored(server: str) -> None:
         error = await client.receive()
         assert (error.code, error.id) == ("bad_message", None)
         await client.websocket.wait_closed()
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_a_new_connection_forgets_base_layers(server: str) -> None:
+    image = phantom()
+
+    def layer(kind: wire.Layer) -> wire.ImageBricks:
+        split = layers.base_layer if kind == "base" else layers.enhancement_layer
+        data = arrays.pack(split(image[:32, :32, :32].copy(), 3), "raw")
+        return wire.ImageBricks(
+            image="image", bricks=[wire.Brick(index=0, encoding="raw", data=data, layer=kind, low_bits=3)]
+        )
+
+    async def work() -> None:
+        client = await PlainClient.open(server)
+        shape: Any = image.shape
+        await client.send(wire.SetImage(id=1, image="image", shape=shape, dtype=image.dtype.name, mean=0.0, std=300.0))
+        await client.receive_answer(1)
+        await client.send(layer("base"))
+        assert (await client.receive_until(wire.ImageProgress)).received_base == [0]
+        first = client.welcome
+        await client.websocket.close()
+        again = await PlainClient.open(server, session_id=first.session_id, session_secret=first.session_secret)
+        assert again.welcome.resumed
+        await again.send(layer("enhancement"))
+        error = await again.receive_until(wire.ErrorMessage)
+        assert (error.code, error.id) == ("bad_message", None)
+        await again.websocket.wait_closed()
 
     run(work())
 
