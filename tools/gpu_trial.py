@@ -63,7 +63,7 @@ Row = tuple[str, str, float | bool | str]
 
 @dataclass(frozen=True)
 class Trial:
-    """What each step needs. ``output``: the folder of the results. ``work``: a folder with models and the workload."""
+    """Settings of all steps. ``output``: the folder of the results. ``work``: a folder with models and the workload."""
 
     output: Path
     work: Path

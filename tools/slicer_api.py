@@ -1,4 +1,4 @@
-"""What a Python module can use in Slicer: classes of source trees, of the package vtk, and of a PythonQt host."""
+"""The interface of Slicer for Python modules: classes of source trees, of the package vtk, and of a PythonQt host."""
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence

@@ -31,7 +31,7 @@ _CLASS_ARGUMENT = {
 
 @dataclass(frozen=True)
 class Hints:
-    """What the source does not tell. The class ``ui`` stands for an object with all widgets of the panel.
+    """Facts that the source does not tell. The class ``ui`` stands for an object with all widgets of the panel.
 
     ``objects``: class of an object, by an expression in the source such as ``self.editor``, or by a function and its
     parameter, such as ``pick.view``. A file and a colon may precede both. The class is empty for an object that is not
@@ -46,7 +46,7 @@ class Hints:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known about the value of an expression. ``name``: of its class or module. ``node``: own definition."""
+    """Facts about the value of an expression. ``name``: of its class or module. ``node``: own definition."""
 
     kind: str
     name: str = ""
@@ -114,7 +114,7 @@ _Binding = ast.AST | tuple[ast.expr]
 
 
 def _bindings(scope: ast.AST) -> dict[str, list[_Binding]]:
-    """What is bound to each name in a scope, in the order of the source."""
+    """The values that are bound to each name in a scope, in the order of the source."""
     found: dict[str, list[_Binding]] = {}
 
     def bind(target: ast.expr, value: _Binding) -> None:
@@ -336,7 +336,7 @@ class Module:
         return _PLAIN if value is not None else None
 
     def _passed(self, source: Source, scope: ast.AST, name: str) -> Value | None:
-        """What calls in this module pass for a parameter of a function."""
+        """The arguments that calls in this module pass for a parameter of a function."""
         owner = source.parents[scope]
         is_method = isinstance(owner, ast.ClassDef)
         called = owner if is_method and getattr(scope, "name", "") == "__init__" else scope
@@ -489,7 +489,7 @@ class Module:
         return self._member_type(owner, name) if member.kind == PROPERTY else _PLAIN
 
     def _member_type(self, owner: Value, name: str) -> Value | None:
-        """What a method or a property returns."""
+        """The value that a method or a property returns."""
         for class_name in self._ancestry(owner.name):
             if (hint := self.hints.results.get(f"{class_name}.{name}")) is not None:
                 return self._instance(hint)
@@ -563,7 +563,7 @@ class Module:
                 yield from self._own_ancestry(value.node)
 
     def _assigned(self, node: ast.ClassDef, name: str) -> list[_Binding]:
-        """What the class and its methods assign to an attribute."""
+        """The values that the class and its methods assign to an attribute."""
         return self._attributes.get(node, {}).get(name, [])
 
     @cached_property

@@ -37,7 +37,7 @@ Masks = list[npt.NDArray[np.bool_]]
 
 @dataclass
 class Outcome:
-    """What a user has seen. ``given_up``: prompts that the user had to send again."""
+    """Observations of a user. ``given_up``: prompts that the user had to send again."""
 
     prompts: int = 0
     wrong: int = 0

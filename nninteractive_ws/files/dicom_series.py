@@ -44,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Header:
-    """What tells the series apart. ``is_slice``: whether it is an image with a position, and no localizer."""
+    """The attributes that tell series apart. ``is_slice``: whether it is an image with a position, and no localizer."""
 
     file: Path
     uid: str

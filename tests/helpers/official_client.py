@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Result:
-    """What a client has after a call.
+    """The state of a client after a call.
 
     ``status``: of each response. ``ran``: X-Meta's ran_prediction, if the last response has it. ``returned``: the part
     of the call's result that two servers must agree on. ``buffer``: the target buffer.

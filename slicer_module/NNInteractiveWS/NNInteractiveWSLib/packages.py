@@ -39,7 +39,7 @@ def areInstalled(path=REQUIREMENTS):
 
 
 def serverRequirement():
-    """What pip has to install for a server: from the origin of the installed client, or else from the package index.
+    """Return what pip installs for a server: from the origin of the installed client, or else the package index.
 
     A client from a checkout or a wheel has a direct reference to it, which pip records.
     """
