@@ -18,6 +18,9 @@ from nninteractive_ws.messages import Encoding, RunLengthMask
 
 Mask = npt.NDArray[np.bool_]
 
+#: Voxels that are expanded at once from run lengths, in some milliseconds.
+_PART_VOXELS = 2**22
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
@@ -133,9 +136,24 @@ def unpack(packed: RunLengthMask, shape: Index) -> Delta:
     :func:`arrays.unpack`.
     """
     box, runs = _unpack_runs(packed, shape)
-    is_set = np.zeros(packed.runs, bool)
+    return Delta(box, _expand(runs).reshape(box.shape), {packed.encoding: packed})
+
+
+def _expand(runs: npt.NDArray[np.uint32]) -> Mask:
+    """Return the voxels of alternating runs, of which the first is unset."""
+    is_set = np.zeros(len(runs), bool)
     is_set[1::2] = True
-    return Delta(box, np.repeat(is_set, runs).reshape(box.shape), {packed.encoding: packed})
+    ends = np.cumsum(runs, dtype=np.int64)
+    if ends[-1] <= _PART_VOXELS:
+        return np.repeat(is_set, runs)
+    # In parts, because np.repeat stops all other threads, for seconds if the mask is large.
+    flat = np.empty(int(ends[-1]), bool)
+    for start in range(0, flat.size, _PART_VOXELS):
+        stop = min(start + _PART_VOXELS, flat.size)
+        first, last = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop)
+        lengths = np.diff(ends[first : last + 1].clip(start, stop), prepend=start)
+        flat[start:stop] = np.repeat(is_set[first : last + 1], lengths)
+    return flat
 
 
 def check(packed: RunLengthMask, shape: Index) -> None:

@@ -41,6 +41,18 @@ def bits(box: Box, runs: list[int], encoding: Encoding = "raw") -> RunLengthMask
 # ---- changes ----------------------------------------------------------------------------------------------
 
 
+@given(st.data(), st.integers(1, 50))
+def test_a_mask_is_expanded_in_parts(data: st.DataObject, part: int) -> None:
+    mask = data.draw(masks_of(data.draw(shapes())))
+    expected = whole(masks.to_delta(mask), mask.shape)  # type: ignore[arg-type]
+    if not mask.any():
+        return
+    packed = masks.pack(masks.to_delta(mask), "raw")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_PART_VOXELS", part)
+        assert np.array_equal(whole(masks.unpack(packed, mask.shape), mask.shape), expected)  # type: ignore[arg-type]
+
+
 @given(same_shape_masks(2))
 def test_a_difference_is_the_exclusive_or_in_the_smallest_box(pair: list[Mask]) -> None:
     before, after = pair

@@ -103,6 +103,12 @@ class Outbox:
         with self._lock:
             return self._memory + self._waiting_bytes
 
+    @property
+    def records(self) -> int:
+        """Number of kept requests. While an early one has no answer, it exceeds ANSWERS_KEPT."""
+        with self._lock:
+            return len(self._records)
+
     # ---- connections and requests -------------------------------------------------------------------------
 
     def disconnect(self) -> None:

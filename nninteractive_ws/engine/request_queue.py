@@ -107,6 +107,11 @@ class RequestQueue:
         except Error as e:
             request = protocol.request_id(data) if isinstance(data, bytes) else None
             return self._send_error(e, request)
+        except Exception:  # such as a device without memory for a brick
+            _log.exception("a message of session %s failed", self._name)
+            return self._send_error(
+                InternalError("The server failed on a message, so the session ends. Its log has the details."), None
+            )
         return True
 
     def _put_bricks(self, message: ImageBricks) -> None:
@@ -155,7 +160,7 @@ class RequestQueue:
             self._refused += 1
             self.outbox.answer(request, message)
             self._account.charge("outbox", self.outbox.memory)
-            if self._refused <= MAX_REFUSED:
+            if self._refused <= MAX_REFUSED and self.outbox.records <= ANSWERS_KEPT + MAX_REFUSED:
                 return True
             final_error = AtCapacity(
                 f"{MAX_REFUSED:,} requests in a row were refused, so the session ends. Wait for answers before sending "

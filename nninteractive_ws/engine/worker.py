@@ -146,6 +146,10 @@ class Worker:
                     )
         except ConnectionClosed:
             pass  # the gateway is gone; run() ends too
+        except Exception:
+            # The device may be unusable, as after an illegal access on a GPU. The gateway starts another worker.
+            _log.exception("the worker ends, because it cannot report its state")
+            await control.close()
 
     async def _serve_session(self, command: worker_protocol.OpenSession) -> None:
         """Serve one connection of a session, which is created unless it is to be resumed."""

@@ -142,6 +142,9 @@ class OfficialApi:
         return Response(body, answer.status, headers, kind)
 
     async def _claim(self, request: Request) -> Response:
+        # Before anything is counted or ended for the sake of this claim.
+        if not await self._has_valid_token(request):
+            raise errors.Unauthorized(WRONG_TOKEN)
         name = await self._leases.claim(token_of(request))
         if await request.is_disconnected():
             await self._leases.release(name)

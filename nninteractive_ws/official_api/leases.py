@@ -86,6 +86,8 @@ class Leases:
             raise ServerError("The server is shutting down. Try again later.") from e
         finally:
             self._claiming[token] -= 1
+            if not self._claiming[token]:
+                del self._claiming[token]
         name = secrets.token_hex(16)
         session.on("error", lambda event: self._on_error(name, event))
         self._leases[name] = Lease(session, token, self.budget)

@@ -61,6 +61,7 @@ class TokenFile:
         """Raises BadTokenFile."""
         self._path = path
         self._state = _state(path)
+        self._failed_state: tuple[int, ...] | None = None
         self._digests = _read(path)
         self._warn()
 
@@ -82,12 +83,14 @@ class TokenFile:
         state = _state(self._path)
         if state == self._state:
             return
-        self._state = state
         try:
             self._digests = _read(self._path)
         except BadTokenFile as e:
-            _log.error("%s Until then, the previous tokens stay valid.", e)
+            if state != self._failed_state:
+                _log.error("%s Until then, the previous tokens stay valid.", e)
+            self._failed_state = state  # read again at the next call, because the reason may be a passing one
         else:
+            self._state = state
             _log.info("the token file changed and has %d users now", len(self._digests))
             self._warn()
 

@@ -1,9 +1,11 @@
 """Limits on the bytes of whole and partial messages that client connections hold here, in both directions."""
 
+import asyncio
 import logging
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
+from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from nninteractive_ws import protocol
@@ -29,7 +31,8 @@ class IncomingBytes:
 
     def add(self, connection: "BoundedConnection", count: int) -> None:
         """Count bytes received on a connection, or as a negative count, bytes relayed from it."""
-        self._connections.add(connection)
+        if count > 0:  # bytes are relayed from connections that are closed already, too
+            self._connections.add(connection)
         connection.incoming += count
         connection.largest_incoming = max(connection.largest_incoming, connection.incoming)
         self._total += count
@@ -54,8 +57,10 @@ class BoundedConnection(ServerConnection):
         super().__init__(*arguments, **options)
         self.incoming = self.largest_incoming = 0
         self._incoming_bytes = incoming_bytes
+        self._received_at = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
+        self._received_at = self.loop.time()
         self._incoming_bytes.add(self, len(data))
         super().data_received(data)
         if self.state is State.CONNECTING and self.request is not None and self.protocol.eof_sent:
@@ -64,6 +69,21 @@ class BoundedConnection(ServerConnection):
         if self.transport.get_write_buffer_size() > MAX_OUTGOING_BYTES:
             _log.warning("closed a connection because the client does not read")
             self.transport.abort()
+
+    async def keepalive(self) -> None:
+        """Send pings, and fail the connection if nothing arrives any more.
+
+        The library counts pongs alone. A pong waits behind the client's current message, which takes minutes on a slow
+        link.
+        """
+        assert self.ping_interval is not None
+        assert self.ping_timeout is not None
+        while True:
+            await asyncio.sleep(self.ping_interval)
+            if self.loop.time() - self._received_at > self.ping_interval + self.ping_timeout:
+                async with self.send_context():
+                    self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            await self.ping()
 
     def relayed(self, count: int) -> None:
         """Count a relayed message of ``count`` bytes."""

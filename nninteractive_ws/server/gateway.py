@@ -355,9 +355,14 @@ class Gateway:
         if record.worker is None:
             record.worker = await self._wait_for_worker(client)
         worker = record.worker
-        peer, attached = await self._workers.open_session(
-            worker, record.name, record.encoding, resume=resume, allow_eviction=hello.allow_eviction
-        )
+        try:
+            peer, attached = await self._workers.open_session(
+                worker, record.name, record.encoding, resume=resume, allow_eviction=hello.allow_eviction
+            )
+        except WorkerLost:
+            if not resume:
+                self._sessions.end(record)  # nobody knows its secret
+            raise
         try:
             if resume and attached.created:
                 self._sessions.drop(record.name)

@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 * 1024
 # The beginning of an answer without an error.
 _ACCEPTED = b"HTTP/1.1 2"
+#: Timeout for a client to read a part of an answer.
+READ_TIMEOUT_S = 60.0
 #: Timeouts for the process to start and to end.
 START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 3.0
 #: Delay after a failed start, so that clients without a process do not start many.
@@ -45,6 +47,7 @@ class OfficialApiProcess:
         self._starting = asyncio.Lock()
         self._failed_at: float | None = None
         self._relays = BackgroundTasks()
+        self._closed = False
 
     def listen_for(self, gateway_port: int) -> None:
         """Set the port of the gateway, on loopback, to which the process connects."""
@@ -52,10 +55,14 @@ class OfficialApiProcess:
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay a client's connection until one side closes it."""
-        self._relays.spawn(self._relay(reader, writer))
+        if self._closed:
+            writer.transport.abort()
+        else:
+            self._relays.spawn(self._relay(reader, writer))
 
     async def close(self) -> None:
-        """End all connections and the process."""
+        """End all connections and the process, and refuse further connections."""
+        self._closed = True
         await self._relays.cancel()
         if self._process is not None:
             await end_async_process(self._process, END_TIMEOUT_S)
@@ -100,7 +107,8 @@ class OfficialApiProcess:
         first = await source.read(_CHUNK_BYTES)
         sink.write(first)
         with self._protected(sink.transport) if first.startswith(_ACCEPTED) else contextlib.nullcontext():
-            await _pump(source, sink)
+            # The process keeps an answer until the client has read it.
+            await _pump(source, sink, READ_TIMEOUT_S)
 
     @contextlib.contextmanager
     def _protected(self, transport: asyncio.BaseTransport) -> Iterator[None]:
@@ -171,11 +179,17 @@ class OfficialApiProcess:
         )
 
 
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, timeout_s: float | None = None) -> None:
+    """Relay bytes until the source ends, a connection is lost, or the sink does not take them within ``timeout_s``."""
     with contextlib.suppress(ConnectionError):
         while data := await source.read(_CHUNK_BYTES):
             sink.write(data)
-            await sink.drain()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await sink.drain()
+            except TimeoutError:
+                sink.transport.abort()
+                return
 
 
 def _unavailable(message: str) -> bytes:

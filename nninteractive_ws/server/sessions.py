@@ -196,11 +196,12 @@ class Registry:
             self.drop(record.name)  # it never reached a worker
         elif record.api is Api.OFFICIAL:
             # Its client is a process on this machine, which has ended. Nobody will resume the session.
-            self._expire(record)
+            self.end(record)
         else:
-            record._expiry = asyncio.get_running_loop().call_later(self._linger, self._expire, record)
+            record._expiry = asyncio.get_running_loop().call_later(self._linger, self.end, record)
 
-    def _expire(self, record: SessionRecord) -> None:
+    def end(self, record: SessionRecord) -> None:
+        """End a session on its worker, and remove it."""
         self._closing.spawn(self._close(record, False))
         self.drop(record.name)
 

@@ -4,14 +4,18 @@ import contextlib
 from typing import Any
 
 from helpers.end_to_end import SHAPE, PlainClient, phantom, run
+from helpers.engine import boundless
 import msgspec
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.frames import CloseCode
 
-from nninteractive_ws import arrays, layers, masks
+from nninteractive_ws import arrays, layers, masks, protocol
 from nninteractive_ws import messages as wire
+from nninteractive_ws.engine import request_queue as module
+from nninteractive_ws.engine.request_queue import RequestQueue
+from nninteractive_ws.engine.session import Session
 
 
 def test_invalid_requests_are_answered_with_errors(server: str) -> None:
@@ -170,6 +174,46 @@ def test_a_new_connection_forgets_base_layers(server: str) -> None:
         await again.websocket.wait_closed()
 
     run(work())
+
+
+def test_a_failure_while_a_message_is_received_is_an_error_of_the_session(
+    monkeypatch: pytest.MonkeyPatch, quick_model: Any, device: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = RequestQueue("a", quick_model, device, "raw", boundless(), lambda: None)
+
+    def put_bricks(self: Session, message: wire.ImageBricks) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Session, "put_bricks", put_bricks)
+    message = wire.ImageBricks(image="x", bricks=[wire.Brick(index=0, encoding="raw", data=b"")])
+    assert not queue.receive(protocol.encode(message))
+    frame = queue.outbox.take()
+    assert frame is not None
+    error = protocol.decode_server(frame)
+    assert isinstance(error, wire.ErrorMessage)
+    assert (error.code, error.id) == ("internal", None)
+    assert "CUDA error: out of memory" in caplog.text
+    queue.close()
+
+
+def test_requests_that_are_refused_between_others_are_limited(
+    monkeypatch: pytest.MonkeyPatch, quick_model: Any, device: Any
+) -> None:
+    """While an early request is unanswered, all later answers are kept."""
+    monkeypatch.setattr(module, "MAX_WAITING", 4)
+    monkeypatch.setattr(module, "MAX_REFUSED", 20)
+    monkeypatch.setattr(module, "ANSWERS_KEPT", 30)
+    queue = RequestQueue("a", quick_model, device, "raw", boundless(), lambda: None)
+    ends_after = 0
+    while queue.receive(protocol.encode(wire.SetOptions(id=ends_after + 1))):
+        ends_after += 1
+        if ends_after % 10 == 9:
+            with queue._lock:  # as if it were canceled
+                _, _, memory = queue._waiting.pop()
+                queue._waiting_bytes -= memory
+        assert ends_after < 1000
+    assert 30 < ends_after <= 55
+    queue.close()
 
 
 def test_requests_beyond_the_limit_in_flight_are_refused(server: str) -> None:

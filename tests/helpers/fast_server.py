@@ -29,6 +29,8 @@ from nninteractive_ws.server.local_server import LISTENING
 NETWORK = "helpers.fast_server.ServedNetwork"
 #: The same network, slow enough that a process can be killed in the middle of a prompt.
 SLOW_NETWORK = "helpers.fast_server.SlowServedNetwork"
+#: The same network, which breaks the worker's device.
+BROKEN_DEVICE_NETWORK = "helpers.fast_server.BrokenDeviceNetwork"
 LICENSE = "Apache-2.0\nA network of the tests' own, without weights.\n"
 
 
@@ -63,6 +65,18 @@ class SlowServedNetwork(ServedNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(len(x))
+        return super().forward(x)
+
+
+class BrokenDeviceNetwork(ServedNetwork):
+    """The same answers. After the first, the device's memory cannot be asked, as after an illegal access on a GPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def broken(device: torch.device) -> int:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        # The worker, which runs as the main module.
+        setattr(sys.modules["__main__"], "used_memory", broken)  # noqa: B010
         return super().forward(x)
 
 

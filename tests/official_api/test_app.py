@@ -382,6 +382,24 @@ def test_claims_that_are_refused() -> None:
     run(work)
 
 
+def test_claims_with_a_wrong_token_end_no_lease() -> None:
+    """Nor do they take the place of another."""
+
+    async def work() -> None:
+        with http_server(answers(401, "The server refused this token.\n")) as gateway:
+            async with serving(gateway) as client:
+                owner = await client.leases.claim("own")
+                client.leases.find(owner, "own").last_active -= 10 * IDLE_TIMEOUT_S
+                answers_ = await asyncio.gather(
+                    *(client.post("/claim", Authorization=f"Bearer wrong{n}") for n in range(6))
+                )
+                for answer in answers_:
+                    answer.check_error(401, "token is missing or wrong")
+                assert client.leases.find(owner, "own")
+
+    run(work)
+
+
 def test_a_server_that_does_not_answer() -> None:
     async def work() -> None:
         async with serving(f"127.0.0.1:{free_port()}") as client:

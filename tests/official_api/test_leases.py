@@ -85,6 +85,18 @@ async def sweep(leases: Leases) -> None:
     await asyncio.gather(expiring, return_exceptions=True)
 
 
+def test_tokens_of_ended_claims_are_forgotten(gateway: Gateway) -> None:
+    async def work() -> None:
+        leases = new_leases()
+        gateway.error = errors.Unauthorized("The server refused this token.")
+        for n in range(3):
+            with pytest.raises(errors.Unauthorized):
+                await leases.claim(f"{n}" * 1000)
+        assert not leases._claiming
+
+    run(work)
+
+
 # ---- claims -------------------------------------------------------------------------------------------------
 
 

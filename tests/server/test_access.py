@@ -1,5 +1,6 @@
 """Access control with real files, addresses, certificates and connections."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -229,6 +230,24 @@ def test_an_invalid_change_keeps_the_old_tokens_and_is_logged_once(
         path.rmdir()
     path.write_text(good + line("bob", "b"))
     assert known.user_of("b") == "bob"
+
+
+def test_a_change_takes_effect_although_the_file_could_not_be_read_at_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as while the process has too many open files."""
+    alice, bob = add_user(path, "alice"), add_user(path, "bob")
+    known = TokenFile(path)
+    remove_user(path, "bob")
+    with monkeypatch.context() as patch:
+
+        def read_text(*_: object) -> str:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(Path, "read_text", read_text)
+        assert known.user_of(alice) == "alice"
+    assert known.user_of(bob) is None
+    assert known.user_of(alice) == "alice"
 
 
 @posix

@@ -1,20 +1,32 @@
 """Bytes in transit: limits of unfinished messages and of clients that do not read."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 import socket
 import struct
 import time
+from typing import Any
 
 from helpers.end_to_end import PlainClient, hello, run, wait_until
 from helpers.fast_server import QuickServer, quick_server
 from helpers.neighbor import undisturbed
 import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from nninteractive_ws import messages as wire
 from nninteractive_ws import protocol
-from nninteractive_ws.server.buffers import MAX_INCOMING_BYTES, MAX_OUTGOING_BYTES
+from nninteractive_ws.server.buffers import MAX_INCOMING_BYTES, MAX_OUTGOING_BYTES, BoundedConnection, IncomingBytes
 
 MIB = 2**20
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +46,7 @@ def raw_client(server: QuickServer) -> socket.socket:
     """A connection that has sent hello, and never reads."""
     port = int(server.address.rpartition(":")[2])
     client = socket.create_connection(("127.0.0.1", port), timeout=10)
-    client.sendall(
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
+    client.sendall(UPGRADE)
     assert b"101" in client.recv(4096)
     client.sendall(masked(0x82, protocol.encode(hello())))
     assert client.recv(4096)
@@ -85,6 +94,65 @@ def test_a_client_that_sends_pings_without_reading_is_disconnected(quick: QuickS
         with pytest.raises(OSError, match=r"reset|pipe"):
             send_without_end(client, pings)
         client.close()
+
+
+@pytest.mark.slow
+def test_closed_connections_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a message of theirs is relayed after their end."""
+    counter = IncomingBytes()
+
+    async def work() -> None:
+        left, release = asyncio.Event(), asyncio.Event()
+
+        async def serve_client(connection: ServerConnection) -> None:
+            await release.wait()
+            with suppress(ConnectionClosed):
+                async for message in connection:
+                    connection.relayed(len(message))  # type: ignore[attr-defined]
+            left.set()
+
+        create = partial(BoundedConnection, incoming_bytes=counter)
+        async with serve(serve_client, "127.0.0.1", 0, create_connection=create) as server:
+            port = server.sockets[0].getsockname()[1]
+            client = await connect(f"ws://127.0.0.1:{port}")
+            await client.send(bytes(10 * MIB // 20))
+            client.transport.abort()
+            await asyncio.sleep(0.2)
+            release.set()
+            await left.wait()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+    assert not counter._connections
+    assert counter._total == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trickles", [True, False])
+def test_a_slow_upload_is_no_lost_connection(trickles: bool) -> None:
+    """A pong waits behind the message of the client."""
+    received: list[bytes] = []
+
+    async def work() -> None:
+        async def serve_client(connection: ServerConnection) -> None:
+            with suppress(ConnectionClosed):
+                async for message in connection:
+                    received.append(message)  # type: ignore[arg-type]
+
+        create = partial(BoundedConnection, incoming_bytes=IncomingBytes())
+        options: dict[str, Any] = {"ping_interval": 0.2, "ping_timeout": 0.6}
+        async with serve(serve_client, "127.0.0.1", 0, create_connection=create, **options) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(UPGRADE)
+            await reader.readuntil(b"\r\n\r\n")
+            frame = masked(0x82, bytes(30))
+            for n in range(len(frame)):
+                writer.write(frame[n : n + 1])
+                await asyncio.sleep(0.1 if trickles or n else 3)
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert received == ([bytes(30)] if trickles else [])
 
 
 def send_without_end(client: socket.socket, data: bytes) -> None:

@@ -28,6 +28,7 @@ from helpers.end_to_end import (
     wait_until,
     wide_lasso,
 )
+from helpers.fast_server import BROKEN_DEVICE_NETWORK, quick_server
 import msgspec
 import numpy as np
 import psutil
@@ -170,6 +171,49 @@ def test_sessions_are_restored_after_a_killed_worker(own: ServerProcess) -> None
         assert np.array_equal(segment.mask, found[0])
         segment.add_lasso(wide_lasso())
         assert np.array_equal(segment.mask, found[1])
+
+
+@pytest.mark.slow
+def test_a_worker_whose_device_is_broken_is_replaced() -> None:
+    with quick_server(network=BROKEN_DEVICE_NETWORK) as server, nni.connect(server.address) as session:
+        session.set_image(phantom())
+        found, workers = [], set()
+        for _ in range(3):
+            workers.add(server.worker)
+            segment = session.segment("a")
+            segment.add_point((30, 30, 28))
+            found.append(segment.mask.copy())
+            segment.undo()
+            wait_until(lambda: health(server.address)["status"] == "ready" and server.worker not in workers, 60)
+    assert len(workers) == 3
+    assert found[0].any()
+    assert all(np.array_equal(mask, found[0]) for mask in found)
+
+
+@pytest.mark.slow
+@linux
+def test_a_worker_that_did_not_answer_keeps_no_session() -> None:
+    """Otherwise, sessions that nobody knows would fill the server."""
+
+    async def open_session(address: str) -> str:
+        async with connect(address, proxy=None) as websocket:
+            await websocket.send(protocol.encode(hello()))
+            while True:
+                message = protocol.decode_server(await websocket.recv())  # type: ignore[arg-type]
+                if isinstance(message, wire.ErrorMessage):
+                    return message.code
+                if isinstance(message, wire.Welcome):
+                    return "open"
+
+    with quick_server("--max-sessions", "1") as server:
+        wait_until(lambda: health(server.address)["status"] == "ready", 60)
+        worker = server.worker
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            assert run(open_session(server.address)) == "worker_lost"
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert run(open_session(server.address)) == "open"
 
 
 @linux

@@ -223,6 +223,37 @@ def test_the_end_of_the_gateway(program: Program) -> None:
     run(work())
 
 
+def test_no_connection_is_relayed_after_the_end(program: Program) -> None:
+    async def work() -> None:
+        async with gateway() as (process, connect):
+            await check_echo(connect)
+            await process.close()
+            async with connect() as (reader, writer):
+                writer.write(REQUEST)
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            assert len(program.starts) == 1
+
+    run(work())
+
+
+def test_a_client_that_does_not_read_is_disconnected(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(official_api, "READ_TIMEOUT_S", 0.2)
+
+    async def work() -> None:
+        async with gateway() as (process, connect), connect() as (reader, writer):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            with suppress(ConnectionError):
+                while True:  # the program sends it back
+                    writer.write(bytes(2**20))
+                    await writer.drain()
+            async with asyncio.timeout(10):
+                while len(process._relays):
+                    await asyncio.sleep(0.01)
+
+    run(work())
+
+
 def test_the_end_of_the_gateway_during_the_start(program: Program) -> None:
     program.code = SILENT
 
