@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from typing import Any, Literal
-import uuid
+import weakref
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -100,7 +100,7 @@ class Gateway:
         self._shared_port = SharedPort(self._http_handlers(), OPEN_TIMEOUT_S)
         self._incoming_bytes = IncomingBytes()
         self._connections: set[asyncio.Task[None]] = set()
-        self._connecting: dict[uuid.UUID, WorkerSlot] = {}
+        self._connecting: weakref.WeakKeyDictionary[ServerConnection, WorkerSlot] = weakref.WeakKeyDictionary()
         self._tasks = BackgroundTasks()
 
     @property
@@ -218,7 +218,7 @@ class Gateway:
     def _admit_worker(self, connection: ServerConnection, request: Request) -> Response | None:
         secret = bearer_token(request.headers)
         if request.path == worker_protocol.WORKER_PATH and (slot := self._workers.admit(secret)) is not None:
-            self._connecting[connection.id] = slot
+            self._connecting[connection] = slot
             return None
         if request.path == worker_protocol.SESSION_PATH and self._workers.expects_session(secret):
             return None
@@ -227,10 +227,11 @@ class Gateway:
         )
 
     async def _serve_worker(self, connection: ServerConnection) -> None:
-        slot = self._connecting.pop(connection.id, None)
+        slot = self._connecting.pop(connection, None)
         worker_protocol.watch_connection(connection)
         with self._worker_admission.with_session(connection.transport):
             if slot is not None:
+                self._workers.add(slot)
                 await slot.serve(connection)
             else:
                 assert connection.request is not None

@@ -283,16 +283,19 @@ class WorkerPool:
     # ---- connections of workers ---------------------------------------------------------------------------
 
     def admit(self, secret: str) -> WorkerSlot | None:
-        """Return the worker with this secret, or None."""
+        """Return the worker with this secret, or None. A worker that joins is added by :meth:`add`."""
         for slot in self._launched:
             if slot.accept_secret(secret):
                 return slot
         token = self._settings.join_token
         if not token or not hmac.compare_digest(token.encode(), secret.encode()):
             return None
-        joined = WorkerSlot(f"joined {next(self._numbers)}", self)
-        self._joined.append(joined)
-        return joined
+        return WorkerSlot(f"joined {next(self._numbers)}", self)
+
+    def add(self, slot: WorkerSlot) -> None:
+        """Add a worker that has connected."""
+        if slot not in self._launched:
+            self._joined.append(slot)
 
     def expects_session(self, token: str) -> bool:
         """Return whether a session's connection with this token is expected."""

@@ -294,6 +294,8 @@ def test_workers_join_with_the_token_alone() -> None:
     assert pool.admit("guess") is None
     joined = pool.admit("join")
     assert joined is not None
+    assert pool.slots == [], "its handshake may fail"
+    pool.add(joined)
     assert pool.is_wanted
     make_ready(joined)
     assert pool.ready == [joined]
