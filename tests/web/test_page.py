@@ -227,7 +227,28 @@ def test_segments_have_names_colors_and_visibility(user: PageUser, server: str, 
     user.click("Delete Segment 2")
     user.page.get_by_role("button", name="Delete", exact=True).click()
     user.wait_for_voxels(liver)
+    user.expect(user.page.locator("#segments .name")).to_be_focused()
     assert_same_geometry(user.save("Save as .nii.gz label map", tmp_path), example)
+
+
+def test_masks_do_not_disturb_the_renaming_of_a_segment(user: PageUser, start: Any) -> None:
+    user.open_example(start(network=SLOW_NETWORK).address)
+    user.show(LIVER)
+    user.press("p")
+    user.page.mouse.click(*user.pixel(LIVER))
+    user.click("Rename Segment 1")
+    field = user.page.get_by_label("New name of Segment 1")
+    field.fill("liv")
+    row = user.page.locator("#segments li").element_handle()
+    user.expect(user.page.locator("#segments li")).not_to_have_attribute("data-voxels", "0")
+    assert row.evaluate("(row) => row.isConnected")
+    user.page.keyboard.type("er")
+    user.expect(field).to_have_value("liver")
+    user.press("Enter")
+    assert user.names == ["liver"]
+    user.wait_for_result()
+    (voxels,) = user.voxels
+    user.expect(user.page.locator("#segments .count")).to_have_text(f"{voxels:,} voxels")
 
 
 def test_a_prompt_shows_a_hidden_segment_again(user: PageUser, server: str) -> None:
@@ -253,8 +274,11 @@ def test_everything_works_without_a_mouse(user: PageUser, server: str, example: 
     # The example's axes point to the left, posterior and superior.
     i, j, k = LIVER
     assert user.crosshair == (i - 1, j - 1, k + 1)
-    user.press("Enter")
+    user.page.keyboard.down("Enter")
+    user.page.keyboard.down("Enter")  # the key is held, and repeats
+    user.page.keyboard.up("Enter")
     user.wait_for_result()
+    assert len(user.steps()) == 1
     assert user.voxels == [replay(server, voxels_of(example), user.steps()).sum()]
     for key, button in {"p": "Point", "b": "Bounding box", "s": "Scribble", "l": "Lasso"}.items():
         user.press("Escape", key)
@@ -264,6 +288,18 @@ def test_everything_works_without_a_mouse(user: PageUser, server: str, example: 
     user.expect(user.page.get_by_role("button", name="Negative")).to_have_attribute("aria-pressed", "true")
     user.press("e")
     user.wait_for_voxels(*user.voxels[:1], 0)
+
+
+def test_options_are_those_of_a_new_page_after_a_return_to_it(user: PageUser, server: str) -> None:
+    user.open(server)
+    user.wait_for_status("Connected.")
+    user.page.get_by_text("Options").click()
+    user.page.get_by_label("Run after each prompt").uncheck()
+    user.page.goto(f"{server.replace('ws://', 'http://')}/healthz")
+    user.page.go_back()
+    user.wait_for_status("Connected.")
+    user.page.get_by_text("Options").click()
+    user.expect(user.page.get_by_label("Run after each prompt")).to_be_checked()
 
 
 def test_axe_finds_no_violation(user: PageUser, server: str) -> None:
