@@ -295,7 +295,7 @@ def test_options_are_those_of_a_new_page_after_a_return_to_it(user: PageUser, se
     user.wait_for_status("Connected.")
     user.page.get_by_text("Options").click()
     user.page.get_by_label("Run after each prompt").uncheck()
-    user.page.goto(f"{server.replace('ws://', 'http://')}/healthz")
+    user.page.goto("about:blank")
     user.page.go_back()
     user.wait_for_status("Connected.")
     user.page.get_by_text("Options").click()
@@ -335,6 +335,9 @@ def test_the_window_of_a_ct(user: PageUser, server: str, example: Path) -> None:
     user.page.mouse.move(x + 100, y)
     user.page.mouse.up(button="right")
     user.expect(user.page.get_by_label("Width")).to_have_value("450")
+    user.expect(user.page.locator("#position")).to_contain_text("Voxel")
+    user.page.mouse.move(1, 1)  # away from the views
+    user.expect(user.page.locator("#position")).to_have_text("")
     user.page.get_by_label("Preset").select_option("Automatic")
     user.expect(user.page.get_by_label("Width")).not_to_have_value("450")
 
@@ -473,6 +476,21 @@ def test_a_browser_without_webgl_is_told_so(user: PageUser, server: str) -> None
     user.page.wait_for_timeout(1000)  # the connection must not replace it
     user.wait_for_status("WebGL 2 does not work")
     assert user.page.get_by_role("button", name="Open example").first.is_disabled()
+
+
+def test_lost_graphics_are_an_error(user: PageUser, server: str) -> None:
+    user.expected_problems = ("CONTEXT_LOST_WEBGL",)
+    user.open_example(server)
+    user.prompt(LIVER)
+    voxels = user.voxels
+    user.page.evaluate(
+        "() => document.getElementById('canvas').getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()"
+    )
+    user.wait_for_status("The browser lost the graphics. Reload the page; the segments are kept.")
+    user.page.wait_for_timeout(1000)  # the page saves with a delay
+    user.page.reload()
+    user.wait_for_status("The image is on the server.")
+    user.wait_for_voxels(*voxels)
 
 
 def test_a_dropped_file_is_opened(user: PageUser, server: str, example: Path) -> None:
