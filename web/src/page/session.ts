@@ -98,7 +98,10 @@ export class Session {
     this.segments.clear();
     // Its events set the extents. Nothing is painted before all segments are in the list.
     this.send((core) => core.setImage(image.source, journal));
-    for (const { name } of journal?.segments ?? []) this.segments.restore(name);
+    for (const { name } of journal?.segments ?? []) {
+      this.segments.restore(name);
+      if (this.voxels(name) === 0) this.extents.delete(name); // the event of an empty mask has a box all the same
+    }
   }
 
   /** Show all segments, and add one if there is none. Call it after `open`, when their names and colors are known. */
