@@ -227,7 +227,28 @@ def test_segments_have_names_colors_and_visibility(user: PageUser, server: str, 
     user.click("Delete Segment 2")
     user.page.get_by_role("button", name="Delete", exact=True).click()
     user.wait_for_voxels(liver)
+    user.expect(user.page.locator("#segments .name")).to_be_focused()
     assert_same_geometry(user.save("Save as .nii.gz label map", tmp_path), example)
+
+
+def test_masks_do_not_disturb_the_renaming_of_a_segment(user: PageUser, start: Any) -> None:
+    user.open_example(start(network=SLOW_NETWORK).address)
+    user.show(LIVER)
+    user.press("p")
+    user.page.mouse.click(*user.pixel(LIVER))
+    user.click("Rename Segment 1")
+    field = user.page.get_by_label("New name of Segment 1")
+    field.fill("liv")
+    row = user.page.locator("#segments li").element_handle()
+    user.expect(user.page.locator("#segments li")).not_to_have_attribute("data-voxels", "0")
+    assert row.evaluate("(row) => row.isConnected")
+    user.page.keyboard.type("er")
+    user.expect(field).to_have_value("liver")
+    user.press("Enter")
+    assert user.names == ["liver"]
+    user.wait_for_result()
+    (voxels,) = user.voxels
+    user.expect(user.page.locator("#segments .count")).to_have_text(f"{voxels:,} voxels")
 
 
 def test_a_prompt_shows_a_hidden_segment_again(user: PageUser, server: str) -> None:
@@ -253,8 +274,11 @@ def test_everything_works_without_a_mouse(user: PageUser, server: str, example: 
     # The example's axes point to the left, posterior and superior.
     i, j, k = LIVER
     assert user.crosshair == (i - 1, j - 1, k + 1)
-    user.press("Enter")
+    user.page.keyboard.down("Enter")
+    user.page.keyboard.down("Enter")  # the key is held, and repeats
+    user.page.keyboard.up("Enter")
     user.wait_for_result()
+    assert len(user.steps()) == 1
     assert user.voxels == [replay(server, voxels_of(example), user.steps()).sum()]
     for key, button in {"p": "Point", "b": "Bounding box", "s": "Scribble", "l": "Lasso"}.items():
         user.press("Escape", key)
@@ -264,6 +288,18 @@ def test_everything_works_without_a_mouse(user: PageUser, server: str, example: 
     user.expect(user.page.get_by_role("button", name="Negative")).to_have_attribute("aria-pressed", "true")
     user.press("e")
     user.wait_for_voxels(*user.voxels[:1], 0)
+
+
+def test_options_are_those_of_a_new_page_after_a_return_to_it(user: PageUser, server: str) -> None:
+    user.open(server)
+    user.wait_for_status("Connected.")
+    user.page.get_by_text("Options").click()
+    user.page.get_by_label("Run after each prompt").uncheck()
+    user.page.goto("about:blank")
+    user.page.go_back()
+    user.wait_for_status("Connected.")
+    user.page.get_by_text("Options").click()
+    user.expect(user.page.get_by_label("Run after each prompt")).to_be_checked()
 
 
 def test_axe_finds_no_violation(user: PageUser, server: str) -> None:
@@ -299,6 +335,9 @@ def test_the_window_of_a_ct(user: PageUser, server: str, example: Path) -> None:
     user.page.mouse.move(x + 100, y)
     user.page.mouse.up(button="right")
     user.expect(user.page.get_by_label("Width")).to_have_value("450")
+    user.expect(user.page.locator("#position")).to_contain_text("Voxel")
+    user.page.mouse.move(1, 1)  # away from the views
+    user.expect(user.page.locator("#position")).to_have_text("")
     user.page.get_by_label("Preset").select_option("Automatic")
     user.expect(user.page.get_by_label("Width")).not_to_have_value("450")
 
@@ -437,6 +476,21 @@ def test_a_browser_without_webgl_is_told_so(user: PageUser, server: str) -> None
     user.page.wait_for_timeout(1000)  # the connection must not replace it
     user.wait_for_status("WebGL 2 does not work")
     assert user.page.get_by_role("button", name="Open example").first.is_disabled()
+
+
+def test_lost_graphics_are_an_error(user: PageUser, server: str) -> None:
+    user.expected_problems = ("CONTEXT_LOST_WEBGL",)
+    user.open_example(server)
+    user.prompt(LIVER)
+    voxels = user.voxels
+    user.page.evaluate(
+        "() => document.getElementById('canvas').getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()"
+    )
+    user.wait_for_status("The browser lost the graphics. Reload the page; the segments are kept.")
+    user.page.wait_for_timeout(1000)  # the page saves with a delay
+    user.page.reload()
+    user.wait_for_status("The image is on the server.")
+    user.wait_for_voxels(*voxels)
 
 
 def test_a_dropped_file_is_opened(user: PageUser, server: str, example: Path) -> None:

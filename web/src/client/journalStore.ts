@@ -140,8 +140,8 @@ export class JournalStore {
     this.own = journal.segments.length === 0 ? own : record;
     if (isTaken) {
       this.onWarning(
-        'Another tab works on the same image. The segments of this tab are saved apart from those of the other one; ' +
-          'after a reload, a tab continues with those that were saved last.',
+        'Another tab works on the same image. The prompts and masks of this tab are saved apart from those of the other ' +
+          'one, but names and colors are not. After a reload, a tab continues with those that were saved last.',
       );
     }
   }

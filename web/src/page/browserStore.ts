@@ -1,6 +1,6 @@
 /** The browser's stores of short texts. */
 
-import type { Check } from '../client/fields';
+import { text, type Check } from '../client/fields';
 
 /** A store of texts, such as `localStorage`. */
 export type TextStore = Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>;
@@ -43,6 +43,9 @@ function openStore(open: () => TextStore): TextStore {
 export const tabStore = openStore(() => sessionStorage);
 /** Texts of this page's origin, which survive the tab. */
 export const originStore = openStore(() => localStorage);
+
+/** A name, an id or a secret in a stored value. */
+export const STORED_TEXT = text(0, 4096);
 
 /** Return a stored value, or null if there is none, or one that another version of the page has stored. */
 export function readValue<T>(store: TextStore, key: string, check: Check<T>): T | null {

@@ -46,13 +46,19 @@ export class Gestures {
     private readonly viewer: Viewer,
   ) {
     target.addEventListener('pointerdown', (event) => {
-      this.onDown(event);
+      this.handle(() => {
+        this.onDown(event);
+      });
     });
     target.addEventListener('pointermove', (event) => {
-      this.onMove(event);
+      this.handle(() => {
+        this.onMove(event);
+      });
     });
     target.addEventListener('pointerup', (event) => {
-      this.onUp(event);
+      this.handle(() => {
+        this.onUp(event);
+      });
     });
     target.addEventListener('pointercancel', (event) => {
       this.pointers.delete(event.pointerId);
@@ -77,6 +83,16 @@ export class Gestures {
     this.drag = null;
     this.viewer.drawAbove();
     return wasDrawing;
+  }
+
+  /** Handle an event. An error discards the stroke, which would stay on the screen. */
+  private handle(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      this.abandon();
+      throw error;
+    }
   }
 
   private onDown(event: PointerEvent): void {
@@ -134,9 +150,7 @@ export class Gestures {
   private extend(event: PointerEvent): void {
     const { stroke, view } = this;
     if (stroke === null || view === null || stroke.tool === 'point') return;
-    // The browser delivers positions between two frames in one event.
-    const events = event.getCoalescedEvents();
-    const points = (events.length > 0 ? events : [event]).map((each) => view.toVoxel(...this.pixel(each)));
+    const points = coalesced(event).map((each) => view.toVoxel(...this.pixel(each)));
     stroke.points =
       stroke.tool === 'box' ? [stroke.points[0], points[points.length - 1]] : [...stroke.points, ...points];
     this.viewer.drawAbove();
@@ -167,6 +181,10 @@ export class Gestures {
   }
 
   private onWheel(event: WheelEvent): void {
+    if (this.stroke !== null) {
+      event.preventDefault(); // the stroke is in the slice that it began in
+      return;
+    }
     const at = this.pixel(event);
     const view = this.viewer.viewAt(...at);
     if (view === null) return;
@@ -184,6 +202,13 @@ export class Gestures {
     const { left, top } = this.target.getBoundingClientRect();
     return [event.clientX - left, event.clientY - top];
   }
+}
+
+/** Return the positions between two frames, which the browser delivers in one event. */
+function coalesced(event: PointerEvent): PointerEvent[] {
+  // Firefox has the method on secure origins only, and old versions of Safari do not have it.
+  const events = 'getCoalescedEvents' in event ? event.getCoalescedEvents() : [];
+  return events.length > 0 ? events : [event];
 }
 
 /** Return the position in the middle of a stroke, which is on its line unless it encloses something. */

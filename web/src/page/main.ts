@@ -36,7 +36,7 @@ const panel = new Panel(session, viewer, gestures, overlay);
 const sliders = new Sliders(byId('sliders', HTMLElement), viewer);
 const statusLine = new StatusLine(session, viewer);
 
-/** Draw letters and the marks of the prompts above the views, and refresh what depends on the slices. */
+/** Draw letters and the marks of the prompts above the views, and refresh the sliders and the readout. */
 function drawOverlay(): void {
   const ratio = window.devicePixelRatio;
   const { clientWidth, clientHeight } = overlay;
@@ -139,7 +139,7 @@ function connectStore(store: JournalStore | null): void {
   session.onRecord = () => {
     const { image } = session;
     if (image === null) return;
-    store?.saveSoon(() => connection.core.journal());
+    store?.saveSoon(() => session.journal());
     try {
       storeInfos(originStore, image.source.name, session.segments, Date.now());
     } catch (error) {
@@ -167,7 +167,7 @@ async function continueWork(opener: Opening, areSegmentsKept: boolean): Promise<
   }
 }
 
-/** Delete what this browser keeps of the user's work, after a question. */
+/** Delete the user's work that this browser keeps, after a question. */
 async function deleteSaved(store: JournalStore | null): Promise<void> {
   const agrees = await askConfirmation(
     'Delete saved prompts?',
@@ -212,6 +212,11 @@ async function start(): Promise<void> {
   opening = new Opening(session, new ImageFiles(startFilesWorker()), packer, store);
   connectOpening(opening);
   connectStore(store);
+  viewer.onLost = () => {
+    const advice =
+      store === null ? 'Save the segments, and reload the page.' : 'Reload the page; the segments are kept.';
+    session.showError(`The browser lost the graphics. ${advice}`);
+  };
   panel.use('point');
   refresh();
   await continueWork(opening, store !== null);
@@ -226,6 +231,10 @@ gestures.onStroke = (stroke) => {
 };
 overlay.addEventListener('pointermove', (event) => {
   statusLine.point(event.offsetX, event.offsetY);
+});
+overlay.addEventListener('pointerleave', ({ pointerType }) => {
+  // A finger leaves the views when it is lifted, and the user then reads the voxel.
+  if (pointerType !== 'touch') statusLine.leave();
 });
 button('enter-token').addEventListener('click', () => {
   void enterToken('Enter a token.');

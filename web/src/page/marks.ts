@@ -27,11 +27,11 @@ function isPrompt(request: Step['request']): request is Prompt {
   return request.type.startsWith('add_');
 }
 
-const known = new WeakMap<Prompt, Mark>();
+const markCache = new WeakMap<Prompt, Mark>();
 
 function markOf(request: Prompt, unpack: UnpackStrokes): Mark {
-  const mark = known.get(request) ?? newMark(request, unpack);
-  known.set(request, mark);
+  const mark = markCache.get(request) ?? newMark(request, unpack);
+  markCache.set(request, mark);
   return mark;
 }
 
@@ -103,14 +103,14 @@ function boxPath(view: SliceView, box: Box): Path2D {
   return path;
 }
 
-/** Outlines of strokes that were drawn, by axis. */
-const drawn = new WeakMap<MarkedVoxels, Partial<Record<Axis, Point[][]>>>();
+/** Outlines of strokes, by axis. */
+const outlineCache = new WeakMap<MarkedVoxels, Partial<Record<Axis, Point[][]>>>();
 
 /** The outline of the marked voxels. */
 function contourPath(view: SliceView, strokes: MarkedVoxels): Path2D {
   const path = new Path2D();
-  const outlines = (drawn.get(strokes) ?? {})[view.axis] ?? outlinesOf(strokes, view.axis);
-  drawn.set(strokes, { ...drawn.get(strokes), [view.axis]: outlines });
+  const outlines = (outlineCache.get(strokes) ?? {})[view.axis] ?? outlinesOf(strokes, view.axis);
+  outlineCache.set(strokes, { ...outlineCache.get(strokes), [view.axis]: outlines });
   for (const outline of outlines) {
     outline.forEach((corner, n) => {
       const pixel = view.toPixel(corner);

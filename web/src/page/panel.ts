@@ -240,8 +240,8 @@ export class Panel {
     if (this.session.image === null || event.ctrlKey || event.metaKey || event.altKey) return;
     const steps = STEPS[event.key];
     if (steps !== undefined) this.viewer.moveCrosshair(steps);
-    else if (event.key === 'Enter') this.session.addPointAtCrosshair(this.isPositive);
-    else return;
+    else if (event.key !== 'Enter') return;
+    else if (!event.repeat) this.session.addPointAtCrosshair(this.isPositive); // one point for a key that is held
     event.preventDefault();
   }
 
@@ -252,6 +252,9 @@ export class Panel {
     const title = `Delete ${segment.name}?`;
     if (isEmpty || (await askConfirmation(title, 'The segment and its prompts cannot be restored.', 'Delete'))) {
       this.session.removeSegment(segment.id);
+      // The button that had the focus is gone.
+      const { activeId } = this.session.segments;
+      (document.getElementById(`${String(activeId)}-name`) ?? button('next-segment')).focus();
     }
   }
 

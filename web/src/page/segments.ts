@@ -1,7 +1,7 @@
 /** Names, colors and visibility of segments. Their masks and histories are in the client's core. */
 
-import { array, bool, float, integer, struct, text, triple } from '../client/fields';
-import { readValue, type TextStore } from './browserStore';
+import { array, bool, float, integer, struct, triple } from '../client/fields';
+import { readValue, STORED_TEXT, type TextStore } from './browserStore';
 import type { Rgb } from './viewer';
 
 /** A segment as the user sees it. `id` is its name in the protocol, and does not change when it is renamed. */
@@ -42,12 +42,13 @@ export class SegmentList {
     return this.all.find((segment) => segment.id === id) ?? null;
   }
 
-  /** Add an empty segment and select it. Return null if there are too many. */
-  add(): SegmentInfo | null {
+  /** Add an empty segment and select it. Return null if there are too many. `used`: ids that it must not have. */
+  add(used: ReadonlySet<string> = new Set()): SegmentInfo | null {
     const numbers = new Set(this.all.map(({ label }) => label));
-    const label = Array.from({ length: MAX_SEGMENTS }, (_, n) => n + 1).find((n) => !numbers.has(n));
+    const isFree = (label: number) => !numbers.has(label) && !used.has(idOf(label));
+    const label = Array.from({ length: MAX_SEGMENTS }, (_, n) => n + 1).find(isFree);
     if (label === undefined) return null;
-    return this.insert(`segment-${label}`, label);
+    return this.insert(idOf(label), label);
   }
 
   /** Add the segment of a journal, and select it. */
@@ -79,6 +80,10 @@ export class SegmentList {
   }
 }
 
+function idOf(label: number): string {
+  return `segment-${label}`;
+}
+
 const KEY = 'nninteractive-ws.segments.';
 /** Images whose names and colors are kept. */
 const MAX_IMAGES = 20;
@@ -89,11 +94,15 @@ interface StoredList {
   segments: StoredInfo[];
 }
 
-const TEXT = text(0, 4096);
-const STORED_INFO = struct<StoredInfo>({ id: TEXT, name: TEXT, color: triple(integer(0, 255)), isVisible: bool });
+const STORED_INFO = struct<StoredInfo>({
+  id: STORED_TEXT,
+  name: STORED_TEXT,
+  color: triple(integer(0, 255)),
+  isVisible: bool,
+});
 const STORED_LIST = struct<StoredList>({ savedAt: float, segments: array(STORED_INFO, MAX_SEGMENTS) });
 
-/** Keep names, colors and visibility for an image. `image`: its name in the protocol. */
+/** Keep names, colors and visibility for an image, for all tabs. `image`: its name in the protocol. */
 export function storeInfos(store: TextStore, image: string, list: SegmentList, now: number): void {
   const stored: StoredList = {
     savedAt: now,

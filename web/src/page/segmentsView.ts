@@ -1,6 +1,6 @@
 /** The list of segments in the panel. */
 
-import { create, icon } from './dom';
+import { create, icon, setText } from './dom';
 import type { SegmentInfo } from './segments';
 import type { Session } from './session';
 import { formatCount } from './status';
@@ -18,10 +18,16 @@ export class SegmentsView {
     private readonly remove: (segment: SegmentInfo) => void,
   ) {}
 
-  /** Update the list, if anything has changed. */
+  /** Update the list to the state of the session. */
   refresh(): void {
+    this.refreshRows();
+    this.refreshCounts();
+  }
+
+  /** Replace the rows, if anything but the numbers of voxels has changed. */
+  private refreshRows(): void {
     const { all, activeId } = this.session.segments;
-    const state = JSON.stringify([all, activeId, this.edited, all.map(({ id }) => this.session.voxels(id))]);
+    const state = JSON.stringify([all, activeId, this.edited]);
     if (state === this.shown) return;
     this.shown = state;
     const focused = document.activeElement?.id ?? '';
@@ -30,10 +36,23 @@ export class SegmentsView {
     if (focused.startsWith('segment-')) document.getElementById(focused)?.focus();
   }
 
+  /**
+   * Update the numbers of voxels, in the rows that are there. They change with each preview, and a new row would lose a
+   * half-typed name, an open color picker, or the click of a pressed button.
+   */
+  private refreshCounts(): void {
+    this.session.segments.all.forEach(({ id }, n) => {
+      const row = this.list.children[n] as HTMLElement;
+      const voxels = this.session.voxels(id);
+      row.dataset.voxels = String(voxels);
+      const count = row.querySelector('.count');
+      if (count !== null) setText(count, `${formatCount(voxels)} voxels`);
+    });
+  }
+
   private row(segment: SegmentInfo): HTMLLIElement {
     const isActive = segment.id === this.session.segments.activeId;
     const row = create('li', { className: isActive ? 'active' : '' }, this.color(segment));
-    row.dataset.voxels = String(this.session.voxels(segment.id));
     if (this.edited === segment.id) row.append(this.nameField(segment));
     else
       row.append(
@@ -55,10 +74,9 @@ export class SegmentsView {
   }
 
   private nameButton(segment: SegmentInfo, isActive: boolean): HTMLButtonElement {
-    const count = `${formatCount(this.session.voxels(segment.id))} voxels`;
     const name = create('span', {}, segment.name);
     const button = create('button', { type: 'button', className: 'name', id: `${segment.id}-name` }, name);
-    button.append(create('span', { className: 'count' }, count));
+    button.append(create('span', { className: 'count' }));
     button.setAttribute('aria-current', String(isActive));
     button.addEventListener('click', () => {
       this.session.select(segment.id);

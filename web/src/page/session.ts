@@ -19,8 +19,11 @@ import { SegmentList, type SegmentInfo } from './segments';
 import { connectionStatus, statusOf, type Status } from './status';
 import type { Rgb, Viewer } from './viewer';
 
+type Command = 'undo' | 'redo' | 'reset' | 'run';
+
 /** A request without an answer. `mark`: that of its prompt. */
 interface PendingRequest {
+  kind: 'prompt' | Command;
   segment: string;
   mark: Mark | null;
 }
@@ -53,9 +56,12 @@ export class Session {
   onRecord: () => void = () => undefined;
 
   private readonly pending = new Map<number, PendingRequest>();
+  /** The segments of removals without an answer, by the number of the request. */
+  private readonly removals = new Map<number, string>();
   private readonly previewing = new Set<string>();
   /** A box for each segment outside of which its mask is empty. */
   private readonly extents = new Map<string, Box>();
+  private wasConnected = false;
 
   constructor(
     readonly connection: Connection,
@@ -66,7 +72,8 @@ export class Session {
       this.onChange();
     });
     connection.onState((state) => {
-      this.setStatus(connectionStatus(state));
+      this.showConnection();
+      this.wasConnected ||= state.state === 'connected';
     });
   }
 
@@ -85,18 +92,21 @@ export class Session {
     this.viewer.show(image.volume); // first, as it may refuse the volume
     this.image = image;
     this.pending.clear();
+    this.removals.clear();
     this.previewing.clear();
     this.extents.clear();
     this.segments.clear();
+    // Its events set the extents. Nothing is painted before all segments are in the list.
     this.send((core) => core.setImage(image.source, journal));
     for (const { name } of journal?.segments ?? []) {
-      if (this.segments.restore(name) !== null) this.extents.set(name, wholeBox(image.volume.shape));
+      this.segments.restore(name);
+      if (this.voxels(name) === 0) this.extents.delete(name); // the event of an empty mask has a box all the same
     }
   }
 
   /** Show all segments, and add one if there is none. Call it after `open`, when their names and colors are known. */
   showSegments(): void {
-    if (this.segments.all.length === 0) this.segments.add();
+    if (this.segments.all.length === 0) this.addToList();
     this.setColors();
     this.paintAll();
     this.onChange();
@@ -110,11 +120,11 @@ export class Session {
   }
 
   get canUndo(): boolean {
-    return this.isActivePending || (this.activeHistory?.steps.length ?? 0) > 0;
+    return this.activeSteps.done > 0;
   }
 
   get canRedo(): boolean {
-    return (this.activeHistory?.undone.length ?? 0) > 0;
+    return this.activeSteps.undone > 0;
   }
 
   /** Set voxels of a segment. */
@@ -141,9 +151,23 @@ export class Session {
     });
   }
 
+  /** Prompts and masks of the segments in the list, to keep. Throws a ClientError, `no_image`. */
+  journal(): Journal {
+    const journal = this.core.journal();
+    // The core has a removed segment until the server has answered.
+    return { ...journal, segments: journal.segments.filter(({ name }) => this.segments.find(name) !== null) };
+  }
+
   setStatus(status: Status): void {
     this.status = status;
     this.onChange();
+  }
+
+  /** Show the state of the connection. `elapsed`: seconds since the state began. */
+  showConnection(elapsed = 0): void {
+    const { state } = this.connection;
+    if (state.state === 'connected' && this.isBusy) this.setStatus({ kind: 'busy', message: 'Waiting for the answer' });
+    else this.setStatus(connectionStatus(state, elapsed, this.wasConnected));
   }
 
   /** Show an error in the status line. */
@@ -169,9 +193,9 @@ export class Session {
   }
 
   /** Undo, redo, reset or run the active segment. */
-  command(kind: 'undo' | 'redo' | 'reset' | 'run'): void {
+  command(kind: Command): void {
     const { activeId } = this.segments;
-    if (activeId !== null) this.request(activeId, null, (core) => core[kind](activeId));
+    if (activeId !== null) this.request({ kind, segment: activeId, mark: null }, (core) => core[kind](activeId));
   }
 
   /** Cancel all waiting and running requests. */
@@ -188,8 +212,7 @@ export class Session {
   // ---- segments ----
 
   addSegment(): void {
-    if (this.segments.add() === null)
-      this.showError('There are too many segments. Delete one, or open the image again.');
+    if (this.addToList() === null) this.showError('There are too many segments. Delete one, or open the image again.');
     this.setColors();
     this.onRecord();
     this.onChange();
@@ -205,11 +228,19 @@ export class Session {
   /** Remove a segment with its prompts. This cannot be undone. */
   removeSegment(id: string): void {
     const box = this.extents.get(id);
+    const name = this.segments.find(id)?.name ?? id;
     this.segments.remove(id);
-    if (this.core.segments.has(id) || [...this.pending.values()].some(({ segment }) => segment === id)) {
-      this.start((core) => core.removeSegment(id));
+    if (this.usedIds.has(id)) {
+      this.setStatus({ kind: 'ready', message: `${name} was deleted.` });
+      this.cancelRequests(id);
+      this.start((core) => {
+        const number = core.removeSegment(id);
+        this.removals.set(number, id);
+        return number;
+      });
     }
     this.extents.delete(id);
+    this.previewing.delete(id);
     if (box !== undefined) this.viewer.paint(box, this.layers());
     this.onRecord();
     this.onChange();
@@ -232,8 +263,37 @@ export class Session {
     return activeId === null ? null : (this.core.segments.get(activeId) ?? null);
   }
 
-  private get isActivePending(): boolean {
-    return [...this.pending.values()].some(({ segment, mark }) => segment === this.segments.activeId && mark !== null);
+  /** Number of steps that the active segment can undo and redo when all pending requests are answered. */
+  private get activeSteps(): { done: number; undone: number } {
+    let done = this.activeHistory?.steps.length ?? 0;
+    let undone = this.activeHistory?.undone.length ?? 0;
+    for (const { kind, segment } of this.pending.values()) {
+      if (segment !== this.segments.activeId) continue;
+      if (kind === 'undo') [done, undone] = [done - 1, undone + 1];
+      else if (kind === 'redo') [done, undone] = [done + 1, undone - 1];
+      // A run is a step only if there is something to predict.
+      else [done, undone] = [kind === 'run' ? done : done + 1, 0];
+    }
+    return { done, undone };
+  }
+
+  /** Ids of segments that the server has or may have, also after they were removed from the list. */
+  private get usedIds(): Set<string> {
+    const pending = Array.from(this.pending.values(), ({ segment }) => segment);
+    return new Set([...this.core.segments.keys(), ...pending, ...this.removals.values()]);
+  }
+
+  private addToList(): SegmentInfo | null {
+    return this.segments.add(this.usedIds);
+  }
+
+  /** Cancel the requests of a segment that is removed. Nobody waits for their answers. */
+  private cancelRequests(id: string): void {
+    for (const [number, { segment }] of this.pending) {
+      if (segment !== id) continue;
+      this.pending.delete(number);
+      this.connection.cancel(number);
+    }
   }
 
   private addPoint(shape: Index, position: Point, positive: boolean): void {
@@ -277,16 +337,17 @@ export class Session {
   }
 
   private prompt(mark: Mark, add: (core: Core, segment: string, run: boolean) => number): void {
-    const segment = this.segments.active ?? this.segments.add();
+    const segment = this.segments.active ?? this.addToList();
     if (segment === null) return;
     if (!segment.isVisible) this.change(segment, { isVisible: true });
-    this.request(segment.id, mark, (core) => add(core, segment.id, this.options.live));
+    const pending = { kind: 'prompt', segment: segment.id, mark } as const;
+    this.request(pending, (core) => add(core, segment.id, this.options.live));
   }
 
-  private request(segment: string, mark: Mark | null, command: (core: Core) => number): void {
+  private request(pending: PendingRequest, command: (core: Core) => number): void {
     this.start((core) => {
       const number = command(core);
-      this.pending.set(number, { segment, mark });
+      this.pending.set(number, pending);
       return number;
     });
   }
@@ -304,7 +365,9 @@ export class Session {
   private send(command: (core: Core) => number): void {
     this.connection.request(command).catch(() => undefined);
     this.viewer.drawAbove();
-    this.onChange();
+    // Without a connection, the request waits, and no event says so.
+    if (this.connection.state.state === 'connected') this.onChange();
+    else this.showConnection();
   }
 
   private handle(event: Event): void {
@@ -312,23 +375,45 @@ export class Session {
     if (event.type === 'mask_delta') this.onMaskDelta(event);
     else if (event.type === 'done') this.onAnswer(event.result.request);
     else if (event.type === 'failed') this.onAnswer(event.request);
-    else if (event.type === 'masks_dropped' || event.type === 'segment_removed') this.paintAll();
+    else if (event.type === 'masks_dropped') this.paintAll();
+    else if (event.type === 'segment_removed') this.onRemoved(event.segment);
   }
 
-  /** Whether an event belongs to work that the user is not waiting for, while there is other work. */
+  /** Whether an event belongs to work that the user is not waiting for, or must not replace the status. */
   private isBackground(event: Event): boolean {
-    if (event.type === 'image_progress') return this.isBusy;
-    if (event.type === 'done') return !this.pending.has(event.result.request);
-    return false;
+    switch (event.type) {
+      case 'image_progress':
+        // An error stays until the next action of the user.
+        return this.isBusy || this.status.kind === 'error' || this.status.kind === 'warning';
+      case 'progress':
+        return event.segment !== null && this.segments.find(event.segment) === null;
+      case 'done':
+        return !this.pending.has(event.result.request);
+      case 'failed':
+        // A prompt that is canceled together with its segment creates none.
+        if (event.error.code === 'unknown_segment') return this.removals.has(event.request);
+        return event.error.code === 'cancelled' && !this.pending.has(event.request);
+      default:
+        return false;
+    }
   }
 
   private onMaskDelta({ segment, box, final }: MaskDeltaEvent): void {
     this.extents.set(segment, union(this.extents.get(segment), box));
+    if (this.segments.find(segment) === null) return; // not yet in the list, or no longer
     this.setPreview(segment, !final);
     this.viewer.paint(box, this.layers());
   }
 
+  private onRemoved(segment: string): void {
+    const box = this.extents.get(segment);
+    this.extents.delete(segment);
+    if (box !== undefined) this.viewer.paint(box, this.layers());
+    this.onRecord();
+  }
+
   private onAnswer(request: number): void {
+    this.removals.delete(request);
     const answered = this.pending.get(request);
     if (answered === undefined) return;
     this.pending.delete(request);

@@ -2,10 +2,14 @@
 
 import type { ConnectionState } from '../client/connection';
 import type { Event } from '../client/events';
+import type { NoticeCode } from '../client/messages';
+
+const CONNECTION_LOST = 'Connection lost, trying again. No work is lost.';
+const NOT_CONNECTED = 'Not connected, trying again.';
 
 /** State of the page for the status line. */
 export interface Status {
-  kind: 'idle' | 'busy' | 'ready' | 'lost' | 'error';
+  kind: 'idle' | 'busy' | 'ready' | 'lost' | 'warning' | 'error';
   /** A sentence for the user. A screen reader reads it. */
   message: string;
   /** Figures that change often. They are shown after the message, and not read. */
@@ -28,14 +32,24 @@ export function statusOf(event: Event): Status | null {
         ? { kind: 'ready', message: 'Canceled. The segment was reverted.' }
         : { kind: 'error', message: event.error.message };
     case 'notice':
-      return { kind: event.code === 'loading_model' ? 'busy' : 'ready', message: event.message };
+      return { kind: noticeKind(event.code), message: event.message };
     default:
       return null;
   }
 }
 
-/** Return the status of a state of the connection. `elapsed`: seconds since the state began. */
-export function connectionStatus(state: ConnectionState, elapsed = 0): Status {
+function noticeKind(code: NoticeCode): Status['kind'] {
+  if (code === 'loading_model') return 'busy';
+  return code === 'warning' ? 'warning' : 'ready';
+}
+
+/**
+ * Return the status of a state of the connection.
+ *
+ * @param elapsed - seconds since the state began
+ * @param wasConnected - whether the page had a connection before
+ */
+export function connectionStatus(state: ConnectionState, elapsed = 0, wasConnected = true): Status {
   switch (state.state) {
     case 'connecting':
       return { kind: 'busy', message: 'Connecting to the server' };
@@ -44,13 +58,13 @@ export function connectionStatus(state: ConnectionState, elapsed = 0): Status {
     case 'lost':
       return {
         kind: 'lost',
-        message: `Connection lost, trying again. No work is lost. ${state.message}`,
+        message: `${wasConnected ? CONNECTION_LOST : NOT_CONNECTED} ${state.message}`,
         detail: `${Math.max(0, Math.ceil(state.retryIn - elapsed))} s`,
       };
     case 'refused':
       return { kind: 'error', message: state.message };
     case 'dormant':
-      return { kind: 'lost', message: `${state.message} The next prompt connects again.` };
+      return { kind: 'lost', message: state.message };
     case 'closed':
       return { kind: 'idle', message: 'Not connected.' };
   }

@@ -5,8 +5,10 @@ import { isVoxelInside } from '../client/geometry';
 import { button, byId, setText } from './dom';
 import { voxelAt } from './rasterize';
 import type { Session } from './session';
-import { connectionStatus } from './status';
 import type { Viewer } from './viewer';
+
+/** A pixel outside of all views. */
+const AWAY: [number, number] = [-1, -1];
 
 /** Shows the session's status, the progress, and the voxel under the pointer. */
 export class StatusLine {
@@ -16,8 +18,8 @@ export class StatusLine {
   private readonly progress = byId('progress', HTMLProgressElement);
   private readonly position = byId('position', HTMLElement);
   private timer = 0;
-  /** The pixel of the pointer; outside of the views before it moved over them. */
-  private pointer: [number, number] = [-1, -1];
+  /** The pixel of the pointer; `AWAY` while it is not over the views. */
+  private pointer = AWAY;
 
   constructor(
     private readonly session: Session,
@@ -43,7 +45,7 @@ export class StatusLine {
     const since = performance.now();
     this.timer = window.setInterval(() => {
       const elapsed = (performance.now() - since) / 1000;
-      if (this.session.status.kind === 'lost') this.session.setStatus(connectionStatus(state, elapsed));
+      if (this.session.status.kind === 'lost') this.session.showConnection(elapsed);
     }, 250);
   }
 
@@ -51,6 +53,11 @@ export class StatusLine {
   point(x: number, y: number): void {
     this.pointer = [x, y];
     this.refreshPosition();
+  }
+
+  /** Show no voxel, because the pointer left the views. */
+  leave(): void {
+    this.point(...AWAY);
   }
 
   /** Show the voxel under the pointer again, because the views or the image changed. */

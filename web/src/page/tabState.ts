@@ -1,15 +1,13 @@
 /** State of the tab that survives a reload, and consent that the browser keeps. */
 
 import type { SavedSession } from '../client/core';
-import { bool, struct, text } from '../client/fields';
-import { originStore, readValue, tabStore } from './browserStore';
+import { bool, struct } from '../client/fields';
+import { originStore, readValue, STORED_TEXT, tabStore } from './browserStore';
 
 const SESSION = 'nninteractive-ws.session';
 const TOKEN = 'nninteractive-ws.token';
 const IMAGE = 'nninteractive-ws.image';
 const CONSENT = 'nninteractive-ws.consent';
-/** Names and secrets. */
-const TEXT = text(0, 4096);
 
 /** The image that the tab had open. */
 export interface LastImage {
@@ -21,7 +19,7 @@ export interface LastImage {
  * Return the session of this tab before the reload, and forget it: a copy of the tab must not resume the same session.
  */
 export function takeSession(): SavedSession | undefined {
-  const session = readValue(tabStore, SESSION, struct<SavedSession>({ id: TEXT, secret: TEXT }));
+  const session = readValue(tabStore, SESSION, struct<SavedSession>({ id: STORED_TEXT, secret: STORED_TEXT }));
   tabStore.removeItem(SESSION);
   return session ?? undefined;
 }
@@ -41,7 +39,7 @@ export const token = {
 
 /** The image to continue with after a reload. */
 export const lastImage = {
-  get: (): LastImage | null => readValue(tabStore, IMAGE, struct<LastImage>({ name: TEXT, isExample: bool })),
+  get: (): LastImage | null => readValue(tabStore, IMAGE, struct<LastImage>({ name: STORED_TEXT, isExample: bool })),
   set: (image: LastImage): void => {
     tabStore.setItem(IMAGE, JSON.stringify(image));
   },

@@ -78,6 +78,8 @@ class FastNiivue extends Niivue {
 export class Viewer {
   /** Called after each drawing, for what is drawn above the views. */
   onDraw: () => void = () => undefined;
+  /** Called when the browser has taken the graphics away, for instance after an error of the driver. */
+  onLost: () => void = () => undefined;
   /** Called when the window has changed. */
   onWindow: () => void = () => undefined;
 
@@ -110,6 +112,9 @@ export class Viewer {
   /** Start to draw. Rejects if the browser has no WebGL 2. */
   async attach(): Promise<void> {
     await this.nv.attachToCanvas(this.canvas);
+    this.canvas.addEventListener('webglcontextlost', () => {
+      this.onLost();
+    });
     this.layOut();
     new ResizeObserver(() => {
       this.layOut();
@@ -123,8 +128,8 @@ export class Viewer {
       const size = volume.shape.join(' × ');
       throw new Error(`The image has ${size} voxels, and this browser shows at most ${limit} along an axis. Crop it.`);
     }
-    for (const image of [...this.nv.volumes]) this.nv.removeVolume(image);
-    const image = toNvImage(volume);
+    const image = toNvImage(volume); // first, as memory may be short, and the previous volume then stays
+    for (const each of [...this.nv.volumes]) this.nv.removeVolume(each);
     this.nv.addVolume(image);
     this.nv.createEmptyDrawing();
     this.nv.setDrawOpacity(1);

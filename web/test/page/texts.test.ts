@@ -49,6 +49,11 @@ describe('status', () => {
     expect(connectionStatus(lost, 9).detail).toBe('0 s');
     expect(connectionStatus(lost).message).toContain('The network is down.');
   });
+
+  test('repeats the sentence of the server that evicted the session', () => {
+    const message = 'The server evicted this session because it was idle. The next request restores it.';
+    expect(connectionStatus({ state: 'dormant', message })).toEqual({ kind: 'lost', message });
+  });
 });
 
 describe('shortcuts', () => {
@@ -119,6 +124,12 @@ describe('segments', () => {
     expect(list.activeId).toBe('segment-3');
     expect(list.add()).toMatchObject({ id: 'segment-2', label: 2, color: PALETTE[1] });
     expect(new Set(list.all.map(({ label }) => label)).size).toBe(3);
+  });
+
+  test('do not get an id that is still in use', () => {
+    const list = new SegmentList();
+    expect(list.add(new Set(['segment-1', 'segment-3']))?.id).toBe('segment-2');
+    expect(list.add(new Set(['segment-1', 'segment-3']))?.id).toBe('segment-4');
   });
 
   test('select a neighbor of a deleted one', () => {
