@@ -136,7 +136,9 @@ class Upload:
         most = self._max_in_flight - len(self._in_flight)
         base_layers = min(int(room / _BASE_SIZE), most)
         chosen = self._next_base_layers(base_layers) if layered and self._is_slow() else []
-        while self._queue and _size(chosen) <= room - 1 and len(chosen) < most:
+        # An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+        has_base_layers = bool(chosen)
+        while not has_base_layers and self._queue and _size(chosen) <= room - 1 and len(chosen) < most:
             index = self._queue.pop()
             part = BrickPart(index, "enhancement" if index in self._with_base else "whole")
             if index not in self.presence and part not in self._in_flight:

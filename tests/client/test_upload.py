@@ -281,3 +281,37 @@ def test_the_progress_is_reported_again_after_a_lost_connection() -> None:
     core.start()
     resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\xff", last_id=1)
     assert events.ImageProgress(8, 8) in deliver(core, resumed)
+
+
+@pytest.mark.parametrize("missing", range(1, 31))
+def test_the_layers_of_a_brick_travel_in_separate_messages(missing: int) -> None:
+    """A server may handle the bricks of a message in any order, and an enhancement layer needs its base layer."""
+    clock = Clock()
+    upload = Upload(Grid((32 * 40, 32, 32)), 128, clock)
+    upload.set_focus((0, 0, 0))
+    upload.acknowledged([])
+    arrived = deliver_parts(upload, clock, messages=1)
+    left = [index for index in range(40) if index not in arrived]
+    upload.prioritize(Box((32 * left[0], 0, 0), (32 * (left[0] + missing), 32, 32)))
+    layers = deliver_parts(upload, clock)
+    whole = [index for index in layers if layers[index] == ["whole"]]
+    layered = [index for index in layers if layers[index] == ["base", "enhancement"]]
+    assert sorted([*arrived, *whole, *layered]) == list(range(40))
+    assert layered == (left[:missing] if missing > 1 else [])  # one brick takes a second
+
+
+def deliver_parts(upload: Upload, clock: Clock, messages: int = 1000) -> dict[int, list[str]]:
+    """Deliver messages one by one on a slow link. Return the layers of each brick in the order of their arrival."""
+    layers: dict[int, list[str]] = {}
+    for _ in range(messages):
+        parts = upload.next(layered=True)
+        if not parts:
+            break
+        assert len({part.index for part in parts}) == len(parts), "both layers of a brick are in one message"
+        upload.sent(parts, 20_000 * len(parts), "small")
+        clock.now += len(parts)
+        for part in parts:
+            layers.setdefault(part.index, []).append(part.layer)
+        received = [part.index for part in parts if part.layer != "base"]
+        upload.acknowledged(received, [part.index for part in parts if part.layer == "base"])
+    return layers

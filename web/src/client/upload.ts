@@ -136,7 +136,14 @@ export class Upload {
     const baseLayers = Math.min(room / BASE_SIZE, most);
     const chosen =
       isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
-    while (chosen.length < most && sizeOf(chosen) <= room - 1 && this.considered < this.order.length) {
+    // An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+    const hasBaseLayers = chosen.length > 0;
+    while (
+      !hasBaseLayers &&
+      chosen.length < most &&
+      sizeOf(chosen) <= room - 1 &&
+      this.considered < this.order.length
+    ) {
       const index = this.order[this.considered++];
       const part: BrickPart = { index, layer: this.withBase.has(index) ? 'enhancement' : 'whole' };
       if (!this.present[index] && !this.inFlight.has(keyOf(part))) chosen.push(part);

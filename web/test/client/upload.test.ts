@@ -9,6 +9,7 @@ import { ImageSource } from '../../src/client/imageSource';
 import type { Brick } from '../../src/client/messages';
 import { createPacker } from '../../src/client/packing';
 import { LAYERED_BRICKS } from '../../src/client/protocol';
+import { Upload } from '../../src/client/upload';
 import { WELCOME, type Message } from './fakeServer';
 import { Random } from './random';
 
@@ -134,6 +135,42 @@ describe('on a slow link', () => {
     const all = [...session.first, ...layers('whole'), ...layers('base')].sort((a, b) => a - b);
     expect(all).toEqual(Array.from({ length: session.image.grid.length }, (_, index) => index));
   });
+
+  it.each(Array.from({ length: 30 }, (_, n) => n + 1))(
+    'the layers of a brick travel in separate messages, with %i missing bricks',
+    (missing) => {
+      let now = 100;
+      const upload = new Upload([32 * 40, 32, 32], 128, () => now, 'deflate');
+      upload.setFocus([0, 0, 0]);
+      const layers = new Map<number, string[]>();
+      const deliver = (messages: number): void => {
+        for (let n = 0; n < messages; n++) {
+          const parts = upload.next(8, true);
+          if (parts.length === 0) return;
+          expect(new Set(parts.map(({ index }) => index)).size).toBe(parts.length);
+          upload.sent(parts, 20_000 * parts.length, 'deflate');
+          now += parts.length;
+          for (const { index, layer } of parts) layers.set(index, [...(layers.get(index) ?? []), layer]);
+          const indices = (isBase: boolean) =>
+            parts.filter(({ layer }) => (layer === 'base') === isBase).map(({ index }) => index);
+          upload.acknowledge(indices(false), indices(true));
+        }
+      };
+      upload.acknowledge([]);
+      deliver(1);
+      const first = layers.size;
+      upload.prioritize([
+        [32 * first, 32 * (first + missing)],
+        [0, 32],
+        [0, 32],
+      ]);
+      deliver(1000);
+      // One brick takes a second, which is no reason for layers.
+      const isLayered = (n: number) => missing > 1 && n >= first && n < first + missing;
+      const expected = Array.from({ length: 40 }, (_, n) => (isLayered(n) ? ['base', 'enhancement'] : ['whole']));
+      expect(Array.from(expected, (_, n) => layers.get(n))).toEqual(expected);
+    },
+  );
 
   it('few bricks have a base layer alone', async () => {
     // A thin image has many bricks.
