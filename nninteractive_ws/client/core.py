@@ -572,12 +572,15 @@ class Core:
         pending = self._pending.pop(message.id, None)
         if pending is None:
             return []
+        if self._is_obsolete(pending):
+            # No segment of the image now is concerned.
+            return [] if pending.number is None else [events.Failed(pending.number, error)]
         self._reset_if_empty(pending)
         if isinstance(pending.request, wire.GetMask):
             return self._mark_fresh(pending.request.segment)  # the next change of the segment requests it again
         if isinstance(pending.request, wire.Restore):
             return self._retry_restore_flattened(pending, error)
-        if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending):
+        if isinstance(pending.request, wire.SetImage):
             if pending.number is None:
                 self._session = None  # useless without its image; a new session may have memory for it
             else:
@@ -598,8 +601,7 @@ class Core:
     def _retry_restore_flattened(self, pending: _PendingRequest, error: Error) -> list[Event]:
         """Restore the mask alone: another server may not support the prompts of a history, or have no memory for it."""
         segment = self.segments.get(pending.segment or "")
-        is_current = segment is not None and not self._is_obsolete(pending)
-        if segment is None or not is_current or segment.is_flat or not isinstance(error, _HISTORY_REFUSED):
+        if segment is None or segment.is_flat or not isinstance(error, _HISTORY_REFUSED):
             return self._end(error)
         # Before the requests that follow, which need the segment.
         notice = self._flatten(segment, str(error))

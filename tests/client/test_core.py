@@ -17,6 +17,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment
@@ -418,6 +419,56 @@ def test_another_image_cancels_requests_of_the_previous_one(open_core: Core) -> 
     assert opened == events.Connection("open", WELCOME)
     assert open_core.pending_requests == [second, prompt]
     assert not open_core.segments["a"].mask.any()
+
+
+@pytest.fixture
+def journal(open_core: Core, source: ImageSource) -> Journal:
+    """A journal with one segment, "a"."""
+    number = open_core.set_mask("a", ball(SHAPE, (5, 5, 5), 2))
+    deliver(open_core, delta(number, 0, Box((3, 3, 3), (8, 8, 8)), np.zeros(SHAPE, bool)))
+    deliver(open_core, wire.Done(id=number, segment="a", revision=1))
+    return open_core.journal()
+
+
+@pytest.mark.parametrize("code", ["out_of_memory", "too_large"])
+def test_restores_behind_a_refused_image_do_not_end_the_session(
+    source: ImageSource, journal: Journal, code: str
+) -> None:
+    core = Core()
+    core.start()
+    deliver(core, WELCOME)
+    number = core.set_image(source, journal)
+    *_, restore = sent(core)
+    assert isinstance(restore, wire.Restore)
+    assert len(deliver(core, wire.ErrorMessage(code=code, message="so", id=number))) == 1
+    assert deliver(core, wire.ErrorMessage(code="no_image", message="so", id=restore.id)) == []
+    assert core.ended is None
+    again = core.set_image(source)
+    assert deliver(core, wire.Done(id=again)) != []
+
+
+@pytest.mark.parametrize("code", ["no_image", "out_of_bounds", "out_of_memory"])
+def test_restores_of_a_replaced_image_do_not_end_the_session(
+    open_core: Core, source: ImageSource, journal: Journal, code: str
+) -> None:
+    first = open_core.set_image(source, journal)
+    *_, restore = sent(open_core)
+    other = ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10))
+    second = open_core.set_image(other)
+    assert len(deliver(open_core, wire.ErrorMessage(code="cancelled", message="so", id=first))) == 1
+    assert deliver(open_core, wire.ErrorMessage(code=code, message="so", id=restore.id)) == []
+    assert open_core.ended is None
+    assert open_core.image is other
+    assert len(deliver(open_core, wire.Done(id=second))) == 1
+
+
+def test_a_failed_prompt_of_a_replaced_image_leaves_the_segment_of_the_new_one(open_core: Core) -> None:
+    old = open_core.add_point("a", (1, 2, 3))
+    open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))
+    new = open_core.add_point("a", (1, 2, 3))
+    deliver(open_core, delta(new, 0, Box((0, 0, 0), (2, 2, 2)), np.zeros((10, 10, 10), bool)))
+    deliver(open_core, wire.ErrorMessage(code="cancelled", message="so", id=old))
+    assert open_core.segments["a"].revision == 1
 
 
 def test_requests_of_a_previous_image_are_not_sent_again(open_core: Core) -> None:

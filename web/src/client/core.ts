@@ -604,13 +604,18 @@ export class Core<I extends Image = Image> {
 
   private onRequestFailed(pending: Pending<I>, error: ClientError): void {
     const { request } = pending;
+    if (isObsolete(pending, this.image)) {
+      // No segment of the image now is concerned.
+      this.fail(pending.number, error);
+      return;
+    }
     this.removeIfNew(pending);
     if (request.type === 'get_mask') {
       this.markFresh(request.segment); // the next change of the segment requests it again
       return;
     }
-    if (request.type === 'restore' && this.retryRestoreFlattened(pending, request, error)) return;
-    if (request.type === 'set_image' && !isObsolete(pending, this.image)) {
+    if (request.type === 'restore' && this.retryRestoreFlattened(request, error)) return;
+    if (request.type === 'set_image') {
       // Without its image, a session is useless. A new one may have memory for it.
       if (pending.number === null) this.session = null;
       else this.replaceImage(null);
@@ -622,7 +627,7 @@ export class Core<I extends Image = Image> {
   /** Remove a segment whose first request failed: the server has no such segment. */
   private removeIfNew(pending: Pending<I>): void {
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment?.isEmpty && createsSegment(pending) && !isObsolete(pending, this.image)) this.forget(segment.name);
+    if (segment?.isEmpty && createsSegment(pending)) this.forget(segment.name);
   }
 
   private forget(name: string): void {
@@ -630,9 +635,9 @@ export class Core<I extends Image = Image> {
   }
 
   /** Restore the mask alone: another server may not support the prompts of a history, or have no memory for it. */
-  private retryRestoreFlattened(pending: Pending<I>, request: Restore, error: ClientError): boolean {
+  private retryRestoreFlattened(request: Restore, error: ClientError): boolean {
     const segment = this.segments.get(request.segment);
-    if (segment === undefined || isObsolete(pending, this.image) || segment.isFlat) return false;
+    if (segment === undefined || segment.isFlat) return false;
     if (!HISTORY_REFUSED.has(error.code)) return false;
     this.flatten(segment, error.message);
     this.enqueue(this.restoreMessage(segment), null);

@@ -4,6 +4,7 @@ import { beforeEach, describe, expect, it } from 'vitest';
 import { Core } from '../../src/client/core';
 import type { Event } from '../../src/client/events';
 import type { ImageSource } from '../../src/client/imageSource';
+import type { Journal } from '../../src/client/journal';
 import { checksum, flip, makeMask } from '../../src/client/masks';
 import type { RunLengthMask } from '../../src/client/messages';
 import { Random } from './random';
@@ -165,6 +166,42 @@ describe('the core', () => {
     const batch = core.nextBricks();
     expect(batch?.parts).toHaveLength(2);
   });
+});
+
+describe('the restores of a journal', () => {
+  let journal: Journal;
+
+  beforeEach(() => {
+    core.setMask('liver', new Uint8Array(64 * 64 * 2).fill(1), null);
+    tell(delta(2, 5));
+    tell({ type: 'done', id: 2, segment: 'liver', revision: 1, voxels: 5 });
+    journal = core.journal();
+  });
+
+  it('do not end the session behind an image that is refused', () => {
+    core = new Core({ encodings: ['raw', 'deflate'] });
+    core.start();
+    tell(WELCOME);
+    core.setImage(image, journal);
+    expect(sent().at(-1)).toMatchObject({ type: 'restore', id: 2 });
+    expect(tell({ type: 'error', id: 1, code: 'out_of_memory', message: 'So.' }).at(-1)).toMatchObject({ request: 1 });
+    expect(tell({ type: 'error', id: 2, code: 'no_image', message: 'So.' })).toEqual([]);
+    expect(core.ended).toBeNull();
+  });
+
+  it.each(['no_image', 'out_of_bounds', 'out_of_memory'])(
+    'do not end the session after their image was replaced: %s',
+    async (code) => {
+      const other = await makeImage(3);
+      core.setImage(image, journal);
+      core.setImage(other);
+      tell({ type: 'error', id: 3, code: 'cancelled', message: 'So.' });
+      expect(tell({ type: 'error', id: 4, code, message: 'So.' })).toEqual([]);
+      expect(core.ended).toBeNull();
+      expect(core.image).toBe(other);
+      expect(tell({ type: 'done', id: 5 })).toMatchObject([{ type: 'done' }]);
+    },
+  );
 });
 
 describe('a frame with random errors', () => {
