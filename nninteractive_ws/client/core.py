@@ -405,14 +405,22 @@ class Core:
             if pending.cancelled:
                 self._send(wire.Cancel(request=sent))
         self._begin_upload()
-        if self.image is None or welcome.image != self.image.name or self._upload is None:
+        if self._upload is None or not self._is_image_of_server(welcome.image):
             return []  # the pending set_image brings the bricks
         present = self._upload.bricks_in(welcome.present_bricks)
         self._upload.acknowledged(present)
         if not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values()):
             self._compare_segments(welcome.revisions)
         # The acknowledgements of the last bricks may have been lost with the connection.
-        return [events.ImageProgress(len(present), len(self.image.grid))]
+        return [events.ImageProgress(len(present), len(self._upload.grid))]
+
+    def _is_image_of_server(self, name: str | None) -> bool:
+        """Whether the server's bricks of an image are those of the image now.
+
+        They are not before an earlier ``set_image`` is answered: the server then drops the bricks of other images.
+        """
+        earlier = any(isinstance(p.request, wire.SetImage) and self._is_obsolete(p) for p in self._pending.values())
+        return self.image is not None and name == self.image.name and not earlier
 
     def _compare_segments(self, revisions: dict[str, int]) -> None:
         """Synchronize segments without a pending request. The answer of a pending request does it for the others."""
@@ -469,7 +477,7 @@ class Core:
         return None
 
     def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
-        if self.image is None or message.image != self.image.name or self._upload is None:
+        if self._upload is None or not self._is_image_of_server(message.image):
             return []
         self._upload.acknowledged(message.received, message.received_base)
         return [events.ImageProgress(message.present, message.total)]

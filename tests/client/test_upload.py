@@ -155,6 +155,47 @@ def test_progress_of_another_image_changes_nothing() -> None:
     assert core.next_brick() is None
 
 
+def test_bricks_that_another_image_drops_are_sent_again() -> None:
+    """Image A, then B, then A again, before the server has answered."""
+    core, source = uploading((64, 64, 64))
+    acknowledge(core, source, [])
+    first = next_bricks(core)
+    other = core.set_image(ImageSource.of(noise((40, 40, 40))))
+    again = core.set_image(source)
+    assert acknowledge(core, source, first) == []
+    deliver(core, wire.Done(id=1))
+    assert acknowledge(core, source, [0, 1, 2]) == []
+    assert next_bricks(core) == []
+    deliver(core, wire.Done(id=other))
+    assert acknowledge(core, source, []) == [events.ImageProgress(0, 8)]
+    deliver(core, wire.Done(id=again))
+    assert send_rest(core, source) == list(range(8))
+
+
+def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection() -> None:
+    core, source = uploading((64, 64, 64))
+    acknowledge(core, source, list(range(8)))
+    deliver(core, wire.Done(id=1))
+    core.start()
+    other = core.set_image(ImageSource.of(noise((40, 40, 40))))
+    core.set_image(source)
+    resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\xff", last_id=1)
+    assert deliver(core, resumed) == [events.Connection("open", resumed)]
+    assert next_bricks(core) == []
+    deliver(core, wire.Done(id=other))
+    acknowledge(core, source, [])
+    assert send_rest(core, source) == list(range(8))
+
+
+def send_rest(core: Core, source: ImageSource) -> list[int]:
+    """Send and acknowledge bricks until there are no more. Return them, sorted."""
+    seen: list[int] = []
+    while batch := next_bricks(core):
+        seen += batch
+        acknowledge(core, source, batch)
+    return sorted(seen)
+
+
 # ---- layers -----------------------------------------------------------------------------------------------
 
 LAYERED = msgspec.structs.replace(WELCOME, features=[protocol.LAYERED_BRICKS])

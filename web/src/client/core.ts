@@ -470,12 +470,21 @@ export class Core<I extends Image = Image> {
     }
     this.beginUpload();
     // A pending set_image brings the bricks.
-    if (this.image === null || welcome.image !== this.image.name || this.upload === null) return;
+    if (this.upload === null || !this.isImageOfServer(welcome.image)) return;
     const present = this.upload.resume(welcome.present_bricks);
     // The acknowledgements of the last bricks may have been lost with the connection.
     this.events.push({ type: 'image_progress', present, total: this.upload.grid.length });
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     if (isAnnounced) this.compareSegments(welcome.revisions);
+  }
+
+  /**
+   * Whether the server's bricks of an image are those of the image now. They are not before an earlier `set_image` is
+   * answered: the server then drops the bricks of other images.
+   */
+  private isImageOfServer(name: string | null): boolean {
+    const isEarlier = (pending: Pending<I>) => pending.request.type === 'set_image' && isObsolete(pending, this.image);
+    return this.image !== null && name === this.image.name && ![...this.pending.values()].some(isEarlier);
   }
 
   /** Synchronize segments without a pending request. The answer of a pending request does it for the others. */
@@ -520,7 +529,7 @@ export class Core<I extends Image = Image> {
   }
 
   private onImageProgress(message: ImageProgress): void {
-    if (this.upload === null || message.image !== this.image?.name) return;
+    if (this.upload === null || !this.isImageOfServer(message.image)) return;
     this.upload.acknowledge(message.received, message.received_base);
     this.events.push({ type: 'image_progress', present: message.present, total: message.total });
   }

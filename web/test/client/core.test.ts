@@ -162,6 +162,7 @@ describe('the core', () => {
     core.start();
     tell({ ...WELCOME, limits: { ...(WELCOME.limits as object), message_bytes: 3 * 2 ** 16 + 5000 } });
     core.setImage(large);
+    tell({ type: 'done', id: 2 }); // the image before
     tell({ type: 'image_progress', image: large.name, received: [], present: 0, total: 32 });
     const batch = core.nextBricks();
     expect(batch?.parts).toHaveLength(2);

@@ -193,6 +193,40 @@ describe('on a slow link', () => {
   });
 });
 
+describe('an image that is set again after another one', () => {
+  const bits = Uint8Array.of(255, 255, 255, 255, 255, 255, 255, 255);
+
+  async function play(isLost: boolean): Promise<void> {
+    const [image, other] = [await ctLike(SHAPE), await ctLike([40, 40, 2])];
+    const session = new Session(image);
+    const { core } = session;
+    const progress = (indices: readonly number[]): number[] =>
+      core
+        .receive(
+          new Encoder().encode({ type: 'image_progress', image: image.name, received: indices, present: 0, total: 64 }),
+        )
+        .flatMap((event) => (event.type === 'image_progress' ? [event.present] : []));
+    progress(range64);
+    if (isLost) core.start();
+    const second = core.setImage(other);
+    core.setImage(image);
+    if (isLost) session.tell({ ...LAYERED, resumed: true, image: image.name, present_bricks: bits, last_id: 1 });
+    expect(progress(range64)).toEqual([]);
+    session.tell({ type: 'done', id: 1 });
+    expect(progress(range64)).toEqual([]);
+    expect(core.nextBricks()).toBeNull();
+    session.tell({ type: 'done', id: second });
+    expect(progress([])).toEqual([0]);
+    await session.receiveAll();
+    expect(session.sent).toHaveLength(64);
+  }
+
+  const range64 = Array.from({ length: 64 }, (_, n) => n);
+
+  it('is sent again', () => play(false));
+  it('is sent again after a lost connection', () => play(true));
+});
+
 describe('bricks are whole', () => {
   it.each([
     ['the server knows no layers', { ...LAYERED, features: [] }, 1],
