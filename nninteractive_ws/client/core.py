@@ -8,8 +8,8 @@ without a connection they wait for the next one.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 import time
 from typing import Any, ClassVar
@@ -58,6 +58,7 @@ class _PendingRequest:
 
     ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
     requests. ``image``: the image of the request. ``base``: the segment's revision before the request's first change.
+    ``awaited``: the region of the image for which it waits, or has waited.
     """
 
     number: int | None
@@ -67,6 +68,7 @@ class _PendingRequest:
     base: int | None = None
     cancelled: bool = False
     losses: int = 0
+    awaited: Box | None = None
 
     @property
     def segment(self) -> str | None:
@@ -95,6 +97,7 @@ class Core:
         self._pending: dict[int, _PendingRequest] = {}
         self._last_id = 0
         self._upload: Upload | None = None
+        self._focus: Index | None = None  # of the user, in the image now
         self._stale: set[str] = set()  # segments with a pending snapshot
         self._options: wire.SetOptions | None = None
         self._session: tuple[str, str] | None = None  # its id and secret, for resuming it
@@ -327,8 +330,8 @@ class Core:
         self._enqueue(request, request.id)
         return request.id
 
-    def _enqueue(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
-        self._pending[request.id] = _PendingRequest(number, request, self.image, losses=losses)
+    def _enqueue(self, request: wire.Request, number: int | None) -> None:
+        self._pending[request.id] = _PendingRequest(number, request, self.image)
         self._send(request)
 
     def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
@@ -341,20 +344,28 @@ class Core:
         return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, **fields), middle(drawn.box))
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
+        self._focus = focus
         if self._upload is not None:
             self._upload.set_focus(focus)
         return self._request(request)
 
     def _replace_image(self, image: ImageSource | None) -> None:
-        self.image = image
+        self.image, self._focus = image, None
         self.segments.clear()
         self._deferred += self._mark_all_fresh()
-        self._begin_upload()
+        self._begin_upload([])
 
-    def _begin_upload(self) -> None:
+    def _begin_upload(self, pending: Iterable[_PendingRequest]) -> None:
+        """Begin to send the bricks, those first for which one of the pending requests waits."""
         self._upload = None
-        if self.image is not None and self.welcome is not None:
-            self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        if self.image is None or self.welcome is None:
+            return
+        self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        if self._focus is not None:
+            self._upload.set_focus(self._focus)
+        awaited = next((p.awaited for p in pending if p.awaited is not None and self._retry_error(p) is None), None)
+        if awaited is not None:
+            self._upload.prioritize(awaited)
 
     def _announcement(self, source: ImageSource) -> wire.SetImage:
         return wire.SetImage(
@@ -404,7 +415,7 @@ class Core:
             self._send(pending.request)
             if pending.cancelled:
                 self._send(wire.Cancel(request=sent))
-        self._begin_upload()
+        self._begin_upload(self._pending.values())
         if self._upload is None or not self._is_image_of_server(welcome.image):
             return []  # the pending set_image brings the bricks
         present = self._upload.bricks_in(welcome.present_bricks)
@@ -443,7 +454,9 @@ class Core:
             if (error := self._retry_error(pending)) is not None:
                 emitted.append(events.Failed(pending.number, error))
             elif not isinstance(pending.request, wire.SetImage):
-                self._enqueue(_renumbered(pending.request, self._next_id()), pending.number, pending.losses)
+                request = _renumbered(pending.request, self._next_id())
+                self._pending[request.id] = replace(pending, request=request)
+                self._send(request)
         return emitted
 
     def _restore_image(self, image: ImageSource, to_resend: list[_PendingRequest]) -> None:
@@ -453,7 +466,7 @@ class Core:
             for pending in to_resend
             if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending)
         )
-        self._begin_upload()
+        self._begin_upload(to_resend)
         self._enqueue(self._announcement(image), next((pending.number for pending in mine), None))
         for segment in self.segments.values():
             if not segment.is_empty:
@@ -487,7 +500,8 @@ class Core:
         if pending is None or self._is_obsolete(pending):
             return []
         if message.box is not None and self._upload is not None:
-            self._upload.prioritize(Box.from_pairs(message.box))
+            pending.awaited = Box.from_pairs(message.box)
+            self._upload.prioritize(pending.awaited)
         if pending.number is None:
             return []
         return [events.Progress(pending.number, pending.segment, message.state, message.done, message.total)]

@@ -187,6 +187,46 @@ def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection(
     assert send_rest(core, source) == list(range(8))
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_order_of_bricks_outlives_a_lost_connection(resumed: bool) -> None:
+    core, source = uploading()
+    prompt = core.add_point("a", (255, 191, 0))
+    acknowledge(core, source, [])
+    box = Box((0, 70, 60), (60, 130, 70))
+    deliver(core, wire.Progress(id=prompt, state="waiting_for_image", done=0, total=8, box=box.pairs))
+    needed = source.grid.within(box)
+    nearest = source.grid.nearest_first((255, 191, 0))
+    for _ in range(2):
+        reconnect(core, source, resumed)
+        expected = [i for i in nearest if i in needed] + [i for i in nearest if i not in needed]
+        assert next_bricks(core) == expected[:4]
+    # Only while the prompt waits.
+    answer = next(message for message in core._pending.values() if message.number == prompt)
+    deliver(core, wire.Done(id=answer.request.id, segment="a"))
+    reconnect(core, source, resumed)
+    assert next_bricks(core) == nearest[:4]
+    core.set_image(ImageSource.of(noise((256, 192, 131))))
+    assert core._focus is None
+
+
+def test_a_focus_from_before_the_connection_counts() -> None:
+    source = ImageSource.of(noise((256, 192, 130)))
+    core = Core(clock=Clock())
+    core.set_image(source)
+    core.add_point("a", (255, 191, 0))
+    reconnect(core, source, resumed=False)
+    assert next_bricks(core) == source.grid.nearest_first((255, 191, 0))[:4]
+
+
+def reconnect(core: Core, source: ImageSource, resumed: bool) -> None:
+    """Begin a connection whose server has no bricks."""
+    core.start()
+    bits = bytes(-(-len(source.grid) // 8))
+    resuming = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=bits, last_id=2)
+    deliver(core, resuming if resumed else WELCOME)
+    acknowledge(core, source, [])
+
+
 def send_rest(core: Core, source: ImageSource) -> list[int]:
     """Send and acknowledge bricks until there are no more. Return them, sorted."""
     seen: list[int] = []

@@ -129,6 +129,8 @@ export class Core<I extends Image = Image> {
   private pending = new Map<number, Pending<I>>();
   private lastId = 0;
   private upload: Upload | null = null;
+  /** Focus of the user in the image now, or null. */
+  private focus: Index | null = null;
   /** Segments with a pending snapshot, with the answers that are held back until it is there. */
   private readonly stale = new Map<string, Event[]>();
   private options: Options = { type: 'set_options', autozoom: null, previews: null };
@@ -255,14 +257,14 @@ export class Core<I extends Image = Image> {
   /** Add a point, the voxel (i, j, k). */
   addPoint(segment: string, point: Index, { positive = true, run = true }: PromptOptions = {}): number {
     const voxel = voxelInside(point, this.shape());
-    this.upload?.setFocus(voxel);
+    this.setFocus(voxel);
     return this.request({ type: 'add_point', segment, point: voxel, positive, run });
   }
 
   /** Add an end-exclusive box. */
   addBbox(segment: string, box: Box, { positive = true, run = true }: PromptOptions = {}): number {
     checkBox(box, this.shape());
-    this.upload?.setFocus(middle(box));
+    this.setFocus(middle(box));
     return this.request({ type: 'add_bbox', segment, box, positive, run });
   }
 
@@ -370,15 +372,20 @@ export class Core<I extends Image = Image> {
     return id;
   }
 
-  private enqueue(request: Request, number: number | null, losses = 0): void {
-    this.pending.set(request.id, makePending(request, number, this.image, losses));
+  private enqueue(request: Request, number: number | null): void {
+    this.pending.set(request.id, makePending(request, number, this.image));
     this.send(request);
+  }
+
+  private setFocus(focus: Index): void {
+    this.focus = focus;
+    this.upload?.setFocus(focus);
   }
 
   /** Check a mask of the user, and pack it. Throws `out_of_bounds`, and the errors of `pack`. */
   private packed(pack: typeof promptMask, mask: Uint8Array, box: Box | null): RunLengthMask {
     const input = maskInput(mask, box, this.shape());
-    this.upload?.setFocus(middle(input.frame));
+    this.setFocus(middle(input.frame));
     return pack(input, this.encoding());
   }
 
@@ -397,18 +404,22 @@ export class Core<I extends Image = Image> {
 
   private replaceImage(image: I | null): void {
     this.image = image;
+    this.focus = null;
     this.segments.clear();
     for (const name of [...this.stale.keys()]) this.markFresh(name);
     this.events.push({ type: 'masks_dropped' });
-    this.beginUpload();
+    this.beginUpload([]);
   }
 
-  private beginUpload(): void {
-    const { image, welcome } = this;
-    this.upload =
-      image === null || welcome === null
-        ? null
-        : new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
+  /** Begin to send the bricks, those first for which one of the pending requests waits. */
+  private beginUpload(pending: Iterable<Pending<I>>): void {
+    const { image, welcome, focus } = this;
+    this.upload = null;
+    if (image === null || welcome === null) return;
+    this.upload = new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
+    if (focus !== null) this.upload.setFocus(focus);
+    const waiting = [...pending].find((each) => each.awaited !== null && retryError(each, this.image) === null);
+    if (waiting?.awaited) this.upload.prioritize(waiting.awaited);
   }
 
   // ---- messages ---------------------------------------------------------------------------------------------
@@ -468,7 +479,7 @@ export class Core<I extends Image = Image> {
       this.send(request);
       if (cancelled) this.send({ type: 'cancel', request: id });
     }
-    this.beginUpload();
+    this.beginUpload(this.pending.values());
     // A pending set_image brings the bricks.
     if (this.upload === null || !this.isImageOfServer(welcome.image)) return;
     const present = this.upload.resume(welcome.present_bricks);
@@ -513,7 +524,7 @@ export class Core<I extends Image = Image> {
   /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
   private restoreImage(image: I, toResend: readonly Pending<I>[]): void {
     const mine = toResend.find((pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.image));
-    this.beginUpload();
+    this.beginUpload(toResend);
     this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
     for (const segment of this.segments.values()) {
       if (!segment.isEmpty) this.enqueue(this.restoreMessage(segment), null);
@@ -524,7 +535,9 @@ export class Core<I extends Image = Image> {
     const error = retryError(pending, this.image);
     if (error !== null) this.fail(pending.number, error);
     else if (pending.request.type !== 'set_image') {
-      this.enqueue({ ...pending.request, id: ++this.lastId }, pending.number, pending.losses);
+      const request = { ...pending.request, id: ++this.lastId };
+      this.pending.set(request.id, { ...pending, request });
+      this.send(request);
     }
   }
 
@@ -537,7 +550,10 @@ export class Core<I extends Image = Image> {
   private onProgress(message: Progress): void {
     const pending = this.pending.get(message.id);
     if (pending === undefined || isObsolete(pending, this.image)) return;
-    if (message.box !== null) this.upload?.prioritize(message.box);
+    if (message.box !== null) {
+      pending.awaited = message.box;
+      this.upload?.prioritize(message.box);
+    }
     if (pending.number === null) return;
     const { state, done, total } = message;
     this.events.push({ type: 'progress', request: pending.number, segment: segmentOf(pending), state, done, total });

@@ -1,5 +1,6 @@
 /** Requests without an answer. */
 import { ClientError } from './errors';
+import type { Box } from './geometry';
 import { NO_CHANGE, type Runs } from './masks';
 import type { Request } from './messages';
 
@@ -20,11 +21,13 @@ export interface Pending<I> {
   cancelled: boolean;
   /** Number of workers that ended during the request. */
   losses: number;
+  /** Region of the image for which it waits, or has waited; or null. */
+  awaited: Box | null;
 }
 
 /** Return a request that is sent now, without changes. */
-export function makePending<I>(request: Request, number: number | null, image: I | null, losses: number): Pending<I> {
-  return { number, request, image, change: NO_CHANGE, base: null, cancelled: false, losses };
+export function makePending<I>(request: Request, number: number | null, image: I | null): Pending<I> {
+  return { number, request, image, change: NO_CHANGE, base: null, cancelled: false, losses: 0, awaited: null };
 }
 
 /** Return the segment of a request, or null. */

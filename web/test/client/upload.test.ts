@@ -4,7 +4,7 @@ import { describe, expect, it } from 'vitest';
 import { unpack } from '../../src/client/arrays';
 import { MAX_BASE_LAYERS } from '../../src/client/bricks';
 import { Core } from '../../src/client/core';
-import { boxShape, countVoxels, wholeBox, type Index } from '../../src/client/geometry';
+import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../../src/client/geometry';
 import { ImageSource } from '../../src/client/imageSource';
 import type { Brick } from '../../src/client/messages';
 import { createPacker } from '../../src/client/packing';
@@ -225,6 +225,55 @@ describe('an image that is set again after another one', () => {
 
   it('is sent again', () => play(false));
   it('is sent again after a lost connection', () => play(true));
+});
+
+describe('the order of bricks', () => {
+  const [image, box]: [Promise<ImageSource>, Box] = [
+    ctLike(SHAPE),
+    [
+      [0, 60],
+      [70, 130],
+      [0, 2],
+    ],
+  ];
+
+  async function reconnect(core: Core<ImageSource>, resumed: boolean): Promise<number[]> {
+    const { name } = await image;
+    core.start();
+    core.receive(
+      new Encoder().encode({ ...WELCOME, resumed, image: name, present_bricks: new Uint8Array(8), last_id: 2 }),
+    );
+    core.receive(new Encoder().encode({ type: 'image_progress', image: name, received: [], present: 0, total: 64 }));
+    return core.nextBricks()?.parts.map(({ index }) => index) ?? [];
+  }
+
+  it.each([false, true])('outlives a lost connection, resumed: %s', async (resumed) => {
+    const session = new Session(await image, WELCOME);
+    const { core } = session;
+    const { grid } = session.image;
+    const id = core.addPoint('a', [255, 255, 0]);
+    session.acknowledge([]);
+    session.tell({ type: 'progress', id, state: 'waiting_for_image', done: 0, total: 8, box });
+    const expected = [...grid.nearestFirst([255, 255, 0], grid.within(box))].slice(0, 8);
+    expect(await reconnect(core, resumed)).toEqual(expected);
+    expect(await reconnect(core, resumed)).toEqual(expected);
+    // Only while the prompt waits.
+    const sent: Message[] = [];
+    for (let frame = core.nextControl(); frame !== null; frame = core.nextControl()) {
+      sent.push(new Decoder().decode(frame) as Message);
+    }
+    session.tell({ type: 'done', id: sent.at(-1)?.id, segment: 'a' });
+    expect(core.pendingRequests).not.toContain(id);
+    expect(await reconnect(core, resumed)).toEqual([...grid.nearestFirst([255, 255, 0], [])].slice(0, 8));
+  });
+
+  it('knows a focus from before the connection', async () => {
+    const core = new Core<ImageSource>({ clock: () => 0 });
+    const { grid } = await image;
+    core.setImage(await image);
+    core.addPoint('a', [255, 255, 0]);
+    expect(await reconnect(core, false)).toEqual([...grid.nearestFirst([255, 255, 0], [])].slice(0, 8));
+  });
 });
 
 describe('bricks are whole', () => {
