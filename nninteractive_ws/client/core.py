@@ -418,12 +418,11 @@ class Core:
         self._begin_upload(self._pending.values())
         if self._upload is None or not self._is_image_of_server(welcome.image):
             return []  # the pending set_image brings the bricks
-        present = self._upload.bricks_in(welcome.present_bricks)
-        self._upload.acknowledged(present)
+        self._upload.acknowledged(self._upload.bricks_in(welcome.present_bricks))
         if not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values()):
             self._compare_segments(welcome.revisions)
         # The acknowledgements of the last bricks may have been lost with the connection.
-        return [events.ImageProgress(len(present), len(self._upload.grid))]
+        return [_image_progress(self._upload)]
 
     def _is_image_of_server(self, name: str | None) -> bool:
         """Whether the server's bricks of an image are those of the image now.
@@ -493,7 +492,8 @@ class Core:
         if self._upload is None or not self._is_image_of_server(message.image):
             return []
         self._upload.acknowledged(message.received, message.received_base)
-        return [events.ImageProgress(message.present, message.total)]
+        # The message's own numbers are older in the repeated answer of a set_image.
+        return [_image_progress(self._upload)]
 
     def _on_progress(self, message: wire.Progress) -> list[Event]:
         pending = self._pending.get(message.id)
@@ -709,6 +709,10 @@ def _renumbered(request: wire.Request, new: int) -> wire.Request:
 def _merged(old: wire.SetOptions, new: wire.SetOptions) -> wire.SetOptions:
     changed = {name: value for name in ("autozoom", "previews") if (value := getattr(new, name)) is not None}
     return msgspec.structs.replace(old, **changed)
+
+
+def _image_progress(upload: Upload) -> Event:
+    return events.ImageProgress(upload.present_count, len(upload.grid))
 
 
 def _mask_event(segment: Segment, pending: _PendingRequest, box: Box, final: bool) -> Event:

@@ -80,6 +80,11 @@ class Upload:
         return [index for index in range(len(self.grid)) if index in there]
 
     @property
+    def present_count(self) -> int:
+        """Number of bricks that the server has, as far as it has told."""
+        return 0 if self.presence is None else self.presence.count
+
+    @property
     def compression(self) -> Compression:
         """The compression for the next whole bricks."""
         return self._link.compression

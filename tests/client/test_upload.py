@@ -149,6 +149,16 @@ def test_a_new_connection_has_no_brick_in_flight() -> None:
     assert first[1] in next_bricks(core)
 
 
+def test_an_older_acknowledgement_does_not_reduce_the_progress() -> None:
+    """A resumed connection repeats the answer of an unanswered set_image."""
+    core, source = uploading((64, 64, 64))
+    core.start()
+    resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\x1f", last_id=1)
+    assert events.ImageProgress(5, 8) in deliver(core, resumed)
+    assert acknowledge(core, source, [0]) == [events.ImageProgress(5, 8)]
+    assert acknowledge(core, source, [4, 5, 5]) == [events.ImageProgress(6, 8)]
+
+
 def test_progress_of_another_image_changes_nothing() -> None:
     core, _ = uploading()
     assert deliver(core, wire.ImageProgress(image="other", received=[0], present=1, total=9)) == []

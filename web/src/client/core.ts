@@ -482,9 +482,9 @@ export class Core<I extends Image = Image> {
     this.beginUpload(this.pending.values());
     // A pending set_image brings the bricks.
     if (this.upload === null || !this.isImageOfServer(welcome.image)) return;
-    const present = this.upload.resume(welcome.present_bricks);
+    this.upload.resume(welcome.present_bricks);
     // The acknowledgements of the last bricks may have been lost with the connection.
-    this.events.push({ type: 'image_progress', present, total: this.upload.grid.length });
+    this.emitImageProgress(this.upload);
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     if (isAnnounced) this.compareSegments(welcome.revisions);
   }
@@ -544,7 +544,12 @@ export class Core<I extends Image = Image> {
   private onImageProgress(message: ImageProgress): void {
     if (this.upload === null || !this.isImageOfServer(message.image)) return;
     this.upload.acknowledge(message.received, message.received_base);
-    this.events.push({ type: 'image_progress', present: message.present, total: message.total });
+    // The message's own numbers are older in the repeated answer of a set_image.
+    this.emitImageProgress(this.upload);
+  }
+
+  private emitImageProgress({ presentCount, grid }: Upload): void {
+    this.events.push({ type: 'image_progress', present: presentCount, total: grid.length });
   }
 
   private onProgress(message: Progress): void {

@@ -30,6 +30,8 @@ export class Upload {
   readonly grid: Grid;
   /** One byte per brick; null before the first acknowledgement, which lists the bricks that the server has. */
   private present: Uint8Array | null = null;
+  /** Number of bricks that the server has, as far as it has told. */
+  presentCount = 0;
   /** Seconds when each part was sent, by its key. */
   private readonly inFlight = new Map<number, number>();
   /** In whole bricks. */
@@ -76,14 +78,9 @@ export class Upload {
     this.order = null;
   }
 
-  /**
-   * Note the bricks that a welcome lists as present. Return their number. Throws a ClientError `bad_message` for
-   * another grid.
-   */
-  resume(bits: Uint8Array): number {
-    const present = bricksOfBits(bits, this.grid);
-    this.acknowledge(present);
-    return present.length;
+  /** Note the bricks that a welcome lists as present. Throws a ClientError `bad_message` for another grid. */
+  resume(bits: Uint8Array): void {
+    this.acknowledge(bricksOfBits(bits, this.grid));
   }
 
   /**
@@ -93,7 +90,10 @@ export class Upload {
   acknowledge(received: readonly number[], base: readonly number[] = []): void {
     this.present ??= new Uint8Array(this.grid.length);
     for (const index of received) {
-      if (index < this.grid.length) this.present[index] = 1;
+      if (index < this.grid.length && !this.present[index]) {
+        this.present[index] = 1;
+        this.presentCount++;
+      }
       this.withBase.delete(index);
       for (const layer of LAYERS) this.arrived({ index, layer });
     }

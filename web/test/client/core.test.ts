@@ -112,6 +112,19 @@ describe('the events of the core', () => {
   });
 });
 
+describe('the progress of the image', () => {
+  it('is not reduced by an older acknowledgement, which a resumed connection repeats', () => {
+    const { name } = image;
+    const progress = (received: readonly number[]): Event[] =>
+      tell({ type: 'image_progress', image: name, received, present: received.length, total: 4 });
+    core.start();
+    const events = tell({ ...WELCOME, resumed: true, image: name, present_bricks: Uint8Array.of(7), last_id: 1 });
+    expect(events.at(-1)).toEqual({ type: 'image_progress', present: 3, total: 4 });
+    expect(progress([0])).toEqual([{ type: 'image_progress', present: 3, total: 4 }]);
+    expect(progress([2, 3, 3])).toEqual([{ type: 'image_progress', present: 4, total: 4 }]);
+  });
+});
+
 /** CRC-32 of one byte of zeros: the box of the change has 6 voxels. */
 const EMPTY = 0xd202ef8d;
 
