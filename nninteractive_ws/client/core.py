@@ -57,13 +57,13 @@ class _PendingRequest:
     """A request without an answer.
 
     ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
-    requests. ``image``: the image of the request. ``base``: the segment's revision before the request's first change.
+    requests. ``generation``: number of its image. ``base``: the segment's revision before the request's first change.
     ``awaited``: the region of the image for which it waits, or has waited.
     """
 
     number: int | None
     request: wire.Request
-    image: ImageSource | None
+    generation: int
     change: Delta = NO_CHANGE
     base: int | None = None
     cancelled: bool = False
@@ -98,6 +98,8 @@ class Core:
         self._last_id = 0
         self._upload: Upload | None = None
         self._focus: Index | None = None  # of the user, in the image now
+        # Number of the image now. The same image gets another one if it is set again, which drops its segments.
+        self._generation = 0
         self._stale: set[str] = set()  # segments with a pending snapshot
         self._options: wire.SetOptions | None = None
         self._session: tuple[str, str] | None = None  # its id and secret, for resuming it
@@ -331,7 +333,7 @@ class Core:
         return request.id
 
     def _enqueue(self, request: wire.Request, number: int | None) -> None:
-        self._pending[request.id] = _PendingRequest(number, request, self.image)
+        self._pending[request.id] = _PendingRequest(number, request, self._generation)
         self._send(request)
 
     def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
@@ -351,6 +353,7 @@ class Core:
 
     def _replace_image(self, image: ImageSource | None) -> None:
         self.image, self._focus = image, None
+        self._generation += 1
         self.segments.clear()
         self._deferred += self._mark_all_fresh()
         self._begin_upload([])
@@ -473,7 +476,7 @@ class Core:
 
     def _is_obsolete(self, pending: _PendingRequest) -> bool:
         """Whether the image of the request has been replaced."""
-        return pending.image is not self.image and not isinstance(pending.request, wire.SetOptions)
+        return pending.generation != self._generation and not isinstance(pending.request, wire.SetOptions)
 
     def _retry_error(self, pending: _PendingRequest) -> Error | None:
         """Return the error of a pending request that must not be sent again after a lost connection, or None."""

@@ -471,6 +471,30 @@ def test_a_failed_prompt_of_a_replaced_image_leaves_the_segment_of_the_new_one(o
     assert open_core.segments["a"].revision == 1
 
 
+def test_the_same_image_set_twice_without_a_connection_is_answered_twice(source: ImageSource) -> None:
+    core = Core()
+    first, second = core.set_image(source), core.set_image(source)
+    core.start()
+    _, failed = deliver(core, WELCOME)
+    assert isinstance(failed, events.Failed)
+    assert (failed.request, type(failed.error)) == (first, errors.Cancelled)
+    _, announced = sent(core)
+    (done,) = deliver(core, wire.Done(id=announced.id))
+    assert isinstance(done, events.Done)
+    assert done.result.request == second
+    assert core.pending_requests == []
+
+
+def test_a_prompt_from_before_the_same_image_was_set_again_changes_no_segment(
+    open_core: Core, source: ImageSource
+) -> None:
+    prompt = open_core.set_mask("a", ball(SHAPE, (5, 5, 5), 2))
+    open_core.set_image(source)
+    assert deliver(open_core, delta(prompt, 0, Box((3, 3, 3), (8, 8, 8)), np.zeros(SHAPE, bool))) == []
+    assert len(deliver(open_core, wire.Done(id=prompt, segment="a", revision=1))) == 1
+    assert open_core.segments == {}
+
+
 def test_requests_of_a_previous_image_are_not_sent_again(open_core: Core) -> None:
     prompt = open_core.add_point("a", (1, 2, 3))
     new = open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))

@@ -126,9 +126,11 @@ export class Core<I extends Image = Image> {
   private readonly encodings: readonly Encoding[];
   private readonly clock: () => number;
   private control: Uint8Array<ArrayBuffer>[] = [];
-  private pending = new Map<number, Pending<I>>();
+  private pending = new Map<number, Pending>();
   private lastId = 0;
   private upload: Upload | null = null;
+  /** Number of the image now. The same image gets another one if it is set again, which drops its segments. */
+  private generation = 0;
   /** Focus of the user in the image now, or null. */
   private focus: Index | null = null;
   /** Segments with a pending snapshot, with the answers that are held back until it is there. */
@@ -373,7 +375,7 @@ export class Core<I extends Image = Image> {
   }
 
   private enqueue(request: Request, number: number | null): void {
-    this.pending.set(request.id, makePending(request, number, this.image));
+    this.pending.set(request.id, makePending(request, number, this.generation));
     this.send(request);
   }
 
@@ -404,6 +406,7 @@ export class Core<I extends Image = Image> {
 
   private replaceImage(image: I | null): void {
     this.image = image;
+    this.generation++;
     this.focus = null;
     this.segments.clear();
     for (const name of [...this.stale.keys()]) this.markFresh(name);
@@ -412,13 +415,13 @@ export class Core<I extends Image = Image> {
   }
 
   /** Begin to send the bricks, those first for which one of the pending requests waits. */
-  private beginUpload(pending: Iterable<Pending<I>>): void {
+  private beginUpload(pending: Iterable<Pending>): void {
     const { image, welcome, focus } = this;
     this.upload = null;
     if (image === null || welcome === null) return;
     this.upload = new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
     if (focus !== null) this.upload.setFocus(focus);
-    const waiting = [...pending].find((each) => each.awaited !== null && retryError(each, this.image) === null);
+    const waiting = [...pending].find((each) => each.awaited !== null && retryError(each, this.generation) === null);
     if (waiting?.awaited) this.upload.prioritize(waiting.awaited);
   }
 
@@ -494,7 +497,8 @@ export class Core<I extends Image = Image> {
    * answered: the server then drops the bricks of other images.
    */
   private isImageOfServer(name: string | null): boolean {
-    const isEarlier = (pending: Pending<I>) => pending.request.type === 'set_image' && isObsolete(pending, this.image);
+    const isEarlier = (pending: Pending) =>
+      pending.request.type === 'set_image' && isObsolete(pending, this.generation);
     return this.image !== null && name === this.image.name && ![...this.pending.values()].some(isEarlier);
   }
 
@@ -522,8 +526,10 @@ export class Core<I extends Image = Image> {
   }
 
   /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
-  private restoreImage(image: I, toResend: readonly Pending<I>[]): void {
-    const mine = toResend.find((pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.image));
+  private restoreImage(image: I, toResend: readonly Pending[]): void {
+    const mine = toResend.find(
+      (pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.generation),
+    );
     this.beginUpload(toResend);
     this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
     for (const segment of this.segments.values()) {
@@ -531,8 +537,8 @@ export class Core<I extends Image = Image> {
     }
   }
 
-  private resend(pending: Pending<I>): void {
-    const error = retryError(pending, this.image);
+  private resend(pending: Pending): void {
+    const error = retryError(pending, this.generation);
     if (error !== null) this.fail(pending.number, error);
     else if (pending.request.type !== 'set_image') {
       const request = { ...pending.request, id: ++this.lastId };
@@ -554,7 +560,7 @@ export class Core<I extends Image = Image> {
 
   private onProgress(message: Progress): void {
     const pending = this.pending.get(message.id);
-    if (pending === undefined || isObsolete(pending, this.image)) return;
+    if (pending === undefined || isObsolete(pending, this.generation)) return;
     if (message.box !== null) {
       pending.awaited = message.box;
       this.upload?.prioritize(message.box);
@@ -566,7 +572,7 @@ export class Core<I extends Image = Image> {
 
   private onMaskDelta(message: MaskDelta): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || isObsolete(pending, this.image) || this.stale.has(message.segment)) return;
+    if (pending === undefined || isObsolete(pending, this.generation) || this.stale.has(message.segment)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
     if (message.base_revision !== segment.revision) {
@@ -589,7 +595,7 @@ export class Core<I extends Image = Image> {
 
   private onMaskSnapshot(message: MaskSnapshot): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || isObsolete(pending, this.image)) return;
+    if (pending === undefined || isObsolete(pending, this.generation)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
     segment.replaceMask(message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
@@ -605,7 +611,7 @@ export class Core<I extends Image = Image> {
     this.pending.delete(message.id);
     if (isHeartbeat(pending.request)) this.heartbeat = pending.request;
     // First, because a step that is undone or redone keeps its change if the server's is missing.
-    if (!isObsolete(pending, this.image)) this.compareRevisions(pending, message);
+    if (!isObsolete(pending, this.generation)) this.compareRevisions(pending, message);
     this.record(pending);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;
@@ -632,9 +638,9 @@ export class Core<I extends Image = Image> {
     this.onRequestFailed(pending, error);
   }
 
-  private onRequestFailed(pending: Pending<I>, error: ClientError): void {
+  private onRequestFailed(pending: Pending, error: ClientError): void {
     const { request } = pending;
-    if (isObsolete(pending, this.image)) {
+    if (isObsolete(pending, this.generation)) {
       // No segment of the image now is concerned.
       this.fail(pending.number, error);
       return;
@@ -655,7 +661,7 @@ export class Core<I extends Image = Image> {
   }
 
   /** Remove a segment whose first request failed: the server has no such segment. */
-  private removeIfNew(pending: Pending<I>): void {
+  private removeIfNew(pending: Pending): void {
     const segment = this.segments.get(segmentOf(pending) ?? '');
     if (segment?.isEmpty && createsSegment(pending)) this.forget(segment.name);
   }
@@ -716,16 +722,16 @@ export class Core<I extends Image = Image> {
   }
 
   /** Request a snapshot if the last change is missing, which no later change would reveal. */
-  private compareRevisions(pending: Pending<I>, done: Done): void {
+  private compareRevisions(pending: Pending, done: Done): void {
     const name = segmentOf(pending);
     if (name === null || pending.request.type === 'remove_segment') return;
     if (this.segment(name).revision !== done.revision && !this.stale.has(name)) this.requestSnapshot(name);
   }
 
   /** Update the history as the server did for a request that succeeded. */
-  private record(pending: Pending<I>): void {
+  private record(pending: Pending): void {
     const { request, change } = pending;
-    if (isObsolete(pending, this.image)) return;
+    if (isObsolete(pending, this.generation)) return;
     switch (request.type) {
       case 'set_image':
       case 'restore':
@@ -753,12 +759,12 @@ export class Core<I extends Image = Image> {
   }
 
   /** Revert the previews of a pending request: they are sent again. */
-  private revertPreviews(pending: Pending<I>): void {
+  private revertPreviews(pending: Pending): void {
     const { change, base } = pending;
     pending.change = NO_CHANGE;
     pending.base = null;
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment === undefined || base === null || isObsolete(pending, this.image)) return;
+    if (segment === undefined || base === null || isObsolete(pending, this.generation)) return;
     segment.flip(change);
     segment.revision = base;
     const box = boundingBox(change, segment.shape);

@@ -182,6 +182,29 @@ describe('the core', () => {
   });
 });
 
+describe('the same image set twice', () => {
+  it('is answered twice, without a connection', () => {
+    core = new Core({ encodings: ['raw', 'deflate'] });
+    core.setImage(image);
+    core.setImage(image);
+    core.start();
+    core.takeEvents();
+    expect(tell(WELCOME)).toMatchObject([{ type: 'welcome' }, { type: 'failed', request: 1 }]);
+    const [, { id }] = sent();
+    expect(tell({ type: 'done', id })).toMatchObject([{ type: 'done', result: { request: 2 } }]);
+    expect(core.pendingRequests).toEqual([]);
+  });
+
+  it('is not changed by a prompt from before', () => {
+    core.setMask('liver', new Uint8Array(64 * 64 * 2).fill(1), null);
+    core.setImage(image);
+    core.takeEvents();
+    expect(tell(delta(2, 5))).toEqual([]);
+    expect(tell({ type: 'done', id: 2, segment: 'liver', revision: 1, voxels: 5 })).toMatchObject([{ type: 'done' }]);
+    expect(core.segments.size).toBe(0);
+  });
+});
+
 describe('the restores of a journal', () => {
   let journal: Journal;
 
