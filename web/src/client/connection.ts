@@ -268,7 +268,7 @@ class Link {
 
   /** Ask the server for a sign of life. */
   probe(): void {
-    if (this.isOver || this.core.welcome === null || !this.keepalive.ask(seconds())) return;
+    if (this.isOver || !this.isReady || !this.keepalive.ask(seconds())) return;
     this.core.ping();
     this.pump();
     this.deliveredBytes = this.sentBytes; // the ping itself is no sign of life
@@ -283,6 +283,11 @@ class Link {
     this.socket.close();
   }
 
+  /** Whether the handshake is complete. Until this socket is open, the core has the welcome of the one before. */
+  private get isReady(): boolean {
+    return this.isOpen && this.core.welcome !== null;
+  }
+
   private end(error: ClientError): void {
     if (this.isOver) return;
     this.close();
@@ -293,7 +298,7 @@ class Link {
   private check(): void {
     const now = seconds();
     if (this.isOver) return;
-    if (this.core.welcome === null) {
+    if (!this.isReady) {
       if (now > this.deadline) this.end(new ClientError('connection_failed', 'The server does not answer.'));
       return;
     }

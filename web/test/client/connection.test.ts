@@ -225,6 +225,19 @@ describe('a connection', () => {
     expect(FakeSocket.last).not.toBe(first);
   });
 
+  it('gives up a server that does not answer the handshake of another connection', async () => {
+    respond(null);
+    start().welcome();
+    FakeSocket.last.lose();
+    await vi.advanceTimersByTimeAsync(1000);
+    const second = FakeSocket.last;
+    await vi.advanceTimersByTimeAsync(14_000);
+    expect(second.isClosed).toBe(false);
+    await vi.advanceTimersByTimeAsync(2500);
+    expect(second.isClosed).toBe(true);
+    expect(second.received).toEqual([]);
+  });
+
   it('waits for the model of a server', async () => {
     const first = start();
     first.open();
