@@ -76,7 +76,7 @@ export class Connection {
     this.token = token;
     // Near the server, packing takes longer than sending. If it is at the other end of a tunnel, the upload notices.
     const encodings = this.address.isLoopback ? (['raw', 'deflate'] as const) : (['deflate', 'raw'] as const);
-    this.core = new Core({ encodings, session });
+    this.core = new Core({ encodings, session, keepalive: true });
     for (const [target, name] of wakeEvents()) target.addEventListener(name, this.wake);
   }
 
@@ -224,7 +224,9 @@ class Link {
   private bufferTimer: ReturnType<typeof setTimeout> | undefined;
   private deadline = seconds() + OPEN_TIMEOUT_S;
   private sentBytes = 0;
+  /** At the last check: bytes that the system had taken, and whether others waited for that. */
   private deliveredBytes = 0;
+  private hadToWait = false;
 
   constructor(
     private readonly address: Address,
@@ -271,7 +273,6 @@ class Link {
     if (this.isOver || !this.isReady || !this.keepalive.ask(seconds())) return;
     this.core.ping();
     this.pump();
-    this.deliveredBytes = this.sentBytes; // the ping itself is no sign of life
   }
 
   /** Close, without a call of the listener. */
@@ -302,10 +303,13 @@ class Link {
       if (now > this.deadline) this.end(new ClientError('connection_failed', 'The server does not answer.'));
       return;
     }
-    const delivered = this.sentBytes - this.socket.bufferedAmount;
-    if (delivered > this.deliveredBytes) this.keepalive.heard(now);
+    const { bufferedAmount } = this.socket;
+    const delivered = this.sentBytes - bufferedAmount;
+    // The system takes a few bytes also on a dead link. It takes those that had to wait only after it has sent others.
+    if (this.hadToWait && delivered > this.deliveredBytes) this.keepalive.heard(now);
     this.deliveredBytes = delivered;
-    const failure = this.keepalive.failure(now, this.core.pendingRequests.length > 0);
+    this.hadToWait = bufferedAmount > 0;
+    const failure = this.keepalive.failure(now, this.core.isBusy);
     if (failure !== null) this.end(failure);
     else if (this.keepalive.isSilent(now)) this.probe();
   }

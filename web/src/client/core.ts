@@ -90,6 +90,8 @@ export interface CoreOptions {
   readonly clock?: () => number;
   /** A session of the same tab before a reload. Its image and segments are set again. Bricks that the server has are not sent again. */
   readonly session?: SavedSession;
+  /** Whether a session begins with a heartbeat, so that `ping` soon has an answered one to repeat. Default false. */
+  readonly keepalive?: boolean;
 }
 
 /** Options of a prompt. */
@@ -125,6 +127,7 @@ export class Core<I extends Image = Image> {
 
   private readonly encodings: readonly Encoding[];
   private readonly clock: () => number;
+  private readonly beginsWithHeartbeat: boolean;
   private control: Uint8Array<ArrayBuffer>[] = [];
   private pending = new Map<number, Pending>();
   private lastId = 0;
@@ -147,6 +150,7 @@ export class Core<I extends Image = Image> {
     this.encodings = options.encodings ?? ['deflate', 'raw'];
     this.clock = options.clock ?? (() => performance.now() / 1000);
     this.session = options.session ?? null;
+    this.beginsWithHeartbeat = options.keepalive ?? false;
     this.isAdopted = this.session !== null;
   }
 
@@ -349,12 +353,21 @@ export class Core<I extends Image = Image> {
    */
   ping(): void {
     if (this.heartbeat !== null && this.lastId - this.heartbeat.id < MAX_REPEATED) this.send(this.heartbeat);
-    else this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
+    else this.enqueueHeartbeat();
+  }
+
+  private enqueueHeartbeat(): void {
+    this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
   }
 
   /** End the session on the server. */
   bye(): void {
     this.send({ type: 'bye' });
+  }
+
+  /** Whether a request is unanswered that is no heartbeat. The core's own ones count: a restoration takes time, too. */
+  get isBusy(): boolean {
+    return [...this.pending.values()].some(({ request }) => !isHeartbeat(request));
   }
 
   /** Numbers of the user's requests without an answer. */
@@ -519,6 +532,8 @@ export class Core<I extends Image = Image> {
     const toResend = [...this.pending.values()].filter(({ number }) => number !== null);
     this.pending = new Map();
     this.heartbeat = null;
+    // First, because its answer follows those of all earlier requests.
+    if (this.beginsWithHeartbeat) this.enqueueHeartbeat();
     const { autozoom, previews } = this.options;
     if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
     if (this.image !== null) this.restoreImage(this.image, toResend);

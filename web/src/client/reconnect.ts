@@ -70,7 +70,8 @@ export class Backoff {
 /**
  * Keepalive of a connection, because a lost network reports no error, and a page cannot send pings.
  *
- * Bytes that the browser hands over to the system count as activity, since others were delivered before them.
+ * Bytes that had to wait before the browser could hand them over to the system count as activity, since others were
+ * delivered before them.
  */
 export class Keepalive {
   private heardAt: number;
