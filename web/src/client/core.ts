@@ -12,7 +12,7 @@ import { checkBox, middle, voxelInside, wholeBox, type Box, type Index } from '.
 import { Segment } from './history';
 import { maskInput, promptMask, segmentMask } from './inputs';
 import { makeJournal, segmentsOf, type Journal } from './journal';
-import { boundingBox, checksum, compose, flip, NO_CHANGE, readMask, type Runs } from './masks';
+import { boundingBox, checksum, compose, FIRST_VOXEL, flip, NO_CHANGE, readMask, runsOf, type Runs } from './masks';
 import type {
   Brick,
   ClientMessage,
@@ -249,7 +249,7 @@ export class Core<I extends Image = Image> {
     for (const segment of restored) {
       this.segments.set(segment.name, segment);
       this.enqueue(this.restoreMessage(segment), null);
-      this.emitRebuilt(segment);
+      this.emitReplaced(segment, NO_CHANGE, segment.composed());
     }
     return number;
   }
@@ -598,6 +598,7 @@ export class Core<I extends Image = Image> {
     const change = readMask(message.change, segment.shape);
     flip(segment.mask, change);
     if (checksum(segment.mask, box, segment.shape) !== message.checksum) {
+      flip(segment.mask, change); // so that listeners know the mask until the snapshot replaces it
       this.requestSnapshot(segment.name);
       return;
     }
@@ -613,10 +614,9 @@ export class Core<I extends Image = Image> {
     if (pending === undefined || isObsolete(pending, this.generation)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
-    segment.replaceMask(message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
     segment.revision = message.revision;
+    this.replaceMask(segment, message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
     segment.reconcile(this.encoding());
-    this.emitRebuilt(segment);
     this.markFresh(segment.name);
   }
 
@@ -789,9 +789,21 @@ export class Core<I extends Image = Image> {
   /** Recompute a mask that is out of step from its history. */
   private rebuild(name: string): void {
     const segment = this.segments.get(name);
-    if (segment === undefined) return;
-    segment.rebuild();
-    this.emitRebuilt(segment);
+    if (segment !== undefined) this.replaceMask(segment, segment.composed());
+  }
+
+  /** Replace the mask of a segment, and emit what changed. */
+  private replaceMask(segment: Segment, mask: Runs): void {
+    const before = runsOf(segment.mask, wholeBox(segment.shape), segment.shape);
+    segment.replaceMask(mask);
+    this.emitReplaced(segment, before, mask);
+  }
+
+  /** `before`, `after`: the set voxels. */
+  private emitReplaced(segment: Segment, before: Runs, after: Runs): void {
+    const change = compose(before, after);
+    const box = boundingBox(change, segment.shape) ?? boundingBox(after, segment.shape) ?? FIRST_VOXEL;
+    this.emitMask(segment, null, box, change, true);
   }
 
   /** Return the message that restores a segment. A history that is too large for one message is flattened. */
@@ -812,14 +824,11 @@ export class Core<I extends Image = Image> {
     return make();
   }
 
-  private emitMask(segment: Segment, request: number | null, box: Box, change: Runs | null, final: boolean): void {
+  /** `box`: holds the change. */
+  private emitMask(segment: Segment, request: number | null, box: Box, change: Runs, final: boolean): void {
     const { name, revision, voxels } = segment;
     const event: MaskDeltaEvent = { type: 'mask_delta', request, segment: name, box, change, revision, voxels, final };
     this.events.push(event);
-  }
-
-  private emitRebuilt(segment: Segment): void {
-    this.emitMask(segment, null, wholeBox(segment.shape), null, true);
   }
 }
 

@@ -106,7 +106,16 @@ describe('the events of the core', () => {
     core.setImage(image, journal);
     expect(core.takeEvents()).toMatchObject([
       { type: 'masks_dropped' },
-      { type: 'mask_delta', voxels: 5, change: null },
+      {
+        type: 'mask_delta',
+        voxels: 5,
+        box: [
+          [0, 1],
+          [0, 3],
+          [0, 2],
+        ],
+        change: Uint32Array.of(0, 5),
+      },
     ]);
     expect(sent().map(({ type }) => type)).toEqual(['hello', 'set_image', 'set_mask', 'set_image', 'restore']);
   });
@@ -122,6 +131,39 @@ describe('the progress of the image', () => {
     expect(events.at(-1)).toEqual({ type: 'image_progress', present: 3, total: 4 });
     expect(progress([0])).toEqual([{ type: 'image_progress', present: 3, total: 4 }]);
     expect(progress([2, 3, 3])).toEqual([{ type: 'image_progress', present: 4, total: 4 }]);
+  });
+});
+
+describe('the event of a snapshot', () => {
+  const snapshot = (request: unknown, voxels: number): Event[] =>
+    tell({ type: 'mask_snapshot', segment: 'liver', request, revision: 3, voxels, mask: delta(2, voxels).change });
+
+  beforeEach(() => {
+    core.addPoint('liver', [0, 0, 0]);
+    tell(delta(2, 5));
+    sent();
+  });
+
+  it('tells which voxels changed', () => {
+    tell({ ...delta(2, 5), base_revision: 2, revision: 3 });
+    const [{ id }] = sent();
+    const box = [
+      [0, 1],
+      [2, 5],
+      [0, 2],
+    ];
+    expect(snapshot(id, 9)).toMatchObject([{ request: null, box, change: Uint32Array.of(5, 9), voxels: 9 }]);
+  });
+
+  it('tells a change since the last event, and not since a change that was wrong', () => {
+    expect(tell({ ...delta(2, 3), base_revision: 1, revision: 2, checksum: 1 })).toEqual([]);
+    const [{ id }] = sent();
+    const box = [
+      [0, 1],
+      [0, 3],
+      [0, 2],
+    ];
+    expect(snapshot(id, 5)).toMatchObject([{ request: null, box, change: new Uint32Array(0), voxels: 5 }]);
   });
 });
 
