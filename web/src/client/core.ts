@@ -405,8 +405,13 @@ export class Core<I extends Image = Image> {
   }
 
   private currentImage(): I {
-    if (this.image === null) throw new ClientError('no_image', 'There is no image. Open one before the first prompt.');
-    return this.image;
+    if (this.image !== null) return this.image;
+    throw new ClientError(
+      'no_image',
+      this.generation === 0
+        ? 'There is no image. Open one before the first prompt.'
+        : 'The server has no image, because it refused the last one. Open an image again.',
+    );
   }
 
   private shape(): Index {

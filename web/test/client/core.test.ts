@@ -224,6 +224,17 @@ describe('the core', () => {
   });
 });
 
+describe('a prompt without an image', () => {
+  it('is refused with the reason', () => {
+    expect(() => new Core().addPoint('liver', [0, 0, 0])).toThrow('There is no image. Open one before');
+    const id = core.setImage(image);
+    tell({ type: 'error', id, code: 'out_of_memory', message: 'So.' });
+    expect(() => core.addPoint('liver', [0, 0, 0])).toThrow(
+      'The server has no image, because it refused the last one.',
+    );
+  });
+});
+
 describe('the same image set twice', () => {
   it('is answered twice, without a connection', () => {
     core = new Core({ encodings: ['raw', 'deflate'] });
