@@ -62,6 +62,7 @@ class AsyncSession:
         self._opened: asyncio.Future[None] = loop.create_future()
         self._welcome: Welcome | None = None
         self._to_write = asyncio.Event()
+        self._image_lock = asyncio.Lock()  # while an image is prepared
         self._websocket: MonitoredConnection | None = None
         self._failure: Error | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -102,9 +103,15 @@ class AsyncSession:
         self._callbacks[name].remove(callback)
 
     async def set_image(self, image: ArrayLike | ImageSource, journal: Journal | None = None) -> None:
-        """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
-        source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
-        await self._ask(lambda: self._core.set_image(source, journal))
+        """Use a volume, and return once the server has accepted it. See ``Session.set_image``.
+
+        Images are set in the order of the calls. A prompt that is called before this has returned may still go to the
+        image before, because the volume is announced once its statistics are computed.
+        """
+        async with self._image_lock:
+            source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
+            number = self._issue(lambda: self._core.set_image(source, journal))
+        await self._answer(number)
 
     async def save(self, path: str | Path) -> None:
         """Write the journal, to continue another day: prompts and masks, but not the image. See ``Session.save``."""
@@ -195,13 +202,20 @@ class AsyncSession:
 
     async def _ask(self, command: Callable[[], int]) -> Result:
         """Pass a command to the core, and wait for the answer. Cancelling the wait cancels the request."""
+        return await self._answer(self._issue(command))
+
+    def _issue(self, command: Callable[[], int]) -> int:
+        """Pass a command to the core. Return the number of its request, for ``_answer``."""
         if self._failure is not None:
             raise self._failure
         number = command()
         self._to_write.set()
-        future = self._results[number] = asyncio.get_running_loop().create_future()
+        self._results[number] = asyncio.get_running_loop().create_future()
+        return number
+
+    async def _answer(self, number: int) -> Result:
         try:
-            return await asyncio.shield(future)
+            return await asyncio.shield(self._results[number])
         except asyncio.CancelledError:
             self._core.cancel(number)
             self._to_write.set()
