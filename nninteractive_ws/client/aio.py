@@ -17,7 +17,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.core import Core
-from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialler, MonitoredConnection, dial, dial_through
+from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialer, MonitoredConnection, dial, dial_through
 from nninteractive_ws.client.events import Event, EventName, Result
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import Boxlike
@@ -52,10 +52,10 @@ class AsyncSession:
     """
 
     def __init__(
-        self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
+        self, dialer: Dialer, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._dial, self._core, self._tunnel = dialler, core, tunnel
+        self._dial, self._core, self._tunnel = dialer, core, tunnel
         self._retries = Retries(reconnect_for, loop.time)
         self._callbacks: dict[str, list[Callback]] = defaultdict(list)
         self._results: dict[int, asyncio.Future[Result]] = {}
@@ -462,16 +462,16 @@ async def aconnect(
     ConnectionFailed, Unauthorized, AtCapacity, UnsupportedVersion
         As for ``connect``.
     """
-    where, token = parse_address(address), checked_token(token)
-    tunnel = None if where.ssh is None else Tunnel(where.ssh)
-    tls = ssl_context(where, ca)
+    parsed, token = parse_address(address), checked_token(token)
+    tunnel = None if parsed.ssh is None else Tunnel(parsed.ssh)
+    tls = ssl_context(parsed, ca)
     if tunnel is not None:
-        dialler = partial(dial_through, tunnel, start, token=token)
+        dialer = partial(dial_through, tunnel, start, token=token)
     elif start is not None:
-        raise BadAddress(f"A server can only be started through ssh, and {where} is reached without it.")
+        raise BadAddress(f"A server can only be started through ssh, and {parsed} is reached without it.")
     else:
-        dialler = partial(dial, where, token=token, ssl_context=tls)
-    session = AsyncSession(dialler, Core(), reconnect_for, tunnel)
+        dialer = partial(dial, parsed, token=token, ssl_context=tls)
+    session = AsyncSession(dialer, Core(), reconnect_for, tunnel)
     try:
         for name, callback in (on or {}).items():
             session.on(name, callback)

@@ -54,7 +54,7 @@ export class Connection {
   private readonly address: Address;
   private readonly packer: Packer;
   private token: string | undefined;
-  private link: Link | null = null;
+  private link: SocketLink | null = null;
   private retryTimer: ReturnType<typeof setTimeout> | undefined;
   private readonly backoff = new Backoff();
   private readonly waiting = new Map<number, Waiter>();
@@ -149,7 +149,7 @@ export class Connection {
     this.drop();
     this.setState({ state: 'connecting' });
     try {
-      this.link = new Link(this.address, this.token, this.core, this.packer, {
+      this.link = new SocketLink(this.address, this.token, this.core, this.packer, {
         events: (events) => {
           this.emitAll(events);
         },
@@ -214,7 +214,7 @@ interface LinkListener {
 }
 
 /** One WebSocket. */
-class Link {
+class SocketLink {
   private readonly socket: WebSocket;
   private readonly keepaliveTimer: ReturnType<typeof setInterval>;
   private keepalive = new Keepalive(seconds());

@@ -12,7 +12,7 @@ const PONG_TIMEOUT_S = 20;
 const BUSY_PONG_TIMEOUT_S = 60;
 
 /** After these errors, the server may accept the next attempt. */
-const PASSING: readonly ErrorCode[] = [
+const TRANSIENT: readonly ErrorCode[] = [
   'connection_failed',
   'at_capacity',
   'out_of_memory',
@@ -23,7 +23,7 @@ const PASSING: readonly ErrorCode[] = [
 
 /** Whether reconnecting cannot help, because one side or the user has to change something first. */
 export function isFinal(error: ClientError): boolean {
-  return !PASSING.includes(error.code);
+  return !TRANSIENT.includes(error.code);
 }
 
 /** Return the error of a connection that was closed with a code of RFC 6455, and without an `error` message. */

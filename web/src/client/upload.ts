@@ -7,7 +7,7 @@ import type { Encoding, Layer } from './messages';
 /** A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt. */
 const LATE_S = 0.2;
 const SMALLEST_WINDOW = 16;
-/** What a base layer counts in the window, compared with a whole brick. */
+/** Size of a base layer in the window, in whole bricks. */
 const BASE_SIZE = 0.25;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
 const SLOW_S = 1;
@@ -131,17 +131,17 @@ export class Upload {
       this.order = this.grid.nearestFirst(this.focus, this.needed);
       this.considered = this.consideredAsBase = 0;
     }
-    const room = this.window - this.sizeInFlight;
-    const most = Math.min(max, this.maxInFlight - this.inFlight.size);
-    const baseLayers = Math.min(room / BASE_SIZE, most);
+    const available = this.window - this.sizeInFlight;
+    const maxParts = Math.min(max, this.maxInFlight - this.inFlight.size);
+    const baseLayers = Math.min(available / BASE_SIZE, maxParts);
     const chosen =
       isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
     // An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
     const hasBaseLayers = chosen.length > 0;
     while (
       !hasBaseLayers &&
-      chosen.length < most &&
-      sizeOf(chosen) <= room - 1 &&
+      chosen.length < maxParts &&
+      sizeOf(chosen) <= available - 1 &&
       this.considered < this.order.length
     ) {
       const index = this.order[this.considered++];
@@ -154,10 +154,10 @@ export class Upload {
     return chosen;
   }
 
-  private nextBaseLayers(most: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
+  private nextBaseLayers(max: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
     const chosen: BrickPart[] = [];
     while (
-      chosen.length <= most - 1 &&
+      chosen.length <= max - 1 &&
       this.consideredAsBase < this.needed.length &&
       this.withBase.size < MAX_BASE_LAYERS
     ) {

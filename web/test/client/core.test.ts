@@ -1,4 +1,4 @@
-/** What the core does beyond the rules of the protocol, which the conformance suite tests. */
+/** Behavior of the core beyond the rules of the protocol, which the conformance suite tests. */
 import { Decoder, Encoder } from '@msgpack/msgpack';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { Core } from '../../src/client/core';

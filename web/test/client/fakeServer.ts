@@ -21,7 +21,7 @@ export class FakeSocket {
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: unknown }) => void) | null = null;
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
-  /** What the client has sent. */
+  /** Messages of the client. */
   received: Message[] = [];
 
   constructor(
