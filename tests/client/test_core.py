@@ -1,8 +1,9 @@
 """The client's core without I/O. It exchanges frames with the engine's real session, or gets handwritten ones."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import itertools
-from typing import Any
+from typing import Any, TypeGuard
 
 from helpers.core_link import WELCOME, Link, Lost, MemoryServer, deliver
 from helpers.core_script import SCRIPT, SHAPE, SHORT_SCRIPT, Snapshot, check_journal, lasso, sent, snapshot
@@ -170,6 +171,43 @@ def test_a_second_loss_during_restore(link: Link, new_server: Callable[[], Memor
     last.settle()
     assert snapshot(core) == before
     check_journal(core, last.server)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_image_arrives_after_any_losses(
+    new_server: Callable[[], MemoryServer], source: ImageSource, seed: int
+) -> None:
+    """Two images are set in turn, while the connection or the session is lost at random moments."""
+    random = np.random.default_rng(seed)
+    sources = [source, ImageSource.of(np.arange(70 * 40 * 33, dtype=np.uint16).reshape(70, 40, 33) % 999)]
+    core, server = Core(), new_server()
+    core.start()
+    link = Link(core, server)
+    link.settle()
+    numbers = []
+    for _ in range(6):
+        for _ in range(random.integers(1, 4)):
+            numbers.append(core.set_image(sources[random.integers(2)]))
+        if random.random() < 0.7:
+            lost = Link(core, server, frames=int(random.integers(8)))
+            with contextlib.suppress(Lost):
+                lost.settle()
+            link.happened += lost.happened
+            server.disconnect()
+            if random.random() < 0.2:
+                server.forget()
+            core.start()
+    link.settle()
+    assert core.image is not None
+    image = server.session._image
+    assert (image.name, image.presence.count) == (core.image.name, len(core.image.grid))
+    assert core.pending_requests == []
+    answers = [e.result.request if isinstance(e, events.Done) else e.request for e in link.happened if is_answer(e)]
+    assert sorted(answers) == numbers
+
+
+def is_answer(event: Event) -> TypeGuard[events.Done | events.Failed]:
+    return isinstance(event, events.Done | events.Failed)
 
 
 def test_options_are_restored(link: Link, new_server: Callable[[], MemoryServer]) -> None:
