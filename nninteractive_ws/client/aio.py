@@ -17,7 +17,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.address import parse_address
 from nninteractive_ws.client.array_like import ArrayLike
 from nninteractive_ws.client.core import Core
-from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialler, MonitoredConnection, dial, dial_through
+from nninteractive_ws.client.dial import FAREWELL_TIMEOUT_S, Dialer, MonitoredConnection, dial, dial_through
 from nninteractive_ws.client.events import Event, EventName, Result
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import Boxlike
@@ -52,16 +52,17 @@ class AsyncSession:
     """
 
     def __init__(
-        self, dialler: Dialler, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
+        self, dialer: Dialer, core: Core, reconnect_for: float = RECONNECT_FOR_S, tunnel: Tunnel | None = None
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._dial, self._core, self._tunnel = dialler, core, tunnel
+        self._dial, self._core, self._tunnel = dialer, core, tunnel
         self._retries = Retries(reconnect_for, loop.time)
         self._callbacks: dict[str, list[Callback]] = defaultdict(list)
         self._results: dict[int, asyncio.Future[Result]] = {}
         self._opened: asyncio.Future[None] = loop.create_future()
         self._welcome: Welcome | None = None
         self._to_write = asyncio.Event()
+        self._image_lock = asyncio.Lock()  # while an image is prepared
         self._websocket: MonitoredConnection | None = None
         self._failure: Error | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -102,9 +103,15 @@ class AsyncSession:
         self._callbacks[name].remove(callback)
 
     async def set_image(self, image: ArrayLike | ImageSource, journal: Journal | None = None) -> None:
-        """Use a volume, and return once the server has accepted it. See ``Session.set_image``."""
-        source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
-        await self._ask(lambda: self._core.set_image(source, journal))
+        """Use a volume, and return once the server has accepted it. See ``Session.set_image``.
+
+        Images are set in the order of the calls. A prompt that is called before this has returned may still go to the
+        image before, because the volume is announced once its statistics are computed.
+        """
+        async with self._image_lock:
+            source = image if isinstance(image, ImageSource) else await asyncio.to_thread(ImageSource.of, image)
+            number = self._issue(lambda: self._core.set_image(source, journal))
+        await self._answer(number)
 
     async def save(self, path: str | Path) -> None:
         """Write the journal, to continue another day: prompts and masks, but not the image. See ``Session.save``."""
@@ -195,13 +202,20 @@ class AsyncSession:
 
     async def _ask(self, command: Callable[[], int]) -> Result:
         """Pass a command to the core, and wait for the answer. Cancelling the wait cancels the request."""
+        return await self._answer(self._issue(command))
+
+    def _issue(self, command: Callable[[], int]) -> int:
+        """Pass a command to the core. Return the number of its request, for ``_answer``."""
         if self._failure is not None:
             raise self._failure
         number = command()
         self._to_write.set()
-        future = self._results[number] = asyncio.get_running_loop().create_future()
+        self._results[number] = asyncio.get_running_loop().create_future()
+        return number
+
+    async def _answer(self, number: int) -> Result:
         try:
-            return await asyncio.shield(future)
+            return await asyncio.shield(self._results[number])
         except asyncio.CancelledError:
             self._core.cancel(number)
             self._to_write.set()
@@ -448,16 +462,16 @@ async def aconnect(
     ConnectionFailed, Unauthorized, AtCapacity, UnsupportedVersion
         As for ``connect``.
     """
-    where, token = parse_address(address), checked_token(token)
-    tunnel = None if where.ssh is None else Tunnel(where.ssh)
-    tls = ssl_context(where, ca)
+    parsed, token = parse_address(address), checked_token(token)
+    tunnel = None if parsed.ssh is None else Tunnel(parsed.ssh)
+    tls = ssl_context(parsed, ca)
     if tunnel is not None:
-        dialler = partial(dial_through, tunnel, start, token=token)
+        dialer = partial(dial_through, tunnel, start, token=token)
     elif start is not None:
-        raise BadAddress(f"A server can only be started through ssh, and {where} is reached without it.")
+        raise BadAddress(f"A server can only be started through ssh, and {parsed} is reached without it.")
     else:
-        dialler = partial(dial, where, token=token, ssl_context=tls)
-    session = AsyncSession(dialler, Core(), reconnect_for, tunnel)
+        dialer = partial(dial, parsed, token=token, ssl_context=tls)
+    session = AsyncSession(dialer, Core(), reconnect_for, tunnel)
     try:
         for name, callback in (on or {}).items():
             session.on(name, callback)

@@ -8,8 +8,8 @@ without a connection they wait for the next one.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 import time
 from typing import Any, ClassVar
@@ -57,16 +57,18 @@ class _PendingRequest:
     """A request without an answer.
 
     ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
-    requests. ``image``: the image of the request. ``base``: the segment's revision before the request's first change.
+    requests. ``generation``: number of its image. ``base``: the segment's revision before the request's first change.
+    ``awaited``: the region of the image for which it waits, or has waited.
     """
 
     number: int | None
     request: wire.Request
-    image: ImageSource | None
+    generation: int
     change: Delta = NO_CHANGE
     base: int | None = None
     cancelled: bool = False
     losses: int = 0
+    awaited: Box | None = None
 
     @property
     def segment(self) -> str | None:
@@ -95,6 +97,9 @@ class Core:
         self._pending: dict[int, _PendingRequest] = {}
         self._last_id = 0
         self._upload: Upload | None = None
+        self._focus: Index | None = None  # of the user, in the image now
+        # Number of the image now. The same image gets another one if it is set again, which drops its segments.
+        self._generation = 0
         self._stale: set[str] = set()  # segments with a pending snapshot
         self._options: wire.SetOptions | None = None
         self._session: tuple[str, str] | None = None  # its id and secret, for resuming it
@@ -327,8 +332,8 @@ class Core:
         self._enqueue(request, request.id)
         return request.id
 
-    def _enqueue(self, request: wire.Request, number: int | None, losses: int = 0) -> None:
-        self._pending[request.id] = _PendingRequest(number, request, self.image, losses=losses)
+    def _enqueue(self, request: wire.Request, number: int | None) -> None:
+        self._pending[request.id] = _PendingRequest(number, request, self._generation)
         self._send(request)
 
     def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
@@ -341,20 +346,29 @@ class Core:
         return self._prompt(wire.SetMask(id=self._next_id(), segment=segment, mask=bits, **fields), middle(drawn.box))
 
     def _prompt(self, request: wire.Request, focus: Index) -> int:
+        self._focus = focus
         if self._upload is not None:
             self._upload.set_focus(focus)
         return self._request(request)
 
     def _replace_image(self, image: ImageSource | None) -> None:
-        self.image = image
+        self.image, self._focus = image, None
+        self._generation += 1
         self.segments.clear()
         self._deferred += self._mark_all_fresh()
-        self._begin_upload()
+        self._begin_upload([])
 
-    def _begin_upload(self) -> None:
+    def _begin_upload(self, pending: Iterable[_PendingRequest]) -> None:
+        """Begin to send the bricks, those first for which one of the pending requests waits."""
         self._upload = None
-        if self.image is not None and self.welcome is not None:
-            self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        if self.image is None or self.welcome is None:
+            return
+        self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        if self._focus is not None:
+            self._upload.set_focus(self._focus)
+        awaited = next((p.awaited for p in pending if p.awaited is not None and self._retry_error(p) is None), None)
+        if awaited is not None:
+            self._upload.prioritize(awaited)
 
     def _announcement(self, source: ImageSource) -> wire.SetImage:
         return wire.SetImage(
@@ -404,15 +418,22 @@ class Core:
             self._send(pending.request)
             if pending.cancelled:
                 self._send(wire.Cancel(request=sent))
-        self._begin_upload()
-        if self.image is None or welcome.image != self.image.name or self._upload is None:
+        self._begin_upload(self._pending.values())
+        if self._upload is None or not self._is_image_of_server(welcome.image):
             return []  # the pending set_image brings the bricks
-        present = self._upload.bricks_in(welcome.present_bricks)
-        self._upload.acknowledged(present)
+        self._upload.acknowledged(self._upload.bricks_in(welcome.present_bricks))
         if not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values()):
             self._compare_segments(welcome.revisions)
         # The acknowledgements of the last bricks may have been lost with the connection.
-        return [events.ImageProgress(len(present), len(self.image.grid))]
+        return [_image_progress(self._upload)]
+
+    def _is_image_of_server(self, name: str | None) -> bool:
+        """Whether the server's bricks of an image are those of the image now.
+
+        They are not before an earlier ``set_image`` is answered: the server then drops the bricks of other images.
+        """
+        earlier = any(isinstance(p.request, wire.SetImage) and self._is_obsolete(p) for p in self._pending.values())
+        return self.image is not None and name == self.image.name and not earlier
 
     def _compare_segments(self, revisions: dict[str, int]) -> None:
         """Synchronize segments without a pending request. The answer of a pending request does it for the others."""
@@ -435,7 +456,9 @@ class Core:
             if (error := self._retry_error(pending)) is not None:
                 emitted.append(events.Failed(pending.number, error))
             elif not isinstance(pending.request, wire.SetImage):
-                self._enqueue(_renumbered(pending.request, self._next_id()), pending.number, pending.losses)
+                request = _renumbered(pending.request, self._next_id())
+                self._pending[request.id] = replace(pending, request=request)
+                self._send(request)
         return emitted
 
     def _restore_image(self, image: ImageSource, to_resend: list[_PendingRequest]) -> None:
@@ -445,7 +468,7 @@ class Core:
             for pending in to_resend
             if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending)
         )
-        self._begin_upload()
+        self._begin_upload(to_resend)
         self._enqueue(self._announcement(image), next((pending.number for pending in mine), None))
         for segment in self.segments.values():
             if not segment.is_empty:
@@ -453,7 +476,7 @@ class Core:
 
     def _is_obsolete(self, pending: _PendingRequest) -> bool:
         """Whether the image of the request has been replaced."""
-        return pending.image is not self.image and not isinstance(pending.request, wire.SetOptions)
+        return pending.generation != self._generation and not isinstance(pending.request, wire.SetOptions)
 
     def _retry_error(self, pending: _PendingRequest) -> Error | None:
         """Return the error of a pending request that must not be sent again after a lost connection, or None."""
@@ -469,17 +492,19 @@ class Core:
         return None
 
     def _on_image_progress(self, message: wire.ImageProgress) -> list[Event]:
-        if self.image is None or message.image != self.image.name or self._upload is None:
+        if self._upload is None or not self._is_image_of_server(message.image):
             return []
         self._upload.acknowledged(message.received, message.received_base)
-        return [events.ImageProgress(message.present, message.total)]
+        # The message's own numbers are older in the repeated answer of a set_image.
+        return [_image_progress(self._upload)]
 
     def _on_progress(self, message: wire.Progress) -> list[Event]:
         pending = self._pending.get(message.id)
         if pending is None or self._is_obsolete(pending):
             return []
         if message.box is not None and self._upload is not None:
-            self._upload.prioritize(Box.from_pairs(message.box))
+            pending.awaited = Box.from_pairs(message.box)
+            self._upload.prioritize(pending.awaited)
         if pending.number is None:
             return []
         return [events.Progress(pending.number, pending.segment, message.state, message.done, message.total)]
@@ -572,12 +597,15 @@ class Core:
         pending = self._pending.pop(message.id, None)
         if pending is None:
             return []
+        if self._is_obsolete(pending):
+            # No segment of the image now is concerned.
+            return [] if pending.number is None else [events.Failed(pending.number, error)]
         self._reset_if_empty(pending)
         if isinstance(pending.request, wire.GetMask):
             return self._mark_fresh(pending.request.segment)  # the next change of the segment requests it again
         if isinstance(pending.request, wire.Restore):
             return self._retry_restore_flattened(pending, error)
-        if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending):
+        if isinstance(pending.request, wire.SetImage):
             if pending.number is None:
                 self._session = None  # useless without its image; a new session may have memory for it
             else:
@@ -598,8 +626,7 @@ class Core:
     def _retry_restore_flattened(self, pending: _PendingRequest, error: Error) -> list[Event]:
         """Restore the mask alone: another server may not support the prompts of a history, or have no memory for it."""
         segment = self.segments.get(pending.segment or "")
-        is_current = segment is not None and not self._is_obsolete(pending)
-        if segment is None or not is_current or segment.is_flat or not isinstance(error, _HISTORY_REFUSED):
+        if segment is None or segment.is_flat or not isinstance(error, _HISTORY_REFUSED):
             return self._end(error)
         # Before the requests that follow, which need the segment.
         notice = self._flatten(segment, str(error))
@@ -685,6 +712,10 @@ def _renumbered(request: wire.Request, new: int) -> wire.Request:
 def _merged(old: wire.SetOptions, new: wire.SetOptions) -> wire.SetOptions:
     changed = {name: value for name in ("autozoom", "previews") if (value := getattr(new, name)) is not None}
     return msgspec.structs.replace(old, **changed)
+
+
+def _image_progress(upload: Upload) -> Event:
+    return events.ImageProgress(upload.present_count, len(upload.grid))
 
 
 def _mask_event(segment: Segment, pending: _PendingRequest, box: Box, final: bool) -> Event:

@@ -175,4 +175,4 @@ async def dial_through(tunnel: Tunnel, start: str | None, *, token: str | None =
 
 
 #: Makes a session's next connection. Raises Error.
-Dialler = Callable[[], Awaitable[MonitoredConnection]]
+Dialer = Callable[[], Awaitable[MonitoredConnection]]

@@ -163,7 +163,7 @@ def _wire_dtype(dtype: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
 
 def to_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
-    already. What is too large for the type becomes infinite."""
+    already. Values too large for the type become infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         return np.ascontiguousarray(voxels, _wire_dtype(voxels.dtype))
 

@@ -1,4 +1,4 @@
-"""What the acknowledgements of bricks tell about the link: its throughput, and which compression is faster on it."""
+"""Estimates from the acknowledgements of bricks: the throughput of the link, and the compression faster on it."""
 
 from dataclasses import dataclass
 

@@ -17,7 +17,7 @@ _LATE_S = 0.2
 _SMALLEST_WINDOW = 16
 #: Whole bricks of one message: some hundred thousand bytes, packed in a few milliseconds.
 _BRICKS_PER_MESSAGE = 8
-#: What a base layer counts in the window and in a message, compared with a whole brick.
+#: Size of a base layer in the window and in a message, in whole bricks.
 _BASE_SIZE = 0.25
 #: If the bricks that a prompt waits for take longer, their base layers are sent first.
 _SLOW_S = 1.0
@@ -80,6 +80,11 @@ class Upload:
         return [index for index in range(len(self.grid)) if index in there]
 
     @property
+    def present_count(self) -> int:
+        """Number of bricks that the server has, as far as it has told."""
+        return 0 if self.presence is None else self.presence.count
+
+    @property
     def compression(self) -> Compression:
         """The compression for the next whole bricks."""
         return self._link.compression
@@ -132,11 +137,13 @@ class Upload:
         """
         if self.presence is None:
             return []
-        room = min(_BRICKS_PER_MESSAGE, self._window - _size(self._in_flight))
-        most = self._max_in_flight - len(self._in_flight)
-        base_layers = min(int(room / _BASE_SIZE), most)
+        available = min(_BRICKS_PER_MESSAGE, self._window - _size(self._in_flight))
+        max_parts = self._max_in_flight - len(self._in_flight)
+        base_layers = min(int(available / _BASE_SIZE), max_parts)
         chosen = self._next_base_layers(base_layers) if layered and self._is_slow() else []
-        while self._queue and _size(chosen) <= room - 1 and len(chosen) < most:
+        # An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+        has_base_layers = bool(chosen)
+        while not has_base_layers and self._queue and _size(chosen) <= available - 1 and len(chosen) < max_parts:
             index = self._queue.pop()
             part = BrickPart(index, "enhancement" if index in self._with_base else "whole")
             if index not in self.presence and part not in self._in_flight:
@@ -144,10 +151,10 @@ class Upload:
         self._in_flight.update(dict.fromkeys(chosen, self._clock()))
         return chosen
 
-    def _next_base_layers(self, most: int) -> list[BrickPart]:
+    def _next_base_layers(self, max_parts: int) -> list[BrickPart]:
         assert self.presence is not None
         chosen: list[BrickPart] = []
-        while self._base_queue and len(chosen) < most and len(self._with_base) < MAX_BASE_LAYERS:
+        while self._base_queue and len(chosen) < max_parts and len(self._with_base) < MAX_BASE_LAYERS:
             index = self._base_queue.pop()
             sent = index in self._with_base or BrickPart(index) in self._in_flight
             if index not in self.presence and not sent:

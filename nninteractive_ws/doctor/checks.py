@@ -334,8 +334,8 @@ class Doctor:
 
     async def _open_session(self) -> StepOutput:
         # No other session is evicted. A full server is reported instead.
-        dialler = partial(dial, self._address, token=self._token, ssl_context=self._ssl_context)
-        self._session = AsyncSession(dialler, Core(allow_eviction=False), reconnect_for=0)
+        dialer = partial(dial, self._address, token=self._token, ssl_context=self._ssl_context)
+        self._session = AsyncSession(dialer, Core(allow_eviction=False), reconnect_for=0)
         self._session.on("notice", lambda notice: self._on_status(notice.message))
         welcome = await self._session.wait_open()
         same_host = self._tunnel is None and self._address.is_loopback

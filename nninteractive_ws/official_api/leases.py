@@ -32,8 +32,8 @@ WRONG_TOKEN = "The token is missing or wrong. Enter the token from the server's 
 
 async def connect_to_gateway(address: str, *, token: str | None) -> AsyncSession:
     """Connect as ``aconnect`` does, but send bricks unpacked: on one machine, packing them would take longer."""
-    dialler = partial(dial, parse_address(address), token=token, ssl_context=None)
-    session = AsyncSession(dialler, Core(brick_encoding="raw"))
+    dialer = partial(dial, parse_address(address), token=token, ssl_context=None)
+    session = AsyncSession(dialer, Core(brick_encoding="raw"))
     try:
         await session.wait_open()
     except BaseException:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 import gc
 import logging
+import time
 from typing import Any, TypeVar
 
 from helpers.core_link import WELCOME
@@ -20,6 +21,8 @@ import nninteractive_ws as nni
 from nninteractive_ws import errors, protocol
 from nninteractive_ws import messages as wire
 from nninteractive_ws.client import events
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.reconnect import RECONNECT_FOR_S, is_final
 
 T = TypeVar("T")
@@ -128,6 +131,33 @@ def test_history(server: str) -> None:
                 await a.undo()
             assert not a.mask.any()
             assert a.mask is not mask
+
+    run(work())
+
+
+def test_images_are_set_in_the_order_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = ImageSource.of
+
+    def slowly(image: Any) -> ImageSource:
+        time.sleep(0.2 if len(image) == 20 else 0)
+        return make(image)
+
+    monkeypatch.setattr(ImageSource, "of", slowly)
+
+    async def work() -> None:
+        core = Core()
+        session = nni.AsyncSession(lambda: asyncio.Future(), core)  # without a connection
+        first, second = (np.arange(n**3, dtype=np.int16).reshape(n, n, n) for n in (20, 10))
+        ready = await asyncio.to_thread(make, first + 1)
+        calls = [asyncio.ensure_future(session.set_image(image)) for image in (first, second, ready)]
+        while len(core.pending_requests) < 3:
+            await asyncio.sleep(0.01)
+        shapes = [request.request.shape for request in core._pending.values()]
+        assert shapes == [(20, 20, 20), (10, 10, 10), (20, 20, 20)]
+        assert core.image is ready
+        await session.close()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [errors.ConnectionFailed] * 3
 
     run(work())
 

@@ -1,8 +1,9 @@
 """The client's core without I/O. It exchanges frames with the engine's real session, or gets handwritten ones."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import itertools
-from typing import Any
+from typing import Any, TypeGuard
 
 from helpers.core_link import WELCOME, Link, Lost, MemoryServer, deliver
 from helpers.core_script import SCRIPT, SHAPE, SHORT_SCRIPT, Snapshot, check_journal, lasso, sent, snapshot
@@ -17,6 +18,7 @@ from nninteractive_ws.client import events
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.journal import Journal
 from nninteractive_ws.demo.phantom import make_phantom
 from nninteractive_ws.geometry import Box
 from nninteractive_ws.history import Segment
@@ -169,6 +171,43 @@ def test_a_second_loss_during_restore(link: Link, new_server: Callable[[], Memor
     last.settle()
     assert snapshot(core) == before
     check_journal(core, last.server)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_image_arrives_after_any_losses(
+    new_server: Callable[[], MemoryServer], source: ImageSource, seed: int
+) -> None:
+    """Two images are set in turn, while the connection or the session is lost at random moments."""
+    random = np.random.default_rng(seed)
+    sources = [source, ImageSource.of(np.arange(70 * 40 * 33, dtype=np.uint16).reshape(70, 40, 33) % 999)]
+    core, server = Core(), new_server()
+    core.start()
+    link = Link(core, server)
+    link.settle()
+    numbers = []
+    for _ in range(6):
+        for _ in range(random.integers(1, 4)):
+            numbers.append(core.set_image(sources[random.integers(2)]))
+        if random.random() < 0.7:
+            lost = Link(core, server, frames=int(random.integers(8)))
+            with contextlib.suppress(Lost):
+                lost.settle()
+            link.happened += lost.happened
+            server.disconnect()
+            if random.random() < 0.2:
+                server.forget()
+            core.start()
+    link.settle()
+    assert core.image is not None
+    image = server.session._image
+    assert (image.name, image.presence.count) == (core.image.name, len(core.image.grid))
+    assert core.pending_requests == []
+    answers = [e.result.request if isinstance(e, events.Done) else e.request for e in link.happened if is_answer(e)]
+    assert sorted(answers) == numbers
+
+
+def is_answer(event: Event) -> TypeGuard[events.Done | events.Failed]:
+    return isinstance(event, events.Done | events.Failed)
 
 
 def test_options_are_restored(link: Link, new_server: Callable[[], MemoryServer]) -> None:
@@ -418,6 +457,80 @@ def test_another_image_cancels_requests_of_the_previous_one(open_core: Core) -> 
     assert opened == events.Connection("open", WELCOME)
     assert open_core.pending_requests == [second, prompt]
     assert not open_core.segments["a"].mask.any()
+
+
+@pytest.fixture
+def journal(open_core: Core, source: ImageSource) -> Journal:
+    """A journal with one segment, "a"."""
+    number = open_core.set_mask("a", ball(SHAPE, (5, 5, 5), 2))
+    deliver(open_core, delta(number, 0, Box((3, 3, 3), (8, 8, 8)), np.zeros(SHAPE, bool)))
+    deliver(open_core, wire.Done(id=number, segment="a", revision=1))
+    return open_core.journal()
+
+
+@pytest.mark.parametrize("code", ["out_of_memory", "too_large"])
+def test_restores_behind_a_refused_image_do_not_end_the_session(
+    source: ImageSource, journal: Journal, code: str
+) -> None:
+    core = Core()
+    core.start()
+    deliver(core, WELCOME)
+    number = core.set_image(source, journal)
+    *_, restore = sent(core)
+    assert isinstance(restore, wire.Restore)
+    assert len(deliver(core, wire.ErrorMessage(code=code, message="so", id=number))) == 1
+    assert deliver(core, wire.ErrorMessage(code="no_image", message="so", id=restore.id)) == []
+    assert core.ended is None
+    again = core.set_image(source)
+    assert deliver(core, wire.Done(id=again)) != []
+
+
+@pytest.mark.parametrize("code", ["no_image", "out_of_bounds", "out_of_memory"])
+def test_restores_of_a_replaced_image_do_not_end_the_session(
+    open_core: Core, source: ImageSource, journal: Journal, code: str
+) -> None:
+    first = open_core.set_image(source, journal)
+    *_, restore = sent(open_core)
+    other = ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10))
+    second = open_core.set_image(other)
+    assert len(deliver(open_core, wire.ErrorMessage(code="cancelled", message="so", id=first))) == 1
+    assert deliver(open_core, wire.ErrorMessage(code=code, message="so", id=restore.id)) == []
+    assert open_core.ended is None
+    assert open_core.image is other
+    assert len(deliver(open_core, wire.Done(id=second))) == 1
+
+
+def test_a_failed_prompt_of_a_replaced_image_leaves_the_segment_of_the_new_one(open_core: Core) -> None:
+    old = open_core.add_point("a", (1, 2, 3))
+    open_core.set_image(ImageSource.of(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)))
+    new = open_core.add_point("a", (1, 2, 3))
+    deliver(open_core, delta(new, 0, Box((0, 0, 0), (2, 2, 2)), np.zeros((10, 10, 10), bool)))
+    deliver(open_core, wire.ErrorMessage(code="cancelled", message="so", id=old))
+    assert open_core.segments["a"].revision == 1
+
+
+def test_the_same_image_set_twice_without_a_connection_is_answered_twice(source: ImageSource) -> None:
+    core = Core()
+    first, second = core.set_image(source), core.set_image(source)
+    core.start()
+    _, failed = deliver(core, WELCOME)
+    assert isinstance(failed, events.Failed)
+    assert (failed.request, type(failed.error)) == (first, errors.Cancelled)
+    _, announced = sent(core)
+    (done,) = deliver(core, wire.Done(id=announced.id))
+    assert isinstance(done, events.Done)
+    assert done.result.request == second
+    assert core.pending_requests == []
+
+
+def test_a_prompt_from_before_the_same_image_was_set_again_changes_no_segment(
+    open_core: Core, source: ImageSource
+) -> None:
+    prompt = open_core.set_mask("a", ball(SHAPE, (5, 5, 5), 2))
+    open_core.set_image(source)
+    assert deliver(open_core, delta(prompt, 0, Box((3, 3, 3), (8, 8, 8)), np.zeros(SHAPE, bool))) == []
+    assert len(deliver(open_core, wire.Done(id=prompt, segment="a", revision=1))) == 1
+    assert open_core.segments == {}
 
 
 def test_requests_of_a_previous_image_are_not_sent_again(open_core: Core) -> None:

@@ -1,4 +1,4 @@
-"""What acknowledgements tell about the link: its throughput, and the compression that is faster on it."""
+"""Estimates from acknowledgements: the throughput of the link, and the compression faster on it."""
 
 from collections.abc import Callable
 

@@ -149,10 +149,101 @@ def test_a_new_connection_has_no_brick_in_flight() -> None:
     assert first[1] in next_bricks(core)
 
 
+def test_an_older_acknowledgement_does_not_reduce_the_progress() -> None:
+    """A resumed connection repeats the answer of an unanswered set_image."""
+    core, source = uploading((64, 64, 64))
+    core.start()
+    resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\x1f", last_id=1)
+    assert events.ImageProgress(5, 8) in deliver(core, resumed)
+    assert acknowledge(core, source, [0]) == [events.ImageProgress(5, 8)]
+    assert acknowledge(core, source, [4, 5, 5]) == [events.ImageProgress(6, 8)]
+
+
 def test_progress_of_another_image_changes_nothing() -> None:
     core, _ = uploading()
     assert deliver(core, wire.ImageProgress(image="other", received=[0], present=1, total=9)) == []
     assert core.next_brick() is None
+
+
+def test_bricks_that_another_image_drops_are_sent_again() -> None:
+    """Image A, then B, then A again, before the server has answered."""
+    core, source = uploading((64, 64, 64))
+    acknowledge(core, source, [])
+    first = next_bricks(core)
+    other = core.set_image(ImageSource.of(noise((40, 40, 40))))
+    again = core.set_image(source)
+    assert acknowledge(core, source, first) == []
+    deliver(core, wire.Done(id=1))
+    assert acknowledge(core, source, [0, 1, 2]) == []
+    assert next_bricks(core) == []
+    deliver(core, wire.Done(id=other))
+    assert acknowledge(core, source, []) == [events.ImageProgress(0, 8)]
+    deliver(core, wire.Done(id=again))
+    assert send_rest(core, source) == list(range(8))
+
+
+def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection() -> None:
+    core, source = uploading((64, 64, 64))
+    acknowledge(core, source, list(range(8)))
+    deliver(core, wire.Done(id=1))
+    core.start()
+    other = core.set_image(ImageSource.of(noise((40, 40, 40))))
+    core.set_image(source)
+    resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\xff", last_id=1)
+    assert deliver(core, resumed) == [events.Connection("open", resumed)]
+    assert next_bricks(core) == []
+    deliver(core, wire.Done(id=other))
+    acknowledge(core, source, [])
+    assert send_rest(core, source) == list(range(8))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_order_of_bricks_outlives_a_lost_connection(resumed: bool) -> None:
+    core, source = uploading()
+    prompt = core.add_point("a", (255, 191, 0))
+    acknowledge(core, source, [])
+    box = Box((0, 70, 60), (60, 130, 70))
+    deliver(core, wire.Progress(id=prompt, state="waiting_for_image", done=0, total=8, box=box.pairs))
+    needed = source.grid.within(box)
+    nearest = source.grid.nearest_first((255, 191, 0))
+    for _ in range(2):
+        reconnect(core, source, resumed)
+        expected = [i for i in nearest if i in needed] + [i for i in nearest if i not in needed]
+        assert next_bricks(core) == expected[:4]
+    # Only while the prompt waits.
+    answer = next(message for message in core._pending.values() if message.number == prompt)
+    deliver(core, wire.Done(id=answer.request.id, segment="a"))
+    reconnect(core, source, resumed)
+    assert next_bricks(core) == nearest[:4]
+    core.set_image(ImageSource.of(noise((256, 192, 131))))
+    assert core._focus is None
+
+
+def test_a_focus_from_before_the_connection_counts() -> None:
+    source = ImageSource.of(noise((256, 192, 130)))
+    core = Core(clock=Clock())
+    core.set_image(source)
+    core.add_point("a", (255, 191, 0))
+    reconnect(core, source, resumed=False)
+    assert next_bricks(core) == source.grid.nearest_first((255, 191, 0))[:4]
+
+
+def reconnect(core: Core, source: ImageSource, resumed: bool) -> None:
+    """Begin a connection whose server has no bricks."""
+    core.start()
+    bits = bytes(-(-len(source.grid) // 8))
+    resuming = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=bits, last_id=2)
+    deliver(core, resuming if resumed else WELCOME)
+    acknowledge(core, source, [])
+
+
+def send_rest(core: Core, source: ImageSource) -> list[int]:
+    """Send and acknowledge bricks until there are no more. Return them, sorted."""
+    seen: list[int] = []
+    while batch := next_bricks(core):
+        seen += batch
+        acknowledge(core, source, batch)
+    return sorted(seen)
 
 
 # ---- layers -----------------------------------------------------------------------------------------------
@@ -281,3 +372,37 @@ def test_the_progress_is_reported_again_after_a_lost_connection() -> None:
     core.start()
     resumed = msgspec.structs.replace(WELCOME, resumed=True, image=source.name, present_bricks=b"\xff", last_id=1)
     assert events.ImageProgress(8, 8) in deliver(core, resumed)
+
+
+@pytest.mark.parametrize("missing", range(1, 31))
+def test_the_layers_of_a_brick_travel_in_separate_messages(missing: int) -> None:
+    """A server may handle the bricks of a message in any order, and an enhancement layer needs its base layer."""
+    clock = Clock()
+    upload = Upload(Grid((32 * 40, 32, 32)), 128, clock)
+    upload.set_focus((0, 0, 0))
+    upload.acknowledged([])
+    arrived = deliver_parts(upload, clock, messages=1)
+    left = [index for index in range(40) if index not in arrived]
+    upload.prioritize(Box((32 * left[0], 0, 0), (32 * (left[0] + missing), 32, 32)))
+    layers = deliver_parts(upload, clock)
+    whole = [index for index in layers if layers[index] == ["whole"]]
+    layered = [index for index in layers if layers[index] == ["base", "enhancement"]]
+    assert sorted([*arrived, *whole, *layered]) == list(range(40))
+    assert layered == (left[:missing] if missing > 1 else [])  # one brick takes a second
+
+
+def deliver_parts(upload: Upload, clock: Clock, messages: int = 1000) -> dict[int, list[str]]:
+    """Deliver messages one by one on a slow link. Return the layers of each brick in the order of their arrival."""
+    layers: dict[int, list[str]] = {}
+    for _ in range(messages):
+        parts = upload.next(layered=True)
+        if not parts:
+            break
+        assert len({part.index for part in parts}) == len(parts), "both layers of a brick are in one message"
+        upload.sent(parts, 20_000 * len(parts), "small")
+        clock.now += len(parts)
+        for part in parts:
+            layers.setdefault(part.index, []).append(part.layer)
+        received = [part.index for part in parts if part.layer != "base"]
+        upload.acknowledged(received, [part.index for part in parts if part.layer == "base"])
+    return layers

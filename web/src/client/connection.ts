@@ -54,7 +54,7 @@ export class Connection {
   private readonly address: Address;
   private readonly packer: Packer;
   private token: string | undefined;
-  private link: Link | null = null;
+  private link: SocketLink | null = null;
   private retryTimer: ReturnType<typeof setTimeout> | undefined;
   private readonly backoff = new Backoff();
   private readonly waiting = new Map<number, Waiter>();
@@ -76,7 +76,7 @@ export class Connection {
     this.token = token;
     // Near the server, packing takes longer than sending. If it is at the other end of a tunnel, the upload notices.
     const encodings = this.address.isLoopback ? (['raw', 'deflate'] as const) : (['deflate', 'raw'] as const);
-    this.core = new Core({ encodings, session });
+    this.core = new Core({ encodings, session, keepalive: true });
     for (const [target, name] of wakeEvents()) target.addEventListener(name, this.wake);
   }
 
@@ -149,7 +149,7 @@ export class Connection {
     this.drop();
     this.setState({ state: 'connecting' });
     try {
-      this.link = new Link(this.address, this.token, this.core, this.packer, {
+      this.link = new SocketLink(this.address, this.token, this.core, this.packer, {
         events: (events) => {
           this.emitAll(events);
         },
@@ -214,7 +214,7 @@ interface LinkListener {
 }
 
 /** One WebSocket. */
-class Link {
+class SocketLink {
   private readonly socket: WebSocket;
   private readonly keepaliveTimer: ReturnType<typeof setInterval>;
   private keepalive = new Keepalive(seconds());
@@ -224,7 +224,9 @@ class Link {
   private bufferTimer: ReturnType<typeof setTimeout> | undefined;
   private deadline = seconds() + OPEN_TIMEOUT_S;
   private sentBytes = 0;
+  /** At the last check: bytes that the system had taken, and whether others waited for that. */
   private deliveredBytes = 0;
+  private hadToWait = false;
 
   constructor(
     private readonly address: Address,
@@ -268,10 +270,9 @@ class Link {
 
   /** Ask the server for a sign of life. */
   probe(): void {
-    if (this.isOver || this.core.welcome === null || !this.keepalive.ask(seconds())) return;
+    if (this.isOver || !this.isReady || !this.keepalive.ask(seconds())) return;
     this.core.ping();
     this.pump();
-    this.deliveredBytes = this.sentBytes; // the ping itself is no sign of life
   }
 
   /** Close, without a call of the listener. */
@@ -281,6 +282,11 @@ class Link {
     clearTimeout(this.bufferTimer);
     this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
     this.socket.close();
+  }
+
+  /** Whether the handshake is complete. Until this socket is open, the core has the welcome of the one before. */
+  private get isReady(): boolean {
+    return this.isOpen && this.core.welcome !== null;
   }
 
   private end(error: ClientError): void {
@@ -293,14 +299,17 @@ class Link {
   private check(): void {
     const now = seconds();
     if (this.isOver) return;
-    if (this.core.welcome === null) {
+    if (!this.isReady) {
       if (now > this.deadline) this.end(new ClientError('connection_failed', 'The server does not answer.'));
       return;
     }
-    const delivered = this.sentBytes - this.socket.bufferedAmount;
-    if (delivered > this.deliveredBytes) this.keepalive.heard(now);
+    const { bufferedAmount } = this.socket;
+    const delivered = this.sentBytes - bufferedAmount;
+    // The system takes a few bytes also on a dead link. It takes those that had to wait only after it has sent others.
+    if (this.hadToWait && delivered > this.deliveredBytes) this.keepalive.heard(now);
     this.deliveredBytes = delivered;
-    const failure = this.keepalive.failure(now, this.core.pendingRequests.length > 0);
+    this.hadToWait = bufferedAmount > 0;
+    const failure = this.keepalive.failure(now, this.core.isBusy);
     if (failure !== null) this.end(failure);
     else if (this.keepalive.isSilent(now)) this.probe();
   }

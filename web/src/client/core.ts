@@ -12,7 +12,7 @@ import { checkBox, middle, voxelInside, wholeBox, type Box, type Index } from '.
 import { Segment } from './history';
 import { maskInput, promptMask, segmentMask } from './inputs';
 import { makeJournal, segmentsOf, type Journal } from './journal';
-import { boundingBox, checksum, compose, flip, NO_CHANGE, readMask, type Runs } from './masks';
+import { boundingBox, checksum, compose, FIRST_VOXEL, flip, NO_CHANGE, readMask, runsOf, type Runs } from './masks';
 import type {
   Brick,
   ClientMessage,
@@ -90,6 +90,8 @@ export interface CoreOptions {
   readonly clock?: () => number;
   /** A session of the same tab before a reload. Its image and segments are set again. Bricks that the server has are not sent again. */
   readonly session?: SavedSession;
+  /** Whether a session begins with a heartbeat, so that `ping` soon has an answered one to repeat. Default false. */
+  readonly keepalive?: boolean;
 }
 
 /** Options of a prompt. */
@@ -125,10 +127,15 @@ export class Core<I extends Image = Image> {
 
   private readonly encodings: readonly Encoding[];
   private readonly clock: () => number;
+  private readonly beginsWithHeartbeat: boolean;
   private control: Uint8Array<ArrayBuffer>[] = [];
-  private pending = new Map<number, Pending<I>>();
+  private pending = new Map<number, Pending>();
   private lastId = 0;
   private upload: Upload | null = null;
+  /** Number of the image now. The same image gets another one if it is set again, which drops its segments. */
+  private generation = 0;
+  /** Focus of the user in the image now, or null. */
+  private focus: Index | null = null;
   /** Segments with a pending snapshot, with the answers that are held back until it is there. */
   private readonly stale = new Map<string, Event[]>();
   private options: Options = { type: 'set_options', autozoom: null, previews: null };
@@ -143,6 +150,7 @@ export class Core<I extends Image = Image> {
     this.encodings = options.encodings ?? ['deflate', 'raw'];
     this.clock = options.clock ?? (() => performance.now() / 1000);
     this.session = options.session ?? null;
+    this.beginsWithHeartbeat = options.keepalive ?? false;
     this.isAdopted = this.session !== null;
   }
 
@@ -241,7 +249,7 @@ export class Core<I extends Image = Image> {
     for (const segment of restored) {
       this.segments.set(segment.name, segment);
       this.enqueue(this.restoreMessage(segment), null);
-      this.emitRebuilt(segment);
+      this.emitReplaced(segment, NO_CHANGE, segment.composed());
     }
     return number;
   }
@@ -255,14 +263,14 @@ export class Core<I extends Image = Image> {
   /** Add a point, the voxel (i, j, k). */
   addPoint(segment: string, point: Index, { positive = true, run = true }: PromptOptions = {}): number {
     const voxel = voxelInside(point, this.shape());
-    this.upload?.setFocus(voxel);
+    this.setFocus(voxel);
     return this.request({ type: 'add_point', segment, point: voxel, positive, run });
   }
 
   /** Add an end-exclusive box. */
   addBbox(segment: string, box: Box, { positive = true, run = true }: PromptOptions = {}): number {
     checkBox(box, this.shape());
-    this.upload?.setFocus(middle(box));
+    this.setFocus(middle(box));
     return this.request({ type: 'add_bbox', segment, box, positive, run });
   }
 
@@ -345,12 +353,21 @@ export class Core<I extends Image = Image> {
    */
   ping(): void {
     if (this.heartbeat !== null && this.lastId - this.heartbeat.id < MAX_REPEATED) this.send(this.heartbeat);
-    else this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
+    else this.enqueueHeartbeat();
+  }
+
+  private enqueueHeartbeat(): void {
+    this.enqueue({ type: 'set_options', id: ++this.lastId, autozoom: null, previews: null }, null);
   }
 
   /** End the session on the server. */
   bye(): void {
     this.send({ type: 'bye' });
+  }
+
+  /** Whether a request is unanswered that is no heartbeat. The core's own ones count: a restoration takes time, too. */
+  get isBusy(): boolean {
+    return [...this.pending.values()].some(({ request }) => !isHeartbeat(request));
   }
 
   /** Numbers of the user's requests without an answer. */
@@ -370,21 +387,31 @@ export class Core<I extends Image = Image> {
     return id;
   }
 
-  private enqueue(request: Request, number: number | null, losses = 0): void {
-    this.pending.set(request.id, makePending(request, number, this.image, losses));
+  private enqueue(request: Request, number: number | null): void {
+    this.pending.set(request.id, makePending(request, number, this.generation));
     this.send(request);
+  }
+
+  private setFocus(focus: Index): void {
+    this.focus = focus;
+    this.upload?.setFocus(focus);
   }
 
   /** Check a mask of the user, and pack it. Throws `out_of_bounds`, and the errors of `pack`. */
   private packed(pack: typeof promptMask, mask: Uint8Array, box: Box | null): RunLengthMask {
     const input = maskInput(mask, box, this.shape());
-    this.upload?.setFocus(middle(input.frame));
+    this.setFocus(middle(input.frame));
     return pack(input, this.encoding());
   }
 
   private currentImage(): I {
-    if (this.image === null) throw new ClientError('no_image', 'There is no image. Open one before the first prompt.');
-    return this.image;
+    if (this.image !== null) return this.image;
+    throw new ClientError(
+      'no_image',
+      this.generation === 0
+        ? 'There is no image. Open one before the first prompt.'
+        : 'The server has no image, because it refused the last one. Open an image again.',
+    );
   }
 
   private shape(): Index {
@@ -397,18 +424,23 @@ export class Core<I extends Image = Image> {
 
   private replaceImage(image: I | null): void {
     this.image = image;
+    this.generation++;
+    this.focus = null;
     this.segments.clear();
     for (const name of [...this.stale.keys()]) this.markFresh(name);
     this.events.push({ type: 'masks_dropped' });
-    this.beginUpload();
+    this.beginUpload([]);
   }
 
-  private beginUpload(): void {
-    const { image, welcome } = this;
-    this.upload =
-      image === null || welcome === null
-        ? null
-        : new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
+  /** Begin to send the bricks, those first for which one of the pending requests waits. */
+  private beginUpload(pending: Iterable<Pending>): void {
+    const { image, welcome, focus } = this;
+    this.upload = null;
+    if (image === null || welcome === null) return;
+    this.upload = new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
+    if (focus !== null) this.upload.setFocus(focus);
+    const waiting = [...pending].find((each) => each.awaited !== null && retryError(each, this.generation) === null);
+    if (waiting?.awaited) this.upload.prioritize(waiting.awaited);
   }
 
   // ---- messages ---------------------------------------------------------------------------------------------
@@ -468,14 +500,24 @@ export class Core<I extends Image = Image> {
       this.send(request);
       if (cancelled) this.send({ type: 'cancel', request: id });
     }
-    this.beginUpload();
+    this.beginUpload(this.pending.values());
     // A pending set_image brings the bricks.
-    if (this.image === null || welcome.image !== this.image.name || this.upload === null) return;
-    const present = this.upload.resume(welcome.present_bricks);
+    if (this.upload === null || !this.isImageOfServer(welcome.image)) return;
+    this.upload.resume(welcome.present_bricks);
     // The acknowledgements of the last bricks may have been lost with the connection.
-    this.events.push({ type: 'image_progress', present, total: this.upload.grid.length });
+    this.emitImageProgress(this.upload);
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     if (isAnnounced) this.compareSegments(welcome.revisions);
+  }
+
+  /**
+   * Whether the server's bricks of an image are those of the image now. They are not before an earlier `set_image` is
+   * answered: the server then drops the bricks of other images.
+   */
+  private isImageOfServer(name: string | null): boolean {
+    const isEarlier = (pending: Pending) =>
+      pending.request.type === 'set_image' && isObsolete(pending, this.generation);
+    return this.image !== null && name === this.image.name && ![...this.pending.values()].some(isEarlier);
   }
 
   /** Synchronize segments without a pending request. The answer of a pending request does it for the others. */
@@ -495,6 +537,8 @@ export class Core<I extends Image = Image> {
     const toResend = [...this.pending.values()].filter(({ number }) => number !== null);
     this.pending = new Map();
     this.heartbeat = null;
+    // First, because its answer follows those of all earlier requests.
+    if (this.beginsWithHeartbeat) this.enqueueHeartbeat();
     const { autozoom, previews } = this.options;
     if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
     if (this.image !== null) this.restoreImage(this.image, toResend);
@@ -502,33 +546,45 @@ export class Core<I extends Image = Image> {
   }
 
   /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
-  private restoreImage(image: I, toResend: readonly Pending<I>[]): void {
-    const mine = toResend.find((pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.image));
-    this.beginUpload();
+  private restoreImage(image: I, toResend: readonly Pending[]): void {
+    const mine = toResend.find(
+      (pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.generation),
+    );
+    this.beginUpload(toResend);
     this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
     for (const segment of this.segments.values()) {
       if (!segment.isEmpty) this.enqueue(this.restoreMessage(segment), null);
     }
   }
 
-  private resend(pending: Pending<I>): void {
-    const error = retryError(pending, this.image);
+  private resend(pending: Pending): void {
+    const error = retryError(pending, this.generation);
     if (error !== null) this.fail(pending.number, error);
     else if (pending.request.type !== 'set_image') {
-      this.enqueue({ ...pending.request, id: ++this.lastId }, pending.number, pending.losses);
+      const request = { ...pending.request, id: ++this.lastId };
+      this.pending.set(request.id, { ...pending, request });
+      this.send(request);
     }
   }
 
   private onImageProgress(message: ImageProgress): void {
-    if (this.upload === null || message.image !== this.image?.name) return;
+    if (this.upload === null || !this.isImageOfServer(message.image)) return;
     this.upload.acknowledge(message.received, message.received_base);
-    this.events.push({ type: 'image_progress', present: message.present, total: message.total });
+    // The message's own numbers are older in the repeated answer of a set_image.
+    this.emitImageProgress(this.upload);
+  }
+
+  private emitImageProgress({ presentCount, grid }: Upload): void {
+    this.events.push({ type: 'image_progress', present: presentCount, total: grid.length });
   }
 
   private onProgress(message: Progress): void {
     const pending = this.pending.get(message.id);
-    if (pending === undefined || isObsolete(pending, this.image)) return;
-    if (message.box !== null) this.upload?.prioritize(message.box);
+    if (pending === undefined || isObsolete(pending, this.generation)) return;
+    if (message.box !== null) {
+      pending.awaited = message.box;
+      this.upload?.prioritize(message.box);
+    }
     if (pending.number === null) return;
     const { state, done, total } = message;
     this.events.push({ type: 'progress', request: pending.number, segment: segmentOf(pending), state, done, total });
@@ -536,7 +592,7 @@ export class Core<I extends Image = Image> {
 
   private onMaskDelta(message: MaskDelta): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || isObsolete(pending, this.image) || this.stale.has(message.segment)) return;
+    if (pending === undefined || isObsolete(pending, this.generation) || this.stale.has(message.segment)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
     if (message.base_revision !== segment.revision) {
@@ -547,6 +603,7 @@ export class Core<I extends Image = Image> {
     const change = readMask(message.change, segment.shape);
     flip(segment.mask, change);
     if (checksum(segment.mask, box, segment.shape) !== message.checksum) {
+      flip(segment.mask, change); // so that listeners know the mask until the snapshot replaces it
       this.requestSnapshot(segment.name);
       return;
     }
@@ -559,13 +616,12 @@ export class Core<I extends Image = Image> {
 
   private onMaskSnapshot(message: MaskSnapshot): void {
     const pending = this.pending.get(message.request);
-    if (pending === undefined || isObsolete(pending, this.image)) return;
+    if (pending === undefined || isObsolete(pending, this.generation)) return;
     checkSegment(message.segment, pending);
     const segment = this.segment(message.segment);
-    segment.replaceMask(message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
     segment.revision = message.revision;
+    this.replaceMask(segment, message.mask === null ? NO_CHANGE : readMask(message.mask, segment.shape));
     segment.reconcile(this.encoding());
-    this.emitRebuilt(segment);
     this.markFresh(segment.name);
   }
 
@@ -575,7 +631,7 @@ export class Core<I extends Image = Image> {
     this.pending.delete(message.id);
     if (isHeartbeat(pending.request)) this.heartbeat = pending.request;
     // First, because a step that is undone or redone keeps its change if the server's is missing.
-    if (!isObsolete(pending, this.image)) this.compareRevisions(pending, message);
+    if (!isObsolete(pending, this.generation)) this.compareRevisions(pending, message);
     this.record(pending);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;
@@ -602,15 +658,20 @@ export class Core<I extends Image = Image> {
     this.onRequestFailed(pending, error);
   }
 
-  private onRequestFailed(pending: Pending<I>, error: ClientError): void {
+  private onRequestFailed(pending: Pending, error: ClientError): void {
     const { request } = pending;
+    if (isObsolete(pending, this.generation)) {
+      // No segment of the image now is concerned.
+      this.fail(pending.number, error);
+      return;
+    }
     this.removeIfNew(pending);
     if (request.type === 'get_mask') {
       this.markFresh(request.segment); // the next change of the segment requests it again
       return;
     }
-    if (request.type === 'restore' && this.retryRestoreFlattened(pending, request, error)) return;
-    if (request.type === 'set_image' && !isObsolete(pending, this.image)) {
+    if (request.type === 'restore' && this.retryRestoreFlattened(request, error)) return;
+    if (request.type === 'set_image') {
       // Without its image, a session is useless. A new one may have memory for it.
       if (pending.number === null) this.session = null;
       else this.replaceImage(null);
@@ -620,9 +681,9 @@ export class Core<I extends Image = Image> {
   }
 
   /** Remove a segment whose first request failed: the server has no such segment. */
-  private removeIfNew(pending: Pending<I>): void {
+  private removeIfNew(pending: Pending): void {
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment?.isEmpty && createsSegment(pending) && !isObsolete(pending, this.image)) this.forget(segment.name);
+    if (segment?.isEmpty && createsSegment(pending)) this.forget(segment.name);
   }
 
   private forget(name: string): void {
@@ -630,9 +691,9 @@ export class Core<I extends Image = Image> {
   }
 
   /** Restore the mask alone: another server may not support the prompts of a history, or have no memory for it. */
-  private retryRestoreFlattened(pending: Pending<I>, request: Restore, error: ClientError): boolean {
+  private retryRestoreFlattened(request: Restore, error: ClientError): boolean {
     const segment = this.segments.get(request.segment);
-    if (segment === undefined || isObsolete(pending, this.image) || segment.isFlat) return false;
+    if (segment === undefined || segment.isFlat) return false;
     if (!HISTORY_REFUSED.has(error.code)) return false;
     this.flatten(segment, error.message);
     this.enqueue(this.restoreMessage(segment), null);
@@ -681,16 +742,16 @@ export class Core<I extends Image = Image> {
   }
 
   /** Request a snapshot if the last change is missing, which no later change would reveal. */
-  private compareRevisions(pending: Pending<I>, done: Done): void {
+  private compareRevisions(pending: Pending, done: Done): void {
     const name = segmentOf(pending);
     if (name === null || pending.request.type === 'remove_segment') return;
     if (this.segment(name).revision !== done.revision && !this.stale.has(name)) this.requestSnapshot(name);
   }
 
   /** Update the history as the server did for a request that succeeded. */
-  private record(pending: Pending<I>): void {
+  private record(pending: Pending): void {
     const { request, change } = pending;
-    if (isObsolete(pending, this.image)) return;
+    if (isObsolete(pending, this.generation)) return;
     switch (request.type) {
       case 'set_image':
       case 'restore':
@@ -718,12 +779,12 @@ export class Core<I extends Image = Image> {
   }
 
   /** Revert the previews of a pending request: they are sent again. */
-  private revertPreviews(pending: Pending<I>): void {
+  private revertPreviews(pending: Pending): void {
     const { change, base } = pending;
     pending.change = NO_CHANGE;
     pending.base = null;
     const segment = this.segments.get(segmentOf(pending) ?? '');
-    if (segment === undefined || base === null || isObsolete(pending, this.image)) return;
+    if (segment === undefined || base === null || isObsolete(pending, this.generation)) return;
     segment.flip(change);
     segment.revision = base;
     const box = boundingBox(change, segment.shape);
@@ -733,9 +794,21 @@ export class Core<I extends Image = Image> {
   /** Recompute a mask that is out of step from its history. */
   private rebuild(name: string): void {
     const segment = this.segments.get(name);
-    if (segment === undefined) return;
-    segment.rebuild();
-    this.emitRebuilt(segment);
+    if (segment !== undefined) this.replaceMask(segment, segment.composed());
+  }
+
+  /** Replace the mask of a segment, and emit what changed. */
+  private replaceMask(segment: Segment, mask: Runs): void {
+    const before = runsOf(segment.mask, wholeBox(segment.shape), segment.shape);
+    segment.replaceMask(mask);
+    this.emitReplaced(segment, before, mask);
+  }
+
+  /** `before`, `after`: the set voxels. */
+  private emitReplaced(segment: Segment, before: Runs, after: Runs): void {
+    const change = compose(before, after);
+    const box = boundingBox(change, segment.shape) ?? boundingBox(after, segment.shape) ?? FIRST_VOXEL;
+    this.emitMask(segment, null, box, change, true);
   }
 
   /** Return the message that restores a segment. A history that is too large for one message is flattened. */
@@ -756,14 +829,11 @@ export class Core<I extends Image = Image> {
     return make();
   }
 
-  private emitMask(segment: Segment, request: number | null, box: Box, change: Runs | null, final: boolean): void {
+  /** `box`: holds the change. */
+  private emitMask(segment: Segment, request: number | null, box: Box, change: Runs, final: boolean): void {
     const { name, revision, voxels } = segment;
     const event: MaskDeltaEvent = { type: 'mask_delta', request, segment: name, box, change, revision, voxels, final };
     this.events.push(event);
-  }
-
-  private emitRebuilt(segment: Segment): void {
-    this.emitMask(segment, null, wholeBox(segment.shape), null, true);
   }
 }
 

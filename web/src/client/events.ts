@@ -32,14 +32,14 @@ export interface ProgressEvent {
 /**
  * A mask changed; `core.segments` has the change already. `request`: null if the change is none of a request.
  * `box`: holds all changed voxels. `change`: the voxels that flipped, as pairs of indices into the mask, start and end
- * (exclusive) of each run; null: read the box from the mask. `final`: false for a preview.
+ * (exclusive) of each run. There may be none, if only the revision changed. `final`: false for a preview.
  */
 export interface MaskDeltaEvent {
   readonly type: 'mask_delta';
   readonly request: number | null;
   readonly segment: string;
   readonly box: Box;
-  readonly change: Uint32Array | null;
+  readonly change: Uint32Array;
   readonly revision: number;
   readonly voxels: number;
   readonly final: boolean;

@@ -88,11 +88,6 @@ export class Segment {
     this.flip(runs);
   }
 
-  /** Recompute the mask as the composition of the steps' changes. */
-  rebuild(): void {
-    this.replaceMask(this.composed());
-  }
-
   /** Collapse the history into one set_mask step, which any server can restore. */
   flatten(encoding: Encoding): void {
     const runs = this.composed();

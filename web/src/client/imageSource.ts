@@ -19,7 +19,7 @@ const SLAB_VOXELS = 2 ** 19;
 /** Slabs in the hands of the packer at a time. */
 const SLABS_IN_FLIGHT = 2;
 
-/** What `prepare` computes. */
+/** Result of `prepare`. */
 interface Prepared {
   readonly name: string;
   readonly statistics: Statistics;
@@ -84,7 +84,7 @@ export class ImageSource {
     const planes = Math.max(1, Math.floor(SLAB_VOXELS / (this.shape[faster[0]] * this.shape[faster[1]])));
     const slabs: SlabSums[] = [];
     const inFlight: Promise<SlabSums>[] = [];
-    const takeOne = async (): Promise<void> => {
+    const awaitNext = async (): Promise<void> => {
       const slab = await inFlight[0];
       void inFlight.shift();
       if (slab.notFinite !== null) throw this.notFinite(slabs.length * planes, slab.notFinite);
@@ -93,9 +93,9 @@ export class ImageSource {
     };
     for (let start = 0; start < this.shape[slow]; start += planes) {
       inFlight.push(this.sumSlab(packer, start, Math.min(planes, this.shape[slow] - start)));
-      if (inFlight.length === SLABS_IN_FLIGHT) await takeOne();
+      if (inFlight.length === SLABS_IN_FLIGHT) await awaitNext();
     }
-    while (inFlight.length > 0) await takeOne();
+    while (inFlight.length > 0) await awaitNext();
     const statistics = combine(slabs, planes, this.isWide);
     const crc = crc32(new Uint8Array(Uint32Array.from(slabs, (slab) => slab.crc).buffer));
     const { mean, std } = statistics;

@@ -49,7 +49,7 @@ export function segmentsOf(journal: Journal, image: string, shape: Index): Segme
     segment.steps = [...history.steps];
     segment.undone = [...history.undone];
     try {
-      segment.flip(segment.composed()); // not rebuild(), which would write all pages of the empty mask
+      segment.flip(segment.composed()); // not replaceMask(), which would write all pages of the empty mask
     } catch (error) {
       if (!(error instanceof ClientError)) throw error;
       throw new ClientError(

@@ -1,4 +1,4 @@
-/** What the acknowledgements of bricks tell about the link: its throughput, and which encoding is faster on it. */
+/** Estimates from the acknowledgements of bricks: the throughput of the link, and the encoding faster on it. */
 import type { Encoding } from './messages';
 
 /** Weight of the past in the throughput, at each acknowledgement. The last ten or so count. */

@@ -17,6 +17,13 @@ export type Runs = Uint32Array<ArrayBuffer>;
 /** The change that changes nothing. */
 export const NO_CHANGE: Runs = new Uint32Array(0);
 
+/** A box for an empty mask or change, which has no bounding box. */
+export const FIRST_VOXEL: Box = [
+  [0, 1],
+  [0, 1],
+  [0, 1],
+];
+
 /** A growing list of runs. */
 class RunList {
   private values: Runs = new Uint32Array(256);
@@ -105,13 +112,7 @@ export function makeMask(runs: Runs, shape: Index, encoding: Encoding): RunLengt
 
 /** Return a mask for the wire that sets no voxel of a volume. */
 export function makeEmptyMask(encoding: Encoding): RunLengthMask {
-  // An empty mask has no bounding box. The box of one unset voxel is equivalent.
-  const voxel: Box = [
-    [0, 1],
-    [0, 1],
-    [0, 1],
-  ];
-  return packRuns(NO_CHANGE, voxel, encoding);
+  return packRuns(NO_CHANGE, FIRST_VOXEL, encoding);
 }
 
 /** Return runs in the C order of a box that holds them. */

@@ -1,18 +1,19 @@
 /** Requests without an answer. */
 import { ClientError } from './errors';
+import type { Box } from './geometry';
 import { NO_CHANGE, type Runs } from './masks';
 import type { Request } from './messages';
 
 /** A request during which the worker ended this often may be the cause. It is not sent again. */
 const MAX_LOSSES = 2;
 
-/** A request without an answer. `I`: type of images. */
-export interface Pending<I> {
+/** A request without an answer. */
+export interface Pending {
   /** Id that the user knows, also after it was sent again under another id; null for the core's own requests. */
   readonly number: number | null;
   readonly request: Request;
-  /** Image of the request. */
-  readonly image: I | null;
+  /** Number of the request's image. An image that is set again gets another one. */
+  readonly generation: number;
   /** Changes of the request so far. */
   change: Runs;
   /** The segment's revision before the request's first change. */
@@ -20,20 +21,22 @@ export interface Pending<I> {
   cancelled: boolean;
   /** Number of workers that ended during the request. */
   losses: number;
+  /** Region of the image for which it waits, or has waited; or null. */
+  awaited: Box | null;
 }
 
 /** Return a request that is sent now, without changes. */
-export function makePending<I>(request: Request, number: number | null, image: I | null, losses: number): Pending<I> {
-  return { number, request, image, change: NO_CHANGE, base: null, cancelled: false, losses };
+export function makePending(request: Request, number: number | null, generation: number): Pending {
+  return { number, request, generation, change: NO_CHANGE, base: null, cancelled: false, losses: 0, awaited: null };
 }
 
 /** Return the segment of a request, or null. */
-export function segmentOf({ request }: Pending<unknown>): string | null {
+export function segmentOf({ request }: Pending): string | null {
   return 'segment' in request ? request.segment : null;
 }
 
 /** Throw a ClientError, `bad_message`, if an answer names another segment than its request. */
-export function checkSegment(name: string, pending: Pending<unknown>): void {
+export function checkSegment(name: string, pending: Pending): void {
   if (name === segmentOf(pending)) return;
   throw new ClientError(
     'bad_message',
@@ -47,18 +50,18 @@ export function isHeartbeat(request: Request): boolean {
 }
 
 /** Whether a request creates its segment if there is none. */
-export function createsSegment({ request }: Pending<unknown>): boolean {
+export function createsSegment({ request }: Pending): boolean {
   return request.type === 'set_mask' || request.type.startsWith('add_');
 }
 
-/** Whether the image of a request has been replaced. `image`: the one now. */
-export function isObsolete<I>(pending: Pending<I>, image: I | null): boolean {
-  return pending.image !== image && pending.request.type !== 'set_options';
+/** Whether the image of a request has been replaced. `generation`: that of the image now. */
+export function isObsolete(pending: Pending, generation: number): boolean {
+  return pending.generation !== generation && pending.request.type !== 'set_options';
 }
 
-/** Return the error of a request that must not be sent again after a lost connection, or null. `image`: the one now. */
-export function retryError<I>(pending: Pending<I>, image: I | null): ClientError | null {
-  if (isObsolete(pending, image)) {
+/** Return the error of a request that must not be sent again after a lost connection, or null. `generation`: that of the image now. */
+export function retryError(pending: Pending, generation: number): ClientError | null {
+  if (isObsolete(pending, generation)) {
     return new ClientError(
       'cancelled',
       'The connection was lost during the request, and its image has been replaced since.',

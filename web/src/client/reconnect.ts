@@ -12,7 +12,7 @@ const PONG_TIMEOUT_S = 20;
 const BUSY_PONG_TIMEOUT_S = 60;
 
 /** After these errors, the server may accept the next attempt. */
-const PASSING: readonly ErrorCode[] = [
+const TRANSIENT: readonly ErrorCode[] = [
   'connection_failed',
   'at_capacity',
   'out_of_memory',
@@ -23,7 +23,7 @@ const PASSING: readonly ErrorCode[] = [
 
 /** Whether reconnecting cannot help, because one side or the user has to change something first. */
 export function isFinal(error: ClientError): boolean {
-  return !PASSING.includes(error.code);
+  return !TRANSIENT.includes(error.code);
 }
 
 /** Return the error of a connection that was closed with a code of RFC 6455, and without an `error` message. */
@@ -70,7 +70,8 @@ export class Backoff {
 /**
  * Keepalive of a connection, because a lost network reports no error, and a page cannot send pings.
  *
- * Bytes that the browser hands over to the system count as activity, since others were delivered before them.
+ * Bytes that had to wait before the browser could hand them over to the system count as activity, since others were
+ * delivered before them.
  */
 export class Keepalive {
   private heardAt: number;

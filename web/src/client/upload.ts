@@ -7,7 +7,7 @@ import type { Encoding, Layer } from './messages';
 /** A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt. */
 const LATE_S = 0.2;
 const SMALLEST_WINDOW = 16;
-/** What a base layer counts in the window, compared with a whole brick. */
+/** Size of a base layer in the window, in whole bricks. */
 const BASE_SIZE = 0.25;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
 const SLOW_S = 1;
@@ -30,6 +30,8 @@ export class Upload {
   readonly grid: Grid;
   /** One byte per brick; null before the first acknowledgement, which lists the bricks that the server has. */
   private present: Uint8Array | null = null;
+  /** Number of bricks that the server has, as far as it has told. */
+  presentCount = 0;
   /** Seconds when each part was sent, by its key. */
   private readonly inFlight = new Map<number, number>();
   /** In whole bricks. */
@@ -76,14 +78,9 @@ export class Upload {
     this.order = null;
   }
 
-  /**
-   * Note the bricks that a welcome lists as present. Return their number. Throws a ClientError `bad_message` for
-   * another grid.
-   */
-  resume(bits: Uint8Array): number {
-    const present = bricksOfBits(bits, this.grid);
-    this.acknowledge(present);
-    return present.length;
+  /** Note the bricks that a welcome lists as present. Throws a ClientError `bad_message` for another grid. */
+  resume(bits: Uint8Array): void {
+    this.acknowledge(bricksOfBits(bits, this.grid));
   }
 
   /**
@@ -93,7 +90,10 @@ export class Upload {
   acknowledge(received: readonly number[], base: readonly number[] = []): void {
     this.present ??= new Uint8Array(this.grid.length);
     for (const index of received) {
-      if (index < this.grid.length) this.present[index] = 1;
+      if (index < this.grid.length && !this.present[index]) {
+        this.present[index] = 1;
+        this.presentCount++;
+      }
       this.withBase.delete(index);
       for (const layer of LAYERS) this.arrived({ index, layer });
     }
@@ -131,12 +131,19 @@ export class Upload {
       this.order = this.grid.nearestFirst(this.focus, this.needed);
       this.considered = this.consideredAsBase = 0;
     }
-    const room = this.window - this.sizeInFlight;
-    const most = Math.min(max, this.maxInFlight - this.inFlight.size);
-    const baseLayers = Math.min(room / BASE_SIZE, most);
+    const available = this.window - this.sizeInFlight;
+    const maxParts = Math.min(max, this.maxInFlight - this.inFlight.size);
+    const baseLayers = Math.min(available / BASE_SIZE, maxParts);
     const chosen =
       isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
-    while (chosen.length < most && sizeOf(chosen) <= room - 1 && this.considered < this.order.length) {
+    // An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+    const hasBaseLayers = chosen.length > 0;
+    while (
+      !hasBaseLayers &&
+      chosen.length < maxParts &&
+      sizeOf(chosen) <= available - 1 &&
+      this.considered < this.order.length
+    ) {
       const index = this.order[this.considered++];
       const part: BrickPart = { index, layer: this.withBase.has(index) ? 'enhancement' : 'whole' };
       if (!this.present[index] && !this.inFlight.has(keyOf(part))) chosen.push(part);
@@ -147,10 +154,10 @@ export class Upload {
     return chosen;
   }
 
-  private nextBaseLayers(most: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
+  private nextBaseLayers(max: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
     const chosen: BrickPart[] = [];
     while (
-      chosen.length <= most - 1 &&
+      chosen.length <= max - 1 &&
       this.consideredAsBase < this.needed.length &&
       this.withBase.size < MAX_BASE_LAYERS
     ) {

@@ -4,7 +4,7 @@ import { Connection, type ConnectionState } from '../../src/client/connection';
 import type { Event } from '../../src/client/events';
 import type { ImageSource } from '../../src/client/imageSource';
 import { createPacker, type Packer } from '../../src/client/packing';
-import { FakeSocket, makeImage } from './fakeServer';
+import { FakeSocket, makeImage, WELCOME } from './fakeServer';
 
 const ADDRESS = 'http://gpu-box:1528/';
 const packer = createPacker();
@@ -70,17 +70,17 @@ describe('a connection', () => {
     socket.tell({ type: 'image_progress', image: image.name, received: [], present: 0, total: 4 });
     await vi.advanceTimersByTimeAsync(1);
     expect(socket.types()).toEqual(['image_bricks']);
-    socket.tell({ type: 'done', id: 2, segment: 'liver', revision: 0 });
-    await expect(answer).resolves.toMatchObject({ request: 2, segment: 'liver' });
+    socket.tell({ type: 'done', id: 3, segment: 'liver', revision: 0 });
+    await expect(answer).resolves.toMatchObject({ request: 3, segment: 'liver' });
   });
 
   it('rejects the promise of a request that fails', async () => {
     const socket = start();
     socket.welcome();
     const answer = connection.request((core) => core.setOptions({ autozoom: false }));
-    socket.tell({ type: 'error', id: 1, code: 'internal', message: 'A bug.' });
+    socket.tell({ type: 'error', id: 2, code: 'internal', message: 'A bug.' });
     await expect(answer).rejects.toMatchObject({ code: 'internal', message: 'A bug.' });
-    expect(events.at(-1)).toMatchObject({ type: 'failed', request: 1 });
+    expect(events.at(-1)).toMatchObject({ type: 'failed', request: 2 });
   });
 
   it('throws what cannot be sent', () => {
@@ -195,13 +195,35 @@ describe('a connection', () => {
     expect(first.types()).toEqual(['set_options']);
     first.tell({ type: 'done', id: 1 });
     expect(events.map(({ type }) => type)).toEqual(['welcome']);
-    // The answered request again, which the server answers at once even during a prediction.
+    // The answered one again, which the server answers at once even during a prediction.
     await vi.advanceTimersByTimeAsync(21_000);
     expect(first.received).toMatchObject([{ type: 'set_options', id: 1 }]);
     await vi.advanceTimersByTimeAsync(21_000);
     expect(states.some((state) => state.state === 'lost')).toBe(true);
     expect(first.isClosed).toBe(true);
     expect(FakeSocket.last).not.toBe(first);
+  });
+
+  it('sends a heartbeat before the image, to repeat it while the server is busy', async () => {
+    const socket = start();
+    void connection.request((core) => core.setImage(image));
+    socket.open();
+    socket.tell(WELCOME);
+    expect(socket.types()).toEqual(['hello', 'set_options', 'set_image']);
+    socket.tell({ type: 'done', id: 2 });
+    await vi.advanceTimersByTimeAsync(21_000);
+    expect(socket.received).toMatchObject([{ type: 'set_options', id: 2 }]);
+  });
+
+  it('gives up a server to which clicks do not travel', async () => {
+    const first = start();
+    first.welcome();
+    void connection.request((core) => core.setImage(image));
+    for (let n = 0; n < 10; n++) {
+      void connection.request((core) => core.addPoint('liver', [1, 2, 1]));
+      await vi.advanceTimersByTimeAsync(9000);
+    }
+    expect(first.isClosed).toBe(true);
   });
 
   it('takes bytes that leave the buffer for a sign of life', async () => {
@@ -223,6 +245,19 @@ describe('a connection', () => {
     await vi.advanceTimersByTimeAsync(16_500);
     expect(first.isClosed).toBe(true);
     expect(FakeSocket.last).not.toBe(first);
+  });
+
+  it('gives up a server that does not answer the handshake of another connection', async () => {
+    respond(null);
+    start().welcome();
+    FakeSocket.last.lose();
+    await vi.advanceTimersByTimeAsync(1000);
+    const second = FakeSocket.last;
+    await vi.advanceTimersByTimeAsync(14_000);
+    expect(second.isClosed).toBe(false);
+    await vi.advanceTimersByTimeAsync(2500);
+    expect(second.isClosed).toBe(true);
+    expect(second.received).toEqual([]);
   });
 
   it('waits for the model of a server', async () => {
@@ -323,6 +358,22 @@ describe('a connection', () => {
     expect(socket.isClosed).toBe(true);
   });
 
+  it('gives a server more time that restores a session', async () => {
+    start().welcome();
+    void connection.request((core) => core.setImage(image));
+    FakeSocket.last.tell({ type: 'done', id: 2 });
+    FakeSocket.last.lose();
+    await vi.advanceTimersByTimeAsync(1000);
+    const socket = FakeSocket.last;
+    socket.welcome();
+    expect(socket.types()).toEqual(['hello', 'set_image']);
+    expect(connection.core.pendingRequests).toEqual([]);
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(socket.isClosed).toBe(false);
+    await vi.advanceTimersByTimeAsync(25_000);
+    expect(socket.isClosed).toBe(true);
+  });
+
   it('sends a token as a subprotocol, and another one after it was refused', async () => {
     respond(401);
     const first = start({ token: 'wrong' });
@@ -416,8 +467,8 @@ describe('a connection', () => {
     expect(socket.received).toMatchObject([
       { type: 'hello', session_id: 'old', session_secret: 'older' },
       { type: 'cancel', request: null },
-      { type: 'set_options', id: 41, autozoom: true, previews: true },
-      { type: 'set_image', id: 42 },
+      { type: 'set_options', id: 42, autozoom: true, previews: true },
+      { type: 'set_image', id: 43 },
     ]);
     expect(connection.session).toEqual({ id: 'session', secret: 'secret' });
   });

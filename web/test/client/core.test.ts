@@ -1,9 +1,10 @@
-/** What the core does beyond the rules of the protocol, which the conformance suite tests. */
+/** Behavior of the core beyond the rules of the protocol, which the conformance suite tests. */
 import { Decoder, Encoder } from '@msgpack/msgpack';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { Core } from '../../src/client/core';
 import type { Event } from '../../src/client/events';
 import type { ImageSource } from '../../src/client/imageSource';
+import type { Journal } from '../../src/client/journal';
 import { checksum, flip, makeMask } from '../../src/client/masks';
 import type { RunLengthMask } from '../../src/client/messages';
 import { Random } from './random';
@@ -105,9 +106,64 @@ describe('the events of the core', () => {
     core.setImage(image, journal);
     expect(core.takeEvents()).toMatchObject([
       { type: 'masks_dropped' },
-      { type: 'mask_delta', voxels: 5, change: null },
+      {
+        type: 'mask_delta',
+        voxels: 5,
+        box: [
+          [0, 1],
+          [0, 3],
+          [0, 2],
+        ],
+        change: Uint32Array.of(0, 5),
+      },
     ]);
     expect(sent().map(({ type }) => type)).toEqual(['hello', 'set_image', 'set_mask', 'set_image', 'restore']);
+  });
+});
+
+describe('the progress of the image', () => {
+  it('is not reduced by an older acknowledgement, which a resumed connection repeats', () => {
+    const { name } = image;
+    const progress = (received: readonly number[]): Event[] =>
+      tell({ type: 'image_progress', image: name, received, present: received.length, total: 4 });
+    core.start();
+    const events = tell({ ...WELCOME, resumed: true, image: name, present_bricks: Uint8Array.of(7), last_id: 1 });
+    expect(events.at(-1)).toEqual({ type: 'image_progress', present: 3, total: 4 });
+    expect(progress([0])).toEqual([{ type: 'image_progress', present: 3, total: 4 }]);
+    expect(progress([2, 3, 3])).toEqual([{ type: 'image_progress', present: 4, total: 4 }]);
+  });
+});
+
+describe('the event of a snapshot', () => {
+  const snapshot = (request: unknown, voxels: number): Event[] =>
+    tell({ type: 'mask_snapshot', segment: 'liver', request, revision: 3, voxels, mask: delta(2, voxels).change });
+
+  beforeEach(() => {
+    core.addPoint('liver', [0, 0, 0]);
+    tell(delta(2, 5));
+    sent();
+  });
+
+  it('tells which voxels changed', () => {
+    tell({ ...delta(2, 5), base_revision: 2, revision: 3 });
+    const [{ id }] = sent();
+    const box = [
+      [0, 1],
+      [2, 5],
+      [0, 2],
+    ];
+    expect(snapshot(id, 9)).toMatchObject([{ request: null, box, change: Uint32Array.of(5, 9), voxels: 9 }]);
+  });
+
+  it('tells a change since the last event, and not since a change that was wrong', () => {
+    expect(tell({ ...delta(2, 3), base_revision: 1, revision: 2, checksum: 1 })).toEqual([]);
+    const [{ id }] = sent();
+    const box = [
+      [0, 1],
+      [0, 3],
+      [0, 2],
+    ];
+    expect(snapshot(id, 5)).toMatchObject([{ request: null, box, change: new Uint32Array(0), voxels: 5 }]);
   });
 });
 
@@ -161,10 +217,81 @@ describe('the core', () => {
     core.start();
     tell({ ...WELCOME, limits: { ...(WELCOME.limits as object), message_bytes: 3 * 2 ** 16 + 5000 } });
     core.setImage(large);
+    tell({ type: 'done', id: 2 }); // the image before
     tell({ type: 'image_progress', image: large.name, received: [], present: 0, total: 32 });
     const batch = core.nextBricks();
     expect(batch?.parts).toHaveLength(2);
   });
+});
+
+describe('a prompt without an image', () => {
+  it('is refused with the reason', () => {
+    expect(() => new Core().addPoint('liver', [0, 0, 0])).toThrow('There is no image. Open one before');
+    const id = core.setImage(image);
+    tell({ type: 'error', id, code: 'out_of_memory', message: 'So.' });
+    expect(() => core.addPoint('liver', [0, 0, 0])).toThrow(
+      'The server has no image, because it refused the last one.',
+    );
+  });
+});
+
+describe('the same image set twice', () => {
+  it('is answered twice, without a connection', () => {
+    core = new Core({ encodings: ['raw', 'deflate'] });
+    core.setImage(image);
+    core.setImage(image);
+    core.start();
+    core.takeEvents();
+    expect(tell(WELCOME)).toMatchObject([{ type: 'welcome' }, { type: 'failed', request: 1 }]);
+    const [, { id }] = sent();
+    expect(tell({ type: 'done', id })).toMatchObject([{ type: 'done', result: { request: 2 } }]);
+    expect(core.pendingRequests).toEqual([]);
+  });
+
+  it('is not changed by a prompt from before', () => {
+    core.setMask('liver', new Uint8Array(64 * 64 * 2).fill(1), null);
+    core.setImage(image);
+    core.takeEvents();
+    expect(tell(delta(2, 5))).toEqual([]);
+    expect(tell({ type: 'done', id: 2, segment: 'liver', revision: 1, voxels: 5 })).toMatchObject([{ type: 'done' }]);
+    expect(core.segments.size).toBe(0);
+  });
+});
+
+describe('the restores of a journal', () => {
+  let journal: Journal;
+
+  beforeEach(() => {
+    core.setMask('liver', new Uint8Array(64 * 64 * 2).fill(1), null);
+    tell(delta(2, 5));
+    tell({ type: 'done', id: 2, segment: 'liver', revision: 1, voxels: 5 });
+    journal = core.journal();
+  });
+
+  it('do not end the session behind an image that is refused', () => {
+    core = new Core({ encodings: ['raw', 'deflate'] });
+    core.start();
+    tell(WELCOME);
+    core.setImage(image, journal);
+    expect(sent().at(-1)).toMatchObject({ type: 'restore', id: 2 });
+    expect(tell({ type: 'error', id: 1, code: 'out_of_memory', message: 'So.' }).at(-1)).toMatchObject({ request: 1 });
+    expect(tell({ type: 'error', id: 2, code: 'no_image', message: 'So.' })).toEqual([]);
+    expect(core.ended).toBeNull();
+  });
+
+  it.each(['no_image', 'out_of_bounds', 'out_of_memory'])(
+    'do not end the session after their image was replaced: %s',
+    async (code) => {
+      const other = await makeImage(3);
+      core.setImage(image, journal);
+      core.setImage(other);
+      tell({ type: 'error', id: 3, code: 'cancelled', message: 'So.' });
+      expect(tell({ type: 'error', id: 4, code, message: 'So.' })).toEqual([]);
+      expect(core.ended).toBeNull();
+      expect(core.image).toBe(other);
+      expect(tell({ type: 'done', id: 5 })).toMatchObject([{ type: 'done' }]);
+    },
+  );
 });
 
 describe('a frame with random errors', () => {

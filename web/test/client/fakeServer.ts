@@ -21,7 +21,7 @@ export class FakeSocket {
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: unknown }) => void) | null = null;
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
-  /** What the client has sent. */
+  /** Messages of the client. */
   received: Message[] = [];
 
   constructor(
@@ -47,10 +47,16 @@ export class FakeSocket {
     this.onopen?.();
   }
 
-  /** Accept the connection, and send a welcome with these fields. */
+  /** Accept the connection, send a welcome with these fields, and answer the heartbeat with which a session begins. */
   welcome(fields: Record<string, unknown> = {}): void {
     this.open();
     this.tell({ ...WELCOME, ...fields });
+    const at = this.received.findIndex(({ type, autozoom, previews }) => {
+      return type === 'set_options' && autozoom === null && previews === null;
+    });
+    if (at < 0) return;
+    const [{ id }] = this.received.splice(at, 1);
+    this.tell({ type: 'done', id });
   }
 
   tell(message: Message): void {

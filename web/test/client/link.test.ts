@@ -1,4 +1,4 @@
-/** What acknowledgements tell about the link: its throughput, and the encoding that is faster on it. */
+/** Estimates from acknowledgements: the throughput of the link, and the encoding faster on it. */
 import { describe, expect, it } from 'vitest';
 import { Link } from '../../src/client/link';
 import type { Encoding } from '../../src/client/messages';

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { unzlibSync } from 'fflate';
 import { Grid } from '../../src/client/bricks';
 import { Core, type Image } from '../../src/client/core';
-import type { Event } from '../../src/client/events';
+import type { Event, MaskDeltaEvent } from '../../src/client/events';
 import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../../src/client/geometry';
 import { ImageSource } from '../../src/client/imageSource';
 import type { DType } from '../../src/client/messages';
@@ -62,6 +62,8 @@ export class Runner {
   private noted: Record<'answers' | 'progress' | 'notices', Json[]> = { answers: [], progress: [], notices: [] };
   private shape: Index = [0, 0, 0];
   private limit = 0;
+  /** The masks as the events tell them. */
+  private readonly told = new Map<string, Uint8Array>();
 
   /** `defaults`: those of the messages of a client, from defaults.json. */
   private constructor(
@@ -230,6 +232,25 @@ export class Runner {
         const { request, state, done, total } = event;
         this.noted.progress.push({ label: label(request), state, done, total });
       } else if (event.type === 'notice') this.noted.notices.push(event.code);
+      else if (event.type === 'mask_delta') this.noteMask(event);
+      else if (event.type === 'segment_removed') this.told.delete(event.segment);
+      else if (event.type === 'masks_dropped') this.told.clear();
+    }
+  }
+
+  private noteMask({ segment, box, change }: MaskDeltaEvent): void {
+    const mask = this.told.get(segment) ?? new Uint8Array(countVoxels(this.shape));
+    this.told.set(segment, mask);
+    const [, nj, nk] = this.shape;
+    for (let n = 0; n < change.length; n += 2) {
+      for (let at = change[n]; at < change[n + 1]; at++) {
+        mask[at] ^= 1;
+        const voxel = [Math.floor(at / (nj * nk)), Math.floor(at / nk) % nj, at % nk];
+        assert(
+          voxel.every((position, axis) => position >= box[axis][0] && position < box[axis][1]),
+          `voxel ${voxel.join()} changed outside of the box of an event`,
+        );
+      }
     }
   }
 
@@ -248,6 +269,9 @@ export class Runner {
         assert.deepEqual(this.noted[happened], expected);
         this.noted[happened] = [];
       }
+    }
+    for (const [name, { mask }] of this.core.segments) {
+      assert.deepEqual(this.told.get(name) ?? new Uint8Array(mask.length), mask, `the events of ${name}`);
     }
     if (!('closed' in expect || 'refused' in expect)) assert.notEqual(this.closed(), 'bad_message');
   }

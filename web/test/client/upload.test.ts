@@ -4,11 +4,12 @@ import { describe, expect, it } from 'vitest';
 import { unpack } from '../../src/client/arrays';
 import { MAX_BASE_LAYERS } from '../../src/client/bricks';
 import { Core } from '../../src/client/core';
-import { boxShape, countVoxels, wholeBox, type Index } from '../../src/client/geometry';
+import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../../src/client/geometry';
 import { ImageSource } from '../../src/client/imageSource';
 import type { Brick } from '../../src/client/messages';
 import { createPacker } from '../../src/client/packing';
 import { LAYERED_BRICKS } from '../../src/client/protocol';
+import { Upload } from '../../src/client/upload';
 import { WELCOME, type Message } from './fakeServer';
 import { Random } from './random';
 
@@ -135,6 +136,42 @@ describe('on a slow link', () => {
     expect(all).toEqual(Array.from({ length: session.image.grid.length }, (_, index) => index));
   });
 
+  it.each(Array.from({ length: 30 }, (_, n) => n + 1))(
+    'the layers of a brick travel in separate messages, with %i missing bricks',
+    (missing) => {
+      let now = 100;
+      const upload = new Upload([32 * 40, 32, 32], 128, () => now, 'deflate');
+      upload.setFocus([0, 0, 0]);
+      const layers = new Map<number, string[]>();
+      const deliver = (messages: number): void => {
+        for (let n = 0; n < messages; n++) {
+          const parts = upload.next(8, true);
+          if (parts.length === 0) return;
+          expect(new Set(parts.map(({ index }) => index)).size).toBe(parts.length);
+          upload.sent(parts, 20_000 * parts.length, 'deflate');
+          now += parts.length;
+          for (const { index, layer } of parts) layers.set(index, [...(layers.get(index) ?? []), layer]);
+          const indices = (isBase: boolean) =>
+            parts.filter(({ layer }) => (layer === 'base') === isBase).map(({ index }) => index);
+          upload.acknowledge(indices(false), indices(true));
+        }
+      };
+      upload.acknowledge([]);
+      deliver(1);
+      const first = layers.size;
+      upload.prioritize([
+        [32 * first, 32 * (first + missing)],
+        [0, 32],
+        [0, 32],
+      ]);
+      deliver(1000);
+      // One brick takes a second, which is no reason for layers.
+      const isLayered = (n: number) => missing > 1 && n >= first && n < first + missing;
+      const expected = Array.from({ length: 40 }, (_, n) => (isLayered(n) ? ['base', 'enhancement'] : ['whole']));
+      expect(Array.from(expected, (_, n) => layers.get(n))).toEqual(expected);
+    },
+  );
+
   it('few bricks have a base layer alone', async () => {
     // A thin image has many bricks.
     const session = new Session(await ctLike([32 * (MAX_BASE_LAYERS + 100), 1, 1]));
@@ -153,6 +190,89 @@ describe('on a slow link', () => {
     const encodings = new Set<string>();
     await session.receiveAll((parts) => encodings.add(parts[0].encoding));
     expect([...encodings]).toEqual(['raw', 'deflate']);
+  });
+});
+
+describe('an image that is set again after another one', () => {
+  const bits = Uint8Array.of(255, 255, 255, 255, 255, 255, 255, 255);
+
+  async function play(isLost: boolean): Promise<void> {
+    const [image, other] = [await ctLike(SHAPE), await ctLike([40, 40, 2])];
+    const session = new Session(image);
+    const { core } = session;
+    const progress = (indices: readonly number[]): number[] =>
+      core
+        .receive(
+          new Encoder().encode({ type: 'image_progress', image: image.name, received: indices, present: 0, total: 64 }),
+        )
+        .flatMap((event) => (event.type === 'image_progress' ? [event.present] : []));
+    progress(range64);
+    if (isLost) core.start();
+    const second = core.setImage(other);
+    core.setImage(image);
+    if (isLost) session.tell({ ...LAYERED, resumed: true, image: image.name, present_bricks: bits, last_id: 1 });
+    expect(progress(range64)).toEqual([]);
+    session.tell({ type: 'done', id: 1 });
+    expect(progress(range64)).toEqual([]);
+    expect(core.nextBricks()).toBeNull();
+    session.tell({ type: 'done', id: second });
+    expect(progress([])).toEqual([0]);
+    await session.receiveAll();
+    expect(session.sent).toHaveLength(64);
+  }
+
+  const range64 = Array.from({ length: 64 }, (_, n) => n);
+
+  it('is sent again', () => play(false));
+  it('is sent again after a lost connection', () => play(true));
+});
+
+describe('the order of bricks', () => {
+  const [image, box]: [Promise<ImageSource>, Box] = [
+    ctLike(SHAPE),
+    [
+      [0, 60],
+      [70, 130],
+      [0, 2],
+    ],
+  ];
+
+  async function reconnect(core: Core<ImageSource>, resumed: boolean): Promise<number[]> {
+    const { name } = await image;
+    core.start();
+    core.receive(
+      new Encoder().encode({ ...WELCOME, resumed, image: name, present_bricks: new Uint8Array(8), last_id: 2 }),
+    );
+    core.receive(new Encoder().encode({ type: 'image_progress', image: name, received: [], present: 0, total: 64 }));
+    return core.nextBricks()?.parts.map(({ index }) => index) ?? [];
+  }
+
+  it.each([false, true])('outlives a lost connection, resumed: %s', async (resumed) => {
+    const session = new Session(await image, WELCOME);
+    const { core } = session;
+    const { grid } = session.image;
+    const id = core.addPoint('a', [255, 255, 0]);
+    session.acknowledge([]);
+    session.tell({ type: 'progress', id, state: 'waiting_for_image', done: 0, total: 8, box });
+    const expected = [...grid.nearestFirst([255, 255, 0], grid.within(box))].slice(0, 8);
+    expect(await reconnect(core, resumed)).toEqual(expected);
+    expect(await reconnect(core, resumed)).toEqual(expected);
+    // Only while the prompt waits.
+    const sent: Message[] = [];
+    for (let frame = core.nextControl(); frame !== null; frame = core.nextControl()) {
+      sent.push(new Decoder().decode(frame) as Message);
+    }
+    session.tell({ type: 'done', id: sent.at(-1)?.id, segment: 'a' });
+    expect(core.pendingRequests).not.toContain(id);
+    expect(await reconnect(core, resumed)).toEqual([...grid.nearestFirst([255, 255, 0], [])].slice(0, 8));
+  });
+
+  it('knows a focus from before the connection', async () => {
+    const core = new Core<ImageSource>({ clock: () => 0 });
+    const { grid } = await image;
+    core.setImage(await image);
+    core.addPoint('a', [255, 255, 0]);
+    expect(await reconnect(core, false)).toEqual([...grid.nearestFirst([255, 255, 0], [])].slice(0, 8));
   });
 });
 
