@@ -87,6 +87,7 @@ class Simulation:
     def _add_worker(self) -> _Worker:
         slot = self.pool.admit(_JOIN_TOKEN)
         assert slot is not None
+        self.pool.add(slot)
         slot.set_state(SlotState.READY)
         return _Worker(slot)
 

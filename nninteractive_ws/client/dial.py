@@ -77,7 +77,8 @@ class MonitoredConnection(ClientConnection):
         try:
             while True:
                 await asyncio.sleep(reconnect.PING_EVERY_S / _CHECKS_PER_PING)
-                if self.transport.get_write_buffer_size() != unsent:
+                # Bytes that are added to it are no sign of the server.
+                if self.transport.get_write_buffer_size() < unsent:
                     self._keepalive.heard()
                 if self._keepalive.should_ping() and self.protocol.state is State.OPEN:
                     # Not by ping(), which waits until the operating system accepts the bytes, perhaps forever.
