@@ -65,7 +65,7 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     folder = path.parent if is_directory(path) else path
     if folder.is_dir():
         headers, damaged = _scan(folder)
-        return _choose(folder, _series_of(headers), _note_on_damaged(damaged), number)
+        return _choose(folder, _series_of(headers), damaged, number)
     if number is not None:
         raise BadImage(f"{path} is a single file. Give its folder to choose a series by its number.")
     header = _header(path)
@@ -134,12 +134,14 @@ def _header(file: Path) -> _Header | None:
     try:
         dataset = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=without_preamble)
         kind = dataset.get("SOPClassUID")
-        # Some programs that anonymize files remove the class of an image.
-        if kind is None and not without_preamble and dataset.get("Rows"):
+        stored_kind = dataset.file_meta.get("MediaStorageSOPClassUID")
+        is_directory = stored_kind == MediaStorageDirectoryStorage
+        should_have_rows = any(k.name.endswith("Image Storage") for k in (kind, stored_kind) if k)
+        if kind and (dataset.get("Rows") or not should_have_rows):
             return _parse(file, dataset)
-        if kind and (dataset.get("Rows") or not kind.name.endswith("Image Storage")):
+        # Some programs that anonymize files remove the class of an image, or its value.
+        if not kind and dataset.get("Rows") and not without_preamble and not is_directory:
             return _parse(file, dataset)
-        is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     except Exception as e:  # pydicom raises many kinds for damaged bytes
         if without_preamble:
             return None
@@ -151,12 +153,14 @@ def _header(file: Path) -> _Header | None:
 
 def _parse(file: Path, dataset: pydicom.Dataset) -> _Header:
     modality = str(dataset.get("Modality") or "")
-    uid = str(dataset.get("SeriesInstanceUID") or "")
+    number = _series_number(dataset)
+    # Without a UID, the files of a folder with the same number are a series. Those of two folders may be two patients.
+    uid = str(dataset.get("SeriesInstanceUID") or f"{number} in {file.parent}")
     is_placed = bool(dataset.get("ImagePositionPatient") or dataset.get("SharedFunctionalGroupsSequence"))
     return _Header(
         file,
         uid,
-        _series_number(dataset),
+        number,
         modality,
         str(dataset.get("SeriesDescription") or ""),
         int(dataset.get("NumberOfFrames") or 1),
@@ -185,10 +189,11 @@ def _series_of(headers: Iterable[_Header]) -> list[Series]:
     return sorted(found.values(), key=lambda s: (s.number, s.uid))
 
 
-def _choose(folder: Path, found: Sequence[Series], notes: list[str], number: int | None) -> tuple[Series, list[str]]:
+def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | None) -> tuple[Series, list[str]]:
     if not found:
-        files = "only empty or damaged files" if notes else "no DICOM image"
+        files = f"{damaged} empty or damaged files" if damaged else "no DICOM image"
         raise BadImage(f"The folder {folder} contains {files}. Expected a DICOM series.")
+    notes = _note_on_damaged(damaged)
     if number is not None:
         if not 1 <= number <= len(found):
             raise BadImage(f"The folder {folder} has no series {number}. It contains {_list(found)}")

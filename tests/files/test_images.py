@@ -147,6 +147,28 @@ def test_a_sheared_image(name: str, tmp_path: Path) -> None:
         assert between == pytest.approx(voxels[i, j, k], abs=60)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_resampled_image_keeps_its_type(dtype: str, tmp_path: Path) -> None:
+    """Whole numbers are rounded. SimpleITK interpolates floats, and truncates integers."""
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.iinfo("int16")
+    random = np.random.default_rng(0)
+    voxels = random.integers(max(limits.min, -(2**20)), min(limits.max, 2**20), (9, 8, 7)).astype(dtype)
+    write_image(tmp_path / "a.nii.gz", voxels, shear(1.5))
+    volume = read_volume(tmp_path / "a.nii.gz", ReadOptions(resample=True))
+    assert volume.voxels.dtype == np.dtype(dtype)
+    source = sitk.GetImageFromArray(voxels.transpose().astype(np.float64))
+    # In voxels of the new grid, so that the source needs no sheared direction.
+    to_source = np.linalg.inv(RAS_LPS @ shear(1.5)) @ volume.ijk_to_lps
+    transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
+    grid = sitk.Image(list(volume.shape), sitk.sitkFloat64)
+    lowest = float(voxels.min())
+    between = sitk.GetArrayFromImage(sitk.Resample(source, grid, transform, sitk.sitkLinear, lowest)).transpose()
+    if voxels.dtype.kind == "f":
+        np.testing.assert_allclose(volume.voxels, between, rtol=1e-5, atol=1e-2)
+    else:
+        assert np.abs(volume.voxels - between).max() <= 0.5 + 1e-6
+
+
 def test_a_shear_of_rounding_errors_is_ignored(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", np.ones((20, 20, 20), np.uint8), shear(0.001))
     assert read_volume(tmp_path / "a.nii.gz").notes == ()
