@@ -33,10 +33,14 @@ class SegmentRecord(msgspec.Struct, frozen=True):
 
 
 class VolumeRecord(msgspec.Struct, frozen=True):
-    """The records of the segments by name, and the warnings about the image file."""
+    """The records of the segments by name, and the warnings about the image and its label map.
+
+    ``output``: the file of the segmentation, relative to the output folder.
+    """
 
     segments: dict[str, SegmentRecord]
     warnings: tuple[str, ...] = ()
+    output: str = ""
 
 
 def record_path(folder: Path, key: str) -> Path:
@@ -50,15 +54,28 @@ def write_record(
     volume: Volume,
     colors: Mapping[str, Color],
     prompts: Mapping[str, Sequence[Prompt]],
+    output: str = "",
 ) -> None:
-    """Draw and measure the segments of a volume, and store the result atomically. Raises OSError."""
+    """Draw and measure the segments of a volume, and store the result atomically. Raises OSError.
+
+    ``output``: see :class:`VolumeRecord`.
+    """
     segments = {}
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
         segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps))
+    _write(path, VolumeRecord(segments, volume.notes, output))
+
+
+def write_empty_record(path: Path, output: str) -> None:
+    """Mark the output of a volume as a result of batch, before its record is written. Raises OSError."""
+    _write(path, VolumeRecord({}, output=output))
+
+
+def _write(path: Path, record: VolumeRecord) -> None:
     make_folder(path.parent)
     with atomic_write(path) as partial:
-        partial.write_bytes(msgspec.json.encode(VolumeRecord(segments, volume.notes)))
+        partial.write_bytes(msgspec.json.encode(record))
 
 
 def _segment_record(drawn: Picture, measures: Measures | None) -> SegmentRecord:
@@ -76,6 +93,12 @@ def read_record(path: Path) -> VolumeRecord | None:
         return None
     except OSError as e:
         raise OSError(f"The file {path} cannot be read ({reason(e)}).") from e
+
+
+def recorded_outputs(folder: Path) -> set[str]:
+    """Return the outputs of all records, relative to the output folder, also of an earlier table. Raises OSError."""
+    records = (read_record(path) for path in (folder / FOLDER).glob("*.json") if _FILE_NAME.fullmatch(path.name))
+    return {record.output for record in records if record is not None}
 
 
 def remove_other_records(folder: Path, keys: Iterable[str]) -> None:
