@@ -183,21 +183,20 @@ def write_segmentation(
         raise type(e)(f"{e} The segmentation was kept as {kept}.") from e
 
 
-def notes_on_overlaps(path: Path, masks: Mapping[str, Mask]) -> list[str]:
+def notes_on_overlaps(path: Path, masks: Mapping[str, Mask]) -> dict[str, str]:
     """Return a note for each segment that loses voxels to later ones, if the file of the name is a label map."""
     if len(masks) < 2 or path.name.endswith((".seg.nrrd", ".dcm")):
-        return []
-    notes: list[str] = []
+        return {}
+    notes = {}
     later = np.zeros_like(next(iter(masks.values())))
     for name, mask in reversed(list(masks.items())):
         if lost := np.count_nonzero(mask & later):
-            notes.insert(
-                0,
+            notes[name] = (
                 f"{name} lost {lost:,} of {np.count_nonzero(mask):,} voxels to other segments in the label map. Use "
-                "--format seg.nrrd.",
+                "--format seg.nrrd."
             )
         later |= mask
-    return notes
+    return {name: notes[name] for name in masks if name in notes}
 
 
 def check_output(path: Path, volume: Volume) -> None:

@@ -180,15 +180,15 @@ def _check_tiff(path: Path) -> None:
     """Raise BadImage if a file has several channels or time points, which ITK would stack like slices."""
     try:
         with Image.open(path) as image:
-            # The tags of a file without TIFF's own structure, such as a PNG, are missing.
-            description = str(getattr(image, "tag_v2", {}).get(_IMAGE_DESCRIPTION, ""))
+            tags = getattr(image, "tag_v2", {})  # of Pillow's class for TIFF only
+            description = str(tags.get(_IMAGE_DESCRIPTION, ""))
     except _TIFF_ERRORS:
         return  # reported as damaged, unless ITK reads it
     if description.startswith("ImageJ="):
-        numbers = re.findall(r"(?m)^(channels|frames)=(\d+)", description)
+        numbers = re.findall(r"(?m)^(channels|frames)=(\d{1,9})", description)
     else:
         pixels = "".join(re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", description))
-        numbers = re.findall(r"\b(SizeC|SizeT)=[\"'](\d+)", pixels)
+        numbers = re.findall(r"\b(SizeC|SizeT)=[\"'](\d{1,9})", pixels)
     several = [f"{number} {_TIFF_AXES[name]}" for name, number in numbers if int(number) > 1]
     if several:
         found = " and ".join(dict.fromkeys(several))

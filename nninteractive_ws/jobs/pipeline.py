@@ -205,17 +205,16 @@ class _SessionWorker:
             model=model.name,
             license=model.license,
             write_s=time.monotonic() - started,
-            warnings=(*result.warnings, *lost),
+            warnings=(*result.warnings, *lost.values()),
         )
 
-    def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> list[str]:
-        """Write the files of a volume, and return notes on voxels that are missing in them."""
+    def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> dict[str, str]:
+        """Write the files of a volume, and return notes on segments that lost voxels to others."""
         lost = notes_on_overlaps(task.output, masks)
-        volume = replace(volume, notes=(*volume.notes, *lost))
         # First: it marks the segmentation as a result of batch, also if the process is killed in between.
         failure = None
         try:
-            write_record(task.record, masks, volume, self._colors, self._marks, task.output_name)
+            write_record(task.record, masks, volume, self._colors, self._marks, lost, task.output_name)
         except OSError as e:
             failure = e  # raised once the segmentation is written or kept elsewhere
         with _writing(task):

@@ -23,17 +23,21 @@ _QUALITY = 70
 
 
 class SegmentRecord(msgspec.Struct, frozen=True):
-    """A WebP picture with its size in pixels and its slice, and the measures unless the segment is empty."""
+    """A WebP picture with its size in pixels and its slice, and the measures unless the segment is empty.
+
+    ``warning``: a sentence about what its file lacks, or an empty text.
+    """
 
     picture: bytes
     width: int
     height: int
     place: str
     measures: Measures | None
+    warning: str = ""
 
 
 class VolumeRecord(msgspec.Struct, frozen=True):
-    """The records of the segments by name, and the warnings about the image and its label map.
+    """The records of the segments by name, and the warnings about the image file.
 
     ``output``: the file of the segmentation, relative to the output folder.
     """
@@ -54,16 +58,18 @@ def write_record(
     volume: Volume,
     colors: Mapping[str, Color],
     prompts: Mapping[str, Sequence[Prompt]],
+    warnings: Mapping[str, str] | None = None,
     output: str = "",
 ) -> None:
     """Draw and measure the segments of a volume, and store the result atomically. Raises OSError.
 
-    ``output``: see :class:`VolumeRecord`.
+    ``warnings``: of segments, by name. ``output``: see :class:`VolumeRecord`.
     """
     segments = {}
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
-        segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps))
+        warning = (warnings or {}).get(name, "")
+        segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps), warning)
     _write(path, VolumeRecord(segments, volume.notes, output))
 
 
@@ -78,11 +84,11 @@ def _write(path: Path, record: VolumeRecord) -> None:
         partial.write_bytes(msgspec.json.encode(record))
 
 
-def _segment_record(drawn: Picture, measures: Measures | None) -> SegmentRecord:
+def _segment_record(drawn: Picture, measures: Measures | None, warning: str) -> SegmentRecord:
     encoded = io.BytesIO()
     drawn.image.save(encoded, "WEBP", quality=_QUALITY)
     place = f"{drawn.plane} slice, {drawn.at}"
-    return SegmentRecord(encoded.getvalue(), drawn.image.width, drawn.image.height, place, measures)
+    return SegmentRecord(encoded.getvalue(), drawn.image.width, drawn.image.height, place, measures, warning)
 
 
 def read_record(path: Path) -> VolumeRecord | None:

@@ -232,7 +232,7 @@ def test_a_segment_that_others_cover_has_a_warning(quick: QuickServer, tmp_path:
     warning = f"lesion lost {size:,} of {size:,} voxels to other segments in the label map. Use --format seg.nrrd."
     assert result.warnings == (warning,)
     assert [line["warnings"] for line in results(tmp_path / "labels")] == [warning] * 2
-    assert warning in (tmp_path / "labels" / "report.html").read_text()
+    assert (tmp_path / "labels" / "report.html").read_text().count(warning) == 1  # on the card of the lesion
     assert run(quick, rows, tmp_path / "segments")["a.nrrd"].warnings == ()
 
 
