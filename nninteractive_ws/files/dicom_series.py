@@ -64,7 +64,8 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
     """
     folder = path.parent if is_directory(path) else path
     if folder.is_dir():
-        return _choose(folder, *_scan(folder), number)
+        headers, damaged = _scan(folder)
+        return _choose(folder, _series_of(headers), damaged, number)
     if number is not None:
         raise BadImage(f"{path} is a single file. Give its folder to choose a series by its number.")
     header = _header(path)
@@ -75,11 +76,12 @@ def find_series(path: Path, number: int | None) -> tuple[Series, list[str]]:
         raise BadImage(f"{path} is a DICOM object without an image ({kind}). Expected a slice.")
     if header.frames > 1:
         return _series_of([header])[0], []
-    found, _ = _scan(path.parent, subfolders=False)
-    series = next(s for s in found if s.uid == header.uid)
-    if len(series.files) == 1:
-        return series, []
-    return series, [f"{path.name} is one of {len(series.files)} files of a series. The whole series is used."]
+    headers, damaged = _scan(path.parent, subfolders=False)
+    series = next(s for s in _series_of(headers) if s.uid == header.uid)
+    notes = _note_on_damaged(damaged)
+    if len(series.files) > 1:
+        notes.append(f"{path.name} is one of {len(series.files)} files of a series. The whole series is used.")
+    return series, notes
 
 
 def is_multi_frame(file: Path) -> bool:
@@ -96,8 +98,8 @@ def is_directory(file: Path) -> bool:
     return file.name.upper() == "DICOMDIR"
 
 
-def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:
-    """Return the series with images in a folder, or else in its subfolders, and the number of damaged files."""
+def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[_Header], int]:
+    """Return the images in a folder, or else in its subfolders, and the number of damaged files."""
     images = []
     damaged = 0
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
@@ -109,9 +111,14 @@ def _scan(folder: Path, *, subfolders: bool = True) -> tuple[list[Series], int]:
         if header is not None and header.is_image:
             images.append(header)
     if images or not subfolders:
-        return _series_of(images), damaged
+        return images, damaged
+    # A series may be spread over several subfolders, as on some exported discs.
     below = [_scan(child) for child in sorted(folder.iterdir()) if child.is_dir()]
-    return [series for found, _ in below for series in found], damaged + sum(count for _, count in below)
+    return [header for found, _ in below for header in found], damaged + sum(count for _, count in below)
+
+
+def _note_on_damaged(count: int) -> list[str]:
+    return [f"{count} empty or damaged files were skipped. Slices may be missing."] if count else []
 
 
 def _header(file: Path) -> _Header | None:
@@ -127,9 +134,14 @@ def _header(file: Path) -> _Header | None:
     try:
         dataset = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=without_preamble)
         kind = dataset.get("SOPClassUID")
-        if kind and (dataset.get("Rows") or not kind.name.endswith("Image Storage")):
+        stored_kind = dataset.file_meta.get("MediaStorageSOPClassUID")
+        is_directory = stored_kind == MediaStorageDirectoryStorage
+        should_have_rows = any(k.name.endswith("Image Storage") for k in (kind, stored_kind) if k)
+        if kind and (dataset.get("Rows") or not should_have_rows):
             return _parse(file, dataset)
-        is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+        # Some programs that anonymize files remove the class of an image, or its value.
+        if not kind and dataset.get("Rows") and not without_preamble and not is_directory:
+            return _parse(file, dataset)
     except Exception as e:  # pydicom raises many kinds for damaged bytes
         if without_preamble:
             return None
@@ -141,18 +153,28 @@ def _header(file: Path) -> _Header | None:
 
 def _parse(file: Path, dataset: pydicom.Dataset) -> _Header:
     modality = str(dataset.get("Modality") or "")
-    uid = str(dataset.get("SeriesInstanceUID") or "")
+    number = _series_number(dataset)
+    # Without a UID, the files of a folder with the same number are a series. Those of two folders may be two patients.
+    uid = str(dataset.get("SeriesInstanceUID") or f"{number} in {file.parent}")
     is_placed = bool(dataset.get("ImagePositionPatient") or dataset.get("SharedFunctionalGroupsSequence"))
     return _Header(
         file,
         uid,
-        int(dataset.get("SeriesNumber") or 0),
+        number,
         modality,
         str(dataset.get("SeriesDescription") or ""),
         int(dataset.get("NumberOfFrames") or 1),
-        bool(dataset.get("Rows") and dataset.get("Columns") and uid and modality not in _NOT_IMAGES),
+        bool(dataset.get("Rows") and dataset.get("Columns") and modality not in _NOT_IMAGES),
         is_placed and "LOCALIZER" not in (dataset.get("ImageType") or []),
     )
+
+
+def _series_number(dataset: pydicom.Dataset) -> int:
+    """Return the number of the series; 0 if it has none, or one that is not a number."""
+    try:
+        return int(dataset.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _series_of(headers: Iterable[_Header]) -> list[Series]:
@@ -171,7 +193,7 @@ def _choose(folder: Path, found: Sequence[Series], damaged: int, number: int | N
     if not found:
         files = f"{damaged} empty or damaged files" if damaged else "no DICOM image"
         raise BadImage(f"The folder {folder} contains {files}. Expected a DICOM series.")
-    notes = [f"{damaged} empty or damaged files were skipped. Slices may be missing."] if damaged else []
+    notes = _note_on_damaged(damaged)
     if number is not None:
         if not 1 <= number <= len(found):
             raise BadImage(f"The folder {folder} has no series {number}. It contains {_list(found)}")

@@ -154,6 +154,10 @@ def _slice(file: Path, index: int, header: pydicom.Dataset, get: Callable[[str],
         raise BadImage(f"{file} is a color image. Expected one value per pixel.")
     repetition = {name: str(value) for name in _REPETITIONS if (value := get(name)) not in (None, "")}
     kind = get("FrameType") or get("ImageType") or []
+    if "MOSAIC" in kind:
+        raise BadImage(
+            f"{file} is a mosaic: one picture of all slices. Convert the series, for instance with dcm2niix."
+        )
     return Slice(
         file,
         index,

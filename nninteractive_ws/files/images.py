@@ -166,8 +166,9 @@ def write_segmentation(
     """Write segments with the geometry of their volume, in the format of the file name extension.
 
     ``.seg.nrrd`` and ``.dcm`` (DICOM SEG, only for a DICOM image) keep names, colors and overlaps. The others are
-    label maps with the first segment as 1, in which later segments overwrite earlier ones. ``colors``: one for each
-    segment, by default from :func:`color_of`. ``model``: the algorithm name in a DICOM SEG.
+    label maps with the first segment as 1, in which later segments overwrite earlier ones, see
+    :func:`notes_on_overlaps`. ``colors``: one for each segment, by default from :func:`color_of`. ``model``: the
+    algorithm name in a DICOM SEG.
 
     The file is replaced atomically. If the process is killed, its ``.partial-`` file may remain. If the file cannot be
     written, the segments are kept in another one, and the message of the BadImage or OSError says where.
@@ -182,6 +183,22 @@ def write_segmentation(
         raise type(e)(f"{e} The segmentation was kept as {kept}.") from e
 
 
+def notes_on_overlaps(path: Path, masks: Mapping[str, Mask]) -> dict[str, str]:
+    """Return a note for each segment that loses voxels to later ones, if the file of the name is a label map."""
+    if len(masks) < 2 or path.name.endswith((".seg.nrrd", ".dcm")):
+        return {}
+    notes = {}
+    later = np.zeros_like(next(iter(masks.values())))
+    for name, mask in reversed(list(masks.items())):
+        if lost := np.count_nonzero(mask & later):
+            notes[name] = (
+                f"{name} lost {lost:,} of {np.count_nonzero(mask):,} voxels to other segments in the label map. Use "
+                "--format seg.nrrd."
+            )
+        later |= mask
+    return {name: notes[name] for name in masks if name in notes}
+
+
 def check_output(path: Path, volume: Volume) -> None:
     """Raise BadImage or OSError if a segmentation of a volume cannot be written: before work on it is lost."""
     if path.name.endswith(".dcm"):
@@ -189,6 +206,10 @@ def check_output(path: Path, volume: Volume) -> None:
 
         _check_is_dicom(volume)
         check_seg(volume.ijk_to_lps, volume.voxels.shape, volume.series)
+    elif path.name.endswith(".nii.gz"):
+        from nninteractive_ws.files.nifti import check_precision
+
+        check_precision(volume)
     check_writable(path)
 
 

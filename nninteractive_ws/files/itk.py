@@ -32,6 +32,14 @@ _IMAGE_IO = {
     "tiff": "TIFFImageIO",
 }
 _GIPL_HEADER_BYTES = 256
+_TIFF_NOTE = "A TIFF file does not say the size of voxels reliably. Millimeters and volumes may be wrong."
+_IMAGE_DESCRIPTION = 270
+#: Axes of a TIFF file besides its slices, by their names in ImageJ and in OME-XML.
+_TIFF_AXES = {"channels": "channels", "frames": "time points", "SizeC": "channels", "SizeT": "time points"}
+#: Bytes after the voxels that other writers of VTK files add: a line break, and names of components.
+_VTK_END = re.compile(rb"\r?\n?|\s*METADATA\s.*", re.DOTALL)
+#: Kinds of NRRD axes that ITK counts as axes in space, although one of them can be time.
+_DOMAIN_KINDS = ("domain", "space", "time", "none", "???")
 
 
 def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int, list[str]]:
@@ -42,6 +50,8 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int, list[str]]:
     """
     if not is_utf8(str(path)):
         raise BadImage(f"The path {path} has bytes that are not UTF-8. Rename the file or folder.")
+    if kind == "tiff":
+        _check_tiff(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_IMAGE_IO[kind])
     reader.SetFileName(str(path))
@@ -51,11 +61,14 @@ def read_itk(path: Path, kind: str) -> tuple[Voxels, Affine, int, list[str]]:
     except RuntimeError as e:
         if missing := [file for file in named_files(path, kind) if not file.exists()]:
             raise BadImage(f"The file {missing[0]} with voxels of {path.name} is missing. Copy it as well.") from e
+        if kind == "nrrd" and (sentence := _unsupported_nrrd(path)):
+            raise BadImage(sentence) from e
         raise BadImage(f"{path} cannot be read. It may be damaged. ITK reports: {_last_line(e)}") from e
     finally:
         locale.setlocale(locale.LC_ALL, kept)  # the reader of VTK files changes it for the whole process
     array = sitk.GetArrayFromImage(image)  # the order in the file: the last axis is the fastest
-    notes = _check(path, kind, array)
+    notes = [_TIFF_NOTE] if kind == "tiff" else []
+    notes += _check(path, kind, array)
     spatial = range(image.GetDimension() - 1, -1, -1)
     voxels = array.transpose(*spatial, *range(image.GetDimension(), array.ndim))
     return voxels, _affine_of(image), image.GetNumberOfComponentsPerPixel(), notes
@@ -122,12 +135,27 @@ def _nrrd(path: Path, array: Voxels) -> bytes | None:
         raise BadImage(f"{path} is damaged: its header does not give the byte order (endian). Export it again.")
     if encoding in (b"gz", b"gzip"):
         data = decompress(path, data)
-    # ITK moves an axis of components to the front. Bzip2 and hexadecimal digits have checks of their own.
+    # ITK moves an axis of components to the front. Hexadecimal digits have a check of their own.
     if encoding not in (b"raw", b"gz", b"gzip") or array.ndim > 3:
         return None
     lines, skipped = (int(_field(header, name, b":") or 0) for name in (b"line ?skip", b"byte ?skip"))
     data = data.split(b"\n", lines)[-1]
     return data[-array.nbytes :] if skipped < 0 else data[skipped:]
+
+
+def _unsupported_nrrd(path: Path) -> str:
+    """Return a sentence about what ITK does not support in a NRRD file, or an empty text."""
+    header = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)[0]
+    if _field(header, b"encoding", b":").lower() in (b"bzip2", b"bz2"):
+        return f"{path} uses bzip2, which is not supported. Save it with gzip."
+    kinds = _field(header, b"kinds", b":").decode("ascii", "replace").lower().split()
+    domain = [kind for kind in kinds if kind in _DOMAIN_KINDS]
+    if len(domain) > 3:
+        return (
+            f"{path} has {len(domain)} axes in space or time (kinds: {' '.join(kinds)}). Expected 3. Save each volume "
+            "as a file of its own, or replace the kind of the further axis with list."
+        )
+    return ""
 
 
 def _vtk(path: Path, array: Voxels) -> bytes | None:
@@ -139,11 +167,34 @@ def _vtk(path: Path, array: Voxels) -> bytes | None:
     if header is None:
         raise BadImage(f"{path} is damaged: its header has no line of scalars or vectors. Export it again.")
     data = header.string[header.end() :]
-    return _from_text(data, array) if re.search(rb"(?m)^\s*ASCII\s*$", header[0]) else data
+    if re.search(rb"(?m)^\s*ASCII\s*$", header[0]):
+        return _from_text(data, array)
+    return data[: array.nbytes] if _VTK_END.fullmatch(data, array.nbytes) else data
 
 
 def _gipl(path: Path, _array: Voxels) -> bytes:
     return read_content(path)[_GIPL_HEADER_BYTES:]
+
+
+def _check_tiff(path: Path) -> None:
+    """Raise BadImage if a file has several channels or time points, which ITK would stack like slices."""
+    try:
+        with Image.open(path) as image:
+            tags = getattr(image, "tag_v2", {})  # of Pillow's class for TIFF only
+            description = str(tags.get(_IMAGE_DESCRIPTION, ""))
+    except _TIFF_ERRORS:
+        return  # reported as damaged, unless ITK reads it
+    if description.startswith("ImageJ="):
+        numbers = re.findall(r"(?m)^(channels|frames)=(\d{1,9})", description)
+    else:
+        pixels = "".join(re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", description))
+        numbers = re.findall(r"\b(SizeC|SizeT)=[\"'](\d{1,9})", pixels)
+    several = [f"{number} {_TIFF_AXES[name]}" for name, number in numbers if int(number) > 1]
+    if several:
+        found = " and ".join(dict.fromkeys(several))
+        raise BadImage(
+            f"{path} has {found}. Expected one volume. Save one channel of one time point as a file of its own."
+        )
 
 
 def _tiff(path: Path, array: Voxels) -> bytes:
@@ -154,15 +205,18 @@ def _tiff(path: Path, array: Voxels) -> bytes:
             for page in range(getattr(image, "n_frames", 1)):
                 image.seek(page)
                 pages.append(np.array(image))
-        stored = np.stack(pages)
+        stored = np.stack(pages) if len(pages) > 1 else pages[0]
         if stored.shape != array.shape:
             raise ValueError(f"{len(pages)} pages")
         return stored.astype(array.dtype).tobytes()
-    except (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError) as e:
+    except _TIFF_ERRORS as e:
         raise BadImage(
             f"{path} is damaged or of an unusual kind of TIFF ({reason(e)}). Convert it to NRRD or NIfTI."
         ) from e
 
+
+#: What Pillow raises for damaged files.
+_TIFF_ERRORS = (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError)
 
 #: The voxels as they are in a file, by format. None if they cannot be compared.
 _STORED: dict[str, Callable[[Path, Voxels], bytes | None]] = {

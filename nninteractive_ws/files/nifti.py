@@ -17,7 +17,7 @@ from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.compression import read_content
 from nninteractive_ws.files.data_files import paired_files
 from nninteractive_ws.files.reason import reason
-from nninteractive_ws.files.volume import Affine, Volume, grid_distance, notes_on_size
+from nninteractive_ws.files.volume import GRID_TOLERANCE, Affine, Volume, grid_distance, notes_on_size
 
 #: From the RAS of NIfTI to LPS, and back.
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -99,6 +99,18 @@ def _affine(image: Any, shape: tuple[int, ...]) -> tuple[Affine, list[str]]:
                 "used; other programs may show the image elsewhere."
             )
     return affine, notes
+
+
+def check_precision(volume: Volume) -> None:
+    """Raise BadImage if NIfTI, which stores positions as float32, would move the voxels of a volume.
+
+    The positions of a NIfTI image are float32 already, and are copied.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = volume.ijk_to_lps.astype(np.float32).astype(np.float64)
+        moved = grid_distance(volume.ijk_to_lps, stored, volume.shape)
+    if volume.nifti is None and not moved <= GRID_TOLERANCE:  # also NaN
+        raise BadImage("NIfTI cannot store this position precisely enough. Choose .nrrd or .seg.nrrd.")
 
 
 def write_nifti(path: Path, voxels: npt.NDArray[Any], volume: Volume) -> None:

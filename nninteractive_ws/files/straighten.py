@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.volume import Affine
 
-#: A grid so sheared that it needs more times its voxels is refused.
+#: A grid that is so sheared or so uneven that it needs more times its voxels is refused.
 _MAX_GROWTH = 4
 
 
@@ -36,32 +36,43 @@ def straighten(voxels: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[An
 
 
 def _resample(voxels: npt.NDArray[Any], new_to_old: Affine, shape: list[int]) -> npt.NDArray[Any]:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(), dtype=_sitk_type(voxels.dtype)))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(), dtype=_type_between(voxels.dtype)))
     transform = sitk.AffineTransform(new_to_old[:3, :3].ravel().tolist(), new_to_old[:3, 3].tolist())
     lowest = float(voxels.min())
     # Both grids are in voxels: origin 0, spacing 1, no rotation.
     unit = ((0.0,) * 3, (1.0,) * 3, np.eye(3).ravel().tolist())
     new = sitk.Resample(image, shape, transform, sitk.sitkLinear, *unit, lowest)
-    return np.asarray(sitk.GetArrayFromImage(new).transpose())
+    between = sitk.GetArrayFromImage(new).transpose()
+    return _rounded(between, np.dtype("uint8") if voxels.dtype == bool else voxels.dtype)
 
 
-def _sitk_type(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
-    """Return the type for SimpleITK, which has no bool, no float16 and only the native byte order."""
-    return np.dtype({"bool": "uint8", "float16": "float32"}.get(dtype.name, dtype.name))
+def _type_between(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    """Return the type in which SimpleITK interpolates. Integers would be truncated."""
+    return np.dtype("float32" if dtype.itemsize <= 2 or dtype == np.float32 else "float64")
+
+
+def _rounded(between: npt.NDArray[Any], dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
+    """Return interpolated voxels in the type of the image."""
+    return (np.rint(between) if dtype.kind in "iu" else between).astype(dtype.newbyteorder("="))
 
 
 def even_out(voxels: npt.NDArray[Any], positions: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], float]:
     """Interpolate slices (along k, at increasing ``positions`` in millimeters) at even distances.
 
-    Return the volume, and the distance: the smallest one of the slices.
+    Return the volume, and the distance: the smallest one of the slices. Raises BadImage.
     """
     step = float(np.diff(positions).min())
     count = int((positions[-1] - positions[0]) / step + 1e-6) + 1
+    if count > _MAX_GROWTH * len(positions):
+        raise BadImage(
+            f"The slices are too uneven: some are only {step:.3g} mm apart, and even distances would need {count:,} "
+            f"slices in place of {len(positions)}. The series may have several acquisitions. Export them separately."
+        )
     wanted = positions[0] + step * np.arange(count)
     above = np.clip(np.searchsorted(positions, wanted), 1, len(positions) - 1)
     weights = (wanted - positions[above - 1]) / (positions[above] - positions[above - 1])
     even = np.empty((*voxels.shape[:2], count), voxels.dtype)
     for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
         between = (1 - weight) * voxels[:, :, upper - 1] + weight * voxels[:, :, upper]
-        even[:, :, k] = np.rint(between) if voxels.dtype.kind in "iu" else between
+        even[:, :, k] = _rounded(between, voxels.dtype)
     return even, step

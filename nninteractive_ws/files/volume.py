@@ -15,7 +15,7 @@ Affine = npt.NDArray[np.float64]
 
 #: Tolerance in voxels between the corners of two equal grids. Formats round positions: NIfTI stores float32, and some
 #: scanners write tenths of a millimeter.
-_GRID_TOLERANCE = 0.01
+GRID_TOLERANCE = 0.01
 #: A grid is orthogonal if straightening it moves no corner by more than this many voxels.
 _SHEAR_TOLERANCE = 0.1
 
@@ -109,7 +109,7 @@ def check_same_grid(other: Volume, volume: Volume, name: object) -> None:
             f"{name} has {other.shape} voxels. Expected {volume.shape}, as in the image. Resample it to the image."
         )
     distance = grid_distance(volume.ijk_to_lps, other.ijk_to_lps, volume.shape)
-    if distance > _GRID_TOLERANCE:
+    if distance > GRID_TOLERANCE:
         raise BadImage(
             f"{name} is not on the grid of the image. Its voxels are up to {distance:.2f} voxels away. Resample "
             "it to the image."
@@ -124,7 +124,7 @@ def _reordered_axes(affine: Affine, other: Index, shape: Index) -> str | None:
     ends = np.stack([np.zeros(3), np.array(other) - 1])
     mapped = ends @ affine[:3, :3].T + affine[:3, 3]
     expected = np.stack([np.zeros(3), np.array(shape) - 1])
-    if np.abs(np.sort(mapped, axis=0) - expected).max() > _GRID_TOLERANCE:
+    if np.abs(np.sort(mapped, axis=0) - expected).max() > GRID_TOLERANCE:
         return None
     names = ["ijk"[int(np.abs(column).argmax())] for column in axes.T]
     flipped = [name for name, column in zip(names, axes.T, strict=True) if column.sum() < 0]

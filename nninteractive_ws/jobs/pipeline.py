@@ -21,7 +21,7 @@ from nninteractive_ws.errors import (
     OutOfMemory,
     WorkerLost,
 )
-from nninteractive_ws.files.images import Color, check_output, read_volume, write_segmentation
+from nninteractive_ws.files.images import Color, check_output, notes_on_overlaps, read_volume, write_segmentation
 from nninteractive_ws.files.pictures import Prompt
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
@@ -65,6 +65,11 @@ class PendingJob:
     output: Path
     key: str
     record: Path
+
+    @property
+    def output_name(self) -> str:
+        """The output relative to the folder, as in results.csv."""
+        return self.output.relative_to(self.folder).as_posix()
 
 
 OnProgress = Callable[[BatchProgress], object]
@@ -191,17 +196,32 @@ class _SessionWorker:
         started = time.monotonic()
         masks = {name: self._session.segment(name).mask for name in successful}
         model = self._session.server.model
-        await asyncio.to_thread(self._write_files, task, masks, volume, model.name)
+        lost = await asyncio.to_thread(self._write_files, task, masks, volume, model.name)
         for label, name in enumerate(successful, start=1):
             segments[name] = replace(segments[name], label=label)
         return replace(
-            result, output=task.output, model=model.name, license=model.license, write_s=time.monotonic() - started
+            result,
+            output=task.output,
+            model=model.name,
+            license=model.license,
+            write_s=time.monotonic() - started,
+            warnings=(*result.warnings, *lost.values()),
         )
 
-    def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> None:
+    def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> dict[str, str]:
+        """Write the files of a volume, and return notes on segments that lost voxels to others."""
+        lost = notes_on_overlaps(task.output, masks)
+        # First: it marks the segmentation as a result of batch, also if the process is killed in between.
+        failure = None
+        try:
+            write_record(task.record, masks, volume, self._colors, self._marks, lost, task.output_name)
+        except OSError as e:
+            failure = e  # raised once the segmentation is written or kept elsewhere
         with _writing(task):
             write_segmentation(task.output, masks, volume, self._colors, model)
-        write_record(task.record, masks, volume, self._colors, self._marks)
+        if failure is not None:
+            raise failure
+        return lost
 
     def _report(self, message: str) -> None:
         self._message = message

@@ -23,20 +23,28 @@ _QUALITY = 70
 
 
 class SegmentRecord(msgspec.Struct, frozen=True):
-    """A WebP picture with its size in pixels and its slice, and the measures unless the segment is empty."""
+    """A WebP picture with its size in pixels and its slice, and the measures unless the segment is empty.
+
+    ``warning``: a sentence about what its file lacks, or an empty text.
+    """
 
     picture: bytes
     width: int
     height: int
     place: str
     measures: Measures | None
+    warning: str = ""
 
 
 class VolumeRecord(msgspec.Struct, frozen=True):
-    """The records of the segments by name, and the warnings about the image file."""
+    """The records of the segments by name, and the warnings about the image file.
+
+    ``output``: the file of the segmentation, relative to the output folder.
+    """
 
     segments: dict[str, SegmentRecord]
     warnings: tuple[str, ...] = ()
+    output: str = ""
 
 
 def record_path(folder: Path, key: str) -> Path:
@@ -50,22 +58,37 @@ def write_record(
     volume: Volume,
     colors: Mapping[str, Color],
     prompts: Mapping[str, Sequence[Prompt]],
+    warnings: Mapping[str, str] | None = None,
+    output: str = "",
 ) -> None:
-    """Draw and measure the segments of a volume, and store the result atomically. Raises OSError."""
+    """Draw and measure the segments of a volume, and store the result atomically. Raises OSError.
+
+    ``warnings``: of segments, by name. ``output``: see :class:`VolumeRecord`.
+    """
     segments = {}
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
-        segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps))
+        warning = (warnings or {}).get(name, "")
+        segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps), warning)
+    _write(path, VolumeRecord(segments, volume.notes, output))
+
+
+def write_empty_record(path: Path, output: str) -> None:
+    """Mark the output of a volume as a result of batch, before its record is written. Raises OSError."""
+    _write(path, VolumeRecord({}, output=output))
+
+
+def _write(path: Path, record: VolumeRecord) -> None:
     make_folder(path.parent)
     with atomic_write(path) as partial:
-        partial.write_bytes(msgspec.json.encode(VolumeRecord(segments, volume.notes)))
+        partial.write_bytes(msgspec.json.encode(record))
 
 
-def _segment_record(drawn: Picture, measures: Measures | None) -> SegmentRecord:
+def _segment_record(drawn: Picture, measures: Measures | None, warning: str) -> SegmentRecord:
     encoded = io.BytesIO()
     drawn.image.save(encoded, "WEBP", quality=_QUALITY)
     place = f"{drawn.plane} slice, {drawn.at}"
-    return SegmentRecord(encoded.getvalue(), drawn.image.width, drawn.image.height, place, measures)
+    return SegmentRecord(encoded.getvalue(), drawn.image.width, drawn.image.height, place, measures, warning)
 
 
 def read_record(path: Path) -> VolumeRecord | None:
@@ -76,6 +99,12 @@ def read_record(path: Path) -> VolumeRecord | None:
         return None
     except OSError as e:
         raise OSError(f"The file {path} cannot be read ({reason(e)}).") from e
+
+
+def recorded_outputs(folder: Path) -> set[str]:
+    """Return the outputs of all records, relative to the output folder, also of an earlier table. Raises OSError."""
+    records = (read_record(path) for path in (folder / FOLDER).glob("*.json") if _FILE_NAME.fullmatch(path.name))
+    return {record.output for record in records if record is not None}
 
 
 def remove_other_records(folder: Path, keys: Iterable[str]) -> None:

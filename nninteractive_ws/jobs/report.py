@@ -128,7 +128,8 @@ class Report:
         for s in result.segments:
             successful = s.error is None
             shown = record.segments.get(s.name) if successful else None
-            yield Entry(result.image, output if successful else "", s, shown, record.warnings)
+            warnings = (*record.warnings, shown.warning) if shown and shown.warning else record.warnings
+            yield Entry(result.image, output if successful else "", s, shown, warnings)
 
 
 def _page(folder: Path, entries: Sequence[Entry], results: Sequence[VolumeResult], images: int) -> Iterator[str]:

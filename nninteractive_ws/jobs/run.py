@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path, PurePath
 from queue import SimpleQueue
+import re
 import stat
 
 from nninteractive_ws.atomic_files import make_folder, partial_path
@@ -23,7 +24,7 @@ from nninteractive_ws.files.read_options import suffix_of
 from nninteractive_ws.files.reason import reason
 from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
-from nninteractive_ws.jobs.records import record_path, remove_other_records
+from nninteractive_ws.jobs.records import record_path, recorded_outputs, remove_other_records, write_empty_record
 from nninteractive_ws.jobs.report import FILE_NAME, Report
 from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, read_table
@@ -31,6 +32,10 @@ from nninteractive_ws.server.local_server import ServerOptions
 
 #: Files of the batch as a whole.
 _FILES = ("results.csv", FILE_NAME)
+#: The extension of an image in any case, such as .nii.gz.
+_IMAGE_EXTENSION = re.compile(
+    r"(?<=.)(\.(nii|hdr|img|nrrd|nhdr|mha|mhd|vtk|gipl|tiff?|dcm|ima|mgz|mgh))?(\.gz)?\Z", re.IGNORECASE | re.DOTALL
+)
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")
 
 
@@ -109,6 +114,7 @@ class Batch(Iterator[VolumeResult]):
         keys = {task.key for task in self._tasks}
         self._others = {k: r for k, r in known.items() if k not in keys and r.output is not None and r.output.exists()}
         self._check_others(todo)
+        self._check_foreign(todo, known.values())
         for task in todo:
             _remove_partial(task)
         self._file.rewrite(results.items(), self._others.items())
@@ -135,6 +141,30 @@ class Batch(Iterator[VolumeResult]):
                     f"{task.output} is already the output of another image of another table, {other.path}. Choose "
                     "another output folder."
                 )
+                task.job.faults = dict.fromkeys(task.job.segments, fault)
+
+    def _check_foreign(self, todo: list[PendingJob], known: Iterable[VolumeResult]) -> None:
+        """Set a fault on jobs whose output is a file that batch did not write, such as a label map of the same name.
+
+        Batch wrote a file that results.csv or a record names. After a run that was killed, there can be only a record,
+        which may be that of a row that was edited since then.
+        """
+        ours = {self._file.output_key(r.output) for r in known if r.output is not None}
+        unknown = [
+            task
+            for task in todo
+            if len(task.job.faults) < len(task.job.segments)
+            and os.path.lexists(task.output)
+            and not task.output.is_dir()  # reported as such
+            and not task.record.exists()
+            and self._file.output_key(task.output) not in ours
+        ]
+        recorded = {folded(name) for name in recorded_outputs(self._folder)} if unknown else set()
+        for task in unknown:
+            if folded(task.output_name) in recorded:
+                write_empty_record(task.record, task.output_name)  # the other record is removed
+            else:
+                fault = f"{task.output} exists and is not a result of batch. Move it, or choose another output folder."
                 task.job.faults = dict.fromkeys(task.job.segments, fault)
 
     def _drop_replaced(self, results: Iterable[VolumeResult]) -> None:
@@ -247,14 +277,14 @@ def _remove_partial(task: PendingJob) -> None:
 def _output_name(job: Job, format: str) -> Path:
     """Return the image's path in the table, relative to its root, with another suffix, and valid on any system.
 
-    The chosen series and time point are appended to the name.
+    Only extensions of images are replaced: names of DICOM files are often UIDs, with dots. The chosen series and time
+    point are appended to the name.
     """
     path = PurePath(os.path.normpath(job.spelling))
     parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
     *folders, name = parts or [job.image.name or "image"]  # "." is a series in the folder of the table
     if not _is_folder(job.image):
-        name = name.removesuffix(".gz")
-        name = name.removesuffix(PurePath(name).suffix)
+        name = _IMAGE_EXTENSION.sub("", name)
     return Path(*map(safe_name, folders), f"{safe_name(name + suffix_of(job.options))}.{format}")
 
 

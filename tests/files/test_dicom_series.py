@@ -10,9 +10,13 @@ import numpy as np
 import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage, SecondaryCaptureImageStorage, generate_uid
 import pytest
+import SimpleITK as sitk
 
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.files.images import ReadOptions, read_volume, write_segmentation
+
+#: The element SeriesNumber, with the value of write_series.
+NUMBER = b"\x20\0\x11\0IS\2\x002 "
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +102,77 @@ def test_a_series_in_a_subfolder(series: Path, tmp_path: Path) -> None:
     assert is_whole(tmp_path / "patient")
 
 
+def test_a_series_in_two_subfolders(series: Path, tmp_path: Path) -> None:
+    for name in ("DIR1", "DIR2"):
+        (tmp_path / "disc" / name).mkdir(parents=True)
+    for number, file in enumerate(sorted(series.iterdir())):
+        file.rename(tmp_path / "disc" / f"DIR{1 + number // 17}" / file.name)
+    volume = read_volume(tmp_path / "disc")
+    np.testing.assert_array_equal(volume.voxels, voxels())
+    read = sitk.ReadImage(volume.series)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read).transpose(), volume.voxels)
+    np.testing.assert_allclose(read.GetOrigin(), volume.ijk_to_lps[:3, 3], atol=1e-6)
+    assert volume.notes == ()
+
+
+def test_subfolders_of_two_patients_are_not_mixed(series: Path, tmp_path: Path) -> None:
+    """Neither if a program that anonymizes files has emptied all UIDs."""
+
+    def anonymous(slice_: Any, _k: int) -> None:
+        slice_.SeriesInstanceUID = ""
+
+    for name in ("a", "b"):
+        edited(series, tmp_path / "both" / name, anonymous)
+    with pytest.raises(BadImage, match=r"2 series \(1: CT, 30 slices; 2: CT, 30 slices\)"):
+        read_volume(tmp_path / "both")
+    assert is_whole(tmp_path / "both", ReadOptions(series=2))
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR IS:UserWarning:pydicom")
+@pytest.mark.parametrize("change", ["no class", "empty class", "number", "empty UID", "no UID"])
+def test_attributes_that_programs_remove(change: str, series: Path) -> None:
+    """GDCM reads such files as well."""
+    for file in series.iterdir():
+        slice_ = pydicom.dcmread(file)
+        if change == "no class":
+            del slice_.SOPClassUID
+        elif change == "empty class":
+            slice_.SOPClassUID = ""
+        elif change == "empty UID":
+            slice_.SeriesInstanceUID = ""
+        elif change == "no UID":
+            del slice_.SeriesInstanceUID
+        slice_.save_as(file)
+        if change == "number":
+            content = file.read_bytes()
+            assert content.count(NUMBER) == 1
+            file.write_bytes(content.replace(NUMBER, NUMBER[:-2] + b"A "))
+    volume = read_volume(series)
+    read = sitk.GetArrayFromImage(sitk.ReadImage(volume.series)).transpose()
+    np.testing.assert_array_equal(read, voxels())
+    np.testing.assert_array_equal(volume.voxels, read)
+    assert volume.notes == ()
+    assert is_whole(series / "010.dcm")
+
+
+def test_a_mosaic(series: Path, tmp_path: Path) -> None:
+    def mosaic(slice_: Any, k: int) -> bool:
+        slice_.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+        return k < 2
+
+    with pytest.raises(BadImage, match=r"is a mosaic: one picture of all slices\. Convert the series"):
+        read_volume(edited(series, tmp_path / "mosaic", mosaic))
+
+
 def test_a_file_of_a_series_selects_the_series(series: Path) -> None:
     volume = read_volume(series / "010.dcm")
     np.testing.assert_array_equal(volume.voxels, voxels())
     assert volume.notes == ("010.dcm is one of 30 files of a series. The whole series is used.",)
+    (series / "cut.dcm").write_bytes((series / "011.dcm").read_bytes()[:400])
+    assert read_volume(series / "010.dcm").notes == (
+        "1 empty or damaged files were skipped. Slices may be missing.",
+        *volume.notes,
+    )
 
 
 def test_a_single_file(series: Path, tmp_path: Path) -> None:

@@ -198,6 +198,18 @@ def test_missing_slices(make: Make) -> None:
     assert "interpolated" in volume.notes[0]
 
 
+def test_slices_that_are_nearly_at_one_position(make: Make) -> None:
+    """Even distances as small as the smallest one would fill the memory."""
+
+    def shift(slice_: Any, k: int) -> None:
+        if k == 1:
+            place = np.array(ORIGIN) + OBLIQUE[:, 2] * 0.05
+            slice_.ImagePositionPatient = [f"{x:.6f}" for x in place]
+
+    with pytest.raises(BadImage, match=r"too uneven: some are only 0\.05 mm apart.* 2,900 slices in place of 30\."):
+        read_volume(make(shift), ReadOptions(resample=True))
+
+
 def test_positions_rounded_to_a_tenth_of_a_millimeter(series: Path, tmp_path: Path) -> None:
     """Slices of 0.625 mm are then 0.6 and 0.7 mm apart."""
 

@@ -17,12 +17,19 @@ import nibabel as nib
 import nrrd
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 import pytest
 import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.errors import BadImage
-from nninteractive_ws.files.images import check_output, read_label_map, read_volume, write_segmentation
+from nninteractive_ws.files.images import (
+    check_output,
+    notes_on_overlaps,
+    read_label_map,
+    read_volume,
+    write_segmentation,
+)
 from nninteractive_ws.files.read_options import ReadOptions
 from nninteractive_ws.files.volume import Volume
 
@@ -145,6 +152,28 @@ def test_a_sheared_image(name: str, tmp_path: Path) -> None:
         row = volume.voxels[:, round(b), round(c)].astype(float)
         between = row[low] * (1 - (a - low)) + row[min(low + 1, len(row) - 1)] * (a - low)
         assert between == pytest.approx(voxels[i, j, k], abs=60)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_resampled_image_keeps_its_type(dtype: str, tmp_path: Path) -> None:
+    """Whole numbers are rounded. SimpleITK interpolates floats, and truncates integers."""
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.iinfo("int16")
+    random = np.random.default_rng(0)
+    voxels = random.integers(max(limits.min, -(2**20)), min(limits.max, 2**20), (9, 8, 7)).astype(dtype)
+    write_image(tmp_path / "a.nii.gz", voxels, shear(1.5))
+    volume = read_volume(tmp_path / "a.nii.gz", ReadOptions(resample=True))
+    assert volume.voxels.dtype == np.dtype(dtype)
+    source = sitk.GetImageFromArray(voxels.transpose().astype(np.float64))
+    # In voxels of the new grid, so that the source needs no sheared direction.
+    to_source = np.linalg.inv(RAS_LPS @ shear(1.5)) @ volume.ijk_to_lps
+    transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
+    grid = sitk.Image(list(volume.shape), sitk.sitkFloat64)
+    lowest = float(voxels.min())
+    between = sitk.GetArrayFromImage(sitk.Resample(source, grid, transform, sitk.sitkLinear, lowest)).transpose()
+    if voxels.dtype.kind == "f":
+        np.testing.assert_allclose(volume.voxels, between, rtol=1e-5, atol=1e-2)
+    else:
+        assert np.abs(volume.voxels - between).max() <= 0.5 + 1e-6
 
 
 def test_a_shear_of_rounding_errors_is_ignored(tmp_path: Path) -> None:
@@ -330,6 +359,121 @@ def test_more_bytes_than_the_header_announces(name: str, tmp_path: Path) -> None
     assert re.match(r"The file has (4|24) bytes more than its header announces", note)
 
 
+#: Ends of binary files by VTK 9.6, and of other programs.
+VTK_ENDS = [
+    b"\n",
+    b"\r\n",
+    b"\nMETADATA\nCOMPONENT_NAMES\nhu\n\n",
+    b"\nMETADATA\nINFORMATION 1\nNAME UNITS_LABEL LOCATION vtkDataArray\nDATA mm\n\n",
+]
+
+
+@pytest.mark.parametrize("end", VTK_ENDS)
+def test_the_end_of_a_vtk_file(end: bytes, tmp_path: Path) -> None:
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image_files.write(tmp_path / "a.vtk", voxels)
+    whole = (tmp_path / "a.vtk").read_bytes()
+    (tmp_path / "a.vtk").write_bytes(whole + end)
+    volume = read_volume(tmp_path / "a.vtk")
+    np.testing.assert_array_equal(volume.voxels, image_files.read_plainly(tmp_path / "a.vtk"))
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    assert volume.notes == ()
+    for other in (b"more" + end, whole[-4:], b"\n" * 4):
+        (tmp_path / "a.vtk").write_bytes(whole + other)
+        assert "bytes more than its header announces" in read_volume(tmp_path / "a.vtk").notes[0]
+    (tmp_path / "a.vtk").write_bytes(whole[: -len(end)] + end)
+    assert not np.array_equal(read_volume(tmp_path / "a.vtk").voxels, voxels)  # its last voxels are the line break
+    (tmp_path / "a.vtk").write_bytes(whole[:-2])
+    with pytest.raises(BadImage, match=r"incomplete|damaged"):
+        read_volume(tmp_path / "a.vtk")
+
+
+def test_a_nrrd_file_with_bzip2(tmp_path: Path) -> None:
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    for encoding in ("bzip2", "gzip"):
+        nrrd.write(str(tmp_path / f"{encoding}.nrrd"), voxels, {"encoding": encoding})
+    with pytest.raises(BadImage, match=r"bzip2\.nrrd uses bzip2, which is not supported\. Save it with gzip\.$"):
+        read_volume(tmp_path / "bzip2.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / "gzip.nrrd").voxels, voxels)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["time", "domain"])
+def test_a_nrrd_file_with_a_fourth_axis_that_itk_refuses(kind: str, first: bool, tmp_path: Path) -> None:
+    """The advice in the message works."""
+    voxels = np.arange(120, dtype=np.int16).reshape(2, 3, 4, 5)
+    kinds, directions = [kind, *["domain"] * 3], [[np.nan] * 3, *np.diag([2.0, 3.0, 4.0])]
+    if not first:
+        voxels, kinds, directions = np.moveaxis(voxels, 0, -1), kinds[::-1], [*directions[1:], directions[0]]
+    header = {"space": "left-posterior-superior", "space directions": np.array(directions), "kinds": kinds}
+    nrrd.write(str(tmp_path / "a.nrrd"), voxels, {**header, "space origin": [1, 2, 3]})
+    with pytest.raises(BadImage, match=rf"has 4 axes in space or time \(kinds: {' '.join(kinds)}\)\. Expected 3\."):
+        read_volume(tmp_path / "a.nrrd")
+    content = (tmp_path / "a.nrrd").read_bytes()
+    line = f"kinds: {' '.join(kinds)}\n".encode()
+    kinds[0 if first else 3] = "list"
+    (tmp_path / "a.nrrd").write_bytes(content.replace(line, f"kinds: {' '.join(kinds)}\n".encode()))
+    expected = nrrd.read(str(tmp_path / "a.nrrd"))[0].take(1, axis=0 if first else 3)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nrrd", ReadOptions(time=2)).voxels, expected)
+
+
+def write_tiff(path: Path, pages: npt.NDArray[Any], description: str = "") -> None:
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(path, save_all=True, append_images=images[1:], tiffinfo={270: description} if description else {})
+
+
+def ome(c: int, t: int) -> str:
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" SizeC="{c}" SizeT="{t}" SizeX="5" SizeY="4" SizeZ="3"/></Image></OME>'
+    )
+
+
+ONE_STACK = ["", "a note", "ImageJ=1.53\nimages=6\nslices=6\nunit=um\nspacing=2.0\n", ome(1, 1)]
+SEVERAL_STACKS = {
+    "ImageJ=1.53\nimages=6\nchannels=2\nslices=3\nhyperstack=true\n": "2 channels",
+    "ImageJ=1.53\nimages=6\nslices=2\nframes=3\n": "3 time points",
+    "ImageJ=1.53\nimages=6\nchannels=3\nframes=2\n": "3 channels and 2 time points",
+    ome(2, 1): "2 channels",
+    ome(1, 12): "12 time points",
+}
+
+
+@pytest.mark.parametrize("description", ONE_STACK)
+def test_a_tiff_file_has_a_note_on_its_voxel_size(description: str, tmp_path: Path) -> None:
+    pages = np.arange(120, dtype=np.uint8).reshape(6, 4, 5)
+    write_tiff(tmp_path / "a.tif", pages, description)
+    volume = read_volume(tmp_path / "a.tif")
+    np.testing.assert_array_equal(volume.voxels, pages.transpose())
+    read = sitk.ReadImage(str(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(read).transpose())
+    np.testing.assert_allclose(volume.spacing, read.GetSpacing())
+    assert volume.notes == (
+        "A TIFF file does not say the size of voxels reliably. Millimeters and volumes may be wrong.",
+    )
+
+
+@pytest.mark.parametrize(("description", "found"), SEVERAL_STACKS.items())
+def test_channels_and_time_points_of_tiff_are_no_slices(description: str, found: str, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", np.arange(120, dtype=np.uint8).reshape(6, 4, 5), description)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.tag_v2[270] == description
+    with pytest.raises(BadImage, match=rf"a\.tif has {found}\. Expected one volume\. Save one channel of one time"):
+        read_volume(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.nrrd", "a.mha"])
+def test_an_image_of_two_dimensions(name: str, tmp_path: Path) -> None:
+    page = np.arange(20, dtype=np.uint8).reshape(1, 4, 5)
+    if name == "a.tif":
+        write_tiff(tmp_path / name, page)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(page[0]), str(tmp_path / name))
+    assert sitk.ReadImage(str(tmp_path / name)).GetDimension() == 2
+    with pytest.raises(BadImage, match=rf"{name} has 2 dimensions\. Expected a volume with 3\."):
+        read_volume(tmp_path / name)
+
+
 def test_a_header_that_announces_gigabytes(tmp_path: Path) -> None:
     """Refused before memory for them is allocated."""
     header = nib.Nifti1Header()
@@ -436,6 +580,62 @@ def test_an_output_that_is_a_folder_is_found_before_the_work(name: str, tmp_path
     with pytest.raises(OSError, match=rf"{name} cannot be written, because it is a folder"):
         check_output(tmp_path / name, read_volume(tmp_path / "a.nii"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".partial")] == []
+
+
+@pytest.mark.parametrize(("spacing", "origin", "stored"), [
+    (1e-3, 7654.321, False), (1e-3, 12.3, True), (0.5, 98765.4321, True), (1.0, 1e39, False)
+])  # fmt: skip
+def test_a_position_that_nifti_cannot_store_is_found_before_the_work(
+    spacing: float, origin: float, stored: bool, tmp_path: Path
+) -> None:
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[0, 3] = origin
+    volume = Volume(np.zeros((20, 20, 20), np.int16), affine)
+    for name in ("m.nrrd", "m.seg.nrrd"):
+        check_output(tmp_path / name, volume)
+    with np.errstate(over="ignore"):
+        moved = abs(float(np.float32(origin)) - origin) / spacing
+    assert (moved <= 0.01) == stored
+    if stored:
+        check_output(tmp_path / "m.nii.gz", volume)
+        write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels == 0}, volume)
+        np.testing.assert_allclose(nib.load(tmp_path / "m.nii.gz").affine, RAS_LPS @ affine, atol=0.01 * spacing)
+    else:
+        with pytest.raises(BadImage, match=r"^NIfTI cannot store this position precisely enough\. Choose \.nrrd or"):
+            check_output(tmp_path / "m.nii.gz", volume)
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_nifti_image_keeps_its_distant_position(tmp_path: Path) -> None:
+    affine = np.diag([1e-3, 1e-3, 1e-3, 1.0])
+    affine[0, 3] = 7654.321
+    write_image(tmp_path / "a.nii.gz", np.ones((20, 20, 20), np.int16), affine)
+    volume = read_volume(tmp_path / "a.nii.gz")
+    check_output(tmp_path / "m.nii.gz", volume)
+    write_segmentation(tmp_path / "m.nii.gz", {"a": volume.voxels > 0}, volume)
+    np.testing.assert_array_equal(nib.load(tmp_path / "m.nii.gz").affine, nib.load(tmp_path / "a.nii.gz").affine)
+
+
+@pytest.mark.parametrize("name", ["m.nii.gz", "m.nrrd", "m.seg.nrrd"])
+def test_voxels_of_several_segments(name: str, tmp_path: Path) -> None:
+    image_files.write(tmp_path / "a.nii", np.zeros((5, 6, 7), np.int16))
+    volume = read_volume(tmp_path / "a.nii")
+    liver, lesion, vessel = (np.zeros((5, 6, 7), bool) for _ in range(3))
+    lesion[1:3, 1:3, 1], vessel[1, :, 1], liver[:4, :4, 1] = True, True, True
+    masks = {"lesion": lesion, "vessel": vessel, "liver": liver, "none": np.zeros_like(liver)}
+    write_segmentation(tmp_path / name, masks, volume)
+    notes = notes_on_overlaps(tmp_path / name, masks)
+    if name == "m.seg.nrrd":
+        assert notes == {}
+        return
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name))).transpose()
+    left = [int((labels == value).sum()) for value in (1, 2, 3)]
+    assert left == [0, 2, 16]
+    assert list(notes.values()) == [
+        "lesion lost 4 of 4 voxels to other segments in the label map. Use --format seg.nrrd.",
+        "vessel lost 4 of 6 voxels to other segments in the label map. Use --format seg.nrrd.",
+    ]
+    assert liver.sum() == 16  # the masks are unchanged
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])

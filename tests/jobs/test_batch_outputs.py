@@ -151,6 +151,110 @@ def test_prompt_files_are_not_overwritten(quick: QuickServer, tmp_path: Path) ->
     assert "would overwrite the input file" in result.errors[0]
 
 
+# ---- files of others ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "read-only", "link", "dangling link"])
+def test_a_file_that_batch_did_not_write_stays(
+    quick: QuickServer, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a ground truth with the name of the image."""
+    monkeypatch.chdir(tmp_path)
+    for n in range(2):
+        write_image(tmp_path / f"{n}.nii.gz", n)
+    (tmp_path / "truth").mkdir()
+    truth, target = tmp_path / "truth" / "0.nii.gz", tmp_path / "elsewhere.nii.gz"
+    image_files.write(target if kind == "link" else truth, np.ones((3, 4, 5), np.uint8))
+    if kind.endswith("link"):
+        truth.unlink(missing_ok=True)
+        truth.symlink_to(target)
+    if kind == "read-only":
+        truth.chmod(0o444)
+    before = None if kind == "dangling link" else truth.read_bytes()
+    rows = rows_of(Path("0.nii.gz"), Path("1.nii.gz"))
+    for _ in range(2):
+        found = run(quick, rows, tmp_path / "truth", format="nii.gz")
+        assert found["0.nii.gz"].errors == [
+            f"{tmp_path}/truth/0.nii.gz exists and is not a result of batch. Move it, or choose another output folder."
+        ]
+        assert found["1.nii.gz"].errors == []
+        assert truth.is_symlink() == kind.endswith("link")
+        assert (None if kind == "dangling link" else truth.read_bytes()) == before
+    truth.rename(tmp_path / "moved.nii.gz")
+    assert run(quick, rows, tmp_path / "truth", format="nii.gz")["0.nii.gz"].errors == []
+
+
+def test_a_result_without_its_row_is_replaced(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a run that was killed between the segmentation and the row, and if the row is then edited."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.nrrd")
+    out = tmp_path / "out"
+    for rows in (rows_of(Path("a.nrrd")), rows_of(Path("a.nrrd"), segment="edited")):
+        run(quick, rows_of(Path("a.nrrd")), out)
+        before = (out / "a.seg.nrrd").stat().st_mtime_ns
+        header = (out / "results.csv").read_text().splitlines()[0]
+        (out / "results.csv").write_text(f"{header}\n")
+        # It is still known if this run is stopped as well.
+        with pytest.raises(nni.errors.ConnectionFailed):
+            list(nni.batch(rows, out, server="127.0.0.1:9"))
+        result = run(quick, rows, out)["a.nrrd"]
+        assert (result.errors, result.earlier) == ([], False)
+        assert (out / "a.seg.nrrd").stat().st_mtime_ns > before
+    assert len(list((out / ".report").glob("*.json"))) == 1
+
+
+def test_the_record_is_written_before_the_segmentation(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "a.nrrd")
+    records = []
+
+    def write(*_arguments: Any) -> None:
+        records.extend((tmp_path / "out" / ".report").glob("*.json"))
+        raise nni.errors.BadImage("Not written.")
+
+    monkeypatch.setattr(pipeline, "write_segmentation", write)
+    assert run(quick, rows_of(tmp_path / "a.nrrd"), tmp_path / "out")["a.nrrd"].errors == ["Not written."]
+    assert len(records) == 1
+
+
+def test_a_segment_that_others_cover_has_a_warning(quick: QuickServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nrrd")
+    rows = [row for name in ("lesion", "liver") for row in rows_of(tmp_path / "a.nrrd", segment=name)]
+    result = run(quick, rows, tmp_path / "labels", format="nii.gz")["a.nrrd"]
+    assert result.output is not None
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(result.output)))
+    size = result.segments[0].voxels
+    assert size > 0
+    assert [np.count_nonzero(labels == value) for value in (1, 2)] == [0, size]
+    warning = f"lesion lost {size:,} of {size:,} voxels to other segments in the label map. Use --format seg.nrrd."
+    assert result.warnings == (warning,)
+    assert [line["warnings"] for line in results(tmp_path / "labels")] == [warning] * 2
+    assert (tmp_path / "labels" / "report.html").read_text().count(warning) == 1  # on the card of the lesion
+    assert run(quick, rows, tmp_path / "segments")["a.nrrd"].warnings == ()
+
+
+def test_only_extensions_of_images_are_replaced(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of DICOM files are often UIDs. The content of a file decides on its format."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "source.nrrd")
+    names = {
+        "1.2.840.113.4": "1.2.840.113.4", "1.2.840.113.5.dcm": "1.2.840.113.5", "CT.1.2.IMA": "CT.1.2", "a.NRRD": "a",
+        "a.b.mha": "a.b", "b.c": "b.c", "c.5mm.GZ": "c.5mm", "d.tiff": "d", "e.Nii.Gz": "e", ".nii.gz": ".nii",
+        "x.y/z": "x.y/z",
+    }  # fmt: skip
+    (tmp_path / "x.y").mkdir()
+    for name in names:
+        (tmp_path / name).hardlink_to(tmp_path / "source.nrrd")
+    found = nni.batch(rows_of(*map(Path, names)), "out", server=quick.address)
+    outputs = {r.image: None if r.output is None else r.output.as_posix() for r in found}
+    assert outputs == {name: f"out/{output}.seg.nrrd" for name, output in names.items()}
+
+
 # ---- chosen volumes -----------------------------------------------------------------------------------------
 
 
