@@ -157,7 +157,7 @@ def test_attributes_that_programs_remove(change: str, series: Path) -> None:
 
 def test_a_mosaic(series: Path, tmp_path: Path) -> None:
     def mosaic(slice_: Any, k: int) -> bool:
-        slice_.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+        slice_.ImageType = ["ORIGINAL", "PRIMARY", "M", "DIS2D", "MOSAIC"]
         return k < 2
 
     with pytest.raises(BadImage, match=r"is a mosaic: one picture of all slices\. Convert the series"):
