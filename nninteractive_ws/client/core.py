@@ -575,6 +575,9 @@ class Core:
         if not self._is_obsolete(pending):
             # First, because a step that is undone or redone keeps its change if the server's is missing.
             self._compare_revisions(pending, message)
+            if isinstance(pending.request, wire.SetImage) and self._upload is not None:
+                # If the list of present bricks was lost with a connection, all are sent.
+                self._upload.acknowledged([])
         self._record(pending)
         if pending.number is None:
             return []

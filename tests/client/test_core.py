@@ -415,6 +415,17 @@ def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
     assert "b" not in open_core.segments
 
 
+def test_all_bricks_are_sent_if_the_list_of_present_ones_was_lost(source: ImageSource) -> None:
+    """A server may no longer have it if a connection is lost."""
+    core = Core()
+    core.start()
+    deliver(core, WELCOME)
+    number = core.set_image(source)
+    assert core.next_brick() is None
+    deliver(core, wire.Done(id=number))
+    assert core.next_brick() is not None
+
+
 def test_a_refused_image_is_not_set(open_core: Core, source: ImageSource) -> None:
     number = open_core.set_image(source)
     prompt = open_core.add_point("a", (1, 2, 3))

@@ -631,7 +631,11 @@ export class Core<I extends Image = Image> {
     this.pending.delete(message.id);
     if (isHeartbeat(pending.request)) this.heartbeat = pending.request;
     // First, because a step that is undone or redone keeps its change if the server's is missing.
-    if (!isObsolete(pending, this.generation)) this.compareRevisions(pending, message);
+    if (!isObsolete(pending, this.generation)) {
+      this.compareRevisions(pending, message);
+      // If the list of present bricks was lost with a connection, all are sent.
+      if (pending.request.type === 'set_image') this.upload?.acknowledge([]);
+    }
     this.record(pending);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;

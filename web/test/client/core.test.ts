@@ -212,6 +212,10 @@ describe('the core', () => {
     expect(sent()).toMatchObject([{ type: 'set_mask', mask: { runs: 1 } }]);
   });
 
+  it('sends all bricks if the list of present ones was lost with a connection', () => {
+    expect(core.nextBricks()?.parts).toHaveLength(4); // after a done without an image_progress
+  });
+
   it('does not offer more bricks than a message of the server may have', async () => {
     const large = await makeImage(256);
     core.start();
