@@ -192,8 +192,8 @@ def notes_on_overlaps(path: Path, masks: Mapping[str, Mask]) -> dict[str, str]:
     for name, mask in reversed(list(masks.items())):
         if lost := np.count_nonzero(mask & later):
             notes[name] = (
-                f"{name} lost {lost:,} of {np.count_nonzero(mask):,} voxels to other segments in the label map. Use "
-                "--format seg.nrrd."
+                f"{name} lost {lost:,} of {np.count_nonzero(mask):,} voxels to other segments in the label map. The "
+                "format seg.nrrd keeps overlaps."
             )
         later |= mask
     return {name: notes[name] for name in masks if name in notes}

@@ -32,6 +32,8 @@ _IMAGE_IO = {
     "tiff": "TIFFImageIO",
 }
 _GIPL_HEADER_BYTES = 256
+#: Exceptions of Pillow for damaged files.
+_TIFF_ERRORS = (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError)
 _TIFF_NOTE = "A TIFF file does not say the size of voxels reliably. Millimeters and volumes may be wrong."
 _IMAGE_DESCRIPTION = 270
 #: Axes of a TIFF file besides its slices, by their names in ImageJ and in OME-XML.
@@ -214,9 +216,6 @@ def _tiff(path: Path, array: Voxels) -> bytes:
             f"{path} is damaged or of an unusual kind of TIFF ({reason(e)}). Convert it to NRRD or NIfTI."
         ) from e
 
-
-#: What Pillow raises for damaged files.
-_TIFF_ERRORS = (EOFError, OSError, SyntaxError, TypeError, ValueError, KeyError)
 
 #: The voxels as they are in a file, by format. None if they cannot be compared.
 _STORED: dict[str, Callable[[Path, Voxels], bytes | None]] = {

@@ -36,24 +36,24 @@ def straighten(voxels: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[An
 
 
 def _resample(voxels: npt.NDArray[Any], new_to_old: Affine, shape: list[int]) -> npt.NDArray[Any]:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(), dtype=_type_between(voxels.dtype)))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(), dtype=_interpolation_dtype(voxels.dtype)))
     transform = sitk.AffineTransform(new_to_old[:3, :3].ravel().tolist(), new_to_old[:3, 3].tolist())
     lowest = float(voxels.min())
     # Both grids are in voxels: origin 0, spacing 1, no rotation.
     unit = ((0.0,) * 3, (1.0,) * 3, np.eye(3).ravel().tolist())
     new = sitk.Resample(image, shape, transform, sitk.sitkLinear, *unit, lowest)
-    between = sitk.GetArrayFromImage(new).transpose()
-    return _rounded(between, np.dtype("uint8") if voxels.dtype == bool else voxels.dtype)
+    interpolated = sitk.GetArrayFromImage(new).transpose()
+    return _rounded(interpolated, np.dtype("uint8") if voxels.dtype == bool else voxels.dtype)
 
 
-def _type_between(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+def _interpolation_dtype(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
     """Return the type in which SimpleITK interpolates. Integers would be truncated."""
     return np.dtype("float32" if dtype.itemsize <= 2 or dtype == np.float32 else "float64")
 
 
-def _rounded(between: npt.NDArray[Any], dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
+def _rounded(interpolated: npt.NDArray[Any], dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
     """Return interpolated voxels in the type of the image."""
-    return (np.rint(between) if dtype.kind in "iu" else between).astype(dtype.newbyteorder("="))
+    return (np.rint(interpolated) if dtype.kind in "iu" else interpolated).astype(dtype.newbyteorder("="))
 
 
 def even_out(voxels: npt.NDArray[Any], positions: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], float]:
@@ -73,6 +73,6 @@ def even_out(voxels: npt.NDArray[Any], positions: npt.NDArray[np.float64]) -> tu
     weights = (wanted - positions[above - 1]) / (positions[above] - positions[above - 1])
     even = np.empty((*voxels.shape[:2], count), voxels.dtype)
     for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
-        between = (1 - weight) * voxels[:, :, upper - 1] + weight * voxels[:, :, upper]
-        even[:, :, k] = _rounded(between, voxels.dtype)
+        interpolated = (1 - weight) * voxels[:, :, upper - 1] + weight * voxels[:, :, upper]
+        even[:, :, k] = _rounded(interpolated, voxels.dtype)
     return even, step

@@ -212,10 +212,10 @@ class _SessionWorker:
         """Write the files of a volume, and return notes on segments that lost voxels to others."""
         lost = notes_on_overlaps(task.output, masks)
         # First: it marks the segmentation as a result of batch, also if the process is killed in between.
-        failure = None
+        failure: Exception | None = None
         try:
             write_record(task.record, masks, volume, self._colors, self._marks, lost, task.output_name)
-        except OSError as e:
+        except Exception as e:
             failure = e  # raised once the segmentation is written or kept elsewhere
         with _writing(task):
             write_segmentation(task.output, masks, volume, self._colors, model)

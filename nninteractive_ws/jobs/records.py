@@ -58,8 +58,8 @@ def write_record(
     volume: Volume,
     colors: Mapping[str, Color],
     prompts: Mapping[str, Sequence[Prompt]],
-    warnings: Mapping[str, str] | None = None,
-    output: str = "",
+    warnings: Mapping[str, str],
+    output: str,
 ) -> None:
     """Draw and measure the segments of a volume, and store the result atomically. Raises OSError.
 
@@ -68,7 +68,7 @@ def write_record(
     segments = {}
     for name, mask in masks.items():
         drawn = picture(volume.voxels, mask, volume.ijk_to_lps, colors[name], prompts.get(name, ()))
-        warning = (warnings or {}).get(name, "")
+        warning = warnings.get(name, "")
         segments[name] = _segment_record(drawn, measure(mask, volume.ijk_to_lps), warning)
     _write(path, VolumeRecord(segments, volume.notes, output))
 

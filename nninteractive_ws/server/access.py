@@ -88,7 +88,7 @@ class TokenFile:
         except BadTokenFile as e:
             if state != self._failed_state:
                 _log.error("%s Until then, the previous tokens stay valid.", e)
-            self._failed_state = state  # read again at the next call, because the reason may be a passing one
+            self._failed_state = state  # read again at the next call, because the failure may be transient
         else:
             self._state = state
             _log.info("the token file changed and has %d users now", len(self._digests))

@@ -78,12 +78,15 @@ class BoundedConnection(ServerConnection):
         """
         assert self.ping_interval is not None
         assert self.ping_timeout is not None
-        while True:
-            await asyncio.sleep(self.ping_interval)
-            if self.loop.time() - self._received_at > self.ping_interval + self.ping_timeout:
-                async with self.send_context():
-                    self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-            await self.ping()
+        try:
+            while True:
+                await asyncio.sleep(self.ping_interval)
+                if self.loop.time() - self._received_at > self.ping_interval + self.ping_timeout:
+                    async with self.send_context():
+                        self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+                await self.ping()
+        except Exception:
+            _log.exception("the keepalive of a connection failed")
 
     def relayed(self, count: int) -> None:
         """Count a relayed message of ``count`` bytes."""

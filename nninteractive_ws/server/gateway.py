@@ -362,7 +362,7 @@ class Gateway:
             )
         except WorkerLost:
             if not resume:
-                self._sessions.end(record)  # nobody knows its secret
+                self._sessions.end(record)  # no client has its secret
             raise
         try:
             if resume and attached.created:

@@ -294,7 +294,7 @@ class WorkerPool:
 
     def add(self, slot: WorkerSlot) -> None:
         """Add a worker that has connected."""
-        if slot not in self._launched:
+        if not isinstance(slot, LaunchedSlot):
             self._joined.append(slot)
 
     def expects_session(self, token: str) -> bool:

@@ -632,8 +632,8 @@ def test_voxels_of_several_segments(name: str, tmp_path: Path) -> None:
     left = [int((labels == value).sum()) for value in (1, 2, 3)]
     assert left == [0, 2, 16]
     assert list(notes.values()) == [
-        "lesion lost 4 of 4 voxels to other segments in the label map. Use --format seg.nrrd.",
-        "vessel lost 4 of 6 voxels to other segments in the label map. Use --format seg.nrrd.",
+        "lesion lost 4 of 4 voxels to other segments in the label map. The format seg.nrrd keeps overlaps.",
+        "vessel lost 4 of 6 voxels to other segments in the label map. The format seg.nrrd keeps overlaps.",
     ]
     assert liver.sum() == 16  # the masks are unchanged
 

@@ -75,7 +75,7 @@ def add(folder: Path, key: str, image: str, *segments: SegmentResult, warnings: 
         mask[5 : 5 + side, 5 : 5 + side, 5 : 5 + side] = True
         masks[s.name] = mask
     volume = Volume(voxels, np.eye(4), notes=warnings)
-    write_record(record_path(folder, key), masks, volume, dict.fromkeys(masks, (1.0, 0.0, 0.0)), {})
+    write_record(record_path(folder, key), masks, volume, dict.fromkeys(masks, (1.0, 0.0, 0.0)), {}, {}, "")
     return VolumeResult(image, segments, folder / f"{key}.seg.nrrd", "demo", "Apache-2.0")
 
 
@@ -249,7 +249,7 @@ def test_a_thousand_segments_take_seconds_and_less_than_20_mb(tmp_path: Path) ->
     phantom = make_phantom(1, (128, 112, 40), (3.0, 3.0, 6.0))
     volume = Volume(phantom.image, np.diag([*phantom.spacing, 1.0]))
     masks = {name: phantom.labels == ORGANS[name] for name in ("liver", "spleen", "left kidney", "aorta")}
-    write_record(record_path(tmp_path, f"{0:016x}"), masks, volume, dict.fromkeys(masks, (1.0, 0.0, 0.0)), {})
+    write_record(record_path(tmp_path, f"{0:016x}"), masks, volume, dict.fromkeys(masks, (1.0, 0.0, 0.0)), {}, {}, "")
     data = record_path(tmp_path, f"{0:016x}").read_bytes()
     segments = tuple(segment(name) for name in masks)
     results = []

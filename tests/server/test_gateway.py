@@ -193,7 +193,7 @@ def test_a_worker_whose_device_is_broken_is_replaced() -> None:
 @pytest.mark.slow
 @linux
 def test_a_worker_that_did_not_answer_keeps_no_session() -> None:
-    """Otherwise, sessions that nobody knows would fill the server."""
+    """Otherwise, sessions without a client would fill the server."""
 
     async def open_session(address: str) -> str:
         async with connect(address, proxy=None) as websocket:

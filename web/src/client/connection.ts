@@ -353,7 +353,8 @@ class SocketLink {
       const bricks = await Promise.all(parts.map((part) => image.packBrick(part, encoding, this.packer)));
       this.isPacking = false;
       if (this.isOver) return;
-      this.send(this.core.brickFrame(batch, bricks));
+      const frame = this.core.brickFrame(batch, bricks);
+      if (frame !== null) this.send(frame);
       this.pump();
     } catch (error) {
       this.end(error instanceof ClientError ? error : failureOfPage(error));

@@ -201,8 +201,9 @@ export class Core<I extends Image = Image> {
     return parts.length === 0 ? null : { image, parts, encoding: upload.encodingOf(parts), upload };
   }
 
-  /** Return the frame of packed bricks. */
-  brickFrame(batch: BrickBatch<I>, bricks: readonly Brick[]): Uint8Array<ArrayBuffer> {
+  /** Return the frame of packed bricks, or null if their upload has ended: the server may refuse their layers. */
+  brickFrame(batch: BrickBatch<I>, bricks: readonly Brick[]): Uint8Array<ArrayBuffer> | null {
+    if (batch.upload !== this.upload) return null;
     const frame = encode({ type: 'image_bricks', image: batch.image.name, bricks });
     batch.upload.sent(batch.parts, frame.length, batch.encoding);
     return frame;

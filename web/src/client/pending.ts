@@ -59,7 +59,11 @@ export function isObsolete(pending: Pending, generation: number): boolean {
   return pending.generation !== generation && pending.request.type !== 'set_options';
 }
 
-/** Return the error of a request that must not be sent again after a lost connection, or null. `generation`: that of the image now. */
+/**
+ * Return the error of a request that must not be sent again after a lost connection, or null.
+ *
+ * `generation`: that of the image now.
+ */
 export function retryError(pending: Pending, generation: number): ClientError | null {
   if (isObsolete(pending, generation)) {
     return new ClientError(

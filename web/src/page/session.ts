@@ -98,10 +98,7 @@ export class Session {
     this.segments.clear();
     // Its events set the extents. Nothing is painted before all segments are in the list.
     this.send((core) => core.setImage(image.source, journal));
-    for (const { name } of journal?.segments ?? []) {
-      this.segments.restore(name);
-      if (this.voxels(name) === 0) this.extents.delete(name); // the event of an empty mask has a box all the same
-    }
+    for (const { name } of journal?.segments ?? []) this.segments.restore(name);
   }
 
   /** Show all segments, and add one if there is none. Call it after `open`, when their names and colors are known. */
@@ -287,7 +284,7 @@ export class Session {
     return this.segments.add(this.usedIds);
   }
 
-  /** Cancel the requests of a segment that is removed. Nobody waits for their answers. */
+  /** Cancel the requests of a segment that is removed. Their answers are not needed. */
   private cancelRequests(id: string): void {
     for (const [number, { segment }] of this.pending) {
       if (segment !== id) continue;
@@ -398,8 +395,8 @@ export class Session {
     }
   }
 
-  private onMaskDelta({ segment, box, final }: MaskDeltaEvent): void {
-    this.extents.set(segment, union(this.extents.get(segment), box));
+  private onMaskDelta({ segment, box, change, final }: MaskDeltaEvent): void {
+    if (change.length > 0) this.extents.set(segment, union(this.extents.get(segment), box));
     if (this.segments.find(segment) === null) return; // not yet in the list, or no longer
     this.setPreview(segment, !final);
     this.viewer.paint(box, this.layers());

@@ -216,6 +216,13 @@ describe('the core', () => {
     expect(core.nextBricks()?.parts).toHaveLength(4); // after a done without an image_progress
   });
 
+  it('drops a packed batch of an upload that has ended', () => {
+    const batch = core.nextBricks();
+    if (batch === null) throw new Error('There is no batch.');
+    core.setImage(image);
+    expect(core.brickFrame(batch, [])).toBeNull();
+  });
+
   it('does not offer more bricks than a message of the server may have', async () => {
     const large = await makeImage(256);
     core.start();

@@ -62,8 +62,8 @@ export class Runner {
   private noted: Record<'answers' | 'progress' | 'notices', Json[]> = { answers: [], progress: [], notices: [] };
   private shape: Index = [0, 0, 0];
   private limit = 0;
-  /** The masks as the events tell them. */
-  private readonly told = new Map<string, Uint8Array>();
+  /** Masks reconstructed from the events. */
+  private readonly maskFromEvents = new Map<string, Uint8Array>();
 
   /** `defaults`: those of the messages of a client, from defaults.json. */
   private constructor(
@@ -197,7 +197,9 @@ export class Runner {
         assert.equal(layer, 'whole', 'no welcome of the suite has the feature of layers');
         return { index, encoding: 'raw' as const, data: source.brick(index), layer, low_bits: 0 };
       });
-      const message = decoder.decode(this.core.brickFrame(batch, bricks)) as ValueMap;
+      const frame = this.core.brickFrame(batch, bricks);
+      assert(frame !== null);
+      const message = decoder.decode(frame) as ValueMap;
       image = message.image as string;
       assert(bricks.length <= 64);
       for (const brick of message.bricks as ValueMap[]) {
@@ -233,14 +235,14 @@ export class Runner {
         this.noted.progress.push({ label: label(request), state, done, total });
       } else if (event.type === 'notice') this.noted.notices.push(event.code);
       else if (event.type === 'mask_delta') this.noteMask(event);
-      else if (event.type === 'segment_removed') this.told.delete(event.segment);
-      else if (event.type === 'masks_dropped') this.told.clear();
+      else if (event.type === 'segment_removed') this.maskFromEvents.delete(event.segment);
+      else if (event.type === 'masks_dropped') this.maskFromEvents.clear();
     }
   }
 
   private noteMask({ segment, box, change }: MaskDeltaEvent): void {
-    const mask = this.told.get(segment) ?? new Uint8Array(countVoxels(this.shape));
-    this.told.set(segment, mask);
+    const mask = this.maskFromEvents.get(segment) ?? new Uint8Array(countVoxels(this.shape));
+    this.maskFromEvents.set(segment, mask);
     const [, nj, nk] = this.shape;
     for (let n = 0; n < change.length; n += 2) {
       for (let at = change[n]; at < change[n + 1]; at++) {
@@ -271,7 +273,7 @@ export class Runner {
       }
     }
     for (const [name, { mask }] of this.core.segments) {
-      assert.deepEqual(this.told.get(name) ?? new Uint8Array(mask.length), mask, `the events of ${name}`);
+      assert.deepEqual(this.maskFromEvents.get(name) ?? new Uint8Array(mask.length), mask, `the events of ${name}`);
     }
     if (!('closed' in expect || 'refused' in expect)) assert.notEqual(this.closed(), 'bad_message');
   }

@@ -67,7 +67,9 @@ class Session {
     const batch = this.core.nextBricks();
     if (batch === null) return [];
     const packed = await Promise.all(batch.parts.map((part) => batch.image.packBrick(part, batch.encoding, packer)));
-    const { bricks } = new Decoder().decode(this.core.brickFrame(batch, packed)) as { bricks: Brick[] };
+    const frame = this.core.brickFrame(batch, packed);
+    if (frame === null) throw new Error('The upload has ended.');
+    const { bricks } = new Decoder().decode(frame) as { bricks: Brick[] };
     this.sent.push(...bricks.map(({ index, layer }) => `${layer} ${index}`));
     return bricks;
   }
