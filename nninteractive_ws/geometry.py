@@ -6,6 +6,9 @@ import math
 
 from nninteractive_ws.errors import OutOfBounds
 
+# Of positions in millimeters that were converted to voxels.
+_ROUNDING_ERROR = 1e-3
+
 Index = tuple[int, int, int]
 #: A box as users write it, and on the wire: ((i0, i1), (j0, j1), (k0, k1)).
 Pairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -61,10 +64,10 @@ class Box:
         Raises
         ------
         ValueError
-            If a range is empty.
+            If a range is empty, or not of whole numbers. Numbers may differ from them by rounding errors.
         """
-        (i0, i1), (j0, j1), (k0, k1) = pairs
-        return cls((int(i0), int(j0), int(k0)), (int(i1), int(j1), int(k1)))
+        (i0, i1), (j0, j1), (k0, k1) = ((_whole(start), _whole(stop)) for start, stop in pairs)
+        return cls((i0, j0, k0), (i1, j1, k1))
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> "Box":
@@ -209,6 +212,14 @@ class Box:
         return iter(self.pairs)
 
 
+def _whole(number: float) -> int:
+    """Return a number without its rounding error. Raises ValueError if it is not a whole number."""
+    nearest = round(number)
+    if abs(number - nearest) > _ROUNDING_ERROR:
+        raise ValueError(f"{number} is not a whole number. Round it first.")
+    return int(nearest)
+
+
 def box_in_volume(pairs: Sequence[Sequence[int]], shape: Sequence[int]) -> Box:
     """Return the box of ranges ((i0, i1), (j0, j1), (k0, k1)) in a volume of ``shape``.
 
@@ -216,10 +227,10 @@ def box_in_volume(pairs: Sequence[Sequence[int]], shape: Sequence[int]) -> Box:
     """
     try:
         box = Box.from_pairs(pairs)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise OutOfBounds(
-            f"{pairs} is not a box. Use the format ((i0, i1), (j0, j1), (k0, k1)), in which each stop is greater than "
-            "its start."
+            f"{pairs} is not a box. Use the format ((i0, i1), (j0, j1), (k0, k1)) with whole numbers, in which each "
+            "stop is greater than its start."
         ) from e
     if not box.inside(shape):
         raise OutOfBounds(

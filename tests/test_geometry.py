@@ -1,6 +1,7 @@
 """Boxes against sets of voxels."""
 
 import itertools
+from typing import Any
 
 from helpers.strategies import boxes, shapes
 from hypothesis import given
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from nninteractive_ws.geometry import Box, Index
+from nninteractive_ws.errors import OutOfBounds
+from nninteractive_ws.geometry import Box, Index, box_in_volume
 
 CORNERS = st.tuples(*[st.integers(-4, 4)] * 3)
 
@@ -77,6 +79,19 @@ def test_within_finds_the_same_voxels_in_a_crop(data: st.DataObject) -> None:
 def test_an_empty_box_is_refused(pairs: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(ValueError, match="empty box"):
         Box.from_pairs(pairs)
+
+
+def test_rounding_errors_do_not_move_a_box() -> None:
+    pairs: Any = ((10.0, 20.0), (10.000001, 20.0), (12 - 1e-9, 13 - 1e-9))
+    assert Box.from_pairs(pairs).pairs == ((10, 20), (10, 20), (12, 13))
+
+
+@pytest.mark.parametrize("number", [1.5, float("nan"), float("inf"), "1"])
+def test_boxes_have_whole_numbers(number: Any) -> None:
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        Box.from_pairs(((0, 1), (0, number), (0, 1)))
+    with pytest.raises(OutOfBounds, match="with whole numbers"):
+        box_in_volume(((0, 1), (0, number), (0, 1)), (9, 9, 9))
 
 
 def test_two_or_four_ranges_are_not_a_box() -> None:

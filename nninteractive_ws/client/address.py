@@ -148,7 +148,7 @@ def _is_host(host: str) -> bool:
 def _ssh_target(text: str) -> SshTarget:
     parts = None if TOKEN_PREFIX in text.lower() else _split(text)
     if parts is not None and _is_ssh(parts):
-        host, user = parts.hostname or "", parts.username
+        host, user = _host_as_written(parts), parts.username
         return SshTarget(f"{user}@{host}" if user else host, parts.port, int(parts.path.strip("/") or DEFAULT_PORT))
     raise BadAddress(
         "The ssh:// address is invalid. Enter one such as ssh://user@gpu-box, or "
@@ -156,6 +156,12 @@ def _ssh_target(text: str) -> SshTarget:
         "letters, digits, dots, hyphens and underscores. For another name, define an alias in ~/.ssh/config. The "
         "address must not contain a password or a token, and is not repeated here because it may."
     )
+
+
+def _host_as_written(parts: SplitResult) -> str:
+    """Return the host with its case, which counts in ~/.ssh/config."""
+    host = parts.netloc.rpartition("@")[2]
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _is_ssh(parts: SplitResult) -> bool:

@@ -207,7 +207,8 @@ class AsyncSession:
     def _issue(self, command: Callable[[], int]) -> int:
         """Pass a command to the core. Return the number of its request, for ``_answer``."""
         if self._failure is not None:
-            raise self._failure
+            # Without the traceback of an earlier call, which would keep that call's arguments.
+            raise self._failure.with_traceback(None)
         number = command()
         self._to_write.set()
         self._results[number] = asyncio.get_running_loop().create_future()
@@ -333,7 +334,7 @@ class AsyncSession:
         for callback in tuple(self._callbacks[event.name]):  # it may unregister itself
             try:
                 callback(event)
-            except Exception:
+            except (Exception, SystemExit):  # SystemExit would end the event loop, and with it all sessions
                 _log.exception("a callback for the event %s failed", event.name)
 
     def _settle(self, number: int, outcome: Result | Error) -> None:

@@ -51,9 +51,11 @@ class _IOThread:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on the loop and wait. An interrupted wait (Ctrl-C) cancels it. Raises as ``submit``."""
-        if threading.current_thread() is self._thread:
+        try:
+            self.check_caller()
+        except RuntimeError:
             work.close()
-            raise RuntimeError("a callback runs on the I/O thread, where a blocking call would wait for itself")
+            raise
         future = self.submit(work)
         try:
             return future.result()
@@ -62,6 +64,14 @@ class _IOThread:
         except BaseException:
             future.cancel()
             raise
+
+    def check_caller(self) -> None:
+        """Raise RuntimeError on the I/O thread."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a callback runs on the I/O thread, where a blocking call would wait for itself. Call it on another "
+                "thread, for instance after the callback has set an event"
+            )
 
     def submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run ``work`` on the loop after everything submitted before, and return at once.
@@ -291,9 +301,11 @@ class Session:
     def close(self) -> None:
         """End the session on the server, the connection and the thread.
 
-        A second call does nothing, and neither does a call in a forked child of the session's process.
+        A second call does nothing, and neither does a call in a forked child of the session's process. A callback
+        must not call it.
         """
         if not self._closed and self._thread.owner.is_this_process:
+            self._thread.check_caller()
             self._closed = True
             try:
                 self._thread.wait(self._async.close())

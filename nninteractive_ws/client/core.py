@@ -329,12 +329,14 @@ class Core:
             self._control.append(protocol.encode(message))
 
     def _request(self, request: wire.Request) -> int:
-        self._enqueue(request, request.id)
+        self._enqueue(_with_plain_types(request), request.id)
         return request.id
 
     def _enqueue(self, request: wire.Request, number: int | None) -> None:
+        frame = protocol.encode(request)  # a request that cannot be encoded is not pending
         self._pending[request.id] = _PendingRequest(number, request, self._generation)
-        self._send(request)
+        if self.welcome is not None:
+            self._control.append(frame)
 
     def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
         drawn = to_mask(mask, box, self._shape())
@@ -715,6 +717,13 @@ def _renumbered(request: wire.Request, new: int) -> wire.Request:
 def _merged(old: wire.SetOptions, new: wire.SetOptions) -> wire.SetOptions:
     changed = {name: value for name in ("autozoom", "previews") if (value := getattr(new, name)) is not None}
     return msgspec.structs.replace(old, **changed)
+
+
+def _with_plain_types(request: wire.Request) -> wire.Request:
+    """Return a request with Python's own types in place of numpy's scalars, which cannot be encoded."""
+    types = {"segment": str, "positive": bool, "run": bool, "autozoom": bool, "previews": bool}
+    given = {name: getattr(request, name, None) for name in types}
+    return msgspec.structs.replace(request, **{k: types[k](v) for k, v in given.items() if v is not None})
 
 
 def _image_progress(upload: Upload) -> Event:

@@ -62,6 +62,9 @@ class MonitoredConnection(ClientConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, reconnect.SEND_BUFFER_BYTES)
+        if connection.family != AF_UNIX:
+            # asyncio does so only for sockets that it has made itself. A prompt must not wait for acknowledgements.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -126,12 +129,15 @@ async def dial(
 async def _connect_socket(where: Address) -> socket.socket:
     """Return a socket that is connected to a server. Raises the most informative OSError of all its addresses."""
     failures: list[OSError] = []
-    for family, endpoint in await _endpoints(where):
+    endpoints = await _endpoints(where)
+    for family, endpoint in endpoints:
         connected = socket.socket(family)
         connected.setblocking(False)
         try:
-            await asyncio.get_running_loop().sock_connect(connected, endpoint)
-        except OSError as e:
+            # One that does not answer leaves time for the others.
+            async with asyncio.timeout(reconnect.OPEN_TIMEOUT_S / len(endpoints)):
+                await asyncio.get_running_loop().sock_connect(connected, endpoint)
+        except OSError as e:  # also TimeoutError
             connected.close()
             failures.append(e)
         except BaseException:

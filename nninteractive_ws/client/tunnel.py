@@ -23,7 +23,7 @@ import weakref
 from nninteractive_ws.client.address import AF_UNIX, Address, SshTarget
 from nninteractive_ws.client.ownership import Owner
 from nninteractive_ws.errors import ConnectionFailed, Untrusted
-from nninteractive_ws.processes import creation_flags, end_process
+from nninteractive_ws.processes import end_process, own_process_group
 from nninteractive_ws.redaction import printable, redact
 
 #: Seconds until ssh gives up on a machine that does not answer, and between its keepalives.
@@ -32,6 +32,8 @@ _CONNECT_S, _ALIVE_S = 15, 10
 _END_TIMEOUT_S = 3.0
 _OPTIONS = {
     "BatchMode": "yes",  # there is no terminal for questions
+    "ControlMaster": "no",  # a new master would go to the background, and keep the tunnel
+    "LogLevel": "INFO",  # the messages below, whatever the user's configuration says
     "ExitOnForwardFailure": "yes",
     "ConnectTimeout": str(_CONNECT_S),
     "ServerAliveInterval": str(_ALIVE_S),
@@ -58,6 +60,7 @@ class Tunnel:
         """``environment``: that of ssh; by default, this process's."""
         self.target, self._environment = target, environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._end_at_exit: weakref.finalize[..., Tunnel]
         self._server: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._folder: _SocketFolder | None = None
@@ -137,6 +140,7 @@ class Tunnel:
                 # At this level, ssh reports its listener.
                 options = ["-o", "LogLevel=DEBUG1", "-L", f"127.0.0.1:{self._port}:{there}"]
             self._process = self._ssh(["-N", *options], stdin=subprocess.DEVNULL)
+            self._end_at_exit = weakref.finalize(self, _terminate, self._process, Owner())
         except ConnectionFailed:
             self._end_ssh()
             raise
@@ -145,7 +149,7 @@ class Tunnel:
         self, options: list[str], command: str | None = None, stdin: int = subprocess.PIPE
     ) -> "subprocess.Popen[bytes]":
         settings = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
-        arguments = ["ssh", "-T", *settings, *options]
+        arguments = ["ssh", "-T", *options, *settings]  # of two values, ssh uses the first
         if self.target.port is not None:
             arguments += ["-p", str(self.target.port)]
         arguments += ["--", self.target.host, *([command] if command else [])]
@@ -156,7 +160,7 @@ class Tunnel:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 env=self._environment,
-                creationflags=creation_flags(),
+                **own_process_group(),  # Ctrl-C cancels a prompt, and must not end the tunnel
             )
         except FileNotFoundError as e:
             raise ConnectionFailed(
@@ -229,6 +233,7 @@ class Tunnel:
     def _end_ssh(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self._end_at_exit.detach()
             end_process(process, _END_TIMEOUT_S)
         if self._stderr is not None:
             self._stderr.close()
@@ -237,6 +242,12 @@ class Tunnel:
             self._folder.cleanup()
             self._folder = None
         self._port, self._was_ready, self._reported = 0, False, 0
+
+
+def _terminate(process: "subprocess.Popen[bytes]", owner: Owner) -> None:
+    """End ssh if the program has not closed its tunnel, but not at the end of a forked child."""
+    if owner.is_this_process:
+        process.terminate()
 
 
 class _SocketFolder:

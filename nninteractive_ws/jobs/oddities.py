@@ -50,8 +50,8 @@ RULES: Mapping[str, str] = {
         f"The prompts took more than {SLOW_FACTOR} times the median of the batch, and at least {SLOW_S} s more. At "
         f"least {MIN_GROUP} segments are needed."
     ),
-    "warning": "The image file was unusual, for instance incomplete or resampled, or other segments overwrote a part of "
-    "the segment in the label map. The result may be wrong.",
+    "warning": "The image file was unusual, for instance incomplete or resampled, or other segments overwrote a part "
+    "of the segment in the label map. The result may be wrong.",
 }
 
 

@@ -235,6 +235,9 @@ def _listen(host: str, port: int, admission: Admission) -> list[ListeningSocket]
             bind_address = (address[0], port, *address[2:])
             try:
                 bound = socket.create_server(bind_address, family=family)
+                # Accepted sockets inherit it. Else a preview waits until the client has acknowledged the one before,
+                # since asyncio does so only for sockets that it has made itself.
+                bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as e:
                 # A name may resolve to ::1 although IPv6 is disabled.
                 if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(infos) == 1:

@@ -1,13 +1,18 @@
 """The blocking client, against a real server."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 import contextlib
+from contextlib import ExitStack
+import gc
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
 from typing import Any
+import weakref
 
 from helpers.end_to_end import SHAPE, WIDE_SHAPE, health, phantom, stroke, wait_until, wide_lasso
 from helpers.threads import run_in_thread
@@ -20,8 +25,12 @@ from websockets.sync.server import ServerConnection, serve
 
 import nninteractive_ws as nni
 from nninteractive_ws import errors, protocol
-from nninteractive_ws.client import aio, blocking, events
+from nninteractive_ws.client import aio, blocking, events, reconnect
+from nninteractive_ws.client import dial as dial_module
 from nninteractive_ws.client.address import parse_address
+from nninteractive_ws.client.aio import AsyncSession
+from nninteractive_ws.client.core import Core
+from nninteractive_ws.client.dial import MonitoredConnection, dial
 from nninteractive_ws.messages import Hello
 
 
@@ -289,6 +298,73 @@ def test_callbacks_run_on_the_io_thread_and_cannot_block(server: str, caplog: py
         assert names == ["nninteractive-ws I/O"]
         assert "a blocking call would wait for itself" in caplog.text
         fresh.segment("a").add_point((30, 30, 28))
+
+
+@pytest.mark.slow
+def test_a_callback_can_neither_close_nor_end_the_session(server: str, caplog: pytest.LogCaptureFixture) -> None:
+    with nni.connect(server) as fresh:
+        once = iter([fresh.close, sys.exit])
+        fresh.on("done", lambda _: next(once, lambda: None)())
+        with caplog.at_level(logging.ERROR):
+            fresh.set_image(phantom())
+            fresh.set_options(previews=False)
+        assert "a blocking call would wait for itself" in caplog.text
+        assert "SystemExit" in caplog.text
+        assert fresh.segment("a").add_point((30, 30, 28)).voxels > 0
+
+
+def test_a_failed_session_keeps_no_arguments_of_later_calls() -> None:
+    async def work() -> None:
+        async def dial() -> MonitoredConnection:
+            raise errors.Unauthorized("The server refused this token.")
+
+        session = AsyncSession(dial, Core())
+        volumes = []
+        for _ in range(3):
+            volume = np.arange(60.0).reshape(3, 4, 5)
+            volumes.append(weakref.ref(volume))
+            with pytest.raises(errors.Unauthorized):
+                await session.set_image(volume)
+            del volume
+            await asyncio.sleep(0.01)
+        gc.collect()
+        assert sum(volume() is not None for volume in volumes) <= 1
+        await session.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_prompts_do_not_wait_for_acknowledgements(server: str) -> None:
+    """Of TCP, as they would with Nagle's algorithm."""
+
+    async def work() -> None:
+        connection = await dial(parse_address(server))
+        tcp = connection.transport.get_extra_info("socket")
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        await connection.close()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dial_module._endpoints
+
+    async def endpoints(where: Any) -> Any:
+        return [(socket.AF_INET, full.getsockname()), *await real(where)]
+
+    async def work() -> None:
+        connection = await dial(parse_address(server))
+        await connection.close()
+
+    monkeypatch.setattr(dial_module, "_endpoints", endpoints)
+    monkeypatch.setattr(reconnect, "OPEN_TIMEOUT_S", 3.0)
+    # A listener whose queue is full answers no further connection.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        asyncio.run(asyncio.wait_for(work(), 30))
 
 
 def test_cancel_from_a_callback(session: nni.Session) -> None:

@@ -415,6 +415,20 @@ def test_a_mask_of_another_segment_is_refused(open_core: Core) -> None:
     assert "b" not in open_core.segments
 
 
+def test_scalars_of_numpy_are_sent_as_plain_ones(open_core: Core) -> None:
+    yes: Any = np.True_
+    open_core.add_point(np.str_("liver"), (np.int64(1), 2, 3), positive=yes, run=yes)
+    (frame,) = sent(open_core)
+    assert (frame.segment, frame.positive, frame.run) == ("liver", True, True)
+
+
+def test_a_request_that_cannot_be_sent_is_not_pending(open_core: Core) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        open_core.add_point("\ud800", (1, 2, 3))
+    assert open_core.pending_requests == []
+    assert sent(open_core) == []
+
+
 def test_all_bricks_are_sent_if_the_list_of_present_ones_was_lost(source: ImageSource) -> None:
     """A server may no longer have it if a connection is lost."""
     core = Core()

@@ -59,6 +59,7 @@ def port_of(address: str) -> int:
         ("ssh://anna@gpu-box:2222/1600", SshTarget("anna@gpu-box", 2222, 1600)),
         ("ssh://gpu-box/1600/", SshTarget("gpu-box", None, 1600)),
         ("ssh://[::1]:22", SshTarget("::1", 22)),
+        ("ssh://Anna@GPU-Box:22", SshTarget("Anna@GPU-Box", 22)),  # the case counts in ~/.ssh/config
         ("SSH://gpu_box-2.lab.example", SshTarget("gpu_box-2.lab.example")),
         ("ssh://anna.b+c@lab.example@gpu-box", SshTarget("anna.b+c@lab.example@gpu-box")),
         ("ssh://müller@größe.example", SshTarget("müller@größe.example")),

@@ -229,7 +229,8 @@ def test_a_segment_that_others_cover_has_a_warning(quick: QuickServer, tmp_path:
     size = result.segments[0].voxels
     assert size > 0
     assert [np.count_nonzero(labels == value) for value in (1, 2)] == [0, size]
-    warning = f"lesion lost {size:,} of {size:,} voxels to other segments in the label map. The format seg.nrrd keeps overlaps."
+    lost = f"lesion lost {size:,} of {size:,} voxels to other segments in the label map."
+    warning = f"{lost} The format seg.nrrd keeps overlaps."
     assert result.warnings == (warning,)
     assert [line["warnings"] for line in results(tmp_path / "labels")] == [warning] * 2
     assert (tmp_path / "labels" / "report.html").read_text().count(warning) == 1  # on the card of the lesion
