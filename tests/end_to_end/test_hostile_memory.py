@@ -20,8 +20,8 @@ from nninteractive_ws.masks import Delta
 
 MIB = 2**20
 SHAPE: Index = (192, 192, 192)
-#: Growth of a worker: an attacker's image, and messages with their answers.
-MAY_GROW = 24 * 192**3 + 64 * MIB
+#: Growth of a worker: an attacker's image, messages with their answers, and a neighbor's prompt at the same time.
+MAY_GROW = 24 * 192**3 + 96 * MIB
 #: Growth that may remain, because partly used pages are not returned.
 MAY_KEEP = 128 * MIB
 #: Images whose bricks are mostly empty space.
