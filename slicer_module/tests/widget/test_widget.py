@@ -632,6 +632,24 @@ def segmentsTable(opened):
     return table
 
 
+def test_an_empty_segmentation_does_not_inherit_the_selected_segment(opened):
+    """The Segment Editor keeps the selected segment's ID in its node if the new segmentation has no segments."""
+    for _ in range(2):
+        opened.ui.nextSegmentButton.click()
+    old, segmentID = opened.logic.segmentation, opened.logic.segmentID
+    new = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "new")
+    opened.editor.setSegmentationNode(new)
+    assert (opened.logic.segmentation, opened.logic.segmentID) == (new, None)
+    assert opened.editor.currentSegmentID() == ""
+    assert not opened.ui.resetSegmentButton.enabled
+    new.GetSegmentation().AddEmptySegment(segmentID)
+    opened.editor.setCurrentSegmentID(segmentID)
+    assert opened.logic.segmentID == segmentID, "a segment with the ID of the old one is not selected"
+    opened.editor.setSegmentationNode(old)
+    slicer.mrmlScene.RemoveNode(old)
+    assert (opened.logic.segmentation, opened.logic.segmentID) == (opened.editor.segmentationNode(), None)
+
+
 def test_delete_in_the_table_of_segments_removes_the_selected_one(opened, volume):
     table = segmentsTable(opened)
     for key in (qt.Qt.Key_Delete, qt.Qt.Key_Backspace):
