@@ -6,7 +6,7 @@ from logic_harness import SHAPE, WHOLE, blobs
 from nninteractive_ws import Box
 from nninteractive_ws.client import events
 from nninteractive_ws.client.image_source import ImageSource
-from NNInteractiveWSLib import geometry, prompts, sceneState
+from NNInteractiveWSLib import geometry, prompts, sceneState, sessionController
 from NNInteractiveWSLib.labelmaps import SURFACE
 import numpy as np
 import pytest
@@ -229,6 +229,12 @@ def test_surfaces_are_updated_when_idle(harness):
 # ---- saving and loading -------------------------------------------------------------------------------------------
 
 
+def is_stored(harness):
+    """Whether the scene has the prompts and masks that it shows."""
+    controller = harness.logic._controller
+    return not controller._unstored and not controller.binding.hasPendingWrites()
+
+
 @contextmanager
 def loaded(path):
     scene = new_scene(path.parent)
@@ -251,7 +257,7 @@ def test_a_saved_scene_resumes(scene, harness, make_harness, tmp_path):
     harness.logic.undo()
     harness.wait()
     two = harness.shown()
-    harness.logic.storeState()
+    harness.wait(lambda: is_stored(harness))
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
     harness.logic.redo()
     harness.wait()
@@ -279,7 +285,7 @@ def test_a_saved_scene_resumes(scene, harness, make_harness, tmp_path):
 def test_the_journal_is_stored_by_itself(scene, harness):
     harness.click(20, 20, 20)
     logic = harness.logic
-    harness.wait(lambda: sceneState.find(scene, logic.segmentation, logic.volume) is not None)
+    harness.wait(lambda: is_stored(harness))
     journal, _ledgers = sceneState.load(scene, logic.segmentation, logic.volume, SHAPE)
     np.testing.assert_array_equal(journal.masks[logic.segmentID], harness.shown())
 
@@ -304,25 +310,29 @@ def test_a_journal_of_another_image_or_a_damaged_one(scene, harness, make_harnes
 
 
 def caught_in_a_preview(harness):
-    """Click until a preview arrives before its answer. Return the number of completed steps."""
+    """Click until a preview is shown and stored before its answer. Return the number of completed steps."""
     for n in range(20):
         done = len(harness.logic.session.histories[harness.logic.segmentID].steps)
         assert harness.logic.addPoint(harness.at(14 + n % 12, 20 + n % 5, 20))
+        isPreview = False
         while harness.logic.busy:
-            previews = [e for e in harness.logic.poll(0) if isinstance(e, events.MaskDelta) and not e.final]
-            if previews and harness.logic.busy:
+            for event in harness.logic.poll(0):
+                if isinstance(event, events.MaskDelta):
+                    isPreview = not event.final
+            if isPreview and harness.logic._controller._requests and is_stored(harness):
                 return done
     raise AssertionError("no preview was seen before its answer")
 
 
-def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path):
+def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path, monkeypatch):
     """Completed steps are restored, and the pending prompt leaves no trace."""
+    monkeypatch.setattr(sessionController, "IDLE_S", 0.0)  # the test's server is faster than the interval between stores
+    monkeypatch.setattr(sessionController, "_MAX_STORE_LOAD", float("inf"))
     name = harness.logic.segmentID
     harness.click(20, 20, 20)
     done = caught_in_a_preview(harness)
     opacity = harness.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
     assert opacity(name) < 1
-    harness.logic.storeState()
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
     harness.wait()
     with loaded(tmp_path / "saved.mrb") as again:

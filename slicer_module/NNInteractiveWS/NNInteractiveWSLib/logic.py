@@ -34,7 +34,6 @@ class Logic:
         self._sceneObservers = [
             _observe(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeRemoved, vtk.VTK_OBJECT),
             _observe(scene, scene.StartCloseEvent, self._onSceneClosed),
-            _observe(scene, scene.StartSaveEvent, self._onSave),
         ]
         self._nodeObservers = []
 
@@ -172,10 +171,6 @@ class Logic:
         if the session is idle. A closed surface, for example, is made in one piece.
         """
         return self._controller.poll(budget_s, allowIdleWork)
-
-    def storeState(self):
-        """Store the prompts and the journal in the scene. Polls do so soon after each answer. Call it before a save."""
-        self._controller.storeState()
 
     def close(self):
         """Store the state in the scene, end the session, and remove all observers."""
@@ -376,9 +371,6 @@ class Logic:
         self._select(None, None)
         self._controller.disconnect()
         self._controller.setStatus("idle", _("The scene was closed."))
-
-    def _onSave(self, *_arguments):
-        self.storeState()
 
 
 def _observe(target, event, callback, dataType=None):
