@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scenes import new_scene
 import slicer
+from vtk.util.numpy_support import vtk_to_numpy
 
 # ---- the scene changes --------------------------------------------------------------------------------------------
 
@@ -224,6 +225,29 @@ def test_surfaces_are_updated_when_idle(harness):
     harness.click(24, 20, 20)
     assert segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE) is surface
     harness.wait(lambda: segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE) is not surface)
+
+
+@pytest.mark.parametrize("change", ["volume", "segmentation"])
+def test_surfaces_are_updated_before_another_selection(harness, add_volume, change):
+    """The surface equals one that Slicer makes from the labelmap, also if a preview was reverted."""
+    harness.click(20, 20, 20)
+    segmentation, name = harness.logic.segmentation.GetSegmentation(), harness.logic.segmentID
+    segmentation.CreateRepresentation(SURFACE)
+    harness.click(20, 26, 20)
+    assert harness.logic.addPoint(harness.at(24, 20, 20))
+    harness.wait(lambda: harness.logic._controller._requests)
+    if change == "volume":
+        harness.logic.selectVolume(add_volume(blobs()))
+    else:
+        harness.logic.selectSegment(None, None)
+    shown = points(segmentation, name)
+    segmentation.GetSegment(name).RemoveRepresentation(SURFACE)
+    segmentation.CreateRepresentation(SURFACE)
+    np.testing.assert_array_equal(shown, points(segmentation, name))
+
+
+def points(segmentation, name):
+    return vtk_to_numpy(segmentation.GetSegment(name).GetRepresentation(SURFACE).GetPoints().GetData()).copy()
 
 
 # ---- saving and loading -------------------------------------------------------------------------------------------

@@ -135,6 +135,8 @@ class SessionController:
         """Use another segmentation and volume. Revert the previews of unanswered prompts in the current one."""
         self._revertPreviews()
         self.storeState()
+        if binding is not self.binding and self.binding is not None:
+            self.binding.refreshSurfaces()
         if self.session is not None:
             self.session.cancel()
         self._clear()
