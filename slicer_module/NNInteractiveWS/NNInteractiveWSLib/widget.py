@@ -412,6 +412,7 @@ class Panel:
         self.logic.selectSegment(segmentation, segmentID)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
         if node.GetActiveEffectName() and self._views.tool is not None:
+            self._views.releaseCursor()
             self._useTool(None)  # the effect handles the mouse
         self.refresh()
 

@@ -345,6 +345,23 @@ def test_the_cursor_shows_tool_and_polarity(opened):
     assert pixels() is None
 
 
+def test_an_effect_keeps_its_cursor(opened):
+    def shape():
+        return view("Red").VTKWidget().cursor.shape()
+
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.BitmapCursor
+    opened.editor.setActiveEffectByName("Paint")
+    assert shape() == qt.Qt.CrossCursor
+    opened.ui.negativeButton.click()
+    opened.key(qt.Qt.Key_Escape)
+    assert shape() == qt.Qt.CrossCursor, "polarity or Esc has replaced it"
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.BitmapCursor
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.ArrowCursor
+
+
 # ---- layout -----------------------------------------------------------------------------------------------
 
 
