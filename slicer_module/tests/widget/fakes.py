@@ -122,11 +122,12 @@ class qMRMLNodeComboBox(qMRMLWidget):
 
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
-    """Segment Editor whose effects have a name and a cursor only. As in Slicer, a ``vtkMRMLSegmentEditorNode`` stores its settings.
+    """Segment Editor whose effects have a name and a cursor only.
 
-    The real ``vtkSlicerSegmentEditorLogic`` changes the node and has the undo. What the widget does by itself when the
-    node changes is imitated: see ``updateWidgetFromSegmentationNode`` and ``updateWidgetFromSourceVolumeNode`` in
-    Slicer's qMRMLSegmentEditorWidget.cxx.
+    As in Slicer, a ``vtkMRMLSegmentEditorNode`` stores its settings. The real ``vtkSlicerSegmentEditorLogic`` changes
+    the node and has the undo. What the widget does by itself when the node changes is imitated: see
+    ``updateWidgetFromSegmentationNode`` and ``updateWidgetFromSourceVolumeNode`` in Slicer's
+    qMRMLSegmentEditorWidget.cxx.
     """
 
     nodeSignals = (

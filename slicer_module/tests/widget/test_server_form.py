@@ -72,7 +72,7 @@ def test_ssh_runs_without_slicers_library_paths(tester, monkeypatch, tmp_path, w
     program.write_text(f"#!/bin/sh\n/usr/bin/env > {seen}\necho it is broken >&2\nexit 255\n")
     program.chmod(0o755)
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/Slicer")
-    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: {"PATH": str(tmp_path), "MINE": "of \"stärtup\""})
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: {"PATH": str(tmp_path), "MINE": 'of "stärtup"'})
     press(tester, "ssh://gpu-box")
     wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
     assert lines(tester)[-1].startswith("\u2717 ssh: ")
