@@ -7,7 +7,7 @@ from nninteractive_ws import Box
 from nninteractive_ws.client import events
 from nninteractive_ws.client.image_source import ImageSource
 from NNInteractiveWSLib import geometry, prompts, sceneState, sessionController
-from NNInteractiveWSLib.labelmaps import SURFACE
+from NNInteractiveWSLib.labelmaps import SURFACE, Labelmaps
 import numpy as np
 import pytest
 from scenes import new_scene
@@ -149,6 +149,60 @@ def test_frames_of_a_sequence(harness, add_volume):
     harness.click(51, 20, 20)
     assert any("The volume has changed" in message for message in harness.messages)
     assert len(harness.marks()) == 1
+    harness.check()
+
+
+@pytest.fixture
+def browse(scene):
+    """Browse a sequence of two segmentations, each with a segment A. The node in the scene shares their voxels, as
+    changes are saved in the sequence. ``browse.node``: this node. ``browse.items``: those of the sequence."""
+    logic = slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLApplicationLogic(scene.kept[0])
+    logic.SetMRMLScene(scene)
+    sequence, browser = (scene.AddNewNodeByClass(f"vtkMRML{name}Node") for name in ("Sequence", "SequenceBrowser"))
+    for index in "01":
+        item = slicer.vtkMRMLSegmentationNode()
+        item.GetSegmentation().AddEmptySegment("A")
+        sequence.SetDataNodeAtValue(item, index)
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSaveChanges(sequence, True)
+
+    def browse(index):
+        browser.SetSelectedItemNumber(index)
+        logic.UpdateProxyNodesFromSequences(browser)
+
+    browse(0)
+    browse.node, browse.items = browser.GetProxyNode(sequence), [sequence.GetNthDataNode(n) for n in range(2)]
+    yield browse
+    logic.SetMRMLScene(None)
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_a_sequence_of_segmentations(make_harness, add_volume, browse, unanswered):
+    harness = make_harness()
+    volume = add_volume(blobs())
+    harness.logic.selectVolume(volume)
+    harness.logic.selectSegment(browse.node, "A")
+
+    def shown():
+        return [Labelmaps(item, volume).read("A", WHOLE) for item in browse.items]
+
+    harness.click(20, 20, 20)
+    expected = shown()
+    assert expected[0].sum() > 100 > expected[1].sum()
+    if unanswered:
+        caught_in_a_preview(harness, lambda harness: (shown()[0] ^ harness.composed()).any())
+        expected[0] = harness.composed()
+    browse(1)
+    assert harness.logic.segmentID == "A"
+    np.testing.assert_array_equal(shown(), expected)
+    harness.click(50, 40, 30)
+    harness.check()
+    np.testing.assert_array_equal(shown()[0], expected[0])
+    assert shown()[1][50, 40, 30]
+    browse(0)
+    np.testing.assert_array_equal(harness.shown(), expected[0])
+    harness.click(20, 26, 20)
     harness.check()
 
 
@@ -333,8 +387,8 @@ def test_a_journal_of_another_image_or_a_damaged_one(scene, harness, make_harnes
         assert len(harness.marks()) == 1
 
 
-def caught_in_a_preview(harness):
-    """Click until a preview is shown and stored before its answer. Return the number of completed steps."""
+def caught_in_a_preview(harness, reached):
+    """Click until a preview arrives and a condition holds before its answer. Return the number of completed steps."""
     for n in range(20):
         done = len(harness.logic.session.histories[harness.logic.segmentID].steps)
         assert harness.logic.addPoint(harness.at(14 + n % 12, 20 + n % 5, 20))
@@ -343,18 +397,19 @@ def caught_in_a_preview(harness):
             for event in harness.logic.poll(0):
                 if isinstance(event, events.MaskDelta):
                     isPreview = not event.final
-            if isPreview and harness.logic._controller._requests and is_stored(harness):
+            if isPreview and harness.logic._controller._requests and reached(harness):
                 return done
     raise AssertionError("no preview was seen before its answer")
 
 
 def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path, monkeypatch):
     """Completed steps are restored, and the pending prompt leaves no trace."""
-    monkeypatch.setattr(sessionController, "IDLE_S", 0.0)  # the test's server is faster than the interval between stores
+    # The test's server is faster than the interval between stores.
+    monkeypatch.setattr(sessionController, "IDLE_S", 0.0)
     monkeypatch.setattr(sessionController, "_MAX_STORE_LOAD", float("inf"))
     name = harness.logic.segmentID
     harness.click(20, 20, 20)
-    done = caught_in_a_preview(harness)
+    done = caught_in_a_preview(harness, is_stored)
     opacity = harness.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
     assert opacity(name) < 1
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))

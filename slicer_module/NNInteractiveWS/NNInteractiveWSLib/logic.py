@@ -344,6 +344,7 @@ class Logic:
         transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
         self._nodeObservers += [
             _observe(segments, segments.SegmentRemoved, self._onSegmentRemoved, vtk.VTK_STRING),
+            _observe(segmentation, segmentation.SegmentationChangedEvent, self._onSegmentationChanged),
             _observe(volume, transformed, lambda *_: self._binding.prompts.updateTransform()),
         ]
 
@@ -352,6 +353,16 @@ class Logic:
         if segmentID == self.segmentID:
             self.selectSegment(self.segmentation, None)
             self._controller.setStatus("ready", _("The segment and its prompts were removed."))
+
+    def _onSegmentationChanged(self, node, _event):
+        """Use the node's new vtkSegmentation, for example that of another item of a sequence."""
+        segments, segmentID = node.GetSegmentation(), self.segmentID
+        if segments is self._binding.labelmaps.segmentation:
+            return
+        self._binding.labelmaps.detach()
+        self._select(self.volume, node)
+        if segmentID is not None and segments.GetSegment(segmentID) is not None:
+            self.selectSegment(node, segmentID)
 
     def _onNodeRemoved(self, _caller, _event, node):
         if node is None or node not in (self.volume, self.segmentation):
