@@ -1,7 +1,7 @@
 """Check each connection step to a server, measure its speed, and report the first problem."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
@@ -46,15 +46,25 @@ Step = Callable[[], Awaitable[StepOutput | None]]
 
 
 class Doctor:
-    """Connection checks of a server, in order. ``on_status``: called with the current activity."""
+    """Connection checks of a server, in order.
+
+    ``on_status``: called with the current activity. ``ssh_environment``: that of ssh; by default, this process's.
+    """
 
     def __init__(
-        self, address: str, *, token: str | None, ca: Path | None, on_status: Callable[[str], object] = lambda _: None
+        self,
+        address: str,
+        *,
+        token: str | None,
+        ca: Path | None,
+        on_status: Callable[[str], object] = lambda _: None,
+        ssh_environment: Mapping[str, str] | None = None,
     ) -> None:
         # Without white space, which no server repeats, so that every text is searched for the token itself.
         self._url, self._token, self._ca, self._on_status = address, (token or "").strip(), ca, on_status
         self._address: Address
         self._ssl_context: ssl.SSLContext | None = None
+        self._ssh_environment = ssh_environment
         self._tunnel: Tunnel | None = None
         self._proxy: ProxySetting | None = None
         self._probe: HttpProbe | None = None
@@ -142,7 +152,7 @@ class Doctor:
     async def _open_tunnel(self) -> StepOutput | None:
         if self._address.ssh is None:
             return None
-        self._tunnel = Tunnel(self._address.ssh)
+        self._tunnel = Tunnel(self._address.ssh, self._ssh_environment)
         await open_tunnel(self._tunnel)
         target, self._address = self._tunnel.target, self._tunnel.local
         self._probe = HttpProbe(self._address, None, None, ANSWER_TIMEOUT_S)

@@ -82,6 +82,10 @@ class LogicHarness:
     def mask(self, name=None):
         return self.logic.session.histories[name or self.logic.segmentID].mask
 
+    def composed(self):
+        """The selected segment's mask in the session without the effects of unanswered requests."""
+        return self.logic.session.histories[self.logic.segmentID].composed()
+
     def check(self, name=None):
         """Assert that the scene, the client and the server have the same mask."""
         name = name or self.logic.segmentID

@@ -51,6 +51,22 @@ def test_marks_are_saved_in_files_of_their_own(marks, scene):
     assert len({file.casefold() for file in files}) == 10
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("kind", ["point", "box"])
+def test_the_user_never_places_points_into_a_mark(marks, scene, kind, own):
+    """Slicer makes each new markups node the one to which its Markups toolbar adds points."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if own:
+        scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", "of the user")
+    before = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    assert (before == ("vtkMRMLMarkupsLineNode", "vtkMRMLMarkupsLineNode1")) == own
+    node = marks.place(kind, "A", True, [(3, 4, 5), (6, 8, 5)])
+    assert (selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()) == before
+    count = node.GetNumberOfControlPoints()
+    node.AddControlPoint(0, 0, 0)
+    assert node.GetNumberOfControlPoints() == count
+
+
 @pytest.mark.parametrize("kind", ["point", "scribble", "lasso"])
 def test_marks_lie_where_the_prompt_is(volume, marks, kind):
     path = [(3, 4, 5), (6, 4, 9), (3, 4, 12)][: 1 if kind == "point" else 3]

@@ -6,12 +6,13 @@ from logic_harness import SHAPE, WHOLE, blobs
 from nninteractive_ws import Box
 from nninteractive_ws.client import events
 from nninteractive_ws.client.image_source import ImageSource
-from NNInteractiveWSLib import geometry, prompts, sceneState
-from NNInteractiveWSLib.labelmaps import SURFACE
+from NNInteractiveWSLib import geometry, prompts, sceneState, sessionController
+from NNInteractiveWSLib.labelmaps import SURFACE, Labelmaps
 import numpy as np
 import pytest
 from scenes import new_scene
 import slicer
+from vtk.util.numpy_support import vtk_to_numpy
 
 # ---- the scene changes --------------------------------------------------------------------------------------------
 
@@ -151,6 +152,60 @@ def test_frames_of_a_sequence(harness, add_volume):
     harness.check()
 
 
+@pytest.fixture
+def browse(scene):
+    """Browse a sequence of two segmentations, each with a segment A. The node in the scene shares their voxels, as
+    changes are saved in the sequence. ``browse.node``: this node. ``browse.items``: those of the sequence."""
+    logic = slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLApplicationLogic(scene.kept[0])
+    logic.SetMRMLScene(scene)
+    sequence, browser = (scene.AddNewNodeByClass(f"vtkMRML{name}Node") for name in ("Sequence", "SequenceBrowser"))
+    for index in "01":
+        item = slicer.vtkMRMLSegmentationNode()
+        item.GetSegmentation().AddEmptySegment("A")
+        sequence.SetDataNodeAtValue(item, index)
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSaveChanges(sequence, True)
+
+    def browse(index):
+        browser.SetSelectedItemNumber(index)
+        logic.UpdateProxyNodesFromSequences(browser)
+
+    browse(0)
+    browse.node, browse.items = browser.GetProxyNode(sequence), [sequence.GetNthDataNode(n) for n in range(2)]
+    yield browse
+    logic.SetMRMLScene(None)
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_a_sequence_of_segmentations(make_harness, add_volume, browse, unanswered):
+    harness = make_harness()
+    volume = add_volume(blobs())
+    harness.logic.selectVolume(volume)
+    harness.logic.selectSegment(browse.node, "A")
+
+    def shown():
+        return [Labelmaps(item, volume).read("A", WHOLE) for item in browse.items]
+
+    harness.click(20, 20, 20)
+    expected = shown()
+    assert expected[0].sum() > 100 > expected[1].sum()
+    if unanswered:
+        caught_in_a_preview(harness, lambda harness: (shown()[0] ^ harness.composed()).any())
+        expected[0] = harness.composed()
+    browse(1)
+    assert harness.logic.segmentID == "A"
+    np.testing.assert_array_equal(shown(), expected)
+    harness.click(50, 40, 30)
+    harness.check()
+    np.testing.assert_array_equal(shown()[0], expected[0])
+    assert shown()[1][50, 40, 30]
+    browse(0)
+    np.testing.assert_array_equal(harness.shown(), expected[0])
+    harness.click(20, 26, 20)
+    harness.check()
+
+
 def test_a_color_image_is_rejected(harness):
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(4, 4, 4)
@@ -226,7 +281,36 @@ def test_surfaces_are_updated_when_idle(harness):
     harness.wait(lambda: segmentation.GetSegment(harness.logic.segmentID).GetRepresentation(SURFACE) is not surface)
 
 
+@pytest.mark.parametrize("change", ["volume", "segmentation"])
+def test_surfaces_are_updated_before_another_selection(harness, add_volume, change):
+    """The surface equals one that Slicer makes from the labelmap, also if a preview was reverted."""
+    harness.click(20, 20, 20)
+    segmentation, name = harness.logic.segmentation.GetSegmentation(), harness.logic.segmentID
+    segmentation.CreateRepresentation(SURFACE)
+    harness.click(20, 26, 20)
+    assert harness.logic.addPoint(harness.at(24, 20, 20))
+    harness.wait(lambda: harness.logic._controller._requests)
+    if change == "volume":
+        harness.logic.selectVolume(add_volume(blobs()))
+    else:
+        harness.logic.selectSegment(None, None)
+    shown = points(segmentation, name)
+    segmentation.GetSegment(name).RemoveRepresentation(SURFACE)
+    segmentation.CreateRepresentation(SURFACE)
+    np.testing.assert_array_equal(shown, points(segmentation, name))
+
+
+def points(segmentation, name):
+    return vtk_to_numpy(segmentation.GetSegment(name).GetRepresentation(SURFACE).GetPoints().GetData()).copy()
+
+
 # ---- saving and loading -------------------------------------------------------------------------------------------
+
+
+def is_stored(harness):
+    """Whether the scene has the prompts and masks that it shows."""
+    controller = harness.logic._controller
+    return not controller._unstored and not controller.binding.hasPendingWrites()
 
 
 @contextmanager
@@ -251,7 +335,7 @@ def test_a_saved_scene_resumes(scene, harness, make_harness, tmp_path):
     harness.logic.undo()
     harness.wait()
     two = harness.shown()
-    harness.logic.storeState()
+    harness.wait(lambda: is_stored(harness))
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
     harness.logic.redo()
     harness.wait()
@@ -279,7 +363,7 @@ def test_a_saved_scene_resumes(scene, harness, make_harness, tmp_path):
 def test_the_journal_is_stored_by_itself(scene, harness):
     harness.click(20, 20, 20)
     logic = harness.logic
-    harness.wait(lambda: sceneState.find(scene, logic.segmentation, logic.volume) is not None)
+    harness.wait(lambda: is_stored(harness))
     journal, _ledgers = sceneState.load(scene, logic.segmentation, logic.volume, SHAPE)
     np.testing.assert_array_equal(journal.masks[logic.segmentID], harness.shown())
 
@@ -303,26 +387,31 @@ def test_a_journal_of_another_image_or_a_damaged_one(scene, harness, make_harnes
         assert len(harness.marks()) == 1
 
 
-def caught_in_a_preview(harness):
-    """Click until a preview arrives before its answer. Return the number of completed steps."""
+def caught_in_a_preview(harness, reached):
+    """Click until a preview arrives and a condition holds before its answer. Return the number of completed steps."""
     for n in range(20):
         done = len(harness.logic.session.histories[harness.logic.segmentID].steps)
         assert harness.logic.addPoint(harness.at(14 + n % 12, 20 + n % 5, 20))
+        isPreview = False
         while harness.logic.busy:
-            previews = [e for e in harness.logic.poll(0) if isinstance(e, events.MaskDelta) and not e.final]
-            if previews and harness.logic.busy:
+            for event in harness.logic.poll(0):
+                if isinstance(event, events.MaskDelta):
+                    isPreview = not event.final
+            if isPreview and harness.logic._controller._requests and reached(harness):
                 return done
     raise AssertionError("no preview was seen before its answer")
 
 
-def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path):
+def test_a_scene_saved_during_a_prediction(scene, harness, make_harness, tmp_path, monkeypatch):
     """Completed steps are restored, and the pending prompt leaves no trace."""
+    # The test's server is faster than the interval between stores.
+    monkeypatch.setattr(sessionController, "IDLE_S", 0.0)
+    monkeypatch.setattr(sessionController, "_MAX_STORE_LOAD", float("inf"))
     name = harness.logic.segmentID
     harness.click(20, 20, 20)
-    done = caught_in_a_preview(harness)
+    done = caught_in_a_preview(harness, is_stored)
     opacity = harness.logic.segmentation.GetDisplayNode().GetSegmentOpacity2DFill
     assert opacity(name) < 1
-    harness.logic.storeState()
     assert scene.WriteToMRB(str(tmp_path / "saved.mrb"))
     harness.wait()
     with loaded(tmp_path / "saved.mrb") as again:

@@ -94,6 +94,23 @@ def whole(segments, name, mask, **how):
 # ---- reading and writing boxes ------------------------------------------------------------------------------------
 
 
+def test_a_node_that_gets_another_segmentation(add_segmentation, add_transform):
+    """Slicer's functions, which write the empty segment and find the editable voxels, take a node."""
+    maps = add_segmentation(transform=add_transform())
+    node, other = maps.node, slicer.vtkSegmentation()
+    other.DeepCopy(maps.segmentation)
+    node.SetAndObserveSegmentation(other)
+    maps.detach()
+    maps.erase("A", WHOLE, A)
+    maps.add("S", WHOLE, S)
+    np.testing.assert_array_equal(maps.read("S", WHOLE), S)
+    np.testing.assert_array_equal(maps.editable("S", WHOLE, Node.EditAllowedInsideSingleSegment, "A"), A & False)
+    again = Labelmaps(node, maps.volume)
+    assert again.segmentation is other
+    assert not again.read("S", WHOLE).any()
+    np.testing.assert_array_equal(again.read("A", WHOLE), A)
+
+
 def test_segments_share_a_labelmap_and_stay_apart(maps):
     assert maps.segmentation.GetNumberOfLayers() == 1
     assert len({maps.segmentation.GetSegment(name).GetLabelValue() for name in "ABCS"}) == 4

@@ -1,7 +1,8 @@
 """Test of the connection to a server, as a separate program because it blocks: ``python doctor.py ADDRESS [CA]``.
 
 It runs the checks of ``nninteractive-ws doctor``, and prints one JSON object per line for each result and for each step
-in progress. The token is read from the environment variable NNINTERACTIVE_WS_TOKEN.
+in progress. The token is read from the environment variable NNINTERACTIVE_WS_TOKEN, and the environment of ssh, as a
+JSON object, from NNINTERACTIVE_WS_SSH_ENVIRONMENT.
 """
 
 import asyncio
@@ -15,7 +16,14 @@ from nninteractive_ws.doctor.checks import Doctor
 
 async def runChecks(address, ca=None):
     token = os.environ.get("NNINTERACTIVE_WS_TOKEN")
-    doctor = Doctor(address, token=token, ca=ca and Path(ca), on_status=lambda message: printLine(doing=message))
+    sshEnvironment = json.loads(os.environ.get("NNINTERACTIVE_WS_SSH_ENVIRONMENT", "null"))
+    doctor = Doctor(
+        address,
+        token=token,
+        ca=ca and Path(ca),
+        on_status=lambda message: printLine(doing=message),
+        ssh_environment=sshEnvironment,
+    )
     async for result in doctor.run():
         printLine(step=result.step, status=result.status, code=result.code, found=result.found)
 

@@ -45,6 +45,14 @@ class Labelmaps:
             self.segmentation.CreateRepresentation(BINARY)
             self.segmentation.SetSourceRepresentationName(BINARY)
 
+    def detach(self):
+        """Stay with the current vtkSegmentation after the node has got another one, to finish operations in it."""
+        node = slicer.vtkMRMLSegmentationNode()
+        node.SetScene(self.node.GetScene())  # to find the transform
+        node.SetAndObserveTransformNodeID(self.node.GetTransformNodeID())
+        node.SetAndObserveSegmentation(self.segmentation)
+        self.node = node
+
     @property
     def shape(self):
         image = self.volume.GetImageData()

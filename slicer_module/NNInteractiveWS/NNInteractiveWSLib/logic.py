@@ -34,7 +34,6 @@ class Logic:
         self._sceneObservers = [
             _observe(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeRemoved, vtk.VTK_OBJECT),
             _observe(scene, scene.StartCloseEvent, self._onSceneClosed),
-            _observe(scene, scene.StartSaveEvent, self._onSave),
         ]
         self._nodeObservers = []
 
@@ -172,10 +171,6 @@ class Logic:
         if the session is idle. A closed surface, for example, is made in one piece.
         """
         return self._controller.poll(budget_s, allowIdleWork)
-
-    def storeState(self):
-        """Store the prompts and the journal in the scene. Polls do so soon after each answer. Call it before a save."""
-        self._controller.storeState()
 
     def close(self):
         """Store the state in the scene, end the session, and remove all observers."""
@@ -349,6 +344,7 @@ class Logic:
         transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
         self._nodeObservers += [
             _observe(segments, segments.SegmentRemoved, self._onSegmentRemoved, vtk.VTK_STRING),
+            _observe(segmentation, segmentation.SegmentationChangedEvent, self._onSegmentationChanged),
             _observe(volume, transformed, lambda *_: self._binding.prompts.updateTransform()),
         ]
 
@@ -357,6 +353,16 @@ class Logic:
         if segmentID == self.segmentID:
             self.selectSegment(self.segmentation, None)
             self._controller.setStatus("ready", _("The segment and its prompts were removed."))
+
+    def _onSegmentationChanged(self, node, _event):
+        """Use the node's new vtkSegmentation, for example that of another item of a sequence."""
+        segments, segmentID = node.GetSegmentation(), self.segmentID
+        if segments is self._binding.labelmaps.segmentation:
+            return
+        self._binding.labelmaps.detach()
+        self._select(self.volume, node)
+        if segmentID is not None and segments.GetSegment(segmentID) is not None:
+            self.selectSegment(node, segmentID)
 
     def _onNodeRemoved(self, _caller, _event, node):
         if node is None or node not in (self.volume, self.segmentation):
@@ -376,9 +382,6 @@ class Logic:
         self._select(None, None)
         self._controller.disconnect()
         self._controller.setStatus("idle", _("The scene was closed."))
-
-    def _onSave(self, *_arguments):
-        self.storeState()
 
 
 def _observe(target, event, callback, dataType=None):

@@ -4,6 +4,8 @@ A mark shows one prompt and cannot be moved. It stores the number of its step in
 steps are hidden, and marks of steps that can no longer be redone are removed.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 import vtk
 
@@ -66,7 +68,10 @@ class Prompts:
             line = _line(kind, points, axis)
             self._setPoints(node, line, glyphs=() if positive else _glyphIndices(line))
             node.SetCurveTypeToLinear()
-        self.scene.AddNode(node)
+        if hasattr(node, "SetFixedNumberOfControlPoints"):
+            node.SetFixedNumberOfControlPoints(True)
+        with _preserveActivePlaceNode(self.scene):
+            self.scene.AddNode(node)
         node.SetAndObserveTransformNodeID(self.volume.GetTransformNodeID())
         node.SetNodeReferenceID(_PREFIX + "segmentation", self.segmentation.GetID())
         node.SetNodeReferenceID(_PREFIX + "volume", self.volume.GetID())
@@ -167,6 +172,20 @@ class Prompts:
     def _halfThickness(self, axis):
         """Half the voxel size along an axis, in millimeters. A line is shown up to this distance from its slice."""
         return np.linalg.norm(geometry.ijkToLocal(self.volume)[:3, axis]) / 2
+
+
+@contextmanager
+def _preserveActivePlaceNode(scene):
+    """Keep the node to which the user's next markup point is added. Slicer selects each markups node that is added, so
+    the user would place points into a hidden mark."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if selection is None:
+        yield
+        return
+    className, nodeID = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(className)
+    selection.SetReferenceActivePlaceNodeID(nodeID)
 
 
 def _line(kind, points, axis):

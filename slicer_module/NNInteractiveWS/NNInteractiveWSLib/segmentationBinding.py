@@ -134,6 +134,13 @@ class SegmentationBinding:
                 return True
         return False
 
+    def refreshSurfaces(self):
+        """Update all closed surfaces that are out of date, before the binding is dropped."""
+        if not self.scene.IsClosing():
+            for name in self._staleSurfaces:
+                self.labelmaps.refreshSurface(name)
+            self._staleSurfaces.clear()
+
     def syncMarks(self, segment):
         """Update the marks of a segment of the session to match its history."""
         resets = [n for n, step in enumerate(segment.steps) if isinstance(step.request, Reset)]

@@ -16,6 +16,7 @@ from .status import RED, _
 
 SETTINGS = "NNInteractiveWS"
 _TOKEN = "NNINTERACTIVE_WS_TOKEN"
+_SSH_ENVIRONMENT = "NNINTERACTIVE_WS_SSH_ENVIRONMENT"
 DEFAULT_SERVER = f"ws://127.0.0.1:{DEFAULT_PORT}"
 _MAX_SERVERS = 10
 _DOCTOR = Path(__file__).with_name("doctor.py")
@@ -235,6 +236,8 @@ class _Doctor:
         environment = qt.QProcessEnvironment.systemEnvironment()
         if token:
             environment.insert(_TOKEN, token)  # not as an argument, which other users can see
+        # This program needs Slicer's library paths, but ssh could not start with them.
+        environment.insert(_SSH_ENVIRONMENT, json.dumps(dict(slicer.util.startupEnvironment())))
         self._process.setProcessEnvironment(environment)
         self._process.connect("readyReadStandardOutput()", self._read)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)

@@ -135,6 +135,8 @@ class SessionController:
         """Use another segmentation and volume. Revert the previews of unanswered prompts in the current one."""
         self._revertPreviews()
         self.storeState()
+        if binding is not self.binding and self.binding is not None:
+            self.binding.refreshSurfaces()
         if self.session is not None:
             self.session.cancel()
         self._clear()
@@ -213,11 +215,14 @@ class SessionController:
             self._unstored = False
 
     def _doIdleWork(self):
-        """Refresh one closed surface, or else store the state if it has changed and the session is idle."""
+        """Refresh one closed surface, or else store the state if it has changed.
+
+        Slicer announces no save, so the stored state must always be recent, also while a request is running.
+        """
         now = self._clock()
         if self.binding is None or self.binding.refreshSurface(now):
             return
-        if self._unstored and not self.busy and now > self._nextStoreTime:
+        if self._unstored and not self.binding.hasPendingWrites() and now > self._nextStoreTime:
             self.storeState()
             self._nextStoreTime = self._clock() + IDLE_S + (self._clock() - now) / _MAX_STORE_LOAD
 
@@ -367,6 +372,7 @@ class SessionController:
             self.status = status
 
     def _onMaskDelta(self, event, changes):
+        self._unstored = True
         request = self._requests.get(event.request)
         box, before, _preview = changes.get(event.segment, (None, False, False))
         undoing = before or request is None or request.kind in ("undo", "redo")

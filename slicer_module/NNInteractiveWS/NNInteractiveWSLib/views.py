@@ -74,12 +74,18 @@ class ViewTool:
             self._sliceViews.append(view)
         for i in range(layout.threeDViewCount):
             self._watch(layout.threeDWidget(i).threeDView(), self._onThreeDEvent)
-        self._showCursor(self._cursor)
+        if self._cursor is not None:
+            self._showCursor(self._cursor)
 
     def setCursor(self, cursor):
-        """Set the cursor of the slice views. None restores the usual one."""
-        self._cursor = cursor
-        self._showCursor(cursor)
+        """Set the cursor of the slice views. None restores the usual one, unless the cursor is not of this tool."""
+        if cursor is not None or self._cursor is not None:
+            self._cursor = cursor
+            self._showCursor(cursor)
+
+    def releaseCursor(self):
+        """Leave the cursor of the slice views to the Segment Editor, which has set its own."""
+        self._cursor = None
 
     def _showCursor(self, cursor):
         cursor = qt.QCursor() if cursor is None else cursor
@@ -90,7 +96,8 @@ class ViewTool:
 
     def _unwatchViews(self):
         self.abandon()
-        self._showCursor(None)
+        if self._cursor is not None:
+            self._showCursor(None)
         self._sliceViews.clear()
         for target, watching in self._watched:
             with contextlib.suppress(ValueError):  # PythonQt's error if the view was deleted with its layout

@@ -403,9 +403,16 @@ class Panel:
         node = self.editor.mrmlSegmentEditorNode()
         self._followEditorsVolume()
         self.logic.selectVolume(self.ui.volumeSelector.currentNode())
-        self.logic.selectSegment(node.GetSegmentationNode(), node.GetSelectedSegmentID() or None)
+        segmentation, segmentID = node.GetSegmentationNode(), node.GetSelectedSegmentID() or None
+        if segmentID is not None and not _hasSegment(segmentation, segmentID):
+            # The Segment Editor keeps the ID of another segmentation's segment if the new one is empty. Clear it in the
+            # node as well. Otherwise, selecting a new segment with the same ID later would not be a change.
+            segmentID = None
+            node.SetSelectedSegmentID(None)
+        self.logic.selectSegment(segmentation, segmentID)
         self.ui.overwriteComboBox.currentIndex = node.GetOverwriteMode()
         if node.GetActiveEffectName() and self._views.tool is not None:
+            self._views.releaseCursor()
             self._useTool(None)  # the effect handles the mouse
         self.refresh()
 
@@ -522,6 +529,10 @@ def _cursor(color, positive):
 
 def _caption(text, key):
     return f"{text} ({key})" if key else text
+
+
+def _hasSegment(segmentation, segmentID):
+    return segmentation is not None and segmentation.GetSegmentation().GetSegment(segmentID) is not None
 
 
 def _interactionNode():

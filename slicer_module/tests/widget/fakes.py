@@ -122,11 +122,12 @@ class qMRMLNodeComboBox(qMRMLWidget):
 
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
-    """Segment Editor without effects. As in Slicer, a ``vtkMRMLSegmentEditorNode`` stores its settings.
+    """Segment Editor whose effects have a name and a cursor only.
 
-    The real ``vtkSlicerSegmentEditorLogic`` changes the node and has the undo. What the widget does by itself when the
-    node changes is imitated: see ``updateWidgetFromSegmentationNode`` and ``updateWidgetFromSourceVolumeNode`` in
-    Slicer's qMRMLSegmentEditorWidget.cxx.
+    As in Slicer, a ``vtkMRMLSegmentEditorNode`` stores its settings. The real ``vtkSlicerSegmentEditorLogic`` changes
+    the node and has the undo. What the widget does by itself when the node changes is imitated: see
+    ``updateWidgetFromSegmentationNode`` and ``updateWidgetFromSourceVolumeNode`` in Slicer's
+    qMRMLSegmentEditorWidget.cxx.
     """
 
     nodeSignals = (
@@ -141,7 +142,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self.calls = []  # names of called methods without an effect in this fake
         self._node = self._observer = None
         self._segmentation = self._volume = None  # those that the widget shows
-        self._segmentID = ""
+        self._segmentID = self._effect = ""
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         layout = qt.QVBoxLayout(self)
         self._label = qt.QLabel("Segment Editor", self)
@@ -211,6 +212,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         was = self._node.StartModify()
         self._updateFromSegmentation()
         self._updateFromVolume()
+        self._updateFromEffect()
         self._node.EndModify(was)
         if self.currentSegmentID() != self._segmentID:
             self._segmentID = self.currentSegmentID()
@@ -248,6 +250,18 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             return
         self._volume = volume
         self._emit("sourceVolumeNodeChanged(vtkMRMLVolumeNode*)", volume)
+
+    def _updateFromEffect(self):
+        """Set the cursor of the slice views for another effect, as setEffectCursor in qMRMLSegmentEditorWidget.cxx."""
+        name = self._node.GetActiveEffectName() or ""
+        if name == self._effect:
+            return
+        self._effect = name
+        cursor = qt.QCursor(qt.Qt.CrossCursor) if name else qt.QCursor()
+        for viewName in slicer.app.layoutManager().sliceViewNames():
+            view = slicer.app.layoutManager().sliceWidget(viewName).sliceView()
+            view.setViewCursor(cursor)
+            view.setDefaultViewCursor(cursor)
 
     def setMaximumNumberOfUndoStates(self, number):
         self._logic.SetMaximumNumberOfUndoStates(number)

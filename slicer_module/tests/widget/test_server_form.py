@@ -11,6 +11,7 @@ from NNInteractiveWSLib.serverForm import userConsents
 from panel_harness import Module, RecordingLogic
 import pytest
 import qt
+import slicer
 import trustme
 
 
@@ -63,6 +64,22 @@ def test_a_failed_test_shows_the_reason(tester, wait_until):
     assert "Nothing listens" in lines(tester)[-1]
     assert "color" in tester.ui.testResultLabel.styleSheet
     assert tester.logic.session is None, "it connected in spite of the failure"
+
+
+def test_ssh_runs_without_slicers_library_paths(tester, monkeypatch, tmp_path, wait_until):
+    """Slicer's OpenSSL in LD_LIBRARY_PATH would break ssh, but the test program needs these paths."""
+    program, seen = tmp_path / "ssh", tmp_path / "seen"
+    program.write_text(f"#!/bin/sh\n/usr/bin/env > {seen}\necho it is broken >&2\nexit 255\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/Slicer")
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: {"PATH": str(tmp_path), "MINE": 'of "stärtup"'})
+    press(tester, "ssh://gpu-box")
+    wait_until(lambda: tester.ui.testConnectionButton.text == "Test connection")
+    assert lines(tester)[-1].startswith("\u2717 ssh: ")
+    variables = dict(line.split("=", 1) for line in seen.read_text().splitlines())
+    assert variables["MINE"] == 'of "stärtup"'
+    assert "LD_LIBRARY_PATH" not in variables
+    assert not [name for name in variables if name.startswith("NNINTERACTIVE_WS_")]
 
 
 def test_stopping_a_test(tester):

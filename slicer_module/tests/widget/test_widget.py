@@ -345,6 +345,23 @@ def test_the_cursor_shows_tool_and_polarity(opened):
     assert pixels() is None
 
 
+def test_an_effect_keeps_its_cursor(opened):
+    def shape():
+        return view("Red").VTKWidget().cursor.shape()
+
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.BitmapCursor
+    opened.editor.setActiveEffectByName("Paint")
+    assert shape() == qt.Qt.CrossCursor
+    opened.ui.negativeButton.click()
+    opened.key(qt.Qt.Key_Escape)
+    assert shape() == qt.Qt.CrossCursor, "polarity or Esc has replaced it"
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.BitmapCursor
+    opened.ui.pointButton.click()
+    assert shape() == qt.Qt.ArrowCursor
+
+
 # ---- layout -----------------------------------------------------------------------------------------------
 
 
@@ -630,6 +647,24 @@ def segmentsTable(opened):
     (table,) = slicer.util.findChildren(opened.editor, name="SegmentsTable")
     assert table.visible
     return table
+
+
+def test_an_empty_segmentation_does_not_inherit_the_selected_segment(opened):
+    """The Segment Editor keeps the selected segment's ID in its node if the new segmentation has no segments."""
+    for _ in range(2):
+        opened.ui.nextSegmentButton.click()
+    old, segmentID = opened.logic.segmentation, opened.logic.segmentID
+    new = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "new")
+    opened.editor.setSegmentationNode(new)
+    assert (opened.logic.segmentation, opened.logic.segmentID) == (new, None)
+    assert opened.editor.currentSegmentID() == ""
+    assert not opened.ui.resetSegmentButton.enabled
+    new.GetSegmentation().AddEmptySegment(segmentID)
+    opened.editor.setCurrentSegmentID(segmentID)
+    assert opened.logic.segmentID == segmentID, "a segment with the ID of the old one is not selected"
+    opened.editor.setSegmentationNode(old)
+    slicer.mrmlScene.RemoveNode(old)
+    assert (opened.logic.segmentation, opened.logic.segmentID) == (opened.editor.segmentationNode(), None)
 
 
 def test_delete_in_the_table_of_segments_removes_the_selected_one(opened, volume):
