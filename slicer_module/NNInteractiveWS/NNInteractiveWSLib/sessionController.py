@@ -188,13 +188,14 @@ class SessionController:
         except BadImage as e:
             self._onBadImage(e)
             return []
-        if self._replacing is not None:
-            self._replaceVoxels(lambda: self._clock() < deadline)
         self._synchronize()
         changes: dict[str, tuple[Box, bool, bool]] = {}
         for event in newEvents:
             self._handleEvent(event, changes)
         self._write(changes)
+        if self._replacing is not None:
+            # After the events, whose status must not replace the error of an unusable volume.
+            self._replaceVoxels(lambda: self._clock() < deadline)
         self._updateScene(lambda: self._clock() < deadline)
         return newEvents
 
