@@ -27,4 +27,7 @@ def test_requests_of_all_kinds(quick: QuickServer, count: int) -> None:
     # Not all inputs were refused for the same reason.
     assert seen["200"] >= 0.15 * count
     assert seen["400"] >= 0.2 * count
-    assert set(seen) >= {"401", "403", "404", "405", "410", "411", "413", "421"} - ({"401"} if count < 1000 else set())
+    # An answer is lost if the server closes the connection while the request is still being sent, so a rare one may be
+    # missing in a short run.
+    rare = {"401", "413"} if count < 1000 else set()
+    assert set(seen) >= {"401", "403", "404", "405", "410", "411", "413", "421"} - rare
