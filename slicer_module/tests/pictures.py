@@ -100,8 +100,8 @@ class TutorialSession:
 
     def untilPreview(self):
         """Wait for a preview, and write it to the scene."""
-        harness = self.harness
-        harness.wait(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in harness.logic.poll(0)))
+        harness, earlier = self.harness, len(self.harness.seen)
+        harness.wait(lambda: any(isinstance(e, events.MaskDelta) and not e.final for e in harness.seen[earlier:]))
         harness.logic._binding.writePending(0.0)
 
     def surfaces(self):
