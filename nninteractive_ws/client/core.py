@@ -325,18 +325,17 @@ class Core:
         return self._last_id
 
     def _send(self, message: wire.Message) -> None:
+        frame = protocol.encode(message)  # also without a connection, because it raises if the message is invalid
         if self.welcome is not None:
-            self._control.append(protocol.encode(message))
+            self._control.append(frame)
 
     def _request(self, request: wire.Request) -> int:
         self._enqueue(_with_plain_types(request), request.id)
         return request.id
 
     def _enqueue(self, request: wire.Request, number: int | None) -> None:
-        frame = protocol.encode(request)  # a request that cannot be encoded is not pending
+        self._send(request)  # first, because a request that cannot be encoded must not be pending
         self._pending[request.id] = _PendingRequest(number, request, self._generation)
-        if self.welcome is not None:
-            self._control.append(frame)
 
     def _set_mask(self, segment: str, mask: ArrayLike, box: Boxlike | None, **fields: bool) -> int:
         drawn = to_mask(mask, box, self._shape())

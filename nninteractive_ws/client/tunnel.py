@@ -33,7 +33,7 @@ _END_TIMEOUT_S = 3.0
 _OPTIONS = {
     "BatchMode": "yes",  # there is no terminal for questions
     "ControlMaster": "no",  # a new master would go to the background, and keep the tunnel
-    "LogLevel": "INFO",  # the messages below, whatever the user's configuration says
+    "LogLevel": "INFO",  # a lower level in ~/.ssh/config would hide the messages that are parsed here
     "ExitOnForwardFailure": "yes",
     "ConnectTimeout": str(_CONNECT_S),
     "ServerAliveInterval": str(_ALIVE_S),

@@ -141,7 +141,7 @@ class Upload:
         max_parts = self._max_in_flight - len(self._in_flight)
         base_layers = min(int(available / _BASE_SIZE), max_parts)
         chosen = self._next_base_layers(base_layers) if layered and self._is_slow() else []
-        # An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+        # Base layers have messages of their own, so that a preview does not wait for enhancement layers.
         has_base_layers = bool(chosen)
         while not has_base_layers and self._queue and _size(chosen) <= available - 1 and len(chosen) < max_parts:
             index = self._queue.pop()

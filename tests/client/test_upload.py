@@ -104,13 +104,17 @@ def test_bricks_nearest_to_the_focus_are_sent_first() -> None:
     assert order == expected
 
 
+def wait_for_bricks(core: Core, source: ImageSource, prompt: int, box: Box) -> list[int]:
+    """Let a prompt wait for the bricks of a box, none of which is present, and return them."""
+    acknowledge(core, source, [])
+    deliver(core, wire.Progress(id=prompt, state="waiting_for_image", done=0, total=8, box=box.pairs))
+    return source.grid.within(box)
+
+
 def test_bricks_needed_by_a_prompt_are_sent_first() -> None:
     core, source = uploading()
     number = core.add_point("a", (0, 0, 0))
-    acknowledge(core, source, [])
-    box = Box((130, 70, 60), (250, 130, 70))
-    deliver(core, wire.Progress(id=number, state="waiting_for_image", done=0, total=8, box=box.pairs))
-    needed = source.grid.within(box)
+    needed = wait_for_bricks(core, source, number, Box((130, 70, 60), (250, 130, 70)))
     nearest = source.grid.nearest_first((0, 0, 0))
     order = []
     while batch := next_bricks(core):
@@ -201,10 +205,7 @@ def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection(
 def test_the_order_of_bricks_outlives_a_lost_connection(resumed: bool) -> None:
     core, source = uploading()
     prompt = core.add_point("a", (255, 191, 0))
-    acknowledge(core, source, [])
-    box = Box((0, 70, 60), (60, 130, 70))
-    deliver(core, wire.Progress(id=prompt, state="waiting_for_image", done=0, total=8, box=box.pairs))
-    needed = source.grid.within(box)
+    needed = wait_for_bricks(core, source, prompt, Box((0, 70, 60), (60, 130, 70)))
     nearest = source.grid.nearest_first((255, 191, 0))
     for _ in range(2):
         reconnect(core, source, resumed)

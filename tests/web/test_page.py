@@ -342,15 +342,20 @@ def test_the_window_of_a_ct(user: PageUser, server: str, example: Path) -> None:
     user.expect(user.page.get_by_label("Width")).not_to_have_value("450")
 
 
+def prompt_by_touch(user: PageUser, server: str) -> None:
+    """Tap a point into the example. The page fits the screen, and is accessible."""
+    user.open_example(server)
+    box = user.page.locator("#overlay").bounding_box()
+    user.page.touchscreen.tap(box["x"] + 0.2 * box["width"], box["y"] + 0.25 * box["height"])
+    user.wait_for_result()
+    user.wait_for_marks(axial=1)
+    assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert user.axe() == []
+
+
 def test_a_tablet(browser: Any, server: str) -> None:
     with page_user(browser, viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True) as user:
-        user.open_example(server)
-        box = user.page.locator("#overlay").bounding_box()
-        user.page.touchscreen.tap(box["x"] + 0.2 * box["width"], box["y"] + 0.25 * box["height"])
-        user.wait_for_result()
-        user.wait_for_marks(axial=1)
-        assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-        assert user.axe() == []
+        prompt_by_touch(user, server)
 
 
 def test_a_phone(browser: Any, server: str) -> None:
@@ -358,13 +363,7 @@ def test_a_phone(browser: Any, server: str) -> None:
         user.open(server)
         user.wait_for_status("Connected.")
         assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-        user.open_example(server)
-        box = user.page.locator("#overlay").bounding_box()
-        user.page.touchscreen.tap(box["x"] + 0.2 * box["width"], box["y"] + 0.25 * box["height"])
-        user.wait_for_result()
-        user.wait_for_marks(axial=1)
-        assert user.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-        assert user.axe() == []
+        prompt_by_touch(user, server)
 
 
 # ---- connections ---------------------------------------------------------------------------------------------

@@ -99,7 +99,11 @@ export class Keepalive {
     return true;
   }
 
-  /** Return the error of a server that has not answered in time, or null. `isBusy`: whether a request other than a heartbeat is unanswered. */
+  /**
+   * Return the error of a server that has not answered in time, or null.
+   *
+   * `isBusy`: whether a request other than a heartbeat is unanswered.
+   */
   failure(now: number, isBusy: boolean): ClientError | null {
     const timeout = isBusy ? BUSY_PONG_TIMEOUT_S : PONG_TIMEOUT_S;
     if (this.askedAt === null || now - this.askedAt < timeout) return null;

@@ -136,7 +136,7 @@ export class Upload {
     const baseLayers = Math.min(available / BASE_SIZE, maxParts);
     const chosen =
       isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
-    // An enhancement layer must follow its base layer in a later message, so base layers travel among themselves.
+    // Base layers have messages of their own, so that a preview does not wait for enhancement layers.
     const hasBaseLayers = chosen.length > 0;
     while (
       !hasBaseLayers &&

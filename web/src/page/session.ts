@@ -362,7 +362,7 @@ export class Session {
   private send(command: (core: Core) => number): void {
     this.connection.request(command).catch(() => undefined);
     this.viewer.drawAbove();
-    // Without a connection, the request waits, and no event says so.
+    // Without a connection, the request is queued, and there is no event for it.
     if (this.connection.state.state === 'connected') this.onChange();
     else this.showConnection();
   }

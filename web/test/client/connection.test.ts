@@ -215,7 +215,7 @@ describe('a connection', () => {
     expect(socket.received).toMatchObject([{ type: 'set_options', id: 2 }]);
   });
 
-  it('gives up a server to which clicks do not travel', async () => {
+  it('times out on a dead link although the user clicks', async () => {
     const first = start();
     first.welcome();
     void connection.request((core) => core.setImage(image));
@@ -247,7 +247,7 @@ describe('a connection', () => {
     expect(FakeSocket.last).not.toBe(first);
   });
 
-  it('gives up a server that does not answer the handshake of another connection', async () => {
+  it('times out if the handshake of a reconnection is not answered', async () => {
     respond(null);
     start().welcome();
     FakeSocket.last.lose();
