@@ -39,13 +39,16 @@ _WIRE_DTYPES = {
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32")},
     **dict.fromkeys(("int64", "uint64", "float64", "float128", "float96", "longdouble"), "float32"),
 }
+# Voxels of four bytes travel in the first of these types that holds them exactly. A CT that a library has converted to
+# floats then has half the bytes.
+_SMALL_DTYPES = ("uint8", "int16", "uint16")
 
 
 class ImageSource:
     """A volume of the user. It can be announced once :meth:`step` or :meth:`finish` has computed its statistics.
 
-    ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits.
-    ``low_bits``: the number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. The
+    ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits. ``dtype``:
+    the one in which the voxels travel. ``low_bits``: the number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. The
     voxels are read when their brick is sent, so the array must not change meanwhile.
 
     Raises BadImage or TooLarge for an array that is no volume.
@@ -53,6 +56,7 @@ class ImageSource:
 
     statistics: Statistics
     name: str
+    dtype: str
     low_bits: int
 
     def __init__(self, image: ArrayLike) -> None:
@@ -87,10 +91,12 @@ class ImageSource:
 
     def _combine(self) -> None:
         self.statistics = combine(self._blocks, self.volume.dtype)
-        digest = hashlib.sha256(f"{self.dtype} {self.volume.shape}".encode())
+        full = _wire_dtype(self.volume.dtype)
+        digest = hashlib.sha256(f"{full.name} {self.volume.shape}".encode())
         for block in self._blocks:
             digest.update(block.digest)
         self.name = digest.hexdigest()[:32]
+        self.dtype = _smallest_dtype(self._blocks, full).name
         largest = max(max(abs(block.low), abs(block.high)) for block in self._blocks)
         self.low_bits = choose_low_bits(np.dtype(self.dtype), self.statistics.std, largest)
 
@@ -99,15 +105,10 @@ class ImageSource:
         i, j, k = self.volume.shape
         return Grid((i, j, k))
 
-    @property
-    def dtype(self) -> str:
-        """The dtype in which the voxels travel."""
-        return wire_dtype(self.volume)
-
     def brick(self, part: BrickPart, encoding: Encoding, compression: Compression = "small") -> Brick:
         """One brick or layer, packed: less than a millisecond of work. ``compression``: of a whole brick."""
         index, layer = part.index, part.layer
-        voxels = to_wire(self.volume[self.grid.box(index).slices])
+        voxels = to_wire(self.volume[self.grid.box(index).slices], np.dtype(self.dtype))
         if layer == "whole":
             return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding, compression))
         low_bits = self.low_bits
@@ -151,21 +152,27 @@ def _conversion(dtype: "np.dtype[np.generic]") -> str:
     return 'Convert them, for instance with image.astype("float32").'
 
 
-def wire_dtype(volume: npt.NDArray[np.generic]) -> str:
-    """The dtype in which the voxels travel."""
-    return _wire_dtype(volume.dtype).name
-
-
 @cache  # numpy takes longer to name a type than to copy a brick
 def _wire_dtype(dtype: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
-    return np.dtype(_WIRE_DTYPES[dtype.name]).newbyteorder("<")
+    """Return the type in which any voxels of a type can travel."""
+    return np.dtype(_WIRE_DTYPES[dtype.name])
 
 
-def to_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _smallest_dtype(blocks: "Sequence[BlockStatistics]", full: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
+    """Return the type in which the voxels of a volume travel. ``full``: the one for any voxels."""
+    if full.itemsize == 4 and all(block.is_integral for block in blocks):
+        low, high = min(block.low for block in blocks), max(block.high for block in blocks)
+        for dtype in map(np.dtype, _SMALL_DTYPES):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return dtype
+    return full
+
+
+def to_wire(voxels: npt.NDArray[np.generic], dtype: "np.dtype[np.generic] | None" = None) -> npt.NDArray[np.generic]:
     """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
-    already. Values too large for the type become infinite."""
+    already. ``dtype``: None: the one for any voxels of their type. Values too large for it become infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return np.ascontiguousarray(voxels, _wire_dtype(voxels.dtype))
+        return np.ascontiguousarray(voxels, (dtype or _wire_dtype(voxels.dtype)).newbyteorder("<"))
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class BlockStatistics:
     """Statistics of one block of a volume.
 
     ``total``, ``squares``: sums of the voxels and of their squares. ``low``, ``high``: minimum and maximum.
-    ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have one.
+    ``is_integral``: whether all voxels are integers. ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have one.
     ``digest``: SHA-256 of the voxels in wire order.
     """
 
@@ -182,6 +189,7 @@ class BlockStatistics:
     squares: float
     low: float
     high: float
+    is_integral: bool
     nonzero_planes: tuple[npt.NDArray[np.bool_], ...] | None
     digest: bytes
 
@@ -205,7 +213,15 @@ def block_statistics(volume: npt.NDArray[np.generic], box: Box) -> BlockStatisti
     low, high = sent.min().item(), sent.max().item()
     nonzero_planes = _planes(sent != 0) if low <= 0 <= high else None
     digest = hashlib.sha256(sent.data).digest()
-    return BlockStatistics(box, float(values.sum()), squares, low, high, nonzero_planes, digest)
+    return BlockStatistics(box, float(values.sum()), squares, low, high, _is_integral(sent), nonzero_planes, digest)
+
+
+def _is_integral(voxels: npt.NDArray[np.generic]) -> bool:
+    """Whether all voxels of a block are integers."""
+    if voxels.dtype.kind != "f":
+        return True
+    # The first plane tells mostly, in little time.
+    return all(np.array_equal(part, np.rint(part)) for part in (voxels[0], voxels))
 
 
 def _planes(nonzero: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], ...]:

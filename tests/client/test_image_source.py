@@ -12,7 +12,10 @@ from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
 
+from nninteractive_ws import arrays
 from nninteractive_ws.client import image_source
+from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Box, Index
 
@@ -76,8 +79,43 @@ def sample(dtype: str, shape: Index, seed: int = 0, border: int = 3) -> Volume:
 
 @every_dtype
 def test_the_dtype_on_the_wire(dtype: str) -> None:
-    assert image_source.wire_dtype(np.zeros((1, 1, 1), dtype)) == WIRE[dtype]
-    assert image_source.wire_dtype(np.zeros((1, 1, 1), np.dtype(dtype).newbyteorder(">"))) == WIRE[dtype]
+    for order in "<>":
+        assert image_source.to_wire(np.zeros((1, 1, 1), np.dtype(dtype).newbyteorder(order))).dtype == np.dtype(WIRE[dtype]).newbyteorder("<")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "sent"),
+    [
+        ("float64", (0, 255), "uint8"),
+        ("float32", (-1024, 3071), "int16"),
+        ("float32", (0, 65535), "uint16"),
+        ("float32", (-1, 40000), "float32"),
+        ("float32", (0.5, 3), "float32"),
+        ("float16", (0, 3), "float16"),
+        ("int64", (-5, 5), "int16"),
+        ("uint32", (0, 70000), "uint32"),
+        ("int32", (-70000, 3), "int32"),
+        ("int16", (0, 3), "int16"),
+    ],
+)
+def test_integers_travel_in_a_small_type_that_holds_them(dtype: str, values: tuple[float, float], sent: str) -> None:
+    volume = np.zeros((70, 40, 3), dtype)
+    volume[0, 0, 0], volume[1, 1, 1], volume[66, 39, 2] = values[0], 1, values[1]
+    source = ImageSource.of(volume)
+    assert source.dtype == sent
+    received = np.empty(volume.shape, sent)
+    for index in range(len(source.grid)):
+        box, brick = source.grid.box(index), source.brick(BrickPart(index), "raw")
+        received[box.slices] = arrays.unpack(brick.data, "raw", sent, box.shape)
+    assert np.array_equal(received, volume)
+    assert source.statistics == image_source.statistics(volume.astype(WIRE[dtype]))
+
+
+def test_the_name_of_an_image_does_not_depend_on_the_type_in_which_it_travels() -> None:
+    """Journals of earlier versions belong to the same image."""
+    volume = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    digest = hashlib.sha256(b"float32 (3, 4, 5)" + hashlib.sha256(volume.tobytes()).digest())
+    assert ImageSource.of(volume).name == digest.hexdigest()[:32]
 
 
 @every_dtype
