@@ -247,7 +247,7 @@ def history(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload
     """Measure undo, redo, and switching to another object and back.
 
     The official client has no redo, and a single object. Switching back to an object sends its mask, without its
-    prompts.
+    prompts. On both systems, the other object is empty before its click, and the first one has its first click.
     """
     with ExitStack() as stack:
         own = OwnClient(servers[OWN.name].port)
@@ -259,23 +259,29 @@ def history(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload
             client.open(workload.volume)
             client.wait_for_upload()
         for run, system in alternate(times):
-            for name, action in _history_of(clients[system.name], workload):
+            for name, action in _history_of(clients[system.name], workload, run):
                 started = time.monotonic()
                 action()
                 measured = _milliseconds("result", pass_log, started, time.monotonic())
                 yield Measurement("history", workload.size, system.name, name, run, measured)
 
 
-def _history_of(client: OwnClient | OfficialClient, workload: Workload) -> Iterator[tuple[str, Callable[[], object]]]:
+def _history_of(
+    client: OwnClient | OfficialClient, workload: Workload, run: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
     first, second = workload.prompts["point", True], workload.prompts["point", False]
-    client.reset()
+    if isinstance(client, OwnClient):
+        client.segment(f"a{run}")
+    else:
+        client.reset()
     client.send_prompt(first)
     client.send_prompt(second)
     yield "undo", client.undo
     if isinstance(client, OwnClient):
         yield "redo", client.redo
-        yield "a click for another object", lambda: _in_segment(client, "b", lambda: client.send_prompt(first))
-        yield "the next click for the first", lambda: _in_segment(client, "a", lambda: client.send_prompt(second))
+        client.undo()  # the official client continues with one click, because it has no redo
+        yield "a click for another object", lambda: _in_segment(client, f"b{run}", lambda: client.send_prompt(first))
+        yield "the next click for the first", lambda: _in_segment(client, f"a{run}", lambda: client.send_prompt(second))
     else:
         mask = client.mask()
         yield "a click for another object", lambda: _from_mask(client, None, lambda: client.send_prompt(first))
