@@ -110,3 +110,18 @@ def test_clicks_for_other_objects_start_from_the_same_state_in_every_run(pass_lo
         assert client.before == 3 * [[], [FIRST], [], [FIRST]], type(client)
     for system, cases in ((OFFICIAL, 3), (OWN, 4)):
         assert len({r.case for r in records if r.system == system.name}) == cases
+
+
+def test_a_loss_ends_with_the_result_of_the_next_prompt(pass_log: PassLog) -> None:
+    records = list(measure.losses(ServedModel(Path(), "cpu"), pass_log, WORK, 1))
+    seconds = {(r.case, r.system): r.measured["result, ms"] / 1e3 for r in records}
+    assert seconds == {
+        ("a cut connection", OFFICIAL.name): PROMPT_S,
+        ("a restarted server", OFFICIAL.name): OPENING_S + PROMPT_S,
+        ("a cut connection", OWN.name): PROMPT_S,
+        ("a restarted server", OWN.name): PROMPT_S,
+    }
+    official = [client for client in Client.created if isinstance(client, Official)]
+    assert [client.before for client in official] == [[[], [FIRST]], [[FIRST, SECOND]]]
+    closings = len(Client.created)
+    assert Client.clock.now == pytest.approx(3 * OPENING_S + 6 * PROMPT_S + closings * CLOSING_S), "all are closed"
