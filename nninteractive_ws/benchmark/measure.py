@@ -429,8 +429,9 @@ def prompts_within(prompts: Sequence[tuple[float, float]], start: float, end: fl
 def memory(served: ServedModel, workload: Workload, workload_folder: Path) -> Iterator[Measurement]:
     """Measure the peak memory of server and client, and the increase by a second session and a second segment.
 
-    An official session has a single object, so a second object needs a second session. ``workload_folder``: contains
-    the saved workload.
+    An official session has a single object, so a second object needs a second session. ``served``: on the CPU, because
+    only memory of the host is measured, and this project's server keeps images in the memory of a GPU.
+    ``workload_folder``: contains the saved workload.
     """
     for system in SYSTEMS:
         peaks = []

@@ -1,7 +1,7 @@
 """Run the parts of the benchmark."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 import os
 from pathlib import Path
@@ -185,7 +185,8 @@ def _fairness(setting: _Setting) -> Iterator[Measurement]:
 def _memory(setting: _Setting) -> Iterator[Measurement]:
     workload = setting.workload(_LARGE)
     setting.on_status("memory")
-    yield from measure.memory(setting.served(), workload, setting.save(workload))
+    served = replace(setting.served(), device="cpu")
+    yield from measure.memory(served, workload, setting.save(workload))
     for case in session_memory.CASES:
         setting.on_status(f"memory of a session: {case}")
         yield from session_memory.measure(setting.folder / "local", case)

@@ -60,9 +60,9 @@ def bench(
     Both servers run on this machine with the same model, and alternate. Each has its own client, with the same volume
     and prompts; the part fairness also has nnInteractive's client on this server. A relay emulates slower links. Tables
     show both medians of each quantity, and the official value divided by ours. "Beyond the network" means without the
-    time in which the network runs. FOLDER gets bench.json with all measurements, bench.md with the tables, and
-    bench.png with the most important values. All parts take about an hour on two cores. The machine should be idle
-    otherwise.
+    time in which the network runs. Only the part gpu compiles the network. The part memory always uses the CPU. FOLDER
+    gets bench.json with all measurements, bench.md with the tables, and bench.png with the most important values. All
+    parts take about an hour on two cores. The machine should be idle otherwise.
     """
     try:
         with exit_on_interrupt():

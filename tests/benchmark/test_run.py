@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from nninteractive_ws import messages as wire
-from nninteractive_ws.benchmark import device, fairness, measure, session_memory
+from nninteractive_ws.benchmark import device, fairness, measure, run, session_memory
 from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once, prompts_within
 from nninteractive_ws.benchmark.models import write_local, write_official_size
 from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
@@ -257,6 +257,15 @@ def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--part gpu needs a GPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_memory_is_measured_on_the_cpu(tmp_path: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ServedModel] = []
+    monkeypatch.setattr(run, "make_workload", lambda _: work)
+    monkeypatch.setattr(measure, "memory", lambda model, *_: served.append(model) or ())
+    monkeypatch.setattr(session_memory, "CASES", ())
+    assert list(run._memory(run._Setting(tmp_path, "cuda:0", None, None, lambda _: None))) == []
+    assert [model.device for model in served] == ["cpu"]
 
 
 @pytest.mark.release
