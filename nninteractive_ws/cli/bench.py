@@ -46,7 +46,8 @@ def bench(
         typer.Option(
             min=1,
             help="Number of runs per system. Default: 5 where a run takes at most a few seconds (prompts, history, the "
-            "HTTP API, gpu, first-mask on fast links), 3 elsewhere. The part memory always has one run.",
+            "HTTP API, gpu, first-mask on fast links), 1 beside a heavy user, 3 elsewhere. The part memory always has "
+            "one run.",
         ),
     ] = None,
 ) -> None:

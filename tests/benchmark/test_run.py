@@ -142,8 +142,8 @@ def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]
 
 @pytest.mark.release
 def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fairness, "_CLICKS", 2)
-    monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
+    for name, seconds in {"_CLICKS_ALONE_S": 0.5, "_HEAVY_ALONE_S": 5.0, "_BOTH_S": 5.0}.items():
+        monkeypatch.setattr(fairness, name, seconds)
     work.save(folder)
     with measure.serve_both(ServedModel(folder / "local", "cpu")) as servers:
         records = list(fairness.fairness(servers, PassLog(folder / "passes"), work, folder, 1))
@@ -153,7 +153,8 @@ def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: p
     for measured in (*values[0], *values[1]):
         assert 0 < measured["a click alone, median s"] <= measured["a click alone, maximum s"]
         assert 0 < measured["beside the heavy user, median s"] <= measured["beside the heavy user, maximum s"]
-        assert measured["heavy user, prompts a minute"] > 0
+        assert measured["heavy user alone, prompts a minute"] > 0
+        assert measured["heavy user beside clicks, prompts a minute"] > 0
 
 
 def test_prompts_at_the_ends_of_an_interval_count_in_part() -> None:
