@@ -4,7 +4,7 @@ They measure a click beside a heavy user, and the cost of nnInteractive's HTTP A
 paired with the same values of nnInteractive's server.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 import time
@@ -19,7 +19,6 @@ from nninteractive_ws.benchmark.measure import (
     each_prompt,
     open_and_prompt,
     open_image,
-    prompts_within,
     time_prompt,
     times_to_mask,
 )
@@ -27,14 +26,16 @@ from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, OWN_HTTP, Client, 
 from nninteractive_ws.benchmark.workload import Workload
 
 _SYSTEMS = (OFFICIAL, OWN_HTTP, OWN)
-#: Clicks of a run, the pause after each, and the time until the heavy user's first prompt is certainly running.
-_CLICKS, _PAUSE_S, _HEAD_START_S = 3, 0.3, 3.0
+#: Seconds of clicks alone, of the heavy user alone, and of both. The latter two hold several of its prompts.
+_CLICKS_ALONE_S, _HEAVY_ALONE_S, _BOTH_S = 4.0, 30.0, 30.0
+#: Pause after each click.
+_PAUSE_S = 0.3
 
 
 def fairness(
     servers: Mapping[str, Server], pass_log: PassLog, workload: Workload, workload_folder: Path, times: int
 ) -> Iterator[Measurement]:
-    """Measure clicks alone, and beside a user who prompts large boxes without a pause.
+    """Measure clicks alone, a user who prompts large boxes without a pause alone, and both at once.
 
     ``workload_folder``: contains the saved workload.
     """
@@ -46,24 +47,25 @@ def fairness(
             client.open(workload.volume)
             client.wait_for_upload()
             client.send_prompt(workload.prompts["point", True])  # warm-up, not measured
-            alone = _click(client, workload)
+            alone = _click(client, workload, _CLICKS_ALONE_S)
             beyond = [pass_log.seconds_beyond(*interval) for interval in alone]
             heavy = ClientProcess("heavy_user", system.name, str(port), str(workload_folder))
             with heavy.process:  # it ends at the end of its standard input
                 heavy.read_line()
-                time.sleep(_HEAD_START_S)
                 started = time.monotonic()
-                beside = _click(client, workload)
+                time.sleep(_HEAVY_ALONE_S)
+                joined = time.monotonic()
+                beside = _click(client, workload, _BOTH_S)
                 ended = time.monotonic()
                 heavy.write_line()
-                prompts = json.loads(heavy.read_line())
+                results = json.loads(heavy.read_line())
         finally:
             client.close()
         return {
             **_summary("a click alone", [end - start for start, end in alone]),
             "beyond the network, median s": float(np.median(beyond)),
             **_summary("beside the heavy user", [end - start for start, end in beside]),
-            "heavy user, prompts a minute": 60 * prompts_within(prompts, started, ended) / (ended - started),
+            **_heavy_summary(results, started, joined, ended),
         }
 
     return _compare("a click beside a heavy user", workload, times, measure)
@@ -73,10 +75,36 @@ def _summary(name: str, seconds: list[float]) -> dict[str, float]:
     return {f"{name}, median s": float(np.median(seconds)), f"{name}, maximum s": max(seconds)}
 
 
-def _click(client: Client, workload: Workload) -> list[tuple[float, float]]:
-    """Click some times, as on a new object. Return the times of each click and its result."""
-    intervals = []
-    for _ in range(_CLICKS):
+def _heavy_summary(results: Sequence[float], started: float, joined: float, ended: float) -> dict[str, float]:
+    """Summarize the times of the heavy user's results: alone until another user joined, and beside that user.
+
+    A quantity without enough results is left out.
+    """
+    alone, beside = _a_minute(results, started, joined), _a_minute(results, joined, ended)
+    share = None if alone is None or beside is None else 100 * beside / alone
+    summary = {
+        "heavy user alone, prompts a minute": alone,
+        "heavy user beside clicks, prompts a minute": beside,
+        "share that the heavy user keeps, %": share,
+    }
+    return {name: value for name, value in summary.items() if value is not None}
+
+
+def _a_minute(results: Sequence[float], start: float, end: float) -> float | None:
+    """Return the results a minute from the first to the last one of a period. None: there are not two.
+
+    The prompts before the first and after the last result do not count. They were partly processed outside the period,
+    where prompts are faster or slower.
+    """
+    within = [result for result in results if start <= result <= end]
+    return 60 * (len(within) - 1) / (within[-1] - within[0]) if len(within) > 1 else None
+
+
+def _click(client: Client, workload: Workload, seconds: float) -> list[tuple[float, float]]:
+    """Click for some time, at least once, as on a new object. Return the times of each click and its result."""
+    intervals: list[tuple[float, float]] = []
+    end = time.monotonic() + seconds
+    while not intervals or time.monotonic() < end:
         client.reset()
         started = time.monotonic()
         intervals.append((started, client.send_prompt(workload.prompts["point", True]).final))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 import json
 from pathlib import Path
 import subprocess
@@ -247,7 +246,7 @@ def history(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload
     """Measure undo, redo, and switching to another object and back.
 
     The official client has no redo, and a single object. Switching back to an object sends its mask, without its
-    prompts.
+    prompts. On both systems, the other object is empty before its click, and the first one has its first click.
     """
     with ExitStack() as stack:
         own = OwnClient(servers[OWN.name].port)
@@ -259,23 +258,29 @@ def history(servers: Mapping[str, Server], pass_log: PassLog, workload: Workload
             client.open(workload.volume)
             client.wait_for_upload()
         for run, system in alternate(times):
-            for name, action in _history_of(clients[system.name], workload):
+            for name, action in _history_of(clients[system.name], workload, run):
                 started = time.monotonic()
                 action()
                 measured = _milliseconds("result", pass_log, started, time.monotonic())
                 yield Measurement("history", workload.size, system.name, name, run, measured)
 
 
-def _history_of(client: OwnClient | OfficialClient, workload: Workload) -> Iterator[tuple[str, Callable[[], object]]]:
+def _history_of(
+    client: OwnClient | OfficialClient, workload: Workload, run: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
     first, second = workload.prompts["point", True], workload.prompts["point", False]
-    client.reset()
+    if isinstance(client, OwnClient):
+        client.segment(f"a{run}")
+    else:
+        client.reset()
     client.send_prompt(first)
     client.send_prompt(second)
     yield "undo", client.undo
     if isinstance(client, OwnClient):
         yield "redo", client.redo
-        yield "a click for another object", lambda: _in_segment(client, "b", lambda: client.send_prompt(first))
-        yield "the next click for the first", lambda: _in_segment(client, "a", lambda: client.send_prompt(second))
+        client.undo()  # the official client continues with one click, because it has no redo
+        yield "a click for another object", lambda: _in_segment(client, f"b{run}", lambda: client.send_prompt(first))
+        yield "the next click for the first", lambda: _in_segment(client, f"a{run}", lambda: client.send_prompt(second))
     else:
         mask = client.mask()
         yield "a click for another object", lambda: _from_mask(client, None, lambda: client.send_prompt(first))
@@ -300,44 +305,36 @@ def losses(served: ServedModel, pass_log: PassLog, workload: Workload, times: in
     The time is from when the server is reachable again to the result of the next prompt. An official session does not
     survive its server. Its client uploads the volume and the mask again, and the earlier prompts are lost.
     """
+    first, second = workload.prompts["point", True], workload.prompts["point", False]
     for run, system in alternate(times):
         with system.serve(served) as server:
-            with link(server.port, _UNLIMITED) as first:
-                client = system.connect(first.port)
+            with link(server.port, _UNLIMITED) as relay:
+                client = system.connect(relay.port)
                 client.open(workload.volume)
                 client.wait_for_upload()
-                client.send_prompt(workload.prompts["point", True])
-            with link(server.port, _UNLIMITED, first.port):
-                action = partial(_prompt_again, client, workload)
-                yield _measure_loss(system, pass_log, workload, "a cut connection", run, action)
-        with system.serve(served) as another, link(another.port, _UNLIMITED, first.port):
-            action = partial(_resume, client, first.port, workload)
-            yield _measure_loss(system, pass_log, workload, "a restarted server", run, action)
-
-
-def _measure_loss(
-    system: SystemUnderTest, pass_log: PassLog, workload: Workload, case: str, run: int, action: Callable[[], object]
-) -> Measurement:
-    started = time.monotonic()
-    action()
-    measured = _milliseconds("result", pass_log, started, time.monotonic())
-    return Measurement("lost connections", workload.size, system.name, case, run, measured)
-
-
-def _prompt_again(client: Client, workload: Workload) -> None:
-    client.send_prompt(workload.prompts["point", False])
-
-
-def _resume(client: Client, port: int, workload: Workload) -> None:
-    """Continue on a restarted server, which does not know the session."""
-    if isinstance(client, OfficialClient):
+                client.send_prompt(first)
+            with link(server.port, _UNLIMITED, relay.port):
+                started = time.monotonic()
+                measured = _milliseconds("result", pass_log, started, client.send_prompt(second).final)
+                yield Measurement("lost connections", workload.size, system.name, "a cut connection", run, measured)
         mask = client.mask()
-        client.close()
-        client = OfficialClient.at(port)
-        client.open(workload.volume)
-        client.start_from(mask)
-    _prompt_again(client, workload)
-    client.close()
+        with system.serve(served) as another, link(another.port, _UNLIMITED, relay.port):
+            started = time.monotonic()
+            resumed = _resume(client, mask, relay.port, workload)
+            measured = _milliseconds("result", pass_log, started, resumed.send_prompt(second).final)
+            for each in {client, resumed}:
+                each.close()
+            yield Measurement("lost connections", workload.size, system.name, "a restarted server", run, measured)
+
+
+def _resume(client: Client, mask: Mask, port: int, workload: Workload) -> Client:
+    """Return a client that continues on a restarted server, which does not know the session."""
+    if not isinstance(client, OfficialClient):
+        return client
+    another = OfficialClient.at(port)
+    another.open(workload.volume)
+    another.start_from(mask)
+    return another
 
 
 # ---- several clients, and memory ---------------------------------------------------------------------------
@@ -432,8 +429,9 @@ def prompts_within(prompts: Sequence[tuple[float, float]], start: float, end: fl
 def memory(served: ServedModel, workload: Workload, workload_folder: Path) -> Iterator[Measurement]:
     """Measure the peak memory of server and client, and the increase by a second session and a second segment.
 
-    An official session has a single object, so a second object needs a second session. ``workload_folder``: contains
-    the saved workload.
+    An official session has a single object, so a second object needs a second session. ``served``: on the CPU, because
+    only memory of the host is measured, and this project's server keeps images in the memory of a GPU.
+    ``workload_folder``: contains the saved workload.
     """
     for system in SYSTEMS:
         peaks = []

@@ -1,7 +1,7 @@
 """Run the parts of the benchmark."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 import os
 from pathlib import Path
@@ -22,8 +22,8 @@ _FRACTIONS = (0.5, 0.75, 1.0, 1.25)
 #: Default volumes: a CT, and for prompts and simultaneous clients the demo's phantom, of which many fit on one machine.
 _LARGE: Index = (512, 512, 256)
 _SMALL: Index = (160, 128, 112)
-#: Default numbers of runs: where a run takes at most a few seconds, and elsewhere.
-SHORT_TIMES, LONG_TIMES = 5, 3
+#: Default numbers of runs: where a run takes at most a few seconds, where it takes minutes, and elsewhere.
+SHORT_TIMES, HEAVY_USER_TIMES, LONG_TIMES = 5, 1, 3
 #: Links on which a run of the first mask takes at most a few seconds.
 _FAST_BITS_PER_S = 1e9
 
@@ -176,7 +176,8 @@ def _fairness(setting: _Setting) -> Iterator[Measurement]:
         phantom = make_workload(_SMALL)
         setting.on_status("a click beside a heavy user")
         folder = setting.save(phantom)
-        yield from fairness.fairness(servers, setting.pass_log, phantom, folder, setting.long_times)
+        times = setting.times or HEAVY_USER_TIMES
+        yield from fairness.fairness(servers, setting.pass_log, phantom, folder, times)
         workload = setting.workload(_SMALL)
         setting.on_status("cost of the HTTP API")
         yield from fairness.api_cost(servers, setting.pass_log, workload, setting.short_times)
@@ -185,7 +186,8 @@ def _fairness(setting: _Setting) -> Iterator[Measurement]:
 def _memory(setting: _Setting) -> Iterator[Measurement]:
     workload = setting.workload(_LARGE)
     setting.on_status("memory")
-    yield from measure.memory(setting.served(), workload, setting.save(workload))
+    served = replace(setting.served(), device="cpu")
+    yield from measure.memory(served, workload, setting.save(workload))
     for case in session_memory.CASES:
         setting.on_status(f"memory of a session: {case}")
         yield from session_memory.measure(setting.folder / "local", case)

@@ -267,9 +267,10 @@ def _own_command(port: int, served: ServedModel) -> list[str]:
 
 
 def _official_command(port: int, served: ServedModel) -> list[str]:
-    # One thread per processor, as in this project's server. The official default is 8.
-    threads = str(os.cpu_count() or 1)
-    serve = python_module("nnInteractive.inference.server.main", "--torch-n-threads", threads)
+    # As this project's server by default: one thread per processor, and no torch.compile. The official defaults are 8
+    # threads, and torch.compile on a GPU.
+    options = ["--torch-n-threads", str(os.cpu_count() or 1), "--no-torch-compile"]
+    serve = python_module("nnInteractive.inference.server.main", *options)
     return [*serve, "--model-dir", str(served.model), "--fold", "0", *_common(port, served)]
 
 

@@ -46,7 +46,8 @@ def bench(
         typer.Option(
             min=1,
             help="Number of runs per system. Default: 5 where a run takes at most a few seconds (prompts, history, the "
-            "HTTP API, gpu, first-mask on fast links), 3 elsewhere. The part memory always has one run.",
+            "HTTP API, gpu, first-mask on fast links), 1 beside a heavy user, 3 elsewhere. The part memory always has "
+            "one run.",
         ),
     ] = None,
 ) -> None:
@@ -60,9 +61,9 @@ def bench(
     Both servers run on this machine with the same model, and alternate. Each has its own client, with the same volume
     and prompts; the part fairness also has nnInteractive's client on this server. A relay emulates slower links. Tables
     show both medians of each quantity, and the official value divided by ours. "Beyond the network" means without the
-    time in which the network runs. FOLDER gets bench.json with all measurements, bench.md with the tables, and
-    bench.png with the most important values. All parts take about an hour on two cores. The machine should be idle
-    otherwise.
+    time in which the network runs. Only the part gpu compiles the network. The part memory always uses the CPU. FOLDER
+    gets bench.json with all measurements, bench.md with the tables, and bench.png with the most important values. All
+    parts take about an hour on two cores. The machine should be idle otherwise.
     """
     try:
         with exit_on_interrupt():

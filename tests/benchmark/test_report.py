@@ -97,6 +97,7 @@ def test_short_runs_have_at_least_five(measurements: list[Measurement]) -> None:
         assert times(part, "") == run.SHORT_TIMES >= 5
     assert times("first mask", "loopback") == times("first mask", "1 Gbit/s") == run.SHORT_TIMES
     assert times("first mask", "20 Mbit/s") == times("several clients", "8") == run.LONG_TIMES
+    assert times("a click beside a heavy user", "own client") == run.HEAVY_USER_TIMES
 
 
 def test_the_markdown_has_the_rows_of_the_console(measurements: list[Measurement], tmp_path: Path) -> None:

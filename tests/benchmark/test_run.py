@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from nninteractive_ws import messages as wire
-from nninteractive_ws.benchmark import device, fairness, measure, session_memory
+from nninteractive_ws.benchmark import device, fairness, measure, run, session_memory
 from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once, prompts_within
 from nninteractive_ws.benchmark.models import write_local, write_official_size
 from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
@@ -142,8 +142,8 @@ def by_client(records: list[Measurement], client: str) -> list[dict[str, float]]
 
 @pytest.mark.release
 def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fairness, "_CLICKS", 2)
-    monkeypatch.setattr(fairness, "_HEAD_START_S", 0.5)
+    for name, seconds in {"_CLICKS_ALONE_S": 0.5, "_HEAVY_ALONE_S": 5.0, "_BOTH_S": 5.0}.items():
+        monkeypatch.setattr(fairness, name, seconds)
     work.save(folder)
     with measure.serve_both(ServedModel(folder / "local", "cpu")) as servers:
         records = list(fairness.fairness(servers, PassLog(folder / "passes"), work, folder, 1))
@@ -153,7 +153,8 @@ def test_clicks_beside_a_heavy_user(folder: Path, work: Workload, monkeypatch: p
     for measured in (*values[0], *values[1]):
         assert 0 < measured["a click alone, median s"] <= measured["a click alone, maximum s"]
         assert 0 < measured["beside the heavy user, median s"] <= measured["beside the heavy user, maximum s"]
-        assert measured["heavy user, prompts a minute"] > 0
+        assert measured["heavy user alone, prompts a minute"] > 0
+        assert measured["heavy user beside clicks, prompts a minute"] > 0
 
 
 def test_prompts_at_the_ends_of_an_interval_count_in_part() -> None:
@@ -257,6 +258,15 @@ def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--part gpu needs a GPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_memory_is_measured_on_the_cpu(tmp_path: Path, work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ServedModel] = []
+    monkeypatch.setattr(run, "make_workload", lambda _: work)
+    monkeypatch.setattr(measure, "memory", lambda model, *_: served.append(model) or ())
+    monkeypatch.setattr(session_memory, "CASES", ())
+    assert list(run._memory(run._Setting(tmp_path, "cuda:0", None, None, lambda _: None))) == []
+    assert [model.device for model in served] == ["cpu"]
 
 
 @pytest.mark.release

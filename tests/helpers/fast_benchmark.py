@@ -35,9 +35,8 @@ class _Process:
 
     def __init__(self, module: str, *arguments: str) -> None:
         self.process = MagicMock()
-        prompts = [(0.0, 1.0, 2.0), (2.0, 3.0, 4.0)]
-        results = {"answers": prompts, "added": 1} if module == "client" else [(sent, end) for sent, _, end in prompts]
-        self._lines = iter(["", json.dumps(results), ""])
+        answers = {"answers": [(0.0, 1.0, 2.0), (2.0, 3.0, 4.0)], "added": 1}
+        self._lines = iter(["", json.dumps(answers if module == "client" else []), ""])
 
     def read_line(self) -> str:
         return next(self._lines)
@@ -96,8 +95,9 @@ def all_measurements(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int |
     monkeypatch.setattr(session_memory, "_noisy_phantom", lambda _: work.volume)
     for module in (measure, fairness, session_memory):
         monkeypatch.setattr(module, "ClientProcess", _Process)
-    for name in ("_PAUSE_S", "_HEAD_START_S"):
+    for name in ("_CLICKS_ALONE_S", "_HEAVY_ALONE_S", "_BOTH_S", "_PAUSE_S"):
         monkeypatch.setattr(fairness, name, 0.0)
+    monkeypatch.setattr(fairness, "_a_minute", lambda *_: 1.0)
     monkeypatch.setattr(run, "make_models", _make_models)
     monkeypatch.setattr(run, "make_workload", lambda _: work)
     monkeypatch.setattr(run, "on_device", _on_device)
