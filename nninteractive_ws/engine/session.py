@@ -9,6 +9,7 @@ threads. All messages to the client go into the outbox, in the order of the even
 from collections.abc import Callable, Iterable
 import logging
 import threading
+import traceback
 from typing import Any, ClassVar
 
 import numpy as np
@@ -194,6 +195,8 @@ class Session:
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
                 raise
+            # The traceback holds the tensors of the failed pass. They are freed only when nothing refers to them.
+            traceback.clear_frames(e.__traceback__)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
             state = "There is no image now" if self._image is None else "The segment is unchanged"

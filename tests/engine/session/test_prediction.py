@@ -1,9 +1,14 @@
 """Predictions: previews, results, passes, and failures between passes."""
 
+import dataclasses
+import gc
+import weakref
+
 from helpers.engine import prompts_for, undo
 from helpers.session_prompts import LONG, POINTS, SHAPE, WHOLE
 import numpy as np
 import pytest
+import torch
 
 from nninteractive_ws.errors import OutOfMemory
 from nninteractive_ws.messages import MaskDelta, SetOptions
@@ -81,6 +86,28 @@ def test_running_out_of_memory_leaves_the_segment_as_it_was(hooked_client, make_
     hooked_client.hook.restart(lambda n: None)
     for request in (request_, POINTS[1]):
         assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
+
+
+def test_a_failed_pass_is_freed_before_the_cache_of_the_gpu_is_emptied(hooked_client, monkeypatch):
+    """The session takes its device for a GPU when it handles the error. All else is on the CPU."""
+    held, left = [], []
+
+    def fail(n: int) -> None:
+        activations = torch.zeros(9)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    session = hooked_client.session
+    session._model = dataclasses.replace(session._model, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([ref() is not None for ref in held]))
+    hooked_client.hook.restart(fail)
+    gc.disable()
+    try:
+        with pytest.raises(OutOfMemory):
+            hooked_client.send(POINTS[0])
+    finally:
+        gc.enable()
+    assert left == [[False]]
 
 
 def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make_client):
