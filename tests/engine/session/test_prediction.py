@@ -88,6 +88,41 @@ def test_running_out_of_memory_leaves_the_segment_as_it_was(hooked_client, make_
         assert np.array_equal(hooked_client.mask_after(request), twin.mask_after(request))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported."),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+    ids=lambda error: str(error)[:60],
+)
+def test_a_lack_of_gpu_memory_is_recognized(hooked_client, error):
+    def fail(n: int) -> None:
+        raise error
+
+    hooked_client.hook.restart(fail)
+    with pytest.raises(OutOfMemory):
+        hooked_client.send(POINTS[0])
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["CUDA error: an illegal memory access was encountered", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"],
+)
+def test_another_fault_of_the_gpu_is_no_lack_of_memory(hooked_client, sentence):
+    def fail(n: int) -> None:
+        raise RuntimeError(sentence)
+
+    hooked_client.hook.restart(fail)
+    with pytest.raises(RuntimeError, match=sentence):
+        hooked_client.send(POINTS[0])
+
+
 def test_a_failed_pass_is_freed_before_the_cache_of_the_gpu_is_emptied(hooked_client, monkeypatch):
     """The session takes its device for a GPU when it handles the error. All else is on the CPU."""
     held, left = [], []
