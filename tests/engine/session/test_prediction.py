@@ -145,6 +145,20 @@ def test_a_failed_pass_is_freed_before_the_cache_of_the_gpu_is_emptied(hooked_cl
     assert left == [[False]]
 
 
+def test_only_bool_masks_are_copied_from_the_device(client, monkeypatch):
+    copied = []
+    really_copy = torch.Tensor.cpu
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.dtype)
+        return really_copy(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", copy)
+    client.send_all([POINTS[0], LONG])
+    assert client.progress("refining")
+    assert set(copied) == {torch.bool}
+
+
 def test_a_fault_in_the_network_leaves_the_segment_as_it_was(hooked_client, make_client):
     def fail(n: int) -> None:
         raise RuntimeError("a fault")
