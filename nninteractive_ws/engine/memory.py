@@ -124,13 +124,16 @@ class SessionAccount:
         Raises TooLarge if the image can never fit, and OutOfMemory if it does not fit now.
         """
         voxels = math.prod(shape)
+        masks = voxels * _MASKS
         for pool in self._pools:
-            if pool.reserve(self, "image", voxels * bytes_per_voxel(pool.device, voxels, channels)):
+            image = voxels * bytes_per_voxel(pool.device, voxels, channels)
+            if self._reserve_image_in(pool, image, masks):
                 return pool.device
+        self.release_image()
         last = self._host
-        needed = voxels * bytes_per_voxel(last.device, voxels, channels)
+        needed = voxels * bytes_per_voxel(last.device, voxels, channels) + masks
         if needed > last.limit:
-            fitting = last.limit // bytes_per_voxel(last.device, 0, channels)
+            fitting = last.limit // (bytes_per_voxel(last.device, 0, channels) + _MASKS)
             side = math.floor(fitting ** (1 / 3))
             raise TooLarge(
                 f"The image of {' × '.join(map(str, shape))} voxels needs about {format_bytes(needed)} on the "
@@ -142,6 +145,13 @@ class SessionAccount:
             f"images, {format_bytes(last.used_bytes)} of it in use by active sessions. Try again later, or send a "
             "crop around the object."
         )
+
+    def _reserve_image_in(self, pool: MemoryPool, image: int, masks: int) -> bool:
+        """Reserve memory for an image in a pool, and for its masks on the host."""
+        if pool is self._host:
+            return pool.reserve(self, "image", image + masks)
+        # The masks first, so that no session is evicted from a GPU if the host has no memory for them.
+        return self._host.reserve(self, "image", masks) and pool.reserve(self, "image", image)
 
     def release_image(self) -> None:
         for pool in self._pools:
@@ -229,9 +239,9 @@ def used_memory(device: torch.device) -> int:
 
 
 def bytes_per_voxel(device: torch.device, voxels: int, channels: int) -> int:
-    """Return the bytes per voxel of the image in float32, the interactions in float16, and the masks.
+    """Return the bytes per voxel of the image in float32 and the interactions in float16, without the masks.
 
     ``voxels``: of the image. ``channels``: of the interactions.
     """
     dense = device.type != "cpu" or voxels <= _DENSE_VOXELS
-    return 4 + (2 * channels if dense else 1) + _MASKS
+    return 4 + (2 * channels if dense else 1)
