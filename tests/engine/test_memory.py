@@ -1,6 +1,5 @@
 """Memory of sessions: reservations, evictions, and errors if nothing fits."""
 
-from collections.abc import Callable
 from pathlib import Path
 import re
 import subprocess
@@ -27,7 +26,7 @@ CPU = torch.device("cpu")
 META = torch.device("meta")  # replaces a GPU, which this machine may lack
 
 
-def nobody_idle(requester: object) -> bool:
+def nobody_idle(requester: object, pool: MemoryPool, missing: int, connected: bool) -> bool:
     return False
 
 
@@ -65,8 +64,9 @@ def test_charges_may_exceed_the_limit_and_can_always_shrink() -> None:
 def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:
     evicted: list[str] = []
 
-    def evict(requester: object) -> bool:
-        assert requester == "new"
+    def evict(requester: object, full: MemoryPool, missing: int, connected: bool) -> bool:
+        assert (requester, full, connected) == ("new", pool, True)
+        assert missing == pool.used_bytes + wanted - pool.limit
         for owner in ("old", "older"):
             if owner not in evicted:
                 evicted.append(owner)
@@ -79,11 +79,24 @@ def test_idle_sessions_are_evicted_one_by_one_and_no_more_than_needed() -> None:
         assert pool.reserve(owner, "image", 30)
     assert not pool.reserve("new", "image", 101), "what never fits costs nobody's session"
     assert evicted == []
+    wanted = 40
     assert pool.reserve("new", "image", 40)
     assert evicted == ["old"]
+    wanted = 100 - 40
     assert not pool.reserve("new", "image", 100)
     assert evicted == ["old", "older"]
     assert pool.used_bytes == 30 + 40, "a session that is refused keeps what it has"
+
+
+def test_memory_that_is_released_during_the_search_for_idle_sessions_is_used() -> None:
+    def end(requester: object, full: MemoryPool, missing: int, connected: bool) -> bool:
+        full.release("ending")
+        return False
+
+    pool = MemoryPool(CPU, 100, end)
+    assert pool.reserve("ending", "image", 60)
+    assert pool.reserve("new", "image", 60)
+    assert not pool.reserve("third", "image", 60)
 
 
 # ---- a session's account ----------------------------------------------------------------------------------
@@ -128,17 +141,18 @@ def test_the_image_uses_the_first_pool_with_space_and_the_rest_the_host() -> Non
 
 
 def test_an_image_on_a_gpu_needs_host_memory_for_its_masks() -> None:
-    def evict(pool: str) -> Callable[[object], bool]:
-        return lambda requester: full.add(pool) or False
+    def evict(requester: object, pool: MemoryPool, missing: int, connected: bool) -> bool:
+        full.add(pool.device)
+        return False
 
-    full: set[str] = set()
-    pools = [MemoryPool(META, 20 * MB, evict("GPU")), MemoryPool(CPU, 100 * MB, evict("host"))]
+    full: set[torch.device] = set()
+    pools = [MemoryPool(META, 20 * MB, evict), MemoryPool(CPU, 100 * MB, evict)]
     pools[1].charge("another", "image", (100 - _MASKS) * MB + 1)
     pools[0].charge("another", "image", 10 * MB)
     account = SessionAccount(pools)
     with pytest.raises(OutOfMemory, match=r"about 24\.0 MB .* 100 MB for images, 94\.0 MB of it in use"):
         account.reserve_image((100, 100, 100), 7)
-    assert full == {"host"}, "no session is evicted from the GPU"
+    assert full == {CPU}, "no session is evicted from the GPU"
     assert [pool.used_by(account) for pool in pools] == [{}, {}]
     pools[1].charge("another", "image", (100 - _MASKS) * MB)
     pools[0].charge("another", "image", 2 * MB)
@@ -201,7 +215,7 @@ def test_a_closed_session_is_not_charged() -> None:
 
 
 def test_a_session_closed_during_eviction_reserves_nothing() -> None:
-    def evict(requester: object) -> bool:
+    def evict(requester: object, full: MemoryPool, missing: int, connected: bool) -> bool:
         account.release()
         pool.release("other")
         return True
