@@ -80,7 +80,7 @@ class InstrumentedSession:
         model = self._thread.run(SchedulerSlot(lambda _: None), lambda: load_model("", folder, device, compiled))
         model.artifacts["network"] = stopwatch.wrap(NETWORK, model.artifacts["network"])
         self._outbox = Outbox(lambda: None)
-        account = SessionAccount([MemoryPool(images, 2**62, lambda _: False)])
+        account = SessionAccount([MemoryPool(images, 2**62, lambda *_: False)])
         self._session = Session(model, self._thread, self._outbox, "blosc2", account)
         upstream = self._session._upstream
         upstream._build_network_input = stopwatch.wrap(INPUTS, upstream._build_network_input)  # type: ignore[method-assign]

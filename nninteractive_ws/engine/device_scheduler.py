@@ -75,7 +75,12 @@ class DeviceScheduler:
             self._waiting.append(item)  # type: ignore[arg-type]
             self._report_positions()
             self._changed.notify()
-        return item.result.result()
+        try:
+            return item.result.result()
+        finally:
+            # Otherwise an exception of the pass would keep itself in memory, with all tensors of the pass: its
+            # traceback holds this frame, and the frame's pass holds the exception.
+            del item
 
     def drop(self, slot: SchedulerSlot, error: Exception) -> None:
         """Remove the pending passes of a slot. Their :meth:`run` raises ``error``."""

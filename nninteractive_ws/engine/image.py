@@ -1,6 +1,7 @@
 """The image on the worker, which stores bricks, normalized, as they arrive, and waits for those that a pass needs."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import threading
 import time
 
@@ -40,6 +41,8 @@ class BrickImage:
         self.grid = Grid(announced.shape)
         self.statistics = Statistics(announced.mean, announced.std)
         self.voxels = zeros((1, *announced.shape), torch.float32, device)
+        # On the default stream, on which all sessions' passes run, each brick would wait for the passes before it.
+        self._copy_stream = _stream_after_pending_work(device) if device.type == "cuda" else None
         self.presence = Presence(self.grid)
         # Bricks of which at least the base layer has arrived, and those base layers whose enhancement has not.
         self._estimated = Presence(self.grid)
@@ -104,7 +107,7 @@ class BrickImage:
             )
         # This needs no lock. Bricks do not overlap, and no pass reads a brick before it is marked as present. The pass
         # for a preview may read a brick while its enhancement layer is stored, which does no harm.
-        self.voxels[0][box.slices] = torch.from_numpy(normalized).to(self.voxels.device)
+        self._write(box, torch.from_numpy(normalized))
         with self._arrived:
             self._estimated.add(brick.index)
             # At once, because the same message may have the other layer.
@@ -113,6 +116,15 @@ class BrickImage:
             else:
                 self.presence.add(brick.index)
                 self._base_layers.pop(brick.index, None)
+
+    def _write(self, box: Box, values: torch.Tensor) -> None:
+        """Write voxels, and wait until they are written."""
+        stream = self._copy_stream
+        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+            self.voxels[0][box.slices] = values.to(self.voxels.device)
+        if stream is not None:
+            # Passes read the voxels on another stream. If the image is released, its memory is reused on that one, too.
+            stream.synchronize()
 
     def _voxels_of(self, brick: Brick, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return the voxels of a brick from its unpacked layer; for a base layer, their estimates."""
@@ -194,6 +206,13 @@ class BrickImage:
         """Wake threads in :meth:`wait_for`, so that they check for cancellation."""
         with self._arrived:
             self._arrived.notify_all()
+
+
+def _stream_after_pending_work(device: torch.device) -> torch.cuda.Stream:
+    """Return a CUDA stream that starts after the work in the current one, such as filling a new tensor with zeros."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
 
 
 def _without_padding(brick: Brick, values: npt.NDArray[np.generic]) -> Brick:

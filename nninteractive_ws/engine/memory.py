@@ -43,10 +43,16 @@ _DENSE_VOXELS = 512 * 512 * 1024
 _MASKS = 6
 
 
-class MemoryPool:
-    """The memory for sessions on one device. ``evict(requester)`` ends an idle session, or returns False."""
+#: ``evict(requester, pool, missing, connected)`` evicts an idle session with memory in a pool, or returns False.
+#: ``missing``: the bytes to be freed; if all evictions together would free less, there is none. ``connected``: whether
+#: sessions with a connection may be evicted.
+Evict = Callable[[object, "MemoryPool", int, bool], bool]
 
-    def __init__(self, device: torch.device, limit: int, evict: Callable[[object], bool]) -> None:
+
+class MemoryPool:
+    """The memory for sessions on one device."""
+
+    def __init__(self, device: torch.device, limit: int, evict: Evict) -> None:
         self.device, self.limit = device, limit
         self._evict = evict
         self._used: dict[object, dict[Purpose, int]] = {}
@@ -62,20 +68,24 @@ class MemoryPool:
         """Bytes that a session may keep beyond its image."""
         return max(_MIN_SESSION_BYTES, min(_MAX_SESSION_BYTES, int(_SESSION_SHARE * self.limit)))
 
-    def reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
+    def reserve(self, owner: object, purpose: Purpose, needed: int, *, evict_connected: bool = True) -> bool:
         """Reserve ``needed`` bytes for a purpose, and evict idle sessions if necessary. Return whether that worked."""
-        while not self._try_to_reserve(owner, purpose, needed):
-            if needed > self.limit or not self._evict(owner):
+        while missing := self._try_to_reserve(owner, purpose, needed):
+            if needed > self.limit:
                 return False
+            if not self._evict(owner, self, missing, evict_connected):
+                # Once more, because a session may have ended meanwhile.
+                return not self._try_to_reserve(owner, purpose, needed)
         return True
 
-    def _try_to_reserve(self, owner: object, purpose: Purpose, needed: int) -> bool:
+    def _try_to_reserve(self, owner: object, purpose: Purpose, needed: int) -> int:
+        """Reserve bytes if they fit. Return the bytes that are missing."""
         with self._lock:
             more = needed - self._used.get(owner, {}).get(purpose, 0)
-            fits = more <= 0 or self._total + more <= self.limit
-            if fits:
+            missing = max(0, self._total + more - self.limit) if more > 0 else 0
+            if not missing:
                 self._set(owner, purpose, needed)
-            return fits
+            return missing
 
     def charge(self, owner: object, purpose: Purpose, used: int) -> None:
         """Count memory that an owner has allocated, even beyond the limit. Later reservations are then refused."""
@@ -124,13 +134,20 @@ class SessionAccount:
         Raises TooLarge if the image can never fit, and OutOfMemory if it does not fit now.
         """
         voxels = math.prod(shape)
-        for pool in self._pools:
-            if pool.reserve(self, "image", voxels * bytes_per_voxel(pool.device, voxels, channels)):
-                return pool.device
+        masks = voxels * _MASKS
+        # For space on a GPU, a disconnected session is evicted: nobody may come back to it, and an image on the GPU is
+        # faster. A connected one is not, as long as the host has space. Its user would wait for a new upload, which
+        # takes longer than many prompts with an image on the host.
+        for evict_connected in (False, True):
+            for pool in self._pools:
+                image = voxels * bytes_per_voxel(pool.device, voxels, channels)
+                if self._reserve_image_in(pool, image, masks, evict_connected):
+                    return pool.device
+        self.release_image()
         last = self._host
-        needed = voxels * bytes_per_voxel(last.device, voxels, channels)
+        needed = voxels * bytes_per_voxel(last.device, voxels, channels) + masks
         if needed > last.limit:
-            fitting = last.limit // bytes_per_voxel(last.device, 0, channels)
+            fitting = last.limit // (bytes_per_voxel(last.device, 0, channels) + _MASKS)
             side = math.floor(fitting ** (1 / 3))
             raise TooLarge(
                 f"The image of {' × '.join(map(str, shape))} voxels needs about {format_bytes(needed)} on the "
@@ -141,6 +158,15 @@ class SessionAccount:
             f"The image needs about {format_bytes(needed)} on the server, which has {format_bytes(last.limit)} for "
             f"images, {format_bytes(last.used_bytes)} of it in use by active sessions. Try again later, or send a "
             "crop around the object."
+        )
+
+    def _reserve_image_in(self, pool: MemoryPool, image: int, masks: int, evict_connected: bool) -> bool:
+        """Reserve memory for an image in a pool, and for its masks on the host."""
+        if pool is self._host:
+            return pool.reserve(self, "image", image + masks, evict_connected=evict_connected)
+        # The masks first, so that no session is evicted from a GPU if the host has no memory for them.
+        return self._host.reserve(self, "image", masks, evict_connected=evict_connected) and pool.reserve(
+            self, "image", image, evict_connected=evict_connected
         )
 
     def release_image(self) -> None:
@@ -192,13 +218,11 @@ class SessionAccount:
         return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in _NOT_LIMITED)
 
 
-def memory_pools(
-    device: torch.device, host_limit: int | None, workers: int, evict: Callable[[object], bool]
-) -> list[MemoryPool]:
+def memory_pools(device: torch.device, host_limit: int | None, workers: int, evict: Evict) -> list[MemoryPool]:
     """Return the memory pools of a worker, the preferred one for images first, the host's last.
 
     ``host_limit``: bytes on the host; None: a share of the memory that is free now, divided by the number of
-    ``workers`` on this host. ``evict``: see MemoryPool.
+    ``workers`` on this host. ``evict``: see Evict.
     """
     cpu = torch.device("cpu")
     limit = host_limit if host_limit is not None else int(_SHARE * available_memory() / workers)
@@ -229,9 +253,9 @@ def used_memory(device: torch.device) -> int:
 
 
 def bytes_per_voxel(device: torch.device, voxels: int, channels: int) -> int:
-    """Return the bytes per voxel of the image in float32, the interactions in float16, and the masks.
+    """Return the bytes per voxel of the image in float32 and the interactions in float16, without the masks.
 
     ``voxels``: of the image. ``channels``: of the interactions.
     """
     dense = device.type != "cpu" or voxels <= _DENSE_VOXELS
-    return 4 + (2 * channels if dense else 1) + _MASKS
+    return 4 + (2 * channels if dense else 1)

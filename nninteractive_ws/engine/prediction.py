@@ -143,7 +143,8 @@ class Prediction:
         inside = box.clip(self._image.shape)
         if not self._previews or inside is None:
             return
-        mask = prediction.cpu().numpy() != 0
+        # Compared on the device, because the labels are int64, eight times the bytes of the mask.
+        mask = (prediction != 0).cpu().numpy()
         before = None if self._extent is None else self._extent.intersection(inside)
         nonempty = nonempty_region(mask, box, inside)
         region = before if nonempty is None else nonempty.union(before)
@@ -162,7 +163,7 @@ class Prediction:
     def on_result(self, prediction: torch.Tensor, box: Box) -> None:
         inside = box.clip(self._image.shape)
         if inside is not None:
-            values = prediction[inside.relative_to(box).slices].cpu().numpy() > 0.5
+            values = (prediction[inside.relative_to(box).slices] > 0.5).cpu().numpy()
             self._preview.add_result(inside, values)
 
     def _send_preview(self, change: Delta) -> None:

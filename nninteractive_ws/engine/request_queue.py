@@ -85,6 +85,10 @@ class RequestQueue:
         """Whether ``requester`` stands for this session in a memory pool."""
         return requester is self._account
 
+    def memory_in(self, pool: MemoryPool) -> int:
+        """Return the bytes of this session in a memory pool."""
+        return sum(pool.used_by(self._account).values())
+
     # ---- from the client ----------------------------------------------------------------------------------
 
     def receive(self, data: str | bytes) -> bool:

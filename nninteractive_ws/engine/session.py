@@ -9,6 +9,7 @@ threads. All messages to the client go into the outbox, in the order of the even
 from collections.abc import Callable, Iterable
 import logging
 import threading
+import traceback
 from typing import Any, ClassVar
 
 import numpy as np
@@ -87,6 +88,20 @@ _RESULT_BYTES = 64 * 1024
 # Peak bytes per run length while a mask is unpacked, changed and packed again, in addition to the masks that are
 # charged with the image. Measured with tracemalloc: 10 if every other voxel of the image is set, 9 if every tenth is.
 _RUN_BYTES = 12
+# Parts of the messages of torch if memory runs out.
+_OUT_OF_MEMORY_MESSAGES = (
+    # torch itself, on the host.
+    "can't allocate memory",
+    "not enough memory",
+    # The CUDA driver and runtime, HIP, and MPS.
+    "out of memory",
+    # cuBLAS and cuDNN 8: CUBLAS_STATUS_ALLOC_FAILED; cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    # torch tries every plan of a convolution, and ends with this message even if each has failed for lack of memory. A
+    # GPU that has no plan for the network fails when the model is loaded and warmed up.
+    "unable to find an engine to execute this computation",
+)
 # After a request that used more bytes than this, freed memory is returned to the system.
 _TRIM_THRESHOLD_BYTES = 64 * 1024**2
 
@@ -194,6 +209,8 @@ class Session:
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
                 raise
+            # The traceback holds the tensors of the failed pass. They are freed only when nothing refers to them.
+            traceback.clear_frames(e.__traceback__)
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
             state = "There is no image now" if self._image is None else "The segment is unchanged"
@@ -518,9 +535,13 @@ class Session:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # For host memory, torch raises RuntimeError with one of these sentences; for GPU memory it has an exception class.
-    sentences = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in sentences)
+    """Whether memory ran out, on the host or on the device.
+
+    torch has an exception class for its own allocations on a GPU. For others, it raises RuntimeError.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        s in str(error) for s in _OUT_OF_MEMORY_MESSAGES
+    )
 
 
 def _memory_needed(request: Request) -> int:

@@ -187,19 +187,23 @@ class Worker:
         if session is None or not await asyncio.to_thread(session.evict_if_idle, idle_s):
             self._to_gateway.put_nowait(worker_protocol.EvictionRefused(name))
 
-    def _evict_idle_session(self, requester: object) -> bool:
-        """Free memory for a session, from any thread. Return whether any was freed.
+    def _evict_idle_session(self, requester: object, pool: MemoryPool, missing: int, connected: bool) -> bool:
+        """Free memory in a pool for a session, from any thread. Return whether any was freed.
 
-        Wait for a session that is ending, or else evict the first idle one in :func:`eviction_order`.
+        Wait for a session that is ending, or else evict the first idle one in :func:`eviction_order`, of those with
+        memory in the pool. ``missing``, ``connected``: see :data:`~nninteractive_ws.engine.memory.Evict`.
         """
         sessions = list(self._sessions.values())  # other threads may add to them meanwhile
-        ending = [s.ended for s in sessions if s.over.is_set() and not s.queue.is_session(requester)]
+        others = [s for s in sessions if not s.queue.is_session(requester) and s.queue.memory_in(pool)]
+        ending = [s.ended for s in others if s.over.is_set()]
         if wait(ending, _END_TIMEOUT_S, FIRST_COMPLETED).done:
             return True
         if any(s.queue.is_session(requester) and not s.allows_eviction for s in sessions):
             return False
-        others = (s for s in sessions if not s.queue.is_session(requester))
-        return any(session.evict_if_idle(self._idle) for session in eviction_order(others))
+        candidates = [s for s in others if connected or not s.connected]
+        if sum(s.queue.memory_in(pool) for s in candidates) < missing:
+            return False
+        return any(session.evict_if_idle(self._idle) for session in eviction_order(candidates))
 
     def end_soon(self, reason: str) -> None:
         """Tell the gateway that this worker was asked to end. The gateway closes the connection when it is unused."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
 import gc
 import threading
 import time
@@ -191,3 +192,24 @@ def test_a_finished_pass_is_released(thread):
         gc.collect()
         time.sleep(0.01)
     assert gone() is None
+
+
+def test_a_failed_pass_is_released_without_garbage_collection(thread):
+    class Activations:
+        pass
+
+    gone: list[weakref.ref[Activations]] = []
+
+    def fails() -> None:
+        activations = Activations()
+        gone.append(weakref.ref(activations))
+        raise ValueError("mine")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            thread.run(slot(), fails)
+        thread.run(slot(), lambda: None)  # the thread has finished with the pass before
+        assert gone[0]() is None
+    finally:
+        gc.enable()

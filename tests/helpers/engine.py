@@ -294,7 +294,7 @@ class Journal:
 
 def boundless() -> list[MemoryPool]:
     """Memory pools without a limit."""
-    return [MemoryPool(torch.device("cpu"), 2**60, lambda requester: False)]
+    return [MemoryPool(torch.device("cpu"), 2**60, lambda *_: False)]
 
 
 class Client:
