@@ -57,6 +57,11 @@ class Grid:
         ranges = [range(a // self.edge, (b - 1) // self.edge + 1) for a, b in clipped.pairs]
         return [(i * nj + j) * nk + k for i, j, k in itertools.product(*ranges)]
 
+    def distance(self, index: int, focus: Index) -> float:
+        """Return the distance of a brick's closest voxel from ``focus``, in voxels."""
+        box = self.box(index)
+        return math.dist(focus, [min(max(f, a), b - 1) for f, (a, b) in zip(focus, box, strict=True)])
+
     def nearest_first(self, focus: Index, before: Sequence[int] = ()) -> list[int]:
         """Sort all bricks by the distance of their closest voxel to ``focus``, and equal ones in grid order.
 

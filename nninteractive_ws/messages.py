@@ -344,7 +344,8 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     """The state of a request.
 
     ``done`` of ``total``: position in the queue, present bricks, or finished passes. ``box``: the part of the image
-    that the request waits for, which the client sends first.
+    that the request waits for, which the client sends first. ``base_layers_suffice``: whether it waits only for the
+    base layers of these bricks.
     """
 
     id: RequestId
@@ -352,6 +353,7 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     done: Count = 0
     total: Count = 0
     box: Pairs | None = None
+    base_layers_suffice: bool = False
 
 
 class MaskDelta(Message, frozen=True, kw_only=True, tag="mask_delta"):

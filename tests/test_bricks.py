@@ -73,6 +73,7 @@ def test_nearest_first_sorts_by_the_closest_voxel(shape: Index, focus: Index) ->
         return sum((c - f) ** 2 for c, f in zip(closest, focus, strict=True))
 
     order = grid.nearest_first(focus)
+    assert all(grid.distance(n, focus) == pytest.approx(math.sqrt(distance(n))) for n in order[:50])
     assert order == sorted(range(len(grid)), key=lambda n: (distance(n), n))
     first = order[::-3]
     assert grid.nearest_first(focus, first) == [n for n in order if n in first] + [n for n in order if n not in first]

@@ -12,6 +12,7 @@ from nninteractive_ws.layers import (
     combine_layers,
     enhancement_layer,
     estimate_voxels,
+    low_bits_of_brick,
     max_low_bits,
 )
 
@@ -68,3 +69,15 @@ def test_estimates_are_within_half_an_interval(sample):
 )
 def test_intervals_are_a_sixteenth_of_the_standard_deviation(dtype, std, largest, expected):
     assert choose_low_bits(np.dtype(dtype), std, largest) == expected
+
+
+@pytest.mark.parametrize(
+    ("distance", "bits"), [(0, 2), (7.9, 2), (8, 3), (15.9, 3), (16, 4), (32, 5), (63.9, 5), (64, 6), (500, 6)]
+)
+def test_base_layers_are_finer_near_the_prompt(distance, bits):
+    assert low_bits_of_brick(5, distance, np.dtype("int16")) == bits
+
+
+def test_both_layers_have_bits_at_any_distance():
+    assert low_bits_of_brick(2, 0, np.dtype("uint8")) == 1
+    assert low_bits_of_brick(7, 500, np.dtype("uint8")) == 7

@@ -8,7 +8,7 @@ without a connection they wait for the next one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 import time
@@ -25,6 +25,7 @@ from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.inputs import Boxlike, box_inside, middle, to_index, to_mask
 from nninteractive_ws.client.journal import Journal
+from nninteractive_ws.client.link import Link
 from nninteractive_ws.client.ownership import Owner
 from nninteractive_ws.client.upload import Upload
 from nninteractive_ws.errors import (
@@ -58,7 +59,8 @@ class _PendingRequest:
 
     ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
     requests. ``generation``: number of its image. ``base``: the segment's revision before the request's first change.
-    ``awaited``: the region of the image for which it waits, or has waited.
+    ``awaited``: the region of the image for which it waits, has waited, or probably will.
+    ``base_layers_suffice``: whether it waits for base layers.
     """
 
     number: int | None
@@ -69,6 +71,7 @@ class _PendingRequest:
     cancelled: bool = False
     losses: int = 0
     awaited: Box | None = None
+    base_layers_suffice: bool = False
 
     @property
     def segment(self) -> str | None:
@@ -97,6 +100,7 @@ class Core:
         self._pending: dict[int, _PendingRequest] = {}
         self._last_id = 0
         self._upload: Upload | None = None
+        self._link = Link()
         self._focus: Index | None = None  # of the user, in the image now
         # Number of the image now. The same image gets another one if it is set again, which drops its segments.
         self._generation = 0
@@ -121,6 +125,7 @@ class Core:
         """Begin a connection: the first, or another after one was lost."""
         self._control.clear()
         self.welcome = self.ended = self._upload = None
+        self._link = Link()
         self._evicted = False
         for pending in self._pending.values():
             self._deferred += self._revert_previews(pending)
@@ -295,6 +300,7 @@ class Core:
             if pending.number is not None and request in (None, pending.number):
                 pending.cancelled = True
                 self._send(wire.Cancel(request=sent))
+        self._prioritize()
 
     def bye(self) -> None:
         """End the session on the server."""
@@ -350,26 +356,49 @@ class Core:
         self._focus = focus
         if self._upload is not None:
             self._upload.set_focus(focus)
-        return self._request(request)
+        number = self._request(request)
+        if isinstance(request, wire.AddPoint | wire.AddBbox | wire.AddScribble | wire.AddLasso) and request.run:
+            # A guess, which saves the round trip until the server tells.
+            self._note_wait(self._pending[number], self._patch_around(focus), base_layers_suffice=True)
+        return number
+
+    def _patch_around(self, focus: Index) -> Box | None:
+        """Return what a prompt's first pass probably reads. None without a connection."""
+        if self.welcome is None:
+            return None
+        sides = zip(focus, self.welcome.model.patch_size, strict=True)
+        return Box.from_pairs([(at - n // 2, at - n // 2 + n) for at, n in sides])
+
+    def _note_wait(self, pending: _PendingRequest, awaited: Box | None, base_layers_suffice: bool) -> None:
+        pending.awaited, pending.base_layers_suffice = awaited, base_layers_suffice
+        self._prioritize()
+
+    def _prioritize(self) -> None:
+        """Send the bricks first for which a request waits. Requests run in order, so the first one counts."""
+        if self._upload is None:
+            return
+        for pending in self._pending.values():
+            if pending.awaited is not None and not pending.cancelled and not self._is_obsolete(pending):
+                self._upload.prioritize(pending.awaited, pending.base_layers_suffice)
+                return
+        self._upload.prioritize(None)
 
     def _replace_image(self, image: ImageSource | None) -> None:
         self.image, self._focus = image, None
         self._generation += 1
         self.segments.clear()
         self._deferred += self._mark_all_fresh()
-        self._begin_upload([])
+        self._begin_upload()
 
-    def _begin_upload(self, pending: Iterable[_PendingRequest]) -> None:
-        """Begin to send the bricks, those first for which one of the pending requests waits."""
+    def _begin_upload(self) -> None:
         self._upload = None
         if self.image is None or self.welcome is None:
             return
-        self._upload = Upload(self.image.grid, self.welcome.limits.unacknowledged_bricks, self._clock)
+        limit = self.welcome.limits.unacknowledged_bricks
+        self._upload = Upload(self.image.grid, limit, self._clock, self._link)
         if self._focus is not None:
             self._upload.set_focus(self._focus)
-        awaited = next((p.awaited for p in pending if p.awaited is not None and self._retry_error(p) is None), None)
-        if awaited is not None:
-            self._upload.prioritize(awaited)
+        self._prioritize()
 
     def _announcement(self, source: ImageSource) -> wire.SetImage:
         return wire.SetImage(
@@ -419,7 +448,7 @@ class Core:
             self._send(pending.request)
             if pending.cancelled:
                 self._send(wire.Cancel(request=sent))
-        self._begin_upload(self._pending.values())
+        self._begin_upload()
         if self._upload is None or not self._is_image_of_server(welcome.image):
             return []  # the pending set_image brings the bricks
         self._upload.acknowledged(self._upload.bricks_in(welcome.present_bricks))
@@ -460,6 +489,7 @@ class Core:
                 request = _renumbered(pending.request, self._next_id())
                 self._pending[request.id] = replace(pending, request=request)
                 self._send(request)
+        self._prioritize()
         return emitted
 
     def _restore_image(self, image: ImageSource, to_resend: list[_PendingRequest]) -> None:
@@ -469,7 +499,7 @@ class Core:
             for pending in to_resend
             if isinstance(pending.request, wire.SetImage) and not self._is_obsolete(pending)
         )
-        self._begin_upload(to_resend)
+        self._begin_upload()
         self._enqueue(self._announcement(image), next((pending.number for pending in mine), None))
         for segment in self.segments.values():
             if not segment.is_empty:
@@ -503,9 +533,8 @@ class Core:
         pending = self._pending.get(message.id)
         if pending is None or self._is_obsolete(pending):
             return []
-        if message.box is not None and self._upload is not None:
-            pending.awaited = Box.from_pairs(message.box)
-            self._upload.prioritize(pending.awaited)
+        if message.box is not None:
+            self._note_wait(pending, Box.from_pairs(message.box), message.base_layers_suffice)
         if pending.number is None:
             return []
         return [events.Progress(pending.number, pending.segment, message.state, message.done, message.total)]
@@ -579,6 +608,7 @@ class Core:
             if isinstance(pending.request, wire.SetImage) and self._upload is not None:
                 # If the list of present bricks was lost with a connection, all are sent.
                 self._upload.acknowledged([])
+        self._prioritize()
         self._record(pending)
         if pending.number is None:
             return []
@@ -601,6 +631,7 @@ class Core:
         pending = self._pending.pop(message.id, None)
         if pending is None:
             return []
+        self._prioritize()
         if self._is_obsolete(pending):
             # No segment of the image now is concerned.
             return [] if pending.number is None else [events.Failed(pending.number, error)]

@@ -19,7 +19,7 @@ from nninteractive_ws.client.array_like import ArrayLike, to_array
 from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.errors import BadImage
 from nninteractive_ws.geometry import Box, Index
-from nninteractive_ws.layers import base_layer, choose_low_bits, enhancement_layer
+from nninteractive_ws.layers import base_layer, choose_low_bits, enhancement_layer, low_bits_of_brick
 from nninteractive_ws.messages import Brick, Encoding
 
 # Statistics are computed in blocks larger than bricks, which takes fewer calls; a block's doubles still fit a cache.
@@ -48,8 +48,8 @@ class ImageSource:
     """A volume of the user. It can be announced once :meth:`step` or :meth:`finish` has computed its statistics.
 
     ``statistics``: for normalization. ``name``: a digest of voxels, shape and type, 32 hexadecimal digits. ``dtype``:
-    the one in which the voxels travel. ``low_bits``: the number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. The
-    voxels are read when their brick is sent, so the array must not change meanwhile.
+    the one in which the voxels travel. ``low_bits``: the number of bits in most enhancement layers; 0: bricks are
+    better sent without layers. The voxels are read when their brick is sent, so the array must not change meanwhile.
 
     Raises BadImage or TooLarge for an array that is no volume.
     """
@@ -111,7 +111,7 @@ class ImageSource:
         voxels = to_wire(self.volume[self.grid.box(index).slices], np.dtype(self.dtype))
         if layer == "whole":
             return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding, compression))
-        low_bits = self.low_bits
+        low_bits = low_bits_of_brick(self.low_bits, part.distance, voxels.dtype)
         bits = base_layer(voxels, low_bits) if layer == "base" else enhancement_layer(voxels, low_bits)
         data = arrays.pack(bits, encoding, "bits")
         return Brick(index=index, encoding=encoding, data=data, layer=layer, low_bits=low_bits)
@@ -180,8 +180,8 @@ class BlockStatistics:
     """Statistics of one block of a volume.
 
     ``total``, ``squares``: sums of the voxels and of their squares. ``low``, ``high``: minimum and maximum.
-    ``is_integral``: whether all voxels are integers. ``nonzero_planes``: for each axis, which planes of the block have a nonzero voxel; None if all have one.
-    ``digest``: SHA-256 of the voxels in wire order.
+    ``is_integral``: whether all voxels are integers. ``nonzero_planes``: for each axis, which planes of the block have
+    a nonzero voxel; None if all have one. ``digest``: SHA-256 of the voxels in wire order.
     """
 
     box: Box

@@ -17,17 +17,24 @@ from nninteractive_ws.history import Segment, make_step
 from nninteractive_ws.masks import NO_CHANGE, Delta
 from nninteractive_ws.messages import Prompt, Run, SetMask, Step
 
+#: A preview from base layers takes a pass, during which the other bricks arrive. If a pass takes longer than this, the
+#: result would often have to wait for it.
+_MAX_ESTIMATE_S = 1.0
+
 
 class PassRunner:
-    """The forward passes of one session, on the device thread."""
+    """The forward passes of one session, on the device thread. ``last_s``: seconds of the last one."""
 
     def __init__(self, model: LoadedModel, device: DeviceScheduler, slot: SchedulerSlot) -> None:
         self._model, self._device, self._slot = model, device, slot
+        self.last_s = 0.0
 
     def run(self, inputs: torch.Tensor, refines: bool) -> tuple[torch.Tensor, float, float]:
         """Run the network. Return the logits, and the times of its start and end (time.monotonic())."""
         network = self._model.artifacts["network"]
-        return self._device.run(self._slot, lambda: self._pass(network, inputs), refines=refines)
+        logits, started, ended = self._device.run(self._slot, lambda: self._pass(network, inputs), refines=refines)
+        self.last_s = ended - started
+        return logits, started, ended
 
     def _pass(self, network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, float, float]:
         device, is_cuda = self._model.device, self._model.device.type == "cuda"
@@ -103,7 +110,7 @@ class Prediction:
     # ---- hooks --------------------------------------------------------------------------------------------
 
     def wait_for_estimate(self, box: Box) -> bool:
-        if not self._previews:
+        if not self._previews or self._passes.last_s > _MAX_ESTIMATE_S:
             return False
         self._wait_for_bricks(box, refinements=0, estimates=True)
         inside = box.clip(self._image.shape)
@@ -119,7 +126,7 @@ class Prediction:
 
         def report(present: int, needed: int) -> None:
             self._request.awaits_bricks = True
-            self._request.report("waiting_for_image", present, needed, clipped)
+            self._request.report("waiting_for_image", present, needed, clipped, base_layers_suffice=estimates)
 
         try:
             waited = self._image.wait_for(clipped, self._request.is_cancelled, report, estimates=estimates)

@@ -38,10 +38,22 @@ class RunningRequest:
         if self.is_cancelled():
             raise Cancelled("The request was cancelled. The segment is unchanged.")
 
-    def report(self, state: ProgressState, done: int = 0, total: int = 0, box: Box | None = None) -> None:
-        """Send progress to the client. ``box``: the part of the image that the request waits for."""
+    def report(
+        self,
+        state: ProgressState,
+        done: int = 0,
+        total: int = 0,
+        box: Box | None = None,
+        base_layers_suffice: bool = False,
+    ) -> None:
+        """Send progress to the client. ``box``: the part of the image that the request waits for, or for whose base
+        layers."""
         pairs = None if box is None else box.pairs
-        self._outbox.put(Progress(id=self.id, state=state, done=done, total=total, box=pairs))
+        self._outbox.put(
+            Progress(
+                id=self.id, state=state, done=done, total=total, box=pairs, base_layers_suffice=base_layers_suffice
+            )
+        )
 
     def report_queue(self, ahead: int) -> None:
         """Send the position in the device's queue. ``ahead``: the number of passes ahead, 0 once its pass starts."""

@@ -79,8 +79,9 @@ def sample(dtype: str, shape: Index, seed: int = 0, border: int = 3) -> Volume:
 
 @every_dtype
 def test_the_dtype_on_the_wire(dtype: str) -> None:
+    expected = np.dtype(WIRE[dtype]).newbyteorder("<")
     for order in "<>":
-        assert image_source.to_wire(np.zeros((1, 1, 1), np.dtype(dtype).newbyteorder(order))).dtype == np.dtype(WIRE[dtype]).newbyteorder("<")
+        assert image_source.to_wire(np.zeros((1, 1, 1), np.dtype(dtype).newbyteorder(order))).dtype == expected
 
 
 @pytest.mark.parametrize(

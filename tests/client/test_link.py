@@ -31,11 +31,22 @@ def test_the_throughput_is_that_of_the_last_messages():
     assert link.throughput == pytest.approx(1e6, rel=1e-3)
 
 
-def test_waiting_for_the_first_acknowledgement_counts_and_idle_time_does_not():
+def test_neither_idle_time_nor_the_round_trip_after_it_counts():
     link = Link()
     link.acknowledge(SentMessage(BRICKS, 1000, "small", sent=100.0), 101.0)
+    assert link.throughput is None
+    link.acknowledge(SentMessage(BRICKS, 1000, "small", sent=100.0), 101.5)
     link.acknowledge(SentMessage(BRICKS, 1000, "small", sent=900.0), 901.0)
-    assert link.throughput == pytest.approx(1000)
+    assert link.throughput == pytest.approx(2000)
+    assert link.bricks_per_second == pytest.approx(2 * BRICKS)
+
+
+def test_every_other_message_counts_if_each_comes_after_a_pause():
+    """Packing takes longer than sending, so that no message is on its way when the next one is packed."""
+    link = Link()
+    for n in range(1, 101):
+        link.acknowledge(SentMessage(BRICKS, 1000, "small", sent=n + 0.5), n + 1)
+    assert link.throughput == pytest.approx(2000)
 
 
 def test_on_a_slow_link_messages_are_always_small():
@@ -56,5 +67,6 @@ def test_the_fast_compression_is_given_up_if_it_is_slower():
 def test_the_compression_changes_with_the_link():
     link = Link()
     assert run(link, lambda c: 0.004 if c == "small" else 0.002, 100)[-1] == "fast"
+    assert run(link, lambda _: 0.5, 2) == ["fast", "small"], "at once, because bytes decide now"
     assert run(link, lambda _: 0.5, 40)[-1] == "small"
     assert "fast" in run(link, lambda c: 0.004 if c == "small" else 0.002, 200)

@@ -14,6 +14,7 @@ from nninteractive_ws.client import upload as module
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.events import Event
 from nninteractive_ws.client.image_source import ImageSource
+from nninteractive_ws.client.link import Link
 from nninteractive_ws.client.upload import Upload
 from nninteractive_ws.geometry import Box
 
@@ -124,9 +125,10 @@ def test_bricks_needed_by_a_prompt_are_sent_first() -> None:
     assert order[len(needed) :] == [i for i in nearest if i not in needed]
 
 
-def test_the_window_adapts_to_the_acknowledgement_delay() -> None:
+@pytest.mark.parametrize("round_trip", [0.0, 0.6])
+def test_the_window_adapts_to_the_acknowledgement_delay(round_trip: float) -> None:
     clock = Clock()
-    upload = Upload(Grid((640, 640, 64)), 40, clock)
+    upload = Upload(Grid((640, 640, 64)), 40, clock, Link())
     upload.acknowledged([])
 
     def under_way() -> list[int]:
@@ -136,9 +138,9 @@ def test_the_window_adapts_to_the_acknowledgement_delay() -> None:
     for delay in (0.05, 0.05, 0.5, 0.5, 0.05, 0.05, 0.05, 0.05):
         batch = under_way()
         sizes.append(len(batch))
-        clock.now += delay
+        clock.now += round_trip + delay
         upload.acknowledged(batch)
-    assert sizes == [16, 32, 40, 16, 16, 32, 40, 40]
+    assert sizes == [8, 16, 32, 8, 8, 16, 32, 40]
 
 
 def test_a_new_connection_has_no_brick_in_flight() -> None:
@@ -183,7 +185,7 @@ def test_bricks_that_another_image_drops_are_sent_again() -> None:
     deliver(core, wire.Done(id=other))
     assert acknowledge(core, source, []) == [events.ImageProgress(0, 8)]
     deliver(core, wire.Done(id=again))
-    assert send_rest(core, source) == list(range(8))
+    assert sorted(send_rest(core, source)) == list(range(8))
 
 
 def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection() -> None:
@@ -198,7 +200,7 @@ def test_bricks_that_another_image_drops_are_sent_again_after_a_lost_connection(
     assert next_bricks(core) == []
     deliver(core, wire.Done(id=other))
     acknowledge(core, source, [])
-    assert send_rest(core, source) == list(range(8))
+    assert sorted(send_rest(core, source)) == list(range(8))
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -239,12 +241,12 @@ def reconnect(core: Core, source: ImageSource, resumed: bool) -> None:
 
 
 def send_rest(core: Core, source: ImageSource) -> list[int]:
-    """Send and acknowledge bricks until there are no more. Return them, sorted."""
+    """Send and acknowledge bricks until there are no more. Return them in order."""
     seen: list[int] = []
     while batch := next_bricks(core):
         seen += batch
         acknowledge(core, source, batch)
-    return sorted(seen)
+    return seen
 
 
 # ---- layers -----------------------------------------------------------------------------------------------
@@ -256,16 +258,14 @@ def ct_like(shape: tuple[int, int, int]) -> npt.NDArray[np.int16]:
     return np.random.default_rng(0).normal(0, 500, shape).astype(np.int16)
 
 
-def waiting_prompt(core: Core, source: ImageSource, clock: Clock, seconds_per_message: float) -> None:
-    """Acknowledge the first bricks after some time, and let a prompt wait for all others."""
+def waiting_prompt(core: Core, source: ImageSource, base_layers_suffice: bool = True) -> int:
+    """Let a prompt wait for all bricks, none of which is present, and return it."""
     number = core.add_point("a", (0, 0, 0))
     acknowledge(core, source, [])
-    for _ in range(4):
-        first = next_parts(core)
-        clock.now += seconds_per_message
-        acknowledge(core, source, [brick.index for brick in first])
-    box = Box((0, 0, 0), source.grid.shape)
-    deliver(core, wire.Progress(id=number, state="waiting_for_image", done=0, total=8, box=box.pairs))
+    box = Box((0, 0, 0), source.grid.shape).pairs
+    waiting = wire.Progress(id=number, state="waiting_for_image", box=box, base_layers_suffice=base_layers_suffice)
+    deliver(core, waiting)
+    return number
 
 
 def next_parts(core: Core) -> list[wire.Brick]:
@@ -294,49 +294,118 @@ def layered_core(clock: Clock, welcome: wire.Welcome = LAYERED) -> tuple[Core, I
     return core, source
 
 
+def all_layers(core: Core, source: ImageSource, clock: Clock, seconds_per_message: float) -> list[tuple[int, str]]:
+    """Send and acknowledge everything, message by message. Return bricks and layers in their order."""
+    sent = []
+    while parts := next_parts(core):
+        sent += [(brick.index, brick.layer) for brick in parts]
+        clock.now += seconds_per_message
+        acknowledge_parts(core, source, parts)
+    return sent
+
+
 def test_on_a_slow_link_a_waiting_prompt_gets_all_base_layers_first() -> None:
     clock = Clock()
     core, source = layered_core(clock)
-    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    waiting_prompt(core, source)
     received = np.zeros_like(source.volume)
-    layers = []
+    layers, bits = [], {}
     while parts := next_parts(core):
         for brick in parts:
             box = source.grid.box(brick.index)
             values = arrays.unpack(brick.data, brick.encoding, source.dtype, box.shape)
             received[box.slices] |= values  # type: ignore[arg-type]
             layers.append((brick.index, brick.layer))
-            assert brick.low_bits == 5
+            assert bits.setdefault(brick.index, brick.low_bits) == brick.low_bits
         clock.now += 1
         acknowledge_parts(core, source, parts)
-    left = [i for i in source.grid.nearest_first((0, 0, 0)) if i not in first_ones(source)]
-    assert layers == [(i, "base") for i in left] + [(i, "enhancement") for i in left]
-    for index in left:
-        box = source.grid.box(index)
-        assert np.array_equal(received[box.slices], source.volume[box.slices])
+    nearest = source.grid.nearest_first((0, 0, 0))
+    assert layers == [(i, "base") for i in nearest] + [(i, "enhancement") for i in nearest]
+    assert np.array_equal(received, source.volume)
+    assert [bits[index] for index in (nearest[0], nearest[1], nearest[-1])] == [2, 5, 6]
 
 
-def first_ones(source: ImageSource) -> list[int]:
-    """The bricks that waiting_prompt() acknowledges."""
-    return source.grid.nearest_first((0, 0, 0))[: 4 * LIMITS.unacknowledged_bricks]
+def test_on_a_fast_link_only_the_first_bricks_are_in_layers() -> None:
+    clock = Clock()
+    core, source = layered_core(clock)
+    waiting_prompt(core, source)
+    sent = all_layers(core, source, clock, 0.001)
+    base = [index for index, layer in sent if layer == "base"]
+    assert 0 < len(base) <= 2 * LIMITS.unacknowledged_bricks  # until the second acknowledgement
+    # Their enhancement layers come next, so that no pass for a preview is needed.
+    assert sent[len(base) : 2 * len(base)] == [(index, "enhancement") for index in base]
+    assert {layer for _, layer in sent[2 * len(base) :]} == {"whole"}
+
+
+def test_what_a_link_has_shown_counts_for_the_next_image() -> None:
+    clock = Clock()
+    core, source = layered_core(clock)
+    waiting_prompt(core, source)
+    all_layers(core, source, clock, 0.001)
+    deliver(core, wire.Done(id=1))
+    other = ImageSource.of(ct_like((192, 160, 96)) + np.int16(1))
+    deliver(core, wire.Done(id=core.set_image(other)))
+    waiting_prompt(core, other)
+    assert {layer for _, layer in all_layers(core, other, clock, 0.001)} == {"whole"}
+    core.start()  # a new connection may use another link
+    deliver(core, LAYERED)
+    acknowledge(core, other, [])
+    assert next_parts(core)[0].layer == "base"
 
 
 def test_bricks_are_whole_if_layers_are_of_no_use() -> None:
     no_feature = msgspec.structs.replace(LAYERED, features=[])
-    for welcome, seconds, previews in ((no_feature, 1.0, True), (LAYERED, 0.001, True), (LAYERED, 1.0, False)):
-        clock = Clock()
-        core, source = layered_core(clock, welcome)
+    for welcome, suffice, previews in ((no_feature, True, True), (LAYERED, False, True), (LAYERED, True, False)):
+        core, source = layered_core(Clock(), welcome)
         if not previews:
             number = core.set_options(previews=False)
             deliver(core, wire.Done(id=number))
-        waiting_prompt(core, source, clock, seconds)
+        waiting_prompt(core, source, suffice)
         assert {brick.layer for brick in next_parts(core)} == {"whole"}
+
+
+def test_the_patch_around_a_prompt_is_sent_first_before_the_server_tells() -> None:
+    core, source = layered_core(Clock())
+    i, j, k = LAYERED.model.patch_size
+    core.add_point("a", (100, 60, 50))
+    acknowledge(core, source, [])
+    patch = Box((100 - i // 2, 60 - j // 2, 50 - k // 2), (100 + i - i // 2, 60 + j - j // 2, 50 + k - k // 2))
+    needed = source.grid.within(patch)
+    sent = all_layers(core, source, core._clock, 0.0)  # type: ignore[arg-type]
+    assert {index for index, _ in sent[: len(needed)]} == set(needed)
+
+
+@pytest.mark.parametrize("end", ["done", "error", "cancel"])
+def test_bricks_of_a_prompt_that_has_ended_have_no_priority(end: str) -> None:
+    core, source = uploading()
+    number = core.add_point("a", (0, 0, 0))
+    wait_for_bricks(core, source, number, Box((130, 70, 60), (250, 130, 70)))
+    if end == "done":
+        deliver(core, wire.Done(id=number, segment="a"))
+    elif end == "error":
+        deliver(core, wire.ErrorMessage(id=number, code="internal", message="Failed."))
+    else:
+        core.cancel(number)
+        # The server has sent this before it heard of the cancellation.
+        wait_for_bricks(core, source, number, Box((130, 70, 60), (250, 130, 70)))
+    assert send_rest(core, source) == source.grid.nearest_first((0, 0, 0))
+
+
+def test_of_several_prompts_the_first_one_has_priority() -> None:
+    core, source = uploading()
+    first = core.add_point("a", (255, 191, 129))
+    core.add_point("a", (0, 0, 0))
+    needed = wait_for_bricks(core, source, first, Box((200, 150, 100), (250, 190, 129)))
+    assert set(next_bricks(core)) <= set(needed)
+    deliver(core, wire.Done(id=first, segment="a"))
+    acknowledge(core, source, needed)
+    assert 0 in next_bricks(core)
 
 
 def test_no_brick_is_lost_if_the_focus_changes_between_its_layers() -> None:
     clock = Clock()
     core, source = layered_core(clock)
-    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    waiting_prompt(core, source)
     sent: dict[int, list[str]] = {}
     for n in range(1000):
         parts = next_parts(core)
@@ -348,7 +417,7 @@ def test_no_brick_is_lost_if_the_focus_changes_between_its_layers() -> None:
             core.add_point("a", (n % 192, n % 160, n % 96))
         clock.now += 1
         acknowledge_parts(core, source, parts)
-    assert sorted({*sent, *first_ones(source)}) == list(range(len(source.grid)))
+    assert sorted(sent) == list(range(len(source.grid)))
     assert {tuple(layers) for layers in sent.values()} <= {("base", "enhancement"), ("whole",)}
 
 
@@ -356,7 +425,7 @@ def test_few_bricks_have_a_base_layer_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "MAX_BASE_LAYERS", 10)
     clock = Clock()
     core, source = layered_core(clock)
-    waiting_prompt(core, source, clock, seconds_per_message=1.0)
+    waiting_prompt(core, source)
     base, most = 0, 0
     while parts := next_parts(core):
         base += sum((b.layer == "base") - (b.layer == "enhancement") for b in parts)
@@ -379,12 +448,12 @@ def test_the_progress_is_reported_again_after_a_lost_connection() -> None:
 def test_the_layers_of_a_brick_travel_in_separate_messages(missing: int) -> None:
     """A server may handle the bricks of a message in any order, and an enhancement layer needs its base layer."""
     clock = Clock()
-    upload = Upload(Grid((32 * 40, 32, 32)), 128, clock)
+    upload = Upload(Grid((32 * 40, 32, 32)), 128, clock, Link())
     upload.set_focus((0, 0, 0))
     upload.acknowledged([])
-    arrived = deliver_parts(upload, clock, messages=1)
+    arrived = deliver_parts(upload, clock, messages=2)
     left = [index for index in range(40) if index not in arrived]
-    upload.prioritize(Box((32 * left[0], 0, 0), (32 * (left[0] + missing), 32, 32)))
+    upload.prioritize(Box((32 * left[0], 0, 0), (32 * (left[0] + missing), 32, 32)), base_layers_suffice=True)
     layers = deliver_parts(upload, clock)
     whole = [index for index in layers if layers[index] == ["whole"]]
     layered = [index for index in layers if layers[index] == ["base", "enhancement"]]

@@ -190,22 +190,49 @@ def masks_of_previews(client, prompt):
     return found
 
 
-def test_without_previews_base_layers_are_not_predicted_from(quick_model, device, volume):
+@pytest.mark.parametrize("why", ["no previews", "slow passes"])
+def test_base_layers_that_have_no_use_are_not_predicted_from(quick_model, device, volume, why):
     client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
     for each in (client, twin):
-        each.send(SetOptions(id=1, previews=False))
+        if why == "no previews":
+            each.send(SetOptions(id=1, previews=False))
+        else:
+            each.session._passes.last_s = 1.1
     client.announce(volume)
     client.session.put_bricks(layer_message(volume, range(27), "base"))
     threads = ThreadPoolExecutor(1)
 
     def complete(message):
         if isinstance(message, Progress) and message.state == "waiting_for_image":
+            suffices.append(message.base_layers_suffice)
             client.on_message = lambda message: None
             threads.submit(client.session.put_bricks, layer_message(volume, range(27), "enhancement"))
 
+    suffices: list[bool] = []
     client.on_message = complete
     assert client.send(POINTS[0]).timings.passes == twin.send(POINTS[0]).timings.passes
     assert np.array_equal(client.mask(), twin.mask())
+    assert suffices == [False]
+
+
+def test_a_prompt_tells_when_base_layers_suffice(quick_model, device, volume):
+    """First it waits for base layers. After the preview from these, it waits for complete bricks."""
+    client = Client(quick_model, device)
+    client.announce(volume)
+    threads = ThreadPoolExecutor(1)
+    suffices = []
+
+    def bring(message):
+        if isinstance(message, Progress) and message.state == "waiting_for_image":
+            layer = "base" if message.base_layers_suffice else "enhancement"
+            if not suffices or suffices[-1] != message.base_layers_suffice:
+                suffices.append(message.base_layers_suffice)
+                threads.submit(client.session.put_bricks, layer_message(volume, range(27), layer))
+
+    client.on_message = bring
+    client.send(POINTS[0])
+    assert suffices == [True, False]
+    assert client.session._passes.last_s > 0
 
 
 def test_a_prompt_that_waits_for_enhancement_layers_can_be_cancelled(quick_model, device, volume):

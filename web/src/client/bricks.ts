@@ -47,6 +47,12 @@ export class Grid {
     return i.flatMap((a) => j.flatMap((b) => k.map((c) => (a * nj + b) * nk + c)));
   }
 
+  /** Return the distance of a brick's closest voxel from `focus`, in voxels. */
+  distance(index: number, focus: Index): number {
+    const box = this.box(index);
+    return Math.hypot(...box.map(([start, stop], axis) => Math.max(0, start - focus[axis], focus[axis] - stop + 1)));
+  }
+
   /**
    * Sort all bricks by the distance of their closest voxel to `focus`, and equal ones in grid order. Those of `before`
    * come before all others.

@@ -8,10 +8,11 @@
 import { BRICK } from './bricks';
 import { ClientError, errorFromServer } from './errors';
 import type { Event, MaskDeltaEvent } from './events';
-import { checkBox, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
+import { boxAround, checkBox, middle, voxelInside, wholeBox, type Box, type Index } from './geometry';
 import { Segment } from './history';
 import { maskInput, promptMask, segmentMask } from './inputs';
 import { makeJournal, segmentsOf, type Journal } from './journal';
+import { Link } from './link';
 import { boundingBox, checksum, compose, FIRST_VOXEL, flip, NO_CHANGE, readMask, runsOf, type Runs } from './masks';
 import type {
   Brick,
@@ -25,6 +26,7 @@ import type {
   MaskSnapshot,
   Notice,
   Progress,
+  Prompt,
   Request,
   Restore,
   RunLengthMask,
@@ -44,13 +46,11 @@ import {
   type Pending,
 } from './pending';
 import { decode, encode, FEATURES, LAYERED_BRICKS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from './protocol';
-import { Upload, type BrickPart } from './upload';
+import { MAX_BRICKS_PER_MESSAGE, Upload, type BrickPart } from './upload';
 import { bytesPerVoxel } from './voxels';
 
 /** A server keeps this many answers at least. */
 const MAX_REPEATED = 1024;
-/** Bricks of one message: some hundred thousand bytes, packed in a few milliseconds. */
-const BRICKS_PER_MESSAGE = 8;
 /** Bytes of a message of bricks besides their voxels, at most. */
 const BRICK_OVERHEAD = 1024;
 /** After these errors of a restore, the server may still accept the mask without its history. */
@@ -132,6 +132,8 @@ export class Core<I extends Image = Image> {
   private pending = new Map<number, Pending>();
   private lastId = 0;
   private upload: Upload | null = null;
+  /** What this connection has shown; null before its first upload. */
+  private link: Link | null = null;
   /** Number of the image now. The same image gets another one if it is set again, which drops its segments. */
   private generation = 0;
   /** Focus of the user in the image now, or null. */
@@ -159,7 +161,7 @@ export class Core<I extends Image = Image> {
   /** Begin a connection: the first, or another after one was lost. Previews are reverted; see `takeEvents`. */
   start(): void {
     this.control = [];
-    this.welcome = this.ended = this.upload = null;
+    this.welcome = this.ended = this.upload = this.link = null;
     this.isEvicted = false;
     for (const pending of this.pending.values()) this.revertPreviews(pending);
     for (const name of this.stale.keys()) this.rebuild(name);
@@ -197,7 +199,7 @@ export class Core<I extends Image = Image> {
     if (upload === null || image === null || welcome === null) return null;
     const bytes = BRICK ** 3 * bytesPerVoxel(image.dtype) + BRICK_OVERHEAD;
     const fit = Math.max(1, Math.floor(welcome.limits.message_bytes / bytes) - 1);
-    const parts = upload.next(Math.min(BRICKS_PER_MESSAGE, fit), this.maySendLayers(image, welcome));
+    const parts = upload.next(Math.min(MAX_BRICKS_PER_MESSAGE, fit), this.maySendLayers(image, welcome));
     return parts.length === 0 ? null : { image, parts, encoding: upload.encodingOf(parts), upload };
   }
 
@@ -265,26 +267,26 @@ export class Core<I extends Image = Image> {
   addPoint(segment: string, point: Index, { positive = true, run = true }: PromptOptions = {}): number {
     const voxel = voxelInside(point, this.shape());
     this.setFocus(voxel);
-    return this.request({ type: 'add_point', segment, point: voxel, positive, run });
+    return this.prompt({ type: 'add_point', segment, point: voxel, positive, run });
   }
 
   /** Add an end-exclusive box. */
   addBbox(segment: string, box: Box, { positive = true, run = true }: PromptOptions = {}): number {
     checkBox(box, this.shape());
     this.setFocus(middle(box));
-    return this.request({ type: 'add_bbox', segment, box, positive, run });
+    return this.prompt({ type: 'add_bbox', segment, box, positive, run });
   }
 
   /** Add strokes, at least one voxel. */
   addScribble(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_scribble', segment, mask: this.packed(promptMask, mask, box), positive, run });
+    return this.prompt({ type: 'add_scribble', segment, mask: this.packed(promptMask, mask, box), positive, run });
   }
 
   /** Add a filled outline, at least one voxel. */
   addLasso(segment: string, mask: Uint8Array, box: Box | null, options: PromptOptions = {}): number {
     const { positive = true, run = true } = options;
-    return this.request({ type: 'add_lasso', segment, mask: this.packed(promptMask, mask, box), positive, run });
+    return this.prompt({ type: 'add_lasso', segment, mask: this.packed(promptMask, mask, box), positive, run });
   }
 
   /** Replace the segment's mask, which is empty outside of `box`. `run`: whether the model refines it. */
@@ -346,6 +348,7 @@ export class Core<I extends Image = Image> {
       pending.cancelled = true;
       this.send({ type: 'cancel', request: id });
     }
+    this.prioritize();
   }
 
   /**
@@ -386,6 +389,29 @@ export class Core<I extends Image = Image> {
     const id = ++this.lastId;
     this.enqueue({ ...request, id }, id);
     return id;
+  }
+
+  /** Send a prompt at the focus. */
+  private prompt(request: WithoutId<Prompt>): number {
+    const id = this.request(request);
+    // A guess, which saves the round trip until the server tells.
+    if (request.run && this.focus !== null && this.welcome !== null) {
+      this.noteWait(this.pending.get(id), boxAround(this.focus, this.welcome.model.patch_size), true);
+    }
+    return id;
+  }
+
+  private noteWait(pending: Pending | undefined, awaited: Box, baseLayersSuffice: boolean): void {
+    if (pending !== undefined) Object.assign(pending, { awaited, baseLayersSuffice });
+    this.prioritize();
+  }
+
+  /** Send the bricks first for which a request waits. Requests run in order, so the first one counts. */
+  private prioritize(): void {
+    const waits = (each: Pending): boolean =>
+      each.awaited !== null && !each.cancelled && !isObsolete(each, this.generation);
+    const first = [...this.pending.values()].find(waits);
+    this.upload?.prioritize(first?.awaited ?? null, first?.baseLayersSuffice ?? false);
   }
 
   private enqueue(request: Request, number: number | null): void {
@@ -430,18 +456,17 @@ export class Core<I extends Image = Image> {
     this.segments.clear();
     for (const name of [...this.stale.keys()]) this.markFresh(name);
     this.events.push({ type: 'masks_dropped' });
-    this.beginUpload([]);
+    this.beginUpload();
   }
 
-  /** Begin to send the bricks, those first for which one of the pending requests waits. */
-  private beginUpload(pending: Iterable<Pending>): void {
+  private beginUpload(): void {
     const { image, welcome, focus } = this;
     this.upload = null;
     if (image === null || welcome === null) return;
-    this.upload = new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, welcome.encoding);
+    this.link ??= new Link(welcome.encoding);
+    this.upload = new Upload(image.shape, welcome.limits.unacknowledged_bricks, this.clock, this.link);
     if (focus !== null) this.upload.setFocus(focus);
-    const waiting = [...pending].find((each) => each.awaited !== null && retryError(each, this.generation) === null);
-    if (waiting?.awaited) this.upload.prioritize(waiting.awaited);
+    this.prioritize();
   }
 
   // ---- messages ---------------------------------------------------------------------------------------------
@@ -501,7 +526,7 @@ export class Core<I extends Image = Image> {
       this.send(request);
       if (cancelled) this.send({ type: 'cancel', request: id });
     }
-    this.beginUpload(this.pending.values());
+    this.beginUpload();
     // A pending set_image brings the bricks.
     if (this.upload === null || !this.isImageOfServer(welcome.image)) return;
     this.upload.resume(welcome.present_bricks);
@@ -544,6 +569,7 @@ export class Core<I extends Image = Image> {
     if (autozoom !== null || previews !== null) this.enqueue({ ...this.options, id: ++this.lastId }, null);
     if (this.image !== null) this.restoreImage(this.image, toResend);
     for (const pending of toResend) this.resend(pending);
+    this.prioritize();
   }
 
   /** Announce the image, as the pending `set_image` if there is one, and restore the segments. */
@@ -551,7 +577,7 @@ export class Core<I extends Image = Image> {
     const mine = toResend.find(
       (pending) => pending.request.type === 'set_image' && !isObsolete(pending, this.generation),
     );
-    this.beginUpload(toResend);
+    this.beginUpload();
     this.enqueue({ ...announcement(image), id: ++this.lastId }, mine?.number ?? null);
     for (const segment of this.segments.values()) {
       if (!segment.isEmpty) this.enqueue(this.restoreMessage(segment), null);
@@ -582,10 +608,7 @@ export class Core<I extends Image = Image> {
   private onProgress(message: Progress): void {
     const pending = this.pending.get(message.id);
     if (pending === undefined || isObsolete(pending, this.generation)) return;
-    if (message.box !== null) {
-      pending.awaited = message.box;
-      this.upload?.prioritize(message.box);
-    }
+    if (message.box !== null) this.noteWait(pending, message.box, message.base_layers_suffice);
     if (pending.number === null) return;
     const { state, done, total } = message;
     this.events.push({ type: 'progress', request: pending.number, segment: segmentOf(pending), state, done, total });
@@ -637,6 +660,7 @@ export class Core<I extends Image = Image> {
       // If the list of present bricks was lost with a connection, all are sent.
       if (pending.request.type === 'set_image') this.upload?.acknowledge([]);
     }
+    this.prioritize();
     this.record(pending);
     if (pending.number === null) return;
     const { segment, changed, voxels, revision, timings } = message;
@@ -660,6 +684,7 @@ export class Core<I extends Image = Image> {
     const pending = this.pending.get(message.id);
     if (pending === undefined) return;
     this.pending.delete(message.id);
+    this.prioritize();
     this.onRequestFailed(pending, error);
   }
 

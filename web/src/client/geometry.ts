@@ -48,6 +48,15 @@ export function middle([i, j, k]: Box): Index {
   return [half(i), half(j), half(k)];
 }
 
+/** Return the box of a size with a voxel in its middle, which may exceed the volume. */
+export function boxAround(voxel: Index, size: Index): Box {
+  const side = (axis: 0 | 1 | 2): Range => {
+    const start = voxel[axis] - Math.floor(size[axis] / 2);
+    return [start, start + size[axis]];
+  };
+  return [side(0), side(1), side(2)];
+}
+
 /** Throw a ClientError `out_of_bounds` unless a box is inside a volume. */
 export function checkBox(box: Box, shape: Index): void {
   if (!isInside(box, shape)) {

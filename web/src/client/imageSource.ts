@@ -3,7 +3,7 @@ import { checkSize, Grid } from './bricks';
 import { crc32 } from './crc32';
 import { ClientError } from './errors';
 import { boxShape, countVoxels, type Index } from './geometry';
-import { chooseLowBits } from './layers';
+import { chooseLowBits, lowBitsOfBrick } from './layers';
 import type { Brick, DType, Encoding } from './messages';
 import type { Packer } from './packing';
 import { combine, type SlabSums, type Statistics } from './statistics';
@@ -115,7 +115,7 @@ export class ImageSource {
   }
 
   /**
-   * Number of bits in the enhancement layer of a brick; 0: bricks are better sent without layers. Throws before
+   * Number of bits in most enhancement layers; 0: bricks are better sent without layers. Throws before
    * `prepare`.
    */
   get lowBits(): number {
@@ -123,10 +123,11 @@ export class ImageSource {
   }
 
   /** Return a brick or a layer of it, packed. */
-  async packBrick({ index, layer }: BrickPart, encoding: Encoding, packer: Packer): Promise<Brick> {
+  async packBrick({ index, layer, distance }: BrickPart, encoding: Encoding, packer: Packer): Promise<Brick> {
     const voxels = this.brick(index);
     if (layer === 'whole') return { index, encoding, data: await packer.pack(voxels, encoding), layer, low_bits: 0 };
-    const { lowBits, dtype } = this;
+    const { dtype } = this;
+    const lowBits = lowBitsOfBrick(this.lowBits, distance, dtype);
     const data = await packer.pack(voxels, encoding, { layer, lowBits, dtype });
     return { index, encoding, data, layer, low_bits: lowBits };
   }

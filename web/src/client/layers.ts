@@ -7,8 +7,14 @@
 import type { DType, Layer } from './messages';
 import { bytesPerVoxel } from './voxels';
 
-/** Precision of a base layer in standard deviations of the image, about the noise of a CT. */
+/** Precision of most base layers in standard deviations of the image, about the noise of a CT. */
 const STEP_OF_STD = 1 / 16;
+/**
+ * Precision matters most near the prompt, where there are few bricks. A base layer has `FINER_BITS` more than the above
+ * at the prompt, and one less from each of these distances on, in voxels.
+ */
+const FINER_BITS = 3;
+const COARSER_FROM = [8, 16, 32, 64];
 /** Fewer bits are not worth a layer of their own. */
 const MIN_BITS = 2;
 /** Bits of the mantissa of a float32. */
@@ -51,6 +57,16 @@ export function chooseLowBits(dtype: DType, std: number, largest: number): numbe
   // The lowest bit of a float counts in proportion to the float.
   if (dtype === 'float32') bits -= Math.floor(Math.log2(largest)) - MANTISSA_BITS;
   return bits < MIN_BITS ? 0 : Math.min(bits, maxLowBits(dtype));
+}
+
+/**
+ * Return how many bits the enhancement layer of a brick should have.
+ *
+ * `imageBits`: from `chooseLowBits`. `distance`: of the brick from the prompt, in voxels.
+ */
+export function lowBitsOfBrick(imageBits: number, distance: number, dtype: DType): number {
+  const bits = imageBits - FINER_BITS + COARSER_FROM.filter((from) => distance >= from).length;
+  return Math.min(Math.max(1, bits), maxLowBits(dtype));
 }
 
 /** Clear all bits of voxels that are not in the layer. */

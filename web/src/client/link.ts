@@ -14,7 +14,8 @@ const FAST_LINK = 25e6;
 
 /** A message with bricks. */
 export interface SentMessage {
-  readonly bricks: number;
+  /** In whole bricks. */
+  readonly size: number;
   readonly bytes: number;
   /** Encoding of whole bricks; null: some are in layers. */
   readonly encoding: Encoding | null;
@@ -27,6 +28,9 @@ export interface SentMessage {
 /** The link to the server, as far as acknowledgements of messages with bricks show it. */
 export class Link {
   private acknowledgedAt = 0;
+  /** Whether the last message does not count. */
+  private hasSkipped = false;
+  private bricks = 0;
   private bytes = 0;
   private seconds = 0;
   private bricksOnTrial = 0;
@@ -39,23 +43,40 @@ export class Link {
   /** `encoding`: for the next message with whole bricks. */
   constructor(public encoding: Encoding) {}
 
-  /** Bytes per second, also where a processor is the limit; null before the first acknowledgement. */
+  /** Bytes per second, also where a processor is the limit; null before the first messages. */
   get throughput(): number | null {
     return this.seconds > 0 ? this.bytes / this.seconds : null;
   }
 
+  /** Whole bricks per second; null before the first messages. */
+  get bricksPerSecond(): number | null {
+    return this.seconds > 0 ? this.bricks / this.seconds : null;
+  }
+
   /** Note that the server has received a message. `now`: seconds. */
   acknowledge(message: SentMessage, now: number): void {
-    // While messages follow each other closely, the time between acknowledgements is that of the slowest stage.
+    // While messages follow each other closely, the time between acknowledgements is that of the slowest stage. After a
+    // pause, it has a round trip in addition, and does not count. Where each message comes after a pause, packing is
+    // slower than the link, and every other message counts.
+    const isAfterPause = message.sent > this.acknowledgedAt;
     const seconds = now - Math.max(this.acknowledgedAt, message.sent);
     this.acknowledgedAt = now;
+    this.hasSkipped = isAfterPause && !this.hasSkipped;
+    if (this.hasSkipped) return;
+    this.bricks = DECAY * this.bricks + message.size;
     this.bytes = DECAY * this.bytes + message.bytes;
     this.seconds = DECAY * this.seconds + seconds;
     if (message.encoding !== this.encoding) return;
-    this.bricksOnTrial += message.bricks;
+    this.bricksOnTrial += message.size;
     this.secondsOnTrial += seconds;
     this.packingOnTrial += message.packing;
-    if (this.bricksOnTrial >= TRIAL_BRICKS) this.endTrial();
+    // The first raw bricks end their trial early, because a tunnel's end on this computer may lead to a slow link.
+    const isTooSlow = this.encoding === 'raw' && this.costs.deflate === undefined && this.isSlow();
+    if (this.bricksOnTrial >= TRIAL_BRICKS || isTooSlow) this.endTrial();
+  }
+
+  private isSlow(): boolean {
+    return (this.throughput ?? 0) < FAST_LINK;
   }
 
   /** Choose the encoding with the lower cost, or the other one if its cost is not known and may be lower. */
@@ -71,7 +92,7 @@ export class Link {
     // processor looks like a slow link.
     if (current === 'deflate' && !isLimitedByPacking) return;
     const otherCost = this.age[other] > TRIALS_REMEMBERED ? undefined : this.costs[other];
-    const mayBeFaster = current === 'deflate' || (this.throughput ?? 0) < FAST_LINK;
+    const mayBeFaster = current === 'deflate' || this.isSlow();
     if (otherCost === undefined ? mayBeFaster : otherCost < cost) this.encoding = other;
   }
 }

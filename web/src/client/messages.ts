@@ -202,6 +202,8 @@ export interface Progress {
   readonly done: number;
   readonly total: number;
   readonly box: Box | null;
+  /** Whether the request waits only for the base layers of the bricks in the box. */
+  readonly base_layers_suffice: boolean;
 }
 
 export interface MaskDelta {

@@ -21,13 +21,25 @@ export interface Pending {
   cancelled: boolean;
   /** Number of workers that ended during the request. */
   losses: number;
-  /** Region of the image for which it waits, or has waited; or null. */
+  /** Region of the image for which it waits, has waited, or probably will; or null. */
   awaited: Box | null;
+  /** Whether it waits for base layers. */
+  baseLayersSuffice: boolean;
 }
 
 /** Return a request that is sent now, without changes. */
 export function makePending(request: Request, number: number | null, generation: number): Pending {
-  return { number, request, generation, change: NO_CHANGE, base: null, cancelled: false, losses: 0, awaited: null };
+  return {
+    number,
+    request,
+    generation,
+    change: NO_CHANGE,
+    base: null,
+    cancelled: false,
+    losses: 0,
+    awaited: null,
+    baseLayersSuffice: false,
+  };
 }
 
 /** Return the segment of a request, or null. */

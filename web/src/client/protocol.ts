@@ -172,6 +172,7 @@ const MESSAGES: { [T in ServerMessage['type']]: Check<Extract<ServerMessage, { t
     done: optional(count, 0),
     total: optional(count, 0),
     box: optional(nullable(box), null),
+    base_layers_suffice: optional(bool, false),
   }),
   mask_delta: struct({
     type: oneOf('mask_delta'),

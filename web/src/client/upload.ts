@@ -1,14 +1,24 @@
 /** The order of an image's bricks and their layers, and how many are in flight. */
 import { bricksOfBits, Grid, MAX_BASE_LAYERS } from './bricks';
 import type { Box, Index } from './geometry';
-import { Link, type SentMessage } from './link';
+import type { Link, SentMessage } from './link';
 import type { Encoding, Layer } from './messages';
 
-/** A brick that is acknowledged later than this has waited in a buffer, and so would the message of a prompt. */
+/**
+ * A brick whose acknowledgement takes longer than the fastest one by this has waited in a buffer, and so would the
+ * message of a prompt.
+ */
 const LATE_S = 0.2;
-const SMALLEST_WINDOW = 16;
-/** Size of a base layer in the window, in whole bricks. */
+/** The window at first, and the smallest later, in whole bricks. */
+const SMALLEST_WINDOW = 8;
+/** A message has as many whole bricks as the link takes in this time, within these limits. */
+const MESSAGE_S = 0.01;
+const MIN_PER_MESSAGE = 2;
+const MAX_PER_MESSAGE = 16;
+/** Size of a base layer in the window and in a message, in whole bricks. */
 const BASE_SIZE = 0.25;
+/** Limit of bricks and layers in one message. */
+export const MAX_BRICKS_PER_MESSAGE = MAX_PER_MESSAGE / BASE_SIZE;
 /** If the bricks that a prompt waits for take longer, their base layers are sent first. */
 const SLOW_S = 1;
 const LAYERS: readonly Layer[] = ['whole', 'enhancement', 'base'];
@@ -17,14 +27,16 @@ const LAYERS: readonly Layer[] = ['whole', 'enhancement', 'base'];
 export interface BrickPart {
   readonly index: number;
   readonly layer: Layer;
+  /** From the prompt, for which the layers were made, in voxels. */
+  readonly distance: number;
 }
 
 /**
  * The order of the bricks of an image: those that a prompt waits for, then the nearest to the user's focus.
  *
  * Few bricks are in flight at a time. The window grows while acknowledgements come quickly and shrinks when they are
- * late, so that a prompt never waits behind the image, on any link. On a slow link, the bricks that a prompt waits for
- * are sent in two layers: first the base layers of all, then their enhancement layers.
+ * late, so that a prompt never waits behind the image, on any link. If the link is slow, or not known yet, the bricks
+ * that a prompt waits for are sent in two layers: first the base layers of all, then their enhancement layers.
  */
 export class Upload {
   readonly grid: Grid;
@@ -39,31 +51,32 @@ export class Upload {
   /** Messages in flight by the key of their first part. */
   private readonly messages = new Map<number, SentMessage>();
   private readonly maxInFlight: number;
-  private readonly link: Link;
   private window: number;
+  /** Of an acknowledgement, in seconds. */
+  private shortestDelay = Infinity;
   private focus: Index;
+  private awaited: Box | null = null;
+  private baseLayersSuffice = false;
+  /** Bricks of the awaited box. */
   private needed: number[] = [];
   /** Order of the bricks, computed when it is needed, and how many of it were considered, whole and as base layers. */
   private order: Uint32Array | null = null;
   private considered = 0;
   private consideredAsBase = 0;
-  /** Bricks that are sent in layers, and are not present yet. */
-  private readonly withBase = new Set<number>();
-  /** Bytes of a whole brick on the wire. */
-  private bytesPerBrick = 0;
+  /** Bricks that are sent in layers, and are not present yet: their distances from the prompt. */
+  private readonly withBase = new Map<number, number>();
 
-  /** `maxInFlight`: limit of the server. `clock`: returns seconds. `encoding`: of the first bricks. */
+  /** `maxInFlight`: limit of the server. `clock`: returns seconds. `link`: what earlier uploads have shown. */
   constructor(
     shape: Index,
     maxInFlight: number,
     private readonly clock: () => number,
-    encoding: Encoding,
+    private readonly link: Link,
   ) {
     this.grid = new Grid(shape);
     this.maxInFlight = Math.max(1, maxInFlight);
     this.window = Math.min(SMALLEST_WINDOW, this.maxInFlight);
     this.focus = [shape[0] >> 1, shape[1] >> 1, shape[2] >> 1];
-    this.link = new Link(encoding);
   }
 
   /** Send the bricks around a voxel first. */
@@ -72,9 +85,14 @@ export class Upload {
     this.order = null;
   }
 
-  /** Send the bricks of a box before all others, because a prompt waits for them. */
-  prioritize(box: Box): void {
-    this.needed = this.grid.within(box);
+  /**
+   * Send the bricks of a box before all others, because a prompt waits for them, or for their base layers. Null: no
+   * prompt waits.
+   */
+  prioritize(box: Box | null, baseLayersSuffice = false): void {
+    this.baseLayersSuffice = baseLayersSuffice;
+    if (String(box) === String(this.awaited)) return;
+    this.awaited = box;
     this.order = null;
   }
 
@@ -95,9 +113,9 @@ export class Upload {
         this.presentCount++;
       }
       this.withBase.delete(index);
-      for (const layer of LAYERS) this.arrived({ index, layer });
+      for (const layer of LAYERS) this.arrived(index, layer);
     }
-    for (const index of base) this.arrived({ index, layer: 'base' });
+    for (const index of base) this.arrived(index, 'base');
     this.window = Math.min(this.window, this.maxInFlight);
   }
 
@@ -108,11 +126,11 @@ export class Upload {
 
   /** Note the size of the message of some parts, before it is sent. */
   sent(parts: readonly BrickPart[], bytes: number, encoding: Encoding): void {
-    const key = keyOf(parts[0]);
+    const key = keyOf(parts[0].index, parts[0].layer);
     const now = this.clock();
     const sent = this.inFlight.get(key) ?? now;
     this.messages.set(key, {
-      bricks: parts.length,
+      size: sizeOf(parts),
       bytes,
       encoding: parts.every(isWhole) ? encoding : null,
       sent,
@@ -128,14 +146,15 @@ export class Upload {
   next(max: number, isLayered: boolean): BrickPart[] {
     if (this.present === null) return [];
     if (this.order === null) {
+      this.needed = this.awaited === null ? [] : this.grid.within(this.awaited);
       this.order = this.grid.nearestFirst(this.focus, this.needed);
       this.considered = this.consideredAsBase = 0;
     }
-    const available = this.window - this.sizeInFlight;
+    const available = Math.min(this.messageSize(), this.window - this.sizeInFlight);
     const maxParts = Math.min(max, this.maxInFlight - this.inFlight.size);
     const baseLayers = Math.min(available / BASE_SIZE, maxParts);
-    const chosen =
-      isLayered && this.isSlow(this.present) ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
+    const sendsBase = isLayered && this.baseLayersSuffice && this.isSlow(this.present);
+    const chosen = sendsBase ? this.nextBaseLayers(baseLayers, this.order, this.present) : [];
     // Base layers have messages of their own, so that a preview does not wait for enhancement layers.
     const hasBaseLayers = chosen.length > 0;
     while (
@@ -145,13 +164,21 @@ export class Upload {
       this.considered < this.order.length
     ) {
       const index = this.order[this.considered++];
-      const part: BrickPart = { index, layer: this.withBase.has(index) ? 'enhancement' : 'whole' };
-      if (!this.present[index] && !this.inFlight.has(keyOf(part))) chosen.push(part);
+      const distance = this.withBase.get(index);
+      const layer = distance === undefined ? 'whole' : 'enhancement';
+      if (this.present[index] || this.inFlight.has(keyOf(index, layer))) continue;
+      chosen.push({ index, layer, distance: distance ?? 0 });
     }
     const now = this.clock();
-    for (const part of chosen) this.inFlight.set(keyOf(part), now);
+    for (const { index, layer } of chosen) this.inFlight.set(keyOf(index, layer), now);
     this.sizeInFlight += sizeOf(chosen);
     return chosen;
+  }
+
+  /** Return the size of the next message in whole bricks. */
+  private messageSize(): number {
+    const rate = this.link.bricksPerSecond ?? 0;
+    return Math.min(Math.max(MIN_PER_MESSAGE, rate * MESSAGE_S), MAX_PER_MESSAGE);
   }
 
   private nextBaseLayers(max: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
@@ -162,46 +189,50 @@ export class Upload {
       this.withBase.size < MAX_BASE_LAYERS
     ) {
       const index = order[this.consideredAsBase++];
-      const isSent = this.withBase.has(index) || this.inFlight.has(keyOf({ index, layer: 'whole' }));
+      const isSent = this.withBase.has(index) || this.inFlight.has(keyOf(index, 'whole'));
       if (present[index] || isSent) continue;
-      this.withBase.add(index);
-      chosen.push({ index, layer: 'base' });
+      const distance = this.grid.distance(index, this.focus);
+      this.withBase.set(index, distance);
+      chosen.push({ index, layer: 'base', distance });
     }
     return chosen;
   }
 
-  /** Whether the bricks that a prompt waits for would take long. */
+  /** Whether the bricks that a prompt waits for would take long, as far as is known. */
   private isSlow(present: Uint8Array): boolean {
-    const { throughput } = this.link;
-    if (throughput === null) return false;
-    const missing = this.needed.filter((index) => !present[index]).length;
-    return missing * this.bytesPerBrick > SLOW_S * throughput;
+    const rate = this.link.bricksPerSecond;
+    return rate === null || this.needed.filter((index) => !present[index]).length > SLOW_S * rate;
   }
 
-  private arrived(part: BrickPart): void {
-    const key = keyOf(part);
+  private arrived(index: number, layer: Layer): void {
+    const key = keyOf(index, layer);
     const sent = this.inFlight.get(key);
     if (sent === undefined) return;
     this.inFlight.delete(key);
     const now = this.clock();
-    const size = sizeOf([part]);
+    const size = sizeOfLayer(layer);
     this.sizeInFlight -= size;
-    this.window = now - sent > LATE_S ? Math.max(SMALLEST_WINDOW, this.window - size) : this.window + size;
+    this.shortestDelay = Math.min(this.shortestDelay, now - sent);
+    const isLate = now - sent > this.shortestDelay + LATE_S;
+    this.window = isLate ? Math.max(SMALLEST_WINDOW, this.window - size) : this.window + size;
     const message = this.messages.get(key);
     if (message === undefined) return;
     this.messages.delete(key);
     this.link.acknowledge(message, now);
-    if (isWhole(part)) this.bytesPerBrick = message.bytes / message.bricks;
   }
 }
 
-function keyOf({ index, layer }: BrickPart): number {
+function keyOf(index: number, layer: Layer): number {
   return LAYERS.length * index + LAYERS.indexOf(layer);
 }
 
-/** Return the size of parts in whole bricks, roughly. Enhancement layers are hardly smaller. */
+/** Return the size of a layer in whole bricks, roughly. Enhancement layers are hardly smaller. */
+function sizeOfLayer(layer: Layer): number {
+  return layer === 'base' ? BASE_SIZE : 1;
+}
+
 function sizeOf(parts: readonly BrickPart[]): number {
-  return parts.reduce((size, { layer }) => size + (layer === 'base' ? BASE_SIZE : 1), 0);
+  return parts.reduce((size, { layer }) => size + sizeOfLayer(layer), 0);
 }
 
 function isWhole({ layer }: BrickPart): boolean {

@@ -213,7 +213,8 @@ describe('the core', () => {
   });
 
   it('sends all bricks if the list of present ones was lost with a connection', () => {
-    expect(core.nextBricks()?.parts).toHaveLength(4); // after a done without an image_progress
+    const messages = [core.nextBricks(), core.nextBricks()]; // after a done without an image_progress
+    expect(messages.flatMap((batch) => batch?.parts ?? [])).toHaveLength(4);
   });
 
   it('drops a packed batch of an upload that has ended', () => {

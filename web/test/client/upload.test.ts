@@ -6,6 +6,7 @@ import { MAX_BASE_LAYERS } from '../../src/client/bricks';
 import { Core } from '../../src/client/core';
 import { boxShape, countVoxels, wholeBox, type Box, type Index } from '../../src/client/geometry';
 import { ImageSource } from '../../src/client/imageSource';
+import { Link } from '../../src/client/link';
 import type { Brick } from '../../src/client/messages';
 import { createPacker } from '../../src/client/packing';
 import { LAYERED_BRICKS } from '../../src/client/protocol';
@@ -33,8 +34,6 @@ class Session {
   readonly core = new Core<ImageSource>({ clock: () => this.now });
   /** The parts that were sent, in order. */
   readonly sent: string[] = [];
-  /** The indices of bricks that were acknowledged before the prompt waited. */
-  readonly first: number[] = [];
 
   constructor(
     readonly image: ImageSource,
@@ -49,18 +48,18 @@ class Session {
     this.core.receive(new Encoder().encode(message));
   }
 
-  /** Acknowledge the first four messages after some seconds each, and let a prompt wait for all other bricks. */
-  async waitingPrompt(seconds: number): Promise<void> {
+  /** Let a prompt wait for all bricks, none of which is present. */
+  waitingPrompt(baseLayersSuffice = true): number {
     const id = this.core.addPoint('a', [0, 0, 0]);
     this.acknowledge([]);
-    for (let n = 0; n < 4; n++) {
-      const bricks = await this.nextParts();
-      this.first.push(...bricks.map(({ index }) => index));
-      this.now += seconds;
-      this.acknowledge(bricks);
-    }
-    this.sent.length = 0;
-    this.tell({ type: 'progress', id, state: 'waiting_for_image', done: 0, total: 8, box: wholeBox(this.image.shape) });
+    this.tell({
+      type: 'progress',
+      id,
+      state: 'waiting_for_image',
+      box: wholeBox(this.image.shape),
+      base_layers_suffice: baseLayersSuffice,
+    });
+    return id;
   }
 
   async nextParts(): Promise<Brick[]> {
@@ -86,11 +85,11 @@ class Session {
     });
   }
 
-  /** Receive all parts, each message in a second. */
-  async receiveAll(onParts: (parts: readonly Brick[]) => void = () => undefined): Promise<void> {
+  /** Receive all parts, each message in some seconds. */
+  async receiveAll(onParts: (parts: readonly Brick[]) => void = () => undefined, seconds = 1): Promise<void> {
     for (let parts = await this.nextParts(); parts.length > 0; parts = await this.nextParts()) {
       onParts(parts);
-      this.now += 1;
+      this.now += seconds;
       this.acknowledge(parts);
     }
   }
@@ -100,11 +99,13 @@ describe('on a slow link', () => {
   it('a waiting prompt gets all base layers first, and then all voxels', async () => {
     const session = new Session(await ctLike(SHAPE));
     const { image } = session;
-    await session.waitingPrompt(1);
+    session.waitingPrompt();
     const received = new Map<number, Uint8Array>();
+    const bitsOf = new Map<number, Set<number>>();
     await session.receiveAll((parts) => {
       for (const { index, data, encoding, layer, low_bits } of parts) {
-        expect([encoding, low_bits]).toEqual(['deflate', 5]);
+        expect(encoding).toBe('deflate');
+        bitsOf.set(index, (bitsOf.get(index) ?? new Set()).add(low_bits));
         const bits = unpack(data, encoding, 2 * countVoxels(boxShape(image.grid.box(index))));
         const base = received.get(index) ?? new Uint8Array(bits.length);
         expect(received.has(index)).toBe(layer === 'enhancement');
@@ -114,15 +115,16 @@ describe('on a slow link', () => {
         );
       }
     });
-    const left = [...image.grid.nearestFirst([0, 0, 0], [])].filter((index) => !session.first.includes(index));
-    expect(left.length).toBeGreaterThan(8);
-    expect(session.sent).toEqual([...left.map((i) => `base ${i}`), ...left.map((i) => `enhancement ${i}`)]);
-    for (const index of left) expect(received.get(index)).toEqual(image.brick(index));
+    const nearest = [...image.grid.nearestFirst([0, 0, 0], [])];
+    expect(session.sent).toEqual([...nearest.map((i) => `base ${i}`), ...nearest.map((i) => `enhancement ${i}`)]);
+    for (const index of nearest) expect(received.get(index)).toEqual(image.brick(index));
+    // Finer near the prompt: the distances are 0, 32 and more than 64.
+    expect([0, 1, 63].map((n) => [...(bitsOf.get(nearest[n]) ?? [])])).toEqual([[2], [5], [6]]);
   });
 
   it('no brick is lost if the focus changes between its layers', async () => {
     const session = new Session(await ctLike(SHAPE));
-    await session.waitingPrompt(1);
+    session.waitingPrompt();
     let n = 0;
     await session.receiveAll(() => {
       if (n++ % 3 === 0) session.core.addPoint('a', [(50 * n) % 256, (70 * n) % 256, 0]);
@@ -134,7 +136,7 @@ describe('on a slow link', () => {
         .sort((a, b) => a - b);
     expect(layers('base').length).toBeGreaterThan(0);
     expect(layers('enhancement')).toEqual(layers('base'));
-    const all = [...session.first, ...layers('whole'), ...layers('base')].sort((a, b) => a - b);
+    const all = [...layers('whole'), ...layers('base')].sort((a, b) => a - b);
     expect(all).toEqual(Array.from({ length: session.image.grid.length }, (_, index) => index));
   });
 
@@ -142,7 +144,7 @@ describe('on a slow link', () => {
     'the layers of a brick travel in separate messages, with %i missing bricks',
     (missing) => {
       let now = 100;
-      const upload = new Upload([32 * 40, 32, 32], 128, () => now, 'deflate');
+      const upload = new Upload([32 * 40, 32, 32], 128, () => now, new Link('deflate'));
       upload.setFocus([0, 0, 0]);
       const layers = new Map<number, string[]>();
       const deliver = (messages: number): void => {
@@ -159,13 +161,14 @@ describe('on a slow link', () => {
         }
       };
       upload.acknowledge([]);
-      deliver(1);
+      deliver(2);
       const first = layers.size;
-      upload.prioritize([
+      const awaited: Box = [
         [32 * first, 32 * (first + missing)],
         [0, 32],
         [0, 32],
-      ]);
+      ];
+      upload.prioritize(awaited, true);
       deliver(1000);
       // One brick takes a second, which is no reason for layers.
       const isLayered = (n: number) => missing > 1 && n >= first && n < first + missing;
@@ -177,7 +180,7 @@ describe('on a slow link', () => {
   it('few bricks have a base layer alone', async () => {
     // A thin image has many bricks.
     const session = new Session(await ctLike([32 * (MAX_BASE_LAYERS + 100), 1, 1]));
-    await session.waitingPrompt(1);
+    session.waitingPrompt();
     let [alone, most] = [0, 0];
     await session.receiveAll((parts) => {
       for (const { layer } of parts) alone += Number(layer === 'base') - Number(layer === 'enhancement');
@@ -246,8 +249,46 @@ describe('the order of bricks', () => {
       new Encoder().encode({ ...WELCOME, resumed, image: name, present_bricks: new Uint8Array(8), last_id: 2 }),
     );
     core.receive(new Encoder().encode({ type: 'image_progress', image: name, received: [], present: 0, total: 64 }));
-    return core.nextBricks()?.parts.map(({ index }) => index) ?? [];
+    const messages = Array.from({ length: 4 }, () => core.nextBricks()?.parts ?? []);
+    return messages.flat().map(({ index }) => index);
   }
+
+  it('has the patch around a prompt first, before the server tells', async () => {
+    const session = new Session(await image);
+    const { grid } = session.image;
+    session.core.addPoint('a', [100, 60, 1]);
+    session.acknowledge([]);
+    const [i, j, k] = (WELCOME.model as { patch_size: Index }).patch_size;
+    const patch = grid.within([
+      [100 - i / 2, 100 + i / 2],
+      [60 - j / 2, 60 + j / 2],
+      [1 - k / 2, 1 + k / 2],
+    ]);
+    await session.receiveAll();
+    expect(new Set(session.sent.slice(0, patch.length))).toEqual(new Set(patch.map((index) => `base ${index}`)));
+  });
+
+  it.each(['done', 'error', 'cancelled'])('forgets a prompt that has ended: %s', async (end) => {
+    const session = new Session(await image, WELCOME);
+    const id = session.core.addPoint('a', [0, 0, 0]);
+    session.acknowledge([]);
+    const far: Box = [
+      [130, 250],
+      [70, 130],
+      [0, 2],
+    ];
+    const waiting = { type: 'progress', id, state: 'waiting_for_image', box: far };
+    session.tell(waiting);
+    if (end === 'done') session.tell({ type: 'done', id, segment: 'a' });
+    else if (end === 'error') session.tell({ type: 'error', id, code: 'internal', message: 'Failed.' });
+    else {
+      session.core.cancel(id);
+      session.tell(waiting); // sent before the server heard of it
+    }
+    await session.receiveAll();
+    const order = [...session.image.grid.nearestFirst([0, 0, 0], [])];
+    expect(session.sent).toEqual(order.map((index) => `whole ${index}`));
+  });
 
   it.each([false, true])('outlives a lost connection, resumed: %s', async (resumed) => {
     const session = new Session(await image, WELCOME);
@@ -278,20 +319,50 @@ describe('the order of bricks', () => {
   });
 });
 
+describe('on a fast link', () => {
+  it('only the first bricks are in layers, whose enhancement comes next', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.waitingPrompt();
+    await session.receiveAll(undefined, 0.001);
+    const base = session.sent.filter((part) => part.startsWith('base'));
+    expect(base.length).toBeGreaterThan(0);
+    expect(base.length).toBeLessThanOrEqual(16); // two messages of 8
+    const rest = session.sent.slice(base.length);
+    expect(rest.splice(0, base.length)).toEqual(base.map((part) => part.replace('base', 'enhancement')));
+    expect(rest.every((part) => part.startsWith('whole'))).toBe(true);
+  });
+
+  it('the next image is not sent in layers, before the connection is lost', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.waitingPrompt();
+    await session.receiveAll(undefined, 0.001);
+    session.tell({ type: 'done', id: 1 });
+    session.tell({ type: 'done', id: session.core.setImage(session.image) });
+    session.sent.length = 0;
+    session.waitingPrompt();
+    await session.receiveAll(undefined, 0.001);
+    expect(session.sent.every((part) => part.startsWith('whole'))).toBe(true);
+    session.core.start();
+    session.tell(LAYERED);
+    session.acknowledge([]);
+    expect((await session.nextParts())[0].layer).toBe('base');
+  });
+});
+
 describe('bricks are whole', () => {
   it.each([
-    ['the server knows no layers', { ...LAYERED, features: [] }, 1],
-    ['the link is fast', LAYERED, 0.001],
-  ])('if %s', async (_, welcome, seconds) => {
+    ['the server knows no layers', { ...LAYERED, features: [] }, true],
+    ['base layers do not suffice', LAYERED, false],
+  ])('if %s', async (_, welcome, suffice) => {
     const session = new Session(await ctLike(SHAPE), welcome);
-    await session.waitingPrompt(seconds);
+    session.waitingPrompt(suffice);
     expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
   });
 
   it('if previews are off', async () => {
     const session = new Session(await ctLike(SHAPE));
     session.tell({ type: 'done', id: session.core.setOptions({ previews: false }) });
-    await session.waitingPrompt(1);
+    session.waitingPrompt();
     expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
   });
 
@@ -309,7 +380,7 @@ describe('bricks are whole', () => {
     const image = new ImageSource('mask', SHAPE, voxels, [SHAPE[1] * SHAPE[2], SHAPE[2], 1]);
     await image.prepare(packer);
     const session = new Session(image);
-    await session.waitingPrompt(1000);
+    session.waitingPrompt();
     expect(kindsOf(await session.nextParts())).toEqual(['whole 0']);
   });
 });
