@@ -234,6 +234,13 @@ def test_the_time_of_prompts_is_broken_down_on_a_device(folder: Path, work: Work
 
 
 @pytest.mark.slow
+def test_prompts_on_a_device_are_measured_without_libraries_that_read_images() -> None:
+    code = "import sys, nninteractive_ws.benchmark.device; print({'SimpleITK', 'nibabel'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
 def test_the_large_network_has_the_official_size_and_follows_prompts(tmp_path: Path) -> None:
     write_official_size(tmp_path / "large")
     model = load_model("large", tmp_path / "large", torch.device("cpu"))
