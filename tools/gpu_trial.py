@@ -50,11 +50,12 @@ _LEFT_BYTES = 2**30
 #: Edges of an oversized image: on the host, where only the image itself is allocated at once, and at most on a GPU.
 _OVERSIZED, _MAX_OVERSIZED = 700, 1000
 _BYTES_PER_VOXEL = 24
+#: At the most, and without an image.
+_MASK_BYTES_PER_VOXEL = 8
 _REPEATED = 5
-_WITHOUT, _WITH_AGAIN = "without --compile", "with --compile again"
-#: Time for a process of the trial to notice that it is to end.
-_END_TIMEOUT_S = 10.0
-_MIN_STEP_S = 5.0
+_PASS, _RESULT = "a pass, median ms", "result, ms"
+#: Time for killed processes to end, and the shortest useful time of a step.
+_END_TIMEOUT_S, _MIN_STEP_S = 10.0, 5.0
 _LOG_CHARACTERS = 3000
 
 #: A case, a quantity with its unit, and its value; or a case, a check, and whether it passed.
@@ -121,9 +122,10 @@ def session(trial: Trial) -> Iterator[Row]:
         yield "the image", "complete after, s", previews.wait_for_image()
         used = sum(server.gauge("device_memory_bytes", "device").values()) - before
         on_host = server.gauge("session_memory_bytes", "purpose")["image"]
-        yield "the image", "device memory of image and passes, MB", used / 1e6
+        # Passes are not in it, because nnInteractive frees their memory before the worker reports.
+        yield "the image", "device memory kept between prompts, MB", used / 1e6
         yield "the image", "charged to the host, MB", on_host / 1e6
-        yield "the image", "is on the device", (on_host == 0) == _is_gpu(trial.device)
+        yield "the image", "is on the device", _is_on_host(on_host, workload.volume.size) != _is_gpu(trial.device)
         for (kind, positive), prompt in workload.prompts.items():
             yield from _prompt(describe(kind, positive), prompt, session.segment(kind), previews)
         large = session.segment("large box")
@@ -137,15 +139,20 @@ def session(trial: Trial) -> Iterator[Row]:
 
 
 def out_of_memory(trial: Trial) -> Iterator[Row]:
-    """Use up the memory, and continue afterwards."""
+    """Use up the memory, and continue afterwards, at the same speed."""
     workload = trial.workload()
     first, second = workload.prompts["point", True], workload.prompts["scribble", True]
     with trial.server(trial.model) as server:
         expected = _undisturbed(server, workload, (first, second))
         with _connected(server) as session, _connected(server) as other:
+            previews = _PreviewTimes(session)
             session.set_image(workload.volume)
-            segment = session.segment("a")
+            segment, timed = session.segment("a"), session.segment("timed")
             first.send(segment)
+            mask = segment.mask.copy()
+            previews.wait_for_image()
+            before, _ = _repeat(first, timed)
+            yield "before", _PASS, before
             oversized = _oversized_image(trial.device)
             with _limited_memory(server, trial.device):
                 code = _error_code(lambda: other.set_image(oversized))
@@ -155,9 +162,13 @@ def out_of_memory(trial: Trial) -> Iterator[Row]:
                 yield "a prompt meanwhile", "outcome", code
                 yield "a prompt meanwhile", "is out_of_memory or done", code in ("done", errors.OutOfMemory.code)
             if code != "done":
-                yield "a prompt meanwhile", "leaves its segment unchanged", np.array_equal(segment.mask, expected[0])
+                yield "a prompt meanwhile", "leaves its segment unchanged", np.array_equal(segment.mask, mask)
                 second.send(segment)
             yield from _differing("afterwards", segment.mask, expected[1], trial.device)
+            # cuDNN keeps the plan that it chooses, and with little memory it may choose a slower one.
+            after, _ = _repeat(first, timed)
+            yield "afterwards", _PASS, after
+            yield "afterwards / before", "a pass", after / before
             other.set_image(workload.volume)
             first.send(other.segment("b"))
             yield from _differing("in the refused session", other.segment("b").mask, expected[0], trial.device)
@@ -194,25 +205,26 @@ def compile_network(trial: Trial) -> Iterator[Row]:
     """Compare ``serve --compile`` with the default: the first start, and another one with torch's cache."""
     workload = trial.workload()
     point = workload.prompts["point", True]
-    passes = {}
-    for case in (_WITHOUT, "with --compile", _WITH_AGAIN):
-        options = () if case == _WITHOUT else ("--compile",)
+    passes: list[float] = []
+    for case in ("without --compile", "with --compile", "with --compile again"):
+        options = ("--compile",) if passes else ()
         started = time.monotonic()
         with trial.server(trial.model, *options) as server, _connected(server) as session:
             yield case, "model ready, s", time.monotonic() - started
             opened = time.monotonic()
+            previews = _PreviewTimes(session)
             session.set_image(workload.volume)
             segment = session.segment("a")
             point.send(segment)
             yield case, "first prompt with its image, s", time.monotonic() - opened
-            results = []
-            for _ in range(_REPEATED):
-                segment.reset()
-                results.append(point.send(segment).timings)
-            passes[case] = statistics.median(1e3 * t.network / t.passes for t in results)
-            yield case, "a pass, median ms", passes[case]
-            yield case, "a prompt, median ms", statistics.median(1e3 * t.total for t in results)
-    yield "without / with", "a pass", passes[_WITHOUT] / passes[_WITH_AGAIN]
+            previews.wait_for_image()
+            segment.reset()
+            a_pass, a_prompt = _repeat(point, segment)
+            yield case, _PASS, a_pass
+            yield case, "a prompt, median ms", a_prompt
+            passes.append(a_pass)
+            if len(passes) == 2:
+                yield "without / with", "a pass", passes[0] / passes[1]
 
 
 #: The steps, and the maximum seconds of each.
@@ -262,6 +274,16 @@ def _prompt(name: str, prompt: SimulatedPrompt, segment: nni.Segment, previews: 
     yield name, "previews", previews.count
 
 
+def _repeat(prompt: SimulatedPrompt, segment: nni.Segment) -> tuple[float, float]:
+    """Repeat a prompt on an empty segment, which is empty again then. Return median ms of a pass and of the prompt."""
+    results = []
+    for _ in range(_REPEATED):
+        results.append(prompt.send(segment).timings)
+        segment.reset()
+    a_pass = statistics.median(1e3 * timings.network / timings.passes for timings in results)
+    return a_pass, statistics.median(1e3 * timings.total for timings in results)
+
+
 def _connected(server: Server) -> nni.Session:
     return nni.connect(f"ws://127.0.0.1:{server.port}")
 
@@ -288,6 +310,11 @@ def _differing(case: str, mask: Mask, expected: Mask, device: str) -> Iterator[R
 
 def _is_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
+
+
+def _is_on_host(charged_bytes: int, voxels: int) -> bool:
+    """Whether the host is charged for an image, and not only for its masks."""
+    return charged_bytes > _MASK_BYTES_PER_VOXEL * voxels
 
 
 def _error_code(action: Callable[[], object]) -> str:
