@@ -1,9 +1,9 @@
-"""Try the whole chain on a GPU within minutes: ``python -m tools.gpu_trial OUT``.
+"""Try the whole chain on a GPU within nine minutes: ``python3 -m tools.gpu_trial OUT``.
 
 First prompts are measured as by ``bench --part gpu``. Then sessions on a real server: previews, several segments, where
 the image is, out of memory, a lost worker, and torch.compile. Each step is a process of its own with a time limit, and
-a failed one does not stop the next ones. OUT/report.md, OUT/report.json and OUT/bench.json are written as results come,
-so that a run that is cut keeps what it has.
+a failed one does not stop the next ones. Each result is printed and written to OUT/report.md, OUT/report.json and
+OUT/bench.json as it comes, so that a run that is cut keeps what it has. OUT/log.txt has the messages of the steps.
 
 With ``--network tiny --device cpu``, everything runs without a GPU. torch.compile has no effect there.
 """
@@ -11,7 +11,7 @@ With ``--network tiny --device cpu``, everything runs without a GPU. torch.compi
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 import json
 import os
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -34,12 +35,13 @@ from nninteractive_ws.benchmark import report
 from nninteractive_ws.benchmark.measure import Measurement, describe
 from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
 from nninteractive_ws.benchmark.run import machine, on_device
-from nninteractive_ws.benchmark.systems import OWN, ServedModel, Server
+from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, ServedModel, Server
 from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
 from nninteractive_ws.client import events
 from nninteractive_ws.engine.model_loader import pick_device
 from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
 from nninteractive_ws.masks import Mask
+from nninteractive_ws.processes import end_process
 
 #: For each network: the volume, in which a large box does not fit into a patch, and the number of runs of each prompt.
 SHAPES = {"official": (512, 512, 256), "tiny": (224, 208, 64)}
@@ -72,6 +74,14 @@ class Trial:
     network: str
 
     @property
+    def bench(self) -> Path:
+        return self.output / "bench.json"
+
+    @property
+    def log(self) -> Path:
+        return self.output / "log.txt"
+
+    @property
     def model(self) -> Path:
         return self.work / "model"
 
@@ -90,12 +100,14 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """The outcome of a step. ``status``: ok, failed, timed out, or no time."""
+    """The outcome of a step. ``status``: running, ok, failed, timed out, or no time. ``notes``: what it printed that
+    is no row."""
 
     name: str
     status: str
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     error: str = ""
 
 
@@ -103,11 +115,24 @@ class Outcome:
 
 
 def bench(trial: Trial) -> Iterator[Row]:
-    """Measure prompts as ``bench --part gpu`` does, also on a CPU. They are in bench.json and the report."""
+    """Measure prompts as ``bench --part gpu`` does, also on a CPU. They are in bench.json and the report.
+
+    A row compares the first run of a prompt, as soon as both systems have done it.
+    """
+    about = machine()
     measurements: list[Measurement] = []
+    official: dict[tuple[str, str], float] = {}
     for measurement in on_device(trial.model, trial.work, RUNS[trial.network], trial.device):
         measurements.append(measurement)
-        report.write_json(trial.output / "bench.json", machine(), measurements)
+        report.write_json(trial.bench, about, measurements)
+        value = measurement.measured.get(_RESULT)
+        if value is None or measurement.run > 0:
+            continue
+        prompt = measurement.part, measurement.case
+        if measurement.system == OFFICIAL.name:
+            official[prompt] = value
+        else:
+            yield ", ".join(prompt), "official / ours, result", official[prompt] / value
     yield "", "measurements", len(measurements)
 
 
@@ -227,14 +252,16 @@ def compile_network(trial: Trial) -> Iterator[Row]:
                 yield "without / with", "a pass", passes[0] / passes[1]
 
 
-#: The steps, and the maximum seconds of each.
+#: The steps, the most valuable first, and the seconds of each. A step may also use the time that earlier ones left.
 STEPS: dict[str, tuple[Callable[[Trial], Iterator[Row]], float]] = {
-    "bench --part gpu": (bench, 270.0),
-    "a session": (session, 120.0),
-    "out of memory": (out_of_memory, 90.0),
-    "a lost worker": (lost_worker, 120.0),
-    "serve --compile": (compile_network, 180.0),
+    "bench --part gpu": (bench, 210.0),
+    "a session": (session, 75.0),
+    "out of memory": (out_of_memory, 70.0),
+    "a lost worker": (lost_worker, 70.0),
+    "serve --compile": (compile_network, 70.0),
 }
+#: Time limit of the trial. Beyond the steps, it includes their preparation, which takes half a minute.
+MINUTES = 9.0
 
 
 class _PreviewTimes:
@@ -371,40 +398,84 @@ def _limited_memory(server: Server, device: str) -> Iterator[None]:
 # ---- the trial ---------------------------------------------------------------------------------------------
 
 
-def run_step(name: str, trial: Trial, limit_s: float) -> Outcome:
-    """Run a step in a process of its own, and end it after ``limit_s`` seconds. Its rows until then are kept."""
-    if limit_s < _MIN_STEP_S:
-        return Outcome(name, "no time")
-    rows, log = trial.work / f"{name}.jsonl", trial.work / f"{name}.log"
+def run_step(outcome: Outcome, trial: Trial, limit_s: float, on_change: Callable[[], None]) -> None:
+    """Run a step in a process of its own, and end it after ``limit_s`` seconds.
+
+    ``outcome``: of the step's name. It is filled, and ``on_change`` is called after each row and at the end.
+    """
     command = [sys.executable, "-m", "tools.gpu_trial", str(trial.output), "--device", trial.device]
-    command += ["--network", trial.network, "--step", name, "--work", str(trial.work)]
+    command += ["--network", trial.network, "--step", outcome.name, "--work", str(trial.work)]
+    # A cache of its own, so that no step profits from the compilation of another.
+    cache = trial.work / "cache" / STEPS[outcome.name][0].__name__
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     started = time.monotonic()
-    with rows.open("wb") as stdout, log.open("wb") as stderr:
-        # A cache of its own, so that no step profits from the compilation of another.
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(trial.work / f"{name} cache")}
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
-        try:
-            status = "ok" if process.wait(limit_s) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            status = "timed out"
-        finally:
-            _end_with_children(process)
-    measured = [(case, quantity, value) for case, quantity, value in map(json.loads, rows.read_text().splitlines())]
-    if status == "ok" and any(value is False for *_, value in measured):
-        status = "failed"
-    logs = [log, *trial.work.glob("*-ws.log")] if status != "ok" else []
-    error = "\n".join(path.read_text(errors="replace")[-_LOG_CHARACTERS:] for path in logs)
-    return Outcome(name, status, time.monotonic() - started, measured, error)
+    with trial.log.open("ab") as stderr:
+        begin = stderr.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    timer = threading.Timer(limit_s, _end_session, (process.pid,))
+    timer.start()
+    try:
+        for line in process.stdout:
+            _add_line(outcome, line.decode(errors="replace").rstrip("\n"))
+            outcome.seconds = time.monotonic() - started
+            on_change()
+        status = process.wait()
+    finally:
+        timer.cancel()
+        _end_session(process.pid)
+        end_process(process, _END_TIMEOUT_S)
+    outcome.seconds = time.monotonic() - started
+    passed = status == 0 and all(value is not False for *_, value in outcome.rows)
+    outcome.status = "ok" if passed else "failed" if outcome.seconds < limit_s else "timed out"
+    if not passed:
+        with trial.log.open("rb") as file:
+            file.seek(begin)
+            logs = [file.read(), *(path.read_bytes() for path in trial.work.glob("*-ws.log"))]
+        outcome.error = "\n".join(data.decode(errors="replace")[-_LOG_CHARACTERS:] for data in logs)
+    on_change()
 
 
-def _end_with_children(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started, which has ended by itself unless the step was cut."""
-    if process.poll() is None:
-        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for running in processes:
-            running.kill()
-        psutil.wait_procs(processes, _END_TIMEOUT_S)
-        process.wait()
+def _add_line(outcome: Outcome, line: str) -> None:
+    """Add what a step printed to its outcome. The last line of a step that was ended may be cut."""
+    try:
+        case, quantity, value = json.loads(line)
+    except (ValueError, TypeError):
+        outcome.notes.append(line)
+    else:
+        outcome.rows.append((case, quantity, value))
+        print(f"{outcome.name}: {case}, {quantity}: {_format(value)}", flush=True)
+
+
+def _end_session(leader: int) -> None:
+    """Kill all processes of a session except for this one, also those that they start meanwhile.
+
+    Servers and their workers have process groups of their own, and live on if a step crashes.
+    """
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while (running := list(_others_in_session(leader))) and time.monotonic() < deadline:
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.02)
+
+
+def _others_in_session(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if (
+                process.pid != os.getpid()
+                and os.getsid(process.pid) == leader
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
+                yield process
 
 
 def write_report(trial: Trial, about: dict[str, object], outcomes: Sequence[Outcome]) -> None:
@@ -433,11 +504,12 @@ def _as_markdown(trial: Trial, about: dict[str, object], outcomes: Sequence[Outc
         if values:
             table = report.ReportTable(outcome.name, outcome.status, ("", "measured", "value"), values)
             sections += [f"## {table.title}", table.as_markdown()]
+        if outcome.notes:
+            sections += [f"## {outcome.name}: also printed", "```\n{}\n```".format("\n".join(outcome.notes))]
         if outcome.error:
             sections += [f"## {outcome.name}: end of its log", f"```\n{outcome.error}\n```"]
-    bench_json = trial.output / "bench.json"
-    if bench_json.exists():
-        records = [Measurement(**record) for record in json.loads(bench_json.read_text())["records"]]
+    if trial.bench.exists():
+        records = [Measurement(**record) for record in json.loads(trial.bench.read_text())["records"]]
         for table in report.tables(records):
             sections += [f"## {table.title}", table.as_markdown()]
     return "\n\n".join(sections) + "\n"
@@ -468,6 +540,27 @@ def _about(device: str) -> dict[str, object]:
     return about
 
 
+def _print_rows(name: str, trial: Trial) -> None:
+    """Run a step in this process, and print its rows."""
+    threading.Thread(target=_end_with_trial, daemon=True).start()
+    # Libraries and child processes print elsewhere.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as rows:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        for row in STEPS[name][0](trial):
+            print(json.dumps(row), file=rows, flush=True)
+
+
+def _end_with_trial() -> None:
+    """Kill this step once the trial is gone, which holds the other end of standard input.
+
+    It would otherwise keep the GPU, because the end of the trial's process group or session does not reach it.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    _end_session(os.getpid())
+    os._exit(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder of the results")
@@ -475,25 +568,45 @@ def main() -> int:
     parser.add_argument(
         "--device", default="auto", help="name of the device for torch, default the GPU if there is one"
     )
-    parser.add_argument("--minutes", type=float, default=12.0, help="time limit of the trial, default 12")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"time limit of the trial, default {MINUTES:.0f}"
+    )
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        for row in STEPS[args.step][0](Trial(args.output, args.work, args.device, args.network)):
-            print(json.dumps(row), flush=True)
+        _print_rows(args.step, Trial(args.output, args.work, args.device, args.network))
         return 0
     end = time.monotonic() + 60 * args.minutes
+    device = str(pick_device(args.device))
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        trial = Trial(args.output.absolute(), Path(work), str(pick_device(args.device)), args.network)
+        trial = Trial(args.output.absolute(), Path(work), device, args.network)
+        for earlier in (trial.bench, trial.log):
+            earlier.unlink(missing_ok=True)
         _prepare(trial)
-        outcomes: list[Outcome] = []
-        for name, (_, limit_s) in STEPS.items():
-            outcomes.append(run_step(name, trial, min(limit_s, end - time.monotonic())))
-            write_report(trial, _about(trial.device), outcomes)
-            print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+        outcomes = _run_steps(trial, end)
     return int(any(outcome.status != "ok" for outcome in outcomes))
+
+
+def _run_steps(trial: Trial, end: float) -> list[Outcome]:
+    """Run the steps until ``end``, a time of time.monotonic(). Print their rows, and keep the report up to date."""
+    about = _about(trial.device)
+    outcomes: list[Outcome] = []
+
+    def on_change() -> None:
+        write_report(trial, about, outcomes)
+
+    later_s = sum(limit_s for _, limit_s in STEPS.values())
+    for name, (_, limit_s) in STEPS.items():
+        later_s -= limit_s
+        left_s = end - time.monotonic()
+        outcomes.append(Outcome(name, "no time" if left_s < _MIN_STEP_S else "running"))
+        on_change()
+        if outcomes[-1].status == "running":
+            run_step(outcomes[-1], trial, min(left_s, max(limit_s, left_s - later_s)), on_change)
+        print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+    return outcomes
 
 
 if __name__ == "__main__":
