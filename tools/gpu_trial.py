@@ -6,6 +6,30 @@ a failed one does not stop the next ones. Each result is printed and written to 
 OUT/bench.json as it comes, so that a run that is cut keeps what it has. OUT/log.txt has the messages of the steps.
 
 With ``--network tiny --device cpu``, everything runs without a GPU. torch.compile has no effect there.
+
+The project must be installed with its extra "server" for the interpreter that runs the trial, because servers do not
+import from the working folder. On a machine without internet, where torch for its GPU is installed, pip installs from
+wheels. Get them in this folder with the same version of Python, all except torch and its libraries:
+
+    NNINTERACTIVE_WS_PAGE=skip python3 -m pip wheel -w wheels '.[server]'
+    rm wheels/torch* wheels/triton* wheels/nvidia_* wheels/cuda_*
+
+They take 260 MB. pip keeps what is installed, such as torch and torchvision:
+
+    python3 -m pip install --no-index --find-links wheels 'nninteractive-ws[server]'
+
+Where torchvision, timm, einops, scikit-image, pandas, requests, httpx, rich, typer, psutil and prometheus-client are
+installed, 28 MB suffice for the trial:
+
+    NAMES='nnInteractive nninteractive-client nnunetv2 acvl-utils batchgenerators batchgeneratorsv2
+    dynamic-network-architectures blosc2 ndindex numexpr msgspec websockets connected-components-3d cryptography cffi
+    pycparser pydantic pydantic-core typing-inspection annotated-types python-json-logger'
+    NNINTERACTIVE_WS_PAGE=skip python3 -m pip wheel --no-deps -w wheels . $NAMES
+    python3 -m pip install --no-index --no-deps --find-links wheels nninteractive-ws $NAMES
+
+For another version of Python, the compiled ones of them come from ``pip download --no-deps --only-binary=:all:
+--python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels NAME``, with further options ``--platform`` if pip
+finds none. If the interpreter must stay as it is, install with ``--target site`` and set ``PYTHONPATH=site``.
 """
 
 import argparse
@@ -23,25 +47,28 @@ import tempfile
 import threading
 import time
 
-import numpy as np
-import numpy.typing as npt
-import psutil
-import torch
+try:
+    import numpy as np
+    import numpy.typing as npt
+    import psutil
+    import torch
 
-import nninteractive_ws as nni
-from nninteractive_ws import errors
-from nninteractive_ws.atomic_files import atomic_write
-from nninteractive_ws.benchmark import report
-from nninteractive_ws.benchmark.measure import Measurement, describe
-from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
-from nninteractive_ws.benchmark.run import machine, on_device
-from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, ServedModel, Server
-from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
-from nninteractive_ws.client import events
-from nninteractive_ws.engine.model_loader import pick_device
-from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
-from nninteractive_ws.masks import Mask
-from nninteractive_ws.processes import end_process
+    import nninteractive_ws as nni
+    from nninteractive_ws import errors
+    from nninteractive_ws.atomic_files import atomic_write
+    from nninteractive_ws.benchmark import report
+    from nninteractive_ws.benchmark.measure import Measurement, describe
+    from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
+    from nninteractive_ws.benchmark.run import machine, on_device
+    from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, ServedModel, Server
+    from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
+    from nninteractive_ws.client import events
+    from nninteractive_ws.engine.model_loader import pick_device
+    from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
+    from nninteractive_ws.masks import Mask
+    from nninteractive_ws.processes import end_process
+except ImportError as e:
+    sys.exit(f"The trial cannot start ({e}). Install the project as described at the top of {__file__}.")
 
 #: For each network: the volume, in which a large box does not fit into a patch, and the number of runs of each prompt.
 SHAPES = {"official": (512, 512, 256), "tiny": (224, 208, 64)}
@@ -540,6 +567,23 @@ def _about(device: str) -> dict[str, object]:
     return about
 
 
+def check_installation() -> None:
+    """Exit with a sentence unless the servers of the steps can start.
+
+    Like all processes of the package, they do not import from the working folder, which is the project's here.
+    """
+    modules = "nninteractive_ws.cli.main, nninteractive_ws.engine.worker, nninteractive_ws.benchmark.device"
+    code = f"import importlib.metadata, {modules}; importlib.metadata.version('nninteractive-ws')"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        sys.exit(
+            f"The servers of the trial cannot start ({reason}). Install the project for {sys.executable}, as described "
+            f"at the top of {__file__}."
+        )
+
+
 def _print_rows(name: str, trial: Trial) -> None:
     """Run a step in this process, and print its rows."""
     threading.Thread(target=_end_with_trial, daemon=True).start()
@@ -578,7 +622,13 @@ def main() -> int:
         _print_rows(args.step, Trial(args.output, args.work, args.device, args.network))
         return 0
     end = time.monotonic() + 60 * args.minutes
-    device = str(pick_device(args.device))
+    check_installation()
+    try:
+        device = str(pick_device(args.device))
+    except ValueError as e:
+        parser.error(str(e))
+    if args.network == "official" and not _is_gpu(device):
+        parser.error(f"torch {torch.__version__} finds no GPU. Try the chain with --network tiny --device cpu.")
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         trial = Trial(args.output.absolute(), Path(work), device, args.network)

@@ -11,6 +11,7 @@ import sys
 import time
 from types import SimpleNamespace
 from typing import Any
+import venv
 
 from helpers.documents import ROOT
 from helpers.end_to_end import wait_until
@@ -146,6 +147,42 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.fixture
+def bare_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An interpreter without any package."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    venv.create(tmp_path / "bare", symlinks=True)
+    return str(tmp_path / "bare" / "bin" / "python")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, bare_interpreter: str) -> None:
+    command = [bare_interpreter, *COMMAND[1:], str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("The trial cannot start (No module named 'numpy'). Install the project as described")
+
+
+def test_a_project_that_only_the_working_folder_has_is_not_enough(
+    bare_interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", bare_interpreter)
+    with pytest.raises(SystemExit, match=r"No module named 'nninteractive_ws'.* Install the project for .*gpu_trial"):
+        gpu_trial.check_installation()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_network_of_the_official_size_needs_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_trial, "check_installation", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_trial", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        gpu_trial.main()
+    assert "finds no GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 class FakeSession:
