@@ -1,17 +1,41 @@
-"""Try the whole chain on a GPU within minutes: ``python -m tools.gpu_trial OUT``.
+"""Try the whole chain on a GPU within nine minutes: ``python3 -m tools.gpu_trial OUT``.
 
 First prompts are measured as by ``bench --part gpu``. Then sessions on a real server: previews, several segments, where
 the image is, out of memory, a lost worker, and torch.compile. Each step is a process of its own with a time limit, and
-a failed one does not stop the next ones. OUT/report.md, OUT/report.json and OUT/bench.json are written as results come,
-so that a run that is cut keeps what it has.
+a failed one does not stop the next ones. Each result is printed and written to OUT/report.md, OUT/report.json and
+OUT/bench.json as it comes, so that a run that is cut keeps what it has. OUT/log.txt has the messages of the steps.
 
 With ``--network tiny --device cpu``, everything runs without a GPU. torch.compile has no effect there.
+
+The project must be installed with its extra "server" for the interpreter that runs the trial, because servers do not
+import from the working folder. On a machine without internet, where torch for its GPU is installed, pip installs from
+wheels. Get them in this folder with the same version of Python, all except torch and its libraries:
+
+    NNINTERACTIVE_WS_PAGE=skip python3 -m pip wheel -w wheels '.[server]'
+    rm wheels/torch* wheels/triton* wheels/nvidia_* wheels/cuda_*
+
+They take 260 MB. pip keeps what is installed, such as torch and torchvision:
+
+    python3 -m pip install --no-index --find-links wheels 'nninteractive-ws[server]'
+
+Where torchvision, timm, einops, scikit-image, pandas, requests, httpx, rich, typer, psutil and prometheus-client are
+installed, 28 MB suffice for the trial:
+
+    NAMES='nnInteractive nninteractive-client nnunetv2 acvl-utils batchgenerators batchgeneratorsv2
+    dynamic-network-architectures blosc2 ndindex numexpr msgspec websockets connected-components-3d cryptography cffi
+    pycparser pydantic pydantic-core typing-inspection annotated-types python-json-logger'
+    NNINTERACTIVE_WS_PAGE=skip python3 -m pip wheel --no-deps -w wheels . $NAMES
+    python3 -m pip install --no-index --no-deps --find-links wheels nninteractive-ws $NAMES
+
+For another version of Python, the compiled ones of them come from ``pip download --no-deps --only-binary=:all:
+--python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels NAME``, with further options ``--platform`` if pip
+finds none. If the interpreter must stay as it is, install with ``--target site`` and set ``PYTHONPATH=site``.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 import json
 import os
@@ -20,26 +44,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
-import numpy as np
-import numpy.typing as npt
-import psutil
-import torch
+try:
+    import numpy as np
+    import numpy.typing as npt
+    import psutil
+    import torch
 
-import nninteractive_ws as nni
-from nninteractive_ws import errors
-from nninteractive_ws.atomic_files import atomic_write
-from nninteractive_ws.benchmark import report
-from nninteractive_ws.benchmark.measure import Measurement, describe
-from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
-from nninteractive_ws.benchmark.run import machine, on_device
-from nninteractive_ws.benchmark.systems import OWN, ServedModel, Server
-from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
-from nninteractive_ws.client import events
-from nninteractive_ws.engine.model_loader import pick_device
-from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
-from nninteractive_ws.masks import Mask
+    import nninteractive_ws as nni
+    from nninteractive_ws import errors
+    from nninteractive_ws.atomic_files import atomic_write
+    from nninteractive_ws.benchmark import report
+    from nninteractive_ws.benchmark.measure import Measurement, describe
+    from nninteractive_ws.benchmark.models import write_embedded, write_official_size, write_thin
+    from nninteractive_ws.benchmark.run import machine, on_device
+    from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, ServedModel, Server
+    from nninteractive_ws.benchmark.workload import Workload, large_prompt, make_workload
+    from nninteractive_ws.client import events
+    from nninteractive_ws.engine.model_loader import pick_device
+    from nninteractive_ws.evaluation.simulated_user import SimulatedPrompt
+    from nninteractive_ws.masks import Mask
+    from nninteractive_ws.processes import end_process
+except ImportError as e:
+    sys.exit(f"The trial cannot start ({e}). Install the project as described at the top of {__file__}.")
 
 #: For each network: the volume, in which a large box does not fit into a patch, and the number of runs of each prompt.
 SHAPES = {"official": (512, 512, 256), "tiny": (224, 208, 64)}
@@ -50,11 +79,12 @@ _LEFT_BYTES = 2**30
 #: Edges of an oversized image: on the host, where only the image itself is allocated at once, and at most on a GPU.
 _OVERSIZED, _MAX_OVERSIZED = 700, 1000
 _BYTES_PER_VOXEL = 24
+#: At the most, and without an image.
+_MASK_BYTES_PER_VOXEL = 8
 _REPEATED = 5
-_WITHOUT, _WITH_AGAIN = "without --compile", "with --compile again"
-#: Time for a process of the trial to notice that it is to end.
-_END_TIMEOUT_S = 10.0
-_MIN_STEP_S = 5.0
+_PASS, _RESULT = "a pass, median ms", "result, ms"
+#: Time for killed processes to end, and the shortest useful time of a step.
+_END_TIMEOUT_S, _MIN_STEP_S = 10.0, 5.0
 _LOG_CHARACTERS = 3000
 
 #: A case, a quantity with its unit, and its value; or a case, a check, and whether it passed.
@@ -69,6 +99,14 @@ class Trial:
     work: Path
     device: str
     network: str
+
+    @property
+    def bench(self) -> Path:
+        return self.output / "bench.json"
+
+    @property
+    def log(self) -> Path:
+        return self.output / "log.txt"
 
     @property
     def model(self) -> Path:
@@ -89,12 +127,14 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """The outcome of a step. ``status``: ok, failed, timed out, or no time."""
+    """The outcome of a step. ``status``: running, ok, failed, timed out, or no time. ``notes``: what it printed that
+    is no row."""
 
     name: str
     status: str
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     error: str = ""
 
 
@@ -102,11 +142,24 @@ class Outcome:
 
 
 def bench(trial: Trial) -> Iterator[Row]:
-    """Measure prompts as ``bench --part gpu`` does, also on a CPU. They are in bench.json and the report."""
+    """Measure prompts as ``bench --part gpu`` does, also on a CPU. They are in bench.json and the report.
+
+    A row compares the first run of a prompt, as soon as both systems have done it.
+    """
+    about = machine()
     measurements: list[Measurement] = []
+    official: dict[tuple[str, str], float] = {}
     for measurement in on_device(trial.model, trial.work, RUNS[trial.network], trial.device):
         measurements.append(measurement)
-        report.write_json(trial.output / "bench.json", machine(), measurements)
+        report.write_json(trial.bench, about, measurements)
+        value = measurement.measured.get(_RESULT)
+        if value is None or measurement.run > 0:
+            continue
+        prompt = measurement.part, measurement.case
+        if measurement.system == OFFICIAL.name:
+            official[prompt] = value
+        else:
+            yield ", ".join(prompt), "official / ours, result", official[prompt] / value
     yield "", "measurements", len(measurements)
 
 
@@ -121,9 +174,10 @@ def session(trial: Trial) -> Iterator[Row]:
         yield "the image", "complete after, s", previews.wait_for_image()
         used = sum(server.gauge("device_memory_bytes", "device").values()) - before
         on_host = server.gauge("session_memory_bytes", "purpose")["image"]
-        yield "the image", "device memory of image and passes, MB", used / 1e6
+        # Passes are not in it, because nnInteractive frees their memory before the worker reports.
+        yield "the image", "device memory kept between prompts, MB", used / 1e6
         yield "the image", "charged to the host, MB", on_host / 1e6
-        yield "the image", "is on the device", (on_host == 0) == _is_gpu(trial.device)
+        yield "the image", "is on the device", _is_on_host(on_host, workload.volume.size) != _is_gpu(trial.device)
         for (kind, positive), prompt in workload.prompts.items():
             yield from _prompt(describe(kind, positive), prompt, session.segment(kind), previews)
         large = session.segment("large box")
@@ -137,15 +191,20 @@ def session(trial: Trial) -> Iterator[Row]:
 
 
 def out_of_memory(trial: Trial) -> Iterator[Row]:
-    """Use up the memory, and continue afterwards."""
+    """Use up the memory, and continue afterwards, at the same speed."""
     workload = trial.workload()
     first, second = workload.prompts["point", True], workload.prompts["scribble", True]
     with trial.server(trial.model) as server:
         expected = _undisturbed(server, workload, (first, second))
         with _connected(server) as session, _connected(server) as other:
+            previews = _PreviewTimes(session)
             session.set_image(workload.volume)
-            segment = session.segment("a")
+            segment, timed = session.segment("a"), session.segment("timed")
             first.send(segment)
+            mask = segment.mask.copy()
+            previews.wait_for_image()
+            before, _ = _repeat(first, timed)
+            yield "before", _PASS, before
             oversized = _oversized_image(trial.device)
             with _limited_memory(server, trial.device):
                 code = _error_code(lambda: other.set_image(oversized))
@@ -155,9 +214,13 @@ def out_of_memory(trial: Trial) -> Iterator[Row]:
                 yield "a prompt meanwhile", "outcome", code
                 yield "a prompt meanwhile", "is out_of_memory or done", code in ("done", errors.OutOfMemory.code)
             if code != "done":
-                yield "a prompt meanwhile", "leaves its segment unchanged", np.array_equal(segment.mask, expected[0])
+                yield "a prompt meanwhile", "leaves its segment unchanged", np.array_equal(segment.mask, mask)
                 second.send(segment)
             yield from _differing("afterwards", segment.mask, expected[1], trial.device)
+            # cuDNN keeps the plan that it chooses, and with little memory it may choose a slower one.
+            after, _ = _repeat(first, timed)
+            yield "afterwards", _PASS, after
+            yield "afterwards / before", "a pass", after / before
             other.set_image(workload.volume)
             first.send(other.segment("b"))
             yield from _differing("in the refused session", other.segment("b").mask, expected[0], trial.device)
@@ -194,35 +257,38 @@ def compile_network(trial: Trial) -> Iterator[Row]:
     """Compare ``serve --compile`` with the default: the first start, and another one with torch's cache."""
     workload = trial.workload()
     point = workload.prompts["point", True]
-    passes = {}
-    for case in (_WITHOUT, "with --compile", _WITH_AGAIN):
-        options = () if case == _WITHOUT else ("--compile",)
+    passes: list[float] = []
+    for case in ("without --compile", "with --compile", "with --compile again"):
+        options = ("--compile",) if passes else ()
         started = time.monotonic()
         with trial.server(trial.model, *options) as server, _connected(server) as session:
             yield case, "model ready, s", time.monotonic() - started
             opened = time.monotonic()
+            previews = _PreviewTimes(session)
             session.set_image(workload.volume)
             segment = session.segment("a")
             point.send(segment)
             yield case, "first prompt with its image, s", time.monotonic() - opened
-            results = []
-            for _ in range(_REPEATED):
-                segment.reset()
-                results.append(point.send(segment).timings)
-            passes[case] = statistics.median(1e3 * t.network / t.passes for t in results)
-            yield case, "a pass, median ms", passes[case]
-            yield case, "a prompt, median ms", statistics.median(1e3 * t.total for t in results)
-    yield "without / with", "a pass", passes[_WITHOUT] / passes[_WITH_AGAIN]
+            previews.wait_for_image()
+            segment.reset()
+            a_pass, a_prompt = _repeat(point, segment)
+            yield case, _PASS, a_pass
+            yield case, "a prompt, median ms", a_prompt
+            passes.append(a_pass)
+            if len(passes) == 2:
+                yield "without / with", "a pass", passes[0] / passes[1]
 
 
-#: The steps, and the maximum seconds of each.
+#: The steps, the most valuable first, and the seconds of each. A step may also use the time that earlier ones left.
 STEPS: dict[str, tuple[Callable[[Trial], Iterator[Row]], float]] = {
-    "bench --part gpu": (bench, 270.0),
-    "a session": (session, 120.0),
-    "out of memory": (out_of_memory, 90.0),
-    "a lost worker": (lost_worker, 120.0),
-    "serve --compile": (compile_network, 180.0),
+    "bench --part gpu": (bench, 210.0),
+    "a session": (session, 75.0),
+    "out of memory": (out_of_memory, 70.0),
+    "a lost worker": (lost_worker, 70.0),
+    "serve --compile": (compile_network, 70.0),
 }
+#: Time limit of the trial. Beyond the steps, it includes their preparation, which takes half a minute.
+MINUTES = 9.0
 
 
 class _PreviewTimes:
@@ -262,6 +328,16 @@ def _prompt(name: str, prompt: SimulatedPrompt, segment: nni.Segment, previews: 
     yield name, "previews", previews.count
 
 
+def _repeat(prompt: SimulatedPrompt, segment: nni.Segment) -> tuple[float, float]:
+    """Repeat a prompt on an empty segment, which is empty again then. Return median ms of a pass and of the prompt."""
+    results = []
+    for _ in range(_REPEATED):
+        results.append(prompt.send(segment).timings)
+        segment.reset()
+    a_pass = statistics.median(1e3 * timings.network / timings.passes for timings in results)
+    return a_pass, statistics.median(1e3 * timings.total for timings in results)
+
+
 def _connected(server: Server) -> nni.Session:
     return nni.connect(f"ws://127.0.0.1:{server.port}")
 
@@ -288,6 +364,11 @@ def _differing(case: str, mask: Mask, expected: Mask, device: str) -> Iterator[R
 
 def _is_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
+
+
+def _is_on_host(charged_bytes: int, voxels: int) -> bool:
+    """Whether the host is charged for an image, and not only for its masks."""
+    return charged_bytes > _MASK_BYTES_PER_VOXEL * voxels
 
 
 def _error_code(action: Callable[[], object]) -> str:
@@ -344,40 +425,84 @@ def _limited_memory(server: Server, device: str) -> Iterator[None]:
 # ---- the trial ---------------------------------------------------------------------------------------------
 
 
-def run_step(name: str, trial: Trial, limit_s: float) -> Outcome:
-    """Run a step in a process of its own, and end it after ``limit_s`` seconds. Its rows until then are kept."""
-    if limit_s < _MIN_STEP_S:
-        return Outcome(name, "no time")
-    rows, log = trial.work / f"{name}.jsonl", trial.work / f"{name}.log"
+def run_step(outcome: Outcome, trial: Trial, limit_s: float, on_change: Callable[[], None]) -> None:
+    """Run a step in a process of its own, and end it after ``limit_s`` seconds.
+
+    ``outcome``: of the step's name. It is filled, and ``on_change`` is called after each row and at the end.
+    """
     command = [sys.executable, "-m", "tools.gpu_trial", str(trial.output), "--device", trial.device]
-    command += ["--network", trial.network, "--step", name, "--work", str(trial.work)]
+    command += ["--network", trial.network, "--step", outcome.name, "--work", str(trial.work)]
+    # A cache of its own, so that no step profits from the compilation of another.
+    cache = trial.work / "cache" / STEPS[outcome.name][0].__name__
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     started = time.monotonic()
-    with rows.open("wb") as stdout, log.open("wb") as stderr:
-        # A cache of its own, so that no step profits from the compilation of another.
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(trial.work / f"{name} cache")}
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
-        try:
-            status = "ok" if process.wait(limit_s) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            status = "timed out"
-        finally:
-            _end_with_children(process)
-    measured = [(case, quantity, value) for case, quantity, value in map(json.loads, rows.read_text().splitlines())]
-    if status == "ok" and any(value is False for *_, value in measured):
-        status = "failed"
-    logs = [log, *trial.work.glob("*-ws.log")] if status != "ok" else []
-    error = "\n".join(path.read_text(errors="replace")[-_LOG_CHARACTERS:] for path in logs)
-    return Outcome(name, status, time.monotonic() - started, measured, error)
+    with trial.log.open("ab") as stderr:
+        begin = stderr.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    timer = threading.Timer(limit_s, _end_session, (process.pid,))
+    timer.start()
+    try:
+        for line in process.stdout:
+            _add_line(outcome, line.decode(errors="replace").rstrip("\n"))
+            outcome.seconds = time.monotonic() - started
+            on_change()
+        status = process.wait()
+    finally:
+        timer.cancel()
+        _end_session(process.pid)
+        end_process(process, _END_TIMEOUT_S)
+    outcome.seconds = time.monotonic() - started
+    passed = status == 0 and all(value is not False for *_, value in outcome.rows)
+    outcome.status = "ok" if passed else "failed" if outcome.seconds < limit_s else "timed out"
+    if not passed:
+        with trial.log.open("rb") as file:
+            file.seek(begin)
+            logs = [file.read(), *(path.read_bytes() for path in trial.work.glob("*-ws.log"))]
+        outcome.error = "\n".join(data.decode(errors="replace")[-_LOG_CHARACTERS:] for data in logs)
+    on_change()
 
 
-def _end_with_children(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started, which has ended by itself unless the step was cut."""
-    if process.poll() is None:
-        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for running in processes:
-            running.kill()
-        psutil.wait_procs(processes, _END_TIMEOUT_S)
-        process.wait()
+def _add_line(outcome: Outcome, line: str) -> None:
+    """Add what a step printed to its outcome. The last line of a step that was ended may be cut."""
+    try:
+        case, quantity, value = json.loads(line)
+    except (ValueError, TypeError):
+        outcome.notes.append(line)
+    else:
+        outcome.rows.append((case, quantity, value))
+        print(f"{outcome.name}: {case}, {quantity}: {_format(value)}", flush=True)
+
+
+def _end_session(leader: int) -> None:
+    """Kill all processes of a session except for this one, also those that they start meanwhile.
+
+    Servers and their workers have process groups of their own, and live on if a step crashes.
+    """
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while (running := list(_others_in_session(leader))) and time.monotonic() < deadline:
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.02)
+
+
+def _others_in_session(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if (
+                process.pid != os.getpid()
+                and os.getsid(process.pid) == leader
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
+                yield process
 
 
 def write_report(trial: Trial, about: dict[str, object], outcomes: Sequence[Outcome]) -> None:
@@ -406,11 +531,12 @@ def _as_markdown(trial: Trial, about: dict[str, object], outcomes: Sequence[Outc
         if values:
             table = report.ReportTable(outcome.name, outcome.status, ("", "measured", "value"), values)
             sections += [f"## {table.title}", table.as_markdown()]
+        if outcome.notes:
+            sections += [f"## {outcome.name}: also printed", "```\n{}\n```".format("\n".join(outcome.notes))]
         if outcome.error:
             sections += [f"## {outcome.name}: end of its log", f"```\n{outcome.error}\n```"]
-    bench_json = trial.output / "bench.json"
-    if bench_json.exists():
-        records = [Measurement(**record) for record in json.loads(bench_json.read_text())["records"]]
+    if trial.bench.exists():
+        records = [Measurement(**record) for record in json.loads(trial.bench.read_text())["records"]]
         for table in report.tables(records):
             sections += [f"## {table.title}", table.as_markdown()]
     return "\n\n".join(sections) + "\n"
@@ -441,6 +567,44 @@ def _about(device: str) -> dict[str, object]:
     return about
 
 
+def check_installation() -> None:
+    """Exit with a sentence unless the servers of the steps can start.
+
+    Like all processes of the package, they do not import from the working folder, which is the project's here.
+    """
+    modules = "nninteractive_ws.cli.main, nninteractive_ws.engine.worker, nninteractive_ws.benchmark.device"
+    code = f"import importlib.metadata, {modules}; importlib.metadata.version('nninteractive-ws')"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        sys.exit(
+            f"The servers of the trial cannot start ({reason}). Install the project for {sys.executable}, as described "
+            f"at the top of {__file__}."
+        )
+
+
+def _print_rows(name: str, trial: Trial) -> None:
+    """Run a step in this process, and print its rows."""
+    threading.Thread(target=_end_with_trial, daemon=True).start()
+    # Libraries and child processes print elsewhere.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as rows:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        for row in STEPS[name][0](trial):
+            print(json.dumps(row), file=rows, flush=True)
+
+
+def _end_with_trial() -> None:
+    """Kill this step once the trial is gone, which holds the other end of standard input.
+
+    It would otherwise keep the GPU, because the end of the trial's process group or session does not reach it.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    _end_session(os.getpid())
+    os._exit(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder of the results")
@@ -448,25 +612,51 @@ def main() -> int:
     parser.add_argument(
         "--device", default="auto", help="name of the device for torch, default the GPU if there is one"
     )
-    parser.add_argument("--minutes", type=float, default=12.0, help="time limit of the trial, default 12")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"time limit of the trial, default {MINUTES:.0f}"
+    )
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        for row in STEPS[args.step][0](Trial(args.output, args.work, args.device, args.network)):
-            print(json.dumps(row), flush=True)
+        _print_rows(args.step, Trial(args.output, args.work, args.device, args.network))
         return 0
     end = time.monotonic() + 60 * args.minutes
+    check_installation()
+    try:
+        device = str(pick_device(args.device))
+    except ValueError as e:
+        parser.error(str(e))
+    if args.network == "official" and not _is_gpu(device):
+        parser.error(f"torch {torch.__version__} finds no GPU. Try the chain with --network tiny --device cpu.")
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        trial = Trial(args.output.absolute(), Path(work), str(pick_device(args.device)), args.network)
+        trial = Trial(args.output.absolute(), Path(work), device, args.network)
+        for earlier in (trial.bench, trial.log):
+            earlier.unlink(missing_ok=True)
         _prepare(trial)
-        outcomes: list[Outcome] = []
-        for name, (_, limit_s) in STEPS.items():
-            outcomes.append(run_step(name, trial, min(limit_s, end - time.monotonic())))
-            write_report(trial, _about(trial.device), outcomes)
-            print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+        outcomes = _run_steps(trial, end)
     return int(any(outcome.status != "ok" for outcome in outcomes))
+
+
+def _run_steps(trial: Trial, end: float) -> list[Outcome]:
+    """Run the steps until ``end``, a time of time.monotonic(). Print their rows, and keep the report up to date."""
+    about = _about(trial.device)
+    outcomes: list[Outcome] = []
+
+    def on_change() -> None:
+        write_report(trial, about, outcomes)
+
+    later_s = sum(limit_s for _, limit_s in STEPS.values())
+    for name, (_, limit_s) in STEPS.items():
+        later_s -= limit_s
+        left_s = end - time.monotonic()
+        outcomes.append(Outcome(name, "no time" if left_s < _MIN_STEP_S else "running"))
+        on_change()
+        if outcomes[-1].status == "running":
+            run_step(outcomes[-1], trial, min(left_s, max(limit_s, left_s - later_s)), on_change)
+        print(f"{name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
+    return outcomes
 
 
 if __name__ == "__main__":

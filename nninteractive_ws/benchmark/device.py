@@ -1,15 +1,16 @@
 """Benchmark of prompts on a GPU, without servers.
 
-It compares nnInteractive's session with this project's, with the image on the host and on the device, and each with
+It compares nnInteractive's session with this project's, with the image on the device and on the host, and each with
 and without torch.compile.
 
 ``python -m nninteractive_ws.benchmark.device MODEL WORKLOAD TIMES DEVICE``: a model folder, the folder of the saved
 workload, the number of runs of each prompt, and torch's name of the device. Prints each measurement as a line of JSON.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+import gc
 import itertools
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from nninteractive_ws import masks
 from nninteractive_ws.benchmark.measure import Measurement, describe
@@ -32,8 +34,8 @@ from nninteractive_ws.masks import Delta
 from nninteractive_ws.messages import AddBbox, AddLasso, AddPoint, AddScribble, Request, Reset
 
 _SEGMENT = "a"
-#: Locations of image and interactions.
-_LOCATIONS = ("on the host", "on the device")
+#: Locations of image and interactions, first the one that a server with a GPU prefers.
+_LOCATIONS = _ON_DEVICE, _ON_HOST = ("on the device", "on the host")
 
 
 class _PromptTarget(Protocol):
@@ -70,25 +72,49 @@ def _request(number: int, prompt: SimulatedPrompt) -> Request:
 def measure(model: Path, workload: Workload, times: int, device_name: str) -> Iterator[Measurement]:
     """Measure each prompt of the workload with each session: milliseconds in total, in the network and elsewhere.
 
-    Compiled networks are included on a GPU only, as in nnInteractive.
+    Compiled networks and the peak of the device's memory are included on a GPU only.
     """
-    device, host = pick_device(device_name), pick_device("cpu")
-    for compiled in (False, True) if device != host else (False,):
-        stopwatch = Stopwatch(device)
-        sessions: dict[str, _PromptTarget] = {
-            OFFICIAL.name: OfficialClient(official_session(model, device, compiled, stopwatch)),
-        }
-        for location, images in zip(_LOCATIONS, (host, device), strict=True):
-            sessions[location] = _Own(InstrumentedSession(model, device, images, compiled, stopwatch))
-        for session in sessions.values():
-            session.open(workload.volume)
-            for prompt in workload.prompts.values():  # warm-up, not measured
-                session.send_prompt(prompt)
-        for run in range(times):
-            for prompt in workload.prompts.values():
-                measured = {name: _measure_prompt(session, prompt, stopwatch) for name, session in sessions.items()}
-                case = f"{'compiled, ' * compiled}{describe(prompt.kind, prompt.positive)}"
-                yield from _measurements(measured, workload.size, case, run)
+    device = pick_device(device_name)
+    for compiled in (False, True) if device != pick_device("cpu") else (False,):
+        yield from _measure_sessions(model, workload, times, device, compiled)
+
+
+def _measure_sessions(
+    model: Path, workload: Workload, times: int, device: torch.device, compiled: bool
+) -> Iterator[Measurement]:
+    """Measure with all networks compiled, or with none."""
+    stopwatch, prefix, host = Stopwatch(device), "compiled, " * compiled, pick_device("cpu")
+    sessions: dict[str, _PromptTarget] = {}
+
+    def start(name: str) -> _PromptTarget:
+        if name == OFFICIAL.name:
+            return OfficialClient(official_session(model, device, compiled, stopwatch))
+        images = device if name == _ON_DEVICE else host
+        return _Own(InstrumentedSession(model, device, images, compiled, stopwatch))
+
+    def run(number: int, names: Sequence[str]) -> Iterator[Measurement]:
+        for prompt in workload.prompts.values():
+            case = prefix + describe(prompt.kind, prompt.positive)
+            for name in names:
+                measured = _measure_prompt(sessions[name], prompt, stopwatch)
+                yield from _measurements(name, measured, workload.size, case, number)
+
+    for name in (OFFICIAL.name, *_LOCATIONS):
+        gc.collect()  # of earlier sessions, which would otherwise count as memory before this one
+        before = torch.cuda.memory_allocated(device) if device != host else 0
+        session = sessions[name] = start(name)
+        session.open(workload.volume)
+        for prompt in workload.prompts.values():  # warm-up, not measured
+            session.send_prompt(prompt)
+        if device != host:
+            torch.cuda.reset_peak_memory_stats(device)
+        # The first run does not wait for the other sessions, because it can take a minute to compile a network.
+        yield from run(0, [name])
+        if device != host:
+            peak = {"peak device memory, MB": (torch.cuda.max_memory_allocated(device) - before) / 1e6}
+            yield from _measurements(name, peak, workload.size, f"{prefix}all prompts", 0)
+    for number in range(1, times):
+        yield from run(number, list(sessions))
 
 
 def _measure_prompt(session: _PromptTarget, prompt: SimulatedPrompt, stopwatch: Stopwatch) -> dict[str, float]:
@@ -109,11 +135,11 @@ def _measure_prompt(session: _PromptTarget, prompt: SimulatedPrompt, stopwatch: 
     }
 
 
-def _measurements(measured: Mapping[str, dict[str, float]], size: str, case: str, run: int) -> Iterator[Measurement]:
-    """Pair this project's session in each location with the official one."""
-    for location in _LOCATIONS:
-        for system, name in ((OFFICIAL, OFFICIAL.name), (OWN, location)):
-            yield Measurement(f"GPU, image {location}", size, system.name, case, run, measured[name])
+def _measurements(name: str, measured: dict[str, float], size: str, case: str, run: int) -> Iterator[Measurement]:
+    """Yield what was measured with a session. Each location is compared with the official session."""
+    system = OFFICIAL if name == OFFICIAL.name else OWN
+    for location in _LOCATIONS if system is OFFICIAL else (name,):
+        yield Measurement(f"GPU, image {location}", size, system.name, case, run, measured)
 
 
 def main() -> None:

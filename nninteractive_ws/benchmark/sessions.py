@@ -7,7 +7,6 @@ from pathlib import Path
 import time
 from typing import ParamSpec, TypeVar
 
-from nnInteractive.inference.inference_session import nnInteractiveInferenceSession
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,6 +14,7 @@ import torch
 from nninteractive_ws.client.image_source import ImageSource
 from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.engine.device_scheduler import DeviceScheduler, SchedulerSlot
+from nninteractive_ws.engine.inference_session import nnInteractiveInferenceSession
 from nninteractive_ws.engine.memory import MemoryPool, SessionAccount
 from nninteractive_ws.engine.model_loader import load_model
 from nninteractive_ws.engine.outbox import Outbox

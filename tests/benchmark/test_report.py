@@ -79,7 +79,7 @@ def test_all_parts_are_reported(measurements: list[Measurement], tmp_path: Path)
     assert parts == [
         "first mask", "whole image", "first mask at 100 Mbit/s", "prompts", "history", "lost connections",
         "several clients", "a click beside a heavy user", "cost of the HTTP API", "memory", "session memory",
-        "GPU, image on the host", "GPU, image on the device",
+        "GPU, image on the device", "GPU, image on the host",
     ]  # fmt: skip
     for part in parts:
         if part not in ("whole image", "memory", "session memory"):

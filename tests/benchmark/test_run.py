@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 from helpers.end_to_end import wait_until
 from helpers.threads import run_in_thread
@@ -17,10 +18,11 @@ import pytest
 import torch
 
 from nninteractive_ws import messages as wire
-from nninteractive_ws.benchmark import device, fairness, measure, run, session_memory
+from nninteractive_ws.benchmark import device, fairness, measure, run, session_memory, sessions
 from nninteractive_ws.benchmark.measure import Measurement, PassLog, clients_at, prompt_at_once, prompts_within
 from nninteractive_ws.benchmark.models import write_local, write_official_size
 from nninteractive_ws.benchmark.network_emulation import LinkSpeed, link
+from nninteractive_ws.benchmark.report import tables
 from nninteractive_ws.benchmark.run import make_models
 from nninteractive_ws.benchmark.systems import OFFICIAL, OWN, OWN_HTTP, SYSTEMS, ServedModel, Server
 from nninteractive_ws.benchmark.workload import Workload, make_workload
@@ -231,6 +233,52 @@ def test_the_time_of_prompts_is_broken_down_on_a_device(folder: Path, work: Work
         )
         assert min(parts) > 0
         assert sum(parts) == pytest.approx(total)
+
+
+@pytest.mark.slow
+def test_prompts_on_a_device_are_measured_without_libraries_that_read_images() -> None:
+    code = "import sys, nninteractive_ws.benchmark.device; print({'SimpleITK', 'nibabel'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.compile provides little benefit")
+def test_on_a_gpu_the_first_run_of_a_session_precedes_the_next_session(
+    folder: Path, work: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling the networks of all sessions takes minutes."""
+    started = []
+
+    def official_session(*arguments: Any) -> object:
+        started.append(OFFICIAL.name)
+        return sessions.official_session(*arguments)
+
+    def own_session(*arguments: Any) -> object:
+        started.append(OWN.name)
+        return sessions.InstrumentedSession(*arguments)
+
+    monkeypatch.setattr(device, "official_session", official_session)
+    monkeypatch.setattr(device, "InstrumentedSession", own_session)
+    # In use before each session, and at the most.
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1_000_000 * len(started))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 100_000_000)
+    # A device that is not the host.
+    records = [(r, len(started)) for r in device.measure(folder / "local", work, 2, "cpu:0")]
+    assert started == 2 * [OFFICIAL.name, OWN.name, OWN.name]
+    prompts = 2 * len(KINDS)
+    for n, location in enumerate(("on the device", "on the host")):
+        own = [(r, count) for r, count in records if r.system == OWN.name and location in r.part]
+        first = [count for r, count in own if r.run == 0 and "result, ms" in r.measured]
+        assert first == prompts * [2 + n] + prompts * [5 + n]
+        assert len([r for r, _ in own if r.run == 1]) == 2 * prompts
+        peaks = [(r.case, r.measured) for r, _ in own if "result, ms" not in r.measured]
+        assert peaks == [
+            ("all prompts", {"peak device memory, MB": 99 - n}),
+            ("compiled, all prompts", {"peak device memory, MB": 96 - n}),
+        ]
+    assert "peak device memory, MB" in next(tables([r for r, _ in records])).as_markdown()
 
 
 @pytest.mark.slow

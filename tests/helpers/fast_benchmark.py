@@ -75,10 +75,9 @@ def _on_device(model: Path, workload_folder: Path, times: int, name: str) -> Ite
     stopwatch = Stopwatch(torch.device("cpu"))
     for prompt in work.prompts.values():
         measured = device._measure_prompt(MagicMock(), prompt, stopwatch)
-        of_each = dict.fromkeys((OFFICIAL.name, *device._LOCATIONS), measured)
-        for number in range(times):
-            case = f"compiled, {describe(prompt.kind, prompt.positive)}"
-            yield from device._measurements(of_each, work.size, case, number)
+        case = f"compiled, {describe(prompt.kind, prompt.positive)}"
+        for session, number in itertools.product((OFFICIAL.name, *device._LOCATIONS), range(times)):
+            yield from device._measurements(session, measured, work.size, case, number)
 
 
 def all_measurements(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int | None) -> list[Measurement]:
