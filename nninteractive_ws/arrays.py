@@ -5,6 +5,7 @@ unrelated memory for a chunk of uninitialized values. For a plug-in codec or fil
 working folder, and loads the library whose path that prints. :func:`unpack` checks the whole header first.
 """
 
+import math
 import struct
 from typing import Literal
 import zlib
@@ -83,7 +84,7 @@ def unpack(data: bytes, encoding: Encoding, dtype: npt.DTypeLike, shape: tuple[i
     array.
     """
     little = np.dtype(dtype).newbyteorder("<")
-    nbytes = int(np.prod(shape, dtype=np.float64)) * little.itemsize
+    nbytes = math.prod(shape) * little.itemsize
     if nbytes > MAX_ARRAY_BYTES:
         raise TooLarge(
             f"An array of {nbytes:,} bytes was announced, but at most {MAX_ARRAY_BYTES:,} are accepted. Send a smaller "

@@ -44,9 +44,9 @@ class Grid:
         if not 0 <= index < len(self):
             raise IndexError(f"Brick {index} is not in the grid. Use a number from 0 to {len(self) - 1}.")
         _, nj, nk = self.counts
-        at = index // (nj * nk), index // nk % nj, index % nk
-        edge = self.edge
-        return Box.from_pairs([(edge * a, min(edge * (a + 1), n)) for a, n in zip(at, self.shape, strict=True)])
+        edge, shape = self.edge, self.shape
+        i, j, k = edge * (index // (nj * nk)), edge * (index // nk % nj), edge * (index % nk)
+        return Box((i, j, k), (min(i + edge, shape[0]), min(j + edge, shape[1]), min(k + edge, shape[2])))
 
     def within(self, box: Box) -> list[int]:
         """Return the bricks that intersect ``box``. Parts of the box outside the volume are ignored."""

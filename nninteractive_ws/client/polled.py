@@ -1,7 +1,7 @@
 """The polled driver: no thread and no event loop; a timer calls ``PolledSession.poll`` again and again.
 
 It is made for programs whose main thread must not block and in which other threads starve, such as 3D Slicer. Every
-call ends soon after its budget: it packs one brick or handles one message at a time.
+call ends soon after its budget: it packs one message of bricks, or handles one message, at a time.
 """
 
 from collections import deque
