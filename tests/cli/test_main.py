@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+from helpers import real_ct
 import nrrd
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ import SimpleITK as sitk
 import slicerio
 
 from nninteractive_ws.demo.phantom import make_phantom
-
-SHARED_CT = Path(__file__).parents[3] / "shared" / "data" / "ct_abdomen.nii.gz"
 
 
 def run(
@@ -100,11 +99,11 @@ def test_segment_starts_a_server_of_its_own(image: Path, tmp_path: Path) -> None
     assert list(tmp_path.glob(".partial*")) == []
 
 
-@pytest.mark.skipif(not SHARED_CT.exists(), reason="the real CT lies beside the repository, not in it")
+@real_ct.needs_ct
 @pytest.mark.slow
 def test_segment_on_a_real_ct(server: str, tmp_path: Path) -> None:
-    found = segmented(server, SHARED_CT, tmp_path / "out.nii.gz", ["--point", "40,50,15"])
-    assert same_place(found, sitk.ReadImage(str(SHARED_CT)))
+    found = segmented(server, real_ct.CT, tmp_path / "out.nii.gz", ["--point", "40,50,15"])
+    assert same_place(found, sitk.ReadImage(str(real_ct.CT)))
     assert sitk.GetArrayFromImage(found).any()
 
 

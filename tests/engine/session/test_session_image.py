@@ -7,6 +7,7 @@ from typing import Any
 import weakref
 import zlib
 
+from helpers import real_ct
 from helpers.engine import (
     Client,
     brick_message,
@@ -24,11 +25,14 @@ from helpers.engine import (
 )
 from helpers.session_prompts import POINTS, SHAPE
 import msgspec
+import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from nninteractive_ws import arrays, bricks, layers, messages
 from nninteractive_ws.client import image_source
+from nninteractive_ws.client.upload import BrickPart
 from nninteractive_ws.engine import image as image_module
 from nninteractive_ws.engine.image import BrickImage
 from nninteractive_ws.errors import BadImage, BadMessage, Cancelled, NoImage, TooLarge, UnknownSegment
@@ -188,6 +192,48 @@ def masks_of_previews(client, prompt):
     client.on_message = lambda message: isinstance(message, MaskDelta) and found.append(client.mask())
     client.send(prompt)
     return found
+
+
+def organs_of_the_ct():
+    """Return the real CT, and a voxel in the middle of each of some organs."""
+    volume, labels = (np.asanyarray(nibabel.load(file).dataobj) for file in (real_ct.CT, real_ct.LABELS))
+    depths = [distance_transform_edt(labels == value) for value in (1, 2, 3, 4, 5, 6, 20, 52, 63)]
+    return volume, [tuple(int(i) for i in np.unravel_index(depth.argmax(), depth.shape)) for depth in depths]
+
+
+def preview_from_base_layers(model, device, volume, voxel):
+    """Return the first preview of a point in an image of which only the base layers have arrived."""
+    source = image_source.ImageSource.of(volume)
+    client = Client(model, device)
+    client.announce(volume)
+
+    def put(layer):
+        parts = [BrickPart(i, layer, source.grid.distance(i, voxel)) for i in range(len(source.grid))]
+        client.session.put_bricks(ImageBricks(image="image", bricks=[source.brick(part, "blosc2") for part in parts]))
+
+    def complete(message):
+        if isinstance(message, MaskDelta) and not previews:
+            previews.append(client.mask())
+            threads.submit(put, "enhancement")
+
+    threads, previews = ThreadPoolExecutor(1), []
+    put("base")
+    client.on_message = complete
+    client.send(point(voxel))
+    assert np.array_equal(client.mask(), Client(model, device).set_image(volume).mask_after(point(voxel)))
+    return previews[0]
+
+
+@pytest.mark.slow
+@real_ct.needs_ct
+def test_previews_from_base_layers_are_like_those_from_complete_bricks(demo_model, device):
+    volume, voxels = organs_of_the_ct()
+    dice = []
+    for voxel in voxels:
+        preview = preview_from_base_layers(demo_model, device, volume, voxel)
+        exact = masks_of_previews(Client(demo_model, device).set_image(volume), point(voxel))[0]
+        dice.append(2 * (preview & exact).sum() / (preview.sum() + exact.sum()))
+    assert min(dice) > 0.98, dice
 
 
 @pytest.mark.parametrize("why", ["no previews", "slow passes"])
