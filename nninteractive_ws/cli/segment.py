@@ -157,7 +157,7 @@ def _segment(
         connect(address, **server.connect_arguments, on=progress.callbacks) as session,
     ):
         progress.set_status("preparing the image")
-        session.set_options(previews=False)  # nobody would see them
+        session.set_options(previews=False)  # there is no display for them
         session.set_image(volume.voxels)
         result = _prompt(session.segment(name), boxes, points)
         mask = session.segment(name).mask

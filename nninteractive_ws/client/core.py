@@ -60,7 +60,7 @@ class _PendingRequest:
     ``number``: the id that the user knows, also after it was sent again under another id; None for the core's own
     requests. ``generation``: number of its image. ``base``: the segment's revision before the request's first change.
     ``awaited``: the region of the image for which it waits, has waited, or probably will.
-    ``base_layers_suffice``: whether it waits for base layers.
+    ``base_layers_suffice``: whether it waits for base layers. ``focus``: the voxel of a prompt.
     """
 
     number: int | None
@@ -72,6 +72,7 @@ class _PendingRequest:
     losses: int = 0
     awaited: Box | None = None
     base_layers_suffice: bool = False
+    focus: Index | None = None
 
     @property
     def segment(self) -> str | None:
@@ -178,7 +179,9 @@ class Core:
     def _may_send_layers(self, source: ImageSource, welcome: wire.Welcome) -> bool:
         """Whether bricks may be sent in layers, which is of use for previews alone."""
         wants_previews = self._options is None or self._options.previews is not False
-        return wants_previews and source.low_bits > 0 and protocol.LAYERED_BRICKS in welcome.features
+        # The server forgets base layers when it handles a set_image.
+        announced = not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values())
+        return wants_previews and announced and source.low_bits > 0 and protocol.LAYERED_BRICKS in welcome.features
 
     def receive(self, data: bytes) -> list[Event]:
         """Handle a frame, and return its events. It may set ``ended``. Raises BadMessage or TooLarge."""
@@ -357,9 +360,11 @@ class Core:
         if self._upload is not None:
             self._upload.set_focus(focus)
         number = self._request(request)
+        pending = self._pending[number]
+        pending.focus = focus
         if isinstance(request, wire.AddPoint | wire.AddBbox | wire.AddScribble | wire.AddLasso) and request.run:
-            # A guess, which saves the round trip until the server tells.
-            self._note_wait(self._pending[number], self._patch_around(focus), base_layers_suffice=True)
+            # A guess, which saves the round trip until the server reports the region.
+            self._note_wait(pending, self._patch_around(focus), base_layers_suffice=True)
         return number
 
     def _patch_around(self, focus: Index) -> Box | None:
@@ -379,7 +384,7 @@ class Core:
             return
         for pending in self._pending.values():
             if pending.awaited is not None and not pending.cancelled and not self._is_obsolete(pending):
-                self._upload.prioritize(pending.awaited, pending.base_layers_suffice)
+                self._upload.prioritize(pending.awaited, pending.base_layers_suffice, pending.focus)
                 return
         self._upload.prioritize(None)
 

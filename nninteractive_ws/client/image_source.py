@@ -108,7 +108,8 @@ class ImageSource:
     def brick(self, part: BrickPart, encoding: Encoding, compression: Compression = "small") -> Brick:
         """One brick or layer, packed: less than a millisecond of work. ``compression``: of a whole brick."""
         index, layer = part.index, part.layer
-        voxels = to_wire(self.volume[self.grid.box(index).slices], np.dtype(self.dtype))
+        # In two steps, because a double that is rounded to an integer in float32 would be truncated to the one below.
+        voxels = to_wire(to_wire(self.volume[self.grid.box(index).slices]), np.dtype(self.dtype))
         if layer == "whole":
             return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding, compression))
         low_bits = low_bits_of_brick(self.low_bits, part.distance, voxels.dtype)
@@ -220,7 +221,7 @@ def _is_integral(voxels: npt.NDArray[np.generic]) -> bool:
     """Whether all voxels of a block are integers."""
     if voxels.dtype.kind != "f":
         return True
-    # The first plane tells mostly, in little time.
+    # Usually, the first plane suffices.
     return all(np.array_equal(part, np.rint(part)) for part in (voxels[0], voxels))
 
 

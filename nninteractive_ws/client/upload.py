@@ -16,8 +16,7 @@ from nninteractive_ws.messages import MAX_BASE_LAYERS, Layer
 #: A brick whose acknowledgement takes longer than the fastest one by this has waited in a buffer, and so would the
 #: message of a prompt.
 _LATE_S = 0.2
-#: The window at first, and the smallest later, in whole bricks: two messages, so that one is packed while the other is
-#: on its way.
+#: The window at first, and the smallest later, in whole bricks.
 _SMALLEST_WINDOW = 8
 #: A message has as many whole bricks as the link takes in this time, within these limits.
 _MESSAGE_S, _MIN_PER_MESSAGE, _MAX_PER_MESSAGE = 0.01, 2, 16
@@ -60,6 +59,7 @@ class Upload:
         self._shortest_delay = math.inf  # of an acknowledgement
         self._in_flight: dict[BrickPart, float] = {}
         self._awaited: Box | None = None
+        self._prompted: Index | None = None
         self._base_layers_suffice = False
         i, j, k = grid.shape
         self._focus: Index = (i // 2, j // 2, k // 2)
@@ -79,12 +79,12 @@ class Upload:
         self._focus = focus
         self._is_ordered = False
 
-    def prioritize(self, box: Box | None, base_layers_suffice: bool = False) -> None:
-        """Send the bricks of a box before all others, because a prompt waits for them, or for their base layers.
+    def prioritize(self, box: Box | None, base_layers_suffice: bool = False, prompted: Index | None = None) -> None:
+        """Send the bricks of a box before all others, because a request waits for them, or for their base layers.
 
-        None: no prompt waits.
+        None: no request waits. ``prompted``: the voxel of the prompt, near which layers are finer; None: the focus.
         """
-        self._base_layers_suffice = base_layers_suffice
+        self._base_layers_suffice, self._prompted = base_layers_suffice, prompted
         if box != self._awaited:
             self._awaited = box
             self._is_ordered = False
@@ -180,7 +180,7 @@ class Upload:
             index = self._base_queue.pop()
             sent = index in self._with_base or BrickPart(index) in self._in_flight
             if index not in self.presence and not sent:
-                self._with_base[index] = distance = self.grid.distance(index, self._focus)
+                self._with_base[index] = distance = self.grid.distance(index, self._prompted or self._focus)
                 chosen.append(BrickPart(index, "base", distance))
         return chosen
 

@@ -63,6 +63,8 @@ class DeviceScheduler:
         self._changed = threading.Condition()
         self._arrivals, self._served = itertools.count(), itertools.count()
         self._closed = False
+        #: Seconds of the last pass of any session; 0 before the first one.
+        self.last_pass_s = 0.0
         self._thread = threading.Thread(target=self._serve, name=f"device {name}", daemon=True)
         self._thread.start()
 

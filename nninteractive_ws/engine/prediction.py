@@ -23,17 +23,21 @@ _MAX_ESTIMATE_S = 1.0
 
 
 class PassRunner:
-    """The forward passes of one session, on the device thread. ``last_s``: seconds of the last one."""
+    """The forward passes of one session, on the device thread."""
 
     def __init__(self, model: LoadedModel, device: DeviceScheduler, slot: SchedulerSlot) -> None:
         self._model, self._device, self._slot = model, device, slot
-        self.last_s = 0.0
+
+    @property
+    def last_s(self) -> float:
+        """Seconds of the last pass of any session; 0 before the first one."""
+        return self._device.last_pass_s
 
     def run(self, inputs: torch.Tensor, refines: bool) -> tuple[torch.Tensor, float, float]:
         """Run the network. Return the logits, and the times of its start and end (time.monotonic())."""
         network = self._model.artifacts["network"]
         logits, started, ended = self._device.run(self._slot, lambda: self._pass(network, inputs), refines=refines)
-        self.last_s = ended - started
+        self._device.last_pass_s = ended - started
         return logits, started, ended
 
     def _pass(self, network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, float, float]:

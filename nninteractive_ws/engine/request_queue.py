@@ -229,16 +229,27 @@ class RequestQueue:
         """Cancel the running request and the queued ones."""
         self._session.cancel(Cancel(), self._last_id)
 
-    def close_if_idle(self, idle: float) -> bool:
-        """Close the session and release its memory, unless a request is queued or running. Return whether it did.
+    def is_idle(self, idle: float) -> bool:
+        """Whether no request is queued or running.
 
         ``idle``: minimum of seconds since the last useful message. A request that waits for bricks does not count if
-        none arrive, because its client is away or stuck. It is not answered, and is done after a restore.
+        none arrive, because its client is away or stuck.
         """
         with self._lock:
-            used = time.monotonic() - self.last_used < idle
-            busy = (self._running is not None or self._waiting) and not self._session.awaits_bricks
-            if used or busy or self._closed:
+            return self._is_idle(idle)
+
+    def _is_idle(self, idle: float) -> bool:
+        used = time.monotonic() - self.last_used < idle
+        busy = (self._running is not None or self._waiting) and not self._session.awaits_bricks
+        return not (used or busy or self._closed)
+
+    def close_if_idle(self, idle: float) -> bool:
+        """Close the session and release its memory if :meth:`is_idle`. Return whether it did.
+
+        A request that waits for bricks is not answered, and is done after a restore.
+        """
+        with self._lock:
+            if not self._is_idle(idle):
                 return False
             self._closed = True
             self._waiting.clear()

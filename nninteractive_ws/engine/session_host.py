@@ -132,6 +132,10 @@ class SessionHost:
             else:
                 await self._requests_waiting.wait()
 
+    def is_idle(self, idle: float) -> bool:
+        """Whether :meth:`evict_if_idle` would evict the session now."""
+        return not self.over.is_set() and self.queue.is_idle(idle if self.connected else 0.0)
+
     def evict_if_idle(self, idle: float) -> bool:
         """Evict the session if it is idle, from any thread. Return whether it was evicted.
 

@@ -200,7 +200,7 @@ class Worker:
             return True
         if any(s.queue.is_session(requester) and not s.allows_eviction for s in sessions):
             return False
-        candidates = [s for s in others if connected or not s.connected]
+        candidates = [s for s in others if (connected or not s.connected) and s.is_idle(self._idle)]
         if sum(s.queue.memory_in(pool) for s in candidates) < missing:
             return False
         return any(session.evict_if_idle(self._idle) for session in eviction_order(candidates))

@@ -112,6 +112,16 @@ def test_integers_travel_in_a_small_type_that_holds_them(dtype: str, values: tup
     assert source.statistics == image_source.statistics(volume.astype(WIRE[dtype]))
 
 
+def test_doubles_are_rounded_before_they_travel_as_integers() -> None:
+    """Such as those of an intensity that was scaled and scaled back: 32.99999999999999 is 33 in float32."""
+    volume = (np.arange(256) * (1 / 255) * 255).reshape(8, 8, 4)
+    assert not np.array_equal(volume.astype(np.uint8), volume.astype(np.float32)), "the case is not covered"
+    source = ImageSource.of(volume)
+    assert source.dtype == "uint8"
+    sent = arrays.unpack(source.brick(BrickPart(0), "raw").data, "raw", "uint8", volume.shape)
+    assert np.array_equal(sent, volume.astype(np.float32))
+
+
 def test_the_name_of_an_image_does_not_depend_on_the_type_in_which_it_travels() -> None:
     """Journals of earlier versions belong to the same image."""
     volume = np.arange(60, dtype=np.float32).reshape(3, 4, 5)

@@ -290,7 +290,7 @@ def layered_core(clock: Clock, welcome: wire.Welcome = LAYERED) -> tuple[Core, I
     core = Core(clock=clock)
     core.start()
     deliver(core, welcome)
-    core.set_image(source)
+    deliver(core, wire.Done(id=core.set_image(source)))
     return core, source
 
 
@@ -342,15 +342,36 @@ def test_what_a_link_has_shown_counts_for_the_next_image() -> None:
     core, source = layered_core(clock)
     waiting_prompt(core, source)
     all_layers(core, source, clock, 0.001)
-    deliver(core, wire.Done(id=1))
     other = ImageSource.of(ct_like((192, 160, 96)) + np.int16(1))
     deliver(core, wire.Done(id=core.set_image(other)))
     waiting_prompt(core, other)
     assert {layer for _, layer in all_layers(core, other, clock, 0.001)} == {"whole"}
     core.start()  # a new connection may use another link
-    deliver(core, LAYERED)
-    acknowledge(core, other, [])
+    bits = bytes(-(-len(other.grid) // 8))
+    deliver(core, msgspec.structs.replace(LAYERED, resumed=True, image=other.name, present_bricks=bits))
     assert next_parts(core)[0].layer == "base"
+
+
+def test_base_layers_wait_until_the_image_is_set_again() -> None:
+    """With a set_image, the server forgets base layers."""
+    core, source = layered_core(Clock())
+    waiting_prompt(core, source)
+    first = next_parts(core)
+    number = core.set_image(source)
+    acknowledge_parts(core, source, first)  # of the upload before
+    waiting_prompt(core, source)
+    assert {brick.layer for brick in next_parts(core)} == {"whole"}
+    deliver(core, wire.Done(id=number))
+    assert {brick.layer for brick in next_parts(core)} == {"base"}
+
+
+def test_layers_are_those_of_the_prompt_that_waits() -> None:
+    """They are fine near that one, not near a later one elsewhere."""
+    core, source = layered_core(Clock())
+    waiting_prompt(core, source)
+    core.add_point("b", (191, 159, 95))
+    far = next_parts(core)[0]
+    assert (far.layer, far.low_bits) == ("base", 6)
 
 
 def test_bricks_are_whole_if_layers_are_of_no_use() -> None:
@@ -407,12 +428,14 @@ def test_no_brick_is_lost_if_the_focus_changes_between_its_layers() -> None:
     core, source = layered_core(clock)
     waiting_prompt(core, source)
     sent: dict[int, list[str]] = {}
+    bits: dict[int, int] = {}
     for n in range(1000):
         parts = next_parts(core)
         if not parts:
             break
         for brick in parts:
             sent.setdefault(brick.index, []).append(brick.layer)
+            assert bits.setdefault(brick.index, brick.low_bits) == brick.low_bits
         if n % 3 == 0:
             core.add_point("a", (n % 192, n % 160, n % 96))
         clock.now += 1

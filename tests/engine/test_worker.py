@@ -30,10 +30,10 @@ class Sessions:
     The host also has memory for the masks of images on the GPU, and for messages.
     """
 
-    def __init__(self, model: LoadedModel, scheduler: DeviceScheduler, on_gpu: int, on_host: int) -> None:
+    def __init__(self, model: LoadedModel, scheduler: DeviceScheduler, on_gpu: float, on_host: int) -> None:
         worker = self._worker = Worker("", "", b"", None, 1, IDLE_S, False)
-        gpu_limit = on_gpu * VOXELS * bytes_per_voxel(GPU, VOXELS, CHANNELS)
-        others = on_gpu * VOXELS * _MASKS + VOXELS
+        gpu_limit = int(on_gpu * VOXELS * bytes_per_voxel(GPU, VOXELS, CHANNELS))
+        others = int(on_gpu * VOXELS * _MASKS) + VOXELS
         host_limit = on_host * VOXELS * (bytes_per_voxel(CPU, VOXELS, CHANNELS) + _MASKS) + others
         worker._model, worker._scheduler = model, scheduler
         worker._pools = [
@@ -42,8 +42,10 @@ class Sessions:
         ]
         self._ending: list[asyncio.Task[None]] = []
 
-    async def open(self, *, connected: bool, idle: bool = False, shape: Index = SHAPE) -> SessionHost:
-        """Open a session with an image."""
+    async def open(
+        self, *, connected: bool, idle: bool = False, shape: Index = SHAPE, code: str | None = None
+    ) -> SessionHost:
+        """Open a session with an image. ``code``: of the expected error."""
         name = str(len(self._ending))
         command = OpenSession(token="", session=name, encoding="blosc2", resume=False, allow_eviction=True)
         session = self._worker._sessions[name] = self._worker._new_session(command)
@@ -55,7 +57,7 @@ class Sessions:
         session._requests_waiting.set()
         while not isinstance(answered := await self._worker._to_gateway.get(), RequestAnswered):
             pass
-        assert (answered.session, answered.code) == (name, None)
+        assert (answered.session, answered.code) == (name, code)
         if idle:
             session.queue.last_used -= 2 * IDLE_S
         return session
@@ -80,10 +82,10 @@ def device_of(session: SessionHost) -> torch.device:
 @pytest.fixture
 def with_sessions(
     quick_model: LoadedModel, device: DeviceScheduler
-) -> Callable[[int, int, Callable[[Sessions], Awaitable[None]]], None]:
+) -> Callable[[float, int, Callable[[Sessions], Awaitable[None]]], None]:
     """Return a function that runs another one with the sessions of a worker."""
 
-    def run(on_gpu: int, on_host: int, work: Callable[[Sessions], Awaitable[None]]) -> None:
+    def run(on_gpu: float, on_host: int, work: Callable[[Sessions], Awaitable[None]]) -> None:
         async def open_and_close() -> None:
             sessions = Sessions(quick_model, device, on_gpu, on_host)
             try:
@@ -131,3 +133,15 @@ def test_no_session_is_evicted_from_a_gpu_if_all_would_not_suffice(with_sessions
         assert not lingering.evicted
 
     with_sessions(1, 1, work)
+
+
+def test_busy_sessions_do_not_count_among_those_that_would_suffice(with_sessions) -> None:
+    async def work(sessions: Sessions) -> None:
+        active = await sessions.open(connected=True)
+        lingering = await sessions.open(connected=False, shape=SMALL)
+        on_host = await sessions.open(connected=True)
+        assert (device_of(active), device_of(lingering), device_of(on_host)) == (GPU, GPU, CPU)
+        await sessions.open(connected=True, code="out_of_memory")
+        assert not lingering.evicted, "its memory alone would not suffice"
+
+    with_sessions(1.5, 1, work)

@@ -237,13 +237,13 @@ def test_previews_from_base_layers_are_like_those_from_complete_bricks(demo_mode
 
 
 @pytest.mark.parametrize("why", ["no previews", "slow passes"])
-def test_base_layers_that_have_no_use_are_not_predicted_from(quick_model, device, volume, why):
+def test_base_layers_that_have_no_use_are_not_predicted_from(quick_model, device, volume, monkeypatch, why):
     client, twin = Client(quick_model, device), Client(quick_model, device).set_image(volume)
     for each in (client, twin):
         if why == "no previews":
             each.send(SetOptions(id=1, previews=False))
         else:
-            each.session._passes.last_s = 1.1
+            monkeypatch.setattr(device, "last_pass_s", 1.1)
     client.announce(volume)
     client.session.put_bricks(layer_message(volume, range(27), "base"))
     threads = ThreadPoolExecutor(1)
@@ -278,7 +278,7 @@ def test_a_prompt_tells_when_base_layers_suffice(quick_model, device, volume):
     client.on_message = bring
     client.send(POINTS[0])
     assert suffices == [True, False]
-    assert client.session._passes.last_s > 0
+    assert device.last_pass_s > 0
 
 
 def test_a_prompt_that_waits_for_enhancement_layers_can_be_cancelled(quick_model, device, volume):

@@ -213,7 +213,10 @@ export class Core<I extends Image = Image> {
 
   /** Whether bricks may be sent in layers, which is of use for previews alone. */
   private maySendLayers(image: I, welcome: Welcome): boolean {
-    return this.options.previews !== false && image.lowBits > 0 && welcome.features.includes(LAYERED_BRICKS);
+    // The server forgets base layers when it handles a set_image.
+    const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
+    const isOfUse = this.options.previews !== false && isAnnounced && image.lowBits > 0;
+    return isOfUse && welcome.features.includes(LAYERED_BRICKS);
   }
 
   /** Handle a frame, and return its events. It may set `ended`; a frame that is wrong does. */
@@ -394,15 +397,18 @@ export class Core<I extends Image = Image> {
   /** Send a prompt at the focus. */
   private prompt(request: WithoutId<Prompt>): number {
     const id = this.request(request);
-    // A guess, which saves the round trip until the server tells.
-    if (request.run && this.focus !== null && this.welcome !== null) {
-      this.noteWait(this.pending.get(id), boxAround(this.focus, this.welcome.model.patch_size), true);
+    const pending = this.pending.get(id);
+    if (pending === undefined || this.focus === null) return id;
+    pending.focus = this.focus;
+    // A guess, which saves the round trip until the server reports the region.
+    if (request.run && this.welcome !== null) {
+      this.noteWait(pending, boxAround(this.focus, this.welcome.model.patch_size), true);
     }
     return id;
   }
 
-  private noteWait(pending: Pending | undefined, awaited: Box, baseLayersSuffice: boolean): void {
-    if (pending !== undefined) Object.assign(pending, { awaited, baseLayersSuffice });
+  private noteWait(pending: Pending, awaited: Box, baseLayersSuffice: boolean): void {
+    Object.assign(pending, { awaited, baseLayersSuffice });
     this.prioritize();
   }
 
@@ -411,7 +417,7 @@ export class Core<I extends Image = Image> {
     const waits = (each: Pending): boolean =>
       each.awaited !== null && !each.cancelled && !isObsolete(each, this.generation);
     const first = [...this.pending.values()].find(waits);
-    this.upload?.prioritize(first?.awaited ?? null, first?.baseLayersSuffice ?? false);
+    this.upload?.prioritize(first?.awaited ?? null, first?.baseLayersSuffice ?? false, first?.focus ?? null);
   }
 
   private enqueue(request: Request, number: number | null): void {
@@ -426,9 +432,9 @@ export class Core<I extends Image = Image> {
 
   /** Check a mask of the user, and pack it. Throws `out_of_bounds`, and the errors of `pack`. */
   private packed(pack: typeof promptMask, mask: Uint8Array, box: Box | null): RunLengthMask {
-    const input = maskInput(mask, box, this.shape());
-    this.setFocus(middle(input.frame));
-    return pack(input, this.encoding());
+    const packed = pack(maskInput(mask, box, this.shape()), this.encoding());
+    this.setFocus(middle(packed.box));
+    return packed;
   }
 
   private currentImage(): I {

@@ -1,6 +1,6 @@
 /** Requests without an answer. */
 import { ClientError } from './errors';
-import type { Box } from './geometry';
+import type { Box, Index } from './geometry';
 import { NO_CHANGE, type Runs } from './masks';
 import type { Request } from './messages';
 
@@ -25,6 +25,8 @@ export interface Pending {
   awaited: Box | null;
   /** Whether it waits for base layers. */
   baseLayersSuffice: boolean;
+  /** The voxel of a prompt, or null. */
+  focus: Index | null;
 }
 
 /** Return a request that is sent now, without changes. */
@@ -39,6 +41,7 @@ export function makePending(request: Request, number: number | null, generation:
     losses: 0,
     awaited: null,
     baseLayersSuffice: false,
+    focus: null,
   };
 }
 

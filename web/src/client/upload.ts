@@ -56,6 +56,7 @@ export class Upload {
   private shortestDelay = Infinity;
   private focus: Index;
   private awaited: Box | null = null;
+  private prompted: Index | null = null;
   private baseLayersSuffice = false;
   /** Bricks of the awaited box. */
   private needed: number[] = [];
@@ -86,11 +87,12 @@ export class Upload {
   }
 
   /**
-   * Send the bricks of a box before all others, because a prompt waits for them, or for their base layers. Null: no
-   * prompt waits.
+   * Send the bricks of a box before all others, because a request waits for them, or for their base layers. Null: no
+   * request waits. `prompted`: the voxel of the prompt, near which layers are finer; null: the focus.
    */
-  prioritize(box: Box | null, baseLayersSuffice = false): void {
+  prioritize(box: Box | null, baseLayersSuffice = false, prompted: Index | null = null): void {
     this.baseLayersSuffice = baseLayersSuffice;
+    this.prompted = prompted;
     if (String(box) === String(this.awaited)) return;
     this.awaited = box;
     this.order = null;
@@ -191,7 +193,7 @@ export class Upload {
       const index = order[this.consideredAsBase++];
       const isSent = this.withBase.has(index) || this.inFlight.has(keyOf(index, 'whole'));
       if (present[index] || isSent) continue;
-      const distance = this.grid.distance(index, this.focus);
+      const distance = this.grid.distance(index, this.prompted ?? this.focus);
       this.withBase.set(index, distance);
       chosen.push({ index, layer: 'base', distance });
     }

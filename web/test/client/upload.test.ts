@@ -41,7 +41,7 @@ class Session {
   ) {
     this.core.start();
     this.tell(welcome);
-    this.core.setImage(image);
+    this.tell({ type: 'done', id: this.core.setImage(image) });
   }
 
   tell(message: Message): void {
@@ -176,6 +176,25 @@ describe('on a slow link', () => {
       expect(Array.from(expected, (_, n) => layers.get(n))).toEqual(expected);
     },
   );
+
+  it('base layers wait until the image is set again', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.waitingPrompt();
+    const first = await session.nextParts();
+    const id = session.core.setImage(session.image);
+    session.acknowledge(first); // of the upload before
+    session.waitingPrompt();
+    expect((await session.nextParts())[0].layer).toBe('whole');
+    session.tell({ type: 'done', id });
+    expect((await session.nextParts())[0].layer).toBe('base');
+  });
+
+  it('layers are fine near the prompt that waits, not near a later one', async () => {
+    const session = new Session(await ctLike(SHAPE));
+    session.waitingPrompt();
+    session.core.addPoint('b', [255, 255, 1]);
+    expect(kindsOf(await session.nextParts())).toEqual(['base 6']);
+  });
 
   it('few bricks have a base layer alone', async () => {
     // A thin image has many bricks.
@@ -343,8 +362,7 @@ describe('on a fast link', () => {
     await session.receiveAll(undefined, 0.001);
     expect(session.sent.every((part) => part.startsWith('whole'))).toBe(true);
     session.core.start();
-    session.tell(LAYERED);
-    session.acknowledge([]);
+    session.tell({ ...LAYERED, resumed: true, image: session.image.name, present_bricks: new Uint8Array(8) });
     expect((await session.nextParts())[0].layer).toBe('base');
   });
 });
