@@ -87,7 +87,7 @@ def serve(
         float | None,
         typer.Option(
             help="Gigabytes of host memory for the sessions of each worker. Default: 80 % of the free memory, divided "
-            "by the number of workers.",
+            "by the highest number of workers that this server starts on the machine.",
             min=0.001,
             max=1e9,
         ),

@@ -1,7 +1,9 @@
 """Options of ``serve`` about its workers, turned into settings."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import itertools
 import math
 from pathlib import Path
 import re
@@ -10,7 +12,7 @@ import sys
 
 import typer
 
-from nninteractive_ws.server.launchers import CommandLauncher, Launcher, LocalLauncher, parse_launch
+from nninteractive_ws.server.launchers import CommandLauncher, Launcher, LocalLauncher, SshLauncher, parse_launch
 from nninteractive_ws.server.pool import PoolSettings
 from nninteractive_ws.server.settings import RemoteWorkers
 from nninteractive_ws.server.worker_tls import make_certificate
@@ -63,9 +65,11 @@ def pool_settings(
 
     ``local_arguments``: arguments of workers on this machine. Raises AccessError or typer.BadParameter.
     """
-    launchers = _launchers(options, local_arguments)
-    low, high = parse_range(options.workers) or (len(launchers), len(launchers))
-    launchers = [launchers[n % len(launchers)] for n in range(high)] if launchers else []
+    # Without --launch, a server with a token file starts no workers. They join by themselves.
+    places = options.launch or (options.devices if options.token_file is None else ())
+    low, high = parse_range(options.workers) or (len(places), len(places))
+    places = list(itertools.islice(itertools.cycle(places), high))
+    launchers = _ssh_and_commands(options, places) if options.launch else _local(places, local_arguments)
     idle_end_s = math.inf if options.idle_end is None else options.idle_end * _MINUTE_S
     token, certificate = ("", None) if options.token_file is None else serve_worker_token(options.token_file)
     settings = PoolSettings(launchers, min(low, high), idle_end_s, token)
@@ -76,14 +80,18 @@ def pool_settings(
     return settings, RemoteWorkers(options.host or socket.gethostname(), options.port, certificate)
 
 
-def _launchers(options: WorkerOptions, local_arguments: tuple[str, ...]) -> list[Launcher]:
-    if options.launch:
-        try:
-            return [parse_launch(text, options.python or sys.executable) for text in options.launch]
-        except ValueError as e:
-            raise typer.BadParameter(str(e), param_hint="'--launch'") from e
-    if options.token_file is not None:
-        return []  # all workers join by themselves
+def _local(devices: Sequence[str], arguments: tuple[str, ...]) -> list[Launcher]:
+    on_device = Counter(devices)
+    return [LocalLauncher(device, len(devices), on_device[device], arguments) for device in devices]
+
+
+def _ssh_and_commands(options: WorkerOptions, texts: Sequence[str]) -> list[Launcher]:
+    try:
+        launchers = [parse_launch(text, options.python or sys.executable) for text in texts]
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="'--launch'") from e
+    on_machine = Counter(launcher.name for launcher in launchers)
     return [
-        LocalLauncher(device, (*local_arguments, "--workers", str(len(options.devices)))) for device in options.devices
+        replace(launcher, workers=on_machine[launcher.name]) if isinstance(launcher, SshLauncher) else launcher
+        for launcher in launchers
     ]

@@ -218,18 +218,21 @@ class SessionAccount:
         return sum(used for purpose, used in self._host.used_by(self).items() if purpose not in _NOT_LIMITED)
 
 
-def memory_pools(device: torch.device, host_limit: int | None, workers: int, evict: Evict) -> list[MemoryPool]:
+def memory_pools(
+    device: torch.device, host_limit: int | None, workers: int, workers_on_device: int, evict: Evict
+) -> list[MemoryPool]:
     """Return the memory pools of a worker, the preferred one for images first, the host's last.
 
     ``host_limit``: bytes on the host; None: a share of the memory that is free now, divided by the number of
-    ``workers`` on this host. ``evict``: see Evict.
+    ``workers`` on this host. The free memory of a GPU is divided by ``workers_on_device``. ``evict``: see Evict.
     """
     cpu = torch.device("cpu")
     limit = host_limit if host_limit is not None else int(_SHARE * available_memory() / workers)
     pools = [MemoryPool(cpu, limit, evict)]
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        pools.insert(0, MemoryPool(device, max(0, free - _DEVICE_HEADROOM_BYTES), evict))
+        # Each worker on the device needs the headroom for its own passes.
+        pools.insert(0, MemoryPool(device, max(0, free // workers_on_device - _DEVICE_HEADROOM_BYTES), evict))
     return pools
 
 

@@ -51,9 +51,9 @@ class Worker:
     """One model on one device, and the sessions on it.
 
     ``gateway``: its address. ``certificate``: the one to trust (DER); empty: no TLS. ``memory``: bytes for sessions on
-    the host; None: a share of the free memory, divided by ``workers``, the number of workers on this host. ``idle``:
-    seconds without a useful message after which a connected session may be evicted. ``compiled``: see
-    :func:`load_model`.
+    the host; None: a share of the free memory, divided by ``workers``, the number of workers on this host.
+    ``workers_on_device``: the number of those on the same device. ``idle``: seconds without a useful message after
+    which a connected session may be evicted. ``compiled``: see :func:`load_model`.
     """
 
     def __init__(
@@ -63,12 +63,13 @@ class Worker:
         certificate: bytes,
         memory: int | None,
         workers: int,
+        workers_on_device: int,
         idle: float,
         compiled: bool,
     ) -> None:
         self._address, self._secret, self._memory, self._idle = gateway, secret, memory, idle
         self._tls = _pinned(certificate) if certificate else None
-        self._workers, self._compiled = workers, compiled
+        self._workers, self._workers_on_device, self._compiled = workers, workers_on_device, compiled
         self._sessions: dict[str, SessionHost] = {}
         self._tasks = BackgroundTasks()
         self._device: torch.device
@@ -110,7 +111,9 @@ class Worker:
             # Objects that live as long as the process need not be scanned whenever a session's memory is freed.
             gc.collect()
             gc.freeze()
-            self._pools = memory_pools(self._device, self._memory, self._workers, self._evict_idle_session)
+            self._pools = memory_pools(
+                self._device, self._memory, self._workers, self._workers_on_device, self._evict_idle_session
+            )
             limits = msgspec.structs.replace(LIMITS, session_bytes=self._pools[-1].session_limit)
             self._to_gateway.put_nowait(
                 worker_protocol.ModelReady(
@@ -251,7 +254,8 @@ def _pinned(certificate: bytes) -> ssl.SSLContext:
 
 
 async def _main(args: argparse.Namespace, secret: str, certificate: bytes) -> None:
-    worker = Worker(args.gateway, secret, certificate, args.memory, args.workers, args.idle, args.compile)
+    shares = args.memory, args.workers, args.workers_on_device
+    worker = Worker(args.gateway, secret, certificate, *shares, args.idle, args.compile)
     running = asyncio.ensure_future(worker.run(args.model_name, args.model_folder, args.device))
     parent = asyncio.ensure_future(wait_until_stdin_closes())
     if args.drain and sys.platform != "win32":  # Windows ends processes without a signal
@@ -273,6 +277,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers-on-device", type=int, default=1)
     parser.add_argument("--idle", type=float, default=IDLE_S)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--drain", action="store_true")

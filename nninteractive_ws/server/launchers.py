@@ -48,6 +48,11 @@ class WorkerCommand:
     certificate: bytes = b""
 
 
+def _share_arguments(workers: int, on_device: int) -> tuple[str, ...]:
+    """Return the arguments with which a worker takes its share of the memory of its machine and of its device."""
+    return "--workers", str(workers), "--workers-on-device", str(on_device)
+
+
 class Launcher(Protocol):
     """Makes the command that starts a worker. ``name``: for logs and metrics."""
 
@@ -66,9 +71,15 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Starts workers on this machine, on one device. ``arguments``: further ones of these workers."""
+    """Starts workers on this machine, on one device.
+
+    ``workers``, ``on_device``: highest number of workers on this machine, and of those on the device.
+    ``arguments``: further ones of these workers.
+    """
 
     device: str
+    workers: int = 1
+    on_device: int = 1
     arguments: tuple[str, ...] = ()
     is_local = True
 
@@ -78,8 +89,9 @@ class LocalLauncher:
 
     def command(self, endpoints: Endpoints, worker: Sequence[str]) -> WorkerCommand:
         gateway = f"ws://127.0.0.1:{endpoints.local_port}"
+        shares = _share_arguments(self.workers, self.on_device)
         return WorkerCommand(
-            python_module(_WORKER, "--gateway", gateway, "--device", self.device, *self.arguments, *worker)
+            python_module(_WORKER, "--gateway", gateway, "--device", self.device, *shares, *self.arguments, *worker)
         )
 
 
@@ -88,10 +100,12 @@ class SshLauncher:
     """Starts workers on another machine, through ssh. They connect through the same ssh.
 
     ``arguments``: those of ssh, of which the last is the destination. ``python``: the interpreter on that machine.
+    ``workers``: highest number of workers on that machine. They choose the same device.
     """
 
     arguments: tuple[str, ...]
     python: str
+    workers: int = 1
     is_local = False
 
     @property
@@ -102,9 +116,9 @@ class SshLauncher:
         port = secrets.choice(_SSH_PORTS)
         program, *options, destination = self.arguments
         tunnel = ["-R", f"127.0.0.1:{port}:127.0.0.1:{endpoints.local_port}"]
-        remote = python_module(
-            _WORKER, "--gateway", f"ws://127.0.0.1:{port}", *REMOTE_ARGUMENTS, *worker, python=self.python
-        )
+        gateway = f"ws://127.0.0.1:{port}"
+        shares = _share_arguments(self.workers, self.workers)
+        remote = python_module(_WORKER, "--gateway", gateway, *REMOTE_ARGUMENTS, *shares, *worker, python=self.python)
         settings = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         # The other machine's shell parses the command.
         command = shlex.join(["env", *settings, *remote])

@@ -18,11 +18,35 @@ def options(**given: object) -> WorkerOptions:
 def test_without_options_there_is_a_worker_for_each_device() -> None:
     settings, remote = pool_settings(options(devices=("cuda:0", "cuda:1")), ("--model-folder", "m"))
     assert settings.launchers == [
-        LocalLauncher("cuda:0", ("--model-folder", "m", "--workers", "2")),
-        LocalLauncher("cuda:1", ("--model-folder", "m", "--workers", "2")),
+        LocalLauncher("cuda:0", 2, 1, ("--model-folder", "m")),
+        LocalLauncher("cuda:1", 2, 1, ("--model-folder", "m")),
     ]
     assert (settings.min_workers, settings.idle_end_s, settings.join_token) == (2, math.inf, "")
     assert remote is None
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "expected"),
+    [
+        ("auto", "4", [("auto", 4, 4)] * 4),
+        ("auto", "0..2", [("auto", 2, 2)] * 2),
+        ("cpu,cpu", None, [("cpu", 2, 2)] * 2),
+        ("cuda:0,cuda:1", "1..3", [("cuda:0", 3, 2), ("cuda:1", 3, 1), ("cuda:0", 3, 2)]),
+        ("cuda:0,cuda:1", "1", [("cuda:0", 1, 1)]),
+    ],
+)
+def test_local_workers_know_how_many_share_the_machine_and_the_device(
+    devices: str, workers: str | None, expected: list[tuple[str, int, int]]
+) -> None:
+    settings, _ = pool_settings(options(devices=tuple(devices.split(",")), workers=workers), ())
+    assert settings.launchers == [LocalLauncher(*each) for each in expected]
+
+
+def test_workers_through_ssh_know_how_many_share_their_machine() -> None:
+    launch = ("ssh gpu1", "ssh -p 2222 gpu2", "srun")
+    settings, _ = pool_settings(options(launch=launch, workers="0..4"), ())
+    shares = [(each.name, getattr(each, "workers", None)) for each in settings.launchers]
+    assert shares == [("ssh gpu1", 2), ("ssh gpu2", 1), ("srun", None), ("ssh gpu1", 2)]
 
 
 def test_a_range_of_workers_takes_turns_on_the_launchers() -> None:

@@ -64,7 +64,7 @@ def test_a_worker_sends_its_secret_to_the_certified_gateway_alone(trusted: bool)
         server = await asyncio.start_server(record, "127.0.0.1", 0, ssl=other.server_context())
         async with server:
             address = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            worker = Worker(address, SECRET, ours.der, None, 1, IDLE_S, False)
+            worker = Worker(address, SECRET, ours.der, None, 1, 1, IDLE_S, False)
             await worker.run("demo", None, "cpu")
 
     with pytest.raises(NotConnected, match="refused this worker" if trusted else "another certificate"):

@@ -231,18 +231,27 @@ def test_a_session_closed_during_eviction_reserves_nothing() -> None:
 
 
 def test_the_limit_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    (pool,) = memory_pools(CPU, 12345, 1, nobody_idle)
+    (pool,) = memory_pools(CPU, 12345, 1, 1, nobody_idle)
     assert pool.limit == 12345
     free = psutil.virtual_memory().available
-    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit < 0.9 * free
+    assert memory_pools(CPU, None, 1, 1, nobody_idle)[0].limit < 0.9 * free
     monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
-    assert memory_pools(CPU, None, 1, nobody_idle)[0].limit == 800_000
+    assert memory_pools(CPU, None, 1, 1, nobody_idle)[0].limit == 800_000
 
 
 def test_the_workers_of_a_host_divide_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
-    assert memory_pools(CPU, None, 4, nobody_idle)[0].limit == 200_000
-    assert memory_pools(CPU, 12345, 4, nobody_idle)[0].limit == 12345, "a number that is given is for each"
+    assert memory_pools(CPU, None, 4, 2, nobody_idle)[0].limit == 200_000
+    assert memory_pools(CPU, 12345, 4, 2, nobody_idle)[0].limit == 12345, "a number that is given is for each"
+
+
+def test_the_workers_of_a_gpu_divide_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (80 * gib, 96 * gib))
+    cuda = torch.device("cuda:0")
+    for workers_on_device, expected in ((1, 72), (2, 32), (4, 12), (16, 0)):
+        gpu, host = memory_pools(cuda, 12345, 16, workers_on_device, nobody_idle)
+        assert (gpu.device, gpu.limit, host.limit) == (cuda, expected * gib, 12345)
 
 
 def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ class Sessions:
     """
 
     def __init__(self, model: LoadedModel, scheduler: DeviceScheduler, on_gpu: float, on_host: int) -> None:
-        worker = self._worker = Worker("", "", b"", None, 1, IDLE_S, False)
+        worker = self._worker = Worker("", "", b"", None, 1, 1, IDLE_S, False)
         gpu_limit = int(on_gpu * VOXELS * bytes_per_voxel(GPU, VOXELS, CHANNELS))
         others = int(on_gpu * VOXELS * _MASKS) + VOXELS
         host_limit = on_host * VOXELS * (bytes_per_voxel(CPU, VOXELS, CHANNELS) + _MASKS) + others

@@ -1,5 +1,6 @@
 """Commands that start workers."""
 
+from dataclasses import replace
 import shlex
 import subprocess
 import sys
@@ -13,11 +14,12 @@ WORKER = ["--model-name", "a name with blanks; and 'quotes'"]
 
 
 def test_a_local_worker_connects_on_loopback() -> None:
-    command = LocalLauncher("cuda:1", ("--workers", "2")).command(ENDPOINTS, WORKER)
+    command = LocalLauncher("cuda:1", 3, 2, ("--model-folder", "m")).command(ENDPOINTS, WORKER)
     assert command.certificate == b""
     assert command.arguments[:4] == [sys.executable, "-P", "-m", "nninteractive_ws.engine.worker"]
     assert command.arguments[4:] == [
-        "--gateway", "ws://127.0.0.1:4711", "--device", "cuda:1", "--workers", "2", *WORKER
+        "--gateway", "ws://127.0.0.1:4711", "--device", "cuda:1", "--workers", "3", "--workers-on-device", "2",
+        "--model-folder", "m", *WORKER,
     ]  # fmt: skip
     assert "--drain" not in command.arguments
 
@@ -41,7 +43,7 @@ def test_a_module_is_named_by_its_last_part() -> None:
 
 
 def test_ssh_forwards_the_port_and_quotes_the_command() -> None:
-    launcher = parse_launch("ssh -p 2222 user@gpu1")
+    launcher = replace(parse_launch("ssh -p 2222 user@gpu1"), workers=2)
     assert launcher.name == "ssh user@gpu1"
     command = launcher.command(ENDPOINTS, WORKER)
     *options, destination, remote = command.arguments
@@ -54,7 +56,9 @@ def test_ssh_forwards_the_port_and_quotes_the_command() -> None:
     found = subprocess.run(["sh", "-c", f"printf '%s\\n' {remote}"], capture_output=True, text=True, check=True)
     words = found.stdout.splitlines()
     assert words[:3] == ["env", "MALLOC_ARENA_MAX=2", "PYTHONSAFEPATH=1"]
-    assert words[words.index("--gateway") :] == ["--gateway", f"ws://127.0.0.1:{port}", "--drain", *WORKER]
+    assert words[words.index("--gateway") :] == [
+        "--gateway", f"ws://127.0.0.1:{port}", "--drain", "--workers", "2", "--workers-on-device", "2", *WORKER
+    ]  # fmt: skip
     assert command.certificate == b"", "ssh encrypts the connection"
 
 
