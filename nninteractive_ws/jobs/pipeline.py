@@ -25,7 +25,7 @@ from nninteractive_ws.files.images import Color, check_output, notes_on_overlaps
 from nninteractive_ws.files.pictures import Prompt
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
-from nninteractive_ws.jobs.records import write_record
+from nninteractive_ws.jobs.records import write_empty_record, write_record
 from nninteractive_ws.jobs.results import SegmentResult, VolumeResult
 from nninteractive_ws.jobs.table import Job, PromptRow
 from nninteractive_ws.masks import Mask
@@ -209,13 +209,17 @@ class _SessionWorker:
         )
 
     def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> dict[str, str]:
-        """Write the files of a volume, and return notes on segments that lost voxels to others."""
+        """Write the files of a volume, and return notes on segments that lost voxels to others.
+
+        No segmentation is written without a record. The next run would take it for a file of the user.
+        """
         lost = notes_on_overlaps(task.output, masks)
         # First: it marks the segmentation as a result of batch, also if the process is killed in between.
         failure: Exception | None = None
         try:
             write_record(task.record, masks, volume, self._colors, self._marks, lost, task.output_name)
         except Exception as e:
+            write_empty_record(task.record, task.output_name)  # it needs less space, and no picture
             failure = e  # raised once the segmentation is written or kept elsewhere
         with _writing(task):
             write_segmentation(task.output, masks, volume, self._colors, model)

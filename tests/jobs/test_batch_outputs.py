@@ -220,6 +220,46 @@ def test_the_record_is_written_before_the_segmentation(
     assert len(records) == 1
 
 
+@pytest.mark.parametrize("error", [OSError, ValueError])
+def test_an_image_is_processed_again_after_a_failed_record(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Such as with a quota that a picture exceeds, or with a volume that cannot be drawn."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.nrrd")
+    rows, out = rows_of(Path("a.nrrd")), tmp_path / "out"
+    with monkeypatch.context() as patched:
+
+        def write(*_arguments: Any) -> None:
+            raise error("No record.")
+
+        patched.setattr(pipeline, "write_record", write)
+        if error is OSError:
+            with pytest.raises(OSError, match=r"No record\."):
+                run(quick, rows, out)
+        else:
+            assert "No record." in run(quick, rows, out)["a.nrrd"].errors[0]
+    assert (out / "a.seg.nrrd").exists()
+    result = run(quick, rows, out)["a.nrrd"]
+    assert (result.errors, result.earlier) == ([], False)
+
+
+def test_without_a_record_no_segmentation_is_written(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as with a folder for records that belongs to somebody else."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.nrrd")
+    rows, out = rows_of(Path("a.nrrd")), tmp_path / "out"
+    out.mkdir()
+    (out / ".report").write_text("a file in place of a folder")
+    with pytest.raises(OSError, match=r"\.report cannot be (created|cleaned up)"):
+        run(quick, rows, out)
+    assert not (out / "a.seg.nrrd").exists()
+    (out / ".report").unlink()
+    assert run(quick, rows, out)["a.nrrd"].errors == []
+
+
 def test_a_segment_that_others_cover_has_a_warning(quick: QuickServer, tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd")
     rows = [row for name in ("lesion", "liver") for row in rows_of(tmp_path / "a.nrrd", segment=name)]
