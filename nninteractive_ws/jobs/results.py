@@ -17,6 +17,8 @@ from nninteractive_ws.files.rows import format_cell
 
 #: Between several warnings in a cell.
 _SEPARATOR = " | "
+#: Maximum length of a text in a cell, which is that of spreadsheets. Python's csv module reads no more than 131,072.
+_MAX_CELL_LENGTH = 32_767
 
 N = TypeVar("N", int, float)
 
@@ -149,10 +151,10 @@ class ResultsFile:
         for s in result.segments:
             cells = ("", "", "") if s.error else (s.label, s.voxels, f"{s.ml:.3f}")
             times = (s.predict_s, s.waiting_s, s.network_s, result.read_s, result.write_s, result.total_s)
-            row = (result.image, s.name, "" if s.error else output, *cells, s.prompts, s.passes)
+            row = (_limited(result.image), s.name, "" if s.error else output, *cells, s.prompts, s.passes)
             warnings = _SEPARATOR.join(warning.replace(_SEPARATOR, " ") for warning in result.warnings)
             texts = map(_one_line, (result.model, result.license, warnings, s.error or ""))
-            yield (*row, *(f"{t:.3f}" for t in times), *texts, result.path, table, key)
+            yield (*row, *(f"{t:.3f}" for t in times), *texts, path_cell(result.path), table, key)
 
     def _volume(self, rows: list[dict[str, str]], segments: list[SegmentResult]) -> VolumeResult:
         outputs = [self._folder / row["output"] for row in rows if row["output"]]
@@ -174,7 +176,17 @@ class ResultsFile:
 
 def _one_line(text: str) -> str:
     """Collapse white space: a result is one line, even if an error or a model name has line breaks."""
-    return " ".join(text.split())
+    return _limited(" ".join(text.split()))
+
+
+def _limited(text: str) -> str:
+    """Truncate a text that is too long for a cell, such as an error from a server."""
+    return text if len(text) <= _MAX_CELL_LENGTH else f"{text[: _MAX_CELL_LENGTH - 1]}…"
+
+
+def path_cell(path: str) -> str:
+    """Return a path as in results.csv: on one line. A folder above a table may have a line break in its name."""
+    return _limited(path.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 def _row(line: bytes) -> dict[str, str] | None:

@@ -26,7 +26,7 @@ from nninteractive_ws.jobs.lock import lock_folder
 from nninteractive_ws.jobs.pipeline import BatchProgress, Open, PendingJob, process
 from nninteractive_ws.jobs.records import record_path, recorded_outputs, remove_other_records, write_empty_record
 from nninteractive_ws.jobs.report import FILE_NAME, Report
-from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult
+from nninteractive_ws.jobs.results import ResultsFile, SegmentResult, VolumeResult, path_cell
 from nninteractive_ws.jobs.table import Job, read_table
 from nninteractive_ws.server.local_server import ServerOptions
 
@@ -136,7 +136,7 @@ class Batch(Iterator[VolumeResult]):
         owners = {self._file.output_key(r.output): r for r in self._others.values() if r.output is not None}
         for task in todo:
             other = owners.get(self._file.output_key(task.output))
-            if other is not None and other.path != str(task.job.image):
+            if other is not None and other.path != path_cell(str(task.job.image)):
                 fault = (
                     f"{task.output} is already the output of another image of another table, {other.path}. Choose "
                     "another output folder."

@@ -28,6 +28,9 @@ COLUMNS = ("image", "segment", "prompt", "ijk", "lps", "file", "polarity", *read
 Kind = Literal["point", "bbox", "scribble", "lasso", "markups"]
 KINDS: tuple[Kind, ...] = ("point", "bbox", "scribble", "lasso", "markups")
 
+#: Maximum number of sentences about rows of the same segment or image. Thousands of rows may have the same mistake.
+_MAX_LISTED = 20
+
 #: Expected content of a cell, by kind of prompt and column.
 _NUMBERS = {
     ("point", "ijk"): "three numbers such as 60 50 12",
@@ -101,6 +104,7 @@ def _mapping(row: object) -> Row:
 def _collect(folder: Path, rows: Iterable[tuple[str, Row]], resample: bool) -> Table:
     table = Table([], [])
     jobs: dict[tuple[Path, ReadOptions], Job] = {}
+    errors: dict[tuple[Path, ReadOptions, str], list[str]] = {}
     for where, row in rows:
         if isinstance(row, str):
             table.strays.append(("", f"{where}: {row}"))
@@ -123,7 +127,9 @@ def _collect(folder: Path, rows: Iterable[tuple[str, Row]], resample: bool) -> T
         try:
             job.prompts.append(_prompt(row, where, segment, folder))
         except InvalidTable as e:
-            job.faults[segment] = f"{job.faults.get(segment, '')} {where}, {e}".strip()
+            errors.setdefault((image, chosen, segment), []).append(f"{where}, {e}")
+    for (image, chosen, segment), found in errors.items():
+        jobs[image, chosen].faults[segment] = " ".join(_first(found))
     table.jobs = list(jobs.values())
     for job in table.jobs:
         _check_positive(job)
@@ -144,10 +150,18 @@ def _check_positive(job: Job) -> None:
 def _check_repeated(job: Job) -> None:
     """Warn about rows that are the same as an earlier one. They are sent as written."""
     first: dict[PromptRow, str] = {}
+    warnings = []
     for prompt in job.prompts:
         earlier = first.setdefault(replace(prompt, where=""), prompt.where)
         if earlier != prompt.where:
-            job.warnings.append(f"{prompt.where} repeats {earlier}. The prompt is sent twice. Delete one of the rows.")
+            warnings.append(f"{prompt.where} repeats {earlier}. The prompt is sent twice. Delete one of the rows.")
+    job.warnings += _first(warnings)
+
+
+def _first(sentences: list[str]) -> list[str]:
+    """Return the first sentences about rows, and one with the number of the others."""
+    others = len(sentences) - _MAX_LISTED
+    return [*sentences[:_MAX_LISTED], f"Further such rows: {others:,}."] if others > 0 else sentences
 
 
 def _prompt(row: Mapping[str, object], where: str, segment: str, folder: Path) -> PromptRow:

@@ -379,6 +379,30 @@ def test_warnings_are_kept_over_resumption(quick: QuickServer, tmp_path: Path) -
         assert results(tmp_path / "out") == [line]
 
 
+def test_a_batch_with_thousands_of_invalid_rows_resumes(quick: QuickServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nrrd")
+    write_image(tmp_path / "b.nrrd")
+    rows = rows_of(tmp_path / "a.nrrd") + rows_of(tmp_path / "b.nrrd", ijk=(1, 2)) * 3000
+    assert [bool(r.errors) for r in run(quick, rows, tmp_path / "out").values()].count(True) == 1
+    found = run(quick, rows, tmp_path / "out")
+    assert found["a.nrrd"].earlier
+    assert found["b.nrrd"].errors[0].endswith("Further such rows: 2,980.")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no line breaks in names")
+def test_a_folder_with_a_line_break_in_its_name(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "two\nlines"
+    write_image(folder / "a.nrrd")
+    monkeypatch.chdir(folder)
+    out = tmp_path / "out"
+    assert run(quick, rows_of(Path("a.nrrd")), out)["a.nrrd"].errors == []
+    assert run(quick, rows_of(Path("a.nrrd")), out)["a.nrrd"].earlier
+    # The same image in another table.
+    assert run(quick, rows_of(Path("a.nrrd"), segment="other"), out)["a.nrrd"].errors == []
+
+
 # ---- failed writes ------------------------------------------------------------------------------------------
 
 

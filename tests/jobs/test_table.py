@@ -103,6 +103,17 @@ def test_errors_name_line_column_and_expected_value(tmp_path: Path, row: str, ex
     assert (a.segments, b.faults, table.strays) == (["t", "s"], {}, [])
 
 
+@pytest.mark.parametrize("count", [20, 21, 3000])
+def test_the_first_of_many_invalid_or_repeated_rows_are_listed(tmp_path: Path, count: int) -> None:
+    """A cell of results.csv must have space for them."""
+    job = only(read(tmp_path, "a,t,point,1 2 3,,,", *["a,t,point,1 2 3,,,"] * count, *["a,s,point,1 2,,,"] * count))
+    end = f" Further such rows: {count - 20:,}." if count > 20 else ""
+    assert job.faults["s"].count("column ijk: expected") == 20
+    assert job.faults["s"].endswith(f'found "1 2".{end}')
+    assert [w.partition(" repeats")[0] for w in job.warnings[:20]] == [f"jobs.csv, line {n}" for n in range(3, 23)]
+    assert job.warnings[20:] == ([end.strip()] if end else [])
+
+
 @pytest.mark.parametrize(
     ("row", "image", "expected"),
     [

@@ -288,6 +288,24 @@ def test_results_are_read_back(
         assert (found.output, found.model) == (result.output, " ".join(model.split()))
 
 
+def test_long_texts_and_line_breaks_are_read_back(tmp_path: Path) -> None:
+    """The table is read after every rewrite, whatever a server or a file system put into it."""
+    long = "; -1 " * 50_000
+    segments = (SegmentResult("liver", error=long), SegmentResult("spleen", 1))
+    output, path = tmp_path / "a.seg.nrrd", "/data/a\r\nb/ct.nrrd"
+    result = VolumeResult(long, segments, output, long, long, warnings=("Odd.", long), path=path)
+    file = ResultsFile(tmp_path)
+    file.rewrite([("k", result)])
+    first = file.path.read_bytes()
+    assert len(first.splitlines()) == 3
+    (found,) = file.load().values()
+    assert found.path == r"/data/a\r\nb/ct.nrrd"
+    assert found.warnings[0] == "Odd."
+    assert {len(found.image), len(found.model), len(found.errors[0])} == {32_767}
+    file.rewrite([("k", found)])
+    assert file.path.read_bytes() == first
+
+
 def test_cells_of_tables_are_not_formulas(tmp_path: Path) -> None:
     written(tmp_path)
     results_of = [ObjectResult('=HYPERLINK("x")', "@liver", 5, error="+1+cmd|x")]
