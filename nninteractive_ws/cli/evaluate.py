@@ -74,8 +74,8 @@ def evaluate(
     is at its deepest voxel or in its largest cross-section, each following one at the largest error. FOLDER gets
     prompts.csv, objects.csv, dice.png, and figures of the worst objects.
 
-    The exit status is 1 if a case or prompt failed. The token for the server is read from the environment variable
-    NNINTERACTIVE_WS_TOKEN.
+    The exit status is 1 if a case, prompt or figure failed. The token for the server is read from the environment
+    variable NNINTERACTIVE_WS_TOKEN.
     """
     try:
         with exit_on_interrupt():
@@ -101,7 +101,7 @@ def evaluate(
             options.running(progress.set_status) as address,
             connect(address, **options.connect_arguments, on=progress.callbacks) as session,
         ):
-            results = _run(session, found, output, prompts, prompts_per_object, seed, progress)
+            results, problems = _run(session, found, output, prompts, prompts_per_object, seed, progress)
     except KeyboardInterrupt:
         stderr.print(f"Stopped. The results so far are in {escape(str(output))}.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -113,7 +113,7 @@ def evaluate(
     failed = sum(bool(r.error) for r in results)
     message = f"; {failed} of {len(results)} failed, see objects.csv" if failed else ""
     stderr.print(f"Tables and figures are in {escape(str(output))}{message}.", soft_wrap=True)
-    if failed:
+    if failed or problems:
         raise typer.Exit(1)
 
 
@@ -125,9 +125,12 @@ def _run(
     prompts_per_object: int,
     seed: int,
     progress: SessionProgress,
-) -> list[ObjectResult]:
-    """Evaluate. Tables are updated after each object. Figures are drawn at the end, and after an interruption."""
-    from nninteractive_ws.evaluation.pictures import CURVES, WorstCases, draw_curves
+) -> tuple[list[ObjectResult], list[str]]:
+    """Evaluate, and return the results, and sentences about figures that could not be drawn.
+
+    Tables are updated after each object. Figures are drawn at the end, and after an interruption.
+    """
+    from nninteractive_ws.evaluation.pictures import WorstCases, draw_figures
     from nninteractive_ws.evaluation.report import write_tables
     from nninteractive_ws.evaluation.run import Plan, evaluate, supported_kinds
     from nninteractive_ws.evaluation.simulated_user import KINDS
@@ -136,6 +139,7 @@ def _run(
     requested = [kind for kind in KINDS if prompts in (kind, PromptKinds.MIXED)]
     plan = Plan(supported_kinds(requested, model.prompts), prompts_per_object, seed)
     results: list[ObjectResult] = []
+    problems: list[str] = []
     worst = WorstCases()
 
     def on_status(message: str, done: int) -> None:
@@ -149,9 +153,10 @@ def _run(
             _print_result(evaluated.result, is_first=[r.case for r in results].count(evaluated.result.case) == 1)
     finally:
         if results:
-            draw_curves(results, output / CURVES, f"{model.name} ({model.license}), prompts: {prompts}")
-            worst.draw(output)
-    return results
+            problems = draw_figures(results, worst, output, f"{model.name} ({model.license}), prompts: {prompts}")
+            for problem in problems:
+                stderr.print(f"[bold red]failed:[/] {escape(problem)}", soft_wrap=True)
+    return results, problems
 
 
 def _print_result(result: ObjectResult, is_first: bool) -> None:

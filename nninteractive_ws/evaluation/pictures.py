@@ -1,7 +1,8 @@
 """Results as figures: Dice over prompts, and slices of the worst objects with mask and ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ MAX_WORST = 6
 CURVES = "dice.png"
 WORST = tuple(f"worst-{number}.png" for number in range(1, MAX_WORST + 1))
 _COLUMNS = 4
+#: Number of structures with a panel of curves. With the panel of all objects, they fill ten rows.
+MAX_STRUCTURES = 39
 _MASK, _POSITIVE, _NEGATIVE = "#e6194b", "#3cb44b", "#f58231"
 #: Margin around object and mask, in millimeters.
 _MARGIN_MM = 25.0
@@ -31,17 +34,42 @@ _MARGIN_MM = 25.0
 _MAX_POINT_DISTANCE = 2
 
 
-def draw_curves(results: Sequence[ObjectResult], path: Path, title: str) -> None:
-    """Write a PNG of Dice over prompts: a panel for all objects, then one for each structure.
+def draw_figures(results: Sequence[ObjectResult], worst: "WorstCases", folder: Path, title: str) -> list[str]:
+    """Write ``dice.png`` if an object counts, and ``worst-1.png``, ``worst-2.png``, ..., the worst first.
 
-    A thin line is a case, the thick line their mean. If no object counts, an older file is removed and none is written.
+    Figures of an earlier evaluation are removed. Return a sentence for each figure that cannot be drawn. Hours of work
+    may lie behind the others.
     """
-    path.unlink(missing_ok=True)
-    counting = [r for r in results if r.counts]
-    if not counting:
-        return
-    names = dict.fromkeys(r.structure for r in counting)
-    groups = [("all", counting), *((name, [r for r in counting if r.structure == name]) for name in names)]
+    figures: dict[str, Callable[[], Figure]] = dict(zip(WORST, worst.figures(), strict=False))
+    if counting := [r for r in results if r.counts]:
+        figures[CURVES] = partial(curves_figure, counting, title)
+    problems = []
+    for name in (CURVES, *WORST):
+        try:
+            (folder / name).unlink(missing_ok=True)
+            if name in figures:
+                figure = figures[name]()
+                with atomic_write(folder / name) as path:
+                    figure.savefig(path, dpi=110)
+        except Exception as e:
+            problems.append(f"{name} could not be drawn: {str(e) or type(e).__name__}")
+    return problems
+
+
+def curves_figure(results: Sequence[ObjectResult], title: str) -> Figure:
+    """Return a figure of Dice over prompts: a panel for all objects, then one for each structure.
+
+    A thin line is a case, the thick line their mean. Of many structures, those with the lowest final Dice are drawn,
+    the worst first.
+    """
+    structures: dict[str, list[ObjectResult]] = {}
+    for result in results:
+        structures.setdefault(result.structure, []).append(result)
+    shown = list(structures.items())
+    if len(shown) > MAX_STRUCTURES:
+        shown = sorted(shown, key=lambda group: float(np.mean([r.dice[-1] for r in group[1]])))[:MAX_STRUCTURES]
+        title += f"\n{MAX_STRUCTURES} of {len(structures):,} structures, those with the lowest final Dice"
+    groups = [("all", results), *shown]
     rows = -(-len(groups) // _COLUMNS)
     figure = Figure(figsize=(3.0 * _COLUMNS, 0.5 + 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flat
@@ -53,7 +81,7 @@ def draw_curves(results: Sequence[ObjectResult], path: Path, title: str) -> None
     figure.suptitle(title, fontsize=11, parse_math=False)
     figure.supxlabel("prompts")
     figure.supylabel("Dice")
-    _save(figure, path)
+    return figure
 
 
 def _curves(panel: Any, name: str, results: Sequence[ObjectResult]) -> None:
@@ -99,12 +127,9 @@ class WorstCases:
             self._kept.append((result.dice[-1], result, [case.slice_view(axis) for axis in (2, 1, 0)]))
             self._kept = sorted(self._kept, key=lambda kept: kept[0])[:MAX_WORST]
 
-    def draw(self, folder: Path) -> None:
-        """Write ``worst-1.png``, ``worst-2.png``, ..., the worst first. Remove those of an earlier evaluation."""
-        for name in WORST:
-            (folder / name).unlink(missing_ok=True)
-        for name, (_, result, views) in zip(WORST, self._kept, strict=False):
-            _draw(result, views, folder / name)
+    def figures(self) -> list[Callable[[], Figure]]:
+        """Return functions that draw the objects, the worst first."""
+        return [partial(_slices_figure, result, views) for _, result, views in self._kept]
 
 
 class ReorientedCase:
@@ -173,7 +198,7 @@ class ReorientedCase:
         )
 
 
-def _draw(result: ObjectResult, views: Sequence[_SliceView], path: Path) -> None:
+def _slices_figure(result: ObjectResult, views: Sequence[_SliceView]) -> Figure:
     figure = Figure(figsize=(12, 4.8), facecolor="black", layout="constrained")
     darkest, brightest = _window(views)
     for panel, view in zip(figure.subplots(1, 3), views, strict=True):
@@ -200,7 +225,7 @@ def _draw(result: ObjectResult, views: Sequence[_SliceView], path: Path) -> None
     figure.legend(handles=handles, loc="outside lower center", ncols=4, labelcolor="white", frameon=False)
     title = f"{result.case}: {result.structure}   Dice {result.dice[-1]:.2f}, NSD {result.nsd[-1]:.2f}"
     figure.suptitle(f"{title} after {len(result.steps)} prompts", color="white", fontsize=11, parse_math=False)
-    _save(figure, path)
+    return figure
 
 
 def _window(views: Sequence[_SliceView]) -> tuple[float, float]:
@@ -211,8 +236,3 @@ def _window(views: Sequence[_SliceView]) -> tuple[float, float]:
     )
     half = max(4 * (upper - lower), np.ptp(np.percentile(all_values, (1, 99))) / 8)
     return float(median - half), float(median + half)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=110)

@@ -214,6 +214,17 @@ def test_an_evaluation_without_results_removes_the_old_picture(quick: str, folde
 
 
 @pytest.mark.slow
+def test_a_figure_that_cannot_be_drawn_is_an_error_after_the_summary(quick: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "dice.png").mkdir()
+    cases = table(folder, "drawn.csv", "ct.nii.gz,organs.nii.gz,1,liver")
+    status, output = command(cases, "-o", tmp_path, "--server", quick, "--prompts-per-object", 1)
+    assert status == 1
+    assert "failed: dice.png could not be drawn: " in output
+    assert "Mean over all objects" in output
+    assert (tmp_path / "worst-1.png").exists()
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tables(quick: str, folder: Path, tmp_path: Path) -> None:
     cases = table(folder, "one.csv", "ct.nii.gz,organs.nii.gz,1,liver")
     for name in "ab":
