@@ -235,6 +235,12 @@ class Server:
             if sample.name == f"nninteractive_ws_{name}"
         }
 
+    def processor_seconds(self) -> float:
+        """Return the processor time of the server's processes so far, and of this process."""
+        process = psutil.Process(self.pid)
+        processes = (psutil.Process(), process, *process.children(recursive=True))
+        return sum(sum(p.cpu_times()[:2]) for p in processes)
+
     def peak_bytes(self) -> int:
         """Return the sum of the peak resident memory of the server's processes, each at its own time."""
         process = psutil.Process(self.pid)

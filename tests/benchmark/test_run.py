@@ -97,6 +97,7 @@ def test_both_systems_give_equal_masks(folder: Path, servers: dict[str, Server],
     found = []
     for side in SYSTEMS:
         client = side.connect(servers[side.name].port)
+        before = servers[side.name].processor_seconds()
         client.open(work.volume)
         started = time.monotonic()
         answer = client.send_prompt(work.prompts["point", True])
@@ -110,6 +111,8 @@ def test_both_systems_give_equal_masks(folder: Path, servers: dict[str, Server],
         masks.append(client.mask().copy())
         found.append(masks)
         client.close()
+        # Two passes and more, on all processors.
+        assert 0.1 < servers[side.name].processor_seconds() - before < (os.cpu_count() or 1) * 60
     for official, own in zip(*found, strict=True):
         assert np.array_equal(official, own)
     assert found[0][0].any()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import itertools
 import json
 from pathlib import Path
+import time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -86,6 +87,8 @@ def all_measurements(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int |
     monkeypatch.setattr(Workload, "size", " x ".join(map(str, SHAPE)))
     monkeypatch.setattr(SystemUnderTest, "serve", _serve)
     monkeypatch.setattr(Server, "peak_bytes", lambda _: 1)  # works on Linux only
+    monkeypatch.setattr(Server, "processor_seconds", lambda _: time.monotonic())
+    monkeypatch.setattr(measure, "_NORMALIZATION_S", 0.0)
     monkeypatch.setattr(systems, "connect", lambda _: _Session())
     monkeypatch.setattr(systems, "nnInteractiveRemoteInferenceSession", MagicMock())
     monkeypatch.setattr(measure, "link", _link)
