@@ -109,7 +109,7 @@ class ImageSource:
         """One brick or layer, packed: less than a millisecond of work. ``compression``: of a whole brick."""
         index, layer = part.index, part.layer
         # In two steps, because a double that is rounded to an integer in float32 would be truncated to the one below.
-        voxels = to_wire(to_wire(self.volume[self.grid.box(index).slices]), np.dtype(self.dtype))
+        voxels = to_wire(self.volume[self.grid.box(index).slices]).astype(self.dtype, copy=False)
         if layer == "whole":
             return Brick(index=index, encoding=encoding, data=arrays.pack(voxels, encoding, compression))
         low_bits = low_bits_of_brick(self.low_bits, part.distance, voxels.dtype)
@@ -156,7 +156,7 @@ def _conversion(dtype: "np.dtype[np.generic]") -> str:
 @cache  # numpy takes longer to name a type than to copy a brick
 def _wire_dtype(dtype: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
     """Return the type in which any voxels of a type can travel."""
-    return np.dtype(_WIRE_DTYPES[dtype.name])
+    return np.dtype(_WIRE_DTYPES[dtype.name]).newbyteorder("<")
 
 
 def _smallest_dtype(blocks: "Sequence[BlockStatistics]", full: "np.dtype[np.generic]") -> "np.dtype[np.generic]":
@@ -169,11 +169,11 @@ def _smallest_dtype(blocks: "Sequence[BlockStatistics]", full: "np.dtype[np.gene
     return full
 
 
-def to_wire(voxels: npt.NDArray[np.generic], dtype: "np.dtype[np.generic] | None" = None) -> npt.NDArray[np.generic]:
-    """Voxels in the type and the order in which they travel: C order, little-endian; not copied where they are that
-    already. ``dtype``: None: the one for any voxels of their type. Values too large for it become infinite."""
+def to_wire(voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Voxels in the type in which any voxels of their type can travel, in C order, little-endian; not copied where they
+    are that already. Values too large for the type become infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return np.ascontiguousarray(voxels, (dtype or _wire_dtype(voxels.dtype)).newbyteorder("<"))
+        return np.ascontiguousarray(voxels, _wire_dtype(voxels.dtype))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from nninteractive_ws.messages import MAX_BASE_LAYERS, Layer
 _LATE_S = 0.2
 #: The window at first, and the smallest later, in whole bricks.
 _SMALLEST_WINDOW = 8
-#: A message has as many whole bricks as the link takes in this time, within these limits.
-_MESSAGE_S, _MIN_PER_MESSAGE, _MAX_PER_MESSAGE = 0.01, 2, 16
+#: A message has as many whole bricks as the link takes in this time, within these limits. The larger minimum is for
+#: messages for which no request waits, since many small ones take more processor time.
+_MESSAGE_S, _MIN_PER_MESSAGE, _MIN_PER_UNHURRIED, _MAX_PER_MESSAGE = 0.01, 2, 8, 16
 #: Size of a base layer in the window and in a message, in whole bricks.
 _BASE_SIZE = 0.25
 #: If the bricks that a prompt waits for take longer, their base layers are sent first.
@@ -170,8 +171,11 @@ class Upload:
 
     def _message_size(self) -> float:
         """Return the size of the next message in whole bricks."""
-        rate = self._link.bricks_per_second or 0.0
-        return min(max(_MIN_PER_MESSAGE, rate * _MESSAGE_S), _MAX_PER_MESSAGE)
+        rate = self._link.bricks_per_second
+        if rate is None:
+            return _MIN_PER_MESSAGE
+        least = _MIN_PER_MESSAGE if self._awaited is not None else _MIN_PER_UNHURRIED
+        return min(max(least, rate * _MESSAGE_S), _MAX_PER_MESSAGE)
 
     def _next_base_layers(self, max_parts: int) -> list[BrickPart]:
         assert self.presence is not None

@@ -97,7 +97,7 @@ class BrickImage:
 
     def _store(self, brick: Brick) -> None:
         box = self.grid.box(brick.index)
-        layer = self._unpack_layer(brick)
+        layer = self._unpack_layer(brick, box.shape)
         normalized = self._normalize(self._voxels_of(brick, layer))
         if not np.isfinite(normalized).all():
             raise BadImage(
@@ -143,10 +143,10 @@ class BrickImage:
                 f"The enhancement layer of brick {brick.index} has {brick.low_bits} bits, but there is no base layer "
                 "without these bits. Send that first, or the whole brick."
             )
-        return layers.combine_layers(self._unpack_layer(base), values)
+        return layers.combine_layers(self._unpack_layer(base, values.shape), values)
 
-    def _unpack_layer(self, brick: Brick) -> npt.NDArray[np.generic]:
-        values = arrays.unpack(brick.data, brick.encoding, self.dtype, self.grid.box(brick.index).shape)
+    def _unpack_layer(self, brick: Brick, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+        values = arrays.unpack(brick.data, brick.encoding, self.dtype, shape)
         if brick.layer == "whole":
             return values
         most = layers.max_low_bits(values.dtype)

@@ -11,9 +11,13 @@ import type { Encoding, Layer } from './messages';
 const LATE_S = 0.2;
 /** The window at first, and the smallest later, in whole bricks. */
 const SMALLEST_WINDOW = 8;
-/** A message has as many whole bricks as the link takes in this time, within these limits. */
+/**
+ * A message has as many whole bricks as the link takes in this time, within these limits. The larger minimum is for
+ * messages for which no request waits, since many small ones take more processor time.
+ */
 const MESSAGE_S = 0.01;
 const MIN_PER_MESSAGE = 2;
+const MIN_PER_UNHURRIED = 8;
 const MAX_PER_MESSAGE = 16;
 /** Size of a base layer in the window and in a message, in whole bricks. */
 const BASE_SIZE = 0.25;
@@ -179,8 +183,10 @@ export class Upload {
 
   /** Return the size of the next message in whole bricks. */
   private messageSize(): number {
-    const rate = this.link.bricksPerSecond ?? 0;
-    return Math.min(Math.max(MIN_PER_MESSAGE, rate * MESSAGE_S), MAX_PER_MESSAGE);
+    const rate = this.link.bricksPerSecond;
+    if (rate === null) return MIN_PER_MESSAGE;
+    const least = this.awaited === null ? MIN_PER_UNHURRIED : MIN_PER_MESSAGE;
+    return Math.min(Math.max(least, rate * MESSAGE_S), MAX_PER_MESSAGE);
   }
 
   private nextBaseLayers(max: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
