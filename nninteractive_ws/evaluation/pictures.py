@@ -17,6 +17,7 @@ from nninteractive_ws.atomic_files import atomic_write
 from nninteractive_ws.evaluation.measures import TARGETS
 from nninteractive_ws.evaluation.run import EvaluatedObject, ObjectResult, PromptResult
 from nninteractive_ws.evaluation.simulated_user import deepest_voxel
+from nninteractive_ws.files.reason import reason
 from nninteractive_ws.masks import Mask
 
 #: Number of worst objects that are drawn.
@@ -52,7 +53,7 @@ def draw_figures(results: Sequence[ObjectResult], worst: "WorstCases", folder: P
                 with atomic_write(folder / name) as path:
                     figure.savefig(path, dpi=110)
         except Exception as e:
-            problems.append(f"{name} could not be drawn: {str(e) or type(e).__name__}")
+            problems.append(f"{name} could not be drawn ({reason(e)}).")
     return problems
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 import re
 import tempfile
-from typing import Any
+from typing import Any, NoReturn
 
 import nrrd
 import numpy as np
@@ -177,10 +177,17 @@ def write_segmentation(
     try:
         _write(path, masks, volume, colors, model)
     except (BadImage, OSError) as e:
-        kept = _keep(path, masks, volume, colors)
-        if kept is None:
-            raise
-        raise type(e)(f"{e} The segmentation was kept as {kept}.") from e
+        keep_and_raise(e, path, masks, volume, colors)
+
+
+def keep_and_raise(
+    error: BadImage | OSError, path: Path, masks: Mapping[str, Mask], volume: Volume, colors: Mapping[str, Color]
+) -> NoReturn:
+    """Keep segments in another file than ``path``. Raise the error, with a message that says where."""
+    kept = _keep(path, masks, volume, colors)
+    if kept is None:
+        raise error
+    raise type(error)(f"{error} The segmentation was kept as {kept}.") from error
 
 
 def notes_on_overlaps(path: Path, masks: Mapping[str, Mask]) -> dict[str, str]:

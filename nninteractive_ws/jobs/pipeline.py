@@ -21,7 +21,14 @@ from nninteractive_ws.errors import (
     OutOfMemory,
     WorkerLost,
 )
-from nninteractive_ws.files.images import Color, check_output, notes_on_overlaps, read_volume, write_segmentation
+from nninteractive_ws.files.images import (
+    Color,
+    check_output,
+    keep_and_raise,
+    notes_on_overlaps,
+    read_volume,
+    write_segmentation,
+)
 from nninteractive_ws.files.pictures import Prompt
 from nninteractive_ws.files.volume import Volume
 from nninteractive_ws.jobs.prompts import Shape, mark_of, send_prompt, shapes_of
@@ -211,7 +218,7 @@ class _SessionWorker:
     def _write_files(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume, model: str) -> dict[str, str]:
         """Write the files of a volume, and return notes on segments that lost voxels to others.
 
-        No segmentation is written without a record. The next run would take it for a file of the user.
+        Without a record, the segmentation is kept elsewhere. The next run would take it for a file of the user.
         """
         lost = notes_on_overlaps(task.output, masks)
         # First: it marks the segmentation as a result of batch, also if the process is killed in between.
@@ -219,13 +226,19 @@ class _SessionWorker:
         try:
             write_record(task.record, masks, volume, self._colors, self._marks, lost, task.output_name)
         except Exception as e:
-            write_empty_record(task.record, task.output_name)  # it needs less space, and no picture
+            self._write_empty_record(task, masks, volume)  # it needs less space, and no picture
             failure = e  # raised once the segmentation is written or kept elsewhere
         with _writing(task):
             write_segmentation(task.output, masks, volume, self._colors, model)
         if failure is not None:
             raise failure
         return lost
+
+    def _write_empty_record(self, task: PendingJob, masks: Mapping[str, Mask], volume: Volume) -> None:
+        try:
+            write_empty_record(task.record, task.output_name)
+        except OSError as e:
+            keep_and_raise(e, task.output, masks, volume, self._colors)
 
     def _report(self, message: str) -> None:
         self._message = message

@@ -63,10 +63,10 @@ def test_a_figure_that_cannot_be_drawn_does_not_affect_the_others(
 
     monkeypatch.setattr(Figure, "savefig", fail_for_one)
     problems = draw_figures([each.result for each in found], worst, tmp_path, "a title")
-    assert [problem.partition(": ")[0] for problem in problems] == [
+    assert [problem.partition(" (")[0] for problem in problems] == [
         "dice.png could not be drawn", "worst-2.png could not be drawn"
     ]  # fmt: skip
-    assert problems[1].endswith(": MemoryError")
+    assert problems[1].endswith(" (MemoryError).")
     assert sorted(path.name for path in tmp_path.glob("*")) == ["dice.png", "worst-1.png", "worst-3.png"]
     with Image.open(tmp_path / "worst-1.png") as picture:
         assert picture.width > 1000

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 from helpers.batch import INSIDE, results, write_image
@@ -147,7 +148,10 @@ def test_another_report_is_not_replaced(quick: QuickServer, tmp_path: Path, kind
     assert not (out / "results.csv").exists()
 
 
-def test_a_folder_for_pictures_that_cannot_be_created_ends_the_batch(quick: QuickServer, tmp_path: Path) -> None:
+def test_a_folder_for_pictures_that_cannot_be_created_ends_the_batch(
+    quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # in which the segmentation is kept
     out = tmp_path / "out"
     out.mkdir()
     (out / ".report").write_text("a file")
