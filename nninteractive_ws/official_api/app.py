@@ -250,10 +250,11 @@ class OfficialApi:
 
     @asynccontextmanager
     async def _packed_body(self, request: Request) -> AsyncIterator[nnia.PackedArray]:
-        """Read a packed array, whose bytes are counted until the end of the request."""
-        length = content_length(request)
-        with self._leases.budget.reserve(length):
-            yield nnia.parse(await read_body(request, length))
+        """Read a packed array, whose bytes are counted from their arrival until the end of the request."""
+        length, budget = content_length(request), self._leases.budget
+        budget.check(length)
+        with budget.reserve(0) as reservation:
+            yield nnia.parse(await read_body(request, length, reservation))
 
     async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
         answer = await prompt
