@@ -11,6 +11,7 @@ import asyncio
 from contextlib import ExitStack
 import functools
 import hmac
+from http import HTTPStatus
 import logging
 import sys
 from typing import Any
@@ -40,6 +41,8 @@ KEEP_ALIVE_S = 75
 #: Size limit of the headers of a request.
 MAX_HEADER_BYTES = 64 * 1024
 _SHUTDOWN_TIMEOUT_S = 2
+# Headers that proxies add to requests.
+_PROXY_HEADERS = frozenset((b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"))
 
 
 class GatewayConnection(H11Protocol):
@@ -106,7 +109,9 @@ class GatewayConnection(H11Protocol):
             return message
 
         async def send_part(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if message["type"] == "http.response.start" and _closes_connection(scope, message["status"]):
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 timer = BodyTimer(_body_length(scope))
                 try:
@@ -134,6 +139,17 @@ class GatewayConnection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _closes_connection(scope: Scope, status: int) -> bool:
+    """Return whether an answer is the last one of its connection.
+
+    The gateway relays all requests of a connection to this process, and the connections of a proxy have requests of
+    several clients, such as browsers. A proxy that does not announce itself is recognized when one of them fails.
+    """
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        return True
+    return any(name in _PROXY_HEADERS for name, _ in scope["headers"])
 
 
 def _body_length(scope: Scope) -> int | None:

@@ -221,6 +221,41 @@ def test_an_early_answer_can_be_read_after_the_body() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For: 192.0.2.9", "Forwarded: for=192.0.2.9", "via: 1.1 proxy"])
+@pytest.mark.parametrize("path", ["/peer", "/none"])
+def test_a_connection_of_a_proxy_has_one_request(header: str, path: str) -> None:
+    """The next one may be of another client, and not for this process."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{header}\r\nContent-Length: 2\r\n\r\n"
+
+    async def work() -> None:
+        assert await only_answer(PREAMBLE + head.encode() + b"{}") == 200
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [("POST /other", 404), ("GET /", 404), ("GET /peer", 405), ("HEAD /none", 405)]
+)
+def test_a_connection_ends_with_a_request_that_is_not_for_this_process(request_line: str, status: int) -> None:
+    async def work() -> None:
+        assert await only_answer(PREAMBLE + f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) == status
+
+    run(work)
+
+
+async def only_answer(data: bytes) -> int:
+    """Send two requests at once, the second a valid one. Return the status of the first, and check that only it is
+    answered."""
+    async with listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data + REQUEST)
+        answer = await reader.read()
+        writer.close()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    return int(answer.split()[1])
+
+
 def test_connections_with_the_line_are_not_dropped_for_others() -> None:
     async def work() -> None:
         async with listening(Admission(2, 2, 10)) as port:
