@@ -279,13 +279,13 @@ class Gateway:
         await _send_close(record, self._settings.idle if only_if_idle else None)
 
     def _gauges(self) -> GaugeSnapshot:
-        loaded = [slot for slot in self._workers.slots if slot.description is not None]
-        described = {f"{n} {w.description.device}": w for n, w in enumerate(loaded) if w.description is not None}
+        slots = self._workers.slots
+        loaded = {f"{s.number} {s.description.device}": s for s in slots if s.description is not None}
         return GaugeSnapshot(
             self._sessions.count(),
-            Counter((slot.launcher_name, slot.state) for slot in self._workers.slots),
-            {name: worker.memory for name, worker in described.items()},
-            {name: worker.charged for name, worker in described.items()},
+            Counter((slot.launcher_name, slot.state) for slot in slots),
+            {name: slot.memory for name, slot in loaded.items()},
+            {name: slot.charged for name, slot in loaded.items()},
         )
 
     # ---- clients ------------------------------------------------------------------------------------------
