@@ -356,25 +356,25 @@ class Gateway:
         if record.worker is None:
             record.worker = await self._wait_for_worker(client)
         worker = record.worker
-        try:
+        with contextlib.ExitStack() as before_welcome:
+            if not resume:
+                # No client has its secret.
+                before_welcome.callback(self._sessions.end, record)
             peer, attached = await self._workers.open_session(
                 worker, record.name, record.encoding, resume=resume, allow_eviction=hello.allow_eviction
             )
-        except WorkerLost:
-            if not resume:
-                self._sessions.end(record)  # no client has its secret
-            raise
-        try:
-            if resume and attached.created:
-                self._sessions.drop(record.name)
-                return False
-            await _send(client, _welcome(record, hello, worker, attached))
-            await self._relay(client, peer, record, superseded)
-            return True
-        finally:
-            await worker_protocol.close(peer)
-            await asyncio.to_thread(trim_memory)  # frees the buffers of large messages
-            _log.info("connection closed", extra={"session": record.name, "code": client.close_code})
+            try:
+                if resume and attached.created:
+                    self._sessions.drop(record.name)
+                    return False
+                await _send(client, _welcome(record, hello, worker, attached))
+                before_welcome.pop_all()
+                await self._relay(client, peer, record, superseded)
+                return True
+            finally:
+                await worker_protocol.close(peer)
+                await asyncio.to_thread(trim_memory)  # frees the buffers of large messages
+                _log.info("connection closed", extra={"session": record.name, "code": client.close_code})
 
     async def _wait_for_worker(self, client: ServerConnection) -> WorkerSlot:
         """Wait for a worker, and notify the client of what is waited for."""

@@ -29,7 +29,7 @@ from helpers.end_to_end import (
     wait_until,
     wide_lasso,
 )
-from helpers.fast_server import BROKEN_DEVICE_NETWORK, quick_server
+from helpers.fast_server import BROKEN_DEVICE_NETWORK, QuickServer, quick_server
 import msgspec
 import numpy as np
 import psutil
@@ -220,6 +220,34 @@ def test_a_worker_that_did_not_answer_keeps_no_session() -> None:
         finally:
             os.kill(worker, signal.SIGCONT)
         assert run(open_session(server.address)) == "open"
+
+
+@pytest.mark.slow
+@linux
+def test_a_client_that_leaves_before_its_welcome_keeps_no_session() -> None:
+    """Nobody could resume it."""
+
+    async def leave(server: QuickServer) -> None:
+        websocket = await connect(server.address, proxy=None)
+        await websocket.send(protocol.encode(hello()))
+        await asyncio.to_thread(wait_until, lambda: health(server.address)["sessions"] == 1)
+        port = websocket.local_address[1]
+        websocket.transport.abort()
+        gateway = psutil.Process(server.process.pid)
+        await asyncio.to_thread(
+            wait_until, lambda: port not in {c.raddr.port for c in gateway.net_connections("tcp") if c.raddr}
+        )
+
+    with quick_server() as server:
+        wait_until(lambda: health(server.address)["status"] == "ready", 60)
+        worker = server.worker
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            run(leave(server))
+            assert health(server.address)["sessions"] == 1
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: health(server.address)["sessions"] == 0, 20)
 
 
 @linux
