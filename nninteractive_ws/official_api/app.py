@@ -252,7 +252,8 @@ class OfficialApi:
     async def _packed_body(self, request: Request) -> AsyncIterator[nnia.PackedArray]:
         """Read a packed array, whose bytes are counted from their arrival until the end of the request."""
         length, budget = content_length(request), self._leases.budget
-        budget.check(length)
+        # Refuse it before it is sent if there is no memory for it, but reserve none for a client that may not send it.
+        budget.reserve(length).release()
         with budget.reserve(0) as reservation:
             yield nnia.parse(await read_body(request, length, reservation))
 

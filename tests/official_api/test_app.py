@@ -533,18 +533,32 @@ def test_the_memory_of_a_body_is_reserved_as_it_arrives(monkeypatch: pytest.Monk
     run(work)
 
 
+def test_a_body_for_which_there_is_no_memory_is_refused_before_it_is_read() -> None:
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            with client.leases.budget.reserve(client.leases.budget.limit - client.leases.budget.used - 1000):
+                headers: Any = {"Content-Length": "1001"}
+                (await client.send("POST", "/set_image", headers=headers, end=None)).check_error(503, "in use")
+
+    run(work)
+
+
 def test_a_body_for_which_memory_runs_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_STEP_BYTES", 1000)
 
     async def work() -> None:
         async with serving() as client:
             await client.claim()
-            with client.leases.budget.reserve(client.leases.budget.limit - client.leases.budget.used - 1000):
-                used = client.leases.budget.used
-                headers: Any = {"Content-Length": "2000"}
-                answer = await client.send("POST", "/set_image", bytes(900), bytes(900), headers=headers, end=None)
-                answer.check_error(503, "in use")
-                assert client.leases.budget.used == used
+            budget = client.leases.budget
+            used = budget.used
+            parts = [bytes(900), bytes(900)]
+            sent = asyncio.ensure_future(client.send("POST", "/set_image", *parts, pause_s=0.05))
+            while budget.used < used + 1000:
+                await asyncio.sleep(0)
+            with budget.reserve(budget.limit - budget.used):
+                (await sent).check_error(503, "in use")
+            assert budget.used == used
 
     run(work)
 
