@@ -179,7 +179,7 @@ class Core:
     def _may_send_layers(self, source: ImageSource, welcome: wire.Welcome) -> bool:
         """Whether bricks may be sent in layers, which is of use for previews alone."""
         wants_previews = self._options is None or self._options.previews is not False
-        # The server forgets base layers when it handles a set_image.
+        # The server forgets base layers when a set_image arrives, and those of another image when it handles it.
         announced = not any(isinstance(pending.request, wire.SetImage) for pending in self._pending.values())
         return wants_previews and announced and source.low_bits > 0 and protocol.LAYERED_BRICKS in welcome.features
 

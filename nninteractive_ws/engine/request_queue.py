@@ -23,6 +23,7 @@ from nninteractive_ws.messages import (
     ImageBricks,
     Request,
     Restore,
+    SetImage,
     SetOptions,
 )
 from nninteractive_ws.worker_protocol import RequestAnswered, SessionAttached
@@ -148,6 +149,8 @@ class RequestQueue:
                 f"{waiting} requests of this session are pending already. Wait for answers before sending more."
             )
         self._account.reserve("queue", waiting_bytes + memory)
+        if isinstance(request, SetImage):
+            self._session.forget_base_layers(request)
         with self._lock:
             if self._closed:
                 return  # evicted meanwhile; the client gets a notice

@@ -159,10 +159,15 @@ class Session:
             total=len(image.grid),
         )
 
-    def forget_base_layers(self) -> None:
-        """Drop the base layers of the image. The client does not know which have arrived, and sends the bricks anew."""
-        if self._image is not None:
-            self._image.forget_base_layers()
+    def forget_base_layers(self, announced: SetImage | None = None) -> None:
+        """Drop the base layers of the image. The client does not know which have arrived, and sends the bricks anew.
+
+        ``announced``: an announcement that was received; if it is not of this image, nothing is dropped. Layers that
+        arrive after it are kept, even if the request has to wait.
+        """
+        image = self._image
+        if image is not None and (announced is None or image.matches(announced)):
+            image.forget_base_layers()
             self._account.charge("base layers", 0)
 
     def cancel(self, message: Cancel, last_id: int) -> None:
@@ -264,7 +269,6 @@ class Session:
     def _announce_bricks(self) -> None:
         """Acknowledge the bricks that are present from before, and need not be sent."""
         image = self._image_or_raise()
-        self.forget_base_layers()
         present = image.presence.indices()
         self._outbox.put(ImageProgress(image=image.name, received=present, present=len(present), total=len(image.grid)))
 

@@ -250,10 +250,12 @@ class OfficialApi:
 
     @asynccontextmanager
     async def _packed_body(self, request: Request) -> AsyncIterator[nnia.PackedArray]:
-        """Read a packed array, whose bytes are counted until the end of the request."""
-        length = content_length(request)
-        with self._leases.budget.reserve(length):
-            yield nnia.parse(await read_body(request, length))
+        """Read a packed array, whose bytes are counted from their arrival until the end of the request."""
+        length, budget = content_length(request), self._leases.budget
+        # Refuse it before it is sent if there is no memory for it, but reserve none for a client that may not send it.
+        budget.reserve(length).release()
+        with budget.reserve(0) as reservation:
+            yield nnia.parse(await read_body(request, length, reservation))
 
     async def _answer(self, lease: Lease, request: Request, prompt: Awaitable[Answer]) -> Response:
         answer = await prompt

@@ -43,6 +43,10 @@ class Reservation:
     def __init__(self, budget: MemoryBudget, nbytes: int) -> None:
         self._budget, self.nbytes = budget, nbytes
 
+    def grow(self, nbytes: int) -> None:
+        """Reserve more memory. Raises TooLarge or OutOfMemory, as :meth:`MemoryBudget.reserve` does."""
+        self.nbytes += self._budget.reserve(nbytes).nbytes
+
     def release(self) -> None:
         """Return the memory to the budget."""
         self._budget.used -= self.nbytes

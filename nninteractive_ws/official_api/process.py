@@ -11,17 +11,20 @@ import asyncio
 from contextlib import ExitStack
 import functools
 import hmac
+from http import HTTPStatus
 import logging
 import sys
 from typing import Any
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nninteractive_ws.host_resources import available_memory
 from nninteractive_ws.logs import configure_logging
 from nninteractive_ws.official_api.app import OfficialApi
+from nninteractive_ws.official_api.bodies import BodyTimer
 from nninteractive_ws.official_api.leases import Leases, Limits
 from nninteractive_ws.processes import wait_until_stdin_closes
 from nninteractive_ws.server.admission import MAX_PENDING, Admission, bound_port, listen
@@ -38,6 +41,8 @@ KEEP_ALIVE_S = 75
 #: Size limit of the headers of a request.
 MAX_HEADER_BYTES = 64 * 1024
 _SHUTDOWN_TIMEOUT_S = 2
+# Headers that proxies add to requests.
+_PROXY_HEADERS = frozenset((b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"))
 
 
 class GatewayConnection(H11Protocol):
@@ -49,6 +54,7 @@ class GatewayConnection(H11Protocol):
         self._preamble: bytes | None = b""
         self._accepted = ExitStack()
         self._timer: asyncio.TimerHandle | None = None
+        self._app, self.app = self.app, self._answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -85,8 +91,39 @@ class GatewayConnection(H11Protocol):
         if is_idle or (self.cycle is not None and not self.cycle.response_complete):
             self._stop_timer()
         elif self._timer is None:
-            # uvicorn has no timeout for headers, nor for the rest of a body that nobody reads.
+            # uvicorn has no timeout for headers.
             self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and end the answer when the body of the request has arrived, even if nobody needs it.
+
+        Otherwise uvicorn may close the connection at the end of the answer, which a client that is still sending its
+        body cannot read then.
+        """
+        arriving = True
+
+        async def receive_part() -> Message:
+            nonlocal arriving
+            message = await receive()
+            arriving = message.get("more_body", False)
+            return message
+
+        async def send_part(message: Message) -> None:
+            if message["type"] == "http.response.start" and _closes_connection(scope, message["status"]):
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                timer = BodyTimer(_body_length(scope))
+                try:
+                    while arriving:
+                        async with timer.next_part():
+                            await receive_part()
+                except TimeoutError:
+                    self.transport.abort()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self._app(scope, receive_part, send_part)
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP. If they are in a body, this is the answer to its request."""
@@ -102,6 +139,24 @@ class GatewayConnection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _closes_connection(scope: Scope, status: int) -> bool:
+    """Return whether an answer is the last one of its connection.
+
+    The gateway relays all requests of a connection to this process, and the connections of a proxy have requests of
+    several clients, such as browsers. A proxy that does not announce itself is recognized when one of them fails.
+    """
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        return True
+    return any(name in _PROXY_HEADERS for name, _ in scope["headers"])
+
+
+def _body_length(scope: Scope) -> int | None:
+    """Return the length of a request's body; None if it is unknown."""
+    headers = dict(scope["headers"])
+    # A chunked body may have any length, even in a request with a Content-Length.
+    return None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))
 
 
 async def _serve(args: argparse.Namespace, secret: str) -> None:

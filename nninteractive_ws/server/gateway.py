@@ -279,13 +279,13 @@ class Gateway:
         await _send_close(record, self._settings.idle if only_if_idle else None)
 
     def _gauges(self) -> GaugeSnapshot:
-        loaded = [slot for slot in self._workers.slots if slot.description is not None]
-        described = {f"{n} {w.description.device}": w for n, w in enumerate(loaded) if w.description is not None}
+        slots = self._workers.slots
+        loaded = {f"{s.number} {s.description.device}": s for s in slots if s.description is not None}
         return GaugeSnapshot(
             self._sessions.count(),
-            Counter((slot.launcher_name, slot.state) for slot in self._workers.slots),
-            {name: worker.memory for name, worker in described.items()},
-            {name: worker.charged for name, worker in described.items()},
+            Counter((slot.launcher_name, slot.state) for slot in slots),
+            {name: slot.memory for name, slot in loaded.items()},
+            {name: slot.charged for name, slot in loaded.items()},
         )
 
     # ---- clients ------------------------------------------------------------------------------------------
@@ -356,25 +356,25 @@ class Gateway:
         if record.worker is None:
             record.worker = await self._wait_for_worker(client)
         worker = record.worker
-        try:
+        with contextlib.ExitStack() as before_welcome:
+            if not resume:
+                # No client has its secret.
+                before_welcome.callback(self._sessions.end, record)
             peer, attached = await self._workers.open_session(
                 worker, record.name, record.encoding, resume=resume, allow_eviction=hello.allow_eviction
             )
-        except WorkerLost:
-            if not resume:
-                self._sessions.end(record)  # no client has its secret
-            raise
-        try:
-            if resume and attached.created:
-                self._sessions.drop(record.name)
-                return False
-            await _send(client, _welcome(record, hello, worker, attached))
-            await self._relay(client, peer, record, superseded)
-            return True
-        finally:
-            await worker_protocol.close(peer)
-            await asyncio.to_thread(trim_memory)  # frees the buffers of large messages
-            _log.info("connection closed", extra={"session": record.name, "code": client.close_code})
+            try:
+                if resume and attached.created:
+                    self._sessions.drop(record.name)
+                    return False
+                await _send(client, _welcome(record, hello, worker, attached))
+                before_welcome.pop_all()
+                await self._relay(client, peer, record, superseded)
+                return True
+            finally:
+                await worker_protocol.close(peer)
+                await asyncio.to_thread(trim_memory)  # frees the buffers of large messages
+                _log.info("connection closed", extra={"session": record.name, "code": client.close_code})
 
     async def _wait_for_worker(self, client: ServerConnection) -> WorkerSlot:
         """Wait for a worker, and notify the client of what is waited for."""

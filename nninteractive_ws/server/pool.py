@@ -87,8 +87,10 @@ class WorkerPool:
     def __init__(self, settings: PoolSettings, arguments: Sequence[str], owner: PoolOwner) -> None:
         self._settings, self._arguments, self._owner = settings, arguments, owner
         self._numbers = itertools.count(1)
-        self._launched = [self._new_slot(launcher) for launcher in settings.launchers]
+        self._launched: list[LaunchedSlot] = []
         self._joined: list[WorkerSlot] = []
+        for launcher in settings.launchers:
+            self._add_launched(launcher)
         self._expected: dict[str, tuple[WorkerSlot, asyncio.Future[ServerConnection]]] = {}
         self._waiting: set[asyncio.Event] = set()
         #: The description of the worker that was ready last.
@@ -98,10 +100,18 @@ class WorkerPool:
         self._run_slot: Callable[[LaunchedSlot], object] = lambda slot: None
         self.stopping = False
 
-    def _new_slot(self, launcher: Launcher) -> LaunchedSlot:
+    def _add_launched(self, launcher: Launcher) -> LaunchedSlot:
         name = launcher.name if launcher.is_local else f"{launcher.name} {next(self._numbers)}"
         owner = self._owner
-        return LaunchedSlot(name, launcher, self._arguments, self, owner.on_worker_start, owner.on_worker_failure)
+        slot = LaunchedSlot(name, launcher, self._arguments, self, owner.on_worker_start, owner.on_worker_failure)
+        slot.number = self._free_number()
+        self._launched.append(slot)
+        return slot
+
+    def _free_number(self) -> int:
+        """Return the smallest number that no slot has, so that metrics have few different labels."""
+        taken = {slot.number for slot in self.slots}
+        return next(number for number in itertools.count() if number not in taken)
 
     @property
     def slots(self) -> list[WorkerSlot]:
@@ -207,8 +217,7 @@ class WorkerPool:
     def on_ending(self, slot: WorkerSlot) -> None:
         """Start the successor of a worker that was asked to end."""
         if isinstance(slot, LaunchedSlot):
-            successor = self._new_slot(slot.launcher)
-            self._launched.append(successor)
+            successor = self._add_launched(slot.launcher)
             successor.want(True)
             self._run_slot(successor)
 
@@ -295,6 +304,7 @@ class WorkerPool:
     def add(self, slot: WorkerSlot) -> None:
         """Add a worker that has connected."""
         if not isinstance(slot, LaunchedSlot):
+            slot.number = self._free_number()
             self._joined.append(slot)
 
     def expects_session(self, token: str) -> bool:

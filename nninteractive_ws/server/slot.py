@@ -68,6 +68,8 @@ class WorkerSlot:
 
     def __init__(self, name: str, owner: SlotOwner) -> None:
         self.name, self._owner = name, owner
+        #: Number for metrics, which no other slot of the pool has, and which stays when the worker restarts.
+        self.number = 0
         self._control: ServerConnection | None = None
         self._sessions: set[ServerConnection] = set()
         self.state = SlotState.STOPPED

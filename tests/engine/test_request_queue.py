@@ -146,34 +146,69 @@ def test_bricks_of_another_image_are_ignored(server: str) -> None:
     run(work())
 
 
+def layer(image: Any, kind: wire.Layer) -> wire.ImageBricks:
+    """A layer of the first brick."""
+    split = layers.base_layer if kind == "base" else layers.enhancement_layer
+    data = arrays.pack(split(image[:32, :32, :32].copy(), 3), "raw")
+    return wire.ImageBricks(
+        image="image", bricks=[wire.Brick(index=0, encoding="raw", data=data, layer=kind, low_bits=3)]
+    )
+
+
 @pytest.mark.slow
 def test_a_new_connection_forgets_base_layers(server: str) -> None:
     image = phantom()
-
-    def layer(kind: wire.Layer) -> wire.ImageBricks:
-        split = layers.base_layer if kind == "base" else layers.enhancement_layer
-        data = arrays.pack(split(image[:32, :32, :32].copy(), 3), "raw")
-        return wire.ImageBricks(
-            image="image", bricks=[wire.Brick(index=0, encoding="raw", data=data, layer=kind, low_bits=3)]
-        )
 
     async def work() -> None:
         client = await PlainClient.open(server)
         shape: Any = image.shape
         await client.send(wire.SetImage(id=1, image="image", shape=shape, dtype=image.dtype.name, mean=0.0, std=300.0))
         await client.receive_answer(1)
-        await client.send(layer("base"))
+        await client.send(layer(image, "base"))
         assert (await client.receive_until(wire.ImageProgress)).received_base == [0]
         first = client.welcome
         await client.websocket.close()
         again = await PlainClient.open(server, session_id=first.session_id, session_secret=first.session_secret)
         assert again.welcome.resumed
-        await again.send(layer("enhancement"))
+        await again.send(layer(image, "enhancement"))
         error = await again.receive_until(wire.ErrorMessage)
         assert (error.code, error.id) == ("bad_message", None)
         await again.websocket.wait_closed()
 
     run(work())
+
+
+def announcement(volume: Any, request: int, name: str = "image") -> bytes:
+    message = wire.SetImage(id=request, image=name, shape=volume.shape, dtype=volume.dtype.name, mean=0.0, std=300.0)
+    return protocol.encode(message)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_announcement_that_arrives_forgets_earlier_base_layers(quick_model: Any, device: Any, kept: bool) -> None:
+    """Those that arrive after it are kept, although the request itself is handled later."""
+    volume = phantom()
+    queue = RequestQueue("a", quick_model, device, "raw", boundless(), lambda: None)
+    assert queue.receive(announcement(volume, 1))
+    queue.run_next()
+    base, second = protocol.encode(layer(volume, "base")), announcement(volume, 2)
+    assert all(queue.receive(message) for message in ([second, base] if kept else [base, second]))
+    answered = queue.run_next()
+    assert answered is not None
+    assert answered.code is None
+    assert queue.receive(protocol.encode(layer(volume, "enhancement"))) is kept
+    queue.close()
+
+
+def test_an_announcement_of_another_image_forgets_no_base_layers(quick_model: Any, device: Any) -> None:
+    """Requests before it may still wait for their enhancement layers."""
+    volume = phantom()
+    queue = RequestQueue("a", quick_model, device, "raw", boundless(), lambda: None)
+    assert queue.receive(announcement(volume, 1))
+    queue.run_next()
+    assert queue.receive(protocol.encode(layer(volume, "base")))
+    assert queue.receive(announcement(volume, 2, "other"))
+    assert queue.receive(protocol.encode(layer(volume, "enhancement")))
+    queue.close()
 
 
 def test_a_failure_while_a_message_is_received_is_an_error_of_the_session(

@@ -22,9 +22,10 @@ def nginx(folder: Path, target: str, settings: str) -> Iterator[str]:
 
 
 @contextmanager
-def nginx_server(folder: Path, locations: str, certificate: Path | None = None) -> Iterator[int]:
+def nginx_server(folder: Path, locations: str, certificate: Path | None = None, upstream: str = "") -> Iterator[int]:
     """A real nginx with these locations, on a port of loopback. Its files are in ``folder``: the access log ``access``
-    and the error log ``log``. ``certificate``: a PEM file with certificate and key, for TLS."""
+    and the error log ``log``. ``certificate``: a PEM file with certificate and key, for TLS. ``upstream``: a block that
+    the locations refer to."""
     assert NGINX is not None
     port = free_port()
     paths = "".join(f"{name}_temp_path {folder}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -33,7 +34,7 @@ def nginx_server(folder: Path, locations: str, certificate: Path | None = None) 
         listen = f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate};"
     (folder / "nginx.conf").write_text(
         f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log {folder}/access; {paths} server {{ {listen}\n{locations} }} }}\n"
+        f"http {{ access_log {folder}/access; {paths} {upstream} server {{ {listen}\n{locations} }} }}\n"
     )
     with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]) as process:
         try:

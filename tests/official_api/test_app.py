@@ -497,6 +497,72 @@ def test_a_body_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
     run(work)
 
 
+def test_a_body_has_a_total_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its length allows more time at the minimum rate."""
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.3)
+
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            answer = await client.send("POST", "/set_image", *[b"N"] * 1000, pause_s=0.05)
+            answer.check_error(408, "of 1,000 bytes")
+
+    run(work)
+
+
+def test_the_memory_of_a_body_is_reserved_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a client that sends little of a large body leaves the rest to others."""
+    monkeypatch.setattr(bodies, "_STEP_BYTES", 1000)
+
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            budget = client.leases.budget
+            used = budget.used
+            headers: Any = {"Content-Length": str(budget.limit - used)}
+            parts = [bytes(600), bytes(600)]
+            stalled = asyncio.ensure_future(client.send("POST", "/set_image", *parts, headers=headers, end=None))
+            async with asyncio.timeout(10):
+                while budget.used < used + 2000:
+                    await asyncio.sleep(0)
+            assert budget.used == used + 2000
+            stalled.cancel()
+            await asyncio.gather(stalled, return_exceptions=True)
+            assert budget.used == used
+
+    run(work)
+
+
+def test_a_body_for_which_there_is_no_memory_is_refused_before_it_is_read() -> None:
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            with client.leases.budget.reserve(client.leases.budget.limit - client.leases.budget.used - 1000):
+                headers: Any = {"Content-Length": "1001"}
+                (await client.send("POST", "/set_image", headers=headers, end=None)).check_error(503, "in use")
+
+    run(work)
+
+
+def test_a_body_for_which_memory_runs_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_STEP_BYTES", 1000)
+
+    async def work() -> None:
+        async with serving() as client:
+            await client.claim()
+            budget = client.leases.budget
+            used = budget.used
+            parts = [bytes(900), bytes(900)]
+            sent = asyncio.ensure_future(client.send("POST", "/set_image", *parts, pause_s=0.05))
+            while budget.used < used + 1000:
+                await asyncio.sleep(0)
+            with budget.reserve(budget.limit - budget.used):
+                (await sent).check_error(503, "in use")
+            assert budget.used == used
+
+    run(work)
+
+
 @pytest.mark.parametrize("path", JSON_ROUTES)
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'{"include_interaction": 3}'])
 def test_json_that_is_wrong(path: str, body: bytes) -> None:

@@ -37,6 +37,19 @@ def test_a_reservation_is_released_once() -> None:
     assert budget.used == 10
 
 
+def test_a_reservation_grows_within_the_budget() -> None:
+    budget = MemoryBudget(100)
+    other = budget.reserve(50)
+    with budget.reserve(0) as reservation:
+        reservation.grow(20)
+        reservation.grow(30)
+        assert (reservation.nbytes, budget.used) == (50, 100)
+        with pytest.raises(OutOfMemory):
+            reservation.grow(1)
+        assert (reservation.nbytes, budget.used) == (50, 100)
+    assert budget.used == other.nbytes == 50
+
+
 def test_a_reservation_is_released_after_an_error() -> None:
     budget = MemoryBudget(100)
     with suppress(ZeroDivisionError), budget.reserve(100):

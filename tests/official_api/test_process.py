@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from uvicorn import Config, Server
 
-from nninteractive_ws.official_api import process
+from nninteractive_ws.official_api import bodies, process
 from nninteractive_ws.official_api.process import MAX_PREAMBLE_BYTES, GatewayConnection
 from nninteractive_ws.server.admission import Admission, bound_port, listen
 
@@ -171,7 +171,7 @@ def test_a_slow_body_and_a_slow_answer_are_no_slow_headers(monkeypatch: pytest.M
 
 
 def test_the_rest_of_a_body_that_nobody_reads_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.2)
 
     async def work() -> None:
         async with listening() as port:
@@ -182,6 +182,78 @@ def test_the_rest_of_a_body_that_nobody_reads_has_a_timeout(monkeypatch: pytest.
             writer.close()
 
     run(work)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 10", b"Transfer-Encoding: chunked"])
+def test_the_rest_of_a_body_that_nobody_reads_may_be_slow(monkeypatch: pytest.MonkeyPatch, framing: bytes) -> None:
+    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.05)
+    body = b"5\r\nabcde\r\n0\r\n\r\n" if b"chunked" in framing else bytes(10)
+
+    async def work() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(PREAMBLE + b"POST /none HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n")
+            await reader.readuntil(b"{}")
+            for n in range(len(body)):
+                writer.write(body[n : n + 1])
+                await asyncio.sleep(0.02)
+            writer.write(REQUEST)
+            assert b"192.0.2.7" in await reader.readuntil(b'"{}"}')
+            writer.close()
+
+    run(work)
+
+
+def test_an_early_answer_can_be_read_after_the_body() -> None:
+    """Even if the connection is closed then. Many clients read no answer before they have sent the whole body."""
+
+    async def work() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = b"POST /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 20000000\r\n\r\n"
+            writer.write(PREAMBLE + head)
+            for _ in range(20):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+            assert (await reader.read()).endswith(b"{}")
+            writer.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For: 192.0.2.9", "Forwarded: for=192.0.2.9", "via: 1.1 proxy"])
+@pytest.mark.parametrize("path", ["/peer", "/none"])
+def test_a_connection_of_a_proxy_has_one_request(header: str, path: str) -> None:
+    """The next one may be of another client, and not for this process."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{header}\r\nContent-Length: 2\r\n\r\n"
+
+    async def work() -> None:
+        assert await only_answer(PREAMBLE + head.encode() + b"{}") == 200
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [("POST /other", 404), ("GET /", 404), ("GET /peer", 405), ("HEAD /none", 405)]
+)
+def test_a_connection_ends_with_a_request_that_is_not_for_this_process(request_line: str, status: int) -> None:
+    async def work() -> None:
+        assert await only_answer(PREAMBLE + f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) == status
+
+    run(work)
+
+
+async def only_answer(data: bytes) -> int:
+    """Send two requests at once, the second a valid one. Return the status of the first, and check that only it is
+    answered."""
+    async with listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data + REQUEST)
+        answer = await reader.read()
+        writer.close()
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    return int(answer.split()[1])
 
 
 def test_connections_with_the_line_are_not_dropped_for_others() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import urllib.error
 import urllib.request
 
+from helpers.core_link import MODEL
 from helpers.end_to_end import (
     WIDE_SHAPE,
     PlainClient,
@@ -28,7 +29,7 @@ from helpers.end_to_end import (
     wait_until,
     wide_lasso,
 )
-from helpers.fast_server import BROKEN_DEVICE_NETWORK, quick_server
+from helpers.fast_server import BROKEN_DEVICE_NETWORK, QuickServer, quick_server
 import msgspec
 import numpy as np
 import psutil
@@ -48,8 +49,13 @@ from nninteractive_ws.client.connection_errors import connection_error
 from nninteractive_ws.client.core import Core
 from nninteractive_ws.client.dial import dial
 from nninteractive_ws.client.reconnect import close_error, is_final
+from nninteractive_ws.engine.session import LIMITS
 from nninteractive_ws.masks import Mask
-from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S
+from nninteractive_ws.server.gateway import HELLO_TIMEOUT_S, Gateway
+from nninteractive_ws.server.launchers import LocalLauncher
+from nninteractive_ws.server.pool import PoolSettings
+from nninteractive_ws.server.settings import Settings
+from nninteractive_ws.worker_protocol import ModelReady
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -216,6 +222,34 @@ def test_a_worker_that_did_not_answer_keeps_no_session() -> None:
         assert run(open_session(server.address)) == "open"
 
 
+@pytest.mark.slow
+@linux
+def test_a_client_that_leaves_before_its_welcome_keeps_no_session() -> None:
+    """Nobody could resume it."""
+
+    async def leave(server: QuickServer) -> None:
+        websocket = await connect(server.address, proxy=None)
+        await websocket.send(protocol.encode(hello()))
+        await asyncio.to_thread(wait_until, lambda: health(server.address)["sessions"] == 1)
+        port = websocket.local_address[1]
+        websocket.transport.abort()
+        gateway = psutil.Process(server.process.pid)
+        await asyncio.to_thread(
+            wait_until, lambda: port not in {c.raddr.port for c in gateway.net_connections("tcp") if c.raddr}
+        )
+
+    with quick_server() as server:
+        wait_until(lambda: health(server.address)["status"] == "ready", 60)
+        worker = server.worker
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            run(leave(server))
+            assert health(server.address)["sessions"] == 1
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: health(server.address)["sessions"] == 0, 20)
+
+
 @linux
 def test_a_signal_ends_gateway_and_worker(own: ServerProcess) -> None:
     """Ends the server that the tests above share."""
@@ -238,6 +272,19 @@ def test_a_signal_ends_gateway_and_worker(own: ServerProcess) -> None:
     assert notices[-1].code == "shutting_down"
     assert own.process.wait(20) == 0
     wait_until(lambda: not is_running(worker), timeout=10)
+
+
+# ---- metrics ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_keeps_its_label_while_another_restarts() -> None:
+    pool = PoolSettings([LocalLauncher("cuda:0"), LocalLauncher("cuda:1")], 2)
+    gateway = Gateway(Settings(worker=(), model_name="demo", pool=pool, page=None))
+    for slot, device in zip(gateway._workers.slots, ("cuda:0", "cuda:1"), strict=True):
+        slot.description = ModelReady(MODEL, device, LIMITS)
+    assert list(gateway._gauges().memory) == ["0 cuda:0", "1 cuda:1"]
+    gateway._workers.slots[0].description = None
+    assert list(gateway._gauges().memory) == ["1 cuda:1"]
 
 
 # ---- plain HTTP -------------------------------------------------------------------------------------------

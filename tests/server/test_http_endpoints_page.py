@@ -8,7 +8,7 @@ import ssl
 
 from helpers.end_to_end import PlainClient, hello, run, server_process
 from helpers.nginx import UPGRADE as FORWARD_WEBSOCKETS
-from helpers.nginx import nginx
+from helpers.nginx import nginx, nginx_server
 from helpers.web_page import INDEX, SCRIPT, UPGRADE, HttpResponse, send, upgrade, write_page
 import nibabel as nib
 import pytest
@@ -331,6 +331,21 @@ def test_the_page_behind_nginx_with_a_prefix(served: Served, tmp_path: Path) -> 
         assert send(port, prefix, *upgrade(host, "http://127.0.0.1:8888")).status == 403
         assert send(port, prefix, ("Host", "attacker.example")).status == 421
     assert "nws_secret" not in (tmp_path / "access").read_text()
+
+
+@pytest.mark.nginx
+def test_the_page_behind_nginx_that_keeps_connections(served: Served, tmp_path: Path) -> None:
+    """Requests of the HTTP API and of the page use the same connections."""
+    settings = f"{FORWARD_WEBSOCKETS} proxy_set_header Host $http_host; proxy_set_header X-Real-IP $remote_addr;"
+    locations = f"location / {{ proxy_pass http://kept; {settings} }}"
+    upstream = f"upstream kept {{ server {served.host}; keepalive 1; }}"
+    with nginx_server(tmp_path, locations, upstream=upstream) as port:
+        own = ("Host", f"127.0.0.1:{port}")
+        for _ in range(2):
+            assert send(port, "/release", own, method="POST").status == 200
+            assert send(port, "/", own).text == INDEX
+            assert send(port, "/release", own, method="POST").status == 200
+            assert send(port, "/", *upgrade(own[1], f"http://{own[1]}")).status == 101
 
 
 @pytest.mark.nginx

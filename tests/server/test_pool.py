@@ -304,6 +304,22 @@ def test_workers_join_with_the_token_alone() -> None:
     assert not pool.is_wanted
 
 
+def test_the_numbers_of_slots_are_different_and_small() -> None:
+    pool, _ = make_pool(2, low=2)
+    pool.adjust()
+    first, second = pool.slots
+    joined = [pool.admit("join"), pool.admit("join")]
+    for slot in joined:
+        assert slot is not None
+        pool.add(slot)
+    assert [slot.number for slot in pool.slots] == [0, 1, 2, 3]
+    assert joined[0] is not None
+    pool.on_lost(joined[0])
+    second._on_message(worker_protocol.EndingSoon("it received SIGTERM"))
+    assert [slot.number for slot in pool.slots] == [0, 1, 2, 3]
+    assert (first.number, second.number, pool.slots[2].number) == (0, 1, 2)
+
+
 def test_a_pool_without_a_token_lets_nobody_join() -> None:
     pool = WorkerPool(PoolSettings([], 0), [], Owner())
     assert pool.admit("") is None

@@ -336,17 +336,13 @@ def test_padding_of_a_base_layer_is_not_kept(quick_model, device, volume):
     assert client.session._image.presence.count == 1
 
 
-@pytest.mark.parametrize("again", ["announced", "connected"])
-def test_base_layers_are_forgotten(quick_model, device, volume, monkeypatch, again):
+def test_base_layers_are_forgotten(quick_model, device, volume, monkeypatch):
     """As the client does not know which have arrived, it may send those of other bricks up to the limit."""
     monkeypatch.setattr(image_module, "MAX_BASE_LAYERS", 3)
     client = Client(quick_model, device)
     client.announce(volume)
     client.session.put_bricks(layer_message(volume, [0, 1, 2], "base"))
-    if again == "announced":
-        client.announce(volume)
-    else:
-        client.session.forget_base_layers()  # as the queue of requests does when a connection begins
+    client.session.forget_base_layers()  # as the queue of requests does when a connection begins
     assert not client.account._host.used_by(client.account).get("base layers")
     client.session.put_bricks(layer_message(volume, [3, 4, 5], "base"))
     client.session.put_bricks(layer_message(volume, [3], "enhancement"))

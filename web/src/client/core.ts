@@ -213,7 +213,7 @@ export class Core<I extends Image = Image> {
 
   /** Whether bricks may be sent in layers, which is of use for previews alone. */
   private maySendLayers(image: I, welcome: Welcome): boolean {
-    // The server forgets base layers when it handles a set_image.
+    // The server forgets base layers when a set_image arrives, and those of another image when it handles it.
     const isAnnounced = [...this.pending.values()].every(({ request }) => request.type !== 'set_image');
     const isOfUse = this.options.previews !== false && isAnnounced && image.lowBits > 0;
     return isOfUse && welcome.features.includes(LAYERED_BRICKS);
