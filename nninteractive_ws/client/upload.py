@@ -16,11 +16,15 @@ from nninteractive_ws.messages import MAX_BASE_LAYERS, Layer
 #: A brick whose acknowledgement takes longer than the fastest one by this has waited in a buffer, and so would the
 #: message of a prompt.
 _LATE_S = 0.2
+#: The window shrinks by this factor, and again only if a brick that was sent after that is late, too.
+_SHRINK = 0.75
 #: The window at first, and the smallest later, in whole bricks.
 _SMALLEST_WINDOW = 8
 #: A message has as many whole bricks as the link takes in this time, within these limits. The larger minimum is for
 #: messages for which no request waits, since many small ones take more processor time.
 _MESSAGE_S, _MIN_PER_MESSAGE, _MIN_PER_UNHURRIED, _MAX_PER_MESSAGE = 0.01, 2, 8, 16
+#: The window has at least so many messages. With fewer, the link would be idle until the next acknowledgement.
+_MESSAGES_IN_FLIGHT = 4
 #: Size of a base layer in the window and in a message, in whole bricks.
 _BASE_SIZE = 0.25
 #: If the bricks that a prompt waits for take longer, their base layers are sent first.
@@ -58,6 +62,7 @@ class Upload:
         self._max_in_flight = max(1, max_in_flight)
         self._window: float = min(_SMALLEST_WINDOW, self._max_in_flight)
         self._shortest_delay = math.inf  # of an acknowledgement
+        self._shrunk_at = -math.inf  # time at which the window last shrank
         self._in_flight: dict[BrickPart, float] = {}
         self._awaited: Box | None = None
         self._prompted: Index | None = None
@@ -138,8 +143,11 @@ class Upload:
         if sent is None:
             return
         self._shortest_delay = min(self._shortest_delay, now - sent)
-        late = now - sent > self._shortest_delay + _LATE_S
-        self._window = max(_SMALLEST_WINDOW, self._window - part.size) if late else self._window + part.size
+        if now - sent <= self._shortest_delay + _LATE_S:
+            self._window += part.size
+        elif sent >= self._shrunk_at:
+            self._window = max(_SMALLEST_WINDOW, _SHRINK * self._window)
+            self._shrunk_at = now
         message = self._messages.pop(part, None)
         if message is not None:
             self._link.acknowledge(message, now)
@@ -175,7 +183,8 @@ class Upload:
         if rate is None:
             return _MIN_PER_MESSAGE
         least = _MIN_PER_MESSAGE if self._awaited is not None else _MIN_PER_UNHURRIED
-        return min(max(least, rate * _MESSAGE_S), _MAX_PER_MESSAGE)
+        most = min(_MAX_PER_MESSAGE, max(_MIN_PER_MESSAGE, self._window / _MESSAGES_IN_FLIGHT))
+        return min(max(least, rate * _MESSAGE_S), most)
 
     def _next_base_layers(self, max_parts: int) -> list[BrickPart]:
         assert self.presence is not None

@@ -125,6 +125,23 @@ def test_bricks_needed_by_a_prompt_are_sent_first() -> None:
     assert order[len(needed) :] == [i for i in nearest if i not in needed]
 
 
+@pytest.mark.parametrize("rate", [50.0, 150.0, 2000.0])
+def test_the_link_is_never_idle(rate: float) -> None:
+    """Simulate a link with a round trip of 60 ms that takes some bricks a second."""
+    clock = Clock()
+    upload = Upload(Grid((32 * 40, 32 * 40, 32)), 128, clock, Link())
+    upload.acknowledged([])
+    free, on_their_way, began = clock.now, [], clock.now
+    while not upload.presence or upload.presence.count < len(upload.grid):
+        while parts := upload.next(layered=False):
+            upload.sent(parts, 20_000 * len(parts), "small")
+            free = max(free, clock.now) + len(parts) / rate
+            on_their_way.append((free + 0.06, [part.index for part in parts]))
+        clock.now, arrived = on_their_way.pop(0)
+        upload.acknowledged(arrived)
+    assert clock.now - began < 1.05 * len(upload.grid) / rate + 0.5
+
+
 @pytest.mark.parametrize("round_trip", [0.0, 0.6])
 def test_the_window_adapts_to_the_acknowledgement_delay(round_trip: float) -> None:
     clock = Clock()
@@ -140,7 +157,7 @@ def test_the_window_adapts_to_the_acknowledgement_delay(round_trip: float) -> No
         sizes.append(len(batch))
         clock.now += round_trip + delay
         upload.acknowledged(batch)
-    assert sizes == [8, 16, 32, 8, 8, 16, 32, 40]
+    assert sizes == [8, 16, 32, 24, 18, 36, 40, 40]
 
 
 def test_a_new_connection_has_no_brick_in_flight() -> None:

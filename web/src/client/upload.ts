@@ -9,6 +9,8 @@ import type { Encoding, Layer } from './messages';
  * message of a prompt.
  */
 const LATE_S = 0.2;
+/** The window shrinks by this factor, and again only if a brick that was sent after that is late, too. */
+const SHRINK = 0.75;
 /** The window at first, and the smallest later, in whole bricks. */
 const SMALLEST_WINDOW = 8;
 /**
@@ -18,6 +20,8 @@ const SMALLEST_WINDOW = 8;
 const MESSAGE_S = 0.01;
 const MIN_PER_MESSAGE = 2;
 const MIN_PER_UNHURRIED = 8;
+/** The window has at least so many messages. With fewer, the link would be idle until the next acknowledgement. */
+const MESSAGES_IN_FLIGHT = 4;
 const MAX_PER_MESSAGE = 16;
 /** Size of a base layer in the window and in a message, in whole bricks. */
 const BASE_SIZE = 0.25;
@@ -58,6 +62,8 @@ export class Upload {
   private window: number;
   /** Of an acknowledgement, in seconds. */
   private shortestDelay = Infinity;
+  /** Seconds when the window last shrank. */
+  private shrunkAt = -Infinity;
   private focus: Index;
   private awaited: Box | null = null;
   private prompted: Index | null = null;
@@ -186,7 +192,8 @@ export class Upload {
     const rate = this.link.bricksPerSecond;
     if (rate === null) return MIN_PER_MESSAGE;
     const least = this.awaited === null ? MIN_PER_UNHURRIED : MIN_PER_MESSAGE;
-    return Math.min(Math.max(least, rate * MESSAGE_S), MAX_PER_MESSAGE);
+    const most = Math.min(MAX_PER_MESSAGE, Math.max(MIN_PER_MESSAGE, this.window / MESSAGES_IN_FLIGHT));
+    return Math.min(Math.max(least, rate * MESSAGE_S), most);
   }
 
   private nextBaseLayers(max: number, order: Uint32Array, present: Uint8Array): BrickPart[] {
@@ -221,8 +228,11 @@ export class Upload {
     const size = sizeOfLayer(layer);
     this.sizeInFlight -= size;
     this.shortestDelay = Math.min(this.shortestDelay, now - sent);
-    const isLate = now - sent > this.shortestDelay + LATE_S;
-    this.window = isLate ? Math.max(SMALLEST_WINDOW, this.window - size) : this.window + size;
+    if (now - sent <= this.shortestDelay + LATE_S) this.window += size;
+    else if (sent >= this.shrunkAt) {
+      this.window = Math.max(SMALLEST_WINDOW, SHRINK * this.window);
+      this.shrunkAt = now;
+    }
     const message = this.messages.get(key);
     if (message === undefined) return;
     this.messages.delete(key);
