@@ -62,13 +62,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(folder: Path, command: str, ready: Callable[[Running], object], delay_s: float) -> None:
+def check(
+    folder: Path, command: str, ready: Callable[[Running], object], delay_s: float, may_finish: bool = False
+) -> None:
+    """Interrupt a command some time after it is ready. ``may_finish``: a fast computer may be done by then."""
     running = Running(folder, COMMANDS[command])
     wait_until(lambda: ready(running) or running.process.poll() is not None)
     time.sleep(delay_s)
     output = running.interrupt()
-    assert running.process.returncode == 130, output
-    assert "Stopped" in output
+    # Python itself handles Ctrl-C while it ends.
+    finished = may_finish and "Stopped" not in output and running.process.returncode in (0, -signal.SIGINT)
+    assert finished or (running.process.returncode == 130 and "Stopped" in output), output
     assert "Traceback" not in output
     wait_until(lambda: running.count() == 0)
 
@@ -92,7 +96,7 @@ def test_interrupt_while_the_model_is_loading(folder: Path, command: str) -> Non
 @pytest.mark.parametrize("delay_s", [0.5, 1.5, 3.0])
 def test_interrupt_at_other_moments(folder: Path, command: str, delay_s: float) -> None:
     """While the gateway starts, while the model is loading, and during a prediction."""
-    check(folder, command, server_runs, delay_s)
+    check(folder, command, server_runs, delay_s, may_finish=command != "serve" and delay_s > 1)
 
 
 @pytest.mark.parametrize("command", ["batch", "demo"])
