@@ -362,7 +362,7 @@ class Core:
         number = self._request(request)
         pending = self._pending[number]
         pending.focus = focus
-        if isinstance(request, wire.AddPoint | wire.AddBbox | wire.AddScribble | wire.AddLasso) and request.run:
+        if isinstance(request, wire.Prompt) and request.run:
             # A guess, which saves the round trip until the server reports the region.
             self._note_wait(pending, self._patch_around(focus), base_layers_suffice=True)
         return number

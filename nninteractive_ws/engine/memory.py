@@ -135,8 +135,8 @@ class SessionAccount:
         """
         voxels = math.prod(shape)
         masks = voxels * _MASKS
-        # For space on a GPU, a disconnected session is evicted: nobody may come back to it, and an image on the GPU is
-        # faster. A connected one is not, as long as the host has space. Its user would wait for a new upload, which
+        # To free memory of a GPU, a disconnected session is evicted: its user may never return, and an image on the GPU
+        # is faster. A connected one is not, as long as the host has space. Its user would wait for a new upload, which
         # takes longer than many prompts with an image on the host.
         for evict_connected in (False, True):
             for pool in self._pools:

@@ -95,7 +95,7 @@ class GatewayConnection(H11Protocol):
             self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and end the answer when the body of the request has arrived, even if nobody needs it.
+        """Answer a request. The answer ends once the body of the request has arrived, even if the body is not used.
 
         Otherwise uvicorn may close the connection at the end of the answer, which a client that is still sending its
         body cannot read then.

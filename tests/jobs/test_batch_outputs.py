@@ -248,7 +248,7 @@ def test_an_image_is_processed_again_after_a_failed_record(
 def test_without_a_record_no_segmentation_is_written(
     quick: QuickServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as with a folder for records that belongs to somebody else."""
+    """For example, because the folder of the records belongs to another user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     write_image(tmp_path / "a.nrrd")

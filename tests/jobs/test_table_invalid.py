@@ -289,7 +289,7 @@ def test_results_are_read_back(
 
 
 def test_long_texts_and_line_breaks_are_read_back(tmp_path: Path) -> None:
-    """The table is read after every rewrite, whatever a server or a file system put into it."""
+    """The table stays readable after each rewrite, whatever text a server or a file system adds."""
     long = "; -1 " * 50_000
     segments = (SegmentResult("liver", error=long), SegmentResult("spleen", 1))
     output, path = tmp_path / "a.seg.nrrd", "/data/a\r\nb/ct.nrrd"
